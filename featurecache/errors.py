@@ -1,0 +1,73 @@
+"""Everything that can go wrong, as one tree. A message says what, where, and what to do next.
+
+FeatureCacheError          exit code 1: work was begun and failed; what was committed stays
+├── BadInput               exit code 2: said before any work begins
+│   ├── UnknownName        a name that is not there, with the nearest ones that are
+│   ├── MissingExtra       an optional package, with the command that installs it
+│   └── NotCached          rows that a stage needs and the cache does not hold
+├── BackboneUnavailable    weights that can't be had (law 7: never a silent stand-in)
+├── DamagedCache           bytes that are not what their record says
+└── SourceChanged          an image file that changed while the work ran
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatureCacheError(Exception):
+    """A failure that is explained by its message alone; the CLI prints no traceback for it."""
+
+    exit_code = 1
+
+
+class BadInput(FeatureCacheError):
+    """What was asked for can't be done as asked."""
+
+    exit_code = 2
+
+
+class UnknownName(BadInput):
+    """`kind` has nothing called `name`; the message lists the nearest of `known`."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str], where: str = "") -> None:
+        prefix = f"{where}: " if where else ""
+        super().__init__(f"{prefix}unknown {kind} {str(name)!r}; {nearest(str(name), known)}")
+
+
+class MissingExtra(BadInput):
+    """`package` is needed for `what` and not installed."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs {package}, which is not installed; "
+            f"install it with: pip install 'featurecache[{extra}]'"
+        )
+
+
+class NotCached(BadInput):
+    """The cache lacks rows that are needed; the message names the command that makes them."""
+
+
+class BackboneUnavailable(FeatureCacheError):
+    """The weights of a backbone could not be loaded."""
+
+
+class DamagedCache(FeatureCacheError):
+    """A file of the cache does not hold what its record says."""
+
+
+class SourceChanged(FeatureCacheError):
+    """An image file no longer has the bytes it had when the work was planned."""
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
+    """A phrase with the names nearest to `name`, or the first few where none is near."""
+    names = sorted(known)
+    if not names:
+        return "there are none"
+    close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=most, cutoff=0.5)
+    if close:
+        return "nearest: " + ", ".join(n for n in names if n.lower() in close)
+    return "there are: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")

@@ -1,0 +1,1 @@
+"""From vectors to a trained head. Knows nothing of images or networks."""

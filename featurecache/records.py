@@ -1,0 +1,174 @@
+"""What things are called: canonical JSON, keys, and the YAML files that people write.
+
+A key is the SHA-256 of canonical JSON (DESIGN law 2): it says everything that changes a vector and
+nothing else. The functions here are pure, but for reading a YAML file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from featurecache.errors import BadInput, nearest
+
+FORMAT_VERSION = 1  # of the cache on disk; part of every key
+
+# How encoded bytes become RGB pixels; images/decode.py does what this says (docs/format.md).
+DECODE_RULE = {
+    "alpha": "over white",
+    "colour": "rgb8",
+    "frame": "first",
+    "orientation": "exif applied",
+    "sixteen_bit": "high byte",
+}
+
+Json = dict[str, Any]
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+def canonical(value: Any) -> bytes:
+    """`value` as JSON with sorted keys and no spaces: equal values give equal bytes.
+
+    Raises ValueError for what JSON can't say exactly (NaN, infinity, other types).
+    """
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+    )
+    return text.encode("ascii")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, 64 hex digits."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def picture_key(view: Json | None) -> Json:
+    """Key of a space of pictures: the decode rule and the view, no network."""
+    return {"format": FORMAT_VERSION, "decode": DECODE_RULE, "view": view}
+
+
+def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
+    """Key of a space of vectors (law 2). `view` is None for the view `none`."""
+    return {
+        **picture_key(view),
+        "backbone": backbone,
+        "precision": precision,
+        "dtype": "float32",
+    }
+
+
+def differences(a: Any, b: Any, at: str = "") -> list[str]:
+    """Paths of the fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = []
+        for name in sorted(a.keys() | b.keys()):
+            found += differences(a.get(name), b.get(name), f"{at}.{name}" if at else name)
+        return found
+    return [] if a == b else [f"{at}: {_short(a)} / {_short(b)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_yaml(path: Path) -> yaml.Node:
+    """The node tree of a YAML file, with the marks that error messages need.
+
+    Only plain mappings, lists and scalars: aliases, tags and repeated keys are refused, so reading
+    a stranger's file can neither build objects nor blow up.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: can't be read as a text file ({error})") from error
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise BadInput(f"{path} line {line}: YAML anchors and aliases are not allowed")
+            if getattr(event, "tag", None):
+                raise BadInput(f"{path} line {line}: YAML tags are not allowed")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise BadInput(f"{path}: not valid YAML: {_one_line(error)}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise BadInput(f"{path}: expected a mapping (`name: value` lines) at the top")
+    _refuse_repeated_keys(node, path)
+    return node
+
+
+def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise BadInput(f"{path} line {key.start_mark.line + 1}: a key must be a plain name")
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise BadInput(f"{path} line {line}: {key.value!r} is given twice; keep one")
+            seen.add(key.value)
+            _refuse_repeated_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_repeated_keys(child, path)
+
+
+def plain(node: yaml.Node) -> Any:
+    """The value of a node that `read_yaml` gave: dicts, lists, strings, numbers, None.
+
+    A YAML 1.1 parser reads `1e-3` as text; here it is the number that its writer meant.
+    """
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: plain(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [plain(child) for child in node.value]
+    value = yaml.SafeLoader("").construct_object(node)
+    if isinstance(value, str) and node.style is None and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def validated(model: type[Model], value: Any, where: object) -> Model:
+    """`value` as a `model`, or a BadInput that names every wrong key and the nearest right one."""
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise BadInput(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())) from None
+
+
+def _explain(model: type[pydantic.BaseModel], error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such key; {nearest(path[-1], _keys_beside(model, path))}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, int | float | str) else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _keys_beside(model: type[pydantic.BaseModel], path: list[str]) -> set[str]:
+    """The keys that are allowed where the last name of `path` stands."""
+    for part in path[:-1]:
+        if part in model.model_fields:
+            model = (_models_in(model.model_fields[part].annotation) or [model])[0]
+    return set(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

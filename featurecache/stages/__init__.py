@@ -1,0 +1,1 @@
+"""One verb, one command, one function, read top to bottom. Only stages join the three wings."""
