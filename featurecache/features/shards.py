@@ -1,0 +1,136 @@
+"""Shards: the bytes of one immutable HDF5 file. The only room that imports h5py.
+
+A file is built in memory, so HDF5 never writes to a disk (law 4), and its bytes depend on its
+content alone: fixed format version, creation order, no times. Arrays are contiguous and
+uncompressed (law 6); where each begins is kept in the commit record, so that readers need no HDF5
+at all: they hash the bytes, then look at them (docs/format.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pydantic
+
+from featurecache import records
+from featurecache.errors import DamagedCache
+
+OK, UNDECODABLE = 0, 1  # the status of a row; an undecodable image keeps its slot, in zeros
+
+
+class Array(pydantic.BaseModel):
+    """Where one array lies in a shard's bytes."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    dtype: str = pydantic.Field(pattern=r"^(<f4|\|u1|<u8)$")
+    shape: tuple[pydantic.NonNegativeInt, ...]
+    offset: pydantic.NonNegativeInt
+
+
+def shard_name(items: Sequence[bytes]) -> str:
+    """The name of the shard that holds these rows in this order: the hash of the item list."""
+    return hashlib.sha256(b"".join(items)).hexdigest()
+
+
+def pack(
+    arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]
+) -> tuple[bytes, dict[str, Array]]:
+    """An HDF5 file with these contiguous arrays and text attributes, and where each array lies."""
+    import h5py
+
+    with h5py.File(
+        "in memory", "w", driver="core", backing_store=False, libver=("v110", "v110")
+    ) as file:
+        for name, text in attributes.items():
+            file.attrs[name] = text
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, track_times=False)
+        file.flush()
+        layout = {
+            name: Array(
+                dtype=array.dtype.str,
+                shape=array.shape,
+                offset=file[name].id.get_offset() or 0,  # an array of no bytes lies nowhere
+            )
+            for name, array in arrays.items()
+        }
+        return file.id.get_file_image(), layout
+
+
+def unpack(data: bytes, layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """The arrays of a shard whose hash was checked: read-only views of `data`, nothing parsed."""
+    found = {}
+    for name, array in layout.items():
+        count = int(np.prod(array.shape, dtype=object))
+        if array.offset + count * np.dtype(array.dtype).itemsize > len(data):
+            raise DamagedCache(f"array {name!r} lies outside of its file")
+        flat = np.frombuffer(data, array.dtype, count, array.offset if count else 0)
+        found[name] = flat.reshape(array.shape)
+    return found
+
+
+def check_hdf5(data: bytes, layout: Mapping[str, Array]) -> str | None:
+    """Why a shard is not the plain HDF5 file its record describes, or None if it is.
+
+    Refuses links, external and virtual storage, filters, and anything beside the arrays. Only for
+    bytes whose hash was checked: HDF5 is not meant for hostile files.
+    """
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            if set(file) != set(layout):
+                return f"holds {sorted(file)}, not {sorted(layout)}"
+            for name, array in layout.items():
+                if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                    return f"{name!r} is a link"
+                dataset = file[name]
+                plain = (
+                    isinstance(dataset, h5py.Dataset)
+                    and dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+                    and dataset.external is None
+                    and not dataset.is_virtual
+                )
+                if not plain:
+                    return f"{name!r} is not a contiguous array"
+                if (dataset.dtype.str, dataset.shape) != (array.dtype, array.shape):
+                    return f"{name!r} is {dataset.dtype.str} {dataset.shape}"
+                if (dataset.id.get_offset() or 0) != array.offset:
+                    return f"{name!r} does not lie where its record says"
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        return f"HDF5 can't open it ({error})"
+    return None
+
+
+def row_bytes(arrays: Mapping[str, np.ndarray], row: int) -> bytes:
+    """The content of one row: its vector's bytes, or its picture's."""
+    if "features" in arrays:
+        return arrays["features"][row].tobytes()
+    start, end = arrays["offsets"][row : row + 2]
+    return arrays["pictures"][int(start) : int(end)].tobytes()
+
+
+def row_hash(item: bytes, status: int, content: bytes) -> int:
+    """A row's part of a space's root hash. The parts are added up modulo 2**256, so the sum does
+    not depend on how rows are cut into shards or in which order they came."""
+    return int.from_bytes(hashlib.sha256(item + bytes([status]) + content).digest(), "big")
+
+
+def sum_of_rows(arrays: Mapping[str, np.ndarray], rows: Sequence[int] | None = None) -> int:
+    """The sum of the row hashes of a shard (of `rows` of it), modulo 2**256."""
+    chosen = range(len(arrays["items"])) if rows is None else rows
+    total = sum(
+        row_hash(
+            arrays["items"][row].tobytes(), int(arrays["status"][row]), row_bytes(arrays, row)
+        )
+        for row in chosen
+    )
+    return total % 2**256
+
+
+def root_hash(rows: int, total: int) -> str:
+    """A space's root hash, from its number of rows and the sum of their hashes."""
+    return records.digest({"rows": rows, "sum": f"{total:064x}"})

@@ -1,0 +1,414 @@
+"""The store: a cache is a folder of spaces, a space a folder of committed shards.
+
+A shard is its record: `<shard>.json` names a data file `<shard>-<hash>.h5` by content, so two
+writers with other last bits never touch each other's bytes, and whichever record is linked first
+is the shard. A file that no record names does not exist for a reader (laws 3, 4; docs/format.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from featurecache import records
+from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
+from featurecache.features import shards
+
+MARKER = "CACHE.json"
+FORMAT_NAME = "featurecache cache"
+
+
+class Record(pydantic.BaseModel):
+    """The commit record of a shard: it exists, therefore the shard does, with these bytes."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    format: int
+    space: str
+    shard: str
+    file: str = pydantic.Field(pattern=r"^[0-9a-f]{64}-[0-9a-f]{16}\.h5$")
+    bytes: int
+    sha256: str
+    arrays: dict[str, shards.Array]
+    items: str  # 64 hex digits a row
+    row_sum: str
+    failed: dict[str, str]  # item (hex) -> why it could not be decoded
+    provenance: dict[str, str]
+    made: dict[str, str | float]
+
+    @cached_property
+    def item_list(self) -> list[bytes]:
+        raw = bytes.fromhex(self.items)
+        return [raw[i : i + 32] for i in range(0, len(raw), 32)]
+
+
+class Cache:
+    """A folder of spaces. Opening never writes; the folder is made by the first commit."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        marker = self.root / MARKER
+        if marker.is_file():
+            _check_marker(marker)
+        elif self.root.is_dir() and any(self.root.iterdir()):
+            raise BadInput(
+                f"{self.root} is not a featurecache cache (it has no {MARKER}) and is not empty; "
+                "give another --cache"
+            )
+        elif self.root.exists() and not self.root.is_dir():
+            raise BadInput(f"{self.root} is not a folder; give another --cache")
+
+    @property
+    def exists(self) -> bool:
+        return (self.root / MARKER).is_file()
+
+    def create(self) -> None:
+        """Make the folder and its marker, if need be. Raises BadInput if it can't be written."""
+        try:
+            (self.root / "spaces").mkdir(parents=True, exist_ok=True)
+            marker = {"format": FORMAT_NAME, "version": records.FORMAT_VERSION}
+            if not self.exists:
+                _link_new(self.root / MARKER, json.dumps(marker, indent=1).encode() + b"\n")
+            probe = self.root / f".probe.{secrets.token_hex(8)}.tmp"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise BadInput(
+                f"cache {self.root} can't be written ({error.strerror}); give another --cache"
+            ) from error
+
+    def space(self, key: records.Json, view: str = "", backbone: str | None = None) -> Space:
+        """The space with this key, there or not. The names are for people, and for new spaces."""
+        identity = records.digest(key)
+        return Space(self.root / "spaces" / identity, key, view, backbone)
+
+    def spaces(self) -> list[Space]:
+        """All spaces, by view and backbone."""
+        folder = self.root / "spaces"
+        found = [_read_space(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+        return sorted(
+            (space for space in found if space is not None),
+            key=lambda space: (space.view, space.backbone or "", space.path.name),
+        )
+
+
+class Space:
+    """All vectors of one (view, backbone), or all pictures of one view: item -> row."""
+
+    def __init__(self, path: Path, key: records.Json, view: str, backbone: str | None) -> None:
+        self.path = path
+        self.key = key
+        self.view = view
+        self.backbone = backbone
+        self._loaded: tuple[str, dict[str, np.ndarray]] | None = None
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """The records of the shards that were committed when this was first read, by name."""
+        if not self.path.is_dir():
+            return ()
+        names = sorted(e.name for e in os.scandir(self.path))
+        return tuple(
+            self.read_record(self.path / name)
+            for name in names
+            if name.endswith(".json") and name != "space.json"
+        )
+
+    @cached_property
+    def rows(self) -> dict[bytes, tuple[int, int]]:
+        """item -> (number of its record, row in it). Of an item in two shards, the first counts."""
+        found: dict[bytes, tuple[int, int]] = {}
+        for number, record in enumerate(self.records):
+            for row, item in enumerate(record.item_list):
+                found.setdefault(item, (number, row))
+        return found
+
+    @property
+    def bytes(self) -> int:
+        return sum(record.bytes for record in self.records)
+
+    @property
+    def root_hash(self) -> str:
+        """A hash over items and contents, independent of shard cutting and of time.
+
+        From the records alone, unless shards overlap (two writers at once cut them differently).
+        """
+        total = sum(int(record.row_sum, 16) for record in self.records)
+        if sum(len(r.item_list) for r in self.records) != len(self.rows):
+            chosen: dict[int, list[int]] = {}
+            for number, row in self.rows.values():
+                chosen.setdefault(number, []).append(row)
+            total = sum(shards.sum_of_rows(self.read(n), rows) for n, rows in chosen.items())
+        return shards.root_hash(len(self.rows), total % 2**256)
+
+    def missing(self, items: Iterable[bytes]) -> list[bytes]:
+        """The items that no committed shard holds, each once, in the order given (law 3)."""
+        return [item for item in dict.fromkeys(items) if item not in self.rows]
+
+    def failures(self, items: Iterable[bytes]) -> dict[bytes, str]:
+        """Those of `items` whose image could not be decoded, with the reason."""
+        found = {}
+        for item in items:
+            if item in self.rows:
+                reason = self.records[self.rows[item][0]].failed.get(item.hex())
+                if reason is not None:
+                    found[item] = reason
+        return found
+
+    def vectors(self, items: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of `items` in their order: (N, D) float32 vectors and (N,) bool, decodable or
+        not (an undecodable image's row is zeros).
+
+        Every shard's bytes are hashed before a row of them is used. Raises KeyError for an item
+        that is not held (ask `missing` first), DamagedCache for bytes that are not the record's.
+        """
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for position, item in enumerate(items):
+            number, row = self.rows[item]
+            wanted.setdefault(number, []).append((position, row))
+        out = np.empty((len(items), self.dim), np.float32)
+        fine = np.empty(len(items), bool)
+        for number, pairs in wanted.items():
+            arrays = self.read(number)
+            positions, rows = np.array(pairs).T
+            out[positions] = arrays["features"][rows]
+            fine[positions] = arrays["status"][rows] == shards.OK
+        return out, fine
+
+    @property
+    def dim(self) -> int:
+        """The length of the vectors; 0 for a space without rows."""
+        return self.records[0].arrays["features"].shape[1] if self.records else 0
+
+    def picture(self, item: bytes) -> bytes | None:
+        """The encoded picture of one item in a space of pictures; None if it is not held.
+
+        Empty bytes for an image that could not be decoded.
+        """
+        if item not in self.rows:
+            return None
+        number, row = self.rows[item]
+        record = self.records[number]
+        if self._loaded is None or self._loaded[0] != record.shard:
+            self._loaded = (record.shard, self.read(number))  # neighbours come from one shard
+        return shards.row_bytes(self._loaded[1], row)
+
+    def read(self, number: int) -> dict[str, np.ndarray]:
+        """The arrays of one committed shard, its bytes hashed first. Raises DamagedCache."""
+        return shards.unpack(self.read_bytes(self.records[number]), self.records[number].arrays)
+
+    def read_bytes(self, record: Record) -> bytes:
+        """The bytes of a shard, if they are the ones that were committed."""
+        path = self.path / record.file
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise _damaged(path, f"can't be read ({error.strerror})") from error
+        if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
+            raise _damaged(path, "its bytes are not the ones that were committed")
+        return data
+
+    def read_record(self, path: Path) -> Record:
+        """A commit record, if its checksum and its names hold. Raises DamagedCache, BadInput."""
+        try:
+            value = json.loads(path.read_bytes())
+            checksum = value.pop("checksum")
+            record = Record.model_validate(value)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise _damaged(path, "not a commit record") from error
+        if record.format > records.FORMAT_VERSION:
+            raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
+        raw = bytes.fromhex(record.items)
+        if (
+            checksum != records.digest(value)
+            or record.shard != hashlib.sha256(raw).hexdigest()
+            or path.name != f"{record.shard}.json"
+            or record.space != self.path.name
+        ):
+            raise _damaged(path, "a commit record that does not match its checksum")
+        return record
+
+    def has(self, shard: str) -> bool:
+        """Is this shard committed now? Looks at the disk, unlike `records`."""
+        return (self.path / f"{shard}.json").is_file()
+
+    def commit(
+        self,
+        items: Sequence[bytes],
+        arrays: Mapping[str, np.ndarray],
+        failed: Mapping[bytes, str],
+        provenance: Mapping[str, str],
+        seconds: float,
+    ) -> bool:
+        """Commit the rows of `items` as one shard. False if another writer was first.
+
+        `arrays` is `features` (N, D) float32, or `pictures` (bytes end to end, uint8) with
+        `offsets` (N + 1, uint64). Rows of `failed` items are zeros. Raises FeatureCacheError when
+        the disk refuses; then nothing of this shard is visible to any reader.
+        """
+        name = shards.shard_name(items)
+        status = [shards.UNDECODABLE if item in failed else shards.OK for item in items]
+        whole = {
+            **arrays,
+            "items": np.frombuffer(b"".join(items), np.uint8).reshape(len(items), 32),
+            "status": np.array(status, np.uint8),
+        }
+        attributes = {
+            "format": str(records.FORMAT_VERSION),
+            "key": records.canonical(self.key).decode(),
+            "provenance": records.canonical(dict(provenance)).decode(),
+        }
+        data, layout = shards.pack(whole, attributes)
+        sha256 = hashlib.sha256(data).hexdigest()
+        record = Record(
+            format=records.FORMAT_VERSION,
+            space=self.path.name,
+            shard=name,
+            file=f"{name}-{sha256[:16]}.h5",
+            bytes=len(data),
+            sha256=sha256,
+            arrays=layout,
+            items=b"".join(items).hex(),
+            row_sum=f"{shards.sum_of_rows(whole):064x}",
+            failed={item.hex(): reason for item, reason in failed.items()},
+            provenance=dict(provenance),
+            made={
+                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "host": socket.gethostname(),
+                "seconds": round(seconds, 3),
+            },
+        ).model_dump(mode="json")
+        record["checksum"] = records.digest(record)
+        try:
+            self._create()
+            path = self.path / str(record["file"])
+            if not _link_new(path, data) and _hash_of(path) != sha256:
+                _replace(path, data)  # the remains of a crash or a bad disk under our exact name
+            first = _link_new(self.path / f"{name}.json", json.dumps(record).encode() + b"\n")
+            if not first:
+                winner = self.read_record(self.path / f"{name}.json")
+                if winner.file != record["file"]:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise FeatureCacheError(
+                f"{self.path}: a shard could not be written ({error.strerror}). What was "
+                "committed before stays; make room or repair the disk, then run again"
+            ) from error
+        return first
+
+    def _create(self) -> None:
+        if not (self.path / "space.json").is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            names = {"view": self.view, "backbone": self.backbone}
+            space = {"key": self.key, "names": names}
+            _link_new(self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n")
+
+    def quarantine(self, name: str) -> None:
+        """Move one file of this space out of every reader's sight, keeping it to be looked at."""
+        aside = self.path / "quarantine"
+        aside.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another repair was first
+            (self.path / name).replace(aside / name)
+
+
+def _read_space(path: Path) -> Space | None:
+    """The space in a folder, or None for a folder in which none was finished being made."""
+    description = path / "space.json"
+    if not description.is_file():
+        return None
+    try:
+        value = json.loads(description.read_bytes())
+        key, names = value["key"], value["names"]
+        if records.digest(key) != path.name:
+            raise ValueError("the key is not the folder's")
+        return Space(path, key, str(names["view"]), names["backbone"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(description, f"not a space's description ({error})") from error
+
+
+def _check_marker(marker: Path) -> None:
+    try:
+        value = json.loads(marker.read_bytes())
+        name, version = value["format"], value["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{marker} can't be understood; is this a featurecache cache?") from error
+    if name != FORMAT_NAME or not isinstance(version, int):
+        raise BadInput(f"{marker} is not of a featurecache cache; give another --cache")
+    if version > records.FORMAT_VERSION:
+        raise BadInput(
+            f"cache {marker.parent} has format {version}; this featurecache reads up to "
+            f"{records.FORMAT_VERSION}: upgrade it, or give another --cache"
+        )
+
+
+def _damaged(path: Path, what: str) -> DamagedCache:
+    return DamagedCache(f"{path}: {what}; `featurecache verify --repair` sets it aside")
+
+
+def _link_new(path: Path, data: bytes) -> bool:
+    """Give `data` this name durably, all of it or nothing; False if the name is taken.
+
+    A temporary file in the same folder, fsync, link (one winner, no overwrite), fsync the folder.
+    A failed fsync is not retried: the kernel may have dropped the pages; the file is discarded.
+    """
+    with _temporary(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+            raise OSError(error.errno, "the file system has no hard links") from error
+    _sync_folder(path.parent)
+    return True
+
+
+def _replace(path: Path, data: bytes) -> None:
+    with _temporary(path, data) as temporary:
+        temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name[:16]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def matching(spaces: Iterable[Space], key: Mapping[str, Any]) -> list[tuple[int, Space]]:
+    """Spaces by how few fields of their keys differ from `key`, nearest first."""
+    ranked = [(len(records.differences(dict(key), space.key)), space) for space in spaces]
+    return sorted(ranked, key=lambda pair: pair[0])

@@ -1,0 +1,251 @@
+"""Policies: declarative augmentation programs, read from YAML, built into imgaug trees.
+
+The only room that imports imgaug, and only when a tree is built: naming and keying a policy costs
+no import. The YAML grammar is described in docs/policies.md; in short, an augmenter is
+`Name: {parameter: value}` with imgaug's own names, and a value is a scalar, `{range: [a, b]}`
+(anything between), `{choice: [a, b, c]}` (one of), a mapping, or children.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import yaml
+
+from featurecache import records
+from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+# Augmenters that run a caller's code, write files, want more than an image, or (KMeans…) draw from
+# OpenCV's global generator, so that law 1 can't hold for them.
+REFUSED = {
+    "AssertLambda", "AssertShape", "Augmenter", "BlendAlphaBoundingBoxes", "BlendAlphaMask",
+    "BlendAlphaSegMapClassIds", "ClipCBAsToImagePlanes", "KMeansColorQuantization", "Lambda",
+    "RemoveCBAsByOutOfImageFraction", "SaveDebugImageEveryNBatches",
+}  # fmt: skip
+# Naming and seeding are ours (law 1); imgaug's own would make pixels depend on the process.
+OURS = {"self", "seed", "name", "random_state", "deterministic"}
+
+
+class PolicyFile(pydantic.BaseModel):
+    """The top of a policy file."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    description: str = ""
+    augmenters: list[Any] = pydantic.Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A named tree of augmenters; `tree` is the plain YAML value and all that a key sees."""
+
+    name: str
+    tree: list[Any] = field(hash=False)
+    description: str = field(default="", compare=False)
+    source: Path | None = field(default=None, compare=False)
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    def key(self) -> records.Json:
+        """What identifies the policy: its tree and the version of the library that runs it."""
+        return {"library": f"imaug {importlib.metadata.version('imaug')}", "tree": self.tree}
+
+    def build(self) -> Augmentation:
+        """The runnable tree. Raises BadInput for a name or value that imgaug does not take."""
+        return Augmentation(self)
+
+
+class Augmentation:
+    """A built policy: `run(pixels, entropy)` gives the same pixels for the same arguments.
+
+    Every node of the tree, hidden inner ones too, gets a fresh generator before each image, so
+    nothing carries over from the images before (DESIGN law 1, measured in ANCHORS).
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        iaa = _imgaug()
+        self._policy = policy
+        children = self._augmenters(policy.tree, "augmenters")
+        self._root = iaa.Sequential(children)
+        self._nodes = list(_walk(self._root, iaa.Augmenter, set()))
+        from imgaug.random import RNG
+
+        self._generator = RNG
+
+    def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
+        """One realisation on one image, (H, W, 3) uint8 in and out; sizes may differ."""
+        words = np.frombuffer(hashlib.sha256(entropy).digest(), dtype="<u4").tolist()
+        for number, node in enumerate(self._nodes):
+            sequence = np.random.SeedSequence([*words, number])
+            node.random_state = self._generator(np.random.Generator(np.random.SFC64(sequence)))
+        out = self._root.augment_image(pixels)
+        if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3 or out.size == 0:
+            raise FeatureCacheError(
+                f"policy {self._policy.name!r} gave a {out.dtype} array of shape {out.shape}, "
+                "not an RGB image; its augmenters must keep three 8-bit channels"
+            )
+        return np.ascontiguousarray(out)
+
+    def _augmenters(self, values: Any, at: str) -> list[Any]:
+        if not isinstance(values, list):
+            raise self._wrong(at, "expected a list of augmenters (`- Name: {parameter: value}`)")
+        return [self._augmenter(value, f"{at}.{i}") for i, value in enumerate(values)]
+
+    def _augmenter(self, value: Any, at: str) -> Any:
+        if isinstance(value, str):
+            value = {value: None}
+        if not isinstance(value, dict) or len(value) != 1:
+            raise self._wrong(at, "expected one augmenter, as `Name: {parameter: value}`")
+        ((name, arguments),) = value.items()
+        at = f"{at}.{name}"
+        allowed = augmenters()
+        if name not in allowed:
+            raise self._wrong(at, f"no augmenter {name!r}; {nearest(name, allowed)}")
+        if not isinstance(arguments or {}, dict):
+            raise self._wrong(at, "expected `{parameter: value}` after the augmenter's name")
+        known = set(inspect.signature(allowed[name].__init__).parameters) - OURS
+        built = {}
+        for parameter, given in (arguments or {}).items():
+            if parameter not in known:
+                said = f"{name} has no parameter {parameter!r}; {nearest(parameter, known)}"
+                raise self._wrong(f"{at}.{parameter}", said)
+            built[parameter] = self._value(given, f"{at}.{parameter}")
+        try:
+            return allowed[name](**built)
+        except Exception as error:  # noqa: BLE001 - imgaug checks values with bare assertions
+            said = " ".join(str(error).split())[:300]
+            raise self._wrong(at, f"{name} does not take these values: {said}") from error
+
+    def _value(self, value: Any, at: str) -> Any:
+        if isinstance(value, dict):
+            if set(value) == {"range"}:
+                return self._range(value["range"], f"{at}.range")
+            if set(value) == {"choice"}:
+                if not isinstance(value["choice"], list) or not value["choice"]:
+                    raise self._wrong(at, "choice takes a list: {choice: [a, b, c]}")
+                return list(value["choice"])
+            if len(value) == 1 and next(iter(value))[:1].isupper():
+                return self._augmenter(value, at)
+            return {name: self._value(inner, f"{at}.{name}") for name, inner in value.items()}
+        if isinstance(value, list):
+            if value and all(isinstance(v, dict) or v in augmenters() for v in value):
+                return self._augmenters(value, at)
+            raise self._wrong(at, "a bare list is ambiguous; say {range: [a, b]} or {choice: […]}")
+        return value
+
+    def _range(self, value: Any, at: str) -> tuple[float, float]:
+        numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
+        if not numbers or len(value) != 2 or value[0] > value[1]:
+            raise self._wrong(at, "range takes two numbers, low then high: {range: [a, b]}")
+        return (value[0], value[1])
+
+    def _wrong(self, at: str, said: str) -> BadInput:
+        where = str(self._policy.source or f"policy {self._policy.name}")
+        line = self._policy.lines.get(at)
+        return BadInput(f"{where}{f' line {line}' if line else ''}, {at}: {said}")
+
+
+def _walk(node: Any, augmenter: type, seen: set[int]) -> Iterator[Any]:
+    """Every augmenter below `node`, in a fixed order.
+
+    imgaug's own get_children_lists() hides child lists that are augmenters themselves (the
+    random-order Sequential inside MultiplyAndAddToBrightness), so attributes are looked at too.
+    """
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, augmenter):
+        yield node
+        for name in sorted(vars(node)):
+            yield from _walk(vars(node)[name], augmenter, seen)
+    if isinstance(node, list | tuple):
+        for child in node:
+            yield from _walk(child, augmenter, seen)
+
+
+@functools.cache
+def augmenters() -> dict[str, type]:
+    """imgaug's augmenters that a policy may name: `Fliplr`, `pillike.Autocontrast`, …"""
+    iaa = _imgaug()
+    found = {}
+    for prefix, module in (("", iaa), ("pillike.", iaa.pillike)):
+        for name, value in vars(module).items():
+            own = prefix == "" or getattr(value, "__module__", "") == module.__name__
+            if (
+                own
+                and isinstance(value, type)
+                and issubclass(value, iaa.Augmenter)
+                and name not in REFUSED
+                and not name.startswith("_")
+            ):
+                found[prefix + name] = value
+    return found
+
+
+def shipped() -> dict[str, Path]:
+    """The policies that come with the package, by name, in alphabetical order."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def find_policy(name: str) -> Policy:
+    """The shipped policy called `name`, or the one in the YAML file that `name` is the path of."""
+    if name in shipped():
+        return read_policy(shipped()[name])
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise BadInput(f"no policy file {name}; look at the path, or `featurecache policies`")
+        return read_policy(Path(name))
+    raise UnknownName("policy", name, [*shipped(), "none"])
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a YAML file; its name is the file's. Raises BadInput."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", path.stem) or re.search(r"_\d+$", path.stem):
+        raise BadInput(
+            f"{path}: a policy is named by its file, with letters, digits, '_' and '-', and may "
+            "not end in '_' and digits (NAME_2 means draw 2 of NAME); rename the file"
+        )
+    if path.stem == "none":
+        raise BadInput(f"{path}: 'none' is the empty policy; rename the file")
+    node = records.read_yaml(path)
+    file = records.validated(PolicyFile, records.plain(node), path)
+    source = None if path.parent == SHIPPED else path
+    return Policy(path.stem, file.augmenters, file.description, source, dict(_lines(node, "")))
+
+
+def _lines(node: yaml.Node, at: str) -> Iterator[tuple[str, int]]:
+    """The line of every key of a YAML tree, by its dotted path."""
+    yield at, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = f"{at}.{key.value}" if at else key.value
+            yield from _lines(value, inner)
+            yield inner, key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for i, child in enumerate(node.value):
+            yield from _lines(child, f"{at}.{i}")
+
+
+def _imgaug() -> Any:
+    try:
+        import imgaug.augmenters as iaa
+    except ImportError as error:
+        if "libGL" in str(error):
+            # imaug installs both OpenCV wheels, and the one with windows needs a system library.
+            raise FeatureCacheError(
+                "OpenCV can't be imported: it wants libGL, a system library for windows. Install "
+                "the build without: pip install --force-reinstall --no-deps "
+                "opencv-python-headless==4.12.0.88"
+            ) from error
+        raise
+    return iaa

@@ -1,0 +1,71 @@
+"""Views: a policy and a draw, turned into pixels that depend on one image alone (law 1)."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from featurecache import records
+from featurecache.errors import BadInput
+from featurecache.images.policies import Augmentation, Policy, find_policy
+
+
+@dataclass(frozen=True)
+class View:
+    """One independent random realisation (`draw`) of a policy over all images; `none` has none."""
+
+    policy: Policy | None
+    draw: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.policy.name}_{self.draw}" if self.policy else "none"
+
+    def key(self) -> records.Json | None:
+        """What identifies the view: the policy's key, the draw and the seed; None for `none`."""
+        if self.policy is None:
+            return None
+        return {"policy": self.policy.key(), "draw": self.draw, "seed": self.seed}
+
+    def check(self) -> None:
+        """Build the policy once, so that a mistake in it is said before any work (BadInput)."""
+        if self.policy is not None:
+            _built(self)
+
+    def picture(self, pixels: np.ndarray, item: bytes) -> np.ndarray:
+        """The view of one decoded image: (H, W, 3) uint8 in, (H', W', 3) uint8 out.
+
+        `item` is the SHA-256 of the image's encoded bytes. The result is a pure function of the
+        arguments and the view: no state, neighbour, worker or order has a part in it.
+        """
+        if self.policy is None:
+            return pixels
+        augmentation, fingerprint = _built(self)
+        return augmentation.run(pixels, fingerprint + item)
+
+
+@functools.lru_cache(maxsize=64)
+def _built(view: View) -> tuple[Augmentation, bytes]:
+    """The built tree and the fingerprint of a view, made once in a process."""
+    assert view.policy is not None
+    return view.policy.build(), records.canonical(view.key())
+
+
+def find_view(name: str, seed: int = 0) -> View:
+    """The view called `none`, `NAME_N`, or `NAME` (draw 1); NAME may be a YAML file's path.
+
+    Raises BadInput for an unknown policy or a draw below 1.
+    """
+    if name == "none":
+        return View(None)
+    match = re.fullmatch(r"(.+)_(\d+)", name)
+    if match is None:
+        return View(find_policy(name), 1, seed)
+    draw = int(match.group(2))
+    if draw < 1:
+        raise BadInput(f"view {name!r}: draws are counted from 1, as in {match.group(1)}_1")
+    return View(find_policy(match.group(1)), draw, seed)
