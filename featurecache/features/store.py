@@ -39,7 +39,7 @@ class Record(pydantic.BaseModel):
     space: str
     shard: str
     file: str = pydantic.Field(pattern=r"^[0-9a-f]{64}-[0-9a-f]{16}\.h5$")
-    bytes: int
+    size: int
     sha256: str
     arrays: dict[str, shards.Array]
     items: str  # 64 hex digits a row
@@ -136,8 +136,8 @@ class Space:
         return found
 
     @property
-    def bytes(self) -> int:
-        return sum(record.bytes for record in self.records)
+    def size(self) -> int:
+        return sum(record.size for record in self.records)
 
     @property
     def root_hash(self) -> str:
@@ -216,7 +216,7 @@ class Space:
             data = path.read_bytes()
         except OSError as error:
             raise _damaged(path, f"can't be read ({error.strerror})") from error
-        if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
+        if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
             raise _damaged(path, "its bytes are not the ones that were committed")
         return data
 
@@ -277,7 +277,7 @@ class Space:
             space=self.path.name,
             shard=name,
             file=f"{name}-{sha256[:16]}.h5",
-            bytes=len(data),
+            size=len(data),
             sha256=sha256,
             arrays=layout,
             items=b"".join(items).hex(),
@@ -311,6 +311,7 @@ class Space:
     def _create(self) -> None:
         if not (self.path / "space.json").is_file():
             self.path.mkdir(parents=True, exist_ok=True)
+            _sync_folder(self.path.parent)
             names = {"view": self.view, "backbone": self.backbone}
             space = {"key": self.key, "names": names}
             _link_new(self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from featurecache import records
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, SourceChanged
+from featurecache.images.datasets import Sample
+from featurecache.images.decode import decode
 from featurecache.images.policies import Augmentation, Policy, find_policy
 
 
@@ -53,6 +56,25 @@ def _built(view: View) -> tuple[Augmentation, bytes]:
     """The built tree and the fingerprint of a view, made once in a process."""
     assert view.policy is not None
     return view.policy.build(), records.canonical(view.key())
+
+
+def original(sample: Sample, item: bytes) -> np.ndarray:
+    """The decoded pixels of a sample, (H, W, 3) uint8, if its bytes are still those of `item`.
+
+    Raises SourceChanged if they are not, Undecodable if they are no picture.
+    """
+    try:
+        data = sample.read()
+    except OSError as error:
+        raise SourceChanged(
+            f"{sample.id}: could be read when the work was planned, and can't now "
+            f"({error.strerror}); nothing wrong was stored: run again"
+        ) from error
+    if hashlib.sha256(data).digest() != item:
+        raise SourceChanged(
+            f"{sample.id}: was edited while the work ran; nothing wrong was stored: run again"
+        )
+    return decode(data)
 
 
 def find_view(name: str, seed: int = 0) -> View:

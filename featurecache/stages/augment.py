@@ -1,0 +1,132 @@
+"""Augment: keep the pictures of a view, lossless, so that many networks can look at them later."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from featurecache.errors import BadInput
+from featurecache.executors import Progress, checked_workers, ordered, silent
+from featurecache.images.datasets import Sample
+from featurecache.images.decode import Undecodable
+from featurecache.images.views import View, original
+from featurecache.stages.plan import shards_of
+from featurecache.stages.resolve import described, resolve
+
+SHARD_ROWS = 256  # 10-40 MB of pictures
+TASK_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """What `augment` did; counted in pictures."""
+
+    computed: int
+    hits: int
+    failed: list[dict[str, str]]  # {path, reason}
+    seconds: float
+    images_per_second: float
+    spaces: list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows to make pictures of, for some view numbers."""
+
+    rows: tuple[tuple[Sample, bytes], ...]
+    views: tuple[int, ...]
+
+
+def augment(
+    data: str | Path = "data",
+    *,
+    policy: str | Sequence[str] = (),
+    cache: str | Path = "data/cache",
+    workers: int | None = None,
+    seed: int = 0,
+    shard_rows: int = SHARD_ROWS,
+    progress: Progress = silent,
+) -> Augmented:
+    """Keep the pictures of these views in the cache, as PNG in shards under the same laws as
+    vectors. `featurize` then covers them without being told. Raises BadInput before any work.
+    """
+    start = time.perf_counter()
+    if not policy:
+        raise BadInput("augment needs --policy NAME_N; `featurecache policies` lists them")
+    workers = checked_workers(workers)
+    request = resolve(data, cache, policy, seed=seed)
+    sources = request.sources
+    spaces = [request.picture_space(view) for view in request.views]
+    todo = shards_of(sources, spaces, shard_rows)
+    total = sum(len(shard.items) * len(shard.spaces) for shard in todo)
+    hits = len(sources) * len(spaces) - total
+    computed = 0
+    if todo:
+        request.cache.create()
+        tasks = (
+            Task(
+                tuple((sources[item], item) for item in shard.items[i : i + TASK_ROWS]),
+                shard.spaces,
+            )
+            for shard in todo
+            for i in range(0, len(shard.items), TASK_ROWS)
+        )
+        rendered = ordered(render, request.views, tasks, workers)
+        for shard in todo:
+            began = time.perf_counter()
+            pictures: list[list[bytes]] = [[] for _ in shard.spaces]
+            failed: dict[bytes, str] = {}
+            for _ in range(0, len(shard.items), TASK_ROWS):
+                made, reasons = next(rendered)
+                failed |= reasons
+                for kept, new in zip(pictures, made, strict=True):
+                    kept += new
+                    computed += len(new)
+                progress(computed, total, f"augment ({hits:,} hits)")
+            took = time.perf_counter() - began
+            for s, kept in zip(shard.spaces, pictures, strict=True):
+                arrays = {
+                    "pictures": np.frombuffer(b"".join(kept), np.uint8),
+                    "offsets": np.cumsum([0, *map(len, kept)], dtype=np.uint64),
+                }
+                spaces[s].commit(shard.items, arrays, failed, {"pictures": "png"}, took)
+    spaces = [request.picture_space(view) for view in request.views]
+    seconds = time.perf_counter() - start
+    return Augmented(
+        computed,
+        hits,
+        request.failures(spaces),
+        round(seconds, 3),
+        round(computed / seconds, 1),
+        [described(space) for space in spaces],
+    )
+
+
+def render(views: tuple[View, ...], task: Task) -> tuple[list[list[bytes]], dict[bytes, str]]:
+    """The PNG bytes of each view of each row (none for a bad image), and what failed why."""
+    made: list[list[bytes]] = [[] for _ in task.views]
+    failed = {}
+    for sample, item in task.rows:
+        try:
+            pixels = original(sample, item)
+        except Undecodable as error:
+            failed[item] = str(error)
+            for pictures in made:
+                pictures.append(b"")
+            continue
+        for pictures, v in zip(made, task.views, strict=True):
+            pictures.append(_png(views[v].picture(pixels, item)))
+    return made, failed
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    # Level 1: noise hardly packs, so higher levels cost time and save little.
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()

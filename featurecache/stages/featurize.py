@@ -1,0 +1,177 @@
+"""Featurize: every missing row of every asked-for space, computed once and committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.errors import BadInput
+from featurecache.executors import Progress, checked_workers, ordered, silent
+from featurecache.features.backbones import Preprocess
+from featurecache.features.engines import choose_engine, open_engine, run_rows
+from featurecache.features.store import Space
+from featurecache.images.datasets import Sample
+from featurecache.images.decode import Undecodable, decode
+from featurecache.images.views import View, original
+from featurecache.stages.plan import shards_of
+from featurecache.stages.resolve import described, resolve
+
+SHARD_ROWS = 512  # the most work a kill can lose: 2-15 s on two cores
+
+
+@dataclass(frozen=True)
+class Featurized:
+    """What `featurize` did. Rows are counted, one for each image, view and backbone."""
+
+    computed: int
+    hits: int
+    failed: list[dict[str, str]]  # {path, reason}; their slots are kept, in zeros
+    seconds: float
+    images_per_second: float  # rows computed, over the whole time
+    spaces: list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every worker of a run knows: how a picture of each view is had and made ready."""
+
+    views: tuple[View, ...]
+    kept: tuple[Space, ...]  # beside `views`: where `augment` may have kept their pictures
+    preprocesses: tuple[Preprocess, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of rows, for some (view, preprocess) numbers of the recipe."""
+
+    rows: tuple[tuple[Sample, bytes], ...]
+    targets: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """(n, S, S, 3) uint8 for each target of a batch; zeros for an image that failed."""
+
+    pixels: list[np.ndarray]
+    failed: dict[bytes, str]
+
+
+def featurize(
+    data: str | Path = "data",
+    *,
+    policy: str | Sequence[str] = (),
+    backbone: str | Sequence[str] = (),
+    cache: str | Path = "data/cache",
+    weights: str | Path | None = None,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    engine: str = "auto",
+    precision: str = "f32",
+    workers: int | None = None,
+    seed: int = 0,
+    shard_rows: int = SHARD_ROWS,
+    progress: Progress = silent,
+) -> Featurized:
+    """Fill the cache with the vectors of these views under these backbones.
+
+    Computes the images that no committed shard holds, and nothing else (law 3): stopped at any
+    moment and started again it goes on where it was, and ends with the same bytes. Without
+    `policy`: `none` and every view that `augment` has kept; with it, views are augmented on the
+    fly, to the same vectors. Raises BadInput before any work, SourceChanged if an image file is
+    edited meanwhile.
+    """
+    start = time.perf_counter()
+    if not backbone:
+        raise BadInput("featurize needs --backbone NAME; `featurecache backbones` lists them")
+    workers = checked_workers(workers)
+    choose_engine(engine, precision)
+    request = resolve(
+        data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
+        interpolation=interpolation, precision=precision, seed=seed,
+    )  # fmt: skip
+    sources = request.sources
+    targets = [(v, b) for v in range(len(request.views)) for b in range(len(request.backbones))]
+    spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
+    todo = shards_of(sources, spaces, shard_rows)
+    total = sum(len(shard.items) * len(shard.spaces) for shard in todo)
+    hits = len(sources) * len(spaces) - total
+    computed = 0
+    if todo:
+        request.cache.create()
+        progress(0, total, "loading the network")
+        needed = sorted({targets[s][1] for shard in todo for s in shard.spaces})
+        engines = {b: open_engine(request.backbones[b], engine, precision) for b in needed}
+        size = engines[needed[0]].micro_batch  # one kind of engine, one size
+        recipe = Recipe(
+            request.views,
+            tuple(request.picture_space(view) for view in request.views),
+            tuple(backbone.preprocess for backbone in request.backbones),
+        )
+        tasks = (
+            Batch(
+                tuple((sources[item], item) for item in shard.items[i : i + size]),
+                tuple(targets[s] for s in shard.spaces),
+            )
+            for shard in todo
+            for i in range(0, len(shard.items), size)
+        )
+        prepared = ordered(prepare, recipe, tasks, workers)
+        for shard in todo:
+            began = time.perf_counter()
+            rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
+            failed: dict[bytes, str] = {}
+            for _ in range(0, len(shard.items), size):
+                batch = next(prepared)
+                failed |= batch.failed
+                for s, pixels in zip(shard.spaces, batch.pixels, strict=True):
+                    rows[s].append(run_rows(engines[targets[s][1]], pixels))
+                    computed += len(pixels)
+                progress(computed, total, f"featurize ({hits:,} hits)")
+            for s in shard.spaces:
+                features = np.concatenate(rows[s])
+                features[[i for i, item in enumerate(shard.items) if item in failed]] = 0
+                provenance = engines[targets[s][1]].provenance()
+                took = time.perf_counter() - began
+                spaces[s].commit(shard.items, {"features": features}, failed, provenance, took)
+    # The answer describes what is on the disk now, not what was meant to be there.
+    spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
+    seconds = time.perf_counter() - start
+    return Featurized(
+        computed,
+        hits,
+        request.failures(spaces),
+        round(seconds, 3),
+        round(computed / seconds, 1),
+        [described(space) for space in spaces],
+    )
+
+
+def prepare(recipe: Recipe, batch: Batch) -> Prepared:
+    """Decode each image of a batch once, make each view of it once, fit it to each network."""
+    made: list[list[np.ndarray]] = [[] for _ in batch.targets]
+    failed = {}
+    for sample, item in batch.rows:
+        pixels: np.ndarray | None = None
+        pictures: dict[int, np.ndarray] = {}
+        try:
+            for v in dict.fromkeys(v for v, _ in batch.targets):
+                kept = recipe.kept[v].picture(item)
+                if kept:  # empty where the image failed: the original says why
+                    pictures[v] = decode(kept)
+                    continue
+                if pixels is None:
+                    pixels = original(sample, item)
+                pictures[v] = recipe.views[v].picture(pixels, item)
+        except Undecodable as error:
+            failed[item] = str(error)
+        for out, (v, p) in zip(made, batch.targets, strict=True):
+            preprocess = recipe.preprocesses[p]
+            size = preprocess.input_size
+            empty = np.zeros((size, size, 3), np.uint8)
+            out.append(empty if item in failed else preprocess(pictures[v]))
+    return Prepared([np.stack(out) for out in made], failed)

@@ -1,0 +1,136 @@
+"""Plan: what would be computed, what is held already, what it costs. The plan itself is pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.errors import BadInput
+from featurecache.executors import Progress, checked_workers, silent
+from featurecache.features.backbones import Backbone
+from featurecache.features.engines import Engine, choose_engine, open_engine, run_rows
+from featurecache.features.shards import shard_name
+from featurecache.features.store import Space
+from featurecache.images.decode import Undecodable, decode
+from featurecache.images.views import View
+from featurecache.stages.resolve import Request, resolve
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows to be computed together, for every space that lacks just these."""
+
+    name: str
+    items: tuple[bytes, ...]
+    spaces: tuple[int, ...]  # numbers of the spaces
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `featurize` with the same arguments would do."""
+
+    hits: int
+    misses: int
+    bytes: int  # that the new rows would take on disk
+    seconds: float  # estimated from a short probe; 0 without misses
+    spaces: list[dict[str, object]]
+
+
+def shards_of(items: Iterable[bytes], spaces: Sequence[Space], rows: int) -> list[Shard]:
+    """The missing items of each space in dataset order, cut into shards of `rows` (law 3).
+
+    Spaces that miss the same shard share it, so their images are decoded and augmented once. A
+    resumed plan names the same shards as the first: whole shards were committed, so the cut falls
+    in the same places.
+    """
+    if rows < 1:
+        raise BadInput(f"shard rows {rows}: must be 1 or more")
+    wanted = list(dict.fromkeys(items))
+    found: dict[tuple[bytes, ...], list[int]] = {}
+    for number, space in enumerate(spaces):
+        missing = space.missing(wanted)
+        for start in range(0, len(missing), rows):
+            found.setdefault(tuple(missing[start : start + rows]), []).append(number)
+    position = {item: i for i, item in enumerate(wanted)}
+    in_order = sorted(found.items(), key=lambda pair: position[pair[0][0]])
+    return [Shard(shard_name(items), items, tuple(numbers)) for items, numbers in in_order]
+
+
+def plan(
+    data: str | Path = "data",
+    *,
+    policy: str | Sequence[str] = (),
+    backbone: str | Sequence[str] = (),
+    cache: str | Path = "data/cache",
+    weights: str | Path | None = None,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    engine: str = "auto",
+    precision: str = "f32",
+    workers: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Plan:
+    """What `featurize` would compute and find, the disk it would take and the time, writing nothing.
+
+    The time is estimated from a short probe: a few images through every view and backbone.
+    """
+    if not backbone:
+        raise BadInput("plan needs --backbone NAME; `featurecache backbones` lists them")
+    workers = checked_workers(workers)
+    choose_engine(engine, precision)
+    request = resolve(
+        data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
+        interpolation=interpolation, precision=precision, seed=seed,
+    )  # fmt: skip
+    progress(0, 0, "probing")
+    hits = misses = size = 0
+    seconds = 0.0
+    rows = []
+    for loaded in request.backbones:
+        spaces = [(view, request.vector_space(view, loaded)) for view in request.views]
+        lacking = {view.name: space.missing(request.sources) for view, space in spaces}
+        probe = None
+        for view, space in spaces:
+            missing = lacking[view.name]
+            held = len(request.sources) - len(missing)
+            hits, misses = hits + held, misses + len(missing)
+            size += len(missing) * (loaded.dim * 4 + 100)  # a row, its item, its record
+            rows.append(
+                {"view": view.name, "backbone": loaded.name, "hits": held, "misses": len(missing)}
+            )
+            if missing:
+                probe = probe or open_engine(loaded, engine, precision)
+                seconds += len(missing) * _seconds_a_row(request, view, loaded, probe, workers)
+    return Plan(hits, misses, size, round(seconds, 1), rows)
+
+
+def _seconds_a_row(
+    request: Request, view: View, backbone: Backbone, engine: Engine, workers: int
+) -> float:
+    """Measured on up to 32 images: pictures are made by `workers` while the network runs."""
+    start = time.perf_counter()
+    pictures = []
+    for item, sample in list(request.sources.items())[:32]:
+        try:
+            pixels = decode(sample.read())
+        except (Undecodable, OSError):  # costs nothing here; featurize lists it
+            continue
+        pictures.append(backbone.preprocess(view.picture(pixels, item)))
+    if not pictures:
+        return 0.0
+    making = (time.perf_counter() - start) / len(pictures)
+    batch = np.stack(pictures[: engine.micro_batch])
+    run_rows(engine, batch)
+    start = time.perf_counter()
+    run_rows(engine, batch)
+    network = (time.perf_counter() - start) / engine.micro_batch
+    # On a CPU both want the same cores; beside a GPU the slower of the two decides.
+    if engine.name == "torch-cuda":
+        return float(max(making / max(workers, 1), network))
+    return float(network + making / (workers + 1))

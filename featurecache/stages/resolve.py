@@ -1,0 +1,127 @@
+"""Resolve what was asked for into samples, items and spaces: the first step of most stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurecache import records
+from featurecache.errors import BadInput
+from featurecache.features.backbones import Backbone, load_backbone
+from featurecache.features.store import Cache, Space
+from featurecache.images.datasets import Dataset, Sample, items_of, open_dataset
+from featurecache.images.policies import Policy
+from featurecache.images.views import View, find_view
+
+
+@dataclass(frozen=True)
+class Request:
+    """A dataset with the items of its samples, and what to make of them."""
+
+    dataset: Dataset
+    items: tuple[bytes | None, ...]  # beside dataset.samples; None where the file can't be read
+    unreadable: dict[str, str]  # sample id -> reason
+    cache: Cache
+    views: tuple[View, ...]
+    backbones: tuple[Backbone, ...]
+    precision: str = "f32"
+
+    @property
+    def sources(self) -> dict[bytes, Sample]:
+        """item -> the first sample with these bytes, in dataset order."""
+        found: dict[bytes, Sample] = {}
+        for sample, item in zip(self.dataset.samples, self.items, strict=True):
+            if item is not None:
+                found.setdefault(item, sample)
+        return found
+
+    def picture_space(self, view: View) -> Space:
+        """The space of a view's kept pictures."""
+        return self.cache.space(records.picture_key(view.key()), view.name)
+
+    def vector_space(self, view: View, backbone: Backbone) -> Space:
+        """The space of a view's vectors."""
+        key = records.vector_key(view.key(), backbone.key(), self.precision)
+        return self.cache.space(key, view.name, backbone.name)
+
+    def failures(self, spaces: Sequence[Space]) -> list[dict[str, str]]:
+        """Every sample without a row, `{path, reason}`: unreadable, or undecodable in a space."""
+        reasons = {item: why for space in spaces for item, why in space.failures(self.sources).items()}
+        rows = [{"path": path, "reason": why} for path, why in self.unreadable.items()]
+        for sample, item in zip(self.dataset.samples, self.items, strict=True):
+            if item in reasons:
+                rows.append({"path": sample.id, "reason": reasons[item]})
+        return rows
+
+
+def resolve(
+    data: str | Path,
+    cache: str | Path,
+    policy: str | Sequence[str] = (),
+    backbone: str | Sequence[str] = (),
+    *,
+    weights: str | Path | None = None,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    precision: str = "f32",
+    seed: int = 0,
+) -> Request:
+    """The dataset, its items, and the views and backbones by their names. Raises BadInput.
+
+    Without a policy: the view `none`, and every view whose pictures `augment` has kept with this
+    seed.
+    """
+    if seed < 0:
+        raise BadInput(f"seed {seed}: must be 0 or more")
+    opened = Cache(cache)
+    names = [policy] if isinstance(policy, str) else list(policy)
+    views = [find_view(name, seed) for name in names] or [View(None), *_kept_views(opened, seed)]
+    dataset = open_dataset(data)
+    for view in views:
+        view.check()
+    asked = [backbone] if isinstance(backbone, str) else list(backbone)
+    if weights is not None and len(asked) > 1:
+        raise BadInput("--weights belongs to one backbone; give one --backbone")
+    backbones = [
+        load_backbone(
+            name, weights, input_size=input_size, crop=crop, interpolation=interpolation
+        )
+        for name in dict.fromkeys(asked)
+    ]
+    items, unreadable = items_of(dataset.samples)
+    return Request(
+        dataset,
+        tuple(items),
+        unreadable,
+        opened,
+        tuple(dict.fromkeys(views)),
+        tuple(backbones),
+        precision,
+    )
+
+
+def _kept_views(cache: Cache, seed: int) -> list[View]:
+    """The views of the picture spaces that this seed and this imgaug would make again."""
+    views = []
+    for space in cache.spaces():
+        wanted = space.key.get("view")
+        if space.backbone is None and wanted is not None:
+            name = space.view.rpartition("_")[0]
+            view = View(Policy(name, wanted["policy"]["tree"]), wanted["draw"], seed)
+            if records.picture_key(view.key()) == space.key:
+                views.append(view)
+    return views
+
+
+def described(space: Space) -> dict[str, object]:
+    """A space as `--json` shows it."""
+    return {
+        "space": space.path.name,
+        "view": space.view,
+        "backbone": space.backbone,
+        "rows": len(space.rows),
+        "bytes": space.size,
+        "root_hash": space.root_hash,
+    }
