@@ -142,7 +142,9 @@ def validated(model: type[Model], value: Any, where: object) -> Model:
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
-        raise BadInput(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())) from None
+        raise BadInput(
+            f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())
+        ) from None
 
 
 def _explain(model: type[pydantic.BaseModel], error: Any) -> str:

@@ -127,7 +127,7 @@ def load_backbone(
     "random" (tests only; stamped in the key). The other arguments override the model's own
     preprocessing. Raises BadInput, MissingExtra, BackboneUnavailable.
     """
-    model = _full_name(name)
+    model = check_name(name)
     preprocess = _preprocess(model, input_size, crop, interpolation)
     module = load_module(name, model, weights, classifier=False)
     digest = _digest_of_tensors(module)
@@ -182,7 +182,8 @@ def at_hand() -> list[dict[str, str]]:
     return rows
 
 
-def _full_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """timm's full name, with its tag, for an alias or a timm name. Raises UnknownName."""
     import timm
 
     model = ALIASES.get(name, name)
@@ -241,7 +242,7 @@ def _from_hub(model: str, kwargs: dict[str, Any]) -> Any:
 
     try:
         return timm.create_model(model, pretrained=True, **kwargs)
-    except Exception as error:  # noqa: BLE001 - hub, network and file errors have no common root
+    except Exception as error:
         endpoint = os.environ.get("HF_ENDPOINT", "the model hub")
         repository = timm.get_pretrained_cfg(model).hf_hub_id or "(none known)"
         raise BackboneUnavailable(
@@ -311,7 +312,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)  # type: ignore[no-any-return]
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch and safetensors raise what they please
+    except Exception as error:
         raise BadInput(
             f"--weights {path}: not a weights file that can be read safely ({_first_line(error)})"
         ) from error

@@ -123,9 +123,7 @@ def sum_of_rows(arrays: Mapping[str, np.ndarray], rows: Sequence[int] | None = N
     """The sum of the row hashes of a shard (of `rows` of it), modulo 2**256."""
     chosen = range(len(arrays["items"])) if rows is None else rows
     total = sum(
-        row_hash(
-            arrays["items"][row].tobytes(), int(arrays["status"][row]), row_bytes(arrays, row)
-        )
+        row_hash(arrays["items"][row].tobytes(), int(arrays["status"][row]), row_bytes(arrays, row))
         for row in chosen
     )
     return total % 2**256

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import hashlib
 import json
 import os
 import secrets
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydantic
 
-from featurecache import records
+from featurecache import durable, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.features import shards
 
@@ -80,7 +78,7 @@ class Cache:
             (self.root / "spaces").mkdir(parents=True, exist_ok=True)
             marker = {"format": FORMAT_NAME, "version": records.FORMAT_VERSION}
             if not self.exists:
-                _link_new(self.root / MARKER, json.dumps(marker, indent=1).encode() + b"\n")
+                durable.link_new(self.root / MARKER, json.dumps(marker, indent=1).encode() + b"\n")
             probe = self.root / f".probe.{secrets.token_hex(8)}.tmp"
             probe.touch()
             probe.unlink()
@@ -97,11 +95,25 @@ class Cache:
     def spaces(self) -> list[Space]:
         """All spaces, by view and backbone."""
         folder = self.root / "spaces"
-        found = [_read_space(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+        found = [self.space_in(path) for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(
             (space for space in found if space is not None),
             key=lambda space: (space.view, space.backbone or "", space.path.name),
         )
+
+    def space_in(self, path: Path) -> Space | None:
+        """The space in a folder, or None for one in which none was finished being made."""
+        description = path / "space.json"
+        if not description.is_file():
+            return None
+        try:
+            value = json.loads(description.read_bytes())
+            key, names = value["key"], value["names"]
+            if records.digest(key) != path.name:
+                raise ValueError("the key is not the folder's")
+            return Space(path, key, str(names["view"]), names["backbone"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(description, f"not a space's description ({error})") from error
 
 
 class Space:
@@ -294,9 +306,13 @@ class Space:
         try:
             self._create()
             path = self.path / str(record["file"])
-            if not _link_new(path, data) and _hash_of(path) != sha256:
-                _replace(path, data)  # the remains of a crash or a bad disk under our exact name
-            first = _link_new(self.path / f"{name}.json", json.dumps(record).encode() + b"\n")
+            if not durable.link_new(path, data) and _hash_of(path) != sha256:
+                durable.replace(
+                    path, data
+                )  # the remains of a crash or a bad disk under our exact name
+            first = durable.link_new(
+                self.path / f"{name}.json", json.dumps(record).encode() + b"\n"
+            )
             if not first:
                 winner = self.read_record(self.path / f"{name}.json")
                 if winner.file != record["file"]:
@@ -311,10 +327,10 @@ class Space:
     def _create(self) -> None:
         if not (self.path / "space.json").is_file():
             self.path.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.path.parent)
+            durable.sync_folder(self.path.parent)
             names = {"view": self.view, "backbone": self.backbone}
             space = {"key": self.key, "names": names}
-            _link_new(self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n")
+            durable.link_new(self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n")
 
     def quarantine(self, name: str) -> None:
         """Move one file of this space out of every reader's sight, keeping it to be looked at."""
@@ -322,21 +338,6 @@ class Space:
         aside.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another repair was first
             (self.path / name).replace(aside / name)
-
-
-def _read_space(path: Path) -> Space | None:
-    """The space in a folder, or None for a folder in which none was finished being made."""
-    description = path / "space.json"
-    if not description.is_file():
-        return None
-    try:
-        value = json.loads(description.read_bytes())
-        key, names = value["key"], value["names"]
-        if records.digest(key) != path.name:
-            raise ValueError("the key is not the folder's")
-        return Space(path, key, str(names["view"]), names["backbone"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(description, f"not a space's description ({error})") from error
 
 
 def _check_marker(marker: Path) -> None:
@@ -358,58 +359,6 @@ def _damaged(path: Path, what: str) -> DamagedCache:
     return DamagedCache(f"{path}: {what}; `featurecache verify --repair` sets it aside")
 
 
-def _link_new(path: Path, data: bytes) -> bool:
-    """Give `data` this name durably, all of it or nothing; False if the name is taken.
-
-    A temporary file in the same folder, fsync, link (one winner, no overwrite), fsync the folder.
-    A failed fsync is not retried: the kernel may have dropped the pages; the file is discarded.
-    """
-    with _temporary(path, data) as temporary:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
-                raise
-            raise OSError(error.errno, "the file system has no hard links") from error
-    _sync_folder(path.parent)
-    return True
-
-
-def _replace(path: Path, data: bytes) -> None:
-    with _temporary(path, data) as temporary:
-        temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def _temporary(path: Path, data: bytes) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name[:16]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _hash_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def matching(spaces: Iterable[Space], key: Mapping[str, Any]) -> list[tuple[int, Space]]:
-    """Spaces by how few fields of their keys differ from `key`, nearest first."""
-    ranked = [(len(records.differences(dict(key), space.key)), space) for space in spaces]
-    return sorted(ranked, key=lambda pair: pair[0])

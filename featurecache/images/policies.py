@@ -122,7 +122,7 @@ class Augmentation:
             built[parameter] = self._value(given, f"{at}.{parameter}")
         try:
             return allowed[name](**built)
-        except Exception as error:  # noqa: BLE001 - imgaug checks values with bare assertions
+        except Exception as error:
             said = " ".join(str(error).split())[:300]
             raise self._wrong(at, f"{name} does not take these values: {said}") from error
 

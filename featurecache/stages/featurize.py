@@ -40,7 +40,7 @@ class Recipe:
     """What every worker of a run knows: how a picture of each view is had and made ready."""
 
     views: tuple[View, ...]
-    kept: tuple[Space, ...]  # beside `views`: where `augment` may have kept their pictures
+    kept: tuple[Space, ...]  # beside `views`: where `augment` may have kept their pictures; or ()
     preprocesses: tuple[Preprocess, ...]
 
 
@@ -160,7 +160,7 @@ def prepare(recipe: Recipe, batch: Batch) -> Prepared:
         pictures: dict[int, np.ndarray] = {}
         try:
             for v in dict.fromkeys(v for v, _ in batch.targets):
-                kept = recipe.kept[v].picture(item)
+                kept = recipe.kept[v].picture(item) if recipe.kept else None
                 if kept:  # empty where the image failed: the original says why
                     pictures[v] = decode(kept)
                     continue

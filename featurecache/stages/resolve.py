@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from featurecache import records
-from featurecache.errors import BadInput
-from featurecache.features.backbones import Backbone, load_backbone
+from featurecache.errors import BadInput, NotCached
+from featurecache.features.backbones import ALIASES, Backbone, check_name, load_backbone
 from featurecache.features.store import Cache, Space
+from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset, Sample, items_of, open_dataset
 from featurecache.images.policies import Policy
 from featurecache.images.views import View, find_view
@@ -47,7 +49,9 @@ class Request:
 
     def failures(self, spaces: Sequence[Space]) -> list[dict[str, str]]:
         """Every sample without a row, `{path, reason}`: unreadable, or undecodable in a space."""
-        reasons = {item: why for space in spaces for item, why in space.failures(self.sources).items()}
+        reasons = {
+            item: why for space in spaces for item, why in space.failures(self.sources).items()
+        }
         rows = [{"path": path, "reason": why} for path, why in self.unreadable.items()]
         for sample, item in zip(self.dataset.samples, self.items, strict=True):
             if item in reasons:
@@ -85,9 +89,7 @@ def resolve(
     if weights is not None and len(asked) > 1:
         raise BadInput("--weights belongs to one backbone; give one --backbone")
     backbones = [
-        load_backbone(
-            name, weights, input_size=input_size, crop=crop, interpolation=interpolation
-        )
+        load_backbone(name, weights, input_size=input_size, crop=crop, interpolation=interpolation)
         for name in dict.fromkeys(asked)
     ]
     items, unreadable = items_of(dataset.samples)
@@ -125,3 +127,98 @@ def described(space: Space) -> dict[str, object]:
         "bytes": space.size,
         "root_hash": space.root_hash,
     }
+
+
+class Row(NamedTuple):
+    """A labelled image to train or evaluate on."""
+
+    item: bytes
+    label: int
+    split: str
+    id: str
+
+
+def labelled_rows(dataset: Dataset, splits: Sequence[str]) -> list[Row]:
+    """The rows of these splits that can be read. Raises BadInput for an unlabelled split."""
+    samples = [sample for split in splits for sample in dataset.split(split)]
+    items, _ = items_of(samples)
+    rows = []
+    for sample, item in zip(samples, items, strict=True):
+        if sample.label is None:
+            raise BadInput(f"split {sample.split!r} of {dataset.root} has no labels; take another")
+        if item is not None:
+            rows.append(Row(item, sample.label, sample.split, sample.id))
+    return rows
+
+
+def decodable(rows: Sequence[Row], spaces: Iterable[Space]) -> list[Row]:
+    """The rows that have a vector in every one of these spaces. Raises BadInput for none."""
+    bad = {item for space in spaces for item in space.failures(row.item for row in rows)}
+    found = [row for row in rows if row.item not in bad]
+    if not found:
+        raise BadInput("none of these images could be decoded; see `featurecache inspect`")
+    return found
+
+
+def held_spaces(
+    cache: Cache,
+    views: Mapping[str, View],
+    choice: BackboneChoice,
+    items: Sequence[bytes],
+    data: str | Path,
+) -> dict[str, Space]:
+    """For each view the space of the chosen backbone, found in the cache by its key, with no
+    network loaded: vectors can be trained on where their weights can't be had.
+
+    Raises NotCached with the command that makes what is missing, BadInput where the cache holds
+    several settings of the backbone and the choice does not tell them apart.
+    """
+    fitting = [s for s in cache.spaces() if s.backbone is not None and _fits(s, choice)]
+    settings = {records.digest(_settings(s)): _settings(s) for s in fitting}
+    if len(settings) > 1:
+        first, second, *_ = settings.values()
+        raise BadInput(
+            f"{cache.root} holds {len(settings)} settings of backbone {choice.name}, which differ "
+            f"in {'; '.join(records.differences(first, second))}. Say which in the schedule, as in "
+            f"backbone: {{name: {choice.name}, crop: 1.0}}"
+        )
+    if not settings and choice.name not in ALIASES:
+        check_name(choice.name)
+    found, lacking = {}, {}
+    for name, view in views.items():
+        for space in fitting:
+            if space.key["view"] == view.key() and space.key["decode"] == records.DECODE_RULE:
+                found[name] = space
+        missing = found[name].missing(items) if name in found else items
+        if missing:
+            lacking[name] = len(missing)
+    if lacking:
+        seed = next((view.seed for view in views.values() if view.seed), 0)
+        options = {
+            "data": data if str(data) != "data" else None,
+            "cache": cache.root if str(cache.root) != "data/cache" else None,
+            "backbone": choice.name,
+            **choice.model_dump(exclude={"name"}, exclude_none=True),
+            "seed": seed or None,
+        }
+        command = "featurecache featurize " + " ".join(
+            [f"--{n.replace('_', '-')} {v}" for n, v in options.items() if v is not None]
+            + [f"--policy {name}" for name in lacking]
+        )
+        counts = ", ".join(f"{n} of {len(items)} images of view {v}" for v, n in lacking.items())
+        raise NotCached(f"the cache lacks {counts}; make them with: {command}")
+    return found
+
+
+def _settings(space: Space) -> records.Json:
+    return {**space.key["backbone"], "precision": space.key["precision"]}
+
+
+def _fits(space: Space, choice: BackboneChoice) -> bool:
+    settings = _settings(space)
+    model = settings["name"]
+    names = (space.backbone, model, model.split(".")[0])
+    if choice.name not in names and ALIASES.get(choice.name) != model:
+        return False
+    given = choice.model_dump(exclude={"name"}, exclude_none=True)
+    return all(settings[name] == value for name, value in given.items())

@@ -1,0 +1,50 @@
+"""featurecache: never compute the same view of the same image twice.
+
+Every command is one function here, with the same name and arguments:
+
+>>> import featurecache
+>>> featurecache.featurize("digits", backbone="efficientnet_lite0", cache="cache")  # doctest: +SKIP
+>>> X, y = featurecache.vectors("digits", "none", "efficientnet_lite0", cache="cache")  # doctest: +SKIP
+>>> featurecache.load_head("runs/quickstart").predict_proba(X)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "augment": "stages.augment",
+    "backbones": "stages.backbones",
+    "doctor": "stages.doctor",
+    "evaluate": "stages.evaluate",
+    "export": "stages.export",
+    "featurize": "stages.featurize",
+    "inspect": "stages.inspect",
+    "load_head": "stages.predict",
+    "ls": "stages.ls",
+    "open_dataset": "images.datasets",
+    "plan": "stages.plan",
+    "policies": "stages.policies",
+    "predict": "stages.predict",
+    "preview": "stages.policies",
+    "quickstart": "stages.quickstart",
+    "train_head": "stages.train_head",
+    "vectors": "stages.export",
+    "verify": "stages.verify",
+    "why": "stages.why",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    # Found when first used, so that `import featurecache` costs nothing and needs no torch.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"featurecache.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'featurecache' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,505 @@
+"""The command line: parses, calls one stage, prints. Stages are imported when they are called, so
+that `--help`, `inspect` and `ls` cost no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from featurecache import __version__, terminal
+from featurecache.errors import FeatureCacheError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SOME_FAILED = 3  # images could not be decoded, and --allow-failed was not given
+
+
+def options(*names: str) -> Callable[[Command], Command]:
+    """Decorate a command with some of the SHARED options, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            command = SHARED[name](command)
+        return command
+
+    return decorate
+
+
+SHARED: dict[str, Callable[[Any], Any]] = {
+    "data": click.option(
+        "--data", default="data", show_default=True, metavar="DIR|CSV|digits", help="The dataset."
+    ),
+    "cache": click.option(
+        "--cache", default="data/cache", show_default=True, metavar="DIR", help="The cache."
+    ),
+    "workers": click.option(
+        "--workers", type=int, default=None,
+        help="Processes that make pictures; 0 = in this one.  [default: cores - 1]",
+    ),
+    "seed": click.option(
+        "--seed", type=int, default=0, show_default=True, help="Seed of the views."
+    ),
+    "policy": click.option(
+        "--policy", multiple=True, metavar="NAME_N",
+        help="A view: `none`, draw N of a policy, or FILE.yaml_N. Repeatable.",
+    ),
+    "backbone": click.option(
+        "--backbone", multiple=True, metavar="NAME",
+        help="A network: an alias of `featurecache backbones`, or any timm name. Repeatable.",
+    ),
+    "weights": click.option(
+        "--weights", metavar="FILE",
+        help="Weights of the one backbone: .safetensors or .pth. (`random`: for tests.)",
+    ),
+    "input_size": click.option(
+        "--input-size", type=int, help="Pixels, both sides.  [default: the model's own]"
+    ),
+    "crop": click.option(
+        "--crop", type=float,
+        help="Share of the image kept at the centre; 1 = all.  [default: the model's own]",
+    ),
+    "interpolation": click.option(
+        "--interpolation", metavar="NAME",
+        help="nearest, bilinear, bicubic or lanczos.  [default: the model's own]",
+    ),
+    "engine": click.option(
+        "--engine", default="auto", show_default=True,
+        help="auto, torch-cuda, openvino or torch-cpu.",
+    ),
+    "precision": click.option(
+        "--precision", default="f32", show_default=True, help="f32, bf16 or fp16."
+    ),
+    "shard_rows": click.option("--shard-rows", type=int, help="Rows a shard; a kill loses one."),
+    "allow_failed": click.option(
+        "--allow-failed", is_flag=True, help="Exit 0 although images could not be decoded."
+    ),
+    "json": click.option(
+        "--json", "as_json", is_flag=True, help="One JSON object on stdout, the rest on stderr."
+    ),
+    "quiet": click.option("--quiet", is_flag=True, help="No progress."),
+    "debug": click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+    ),
+}  # fmt: skip
+COMPUTING = ("weights", "input_size", "crop", "interpolation", "precision")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="featurecache")
+def cli() -> None:
+    """Augment once, run the frozen network once, keep the vector; train heads in seconds."""
+
+
+@cli.command()
+@options(
+    "policy",
+    "data",
+    "cache",
+    "workers",
+    "seed",
+    "shard_rows",
+    "allow_failed",
+    "json",
+    "quiet",
+    "debug",
+)
+def augment(
+    as_json: bool, quiet: bool, allow_failed: bool, shard_rows: int | None, **given: Any
+) -> int:
+    """Keep the pictures of views in the cache, lossless; `featurize` then covers them."""
+    from featurecache.stages.augment import SHARD_ROWS, augment
+
+    rows = SHARD_ROWS if shard_rows is None else shard_rows
+    result = augment(**given, shard_rows=rows, progress=terminal.progress(quiet))
+    return _made(result, as_json, allow_failed)
+
+
+@cli.command()
+@options(
+    "backbone",
+    "policy",
+    "data",
+    "cache",
+    *COMPUTING,
+    "engine",
+    "workers",
+    "seed",
+    "shard_rows",
+    "allow_failed",
+    "json",
+    "quiet",
+    "debug",
+)
+def featurize(
+    as_json: bool, quiet: bool, allow_failed: bool, shard_rows: int | None, **given: Any
+) -> int:
+    """Compute and keep the vectors that the cache does not hold yet.
+
+    Without --policy: of `none` and of every view that `augment` has made.
+    """
+    from featurecache.stages.featurize import SHARD_ROWS, featurize
+
+    rows = SHARD_ROWS if shard_rows is None else shard_rows
+    result = featurize(**given, shard_rows=rows, progress=terminal.progress(quiet))
+    return _made(result, as_json, allow_failed)
+
+
+@cli.command("train-head")
+@options("data", "cache")
+@click.option(
+    "--schedule",
+    required=True,
+    metavar="FILE",
+    help="The curriculum: a YAML file, or the name of a shipped one.",
+)
+@click.option("--out", metavar="DIR", help="The run folder.  [default: runs/SCHEDULE-HASH]")
+@click.option("--backbone", metavar="NAME", help="Stands in for the schedule's backbone.")
+@click.option("--seed", type=int, help="Stands in for the schedule's seed.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@options("json", "quiet", "debug")
+def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Train a head on cached vectors under a curriculum."""
+    from featurecache.stages.train_head import train_head
+
+    result = train_head(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return _print_json(result)
+    terminal.table([{"": n, **getattr(result, n)} for n in ("best", "last")], "validation")
+    click.echo(f"run: {result.run}")
+
+
+@cli.command()
+@click.argument("run")
+@options("data", "cache")
+@click.option("--split", default="val", show_default=True, help="A labelled split.")
+@click.option("--view", default="none", show_default=True, help="The view to look through.")
+@click.option("--seed", type=int, help="Seed of the view.  [default: the schedule's augment_seed]")
+@options("json", "quiet", "debug")
+def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Accuracy of the head in RUN on a split of a dataset."""
+    from featurecache.stages.evaluate import evaluate
+
+    result = evaluate(**given)
+    if as_json:
+        return _print_json(result)
+    names = ("split", "view", "n", "top1", "top3", "top5", "loss")
+    terminal.table([{name: getattr(result, name) for name in names}], result.run)
+    seen = {name: row for name, row in result.classes.items() if row["n"]}
+    worst = sorted(seen.items(), key=lambda pair: pair[1]["top1"])[: 0 if quiet else 10]
+    terminal.table([{"class": name, **row} for name, row in worst], "weakest classes")
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("files", nargs=-1, required=True)
+@options("weights", "engine", "allow_failed", "json", "quiet", "debug")
+def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
+    """The five most probable classes of each of FILES, by the head in RUN."""
+    from featurecache.stages.predict import predict
+
+    results = predict(run, **given)
+    if as_json:
+        _print_json(results)
+    else:
+        rows = [
+            {
+                "file": r.path,
+                "class": t["class"],
+                "name": t["name"],
+                "probability": t["probability"],
+            }
+            for r in results
+            for t in r.top
+        ]
+        terminal.table(rows)
+    return _failed([{"path": r.path, "reason": r.error} for r in results if r.error], allow_failed)
+
+
+@cli.command()
+@options("data", "json", "quiet", "debug")
+def inspect(data: str, as_json: bool, quiet: bool) -> None:
+    """What a dataset holds: counts per split and class, sizes, unreadable files."""
+    from featurecache.stages.inspect import inspect
+
+    result = inspect(data, progress=terminal.progress(quiet))
+    if as_json:
+        return _print_json(result)
+    splits = [
+        {"split": name, "images": s.images, "labelled": s.labelled, "classes": s.classes}
+        for name, s in result.splits.items()
+    ]
+    terminal.table(splits, f"{result.root}: {result.layout}")
+    per_class = [
+        {
+            "class": name,
+            "name": result.words.get(name, ""),
+            **{s: v.counts.get(name, 0) for s, v in result.splits.items()},
+        }
+        for name in next(iter(result.splits.values())).counts
+    ]
+    terminal.table(per_class)
+    if result.sizes:
+        s = result.sizes
+        click.echo(
+            f"sizes: {s.width_min}-{s.width_max} x {s.height_min}-{s.height_max}, most common "
+            f"{s.common[0]}x{s.common[1]} ({s.common_count:,}); {result.bytes:,} bytes; "
+            f"{result.duplicates} duplicates"
+        )
+    terminal.table([dataclasses.asdict(row) for row in result.unreadable], "unreadable")
+    click.echo(f"unreadable files: {len(result.unreadable)}")
+
+
+@cli.group(invoke_without_command=True)
+@options("json", "debug")
+@click.pass_context
+def policies(context: click.Context, as_json: bool) -> None:
+    """List the policies; `show NAME` prints one, `preview NAME` draws it."""
+    from featurecache.stages.policies import policies
+
+    if context.invoked_subcommand is None:
+        _print_json(policies()) if as_json else terminal.table(policies())
+
+
+@policies.command()
+@click.argument("name")
+@options("debug")
+def show(name: str) -> None:
+    """Print the YAML of policy NAME."""
+    from featurecache.stages.policies import show
+
+    click.echo(show(name), nl=False)
+
+
+@policies.command()
+@click.argument("name")
+@options("data", "seed")
+@click.option(
+    "--out", default="sheet.png", show_default=True, metavar="FILE", help="The picture to write."
+)
+@click.option("--images", type=int, default=8, show_default=True, help="Rows of the sheet.")
+@click.option("--draws", type=int, default=5, show_default=True, help="Draws beside each original.")
+@options("json", "debug")
+def preview(as_json: bool, **given: Any) -> None:
+    """Draw a contact sheet of policy NAME: originals beside draws."""
+    from featurecache.stages.policies import preview
+
+    result = preview(**given)
+    if as_json:
+        return _print_json(result)
+    click.echo(f"{result.path}: {result.images} images, each beside draws 1-{result.draws}")
+
+
+@cli.command()
+@options("json", "debug")
+def backbones(as_json: bool) -> None:
+    """List the named backbones and whether their weights are at hand."""
+    from featurecache.stages.backbones import backbones
+
+    if as_json:
+        return _print_json(backbones())
+    terminal.table(backbones())
+    click.echo("Any other timm model goes by timm's name.")
+
+
+@cli.command()
+@options(
+    "backbone",
+    "policy",
+    "data",
+    "cache",
+    *COMPUTING,
+    "engine",
+    "workers",
+    "seed",
+    "json",
+    "quiet",
+    "debug",
+)
+def plan(as_json: bool, quiet: bool, **given: Any) -> None:
+    """What `featurize` would compute: hits, misses, disk, and time from a short probe."""
+    from featurecache.stages.plan import plan
+
+    result = plan(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return _print_json(result)
+    terminal.table(result.spaces)
+    click.echo(
+        f"{result.misses:,} rows to compute, {result.hits:,} held; about "
+        f"{result.bytes / 1e6:,.1f} MB and {result.seconds:,.0f} s"
+    )
+
+
+@cli.command("ls")
+@options("cache", "json", "debug")
+def list_spaces(cache: str, as_json: bool) -> None:
+    """List the spaces of the cache."""
+    from featurecache.stages.ls import ls
+
+    rows = ls(cache)
+    if as_json:
+        return _print_json(rows)
+    short = [
+        {**r, "space": str(r["space"])[:12], "root_hash": str(r["root_hash"])[:12]} for r in rows
+    ]
+    terminal.table([{**r, "backbone": r["backbone"] or "(pictures)"} for r in short])
+
+
+@cli.command()
+@options("backbone", "policy", "data", "cache", *COMPUTING, "seed", "json", "debug")
+def why(as_json: bool, **given: Any) -> None:
+    """Why `featurize` with these arguments would miss: the field that differs."""
+    from featurecache.stages.why import why
+
+    rows = why(**given)
+    if as_json:
+        return _print_json(rows)
+    names = ("view", "backbone", "hits", "misses", "reason")
+    terminal.table([{name: getattr(row, name) for name in names} for row in rows])
+
+
+@cli.command()
+@options("cache", "data")
+@click.option(
+    "--recompute",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Compute N random rows of each space again, and print the drift.",
+)
+@click.option("--repair", is_flag=True, help="Set bad shards aside, so that they are made anew.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which rows are drawn.")
+@options("engine", "json", "quiet", "debug")
+def verify(as_json: bool, quiet: bool, **given: Any) -> int:
+    """Hash every shard and compare it with its record; exit 1 if any is bad."""
+    from featurecache.stages.verify import verify
+
+    result = verify(**given, progress=terminal.progress(quiet))
+    if as_json:
+        _print_json(result)
+    else:
+        terminal.table(result.bad, "bad")
+        terminal.table(
+            [{**dataclasses.asdict(d), "space": d.space[:12]} for d in result.drift], "recomputed"
+        )
+        stray = f"; {len(result.stray)} stray files" if result.stray else ""
+        click.echo(f"{result.shards} shards, {result.rows:,} rows, {len(result.bad)} bad{stray}")
+    return 1 if result.bad else 0
+
+
+@cli.command()
+@options("data", "cache", "seed")
+@click.option("--out", required=True, metavar="FILE", help="The file to write.")
+@click.option("--backbone", required=True, metavar="NAME", help="Whose vectors.")
+@click.option("--view", default="none", show_default=True, help="The view.")
+@click.option("--split", help="One split.  [default: all]")
+@click.option("--format", metavar="NAME", help="npz, parquet or safetensors.  [default: by FILE]")
+@options("json", "debug")
+def export(as_json: bool, **given: Any) -> None:
+    """Write a view's vectors, with labels, into one file."""
+    from featurecache.stages.export import export
+
+    result = export(**given)
+    if as_json:
+        return _print_json(result)
+    click.echo(f"{result.path}: {result.rows:,} rows of {result.dim} ({result.format})")
+
+
+@cli.command()
+@options("cache", "workers")
+@click.option("--out", default="runs", show_default=True, metavar="DIR", help="Where the runs go.")
+@options("json", "quiet", "debug")
+def quickstart(as_json: bool, quiet: bool, **given: Any) -> None:
+    """The whole product on scikit-learn's digits, offline, in a minute or two."""
+    from featurecache.stages.quickstart import quickstart
+
+    result = quickstart(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return _print_json(result)
+    terminal.table(result.table, "top-1 on val, seen through each view")
+    click.echo(f"{result.computed:,} rows computed, {result.hits:,} held; {result.seconds} s")
+
+
+@cli.command()
+@options("cache", "json", "debug")
+def doctor(cache: str, as_json: bool) -> int:
+    """Check device, engines, weights, libraries, and a known image."""
+    from featurecache.stages.doctor import doctor
+
+    checks = doctor(cache)
+    if as_json:
+        _print_json(checks)
+    else:
+        terminal.table([{**dataclasses.asdict(c), "ok": "ok" if c.ok else "BAD"} for c in checks])
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _made(result: Any, as_json: bool, allow_failed: bool) -> int:
+    """Print what `augment` or `featurize` did, and give its exit code."""
+    if as_json:
+        _print_json(result)
+    else:
+        names = ("view", "backbone", "rows", "root_hash")
+        rows = [{name: space[name] for name in names} for space in result.spaces]
+        terminal.table(
+            [
+                {**r, "backbone": r["backbone"] or "(pictures)", "root_hash": r["root_hash"][:12]}
+                for r in rows
+            ]
+        )
+        click.echo(
+            f"{result.computed:,} computed, {result.hits:,} held, {len(result.failed)} failed; "
+            f"{result.seconds:.1f} s, {result.images_per_second:,.1f} images/s"
+        )
+    return _failed(result.failed, allow_failed)
+
+
+def _failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:
+    for row in failed:
+        click.echo(f"failed: {row['path']}: {row['reason']}", err=True)
+    if failed and not allow_failed:
+        click.echo(
+            f"{len(failed)} images failed (their slots are kept); --allow-failed makes this exit 0",
+            err=True,
+        )
+        return SOME_FAILED
+    return 0
+
+
+def _print_json(result: Any) -> None:
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        raise TypeError(type(value))
+
+    click.echo(json.dumps(result, default=plain))
+
+
+def main() -> None:
+    """The entry point: errors that explain themselves get one line and their exit code."""
+    debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; what was committed stays, and the same command goes on", err=True)
+        sys.exit(130)
+    except FeatureCacheError as error:
+        if debug:
+            raise
+        click.echo(f"featurecache: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stdout = Path("/dev/null").open("w")  # noqa: SIM115 - for the flush at exit
+        sys.exit(141)

@@ -1,0 +1,235 @@
+"""The small network on top of vectors, and the trained head as a scikit-learn classifier.
+
+On disk a head is `head.json` (what it is, with the SHA-256 of its weights) beside one safetensors
+file, or one a fold. `head.json` is written last, so it never describes weights that aren't there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from torch import nn
+
+from featurecache import records
+from featurecache.errors import BadInput, DamagedCache
+from featurecache.heads.schedules import HeadSpec
+
+HEAD_FORMAT: Literal[1] = 1
+_ROWS_AT_ONCE = 8192  # bounds the memory of a prediction; 8192 x 1024 float32 is 32 MiB
+
+
+def build(in_features: int, classes: int, head: HeadSpec) -> nn.Sequential:
+    """An untrained head from (B, in_features) to (B, classes) logits; uses torch's global RNG."""
+    layers: list[nn.Module] = []
+    for fan_in, width in itertools.pairwise([in_features, *head.hidden]):
+        layers.append(nn.Linear(fan_in, width))
+        if head.norm == "batch":
+            layers.append(nn.BatchNorm1d(width))
+        elif head.norm == "layer":
+            layers.append(nn.LayerNorm(width))
+        layers.append({"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[head.activation]())
+        if head.dropout > 0:
+            layers.append(nn.Dropout(head.dropout))
+    layers.append(nn.Linear([in_features, *head.hidden][-1], classes))
+    return nn.Sequential(*layers)
+
+
+class _Described(pydantic.BaseModel):
+    """What `head.json` says."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    format: Literal[1]
+    in_features: int = pydantic.Field(ge=1)
+    classes: list[str] = pydantic.Field(min_length=1)
+    head: HeadSpec
+    sha256: list[str] = pydantic.Field(min_length=1)  # of each member's weights
+
+
+class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types
+    """A trained classifier of vectors: one network, or one a fold, averaged by probability.
+
+    `classes_` (C,) are the class names as an array of str, in the order of the probabilities;
+    `n_features_in_` is D. It is made by training or by `Head.load`; `fit` refuses.
+    """
+
+    def __init__(
+        self, members: Sequence[nn.Sequential], classes: Sequence[str], spec: HeadSpec
+    ) -> None:
+        """`members` are trained by `spec` on the labels 0..C-1, which `classes` gives names."""
+        self.members = members
+        self.classes = classes
+        self.spec = spec
+        self.classes_ = np.array(list(classes), dtype=str)
+        self.n_features_in_ = next(iter(members[0].parameters())).shape[1]
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Head:
+        """Always raises BadInput. It is here since scikit-learn's tools (FrozenEstimator,
+        permutation_importance, …) take nothing for an estimator that has no `fit`."""
+        raise BadInput(
+            "a head is trained by train-head, not by fit; wrap it in sklearn's FrozenEstimator"
+        )
+
+    def predict_proba(self, X: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Probabilities (N, C) float32 of vectors (N, D); every row sums to 1.
+
+        Raises BadInput for another shape or for values that are not finite.
+        """
+        vectors = np.asarray(X, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != self.n_features_in_:
+            raise BadInput(
+                f"this head takes vectors of shape (N, {self.n_features_in_}), "
+                f"not {vectors.shape}; were they made by another backbone?"
+            )
+        if not np.isfinite(vectors).all():
+            raise BadInput("the vectors hold NaN or infinity")
+        result = np.empty((len(vectors), len(self.classes_)), dtype=np.float32)
+        for start in range(0, len(vectors), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            batch = torch.tensor(vectors[rows])
+            with torch.inference_mode():
+                each = [member.eval()(batch).softmax(1) for member in self.members]
+                result[rows] = torch.stack(each).mean(0).numpy()
+        return result
+
+    def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.str_]:
+        """Names (N,) of the most probable class of vectors (N, D); errors as `predict_proba`."""
+        names: npt.NDArray[np.str_] = self.classes_[self.predict_proba(X).argmax(1)]
+        return names
+
+    def save(self, folder: Path) -> None:
+        """Write the weights, then `head.json`, each file whole or not at all."""
+        hashes = []
+        for path, member in zip(
+            _weight_files(folder, len(self.members)), self.members, strict=True
+        ):
+            state = {name: t.detach().cpu().contiguous() for name, t in member.state_dict().items()}
+            content = safetensors.torch.save(state)
+            write_whole(path, content)
+            hashes.append(hashlib.sha256(content).hexdigest())
+        described = _Described(
+            format=HEAD_FORMAT,
+            in_features=self.n_features_in_,
+            classes=list(self.classes),
+            head=self.spec,
+            sha256=hashes,
+        )
+        write_whole(folder / "head.json", described.model_dump_json(indent=2).encode() + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Head:
+        """The head that `save` wrote into `folder`; nothing is unpickled.
+
+        Raises BadInput where there is no head, DamagedCache where its files don't fit together.
+        """
+        where = folder / "head.json"
+        if not where.is_file():
+            raise BadInput(f"{folder}: no trained head here (no head.json); run train-head first")
+        try:
+            described = _Described.model_validate_json(where.read_bytes())
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(part) for part in first["loc"])
+            raise DamagedCache(f"{where}: not a head's record: {at} {first['msg']}") from None
+        members = []
+        paths = _weight_files(folder, len(described.sha256))
+        for path, sha256 in zip(paths, described.sha256, strict=True):
+            if not path.is_file():
+                raise DamagedCache(f"{path}: missing, though {where} names it; train again")
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise DamagedCache(f"{path}: not the weights that {where} names; train again")
+            members.append(_member(described, content, path))
+        return cls(members, described.classes, described.head)
+
+
+def _weight_files(folder: Path, members: int) -> list[Path]:
+    if members == 1:
+        return [folder / "head.safetensors"]
+    return [folder / f"head-{number}.safetensors" for number in range(1, members + 1)]
+
+
+def _member(described: _Described, content: bytes, path: Path) -> nn.Sequential:
+    try:
+        state = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise DamagedCache(f"{path}: not a safetensors file ({error})") from error
+    # On the meta device no initial weights are drawn: loading leaves the global RNG alone.
+    with torch.device("meta"):
+        module = build(described.in_features, len(described.classes), described.head)
+    expected = {name: (t.shape, t.dtype) for name, t in module.state_dict().items()}
+    if {name: (t.shape, t.dtype) for name, t in state.items()} != expected:
+        raise DamagedCache(f"{path}: its tensors are not those of the head in head.json")
+    module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+def evaluate_predictions(
+    probabilities: npt.NDArray[np.floating[Any]],
+    labels: npt.NDArray[np.integer[Any]],
+    classes: Sequence[str],
+) -> records.Json:
+    """Metrics of probabilities (N, C) against labels (N,) in 0..C-1; `classes` names the C.
+
+    `top1`, `top3` and `top5` are shares of rows with the true class among the k most probable
+    (of equal probabilities the first class comes first, as in argmax); `loss` is the mean negative
+    log-likelihood in nats, probabilities clipped at 1e-12; `classes` maps each name to its number
+    of rows `n` and its `top1`, None where n is 0. Raises BadInput for no rows or shapes that
+    don't fit.
+    """
+    rows, columns = len(labels), len(classes)
+    if rows == 0:
+        raise BadInput("there are no rows to evaluate")
+    if probabilities.shape != (rows, columns):
+        raise BadInput(f"expected probabilities {(rows, columns)}, not {probabilities.shape}")
+    if labels.min() < 0 or labels.max() >= columns:
+        raise BadInput(f"labels must be in 0..{columns - 1}, the places of the class names")
+    true = probabilities[np.arange(rows), labels][:, None]
+    before = np.arange(columns) < labels[:, None]
+    rank = ((probabilities > true) | ((probabilities == true) & before)).sum(1)
+    per_class: records.Json = {}
+    for label, name in enumerate(classes):
+        of_class = labels == label
+        n = int(of_class.sum())
+        per_class[name] = {"n": n, "top1": float((rank[of_class] == 0).mean()) if n else None}
+    return {
+        "top1": float((rank < 1).mean()),
+        "top3": float((rank < 3).mean()),
+        "top5": float((rank < 5).mean()),
+        "loss": float(-np.log(np.clip(true.astype(np.float64), 1e-12, None)).mean()),
+        "classes": per_class,
+    }
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` so that a kill at any moment leaves the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder can't be opened, and the rename must do
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

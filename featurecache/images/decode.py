@@ -1,0 +1,136 @@
+"""Encoded bytes to pixels: the decode rule that is part of every key (records.DECODE_RULE).
+
+With Pillow alone, a picture is a pure function of its bytes:
+
+- orientation: EXIF orientation is applied, all eight; where EXIF is broken or silent it is 1
+  (an XMP `tiff:Orientation` counts where EXIF has none, as Pillow reads it);
+- colour: CMYK, YCCK and YCbCr become RGB by Pillow's conversion; ICC profiles are ignored;
+- grey is replicated into the three channels; 1-bit pixels become 0 and 255;
+- palettes are expanded;
+- alpha (RGBA, LA, PA, palette transparency, a transparent colour) is composited over white,
+  round(alpha * colour + (1 - alpha) * 255);
+- 16 bits a channel: the high byte is kept (Netpbm is scaled by its maxval to 255 instead; the
+  transparent colour of a 16-bit RGB or a 2- or 4-bit grey PNG is not applied, Pillow lacks it);
+- frames: the first frame of GIF, APNG, WebP, multi-page TIFF and MPO (what phones write);
+- refused: 32-bit integer and float pixels, more than MAX_PIXELS (seen in the header, before
+  decoding), truncated files, and every format not in FORMATS.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+MAX_PIXELS = 100_000_000
+
+# Pillow opens an MPO through its JPEG plugin; naming MPO here would be a KeyError in Pillow.
+# Importing the plugins that are not Pillow's first choice registers them without all the others.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", TiffImagePlugin.TiffImageFile.format,
+           WebPImagePlugin.WebPImageFile.format)  # fmt: skip
+
+# What Pillow's parsers raise on broken files; test_decode.py mutates files to see it is enough.
+# MemoryError is not here: it may be the machine's fault, and then the image must not be blamed.
+_BROKEN = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError,
+    SyntaxError, TypeError, ValueError, struct.error, zlib.error,
+)  # fmt: skip
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+class Undecodable(Exception):
+    """The bytes are no picture by the decode rule; the message is the reason, on one line."""
+
+
+def decode(data: bytes) -> NDArray[np.uint8]:
+    """The pixels of an encoded image: (H, W, 3) uint8 RGB, C-contiguous, owned by the caller.
+
+    Raises Undecodable, and for broken bytes nothing else. Safe to call from many threads; Pillow's
+    warnings are switched off in the process from the first call on.
+    """
+    _quieten_pillow()
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Undecodable(_too_large(width, height))
+            if width * height == 0:
+                raise Undecodable(f"{width}x{height} has no pixels")
+            image.load()
+            picture = Image.fromarray(_rgb(image))
+            turn = _TURNS.get(_orientation(image))
+            return np.array(picture if turn is None else picture.transpose(turn))
+    except UnidentifiedImageError:
+        # Pillow's own message holds a memory address.
+        raise Undecodable(f"not a whole {', '.join(FORMATS)} file" if data else "empty") from None
+    except Image.DecompressionBombError:
+        raise Undecodable(f"more than {MAX_PIXELS:,} pixels") from None
+    except _BROKEN as error:
+        raise Undecodable(_reason(error)) from error
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """The loaded image as it is stored (not turned): (H, W, 3) uint8."""
+    if image.mode == "I" and image.format == "PPM":  # a deep PGM, which Pillow scales to 65535
+        grey = ((np.asarray(image).astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise Undecodable(f"32-bit pixels (Pillow mode {image.mode}) have no 8-bit meaning")
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image)
+        rgb = np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+        if "transparency" in image.info:
+            rgb[wide == image.info["transparency"]] = 255
+        return rgb
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB"))
+    rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
+    colour, alpha = rgba[:, :, :3], rgba[:, :, 3:]
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation, 1 where it can't be read; Pillow has turned a TIFF already, so 1."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
+
+
+def _quieten_pillow() -> None:
+    """Keep Pillow's warnings (large image, corrupt EXIF, bad APNG) from leaking or being fatal.
+
+    What they warn of is decided by the decode rule. `warnings.catch_warnings` is not thread-safe,
+    so this is a filter of the process; it is set again only where another one came before it, as
+    every change of the filters makes Python forget which warnings it has shown once.
+    """
+    if tuple(warnings.filters[:1]) != (_QUIET,):
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"{width}x{height} is more than {MAX_PIXELS:,} pixels"
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the file", str(error)).split())
+    return (text or type(error).__name__)[:200]

@@ -1,0 +1,83 @@
+"""Evaluate a trained head on a labelled split, from cached vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurecache import records
+from featurecache.errors import BadInput, NotCached
+from featurecache.features.store import Cache
+from featurecache.images.datasets import open_dataset
+from featurecache.images.views import find_view
+from featurecache.stages.resolve import decodable, labelled_rows
+from featurecache.stages.train_head import read_run
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of a head on the `n` images of a split that could be decoded.
+
+    `loss` is the mean negative log-likelihood in nats; `classes` maps a class to {n, top1}.
+    """
+
+    run: str
+    split: str
+    view: str
+    n: int
+    top1: float
+    top3: float
+    top5: float
+    loss: float
+    classes: dict[str, Any]
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    split: str = "val",
+    view: str = "none",
+    data: str | Path = "data",
+    cache: str | Path = "data/cache",
+    seed: int | None = None,
+) -> Evaluation:
+    """Top-1/3/5, loss and per-class accuracy of a run's head on a split, seen through a view.
+
+    `seed` is the one the view was made with; by default the schedule's `augment_seed`. Raises
+    BadInput for classes that the head does not know, NotCached for vectors that are not there.
+    """
+    record = read_run(run)
+    dataset = open_dataset(data)
+    known = {name: label for label, name in enumerate(record["classes"])}
+    unknown = sorted(set(dataset.classes) - set(known))
+    if unknown:
+        raise BadInput(
+            f"{dataset.root} has {len(unknown)} classes that {run} was not trained on, as "
+            f"{unknown[0]!r}; give the --data of the same classes"
+        )
+    rows = labelled_rows(dataset, [split])
+    seed = record["schedule"]["augment_seed"] if seed is None else seed
+    wanted = find_view(view, seed)
+    backbone = record["backbone"]
+    key = records.vector_key(wanted.key(), backbone["key"], record["precision"])
+    space = Cache(cache).space(key, wanted.name, backbone["name"])
+    missing = space.missing(row.item for row in rows)
+    if missing:
+        raise NotCached(
+            f"the cache lacks {len(missing)} images of view {view} under {backbone['name']}; make "
+            f"them with: featurecache featurize --data {data} --cache {cache} "
+            f"--backbone {backbone['name']} --policy {view} with the run's settings "
+            f"(input size {backbone['key']['input_size']}, crop {backbone['key']['crop']}, "
+            f"precision {record['precision']})"
+        )
+    rows = decodable(rows, [space])
+    from featurecache.heads.mlp import Head, evaluate_predictions  # torch, after every check
+
+    head = Head.load(Path(run))
+    vectors, _ = space.vectors([row.item for row in rows])
+    labels = np.array([known[dataset.classes[row.label]] for row in rows])
+    result = evaluate_predictions(head.predict_proba(vectors), labels, record["classes"])
+    return Evaluation(str(run), split, view, len(rows), **result)

@@ -1,0 +1,138 @@
+"""Export: the vectors of a view beside the labels of a dataset, as arrays or as one file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.errors import BadInput, MissingExtra, UnknownName
+from featurecache.features.store import Cache
+from featurecache.heads.schedules import BackboneChoice
+from featurecache.images.datasets import items_of, open_dataset
+from featurecache.images.views import find_view
+from featurecache.stages.resolve import held_spaces
+
+FORMATS = ("npz", "parquet", "safetensors")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in dataset order: vectors (N, D) float32, labels (N,) int64 (-1 where there is none),
+    ids and splits (N,) str, and the class names that the labels index."""
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    splits: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote."""
+
+    path: str
+    format: str
+    rows: int
+    dim: int
+
+
+def export(
+    out: str | Path,
+    *,
+    view: str = "none",
+    backbone: str,
+    format: str | None = None,
+    split: str | None = None,
+    data: str | Path = "data",
+    cache: str | Path = "data/cache",
+    seed: int = 0,
+) -> Exported:
+    """Write a view's vectors with labels, ids and splits into one file.
+
+    `format` is npz, parquet or safetensors; by default the ending of `out`. Images that could not
+    be decoded are left out. Raises NotCached for vectors that are not there.
+    """
+    path = Path(out)
+    format = format or path.suffix.removeprefix(".")
+    if format not in FORMATS:
+        raise UnknownName("export format", format, FORMATS)
+    if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtra("export to parquet", "pyarrow", "parquet")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"{out}: its folder does not exist")
+    table = _table(data, view, backbone, split, cache, seed)
+    if format == "npz":
+        with path.open("wb") as file:  # a path without .npz would be given one
+            np.savez(
+                file,
+                allow_pickle=False,
+                features=table.vectors,
+                labels=table.labels,
+                ids=table.ids,
+                splits=table.splits,
+                classes=table.classes,
+            )
+    elif format == "safetensors":
+        from safetensors.numpy import save_file
+
+        texts = {
+            name: json.dumps(getattr(table, name).tolist()) for name in ("ids", "splits", "classes")
+        }
+        save_file({"features": table.vectors, "labels": table.labels}, path, metadata=texts)
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        names = [str(table.classes[n]) if n >= 0 else None for n in table.labels]
+        columns = {
+            "id": pyarrow.array(table.ids.tolist()),
+            "split": pyarrow.array(table.splits.tolist()),
+            "class": pyarrow.array(names, pyarrow.string()),
+            "features": pyarrow.FixedSizeListArray.from_arrays(
+                pyarrow.array(table.vectors.ravel()), table.vectors.shape[1]
+            ),
+        }
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return Exported(str(path), format, *table.vectors.shape)
+
+
+def vectors(
+    data: str | Path = "data",
+    view: str = "none",
+    backbone: str = "",
+    *,
+    split: str | None = None,
+    cache: str | Path = "data/cache",
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,), of labelled images."""
+    table = _table(data, view, backbone, split, cache, seed)
+    labelled = table.labels >= 0
+    return table.vectors[labelled], table.classes[table.labels[labelled]]
+
+
+def _table(
+    data: str | Path, view: str, backbone: str, split: str | None, cache: str | Path, seed: int
+) -> Table:
+    dataset = open_dataset(data)
+    samples = dataset.samples if split is None else dataset.split(split)
+    items, _ = items_of(samples)
+    readable = [(s, i) for s, i in zip(samples, items, strict=True) if i is not None]
+    wanted = find_view(view, seed)
+    choice = BackboneChoice(name=backbone)
+    held = [item for _, item in readable]
+    space = held_spaces(Cache(cache), {view: wanted}, choice, held, data)[view]
+    rows, fine = space.vectors(held)
+    kept = [sample for (sample, _), good in zip(readable, fine, strict=True) if good]
+    return Table(
+        rows[fine],
+        np.array([-1 if s.label is None else s.label for s in kept], np.int64),
+        np.array([s.id for s in kept], str),
+        np.array([s.split for s in kept], str),
+        np.array(dataset.classes, str),
+    )

@@ -1,0 +1,148 @@
+"""`featurecache inspect`: what a dataset holds, and which of its images can't be decoded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurecache.images.datasets import Sample, open_dataset
+from featurecache.images.decode import Undecodable, decode
+
+_THREADS = 8  # reading waits for disks, and Pillow lets go of the interpreter while it decodes
+_SLICE = 64  # images between two reports of progress
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split. `counts` is images per class name, zeros included; empty where unlabelled."""
+
+    images: int
+    labelled: int
+    classes: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes in pixels after EXIF orientation; `common_count` images are `common` = (width, height).
+
+    The least and the greatest of widths and of heights are taken apart. Of two sizes that are
+    equally common, `common` is the smaller one.
+    """
+
+    width_min: int
+    width_max: int
+    height_min: int
+    height_max: int
+    common: tuple[int, int]
+    common_count: int
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that can't be read or decoded: its id and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; `dataclasses.asdict` of it can be written as JSON.
+
+    `bytes` is the sum of the encoded sizes; `duplicates` is how many images repeat the bytes of
+    another one; `sizes` is None where no image could be decoded.
+    """
+
+    root: str
+    layout: str
+    images: int
+    classes: int
+    words: dict[str, str]
+    splits: dict[str, Split]
+    sizes: Sizes | None
+    bytes: int
+    duplicates: int
+    unreadable: list[Unreadable]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of one image: a reason, or its (width, height)."""
+
+    item: bytes | None
+    length: int
+    size: tuple[int, int] | None
+    reason: str
+
+
+def inspect(
+    data: str | Path = "data", *, progress: Callable[[int, int], None] | None = None
+) -> Inspection:
+    """Read and decode every image of the dataset at `data`; nothing is written.
+
+    `progress` is called with (images done, images in all) as the work goes on. Raises BadInput
+    where `data` is no dataset; a bad image is listed in `unreadable` and the work goes on.
+    """
+    dataset = open_dataset(data)
+    samples = dataset.samples
+
+    seen: list[_Seen] = []
+    slices = [samples[start : start + _SLICE] for start in range(0, len(samples), _SLICE)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for part in pool.map(_look_at_all, slices):
+            seen += part
+            if progress is not None:
+                progress(len(seen), len(samples))
+
+    sizes = Counter(one.size for one in seen if one.size is not None)
+    items = [one.item for one in seen if one.item is not None]
+    return Inspection(
+        root=dataset.root,
+        layout=dataset.layout,
+        images=len(samples),
+        classes=len(dataset.classes),
+        words=dict(dataset.words),
+        splits={name: _split(dataset.split(name), dataset.classes) for name in dataset.splits},
+        sizes=_sizes(sizes) if sizes else None,
+        bytes=sum(one.length for one in seen),
+        duplicates=len(items) - len(set(items)),
+        unreadable=[
+            Unreadable(sample.id, one.reason)
+            for sample, one in zip(samples, seen, strict=True)
+            if one.reason
+        ],
+    )
+
+
+def _look_at_all(samples: Sequence[Sample]) -> list[_Seen]:
+    return [_look_at(sample) for sample in samples]
+
+
+def _look_at(sample: Sample) -> _Seen:
+    try:
+        data = sample.read()
+    except OSError as error:
+        return _Seen(None, 0, None, error.strerror or str(error))
+    item = hashlib.sha256(data).digest()
+    try:
+        height, width, _ = decode(data).shape
+    except Undecodable as error:
+        return _Seen(item, len(data), None, str(error))
+    return _Seen(item, len(data), (width, height), "")
+
+
+def _split(samples: Sequence[Sample], classes: Sequence[str]) -> Split:
+    number = Counter(sample.label for sample in samples if sample.label is not None)
+    counts = {name: number[label] for label, name in enumerate(classes)} if number else {}
+    return Split(images=len(samples), labelled=number.total(), classes=len(number), counts=counts)
+
+
+def _sizes(sizes: Counter[tuple[int, int]]) -> Sizes:
+    widths, heights = zip(*sizes, strict=True)
+    common = min(sizes, key=lambda size: (-sizes[size], size))
+    return Sizes(min(widths), max(widths), min(heights), max(heights), common, sizes[common])

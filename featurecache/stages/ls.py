@@ -1,0 +1,18 @@
+"""List the spaces of a cache, from their records alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featurecache.errors import BadInput
+from featurecache.features.store import Cache
+from featurecache.stages.resolve import described
+
+
+def ls(cache: str | Path = "data/cache") -> list[dict[str, object]]:
+    """Each space of the cache: space, view, backbone (None for kept pictures), rows, bytes,
+    root_hash. Raises BadInput where there is no cache."""
+    opened = Cache(cache)
+    if not opened.exists:
+        raise BadInput(f"no cache at {cache} yet; `featurecache featurize` makes one")
+    return [described(space) for space in opened.spaces()]

@@ -1,0 +1,91 @@
+"""Look at policies: list them, print one, draw a contact sheet of what one does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from featurecache.errors import BadInput
+from featurecache.images.datasets import items_of, open_dataset
+from featurecache.images.decode import Undecodable
+from featurecache.images.policies import find_policy, shipped
+from featurecache.images.views import View, original
+
+TILE = 128  # pixels, both sides
+GAP = 4
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet: `images` rows, the original and `draws` draws of each beside it."""
+
+    path: str
+    images: int
+    draws: int
+
+
+def policies() -> list[dict[str, str]]:
+    """{name, description} of `none` and of each shipped policy."""
+    rows = [{"name": "none", "description": "The image as it was decoded."}]
+    for name in shipped():
+        rows.append({"name": name, "description": find_policy(name).description})
+    return rows
+
+
+def show(name: str) -> str:
+    """The YAML text of a policy: a shipped one's name, or a file's path."""
+    if name == "none":
+        raise BadInput("'none' is the empty policy: there is nothing to show")
+    policy = find_policy(name)
+    path = policy.source or shipped()[name]
+    return path.read_text(encoding="utf-8")
+
+
+def preview(
+    name: str,
+    out: str | Path,
+    *,
+    data: str | Path = "data",
+    images: int = 8,
+    draws: int = 5,
+    seed: int = 0,
+) -> Sheet:
+    """Draw a contact sheet: each row an original and draws 1, 2, … of the policy beside it.
+
+    The images are spread evenly over the dataset; those that can't be decoded are passed over.
+    """
+    if images < 1 or draws < 1:
+        raise BadInput("a sheet needs at least 1 image and 1 draw")
+    policy = find_policy(name)
+    views = [View(policy, draw, seed) for draw in range(1, draws + 1)]
+    views[0].check()
+    samples = open_dataset(data).samples
+    spread = np.linspace(0, len(samples) - 1, min(len(samples), images * 2)).astype(int)
+    rows: list[list[np.ndarray]] = []
+    for sample in [samples[i] for i in spread]:
+        (item,), _ = items_of([sample])
+        if item is None or len(rows) == images:
+            continue
+        try:
+            pixels = original(sample, item)
+        except Undecodable:  # `inspect` lists them; a sheet shows what can be seen
+            continue
+        rows.append([pixels, *(view.picture(pixels, item) for view in views)])
+    if not rows:
+        raise BadInput(f"{data}: no image could be decoded; see `featurecache inspect`")
+    step = TILE + GAP
+    sheet = Image.new("RGB", (step * (draws + 1) + GAP, step * len(rows) + GAP), "white")
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            tile = Image.fromarray(pixels)
+            scale = TILE / max(tile.size)
+            size = (max(1, round(tile.width * scale)), max(1, round(tile.height * scale)))
+            sheet.paste(tile.resize(size), (GAP + x * step, GAP + y * step))
+    try:
+        sheet.save(out)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{out}: the sheet can't be written ({error})") from error
+    return Sheet(str(out), len(rows), draws)

@@ -1,0 +1,102 @@
+"""What people see: progress, tables, errors. Everything here goes to stderr but results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featurecache.executors import Progress, silent
+
+LINE_EVERY = 10.0  # seconds between lines when the output is no terminal
+
+
+def progress(quiet: bool) -> Progress:
+    """A bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+    if quiet:
+        return silent
+    return _Bar() if sys.stderr.isatty() else _Lines()
+
+
+class _Lines:
+    """`featurize (0 hits): 512 of 5,391, 170.2/s, 28 s left`, at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self._started = self._shown = time.monotonic()
+        self._what = ""
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        kind = what.split(" (")[0]
+        if kind != self._what:
+            self._what, self._started = kind, now
+        if done < total and now - self._shown < LINE_EVERY:
+            return
+        self._shown = now
+        rate = done / max(now - self._started, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if 0 < done < total else ""
+        print(f"{what}: {done:,} of {total:,}, {rate:,.1f}/s{left}", file=sys.stderr, flush=True)
+
+
+class _Bar:
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(f"{task.speed or 0:,.1f}/s")
+
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task: Any = None
+        self._what = ""
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        kind = what.split(" (")[0]
+        if kind != self._what:
+            self._what = kind
+            self._task = self._progress.add_task(what, total=total or None)
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total or None, description=what)
+        if done >= total > 0:
+            self._progress.stop()
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+    """Rows of the same keys as a table on stdout. Text is shown as it is, markup and all."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    wide = None if sys.stdout.isatty() else 200  # a pipe has no width to fit into
+    shown = Table(title=title)
+    for name, value in rows[0].items():
+        number = isinstance(value, int | float)
+        shown.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(_text(value)) for value in row.values()))
+    Console(width=wide).print(shown)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "" if value is None else str(value)

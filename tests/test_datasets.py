@@ -1,0 +1,362 @@
+"""What is found in folders, CSV files and scikit-learn's digits; and every refusal."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurecache.errors import BadInput, UnknownName
+from featurecache.images.datasets import items_of, open_dataset
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write files (path -> text, or paths alone) below a new folder; gives the folder."""
+
+    def write(*names, **texts):
+        root = tmp_path / "d"
+        root.mkdir(exist_ok=True)
+        for name in names:
+            file = root / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(name.encode())
+        for name, text in texts.items():
+            (root / f"{name}.csv").write_text(text, encoding="utf-8")
+        return root
+
+    return write
+
+
+def rows(dataset):
+    """(id, class name, split) of every sample, in order."""
+    names = [*dataset.classes, None]
+    return [(s.id, names[-1 if s.label is None else s.label], s.split) for s in dataset.samples]
+
+
+# ---- digits ----
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    dataset = open_dataset("digits")
+    assert (len(dataset.split("train")), len(dataset.split("val"))) == (1438, 359)
+    assert dataset.splits == ("train", "val")
+    assert dataset.classes == tuple("0123456789")
+    by_id = {sample.id: sample for sample in dataset.samples}
+    images, labels = load_digits(return_X_y=True)
+    for index in (0, 4, 1796):
+        sample = by_id[f"{index:04}"]
+        assert sample.label == labels[index]
+        assert sample.split == ("val" if index % 5 == 4 else "train")
+        head, pixels = sample.read()[:11], sample.read()[11:]
+        assert head == b"P5\n8 8\n255\n"
+        assert list(pixels) == [int(value * 255 / 16 + 0.5) for value in images[index]]
+
+
+def test_a_folder_called_digits_is_a_folder(make, monkeypatch):
+    monkeypatch.chdir(make("digits/cat/a.jpg", "digits/dog/b.jpg"))
+    assert open_dataset(Path("digits")).classes == ("cat", "dog")
+    assert open_dataset("./digits").classes == ("cat", "dog")
+    assert open_dataset("digits").layout == "digits"
+
+
+# ---- class folders and split folders ----
+
+
+def test_class_folders(make):
+    root = make("dog/2.PNG", "dog/1.jpg", "cat/deep/er/3.webp", "cat/notes.txt", ".git/x.jpg")
+    dataset = open_dataset(root)
+    assert dataset.layout == "class folders"
+    assert rows(dataset) == [
+        ("cat/deep/er/3.webp", "cat", "train"),
+        ("dog/1.jpg", "dog", "train"),
+        ("dog/2.PNG", "dog", "train"),
+    ]
+    assert dataset.samples[0].read() == b"cat/deep/er/3.webp"
+    assert dataset.words == {}
+    with pytest.raises(UnknownName, match=r"unknown split 'tran'.*train"):
+        dataset.split("tran")
+
+
+def test_sources_do_not_depend_on_the_working_directory(make, monkeypatch, tmp_path):
+    monkeypatch.chdir(make("cat/1.jpg").parent)
+    dataset = open_dataset("d")
+    assert dataset.root == "d"
+    monkeypatch.chdir("/")
+    assert dataset.samples[0].read() == b"cat/1.jpg"
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_split_folders_with_an_unlabelled_test(make, val):
+    root = make("train/b/1.jpg", "train/a/2.jpg", f"{val}/b/3.jpg", "test/4.jpg", "docs/x.txt")
+    dataset = open_dataset(root)
+    assert dataset.layout == "split folders"
+    assert dataset.splits == ("train", "val", "test")
+    assert rows(dataset) == [
+        ("train/a/2.jpg", "a", "train"),
+        ("train/b/1.jpg", "b", "train"),
+        (f"{val}/b/3.jpg", "b", "val"),
+        ("test/4.jpg", None, "test"),
+    ]
+
+
+def test_a_labelled_test(make):
+    dataset = open_dataset(make("train/a/1.jpg", "test/a/2.jpg"))
+    assert rows(dataset) == [("train/a/1.jpg", "a", "train"), ("test/a/2.jpg", "a", "test")]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train/a/1.jpg", "val/b/2.jpg"], "class 'b'.*not in split train"),
+        (["train/a/1.jpg", "val/2.jpg"], "outside the class folders"),
+        (["train/a/1.jpg", "test/a/2.jpg", "test/3.jpg"], "outside the class folders"),
+        (["train/a/1.jpg", "cat/2.jpg"], "both split folders and cat/"),
+        (["train/a/1.jpg", "val/a/2.jpg", "valid/a/3.jpg"], "both split val"),
+        (["train/a/1.jpg", "2.jpg"], "outside the split folders"),
+        (["train/a/1.jpg", "val/x.txt"], "no class folders"),
+        (["cat/1.jpg", "dog/readme.txt"], "d/dog: a class folder without images"),
+        (["cat/1.jpg", "2.jpg"], "outside the class folders"),
+        (["1.jpg"], "no images in folders.*path,label"),
+        ([".gitkeep"], "no images in folders.*path,label"),
+        (["CACHE.json", "cat/1.jpg"], "a cache or a run"),
+    ],
+)
+def test_folders_that_are_refused(make, names, message):
+    with pytest.raises(BadInput, match=message):
+        open_dataset(make(*names))
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(BadInput, match=r"no such file.*\.csv.*digits"):
+        open_dataset(tmp_path / "nothing")
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(BadInput, match="not a dataset"):
+        open_dataset(tmp_path / "a.txt")
+
+
+def test_caches_and_runs_are_passed_over(make):
+    root = make(
+        "cat/1.jpg", "dog/2.jpg",
+        "cache/CACHE.json", "cache/views/3.jpg",
+        "runs/run.json", "runs/4.jpg",
+        "cat/cache/CACHE.json", "cat/cache/5.jpg",
+    )  # fmt: skip
+    assert [sample.id for sample in open_dataset(root).samples] == ["cat/1.jpg", "dog/2.jpg"]
+
+
+def test_a_single_folder_stands_for_what_it_holds(make):
+    root = make(".gitkeep", "cache/CACHE.json", "x/y/train/a/1.jpg", "x/y/val/a/2.jpg")
+    dataset = open_dataset(root)
+    assert dataset.root == f"{root.as_posix()}/x/y"
+    assert [sample.id for sample in dataset.samples] == ["train/a/1.jpg", "val/a/2.jpg"]
+
+
+def test_a_single_folder_of_images_is_one_class(make):
+    assert rows(open_dataset(make("cat/1.jpg"))) == [("cat/1.jpg", "cat", "train")]
+
+
+def test_a_linked_dataset_is_followed_and_a_loop_is_refused(make, tmp_path):
+    root = make("cat/1.jpg", "dog/2.jpg")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(root, target_is_directory=True)
+    assert len(open_dataset(tmp_path / "data").samples) == 2
+    (root / "cat" / "up").symlink_to(root, target_is_directory=True)
+    with pytest.raises(BadInput, match="a link to a folder that holds it"):
+        open_dataset(root)
+
+
+def test_only_files_are_samples(make, tmp_path, monkeypatch):
+    root = make("cat/1.jpg", "cat/folder.jpg/x.txt")
+    os.mkfifo(root / "cat" / "pipe.jpg")
+    monkeypatch.chdir(root / "cat")  # the address of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.jpg")
+    (root / "cat" / "link.jpg").symlink_to(root / "cat" / "1.jpg")
+    assert [s.id for s in open_dataset(root).samples] == ["cat/1.jpg", "cat/link.jpg"]
+
+
+def test_names_that_are_not_utf8_are_refused(make):
+    root = make("cat/1.jpg")
+    Path(os.fsdecode(os.fsencode(root) + b"/cat/\xff.jpg")).touch()
+    with pytest.raises(BadInput, match="not UTF-8"):
+        open_dataset(root)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.permutations(["train/a/10.jpg", "train/a/9.jpg", "train/b/1.jpg", "val/a/2.jpg"]))
+def test_the_order_of_listing_does_not_matter(tmp_path, monkeypatch, names):
+    root = tmp_path / "o"
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    rank = {Path(name).name: position for position, name in enumerate(names)}
+    scandir = os.scandir
+
+    class Shuffled:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def __enter__(self):
+            with scandir(self.folder) as entries:
+                return iter(sorted(entries, key=lambda e: rank.get(e.name, -1)))
+
+        def __exit__(self, *_):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", Shuffled)
+        ids = [sample.id for sample in open_dataset(root).samples]
+    assert ids == ["train/a/10.jpg", "train/a/9.jpg", "train/b/1.jpg", "val/a/2.jpg"]
+
+
+# ---- Tiny ImageNet ----
+
+TINY = (
+    "train/n02/images/n02_0.JPEG", "train/n01/images/n01_0.JPEG", "train/n01/images/n01_1.JPEG",
+    "train/n01/n01_boxes.txt", "val/images/val_0.JPEG", "val/images/val_1.JPEG",
+    "test/images/test_0.JPEG",
+)  # fmt: skip
+
+
+def tiny(make, annotations):
+    root = make(*TINY)
+    (root / "val" / "val_annotations.txt").write_text(annotations)
+    (root / "words.txt").write_text("n01\tgoldfish, Carassius\nn02\tbarn owl\nn03\tunused\n")
+    return root
+
+
+def test_tiny_imagenet(make):
+    root = tiny(make, "val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t0\t0\t9\t9\n")
+    dataset = open_dataset(root)
+    assert dataset.layout == "tiny-imagenet"
+    assert dataset.classes == ("n01", "n02")
+    assert dataset.words == {"n01": "goldfish, Carassius", "n02": "barn owl"}
+    assert rows(dataset) == [
+        ("train/n01/images/n01_0.JPEG", "n01", "train"),
+        ("train/n01/images/n01_1.JPEG", "n01", "train"),
+        ("train/n02/images/n02_0.JPEG", "n02", "train"),
+        ("val/images/val_0.JPEG", "n02", "val"),  # by the annotations, not by the order
+        ("val/images/val_1.JPEG", "n01", "val"),
+        ("test/images/test_0.JPEG", None, "test"),
+    ]
+    assert open_dataset(root.parent).samples == dataset.samples
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ("val_0.JPEG\tn01\n", "val_1.JPEG: not in .*val_annotations.txt"),
+        ("val_0.JPEG\tn01\nval_1.JPEG\tn01\nval_2.JPEG\tn01\n", "1 images are not.*val_2.JPEG"),
+        ("val_0.JPEG\tn01\nval_1.JPEG\tn09\n", "class 'n09'.*not in split train"),
+        ("val_0.JPEG\tn01\nval_0.JPEG\tn02\n", "line 2: val_0.JPEG has two classes"),
+        ("val_0.JPEG n01\n", "line 1: expected file<TAB>wnid"),
+    ],
+)
+def test_tiny_imagenet_that_is_refused(make, annotations, message):
+    with pytest.raises(BadInput, match=message):
+        open_dataset(tiny(make, annotations))
+
+
+# ---- CSV ----
+
+
+def test_csv(make, tmp_path):
+    outside = tmp_path / "outside.jpg"
+    outside.write_bytes(b"outside")
+    root = make("z/1.jpg", "2.jpg", "3.jpg", "a,b.jpg")
+    table = root / "table.csv"
+    table.write_text(
+        "\ufeffid,path, label,split\n"
+        f'7,z/1.jpg,dog,\n8,"a,b.jpg",cat,train\n9,./2.jpg,cat,valid\n\n10,3.jpg,,test\n'
+        f"11,{root}/2.jpg,cat,val\n12,../outside.jpg,dog,train\n13,{outside},dog,train\n",
+        encoding="utf-8",
+    )
+    dataset = open_dataset(table)
+    assert dataset.layout == "csv"
+    assert rows(dataset) == [
+        ("../outside.jpg", "dog", "train"),
+        ("a,b.jpg", "cat", "train"),
+        ("z/1.jpg", "dog", "train"),
+        ("2.jpg", "cat", "val"),
+        ("3.jpg", None, "test"),
+    ]
+    assert [sample.read() for sample in dataset.samples][:3] == [b"outside", b"a,b.jpg", b"z/1.jpg"]
+
+
+def test_csv_in_the_working_directory_without_splits(make, monkeypatch):
+    monkeypatch.chdir(make("1.jpg", t="path,label\n1.jpg,a\n"))
+    assert rows(open_dataset("t.csv")) == [("1.jpg", "a", "train")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected one column 'path'; there are none"),
+        ("paths,label\n1.jpg,a\n", "expected one column 'path'; nearest: paths"),
+        ("path,label,label\n1.jpg,a,b\n", "expected one column 'label'"),
+        ("path,label\n", "holds no rows"),
+        ("path,label\n1.jpg\n", "line 2: 1 values, the header has 2"),
+        ("path,label\n1.jpg,a,b\n", "line 2: 3 values"),
+        ("path,label\n,a\n", "line 2: the path is empty"),
+        ("path,label\n1.jpg,\n", "line 2: no label"),
+        ("path,label,split\n1.jpg,a,vall\n", "line 2: unknown split 'vall'; nearest: val"),
+        ("path,label\n1.jpg,a\nd/../1.jpg,b\n", "lines 2 and 3: .* has two labels"),
+        ("path,label,split\n1.jpg,a,train\n1.jpg,a,val\n", "lines 2 and 3: .* has two splits"),
+        ("path,label,split\n1.jpg,a,train\n2.jpg,b,val\n", "class 'b'.*not in split train"),
+        ('path,label\n"1.jpg,a\n', "not valid CSV"),
+        (
+            "path,label\n" + "".join(f"no{i}.jpg,a\n" for i in range(7)),
+            r"7 files are not there: no0.jpg \(line 2\), .*no4.jpg \(line 6\) and 2 more",
+        ),
+    ],
+)
+def test_csv_that_is_refused(make, text, message):
+    with pytest.raises(BadInput, match=message):
+        open_dataset(make("1.jpg", "2.jpg", t=text) / "t.csv")
+
+
+def test_csv_that_is_not_utf8(make):
+    root = make("1.jpg")
+    (root / "t.csv").write_bytes(b"path,label\n1.jpg,\xff\n")
+    with pytest.raises(BadInput, match="UTF-8"):
+        open_dataset(root / "t.csv")
+
+
+# ---- items ----
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_items_are_in_order_and_failures_are_listed(make, threads):
+    root = make(*(f"cat/{i:04}.jpg" for i in range(600)))
+    (root / "cat" / "0002b.jpg").symlink_to(root / "gone.jpg")
+    dataset = open_dataset(root)
+    (root / "cat" / "0300.jpg").unlink()
+    items, reasons = items_of(dataset.samples, threads=threads)
+    assert reasons == {
+        "cat/0002b.jpg": "No such file or directory",
+        "cat/0300.jpg": "No such file or directory",
+    }
+    assert items == [
+        None if sample.id in reasons else hashlib.sha256(sample.id.encode()).digest()
+        for sample in dataset.samples
+    ]
+    assert items_of([]) == ([], {})
+
+
+def test_the_module_imports_no_heavy_library():
+    code = (
+        "import sys, featurecache.stages.inspect\n"
+        "print(sorted({'torch','timm','imgaug','pandas','sklearn','scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,307 @@
+"""The decode rule, pixel by pixel; and that broken bytes raise Undecodable and nothing else."""
+
+import io
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from featurecache.images import decode as module
+from featurecache.images.decode import Undecodable, decode
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+WHITE = [255, 255, 255]
+
+
+def encoded(image, format, **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, depth, colour, rows, *chunks):
+    """A PNG written by hand: Pillow can't write 16-bit colour, nor a wrong header."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def oriented(number):
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_lossless_formats_give_the_pixels_back(format, options):
+    pixels = decode(encoded(Image.fromarray(RGB), format, **options))
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous and pixels.flags.owndata and pixels.flags.writeable
+    assert np.array_equal(pixels, RGB)
+
+
+# What a viewer shows for each EXIF orientation, in NumPy's words.
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("number", TURNED)
+def test_exif_orientation_is_applied_once(format, number):
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(Image.fromarray(RGB), format, exif=oriented(number), **options)
+    assert np.array_equal(decode(data), TURNED[number](RGB))
+
+
+def test_exif_orientation_of_a_jpeg():
+    image = Image.fromarray(RGB)
+    plain = decode(encoded(image, "JPEG"))
+    assert np.array_equal(decode(encoded(image, "JPEG", exif=oriented(6))), np.rot90(plain, -1))
+
+
+@pytest.mark.parametrize("number", [0, 9, 77])
+def test_an_orientation_that_is_none_is_one(number):
+    assert np.array_equal(decode(encoded(Image.fromarray(RGB), "PNG", exif=oriented(number))), RGB)
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"MM"])
+def test_corrupt_exif_counts_as_orientation_one(exif):
+    image = Image.fromarray(RGB)
+    assert np.array_equal(decode(encoded(image, "PNG", exif=exif)), RGB)
+    assert np.array_equal(decode(encoded(image, "JPEG", exif=exif)), decode(encoded(image, "JPEG")))
+
+
+def test_cmyk_jpeg_becomes_rgb():
+    orange = Image.new("CMYK", (16, 16), (0, 128, 255, 0))
+    pixels = decode(encoded(orange, "JPEG", quality=95))
+    assert np.abs(pixels.astype(int) - (255, 127, 0)).max() <= 4
+
+
+def test_cmyk_tiff_becomes_rgb_exactly():
+    image = Image.frombytes("CMYK", (2, 1), bytes([0, 0, 0, 0, 255, 0, 0, 0]))
+    assert decode(encoded(image, "TIFF")).tolist() == [[WHITE, [0, 255, 255]]]
+
+
+def test_grey_is_replicated():
+    assert decode(b"P5\n2 1\n255\n\x07\xc8").tolist() == [[[7, 7, 7], [200, 200, 200]]]
+    grey = decode(encoded(Image.fromarray(RGB[:, :, 0]), "JPEG"))
+    assert np.array_equal(grey[:, :, 0], grey[:, :, 2])
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM"])
+def test_one_bit_is_0_or_255(format):
+    image = Image.fromarray(np.array([[0, 255, 255]], dtype=np.uint8)).convert("1")
+    assert decode(encoded(image, format)).tolist() == [[[0, 0, 0], WHITE, WHITE]]
+
+
+def palette_image():
+    image = Image.new("P", (3, 1))
+    image.putpalette([1, 2, 3, 40, 50, 60, 7, 8, 9])
+    image.putdata([1, 0, 2])
+    return image
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF", "BMP", "TIFF"])
+def test_palettes_are_expanded(format):
+    assert decode(encoded(palette_image(), format)).tolist() == [
+        [[40, 50, 60], [1, 2, 3], [7, 8, 9]]
+    ]
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_a_transparent_palette_entry_is_white(format):
+    assert decode(encoded(palette_image(), format, transparency=0)).tolist() == [
+        [[40, 50, 60], WHITE, [7, 8, 9]]
+    ]
+
+
+def test_palette_with_an_alpha_per_entry():
+    data = encoded(palette_image(), "PNG", transparency=bytes([0, 255, 51]))  # 51/255 = 0.2
+    assert decode(data).tolist() == [[[40, 50, 60], WHITE, [205, 206, 206]]]
+
+
+@pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_alpha_is_composited_over_white_with_exact_rounding(format, options):
+    colour, alpha = np.meshgrid(np.arange(0, 256, 5), np.arange(1, 256, 6))
+    rgba = np.stack([colour, 255 - colour, colour // 2, alpha], axis=2).astype(np.uint8)
+    share = rgba[:, :, 3:].astype(float) / 255
+    want = np.floor(rgba[:, :, :3] * share + 255 * (1 - share) + 0.5)
+    data = encoded(Image.fromarray(rgba), format, exact=True, **options)
+    assert np.array_equal(decode(data), want)
+
+
+def test_grey_with_alpha():
+    image = Image.frombytes("LA", (3, 1), bytes([0, 255, 0, 0, 100, 51]))
+    assert decode(encoded(image, "PNG")).tolist() == [[[0, 0, 0], WHITE, [224, 224, 224]]]
+
+
+def test_transparent_colours_are_white():
+    rgb = png(2, 1, 8, 2, [bytes([1, 2, 3, 4, 5, 6])], chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)))
+    assert decode(rgb).tolist() == [[WHITE, [4, 5, 6]]]
+    grey = png(2, 1, 8, 0, [b"\x01\x02"], chunk(b"tRNS", struct.pack(">H", 1)))
+    assert decode(grey).tolist() == [[WHITE, [2, 2, 2]]]
+    # All 16 bits must agree, though only the high byte is kept.
+    deep = png(
+        2, 1, 16, 0, [struct.pack(">2H", 0x1234, 0x1235)], chunk(b"tRNS", struct.pack(">H", 0x1234))
+    )
+    assert decode(deep).tolist() == [[WHITE, [0x12] * 3]]
+
+
+def test_sixteen_bit_keeps_the_high_byte():
+    values = np.array([[0x00FF, 0x0100, 0x80FF, 0xFFFF]], dtype=np.uint16)
+    want = [[[0] * 3, [1] * 3, [0x80] * 3, WHITE]]
+    assert decode(encoded(Image.fromarray(values), "PNG")).tolist() == want
+    assert decode(encoded(Image.fromarray(values), "TIFF")).tolist() == want
+    big_endian = Image.fromarray(values.astype(">u2"))
+    assert big_endian.mode == "I;16B"
+    assert decode(encoded(big_endian, "TIFF")).tolist() == want
+
+
+def test_sixteen_bit_colour_png_keeps_the_high_byte():
+    rgb = png(1, 1, 16, 2, [struct.pack(">3H", 0x12FF, 0x80FF, 0x00FF)])
+    assert decode(rgb).tolist() == [[[0x12, 0x80, 0]]]
+    rgba = png(1, 1, 16, 6, [struct.pack(">4H", 0x12FF, 0x80FF, 0x00FF, 0xFFFF)])
+    assert decode(rgba).tolist() == [[[0x12, 0x80, 0]]]
+    grey_alpha = png(1, 1, 16, 4, [struct.pack(">2H", 0x12FF, 0x00FF)])
+    assert decode(grey_alpha).tolist() == [[WHITE]]
+
+
+def test_deep_netpbm_is_scaled_to_255():
+    assert decode(b"P5\n3 1\n65535\n\x00\x00\x80\x00\xff\xff").tolist() == [
+        [[0] * 3, [128] * 3, WHITE]
+    ]
+    assert decode(b"P6\n1 1\n65535\n\x00\x00\x80\x00\xff\xff").tolist() == [[[0, 128, 255]]]
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_the_first_frame_of_many(format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    pixels = decode(data)
+    assert pixels.shape == (8, 16, 3)
+    assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 1  # MPO is JPEG
+
+
+def test_icc_profiles_are_ignored():
+    assert np.array_equal(decode(encoded(Image.fromarray(RGB), "PNG", icc_profile=b"no icc")), RGB)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_32_bit_pixels_are_refused(dtype):
+    with pytest.raises(Undecodable, match="32-bit"):
+        decode(encoded(Image.fromarray(np.ones((2, 2), dtype)), "TIFF"))
+
+
+@pytest.mark.parametrize("width", [10_000, 20_000, 60_000])
+def test_too_many_pixels_are_refused_from_the_header(width, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(Undecodable, match="100,000,000 pixels"):
+        decode(png(width, 10_001, 8, 2, []))
+
+
+def test_at_the_limit_pillow_neither_warns_nor_refuses(monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 35)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    assert decode(encoded(Image.fromarray(RGB), "PNG")).shape == (5, 7, 3)
+    with pytest.raises(Undecodable, match="6x6"):
+        decode(encoded(Image.new("RGB", (6, 6)), "PNG"))
+
+
+def test_warnings_do_not_leak_from_threads():
+    data = encoded(Image.fromarray(RGB), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with ThreadPoolExecutor(4) as pool:
+            pictures = list(pool.map(decode, [data] * 40))
+        assert not seen
+        warnings.warn("ours still show", stacklevel=1)
+        assert len(seen) == 1
+    assert all(np.array_equal(picture, pictures[0]) for picture in pictures)
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"<svg/>", b"\xff\xd8\xff", b"GIF89a"])
+def test_what_is_no_image(data):
+    with pytest.raises(Undecodable) as caught:
+        decode(data)
+    assert " at 0x" not in str(caught.value)
+    assert str(caught.value)
+
+
+def test_other_formats_are_refused():
+    with pytest.raises(Undecodable, match="JPEG, PNG, BMP, GIF, PPM, TIFF, WEBP"):
+        decode(encoded(Image.fromarray(RGB), "TGA"))
+
+
+SEEDS = {
+    "jpeg": encoded(Image.fromarray(RGB), "JPEG", exif=oriented(6)),
+    "progressive": encoded(Image.fromarray(RGB), "JPEG", progressive=True),
+    "png": encoded(Image.fromarray(RGB), "PNG", exif=oriented(3)),
+    "palette": encoded(palette_image(), "PNG", transparency=0),
+    "gif": encoded(Image.fromarray(RGB), "GIF"),
+    "tiff": encoded(Image.fromarray(RGB), "TIFF"),
+    "webp": encoded(Image.fromarray(RGB), "WEBP", exif=oriented(8)),
+    "bmp": encoded(Image.fromarray(RGB), "BMP"),
+    "ppm": encoded(Image.fromarray(RGB), "PPM"),
+    "plain ppm": b"P3\n2 1\n65535\n1 2 3 4 5 65535\n",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SEEDS.keys() - {"palette", "plain ppm"}))
+def test_truncated_files_are_refused(name):
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    format = {"progressive": "JPEG"}.get(name, name.upper())
+    data = encoded(noise, format, **({"progressive": True} if name == "progressive" else {}))
+    decode(data)
+    for cut in (len(data) // 2, len(data) * 9 // 10):
+        with pytest.raises(Undecodable):
+            decode(data[:cut])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    name=st.sampled_from(sorted(SEEDS)),
+    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=8),
+    keep=st.one_of(st.none(), st.integers(0, 10_000)),
+)
+def test_mutated_files_raise_undecodable_or_decode_twice_alike(name, flips, keep):
+    data = bytearray(SEEDS[name])
+    for place, value in flips:
+        data[place % len(data)] = value
+    mutated = bytes(data[: keep % (len(data) + 1)] if keep is not None else data)
+    try:
+        pixels = decode(mutated)
+    except Undecodable as error:
+        assert str(error) and "\n" not in str(error) and " at 0x" not in str(error)
+    else:
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        assert np.array_equal(decode(mutated), pixels)

@@ -1,0 +1,72 @@
+"""`inspect`: what it counts, and the bad images it lists."""
+
+import dataclasses
+import json
+
+import pytest
+from PIL import Image
+
+from featurecache.errors import BadInput
+from featurecache.stages.inspect import Sizes, Unreadable, inspect
+
+
+def save(path, size, colour=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (colour, 0, 0)).save(path, **options)
+
+
+def test_inspect(tmp_path):
+    save(tmp_path / "train/cat/1.png", (8, 6), 1)
+    save(tmp_path / "train/cat/2.png", (8, 6), 2)
+    save(tmp_path / "train/dog/3.png", (4, 9), 3)
+    save(tmp_path / "val/cat/4.png", (8, 6), 1)  # the bytes of 1.png
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "test/5.png", (20, 3), 5, exif=exif)  # stands: 3 wide, 20 high
+    save(tmp_path / "test/6.jpg", (64, 64), 6)
+    whole = (tmp_path / "test/6.jpg").read_bytes()
+    (tmp_path / "test/6.jpg").write_bytes(whole[:-10])
+    (tmp_path / "test/7.jpg").symlink_to(tmp_path / "gone.jpg")
+    total = sum(file.stat().st_size for file in tmp_path.rglob("*.*g") if file.exists())
+    calls = []
+
+    found = inspect(tmp_path, progress=lambda done, of: calls.append((done, of)))
+
+    assert (found.root, found.layout) == (tmp_path.as_posix(), "split folders")
+    assert (found.images, found.classes, found.duplicates) == (7, 2, 1)
+    assert found.bytes == total
+    assert found.sizes == Sizes(
+        width_min=3, width_max=8, height_min=6, height_max=20, common=(8, 6), common_count=3
+    )
+    assert list(found.splits) == ["train", "val", "test"]
+    assert dataclasses.astuple(found.splits["train"]) == (3, 3, 2, {"cat": 2, "dog": 1})
+    assert dataclasses.astuple(found.splits["val"]) == (1, 1, 1, {"cat": 1, "dog": 0})
+    assert dataclasses.astuple(found.splits["test"]) == (3, 0, 0, {})
+    truncated, gone = found.unreadable
+    assert truncated.path == "test/6.jpg" and "truncated" in truncated.reason
+    assert gone == Unreadable("test/7.jpg", "No such file or directory")
+    assert calls == [(7, 7)]
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["sizes"]["common"] == [8, 6]
+
+
+def test_nothing_decodable(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        (tmp_path / "cat" / name).write_bytes(b"")
+    found = inspect(tmp_path)
+    assert found.sizes is None
+    assert found.duplicates == 2
+    assert [bad.path for bad in found.unreadable] == ["cat/1.jpg", "cat/2.jpg", "cat/3.jpg"]
+
+
+def test_progress_goes_on_in_slices():
+    calls = []
+    found = inspect("digits", progress=lambda done, of: calls.append((done, of)))
+    assert found.sizes == Sizes(8, 8, 8, 8, (8, 8), 1797)
+    assert calls[0] == (64, 1797) and calls[-1] == (1797, 1797)
+    assert calls == sorted(set(calls))
+
+
+def test_no_dataset(tmp_path):
+    with pytest.raises(BadInput, match="no images"):
+        inspect(tmp_path)
