@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def link_new(path: Path, data: bytes) -> bool:
-    """Give `data` this name unless the name is taken: of several writers at once one wins (True)."""
+    """Give `data` this name unless it is taken: of several writers at once one wins (True)."""
     with _temporary(path, data) as temporary:
         try:
             os.link(temporary, path)

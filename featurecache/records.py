@@ -63,12 +63,18 @@ def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
 
 
 def differences(a: Any, b: Any, at: str = "") -> list[str]:
-    """Paths of the fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`."""
+    """The fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`."""
     if isinstance(a, dict) and isinstance(b, dict):
         found = []
         for name in sorted(a.keys() | b.keys()):
             found += differences(a.get(name), b.get(name), f"{at}.{name}" if at else name)
         return found
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [
+            d
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+            for d in differences(x, y, f"{at}.{i}")
+        ]
     return [] if a == b else [f"{at}: {_short(a)} / {_short(b)}"]
 
 

@@ -172,21 +172,6 @@ def test_weights_are_no_pickle(tmp_path: Path) -> None:
     assert state["0.weight"].shape == (6, 4)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mlp.write_whole(tmp_path / "file", b"old")
-
-    def full(_: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        mlp.write_whole(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 def test_metrics_by_hand() -> None:
     classes = list("abcdefg")
     probabilities = np.zeros((4, 7))

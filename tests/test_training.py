@@ -17,7 +17,8 @@ from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.heads import training
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.training import Row, Trained, drop_shared, mixture, split_items, train
+from featurecache.heads.splits import drop_shared, split_items
+from featurecache.heads.training import Row, Trained, mixture, train
 
 NAMES = ["cat", "dog", "owl"]
 ROWS, WIDTH = 90, 8

@@ -339,7 +339,7 @@ def _digest_of_tensors(module: Any) -> str:
     for name, tensor in sorted(_without_counters(module.state_dict()).items()):
         head = [name, str(tensor.dtype), list(tensor.shape)]
         total.update(records.canonical(head))
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

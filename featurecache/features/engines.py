@@ -85,10 +85,9 @@ class OpenVINOEngine:
         shape = (self.micro_batch, size, size, 3)
         module = _with_normalisation(backbone, torch.float32)
         with torch.no_grad(), warnings.catch_warnings():
-            # The tracer that OpenVINO's converter runs is deprecated in torch, and warns of shapes
-            # becoming constants: they are constant here.
-            for kind in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
-                warnings.simplefilter("ignore", kind)
+            # OpenVINO's converter runs torch's tracer, which is deprecated and warns of shapes that
+            # become constants: here they are constant.
+            warnings.simplefilter("ignore")
             model = openvino.convert_model(
                 module, example_input=torch.zeros(shape, dtype=torch.uint8)
             )
@@ -184,6 +183,8 @@ def _with_normalisation(backbone: Backbone, dtype: Any) -> Any:
         def __init__(self, network: torch.nn.Module, preprocess: Preprocess) -> None:
             super().__init__()
             self.network = network
+            self.mean: torch.Tensor
+            self.std: torch.Tensor
             shape = (1, -1, 1, 1)
             self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(shape))
             self.register_buffer("std", torch.tensor(preprocess.std).reshape(shape))

@@ -108,9 +108,9 @@ def check_hdf5(data: bytes, layout: Mapping[str, Array]) -> str | None:
 def row_bytes(arrays: Mapping[str, np.ndarray], row: int) -> bytes:
     """The content of one row: its vector's bytes, or its picture's."""
     if "features" in arrays:
-        return arrays["features"][row].tobytes()
+        return bytes(arrays["features"][row].data)
     start, end = arrays["offsets"][row : row + 2]
-    return arrays["pictures"][int(start) : int(end)].tobytes()
+    return bytes(arrays["pictures"][int(start) : int(end)].data)
 
 
 def row_hash(item: bytes, status: int, content: bytes) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
-from featurecache import records
+from featurecache import durable, records
 from featurecache.errors import BadInput, DamagedCache
 from featurecache.heads.schedules import HeadSpec
 
@@ -120,7 +119,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         ):
             state = {name: t.detach().cpu().contiguous() for name, t in member.state_dict().items()}
             content = safetensors.torch.save(state)
-            write_whole(path, content)
+            durable.replace(path, content)
             hashes.append(hashlib.sha256(content).hexdigest())
         described = _Described(
             format=HEAD_FORMAT,
@@ -129,7 +128,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
             head=self.spec,
             sha256=hashes,
         )
-        write_whole(folder / "head.json", described.model_dump_json(indent=2).encode() + b"\n")
+        durable.replace(folder / "head.json", described.model_dump_json(indent=2).encode() + b"\n")
 
     @classmethod
     def load(cls, folder: Path) -> Head:
@@ -214,22 +213,3 @@ def evaluate_predictions(
         "loss": float(-np.log(np.clip(true.astype(np.float64), 1e-12, None)).mean()),
         "classes": per_class,
     }
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` so that a kill at any moment leaves the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder can't be opened, and the rename must do
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -113,7 +113,7 @@ class Augmentation:
             raise self._wrong(at, f"no augmenter {name!r}; {nearest(name, allowed)}")
         if not isinstance(arguments or {}, dict):
             raise self._wrong(at, "expected `{parameter: value}` after the augmenter's name")
-        known = set(inspect.signature(allowed[name].__init__).parameters) - OURS
+        known = set(inspect.signature(allowed[name]).parameters) - OURS
         built = {}
         for parameter, given in (arguments or {}).items():
             if parameter not in known:

@@ -91,7 +91,7 @@ def augment(
                 progress(computed, total, f"augment ({hits:,} hits)")
             took = time.perf_counter() - began
             for s, kept in zip(shard.spaces, pictures, strict=True):
-                arrays = {
+                arrays: dict[str, np.ndarray] = {
                     "pictures": np.frombuffer(b"".join(kept), np.uint8),
                     "offsets": np.cumsum([0, *map(len, kept)], dtype=np.uint64),
                 }

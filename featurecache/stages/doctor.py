@@ -48,7 +48,7 @@ def doctor(cache: str | Path = "data/cache") -> list[Check]:
     checks.append(_tried("cores", lambda: f"{os.cpu_count()}"))
     for name, precisions in engines_here().items():
         checks.append(Check(f"engine {name}", True, "/".join(precisions)))
-        checks.append(_tried(f"known image, {name}", lambda name=name: known_image(name)))  # type: ignore[misc]
+        checks.append(_tried(f"known image, {name}", lambda name=name: known_image(name)))
     here = [row["name"] for row in at_hand() if row["state"] == "at hand"]
     checks.append(Check("weights at hand", bool(here), ", ".join(here) or "none"))
     checks.append(_tried(f"cache {cache}", lambda: _cache(cache)))

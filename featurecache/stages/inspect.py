@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurecache.executors import Progress, silent
 from featurecache.images.datasets import Sample, open_dataset
 from featurecache.images.decode import Undecodable, decode
 
@@ -80,13 +81,11 @@ class _Seen:
     reason: str
 
 
-def inspect(
-    data: str | Path = "data", *, progress: Callable[[int, int], None] | None = None
-) -> Inspection:
+def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspection:
     """Read and decode every image of the dataset at `data`; nothing is written.
 
-    `progress` is called with (images done, images in all) as the work goes on. Raises BadInput
-    where `data` is no dataset; a bad image is listed in `unreadable` and the work goes on.
+    Raises BadInput where `data` is no dataset; a bad image is listed in `unreadable` and the work
+    goes on.
     """
     dataset = open_dataset(data)
     samples = dataset.samples
@@ -96,8 +95,7 @@ def inspect(
     with ThreadPoolExecutor(_THREADS) as pool:
         for part in pool.map(_look_at_all, slices):
             seen += part
-            if progress is not None:
-                progress(len(seen), len(samples))
+            progress(len(seen), len(samples), "inspect")
 
     sizes = Counter(one.size for one in seen if one.size is not None)
     items = [one.item for one in seen if one.item is not None]

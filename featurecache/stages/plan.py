@@ -76,7 +76,7 @@ def plan(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Plan:
-    """What `featurize` would compute and find, the disk it would take and the time, writing nothing.
+    """What `featurize` would compute and find, the disk and the time it would take. Writes nothing.
 
     The time is estimated from a short probe: a few images through every view and backbone.
     """
@@ -96,7 +96,7 @@ def plan(
         spaces = [(view, request.vector_space(view, loaded)) for view in request.views]
         lacking = {view.name: space.missing(request.sources) for view, space in spaces}
         probe = None
-        for view, space in spaces:
+        for view, _ in spaces:
             missing = lacking[view.name]
             held = len(request.sources) - len(missing)
             hits, misses = hits + held, misses + len(missing)

@@ -1,4 +1,4 @@
-"""Why would this miss? For each space asked for: what is held, and what differs from the nearest."""
+"""Why would this miss? What is held of each space asked for, and how the nearest one differs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+"""Which rows are trained on and which are held out: on items, before views (DESIGN law 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import StratifiedKFold, train_test_split
+
+from featurecache.errors import BadInput
+from featurecache.heads.schedules import Schedule
+
+Labels = npt.NDArray[np.int64]  # (N,)
+Items = npt.NDArray[np.uint8]  # (N, 32), SHA-256 of the encoded images
+Index = npt.NDArray[np.int64]  # (K,), row numbers
+
+
+def split_items(
+    items: Items, labels: Labels, schedule: Schedule, classes: Sequence[str]
+) -> list[tuple[Index, Index]]:
+    """Train and validation row numbers: one pair for a fraction, K pairs for K folds.
+
+    Law 8: rows with the same item are on the same side. The split is of the distinct items in the
+    order of their bytes, stratified by label, seeded by `schedule.seed`: the order of the rows
+    doesn't change it. An item that has several labels counts for the smallest. `items` (N, 32)
+    and `labels` (N,) in 0..C-1 are of the same rows; `classes` are the C names.
+
+    Raises BadInput where a class has too few distinct images to be on both sides.
+    """
+    check_rows(items, labels, classes)
+    distinct, inverse = np.unique(_as_keys(items), return_inverse=True)
+    strata = np.full(len(distinct), len(classes), dtype=np.int64)
+    np.minimum.at(strata, inverse, labels)
+    counts = np.bincount(strata, minlength=len(classes))
+    fraction, folds = schedule.validation.fraction, schedule.validation.folds
+    needed = folds if folds is not None else 2
+    for name, count in zip(classes, counts, strict=True):
+        if 0 < count < needed:
+            raise BadInput(
+                f"class {name!r} has {count} distinct image(s), and this validation needs at "
+                f"least {needed} in every class; add images, remove the class, or validate by "
+                + ("fewer folds" if count > 1 else "a split of the dataset")
+            )
+    places = np.arange(len(distinct))
+    if folds is not None:
+        cut = StratifiedKFold(folds, shuffle=True, random_state=schedule.seed)
+        pairs = list(cut.split(places, strata))
+    elif fraction is not None:
+        present = int((counts > 0).sum())
+        held_out = int(np.ceil(fraction * len(distinct)))  # as scikit-learn rounds it
+        if min(held_out, len(distinct) - held_out) < present:
+            raise BadInput(
+                f"validation.fraction {fraction} of {len(distinct)} distinct images leaves one "
+                f"side with fewer images than the {present} classes; add images or take a "
+                "fraction nearer 0.5"
+            )
+        pairs = [
+            train_test_split(
+                places, test_size=fraction, stratify=strata, random_state=schedule.seed
+            )
+        ]
+    else:
+        raise BadInput("validation by a split of the dataset: its rows must be given")
+    return [
+        (np.flatnonzero(np.isin(inverse, kept)), np.flatnonzero(np.isin(inverse, held)))
+        for kept, held in pairs
+    ]
+
+
+def drop_shared(items: Items, train_idx: Index, val_idx: Index) -> Index:
+    """`train_idx` without the rows whose item is also a validation item (law 8)."""
+    keys = _as_keys(items)
+    return train_idx[~np.isin(keys[train_idx], np.unique(keys[val_idx]))]
+
+
+def check_rows(items: Items, labels: Labels, classes: Sequence[str]) -> None:
+    if items.ndim != 2 or items.shape[1] != 32 or items.dtype != np.uint8:
+        raise BadInput(f"items must be (N, 32) uint8, not {items.shape} {items.dtype}")
+    if labels.shape != (len(items),):
+        raise BadInput(f"expected {len(items)} labels, one for each item, not {labels.shape}")
+    if len(labels) == 0:
+        raise BadInput("there are no rows to train on")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise BadInput(f"labels must be in 0..{len(classes) - 1}, the places of the class names")
+    if len(set(classes)) != len(classes):
+        raise BadInput("two classes have the same name")
+
+
+def _as_keys(items: Items) -> npt.NDArray[np.void]:
+    """Items (N, 32) as N opaque values that compare byte by byte."""
+    return np.ascontiguousarray(items).view("V32").ravel()
