@@ -95,7 +95,7 @@ def read_yaml(path: Path) -> yaml.Node:
         raise BadInput(f"{path}: can't be read as a text file ({error})") from error
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 0
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise BadInput(f"{path} line {line}: YAML anchors and aliases are not allowed")
             if getattr(event, "tag", None):
@@ -135,7 +135,7 @@ def plain(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [plain(child) for child in node.value]
     value = yaml.SafeLoader("").construct_object(node)
-    if isinstance(value, str) and node.style is None and "e" in value.lower():
+    if isinstance(node, yaml.ScalarNode) and node.style is None and isinstance(value, str) and "e" in value.lower():
         try:
             return float(value)
         except ValueError:

@@ -25,17 +25,19 @@ class _Lines:
     def __init__(self) -> None:
         self._started = self._shown = time.monotonic()
         self._what = ""
+        self._first = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()
         kind = what.split(" (")[0]
         if kind != self._what:
-            self._what, self._started = kind, now
+            self._what, self._first = kind, done
+            self._started = self._shown = now
         if done < total and now - self._shown < LINE_EVERY:
             return
         self._shown = now
-        rate = done / max(now - self._started, 1e-9)
-        left = f", {(total - done) / rate:,.0f} s left" if 0 < done < total else ""
+        rate = (done - self._first) / max(now - self._started, 1e-3)
+        left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
         print(f"{what}: {done:,} of {total:,}, {rate:,.1f}/s{left}", file=sys.stderr, flush=True)
 
 

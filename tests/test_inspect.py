@@ -30,7 +30,7 @@ def test_inspect(tmp_path):
     total = sum(file.stat().st_size for file in tmp_path.rglob("*.*g") if file.exists())
     calls = []
 
-    found = inspect(tmp_path, progress=lambda done, of: calls.append((done, of)))
+    found = inspect(tmp_path, progress=lambda done, of, what: calls.append((done, of)))
 
     assert (found.root, found.layout) == (tmp_path.as_posix(), "split folders")
     assert (found.images, found.classes, found.duplicates) == (7, 2, 1)
@@ -61,7 +61,7 @@ def test_nothing_decodable(tmp_path):
 
 def test_progress_goes_on_in_slices():
     calls = []
-    found = inspect("digits", progress=lambda done, of: calls.append((done, of)))
+    found = inspect("digits", progress=lambda done, of, what: calls.append((done, of)))
     assert found.sizes == Sizes(8, 8, 8, 8, (8, 8), 1797)
     assert calls[0] == (64, 1797) and calls[-1] == (1797, 1797)
     assert calls == sorted(set(calls))

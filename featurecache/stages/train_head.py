@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featurecache import durable, records
+from featurecache import __version__, durable, records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
@@ -86,7 +86,10 @@ def train_head(
         "words": dict(dataset.words),
         "backbone": {"name": next(iter(spaces.values())).backbone, "key": key["backbone"]},
         "precision": key["precision"],
-        "versions": {n: importlib.metadata.version(n) for n in ("featurecache", "torch", "numpy")},
+        "versions": {
+            "featurecache": __version__,
+            **{name: importlib.metadata.version(name) for name in ("torch", "numpy")},
+        },
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
     }
     vectors = {name: space.vectors(items)[0] for name, space in spaces.items()}

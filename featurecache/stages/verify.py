@@ -144,7 +144,7 @@ def _recomputed(cache: Cache, most: int, data: str | Path, engine: str, seed: in
     return found
 
 
-def _vectors_again(space: Space, rows: list, engine: str) -> np.ndarray:  # type: ignore[type-arg]
+def _vectors_again(space: Space, rows: list, engine: str) -> np.ndarray:
     key = space.key
     wanted, settings = key["view"], key["backbone"]
     view = View(None)
