@@ -135,7 +135,12 @@ def plain(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [plain(child) for child in node.value]
     value = yaml.SafeLoader("").construct_object(node)
-    if isinstance(node, yaml.ScalarNode) and node.style is None and isinstance(value, str) and "e" in value.lower():
+    if (
+        isinstance(node, yaml.ScalarNode)
+        and node.style is None
+        and isinstance(value, str)
+        and "e" in value.lower()
+    ):
         try:
             return float(value)
         except ValueError:

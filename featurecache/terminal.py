@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,7 @@ class _Bar:
             TimeRemainingColumn(),
         )  # fmt: skip
         self._progress = Progress(*columns, console=Console(stderr=True))
+        atexit.register(self._progress.stop)  # an error on the way must not leave the cursor hidden
         self._task: Any = None
         self._what = ""
 

@@ -13,7 +13,7 @@ from featurecache.errors import BadInput, NotCached
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
-from featurecache.stages.resolve import decodable, labelled_rows
+from featurecache.stages.resolve import decodable, featurize_command, labelled_rows
 from featurecache.stages.train_head import read_run
 
 
@@ -63,15 +63,16 @@ def evaluate(
     wanted = find_view(view, seed)
     backbone = record["backbone"]
     key = records.vector_key(wanted.key(), backbone["key"], record["precision"])
-    space = Cache(cache).space(key, wanted.name, backbone["name"])
+    opened = Cache(cache)
+    space = opened.space(key, wanted.name, backbone["name"])
     missing = space.missing(row.item for row in rows)
     if missing:
+        settings = {n: backbone["key"][n] for n in ("input_size", "crop", "interpolation")}
+        settings["precision"] = record["precision"]
+        command = featurize_command(data, opened, backbone["name"], [view], settings, seed)
         raise NotCached(
-            f"the cache lacks {len(missing)} images of view {view} under {backbone['name']}; make "
-            f"them with: featurecache featurize --data {data} --cache {cache} "
-            f"--backbone {backbone['name']} --policy {view} with the run's settings "
-            f"(input size {backbone['key']['input_size']}, crop {backbone['key']['crop']}, "
-            f"precision {record['precision']})"
+            f"the cache lacks {len(missing)} images of view {view} under {backbone['name']}; "
+            f"make them with: {command}"
         )
     rows = decodable(rows, [space])
     from featurecache.heads.mlp import Head, evaluate_predictions  # torch, after every check

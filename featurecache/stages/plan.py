@@ -88,7 +88,7 @@ def plan(
         data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
         interpolation=interpolation, precision=precision, seed=seed,
     )  # fmt: skip
-    progress(0, 0, "probing")
+    progress(0, 1, "probe")
     hits = misses = size = 0
     seconds = 0.0
     rows = []
@@ -107,6 +107,7 @@ def plan(
             if missing:
                 probe = probe or open_engine(loaded, engine, precision)
                 seconds += len(missing) * _seconds_a_row(request, view, loaded, probe, workers)
+    progress(1, 1, "probe")
     return Plan(hits, misses, size, round(seconds, 1), rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,20 +195,32 @@ def held_spaces(
             lacking[name] = len(missing)
     if lacking:
         seed = next((view.seed for view in views.values() if view.seed), 0)
-        options = {
-            "data": data if str(data) != "data" else None,
-            "cache": cache.root if str(cache.root) != "data/cache" else None,
-            "backbone": choice.name,
-            **choice.model_dump(exclude={"name"}, exclude_none=True),
-            "seed": seed or None,
-        }
-        command = "featurecache featurize " + " ".join(
-            [f"--{n.replace('_', '-')} {v}" for n, v in options.items() if v is not None]
-            + [f"--policy {name}" for name in lacking]
-        )
+        given = choice.model_dump(exclude={"name"}, exclude_none=True)
+        command = featurize_command(data, cache, choice.name, lacking, given, seed)
         counts = ", ".join(f"{n} of {len(items)} images of view {v}" for v, n in lacking.items())
         raise NotCached(f"the cache lacks {counts}; make them with: {command}")
     return found
+
+
+def featurize_command(
+    data: str | Path,
+    cache: Cache,
+    backbone: str,
+    views: Iterable[str],
+    settings: Mapping[str, object],
+    seed: int,
+) -> str:
+    """The command that makes the vectors of these views; options that are the default left out."""
+    options: dict[str, object] = {"data": data, "cache": cache.root, "backbone": backbone}
+    options |= {**settings, "seed": seed}
+    default = {"data": "data", "cache": "data/cache", "precision": "f32", "seed": "0"}
+    words = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in options.items()
+        if str(value) != default.get(name)
+    ]
+    words += [f"--policy {shlex.quote(view)}" for view in views]
+    return " ".join(["featurecache featurize", *words])
 
 
 def _settings(space: Space) -> records.Json:

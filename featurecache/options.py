@@ -1,0 +1,80 @@
+"""The options that several commands share: one name, one meaning, one help text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def options(*names: str) -> Callable[[Command], Command]:
+    """Decorate a command with some of the SHARED options, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            command = SHARED[name](command)
+        return command
+
+    return decorate
+
+
+SHARED: dict[str, Callable[[Any], Any]] = {
+    "data": click.option(
+        "--data", default="data", show_default=True, metavar="DIR|CSV|digits", help="The dataset."
+    ),
+    "cache": click.option(
+        "--cache", default="data/cache", show_default=True, metavar="DIR", help="The cache."
+    ),
+    "workers": click.option(
+        "--workers", type=int, default=None,
+        help="Processes that make pictures; 0 = in this one.  [default: cores - 1]",
+    ),
+    "seed": click.option(
+        "--seed", type=int, default=0, show_default=True, help="Seed of the views."
+    ),
+    "policy": click.option(
+        "--policy", multiple=True, metavar="NAME_N",
+        help="A view: `none`, draw N of a policy, or FILE.yaml_N. Repeatable.",
+    ),
+    "backbone": click.option(
+        "--backbone", multiple=True, metavar="NAME",
+        help="A network: an alias of `featurecache backbones`, or any timm name. Repeatable.",
+    ),
+    "weights": click.option(
+        "--weights", metavar="FILE",
+        help="Weights of the one backbone: .safetensors or .pth. (`random`: for tests.)",
+    ),
+    "input_size": click.option(
+        "--input-size", type=int, help="Pixels, both sides.  [default: the model's own]"
+    ),
+    "crop": click.option(
+        "--crop", type=float,
+        help="Share of the image kept at the centre; 1 = all.  [default: the model's own]",
+    ),
+    "interpolation": click.option(
+        "--interpolation", metavar="NAME",
+        help="nearest, bilinear, bicubic or lanczos.  [default: the model's own]",
+    ),
+    "engine": click.option(
+        "--engine", default="auto", show_default=True,
+        help="auto, torch-cuda, openvino or torch-cpu.",
+    ),
+    "precision": click.option(
+        "--precision", default="f32", show_default=True, help="f32, bf16 or fp16."
+    ),
+    "shard_rows": click.option("--shard-rows", type=int, help="Rows a shard; a kill loses one."),
+    "allow_failed": click.option(
+        "--allow-failed", is_flag=True, help="Exit 0 although images could not be decoded."
+    ),
+    "json": click.option(
+        "--json", "as_json", is_flag=True, help="One JSON object on stdout, the rest on stderr."
+    ),
+    "quiet": click.option("--quiet", is_flag=True, help="No progress."),
+    "debug": click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+    ),
+}  # fmt: skip
+COMPUTING = ("weights", "input_size", "crop", "interpolation", "precision")
