@@ -77,6 +77,12 @@ def featurize(
 
     rows = SHARD_ROWS if shard_rows is None else shard_rows
     result = featurize(**given, shard_rows=rows, progress=terminal.progress(quiet))
+    for name, cosine in result.least_cosine.items():
+        click.echo(
+            f"{name} in {given['precision']} against f32, first micro-batch: least cosine "
+            f"{cosine:.5f}",
+            err=True,
+        )
     return _made(result, as_json, allow_failed)
 
 
@@ -394,7 +400,7 @@ def _failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:
         click.echo(f"failed: {row['path']}: {row['reason']}", err=True)
     if failed and not allow_failed:
         click.echo(
-            f"{len(failed)} images failed (their slots are kept); --allow-failed makes this exit 0",
+            f"{len(failed)} images failed; --allow-failed makes this exit 0",
             err=True,
         )
         return SOME_FAILED

@@ -63,11 +63,16 @@ def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
 
 
 def differences(a: Any, b: Any, at: str = "") -> list[str]:
-    """The fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`."""
-    if isinstance(a, dict) and isinstance(b, dict):
+    """The fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`.
+
+    Where one has a mapping and the other nothing, each field of the mapping counts.
+    """
+    if isinstance(a, dict | None) and isinstance(b, dict | None):
+        mine, other = a or {}, b or {}
         found = []
-        for name in sorted(a.keys() | b.keys()):
-            found += differences(a.get(name), b.get(name), f"{at}.{name}" if at else name)
+        for name in sorted(mine.keys() | other.keys()):
+            inner = f"{at}.{name}" if at else name
+            found += differences(mine.get(name), other.get(name), inner)
         return found
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [

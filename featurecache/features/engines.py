@@ -173,6 +173,12 @@ def run_rows(engine: Engine, pixels: np.ndarray) -> np.ndarray:
     return rows
 
 
+def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The least cosine between rows (n, D) of two computations of the same pictures."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(((a * b).sum(1) / np.maximum(norms, 1e-30)).min())
+
+
 def _with_normalisation(backbone: Backbone, dtype: Any) -> Any:
     """The network behind its mean and std, from uint8 NHWC pictures to vectors."""
     import copy

@@ -31,6 +31,7 @@ class BackboneChoice(pydantic.BaseModel):
     crop: float | None = Field(default=None, gt=0, le=1)
     interpolation: str | None = None
     precision: str | None = None
+    weights: str | None = Field(default=None, min_length=4)  # first digits of their SHA-256
 
 
 class HeadSpec(pydantic.BaseModel):

@@ -195,7 +195,7 @@ def held_spaces(
             lacking[name] = len(missing)
     if lacking:
         seed = next((view.seed for view in views.values() if view.seed), 0)
-        given = choice.model_dump(exclude={"name"}, exclude_none=True)
+        given = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
         command = featurize_command(data, cache, choice.name, lacking, given, seed)
         counts = ", ".join(f"{n} of {len(items)} images of view {v}" for v, n in lacking.items())
         raise NotCached(f"the cache lacks {counts}; make them with: {command}")
@@ -233,5 +233,6 @@ def _fits(space: Space, choice: BackboneChoice) -> bool:
     names = (space.backbone, model, model.split(".")[0])
     if choice.name not in names and ALIASES.get(choice.name) != model:
         return False
-    given = choice.model_dump(exclude={"name"}, exclude_none=True)
-    return all(settings[name] == value for name, value in given.items())
+    given = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
+    weights = str(settings["weights"]).startswith(choice.weights or "")
+    return weights and all(settings[name] == value for name, value in given.items())

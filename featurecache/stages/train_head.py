@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from featurecache import __version__, durable, records
 from featurecache.errors import BadInput
@@ -102,6 +103,8 @@ def train_head(
 
     _make(run)
     durable.replace(run / RUN, _pretty(record))
+    effective = wanted.model_dump(mode="json", exclude_none=True)
+    durable.replace(run / "schedule.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
     total = wanted.epochs * (wanted.validation.folds or 1)
     epochs = 0
 
