@@ -107,6 +107,8 @@ def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
     if as_json:
         return _print_json(result)
     terminal.table([{"": n, **getattr(result, n)} for n in ("best", "last")], "validation")
+    for note in result.notes:
+        click.echo(note)
     click.echo(f"run: {result.run}")
 
 

@@ -31,6 +31,7 @@ class TrainedRun:
     run: str
     best: dict[str, Any]
     last: dict[str, Any]  # of the head that was saved
+    notes: list[str]  # what was left out of the training, and why
 
 
 def train_head(
@@ -62,6 +63,8 @@ def train_head(
     rows = labelled_rows(dataset, splits)
     spaces = held_spaces(Cache(cache), views, wanted.backbone, [r.item for r in rows], data)
     rows = decodable(rows, spaces.values())
+    lost = sum(len(dataset.split(split)) for split in splits) - len(rows)
+    notes = [f"{lost} images could not be read or decoded, and were left out"] if lost else []
     items = [row.item for row in rows]
     key = next(iter(spaces.values())).key
     described = {
@@ -98,6 +101,10 @@ def train_head(
     if wanted.validation.split is not None:
         held = np.array([row.split != "train" for row in rows])
         pairs = [(np.flatnonzero(~held), np.flatnonzero(held))]
+        shared = {i for i, h in zip(items, held, strict=True) if h}
+        both = sum(i in shared for i, h in zip(items, held, strict=True) if not h)
+        if both:
+            notes.append(f"{both} training images are in the validation too, and were left out")
     # torch is imported only now, when nothing the user wrote can still be wrong.
     from featurecache.heads.training import train
 
@@ -125,10 +132,10 @@ def train_head(
         on_epoch=on_epoch,
         device=device,
     )
-    result = {"best": trained.best, "last": trained.last}
-    record |= {**result, "seconds": round(time.time() - began, 3)}
+    record |= {"best": trained.best, "last": trained.last, "notes": notes}
+    record |= {"seconds": round(time.time() - began, 3)}
     durable.replace(run / RUN, _pretty(record))
-    return TrainedRun(str(run), **result)
+    return TrainedRun(str(run), trained.best, trained.last, notes)
 
 
 def read_run(run: str | Path) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def _earlier(run: Path, identity: str) -> TrainedRun | None:
         )
     if "best" not in record or not (run / "head.json").is_file():
         return None
-    return TrainedRun(str(run), record["best"], record["last"])
+    return TrainedRun(str(run), record["best"], record["last"], record["notes"])
 
 
 def _make(run: Path) -> None:
