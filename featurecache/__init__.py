@@ -5,7 +5,7 @@ Every command is one function here, with the same name and arguments:
 >>> import featurecache
 >>> featurecache.featurize("digits", backbone="efficientnet_lite0", cache="cache")  # doctest: +SKIP
 >>> X, y = featurecache.vectors("digits", "none", "efficientnet_lite0")  # doctest: +SKIP
->>> featurecache.load_head("runs/quickstart").predict_proba(X)  # doctest: +SKIP
+>>> featurecache.load_head(run).predict_proba(X)  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from featurecache import __version__, terminal
 from featurecache.errors import FeatureCacheError
 from featurecache.options import COMPUTING, options
 
+RUNS = "Where run folders go that are not named."
 SOME_FAILED = 3  # images could not be decoded, and --allow-failed was not given
 
 
@@ -94,8 +95,9 @@ def featurize(
     metavar="FILE",
     help="The curriculum: a YAML file, or the name of a shipped one.",
 )
-@click.option("--out", metavar="DIR", help="The run folder.  [default: runs/SCHEDULE-HASH]")
-@click.option("--backbone", metavar="NAME", help="Stands in for the schedule's backbone.")
+@click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/SCHEDULE-HASH]")
+@click.option("--runs", default="runs", show_default=True, metavar="DIR", help=RUNS)
+@click.option("--backbone", metavar="NAME", help="Stands in for the schedule's backbone entry.")
 @click.option("--seed", type=int, help="Stands in for the schedule's seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @options("json", "quiet", "debug")
@@ -350,7 +352,7 @@ def export(as_json: bool, **given: Any) -> None:
 
 @cli.command()
 @options("cache", "workers")
-@click.option("--out", default="runs", show_default=True, metavar="DIR", help="Where the runs go.")
+@click.option("--runs", default="runs", show_default=True, metavar="DIR", help=RUNS)
 @options("json", "quiet", "debug")
 def quickstart(as_json: bool, quiet: bool, **given: Any) -> None:
     """The whole product on scikit-learn's digits, offline, in a minute or two."""

@@ -55,7 +55,11 @@ class BackboneUnavailable(FeatureCacheError):
 
 
 class DamagedCache(FeatureCacheError):
-    """A file of the cache does not hold what its record says."""
+    """A file of the cache does not hold what its record says; `reason` is that alone."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class SourceChanged(FeatureCacheError):

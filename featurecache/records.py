@@ -6,7 +6,9 @@ nothing else. The functions here are pure, but for reading a YAML file.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +36,7 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 def canonical(value: Any) -> bytes:
     """`value` as JSON with sorted keys and no spaces: equal values give equal bytes.
 
-    Raises ValueError for what JSON can't say exactly (NaN, infinity, other types).
+    Raises ValueError for NaN and infinity, TypeError for other types: JSON can't say them.
     """
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
@@ -62,25 +64,41 @@ def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
     }
 
 
+def versions(*distributions: str) -> dict[str, str]:
+    """The installed version of each distribution; "none" for one that is not there."""
+    return {name: _version(name) for name in distributions}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
 def differences(a: Any, b: Any, at: str = "") -> list[str]:
     """The fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`.
 
     Where one has a mapping and the other nothing, each field of the mapping counts.
     """
+    if canonical(a) == canonical(b):  # not a == b: 1, 1.0 and True are three keys
+        return []
     if isinstance(a, dict | None) and isinstance(b, dict | None):
         mine, other = a or {}, b or {}
         found = []
         for name in sorted(mine.keys() | other.keys()):
             inner = f"{at}.{name}" if at else name
             found += differences(mine.get(name), other.get(name), inner)
-        return found
+        if found:
+            return found
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [
             d
             for i, (x, y) in enumerate(zip(a, b, strict=True))
             for d in differences(x, y, f"{at}.{i}")
         ]
-    return [] if a == b else [f"{at}: {_short(a)} / {_short(b)}"]
+    return [f"{at}: {_short(a)} / {_short(b)}"]
 
 
 def _short(value: Any) -> str:
@@ -91,8 +109,8 @@ def _short(value: Any) -> str:
 def read_yaml(path: Path) -> yaml.Node:
     """The node tree of a YAML file, with the marks that error messages need.
 
-    Only plain mappings, lists and scalars: aliases, tags and repeated keys are refused, so reading
-    a stranger's file can neither build objects nor blow up.
+    Only mappings, lists and what JSON can say: aliases, tags, repeated keys, dates and NaN are
+    refused, so reading a stranger's file can neither build objects nor blow up.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -110,11 +128,11 @@ def read_yaml(path: Path) -> yaml.Node:
         raise BadInput(f"{path}: not valid YAML: {_one_line(error)}") from error
     if not isinstance(node, yaml.MappingNode):
         raise BadInput(f"{path}: expected a mapping (`name: value` lines) at the top")
-    _refuse_repeated_keys(node, path)
+    _check(node, path)
     return node
 
 
-def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
+def _check(node: yaml.Node, path: Path) -> None:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
@@ -124,10 +142,17 @@ def _refuse_repeated_keys(node: yaml.Node, path: Path) -> None:
                 line = key.start_mark.line + 1
                 raise BadInput(f"{path} line {line}: {key.value!r} is given twice; keep one")
             seen.add(key.value)
-            _refuse_repeated_keys(value, path)
+            _check(value, path)
     elif isinstance(node, yaml.SequenceNode):
         for child in node.value:
-            _refuse_repeated_keys(child, path)
+            _check(child, path)
+    else:
+        try:
+            canonical(plain(node))
+        except (TypeError, ValueError, yaml.YAMLError):
+            line = node.start_mark.line + 1
+            said = f"{node.value!r} is no text, number, true, false or null; put text in quotes"
+            raise BadInput(f"{path} line {line}: {said}") from None
 
 
 def plain(node: yaml.Node) -> Any:

@@ -37,9 +37,12 @@ class _Lines:
         if done < total and now - self._shown < LINE_EVERY:
             return
         self._shown = now
-        rate = (done - self._first) / max(now - self._started, 1e-3)
-        left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        print(f"{what}: {done:,} of {total:,}, {rate:,.1f}/s{left}", file=sys.stderr, flush=True)
+        line = f"{what}: {done:,} of {total:,}"
+        if now - self._started > 1 and done > self._first:
+            rate = (done - self._first) / (now - self._started)
+            line += f", {rate:,.1f}/s"
+            line += f", {(total - done) / rate:,.0f} s left" if done < total else ""
+        print(line, file=sys.stderr, flush=True)
 
 
 class _Bar:

@@ -6,6 +6,7 @@ processes, which never pay for torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import math
@@ -143,17 +144,17 @@ def load_module(
     import timm
     import torch
 
-    kwargs: dict[str, Any] = {} if classifier else {"num_classes": 0}
-    if weights is None and name not in PACKAGED:
-        module = _from_hub(model, kwargs)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if weights is None and name not in PACKAGED:
+            module = _from_hub(model, classifier)
+        else:
+            kwargs: dict[str, Any] = {} if classifier else {"num_classes": 0}
             module = timm.create_model(model, pretrained=False, **kwargs)
-        if weights is None:
-            _load_packaged(name, module)
-        elif weights != "random":
-            _load_file(Path(weights), module, timm.get_pretrained_cfg(model).classifier)
+    if weights is None and name in PACKAGED:
+        _load_packaged(name, module)
+    elif weights is not None and weights != "random":
+        _load_file(Path(weights), module, timm.get_pretrained_cfg(model).classifier)
     return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
@@ -206,7 +207,7 @@ def _preprocess(
     config = timm.get_pretrained_cfg(model)
     data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
     _, height, width = data["input_size"]
-    size = input_size or height
+    size = height if input_size is None else input_size
     if input_size is None and height != width:
         raise BadInput(f"backbone {model}: its input is {height}x{width}; give --input-size")
     if size < 8:
@@ -237,21 +238,40 @@ def _dim(module: torch.nn.Module, preprocess: Preprocess) -> int:
     return int(out.shape[1])
 
 
-def _from_hub(model: str, kwargs: dict[str, Any]) -> Any:
+def _from_hub(model: str, classifier: bool) -> Any:
     import timm
 
+    config = timm.get_pretrained_cfg(model)
     try:
-        return timm.create_model(model, pretrained=True, **kwargs)
+        _ask_hub(config)
+        # Whole, then cut: for num_classes=0 timm lets a file that lacks tensors pass, and what it
+        # lacks would stay random.
+        module = timm.create_model(model, pretrained=True)
+        if not classifier:
+            module.reset_classifier(0)
+        return module
     except Exception as error:
         endpoint = os.environ.get("HF_ENDPOINT", "the model hub")
-        repository = timm.get_pretrained_cfg(model).hf_hub_id or "(none known)"
         raise BackboneUnavailable(
             f"backbone {model}: its weights could not be had from {endpoint}, repository "
-            f"{repository} ({type(error).__name__}: {_first_line(error)}). Offline ways out: copy "
-            "the hub's cache folder from a machine that has it and set HF_HUB_CACHE; give "
-            "--weights FILE (.safetensors or .pth); or use efficientnet_lite0, whose weights are "
-            "installed"
+            f"{config.hf_hub_id or '(none known)'} ({type(error).__name__}: {_one_line(error)}). "
+            "Offline ways out: copy the hub's cache folder from a machine that has it and set "
+            "HF_HUB_CACHE; give --weights FILE (.safetensors or .pth); or use efficientnet_lite0, "
+            "whose weights are installed"
         ) from error
+
+
+def _ask_hub(config: Any) -> None:
+    """One request for the weights that are not here yet, without the hub client's own retries:
+    timm asks for several files, and each would be retried for half a minute or more."""
+    import huggingface_hub as hub
+    from huggingface_hub.utils import EntryNotFoundError
+
+    files = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
+    cached = [hub.try_to_load_from_cache(config.hf_hub_id, f) for f in files if config.hf_hub_id]
+    if config.hf_hub_id and not any(isinstance(path, str) for path in cached):
+        with contextlib.suppress(EntryNotFoundError):  # timm knows other file names
+            hub.get_hf_file_metadata(hub.hf_hub_url(config.hf_hub_id, files[0]), timeout=10)
 
 
 def _load_packaged(name: str, module: Any) -> None:
@@ -314,7 +334,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise BadInput(
-            f"--weights {path}: not a weights file that can be read safely ({_first_line(error)})"
+            f"--weights {path}: not a weights file that can be read safely ({_one_line(error)})"
         ) from error
     for wrapper in ("state_dict", "model"):  # how training scripts commonly wrap them
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -343,5 +363,5 @@ def _digest_of_tensors(module: Any) -> str:
     return total.hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

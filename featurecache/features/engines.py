@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
+from featurecache import records
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.features.backbones import Backbone, Preprocess
 
@@ -67,7 +67,7 @@ class TorchEngine:
 
         gpu = self._device.type == "cuda"
         device = torch.cuda.get_device_name() if gpu else "cpu"
-        return {"engine": self.name, "device": device, "torch": torch.__version__}
+        return _provenance(self, device)
 
 
 class OpenVINOEngine:
@@ -102,8 +102,7 @@ class OpenVINOEngine:
         return np.array(self._compiled(pixels)[0], dtype=np.float32)  # a copy: the buffer is reused
 
     def provenance(self) -> dict[str, str]:
-        version = importlib.metadata.version("openvino")
-        return {"engine": self.name, "device": "cpu", "openvino": version}
+        return _provenance(self, "cpu") | records.versions("openvino")
 
 
 def open_engine(backbone: Backbone, engine: str = "auto", precision: str = "f32") -> Engine:
@@ -171,6 +170,11 @@ def run_rows(engine: Engine, pixels: np.ndarray) -> np.ndarray:
             "and `featurecache doctor`"
         )
     return rows
+
+
+def _provenance(engine: Engine, device: str) -> dict[str, str]:
+    about = {"engine": engine.name, "device": device, "micro_batch": str(engine.micro_batch)}
+    return about | records.versions("torch", "timm")
 
 
 def least_cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -304,7 +304,7 @@ class Space:
         ).model_dump(mode="json")
         record["checksum"] = records.digest(record)
         try:
-            self._create()
+            self.describe()
             path = self.path / str(record["file"])
             if not durable.link_new(path, data) and _hash_of(path) != sha256:
                 durable.replace(
@@ -324,7 +324,8 @@ class Space:
             ) from error
         return first
 
-    def _create(self) -> None:
+    def describe(self) -> None:
+        """Make the folder with the description of this space, where there is none."""
         if not (self.path / "space.json").is_file():
             self.path.mkdir(parents=True, exist_ok=True)
             durable.sync_folder(self.path.parent)
@@ -356,7 +357,7 @@ def _check_marker(marker: Path) -> None:
 
 
 def _damaged(path: Path, what: str) -> DamagedCache:
-    return DamagedCache(f"{path}: {what}; `featurecache verify --repair` sets it aside")
+    return DamagedCache(f"{path}: {what}; `featurecache verify --repair` sets it aside", what)
 
 
 def _hash_of(path: Path) -> str:

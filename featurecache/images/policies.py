@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -27,12 +26,12 @@ from featurecache.errors import BadInput, FeatureCacheError, UnknownName, neares
 
 SHIPPED = Path(__file__).parent / "shipped"
 
-# Augmenters that run a caller's code, write files, want more than an image, or (KMeans…) draw from
-# OpenCV's global generator, so that law 1 can't hold for them.
+# Augmenters that run a caller's code, write files, want more than an image or an object that YAML
+# can't say (Voronoi), or (KMeans…) draw from OpenCV's global generator, so that law 1 can't hold.
 REFUSED = {
     "AssertLambda", "AssertShape", "Augmenter", "BlendAlphaBoundingBoxes", "BlendAlphaMask",
     "BlendAlphaSegMapClassIds", "ClipCBAsToImagePlanes", "KMeansColorQuantization", "Lambda",
-    "RemoveCBAsByOutOfImageFraction", "SaveDebugImageEveryNBatches",
+    "RemoveCBAsByOutOfImageFraction", "SaveDebugImageEveryNBatches", "Voronoi",
 }  # fmt: skip
 # Naming and seeding are ours (law 1); imgaug's own would make pixels depend on the process.
 OURS = {"self", "seed", "name", "random_state", "deterministic"}
@@ -56,9 +55,15 @@ class Policy:
     source: Path | None = field(default=None, compare=False)
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
+    def __eq__(self, other: object) -> bool:
+        # Python's 1 == 1.0 == True are three trees, with three keys and other pixels.
+        return isinstance(other, Policy) and (
+            (self.name, records.canonical(self.tree)) == (other.name, records.canonical(other.tree))
+        )
+
     def key(self) -> records.Json:
         """What identifies the policy: its tree and the version of the library that runs it."""
-        return {"library": f"imaug {importlib.metadata.version('imaug')}", "tree": self.tree}
+        return {"library": f"imaug {records.versions('imaug')['imaug']}", "tree": self.tree}
 
     def build(self) -> Augmentation:
         """The runnable tree. Raises BadInput for a name or value that imgaug does not take."""
@@ -68,8 +73,9 @@ class Policy:
 class Augmentation:
     """A built policy: `run(pixels, entropy)` gives the same pixels for the same arguments.
 
-    Every node of the tree, hidden inner ones too, gets a fresh generator before each image, so
-    nothing carries over from the images before (DESIGN law 1, measured in ANCHORS).
+    Before each image every node of the tree, hidden inner ones too, gets a fresh generator, and
+    every object below it (FrequencyNoise keeps a matrix of the largest image so far) is put back as
+    it was built, so nothing carries over from the images before (DESIGN law 1).
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -77,18 +83,30 @@ class Augmentation:
         self._policy = policy
         children = self._augmenters(policy.tree, "augmenters")
         self._root = iaa.Sequential(children)
-        self._nodes = list(_walk(self._root, iaa.Augmenter, set()))
+        objects = list(_walk(self._root, set()))
+        self._as_built = [(vars(found), dict(vars(found))) for found in objects]
+        self._nodes = [found for found in objects if isinstance(found, iaa.Augmenter)]
         from imgaug.random import RNG
 
         self._generator = RNG
 
     def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
         """One realisation on one image, (H, W, 3) uint8 in and out; sizes may differ."""
+        for state, built in self._as_built:
+            state.clear()
+            state.update(built)
         words = np.frombuffer(hashlib.sha256(entropy).digest(), dtype="<u4").tolist()
         for number, node in enumerate(self._nodes):
             sequence = np.random.SeedSequence([*words, number])
             node.random_state = self._generator(np.random.Generator(np.random.SFC64(sequence)))
-        out = self._root.augment_image(pixels)
+        try:
+            out = self._root.augment_image(pixels)
+        except Exception as error:
+            said = " ".join(str(error).split())[:300]
+            raise FeatureCacheError(
+                f"policy {self._policy.name!r} failed on an image of shape {pixels.shape}: "
+                f"{type(error).__name__}: {said}"
+            ) from error
         if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3 or out.size == 0:
             raise FeatureCacheError(
                 f"policy {self._policy.name!r} gave a {out.dtype} array of shape {out.shape}, "
@@ -109,9 +127,12 @@ class Augmentation:
         ((name, arguments),) = value.items()
         at = f"{at}.{name}"
         allowed = augmenters()
+        if name in REFUSED:
+            said = "runs code, writes files, or can't be repeated from an image and YAML alone"
+            raise self._wrong(at, f"{name} is not allowed in a policy: it {said}")
         if name not in allowed:
             raise self._wrong(at, f"no augmenter {name!r}; {nearest(name, allowed)}")
-        if not isinstance(arguments or {}, dict):
+        if not isinstance(arguments, dict | None):
             raise self._wrong(at, "expected `{parameter: value}` after the augmenter's name")
         known = set(inspect.signature(allowed[name]).parameters) - OURS
         built = {}
@@ -133,12 +154,14 @@ class Augmentation:
             if set(value) == {"choice"}:
                 if not isinstance(value["choice"], list) or not value["choice"]:
                     raise self._wrong(at, "choice takes a list: {choice: [a, b, c]}")
-                return list(value["choice"])
+                inner = f"{at}.choice"
+                return [self._value(v, f"{inner}.{i}") for i, v in enumerate(value["choice"])]
             if len(value) == 1 and next(iter(value))[:1].isupper():
                 return self._augmenter(value, at)
             return {name: self._value(inner, f"{at}.{name}") for name, inner in value.items()}
         if isinstance(value, list):
-            if value and all(isinstance(v, dict) or v in augmenters() for v in value):
+            names = [v for v in value if isinstance(v, str)]
+            if any(isinstance(v, dict) for v in value) or not augmenters().keys().isdisjoint(names):
                 return self._augmenters(value, at)
             raise self._wrong(at, "a bare list is ambiguous; say {range: [a, b]} or {choice: […]}")
         return value
@@ -151,12 +174,14 @@ class Augmentation:
 
     def _wrong(self, at: str, said: str) -> BadInput:
         where = str(self._policy.source or f"policy {self._policy.name}")
-        line = self._policy.lines.get(at)
+        names = at.split(".")  # the line of the key itself, or of the nearest one around it
+        around = (".".join(names[:i]) for i in range(len(names), 0, -1))
+        line = next((self._policy.lines[name] for name in around if name in self._policy.lines), 0)
         return BadInput(f"{where}{f' line {line}' if line else ''}, {at}: {said}")
 
 
-def _walk(node: Any, augmenter: type, seen: set[int]) -> Iterator[Any]:
-    """Every augmenter below `node`, in a fixed order.
+def _walk(node: Any, seen: set[int]) -> Iterator[Any]:
+    """Every object of imgaug's below `node` (augmenters, parameters), in a fixed order.
 
     imgaug's own get_children_lists() hides child lists that are augmenters themselves (the
     random-order Sequential inside MultiplyAndAddToBrightness), so attributes are looked at too.
@@ -164,13 +189,17 @@ def _walk(node: Any, augmenter: type, seen: set[int]) -> Iterator[Any]:
     if id(node) in seen:
         return
     seen.add(id(node))
-    if isinstance(node, augmenter):
+    library, _, module = type(node).__module__.partition(".")
+    if library == "imgaug" and module != "random":
         yield node
         for name in sorted(vars(node)):
-            yield from _walk(vars(node)[name], augmenter, seen)
+            yield from _walk(vars(node)[name], seen)
     if isinstance(node, list | tuple):
         for child in node:
-            yield from _walk(child, augmenter, seen)
+            yield from _walk(child, seen)
+    elif isinstance(node, dict):
+        for child in node.values():
+            yield from _walk(child, seen)
 
 
 @functools.cache
@@ -199,6 +228,8 @@ def shipped() -> dict[str, Path]:
 
 def find_policy(name: str) -> Policy:
     """The shipped policy called `name`, or the one in the YAML file that `name` is the path of."""
+    if name == "none":
+        raise BadInput("'none' is the empty policy: it has no augmenters and no draws")
     if name in shipped():
         return read_policy(shipped()[name])
     if name.endswith((".yaml", ".yml")):

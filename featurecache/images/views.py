@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featurecache import records
-from featurecache.errors import BadInput, SourceChanged
+from featurecache.errors import BadInput, FeatureCacheError, SourceChanged
 from featurecache.images.datasets import Sample
 from featurecache.images.decode import decode
 from featurecache.images.policies import Augmentation, Policy, find_policy
@@ -35,9 +35,14 @@ class View:
         return {"policy": self.policy.key(), "draw": self.draw, "seed": self.seed}
 
     def check(self) -> None:
-        """Build the policy once, so that a mistake in it is said before any work (BadInput)."""
+        """Build and try the policy, so that a mistake in it is said before any work (BadInput)."""
         if self.policy is not None:
-            _built(self)
+            try:
+                self.picture(np.zeros((32, 32, 3), np.uint8), bytes(32))
+            except BadInput:
+                raise
+            except FeatureCacheError as error:
+                raise BadInput(str(error)) from error
 
     def picture(self, pixels: np.ndarray, item: bytes) -> np.ndarray:
         """The view of one decoded image: (H, W, 3) uint8 in, (H', W', 3) uint8 out.

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from featurecache import records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, checked_workers, ordered, silent
 from featurecache.images.datasets import Sample
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
+from featurecache.stages.featurize import PIXELS
 from featurecache.stages.plan import shards_of
 from featurecache.stages.resolve import described, resolve
 
@@ -67,6 +69,9 @@ def augment(
     total = sum(len(shard.items) * len(shard.spaces) for shard in todo)
     hits = len(sources) * len(spaces) - total
     computed = 0
+    for space in spaces:
+        if space.rows:
+            space.describe()  # a no-op, unless a damaged description was set aside
     if todo:
         request.cache.create()
         tasks = (
@@ -89,13 +94,14 @@ def augment(
                     kept += new
                     computed += len(new)
                 progress(computed, total, f"augment ({hits:,} hits)")
+            provenance = {"pictures": "png"} | records.versions(*PIXELS)
             took = time.perf_counter() - began
             for s, kept in zip(shard.spaces, pictures, strict=True):
                 arrays: dict[str, np.ndarray] = {
                     "pictures": np.frombuffer(b"".join(kept), np.uint8),
                     "offsets": np.cumsum([0, *map(len, kept)], dtype=np.uint64),
                 }
-                spaces[s].commit(shard.items, arrays, failed, {"pictures": "png"}, took)
+                spaces[s].commit(shard.items, arrays, failed, provenance, took)
     spaces = [request.picture_space(view) for view in request.views]
     seconds = time.perf_counter() - start
     return Augmented(

@@ -81,6 +81,8 @@ def _tried(name: str, look) -> Check:  # type: ignore[no-untyped-def]
         return Check(name, True, look())
     except FeatureCacheError as error:
         return Check(name, False, str(error))
+    except Exception as error:  # noqa: BLE001 - whatever a library raises is what was found
+        return Check(name, False, f"{type(error).__name__}: {error}")
 
 
 def _imgaug() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featurecache import records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, checked_workers, ordered, silent
 from featurecache.features.backbones import Preprocess
@@ -20,6 +21,8 @@ from featurecache.images.views import View, original
 from featurecache.stages.plan import shards_of
 from featurecache.stages.resolve import described, resolve
 
+# The libraries that decide a picture's last bits; not in the key, but kept in every shard.
+PIXELS = ("featurecache", "imaug", "numpy", "opencv-python-headless", "pillow")
 SHARD_ROWS = 512  # the most work a kill can lose: 2-15 s on two cores
 
 
@@ -105,6 +108,9 @@ def featurize(
     hits = len(sources) * len(spaces) - total
     computed = 0
     cosines: dict[str, float] = {}
+    for space in spaces:
+        if space.rows:
+            space.describe()  # a no-op, unless a damaged description was set aside
     if todo:
         request.cache.create()
         progress(0, total, "loading the network")
@@ -144,7 +150,7 @@ def featurize(
             for s in shard.spaces:
                 features = np.concatenate(rows[s])
                 features[[i for i, item in enumerate(shard.items) if item in failed]] = 0
-                provenance = engines[targets[s][1]].provenance()
+                provenance = engines[targets[s][1]].provenance() | records.versions(*PIXELS)
                 took = time.perf_counter() - began
                 spaces[s].commit(shard.items, {"features": features}, failed, provenance, took)
     # The answer describes what is on the disk now, not what was meant to be there.

@@ -37,8 +37,6 @@ def policies() -> list[dict[str, str]]:
 
 def show(name: str) -> str:
     """The YAML text of a policy: a shipped one's name, or a file's path."""
-    if name == "none":
-        raise BadInput("'none' is the empty policy: there is nothing to show")
     policy = find_policy(name)
     path = policy.source or shipped()[name]
     return path.read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ class Quickstarted:
 def quickstart(
     *,
     cache: str | Path = "data/cache",
-    out: str | Path = "runs",
+    runs: str | Path = "runs",
     workers: int | None = None,
     progress: Progress = silent,
 ) -> Quickstarted:
@@ -54,7 +54,7 @@ def quickstart(
             f"{schedule}.yaml",
             data="digits",
             cache=cache,
-            out=Path(out) / schedule,
+            runs=runs,
             progress=progress,
         ).run
         seen = {view: evaluate(run, view=view, data="digits", cache=cache).top1 for view in VIEWS}

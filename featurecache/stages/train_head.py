@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import time
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from featurecache import __version__, durable, records
+from featurecache import durable, records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
@@ -40,6 +39,7 @@ def train_head(
     data: str | Path = "data",
     cache: str | Path = "data/cache",
     out: str | Path | None = None,
+    runs: str | Path = "runs",
     backbone: str | None = None,
     seed: int | None = None,
     device: str = "auto",
@@ -47,10 +47,10 @@ def train_head(
 ) -> TrainedRun:
     """Train the head that a schedule describes (a YAML file's path, or a shipped schedule's name).
 
-    `backbone` and `seed` stand in for the schedule's own. The run folder is `out`, or one under
-    `runs/` named by the schedule and what it was trained on: the same training is never done
-    twice, and a killed one resumes to the same numbers. Raises BadInput or NotCached before the
-    first step if anything that the schedule names is missing.
+    `backbone` (with its own settings) and `seed` stand in for the schedule's. The run folder is
+    `out`, or one in `runs` named by the schedule and what it was trained on: the same training is
+    never done twice, and a killed one resumes to the same numbers. Raises BadInput or NotCached
+    before the first step if anything that the schedule names is missing.
     """
     path = find_schedule(str(schedule))
     wanted = _overridden(read_schedule(path), backbone, seed)
@@ -67,8 +67,9 @@ def train_head(
     notes = [f"{lost} images could not be read or decoded, and were left out"] if lost else []
     items = [row.item for row in rows]
     key = next(iter(spaces.values())).key
+    effective = wanted.model_dump(mode="json", exclude_none=True)
     described = {
-        "schedule": wanted.model_dump(mode="json"),
+        "schedule": effective,
         "classes": list(dataset.classes),
         "spaces": {
             name: {"space": space.path.name, "root_hash": space.root_hash}
@@ -77,7 +78,7 @@ def train_head(
         "rows": records.digest([[row.item.hex(), row.label, row.split] for row in rows]),
     }
     identity = records.digest(described)
-    run = Path(out) if out is not None else Path("runs") / f"{path.stem}-{identity[:8]}"
+    run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
     done = _earlier(run, identity)
     if done is not None:
         return done
@@ -90,10 +91,7 @@ def train_head(
         "words": dict(dataset.words),
         "backbone": {"name": next(iter(spaces.values())).backbone, "key": key["backbone"]},
         "precision": key["precision"],
-        "versions": {
-            "featurecache": __version__,
-            **{name: importlib.metadata.version(name) for name in ("torch", "numpy")},
-        },
+        "versions": records.versions("featurecache", "torch", "numpy"),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
     }
     vectors = {name: space.vectors(items)[0] for name, space in spaces.items()}
@@ -110,7 +108,6 @@ def train_head(
 
     _make(run)
     durable.replace(run / RUN, _pretty(record))
-    effective = wanted.model_dump(mode="json", exclude_none=True)
     durable.replace(run / "schedule.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
     total = wanted.epochs * (wanted.validation.folds or 1)
     epochs = 0
@@ -177,7 +174,7 @@ def _earlier(run: Path, identity: str) -> TrainedRun | None:
         )
     if "best" not in record or not (run / "head.json").is_file():
         return None
-    return TrainedRun(str(run), record["best"], record["last"], record["notes"])
+    return TrainedRun(str(run), record["best"], record["last"], record.get("notes", []))
 
 
 def _make(run: Path) -> None:

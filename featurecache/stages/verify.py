@@ -73,7 +73,13 @@ def verify(
     folders = sorted(p for p in (opened.root / "spaces").iterdir() if p.is_dir())
     for number, folder in enumerate(folders):
         progress(number, len(folders), "verify")
-        space = opened.space_in(folder)
+        try:
+            space = opened.space_in(folder)
+        except DamagedCache as error:
+            bad.append({"space": folder.name, "file": "space.json", "reason": error.reason})
+            space = Space(folder, {}, "", None)
+            if repair:
+                space.quarantine("space.json")  # the next featurize describes the space anew
         if space is None:
             stray += [str(path) for path in sorted(folder.iterdir())]
             continue
@@ -102,8 +108,8 @@ def _look(space: Space, path: Path) -> tuple[str | None, Record | None]:
     """What is wrong with a shard (None if nothing), and its record if that can be read."""
     try:
         record = space.read_record(path)
-    except FeatureCacheError as error:
-        return str(error), None
+    except DamagedCache as error:
+        return error.reason, None
     try:
         data = space.read_bytes(record)
         arrays = shards.unpack(data, record.arrays)
@@ -111,8 +117,10 @@ def _look(space: Space, path: Path) -> tuple[str | None, Record | None]:
             return "its items are not those of its record", record
         if f"{shards.sum_of_rows(arrays):064x}" != record.row_sum:
             return "its rows are not those of its record", record
-    except (DamagedCache, KeyError) as error:
-        return str(error), record
+    except DamagedCache as error:
+        return error.reason, record
+    except KeyError as error:
+        return f"its record names no {error}", record
     return shards.check_hdf5(data, record.arrays), record
 
 
