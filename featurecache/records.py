@@ -132,7 +132,8 @@ def read_yaml(path: Path) -> yaml.Node:
     return node
 
 
-def _check(node: yaml.Node, path: Path) -> None:
+def _check(node: yaml.Node, path: Path, at: str = "") -> None:
+    """Refuse what plain YAML has and JSON has not, and repeated keys."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
@@ -142,17 +143,17 @@ def _check(node: yaml.Node, path: Path) -> None:
                 line = key.start_mark.line + 1
                 raise BadInput(f"{path} line {line}: {key.value!r} is given twice; keep one")
             seen.add(key.value)
-            _check(value, path)
+            _check(value, path, f"{at}.{key.value}" if at else key.value)
     elif isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _check(child, path)
+        for i, child in enumerate(node.value):
+            _check(child, path, f"{at}.{i}" if at else str(i))
     else:
         try:
             canonical(plain(node))
         except (TypeError, ValueError, yaml.YAMLError):
             line = node.start_mark.line + 1
             said = f"{node.value!r} is no text, number, true, false or null; put text in quotes"
-            raise BadInput(f"{path} line {line}: {said}") from None
+            raise BadInput(f"{path} line {line}, {at}: {said}") from None
 
 
 def plain(node: yaml.Node) -> Any:

@@ -32,11 +32,11 @@ SIZES = {TINY: 48, B3: 64, LITE0: 224}
 ROWS = 16
 
 # The least and the mean cosine to timm's eager f32 that bf16 must reach. Random weights keep to
-# 0.999 in every row (measured: 0.99985 and more). Trained ones do not: of these 16 photographs
-# through Lite0 at 224, torch's own bf16 gives 0.9980 at least and 0.9991 in the mean, OpenVINO's
-# 0.9959 and 0.9991. bf16 has 8 bits of mantissa, and trained activations span a wider range; an
-# engine that did worse than this would be at fault itself.
-BF16_COSINES = {TINY: (0.999, 0.999), B3: (0.999, 0.999), LITE0: (0.99, 0.998)}
+# 0.999 in every row (measured: 0.99985 and more). Trained ones do not: for these 16 photographs
+# through Lite0 at 224, torch's own bf16 has 0.9955 at least and 0.9989 in the mean, OpenVINO's
+# 0.9974 and 0.9990. bf16 has 8 bits of mantissa, and trained weights spread the rounding more; an
+# engine well below what torch itself loses would be at fault.
+BF16_COSINES = {TINY: (0.999, 0.999), LITE0: (0.99, 0.998)}
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 NO_BF16 = pytest.mark.skipif(
@@ -124,14 +124,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 class TestContract:
     """What every engine promises."""
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            TINY,
-            pytest.param(B3, marks=pytest.mark.slow),
-            pytest.param(LITE0, marks=pytest.mark.slow),
-        ],
-    )
+    @pytest.mark.parametrize("name", [TINY, pytest.param(LITE0, marks=pytest.mark.slow)])
     def test_vectors_are_timms(
         self, setting: tuple[str, str], name: str, reference: Any, opened: Any
     ) -> None:
@@ -194,17 +187,18 @@ class TestContract:
         np.testing.assert_array_equal(pixels, given)
         pixels.flags.writeable = False  # as a memory map of kept pictures is
         np.testing.assert_array_equal(run_rows(engine, pixels), rows)
-        turned = np.asarray(given.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
         run_rows(engine, 255 - given)
         np.testing.assert_array_equal(rows, kept)  # no buffer of the engine's own
-        np.testing.assert_array_equal(run_rows(engine, np.asfortranarray(turned)), kept)
+        np.testing.assert_array_equal(run_rows(engine, np.asfortranarray(given)), kept)
 
     def test_opened_again_it_gives_the_same(
         self, setting: tuple[str, str], reference: Any, opened: Any
     ) -> None:
         backbone, pixels = reference(TINY).backbone, reference(TINY).pixels
         before = {n: t.clone() for n, t in backbone.module.state_dict().items()}
+        filters = list(warnings.filters)
         again = open_engine(backbone, *setting)
+        assert warnings.filters == filters
         np.testing.assert_array_equal(
             run_rows(again, pixels), run_rows(opened(TINY, *setting), pixels)
         )
@@ -219,6 +213,16 @@ class TestContract:
         assert all(isinstance(value, str) and value for value in found.values())
         library = "openvino" if setting[0] == "openvino" else "torch"
         assert {"device", library} <= set(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine", ["torch-cpu", "openvino", pytest.param("torch-cuda", marks=CUDA)]
+)
+def test_b3_is_timms(engine: str, reference: Callable[[str], Reference]) -> None:
+    wanted = reference(B3)
+    found = run_rows(open_engine(wanted.backbone, engine, "f32"), wanted.pixels)
+    assert relative_error(found, wanted.vectors) <= 1e-5
 
 
 def test_engines_of_this_machine() -> None:
@@ -323,9 +327,3 @@ def test_the_callers_cuda_settings_return(opened: Any, reference: Any) -> None:
     before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     run_rows(opened(TINY, "torch-cuda", "f32"), reference(TINY).pixels)
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
-
-
-def test_opening_openvino_leaves_the_warning_filters(reference: Any) -> None:
-    before = list(warnings.filters)
-    open_engine(reference(TINY).backbone, "openvino")
-    assert warnings.filters == before

@@ -303,9 +303,18 @@ def test_a_result_that_is_no_rgb_image(shape: tuple[int, ...]) -> None:
         ("description: x\n", "augmenters: Field required"),
         ("augmenters: []\n", "at least 1"),
         ("augmenters: Fliplr\n", "valid list"),
-        ("augmenters:\n  - Fliplr: {p: .nan}\n", "line 2: '.nan' is no text, number"),
-        ("augmenters:\n  - Add: {value: {range: [0, .inf]}}\n", "line 2: '.inf' is no text"),
-        ("augmenters:\n  - Fliplr: {p: 2020-01-01}\n", "line 2: '2020-01-01' is no text"),
+        (
+            "augmenters:\n  - Fliplr: {p: .nan}\n",
+            r"line 2, augmenters\.0\.Fliplr\.p: '.nan' is no text, number",
+        ),
+        (
+            "augmenters:\n  - Add: {value: {range: [0, .inf]}}\n",
+            r"line 2, augmenters\.0\.Add\.value\.range\.1: '.inf' is no text",
+        ),
+        (
+            "augmenters:\n  - Fliplr: {p: 2020-01-01}\n",
+            r"line 2, augmenters\.0\.Fliplr\.p: '2020-01-01' is no text",
+        ),
         ("- Fliplr\n", "expected a mapping"),
         ("", "expected a mapping"),
         ("augmenters: [Fliplr\n", "not valid YAML"),

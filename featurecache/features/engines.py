@@ -163,7 +163,8 @@ def run_rows(engine: Engine, pixels: np.ndarray) -> np.ndarray:
         padded = np.zeros((engine.micro_batch, *pixels.shape[1:]), np.uint8)
         padded[:n] = pixels
         pixels = padded
-    rows = engine(np.ascontiguousarray(pixels))[:n]
+    # torch warns of an array that can't be written, such as a memory map's.
+    rows = engine(np.require(pixels, requirements=["C", "W"]))[:n]
     if not np.isfinite(rows).all():
         raise FeatureCacheError(
             f"engine {engine.name} gave vectors that are not finite; try --precision f32, "

@@ -26,12 +26,12 @@ from featurecache.errors import BadInput, FeatureCacheError, UnknownName, neares
 
 SHIPPED = Path(__file__).parent / "shipped"
 
-# Augmenters that run a caller's code, write files, want more than an image or an object that YAML
-# can't say (Voronoi), or (KMeans…) draw from OpenCV's global generator, so that law 1 can't hold.
+# Augmenters that run a caller's code, write files, want more than an image, or (KMeans…) draw from
+# OpenCV's global generator, so that law 1 can't hold for them.
 REFUSED = {
     "AssertLambda", "AssertShape", "Augmenter", "BlendAlphaBoundingBoxes", "BlendAlphaMask",
     "BlendAlphaSegMapClassIds", "ClipCBAsToImagePlanes", "KMeansColorQuantization", "Lambda",
-    "RemoveCBAsByOutOfImageFraction", "SaveDebugImageEveryNBatches", "Voronoi",
+    "RemoveCBAsByOutOfImageFraction", "SaveDebugImageEveryNBatches",
 }  # fmt: skip
 # Naming and seeding are ours (law 1); imgaug's own would make pixels depend on the process.
 OURS = {"self", "seed", "name", "random_state", "deterministic"}

@@ -1,0 +1,89 @@
+"""Small datasets, and networks that are loaded once: what the tests of the stages share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Write = Callable[..., Path]
+
+# One picture in 32x32 pixels costs milliseconds; torch-cpu needs no conversion.
+TINY: Mapping[str, Any] = {
+    "backbone": "efficientnet_lite0",
+    "input_size": 32,
+    "engine": "torch-cpu",
+    "workers": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Any]:
+    """The arguments of `featurize` that make it cheap."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def write_dataset() -> Write:
+    """`write(root, {"train/cat": 4})`: class folders of noisy pictures of 12x12 pixels, all of
+    them different, each class around a colour of its own. The same `seed` gives the same bytes."""
+
+    def write(root: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
+        names = sorted({folder.rpartition("/")[2] for folder in counts})
+        rng = np.random.default_rng(seed)
+        for folder, count in counts.items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            base = np.random.default_rng(names.index(folder.rpartition("/")[2])).integers(0, 200, 3)
+            for number in range(count):
+                pixels = base + rng.integers(0, 55, (12, 12, 3))
+                picture = Image.fromarray(pixels.astype(np.uint8))
+                picture.save(root / folder / f"{number:03}.png")
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def _loaded() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from featurecache.features.backbones import load_backbone
+    from featurecache.features.engines import open_engine
+
+    return functools.cache(load_backbone), functools.cache(open_engine)
+
+
+@pytest.fixture(scope="module")
+def load_once(_loaded: tuple[Callable[..., Any], Callable[..., Any]]) -> Iterator[None]:
+    """Each network is loaded, and made an engine, once in the session. That costs a second or two,
+    and is tested in test_backbones and test_engines."""
+    from featurecache.stages import featurize, plan, resolve, verify
+
+    load, open_ = _loaded
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolve, "load_backbone", load)
+        patch.setattr(verify, "load_backbone", load)
+        for module in (featurize, plan, verify):
+            patch.setattr(module, "open_engine", open_)
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory, write_dataset: Write) -> Path:
+    """36 training and 12 validation pictures of three classes. Not to be changed."""
+    root = tmp_path_factory.mktemp("small") / "data"
+    train = {f"train/{name}": 12 for name in ("cat", "dog", "owl")}
+    return write_dataset(root, train | {f"val/{name}": 4 for name in ("cat", "dog", "owl")})
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
+    """`small_data` featurized through `none` and `color_1`, in shards of 16. Not to be changed."""
+    from featurecache.stages.featurize import featurize
+
+    cache = tmp_path_factory.mktemp("small") / "cache"
+    featurize(small_data, policy=["none", "color_1"], cache=cache, shard_rows=16, **TINY)
+    return cache

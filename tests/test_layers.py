@@ -1,0 +1,239 @@
+"""The way through the house: imports run downward only, and heavy libraries have one room each."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from featurecache.features.store import Cache
+
+PACKAGE = Path(__file__).parent.parent / "featurecache"
+
+# A room may import what stands below it, and only that; wings are three rooms of one height.
+GROUND = {"featurecache.errors"}
+FLOOR = {"featurecache.durable", "featurecache.executors", "featurecache.records"}
+WINGS = ("images", "features", "heads")
+TOP = {"featurecache.cli", "featurecache.options", "featurecache.terminal"}
+
+HOMES = {  # the one room of each heavy library, and of what only the command line needs
+    "imgaug": {"featurecache.images.policies"},
+    "timm": {"featurecache.features.backbones"},
+    "openvino": {"featurecache.features.engines"},
+    "h5py": {"featurecache.features.shards"},
+    "pyarrow": {"featurecache.stages.export"},
+    "click": {"featurecache.cli", "featurecache.options", "featurecache.terminal"},
+    "rich": {"featurecache.terminal"},
+}
+DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "tools"}
+MOST_SIBLINGS = 3  # stages that one stage imports; quickstart is a recipe of stages
+
+
+def modules() -> dict[str, str]:
+    """The source of each module of the package, by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = path.read_text(encoding="utf-8")
+    return found
+
+
+def imported(name: str, source: str, known: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of a module, in functions and by importlib too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = name.split(".") if name in packages(known) else name.split(".")[:-1]
+                above = package[: len(package) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield node.lineno, inner if inner in known else base
+        elif isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func).split(".")[-1]
+            first = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(first, ast.Constant):
+                yield node.lineno, str(first.value)
+
+
+def packages(known: set[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in known}
+
+
+def allowed(importer: str, target: str) -> bool:
+    """May a module of the package import another one?"""
+    if target in ("featurecache", importer):
+        return True  # the package itself holds the version alone
+    wing = importer.split(".")[1] if importer.count(".") else ""
+    room = target.split(".")[1]
+    if importer in GROUND:
+        return False
+    if importer in FLOOR:
+        return target in GROUND
+    if wing in WINGS:
+        return target in GROUND | FLOOR or room == wing
+    if wing == "stages":
+        return target in GROUND | FLOOR or room in (*WINGS, "stages")
+    if importer == "featurecache.cli":
+        return target in GROUND | FLOOR | TOP or room == "stages"
+    if importer in TOP:
+        return target in GROUND | FLOOR
+    if importer == "featurecache.__main__":
+        return target == "featurecache.cli"
+    return False  # the package itself, which finds its functions by name, and unknown rooms
+
+
+def violations(sources: dict[str, str]) -> list[str]:
+    """What breaks a rule of the house, one line each."""
+    known = set(sources)
+    found = []
+    below: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        if DRAWERS & set(name.split(".")):
+            found.append(f"{name}: no drawers")
+        for line, target in imported(name, source, known):
+            library = target.split(".")[0]
+            if library in HOMES and name not in HOMES[library]:
+                found.append(f"{name}:{line}: {library} lives in {sorted(HOMES[library])}")
+            if library == "featurecache" and not allowed(name, target):
+                found.append(f"{name}:{line}: may not import {target}")
+            if library == "featurecache" and target != name:
+                below.setdefault(name, set()).add(target)
+    for name, targets in below.items():
+        siblings = {target for target in targets if target.startswith("featurecache.stages.")}
+        if (
+            name.startswith("featurecache.stages.")
+            and name != "featurecache.stages.quickstart"
+            and len(siblings) > MOST_SIBLINGS
+        ):
+            found.append(f"{name}: imports {len(siblings)} stages")
+    return found + [f"a circle: {name}" for name in known if name in reached(name, below)]
+
+
+def reached(name: str, below: dict[str, set[str]]) -> set[str]:
+    """The modules that an import of `name` imports, further down too."""
+    found: set[str] = set()
+    todo = list(below.get(name, ()))
+    while todo:
+        target = todo.pop()
+        if target not in found and target != "featurecache":
+            found.add(target)
+            todo += below.get(target, ())
+    return found
+
+
+def test_the_house_keeps_its_rules() -> None:
+    assert violations(modules()) == []
+
+
+def test_every_room_is_known() -> None:
+    """A new module in no layer would be looked at by nobody."""
+    rooms = {name for name in modules() if name.count(".") == 1}
+    wings = {f"featurecache.{wing}" for wing in (*WINGS, "stages")}
+    assert rooms == GROUND | FLOOR | TOP | wings | {"featurecache.__main__"}
+    homes = {home for names in HOMES.values() for home in names}
+    assert homes <= set(modules())
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_is_used_where_it_lives(library: str) -> None:
+    sources = modules()
+    users = {
+        name
+        for name, source in sources.items()
+        for _, target in imported(name, source, set(sources))
+        if target.split(".")[0] == library
+    }
+    assert users
+    assert users <= HOMES[library]
+
+
+@pytest.mark.parametrize(
+    ("module", "planted", "said"),
+    [
+        ("images.views", "from featurecache.features.store import Cache", "may not import"),
+        ("images.views", "from featurecache import heads", "may not import featurecache.heads"),
+        ("images.views", "import featurecache.stages.plan", "may not import"),
+        ("images.views", "from ..features import store", "import featurecache.features.store"),
+        ("features.store", "from featurecache.images.decode import decode", "may not import"),
+        ("heads.mlp", "from featurecache.features.store import Cache", "may not import"),
+        ("heads.mlp", "def f():\n    from featurecache.images import views", "may not import"),
+        ("records", "from featurecache import executors", "may not import"),
+        ("records", "from featurecache.images.decode import decode", "may not import"),
+        ("errors", "from featurecache import records", "may not import"),
+        ("stages.ls", "from featurecache import terminal", "may not import featurecache.terminal"),
+        ("stages.ls", "from featurecache.cli import main", "may not import featurecache.cli"),
+        ("terminal", "from featurecache.stages.ls import ls", "may not import"),
+        ("cli", "from featurecache.images.views import View", "may not import"),
+        ("__init__", "from featurecache.stages.ls import ls", "may not import"),
+        ("images.views", "import imgaug.augmenters as iaa", "imgaug lives in"),
+        ("images.views", "if True:\n    import_module('imgaug')", "imgaug lives in"),
+        ("features.engines", "from timm.models import create_model", "timm lives in"),
+        ("stages.plan", "import openvino", "openvino lives in"),
+        ("features.store", "import h5py", "h5py lives in"),
+        ("features.store", "import pyarrow.parquet", "pyarrow lives in"),
+        ("stages.ls", "import click", "click lives in"),
+        ("stages.ls", "from rich.table import Table", "rich lives in"),
+        ("stages.resolve", "from featurecache.stages import verify", "a circle"),
+        ("stages.utils", "", "no drawers"),
+        (
+            "stages.ls",
+            "from featurecache.stages import augment, evaluate, export, inspect",
+            "imports 5 stages",
+        ),
+    ],
+)
+def test_a_planted_violation_is_caught(module: str, planted: str, said: str) -> None:
+    name = "featurecache" if module == "__init__" else f"featurecache.{module}"
+    sources = modules()
+    sources[name] = f"{sources.get(name, '')}\n{planted}\n"
+    found = violations(sources)
+    assert any(said in line and name in line for line in found), found
+
+
+# --- what a quick command costs ----------------------------------------------------------------
+
+HEAVY = {"torch", "timm", "imgaug", "openvino", "pyarrow", "cv2"}
+
+
+def imports_of(*arguments: str, code: str = "") -> set[str]:
+    """The top-level modules that a real run imports."""
+    run = ["-c", code] if code else ["-m", "featurecache", *arguments]
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", *run],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    lines = [line for line in process.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "inspect --data {data} --json", "ls --cache {cache}", "policies"],
+)
+def test_quick_commands_import_nothing_heavy(command: str, tmp_path: Path) -> None:
+    data = tmp_path / "my data"
+    (data / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(data / "cat/1.png")
+    Cache(tmp_path / "cache").create()
+    words = [word.format(data=data, cache=tmp_path / "cache") for word in command.split()]
+    names = imports_of(*words)
+    assert "featurecache" in names
+    assert names & HEAVY == set()
+
+
+def test_the_package_imports_nothing_heavy() -> None:
+    assert imports_of(code="import featurecache; featurecache.featurize.__doc__") & HEAVY == set()
+    assert "torch" in imports_of(code="import torch")  # or the tests above could not fail
