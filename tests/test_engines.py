@@ -140,10 +140,11 @@ class TestContract:
             assert cosine.min() >= least and cosine.mean() >= mean
             assert error > 1e-4  # it did compute in the precision that was asked for
 
+    @pytest.mark.parametrize("name", [TINY, pytest.param(LITE0, marks=pytest.mark.slow)])
     def test_rows_and_their_neighbours(
-        self, setting: tuple[str, str], reference: Any, opened: Any
+        self, setting: tuple[str, str], name: str, reference: Any, opened: Any
     ) -> None:
-        engine, pixels = opened(TINY, *setting), reference(TINY).pixels
+        engine, pixels = opened(name, *setting), reference(name).pixels
         whole = run_rows(engine, pixels)
         np.testing.assert_array_equal(run_rows(engine, pixels), whole)  # repeats itself at least
         slots = np.random.default_rng(1).permutation(ROWS)

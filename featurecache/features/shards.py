@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import secrets
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -41,9 +42,9 @@ def pack(
     """An HDF5 file with these contiguous arrays and text attributes, and where each array lies."""
     import h5py
 
-    with h5py.File(
-        "in memory", "w", driver="core", backing_store=False, libver=("v110", "v110")
-    ) as file:
+    # HDF5 takes equal names for one file, also in memory; threads may pack at the same time.
+    name = f"in memory {secrets.token_hex(8)}"
+    with h5py.File(name, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         for name, text in attributes.items():
             file.attrs[name] = text
         for name, array in arrays.items():

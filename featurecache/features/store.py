@@ -236,15 +236,16 @@ class Space:
         """A commit record, if its checksum and its names hold. Raises DamagedCache, BadInput."""
         try:
             value = json.loads(path.read_bytes())
-            checksum = value.pop("checksum")
+            whole = value.pop("checksum") == records.digest(value)
+            # Asked before the fields are looked at: a newer format may have others.
+            if whole and value["format"] > records.FORMAT_VERSION:
+                raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
             record = Record.model_validate(value)
+            raw = bytes.fromhex(record.items)
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise _damaged(path, "not a commit record") from error
-        if record.format > records.FORMAT_VERSION:
-            raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
-        raw = bytes.fromhex(record.items)
         if (
-            checksum != records.digest(value)
+            not whole
             or record.shard != hashlib.sha256(raw).hexdigest()
             or path.name != f"{record.shard}.json"
             or record.space != self.path.name

@@ -1,0 +1,153 @@
+"""Executors: where work runs never shows in what comes out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.executors import checked_workers, ordered
+
+
+class Context:
+    """Counts how often it is sent to a worker."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        self.__dict__.update(state)
+        (self.folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+
+
+def slow_for_even(add: int, task: int) -> int:
+    time.sleep(0.02 * (task % 2 == 0))
+    return task + add
+
+
+def process(_: object, task: int) -> int:
+    return os.getpid()
+
+
+def picky(_: None, task: int) -> int:
+    if task == 3:
+        raise ValueError(f"not {task}")
+    return task
+
+
+def deadly(_: None, task: int) -> int:
+    if task == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
+    found = list(ordered(slow_for_even, 100, iter(range(20)), workers))
+    assert found == list(range(100, 120))
+
+
+def test_no_tasks_give_no_results() -> None:
+    assert list(ordered(slow_for_even, 1, [], 0)) == []
+    assert list(ordered(slow_for_even, 1, [], 2)) == []
+
+
+def test_no_workers_means_this_process() -> None:
+    assert set(ordered(process, None, range(3), 0)) == {os.getpid()}
+
+
+def test_the_context_is_sent_to_a_worker_once(tmp_path: Path) -> None:
+    pids = set(ordered(process, Context(tmp_path), range(40), 2))
+    assert os.getpid() not in pids
+    sent = [int(path.name.partition("-")[0]) for path in tmp_path.iterdir()]
+    assert len(sent) == len(set(sent)) <= 2
+    assert pids <= set(sent)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tasks_are_taken_as_they_are_needed(workers: int) -> None:
+    taken = 0
+
+    def tasks() -> Iterator[int]:
+        nonlocal taken
+        for task in range(100):
+            taken += 1
+            yield task
+
+    results = ordered(slow_for_even, 0, tasks(), workers)
+    for n in range(5):
+        assert next(results) == n
+    assert taken <= 5 + 2 * workers + 2
+    results.close()  # type: ignore[attr-defined]
+    assert taken <= 5 + 2 * workers + 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_exception_of_a_task_is_raised_here_in_its_turn(workers: int) -> None:
+    results = ordered(picky, None, range(8), workers)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="not 3"):
+        next(results)
+
+
+def test_a_killed_worker_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(FeatureCacheError, match=r"worker process died.*fewer --workers"):
+        list(ordered(deadly, None, range(6), 2))
+
+
+PARENT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import test_executors as t
+from featurecache.executors import ordered
+if __name__ == "__main__":
+    pids = []
+    for pid in ordered(t.process, None, range(100000), 2):
+        if pid not in pids:
+            pids.append(pid)
+        if len(pids) == 2:
+            print(*pids, flush=True)
+            time.sleep(60)
+"""
+
+
+def alive(pid: int) -> bool:
+    """Is it running? A zombie is not: nobody may be there to collect it."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    arguments = [sys.executable, str(script), str(Path(__file__).parent)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2 and all(alive(pid) for pid in pids)
+        parent.kill()
+    until = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_checked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked_workers(0) == 0
+    assert checked_workers(7) == 7
+    with pytest.raises(BadInput, match="workers -1"):
+        checked_workers(-1)
+    for cores, workers in ((1, 0), (2, 1), (8, 7), (64, 16), (None, 0)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert checked_workers(None) == workers

@@ -1,0 +1,464 @@
+"""The store: committed or absent (law 4), whatever is broken, killed or refused, and when."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurecache import durable, records
+from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
+from featurecache.features.store import Cache, Space
+
+KEY = {"format": 1, "view": None, "backbone": {"name": "b"}, "precision": "f32"}
+DIM = 5
+
+
+def item(number: int) -> bytes:
+    return hashlib.sha256(str(number).encode()).digest()
+
+
+def row(number: int, shift: float = 0) -> np.ndarray:
+    return np.random.default_rng(number).normal(size=DIM).astype(np.float32) + np.float32(shift)
+
+
+def space_of(folder: Path, key: Any = KEY) -> Space:
+    """The space as it is on the disk now."""
+    return Cache(folder).space(key, "none", "b")
+
+
+def commit(
+    folder: Path, numbers: list[int], bad: tuple[int, ...] = (), shift: float = 0
+) -> tuple[Space, bool]:
+    Cache(folder).create()
+    features = np.array([row(n, shift) * (n not in bad) for n in numbers], np.float32)
+    first = space_of(folder).commit(
+        [item(n) for n in numbers],
+        {"features": features.reshape(len(numbers), DIM)},
+        {item(n): "truncated" for n in bad},
+        {"engine": "test"},
+        0.5,
+    )
+    return space_of(folder), first
+
+
+def files_of(space: Space) -> set[str]:
+    return {path.name for path in space.path.iterdir()}
+
+
+def only(space: Space, pattern: str) -> Path:
+    (found,) = (p for p in space.path.glob(pattern) if p.name != "space.json")
+    return found
+
+
+# ---- round trips ----
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=8, unique=True), max_size=4),
+    st.sets(st.integers(0, 30)),
+    st.randoms(use_true_random=False),
+)
+def test_what_was_committed_is_read(shards: list[list[int]], bad: set[int], rng: Any) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "cache"
+        for numbers in shards:
+            commit(folder, numbers, tuple(bad))
+        space = space_of(folder)
+        held = sorted({n for numbers in shards for n in numbers})
+        assert set(space.rows) == {item(n) for n in held}
+        assert space.missing(item(n) for n in range(40)) == [
+            item(n) for n in range(40) if n not in held
+        ]
+        rng.shuffle(held)
+        if held:
+            vectors, fine = space.vectors([item(n) for n in held])
+            assert vectors.dtype == np.float32
+            for n, vector, good in zip(held, vectors, fine, strict=True):
+                assert bool(good) == (n not in bad)
+                assert vector.tobytes() == (row(n) * (n not in bad)).tobytes()
+        failures = space.failures(item(n) for n in range(40))
+        assert failures == {item(n): "truncated" for n in held if n in bad}
+        assert [s.path for s in Cache(folder).spaces()] == ([space.path] if held else [])
+
+
+def test_pictures_are_read(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.create()
+    contents = [b"first", b"", b"third"]
+    arrays = {
+        "pictures": np.frombuffer(b"".join(contents), np.uint8),
+        "offsets": np.cumsum([0, *map(len, contents)], dtype=np.uint64),
+    }
+    items = [item(n) for n in range(3)]
+    cache.space({"view": 1}, "spatial_1").commit(items, arrays, {items[1]: "bad"}, {}, 0.1)
+    (space,) = cache.spaces()
+    assert (space.view, space.backbone) == ("spatial_1", None)
+    assert [space.picture(i) for i in items] == contents
+    assert space.picture(item(3)) is None
+
+
+def test_a_space_of_failures_alone(tmp_path: Path) -> None:
+    space, _ = commit(tmp_path, [1, 2], bad=(1, 2))
+    vectors, fine = space.vectors([item(2), item(1)])
+    assert not vectors.any() and not fine.any()
+
+
+def test_the_record_says_what_the_shard_is(tmp_path: Path) -> None:
+    space, first = commit(tmp_path, [3, 1, 2], bad=(1,))
+    assert first and space.has(space.records[0].shard)
+    (record,) = space.records
+    assert record.item_list == [item(3), item(1), item(2)]
+    assert record.shard == hashlib.sha256(b"".join(record.item_list)).hexdigest()
+    assert record.provenance == {"engine": "test"}
+    assert record.made["seconds"] == 0.5
+    data = (space.path / record.file).read_bytes()
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (record.size, record.sha256)
+    assert files_of(space) == {"space.json", f"{record.shard}.json", record.file}
+    assert space.path.name == records.digest(KEY)
+
+
+def test_opening_and_looking_write_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    space = cache.space(KEY)
+    assert not cache.exists and cache.spaces() == []
+    assert (space.missing([item(1), item(1)]), space.size, space.dim) == ([item(1)], 0, 0)
+    assert not (tmp_path / "cache").exists()
+
+
+# ---- broken bytes ----
+
+
+def used(folder: Path) -> bytes:
+    """The rows that a reader gets, as bytes."""
+    space = space_of(folder)
+    vectors, fine = space.vectors([item(n) for n in (1, 2, 3)])
+    return vectors.tobytes() + fine.tobytes() + json.dumps(sorted(space.records[0].failed)).encode()
+
+
+@pytest.mark.parametrize("pattern", ["*.json", "*.h5"])
+def test_every_flipped_byte_is_seen_before_a_row_is_used(tmp_path: Path, pattern: str) -> None:
+    space, _ = commit(tmp_path, [1, 2, 3], bad=(2,))
+    path = only(space, pattern)
+    whole, truth = path.read_bytes(), used(tmp_path)
+    rng = np.random.default_rng(0)
+    places = {0, len(whole) - 1} | {int(p) for p in rng.integers(0, len(whole), 600)}
+    harmless = 0
+    for place in sorted(places):
+        changed = bytearray(whole)
+        changed[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(changed)
+        try:
+            assert used(tmp_path) == truth, place
+        except DamagedCache as error:
+            assert "verify --repair" in str(error)
+        else:
+            # One space for another between JSON's values is the only change that says the same.
+            assert pattern == "*.json" and bytes([whole[place], changed[place]]).isspace()
+            harmless += 1
+    assert harmless < len(places) / 20
+
+
+@pytest.mark.parametrize("pattern", ["*.json", "*.h5"])
+def test_every_truncation_is_seen(tmp_path: Path, pattern: str) -> None:
+    space, _ = commit(tmp_path, [1, 2, 3])
+    path = only(space, pattern)
+    whole = path.read_bytes()
+    for size in [*range(0, len(whole) - 2, 37), len(whole) - 2]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(DamagedCache):
+            used(tmp_path)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(DamagedCache):
+        used(tmp_path)
+    path.unlink()
+    with pytest.raises((DamagedCache, KeyError)):  # without its record a shard is absent
+        used(tmp_path)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a record, and give it the checksum that fits."""
+    value = json.loads(path.read_bytes())
+    del value["checksum"]
+    change(value)
+    value["checksum"] = records.digest(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.update(items=r["items"][::-1]),
+        lambda r: r.update(items="zz" * 32),
+        lambda r: r.update(space="0" * 64),
+        lambda r: r.update(shard="0" * 64),
+        lambda r: r.update(file="../../../etc/passwd"),
+        lambda r: r.update(size="many"),
+        lambda r: r.update(extra=1),
+        lambda r: r.pop("row_sum"),
+        lambda r: r["arrays"]["features"].update(dtype="|O"),
+        lambda r: r["arrays"]["features"].update(offset=-1),
+    ],
+)
+def test_a_record_that_lies_is_refused(tmp_path: Path, change: Callable[[Any], None]) -> None:
+    space, _ = commit(tmp_path, [1, 2, 3])
+    rewritten(only(space, "*.json"), change)
+    with pytest.raises(DamagedCache):
+        used(tmp_path)
+
+
+def test_a_record_under_another_name_is_refused(tmp_path: Path) -> None:
+    space, _ = commit(tmp_path, [1, 2, 3])
+    path = only(space, "*.json")
+    path.rename(path.with_name(f"{'0' * 64}.json"))
+    with pytest.raises(DamagedCache):
+        used(tmp_path)
+
+
+def test_a_record_of_a_newer_format_is_not_called_damaged(tmp_path: Path) -> None:
+    space, _ = commit(tmp_path, [1, 2, 3])
+    rewritten(only(space, "*.json"), lambda r: r.update(format=2, field_of_the_future=1))
+    with pytest.raises(BadInput, match="newer featurecache"):
+        used(tmp_path)
+
+
+def test_a_description_of_another_key_is_refused(tmp_path: Path) -> None:
+    space, _ = commit(tmp_path, [1])
+    path = space.path / "space.json"
+    whole = path.read_text()
+    for wrong in (whole.replace('"f32"', '"bf16"'), whole[:-20], "[]", "{}", "1"):
+        path.write_text(wrong)
+        with pytest.raises(DamagedCache, match=r"space\.json"):
+            Cache(tmp_path).spaces()
+
+
+# ---- crashes and other writers ----
+
+
+def test_without_its_record_a_shard_is_absent(tmp_path: Path) -> None:
+    space, _ = commit(tmp_path, [1, 2, 3])
+    commit(tmp_path, [4])
+    record = next(p for p in space.path.glob("*.json") if p.name.startswith(space.records[0].shard))
+    before = record.read_bytes()
+    record.unlink()
+    assert set(space_of(tmp_path).rows) == {item(4)}
+    _, first = commit(tmp_path, [1, 2, 3])  # over the data file that is there already
+    assert first and set(space_of(tmp_path).rows) == {item(n) for n in (1, 2, 3, 4)}
+    assert json.loads(record.read_bytes())["sha256"] == json.loads(before)["sha256"]
+
+
+def test_what_a_crash_leaves_does_no_harm(tmp_path: Path) -> None:
+    undisturbed, _ = commit(tmp_path / "a", [1, 2, 3])
+    (record,) = undisturbed.records
+    folder = tmp_path / "b"
+    Cache(folder).create()
+    path = space_of(folder).path
+    path.mkdir()
+    assert Cache(folder).spaces() == []  # a folder that was not described yet
+    (path / record.file).write_bytes(b"half of a shard")  # under our very name
+    (path / f"{'0' * 64}-{'0' * 16}.h5").write_bytes(b"a stranger")
+    (path / ".space.json.1.ab.tmp").write_bytes(b"{")
+    (path / "quarantine").mkdir()
+    (path / "quarantine" / f"{'1' * 64}.json").write_bytes(b"{}")
+    space, first = commit(folder, [1, 2, 3])
+    assert first and len(space.records) == 1
+    assert used(folder) == used(tmp_path / "a")
+    assert space.root_hash == undisturbed.root_hash
+
+
+def test_of_two_writers_with_other_bytes_one_wins(tmp_path: Path) -> None:
+    _, first = commit(tmp_path, [1, 2, 3])
+    space, second = commit(tmp_path, [1, 2, 3], shift=1)
+    assert (first, second) == (True, False)
+    assert used(tmp_path)[: 3 * DIM * 4] == np.array([row(n) for n in (1, 2, 3)]).tobytes()
+    assert len(files_of(space)) == 3  # space.json, the record, its data: the loser left nothing
+
+
+def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
+    Cache(tmp_path).create()
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: commit(tmp_path, [1, 2, 3], shift=n)[1], range(8)))
+    assert won.count(True) == 1
+    expected = np.array([row(n, won.index(True)) for n in (1, 2, 3)]).tobytes()
+    assert used(tmp_path)[: 3 * DIM * 4] == expected
+    assert len(files_of(space_of(tmp_path))) == 3
+
+
+def test_the_same_shard_again_changes_nothing(tmp_path: Path) -> None:
+    space, _ = commit(tmp_path, [1, 2, 3])
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in space.path.iterdir()}
+    _, first = commit(tmp_path, [1, 2, 3])
+    assert not first
+    assert before == {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in space.path.iterdir()}
+
+
+def test_the_root_hash_knows_no_cutting(tmp_path: Path) -> None:
+    cuts = {
+        "whole": [[1, 2, 3, 4, 5]],
+        "shuffled": [[5, 3], [1], [4, 2]],
+        "overlapping": [[1, 2, 3], [3, 4], [2, 3, 4, 5], [5]],
+    }
+    hashes = set()
+    for name, shards in cuts.items():
+        for numbers in shards:
+            space, _ = commit(tmp_path / name, numbers, bad=(4,))
+        assert len(space.rows) == 5
+        hashes.add(space.root_hash)
+    assert len(hashes) == 1
+    assert commit(tmp_path / "more", [1, 2, 3, 4, 5, 6], bad=(4,))[0].root_hash not in hashes
+    assert commit(tmp_path / "other", [1, 2, 3, 4, 5], shift=1)[0].root_hash not in hashes
+
+
+def test_where_shards_overlap_the_row_that_counts_is_hashed(tmp_path: Path) -> None:
+    commit(tmp_path, [1, 2])
+    space, _ = commit(tmp_path, [2, 3], shift=1)
+    vectors, _ = space.vectors([item(n) for n in (1, 2, 3)])
+    Cache(tmp_path / "one").create()
+    one = space_of(tmp_path / "one")
+    one.commit([item(n) for n in (1, 2, 3)], {"features": vectors}, {}, {}, 0)
+    assert space_of(tmp_path / "one").root_hash == space.root_hash
+
+
+# ---- folders that can't be used ----
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("important")
+    with pytest.raises(BadInput, match=r"not a featurecache cache.*give another --cache"):
+        Cache(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_folder_may_become_a_cache(tmp_path: Path) -> None:
+    Cache(tmp_path).create()
+    assert Cache(tmp_path).exists
+    assert json.loads((tmp_path / "CACHE.json").read_bytes()) == {
+        "format": "featurecache cache",
+        "version": 1,
+    }
+    assert {p.name for p in tmp_path.iterdir()} == {"CACHE.json", "spaces"}
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(BadInput, match="not a folder"):
+        Cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ('{"format": "featurecache cache", "version": 2}', "format 2; this featurecache reads up"),
+        ('{"format": "another cache", "version": 1}', "not of a featurecache cache"),
+        ('{"format": "featurecache cache", "version": "1"}', "not of a featurecache cache"),
+        ('{"format": "featurecache cache"}', "can't be understood"),
+        ("[]", "can't be understood"),
+        ("", "can't be understood"),
+    ],
+)
+def test_another_marker_is_refused(tmp_path: Path, marker: str, message: str) -> None:
+    (tmp_path / "CACHE.json").write_text(marker)
+    with pytest.raises(BadInput, match=message):
+        Cache(tmp_path)
+
+
+def unwritable(tmp_path: Path) -> list[Path]:
+    """Places where even root can't make a folder."""
+    (tmp_path / "file").write_text("")
+    places = [tmp_path / "file" / "cache"]
+    return places + ([Path("/proc/featurecache")] if Path("/proc/self").is_dir() else [])
+
+
+def test_a_folder_that_can_not_be_written_is_said_at_once(tmp_path: Path) -> None:
+    for place in unwritable(tmp_path):
+        with pytest.raises(BadInput, match=r"can't be written \(.+\); give another --cache"):
+            Cache(place).create()
+
+
+def test_a_read_only_cache_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tests may run as root, whom permissions don't stop: the refusal itself is put in place.
+    commit(tmp_path, [1])
+
+    def refused(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    with pytest.raises(BadInput, match=r"can't be written \(Permission denied\)"):
+        Cache(tmp_path).create()
+    assert set(space_of(tmp_path).rows) == {item(1)}  # and yet it can be read
+
+
+# ---- a disk that refuses ----
+
+FULL = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_store import commit
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+commit(Path(sys.argv[2]), [1, 2, 3])
+"""
+
+
+def test_a_full_disk_leaves_nothing_visible(tmp_path: Path) -> None:
+    """A limit on the size of files fails in the write itself, as a full disk does."""
+    pytest.importorskip("resource", reason="no limits on file sizes on this platform")
+    undisturbed, _ = commit(tmp_path / "a", [1, 2, 3])
+    (record,) = undisturbed.records
+    for limit in (record.size - 1, record.size // 2):
+        folder = tmp_path / str(limit)
+        Cache(folder).create()
+        arguments = [sys.executable, "-c", FULL, str(Path(__file__).parent), str(folder)]
+        failed = subprocess.run([*arguments, str(limit)], capture_output=True, text=True)
+        assert failed.returncode == 1
+        assert "FeatureCacheError: " in failed.stderr
+        assert "a shard could not be written (File too large)" in failed.stderr
+        space = space_of(folder)
+        assert space.records == () and files_of(space) <= {"space.json"}
+        again, first = commit(folder, [1, 2, 3])
+        assert first and again.records[0].sha256 == record.sha256
+        assert again.root_hash == undisturbed.root_hash
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_failing_fsync_commits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    commit(tmp_path, [9])
+    done = 0
+    real = durable.os.fsync
+
+    def sync(descriptor: int) -> None:
+        nonlocal done
+        done += 1
+        if done == at:
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr("featurecache.durable.os.fsync", sync)
+    if at > 4:  # data file, its folder, record, its folder: there is no fifth
+        assert commit(tmp_path, [1, 2, 3])[1]
+        assert done == 4
+        return
+    with pytest.raises(FeatureCacheError, match=r"could not be written \(Input/output error\)"):
+        commit(tmp_path, [1, 2, 3])
+    space = space_of(tmp_path)
+    # Only when the record has its name may it be seen: then its data is durable before it.
+    assert len(space.records) == (2 if at == 4 else 1)
+    assert not list(space.path.glob(".*.tmp"))
+    monkeypatch.undo()
+    commit(tmp_path, [1, 2, 3])
+    assert set(space_of(tmp_path).rows) == {item(n) for n in (1, 2, 3, 9)}
+    used(tmp_path)
