@@ -78,4 +78,5 @@ def main(backbone: str, weights: str | None, repeats: int) -> None:
     terminal.table(rows, f"{loaded.model}, {size} px, {most} images")
 
 
-main()
+if __name__ == "__main__":
+    main()

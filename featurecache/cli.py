@@ -125,7 +125,7 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
     """Accuracy of the head in RUN on a split of a dataset."""
     from featurecache.stages.evaluate import evaluate
 
-    result = evaluate(**given)
+    result = evaluate(**given, progress=terminal.progress(quiet))
     if as_json:
         return _print_json(result)
     names = ("split", "view", "n", "top1", "top3", "top5", "loss")
@@ -133,6 +133,7 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
     seen = {name: row for name, row in result.classes.items() if row["n"]}
     worst = sorted(seen.items(), key=lambda pair: pair[1]["top1"])[: 0 if quiet else 10]
     terminal.table([{"class": name, **row} for name, row in worst], "weakest classes")
+    _left_out(result.left_out)
 
 
 @cli.command()
@@ -288,6 +289,8 @@ def list_spaces(cache: str, as_json: bool) -> None:
         {**r, "space": str(r["space"])[:12], "root_hash": str(r["root_hash"])[:12]} for r in rows
     ]
     terminal.table([{**r, "backbone": r["backbone"] or "(pictures)"} for r in short])
+    if not rows:
+        click.echo("no spaces yet")
 
 
 @cli.command()
@@ -314,7 +317,7 @@ def why(as_json: bool, **given: Any) -> None:
 )
 @click.option("--repair", is_flag=True, help="Set bad shards aside, so that they are made anew.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which rows are drawn.")
-@options("engine", "json", "quiet", "debug")
+@options("weights", "engine", "json", "quiet", "debug")
 def verify(as_json: bool, quiet: bool, **given: Any) -> int:
     """Hash every shard and compare it with its record; exit 1 if any is bad."""
     from featurecache.stages.verify import verify
@@ -339,6 +342,8 @@ def verify(as_json: bool, quiet: bool, **given: Any) -> int:
 @click.option("--view", default="none", show_default=True, help="The view.")
 @click.option("--split", help="One split.  [default: all]")
 @click.option("--format", metavar="NAME", help="npz, parquet or safetensors.  [default: by FILE]")
+@options("input_size", "crop", "interpolation")
+@click.option("--precision", metavar="NAME", help="As they were made.  [default: what is held]")
 @options("json", "debug")
 def export(as_json: bool, **given: Any) -> None:
     """Write a view's vectors, with labels, into one file."""
@@ -348,6 +353,7 @@ def export(as_json: bool, **given: Any) -> None:
     if as_json:
         return _print_json(result)
     click.echo(f"{result.path}: {result.rows:,} rows of {result.dim} ({result.format})")
+    _left_out(result.left_out)
 
 
 @cli.command()
@@ -397,6 +403,11 @@ def _made(result: Any, as_json: bool, allow_failed: bool) -> int:
             f"{result.seconds:.1f} s, {result.images_per_second:,.1f} images/s"
         )
     return _failed(result.failed, allow_failed)
+
+
+def _left_out(count: int) -> None:
+    if count:
+        click.echo(f"{count} images could not be read or decoded, and were left out")
 
 
 def _failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:

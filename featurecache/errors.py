@@ -66,9 +66,14 @@ class SourceChanged(FeatureCacheError):
     """An image file no longer has the bytes it had when the work was planned."""
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What a library's error says, on one line of at most `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
     """A phrase with the names nearest to `name`, or the first few where none is near."""
-    names = sorted(known)
+    names = sorted(set(known))
     if not names:
         return "there are none"
     close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=most, cutoff=0.5)

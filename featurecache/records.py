@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from featurecache.errors import BadInput, nearest
+from featurecache.errors import BadInput, nearest, one_line
 
 FORMAT_VERSION = 1  # of the cache on disk; part of every key
 
@@ -125,7 +125,7 @@ def read_yaml(path: Path) -> yaml.Node:
                 raise BadInput(f"{path} line {line}: YAML tags are not allowed")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{path}: not valid YAML: {_one_line(error)}") from error
+        raise BadInput(f"{path}: not valid YAML: {one_line(error)}") from error
     if not isinstance(node, yaml.MappingNode):
         raise BadInput(f"{path}: expected a mapping (`name: value` lines) at the top")
     _check(node, path)
@@ -212,7 +212,3 @@ def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return [annotation]
     return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

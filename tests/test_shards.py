@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -126,16 +127,16 @@ def test_an_array_outside_of_its_file_is_refused(
     change: Callable[[Array, int], dict[str, object]],
 ) -> None:
     data, layout = pack(vectors(), ATTRIBUTES)
-    layout["features"] = layout["features"].model_copy(
-        update=change(layout["features"], len(data))
-    )
+    layout["features"] = layout["features"].model_copy(update=change(layout["features"], len(data)))
     with pytest.raises(DamagedCache, match="'features' lies outside"):
         unpack(data, layout)
 
 
 def test_a_shortened_file_is_refused() -> None:
     data, layout = pack(vectors(), ATTRIBUTES)
-    end = max(a.offset + int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in layout.values())
+    end = max(
+        a.offset + int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in layout.values()
+    )
     unpack(data[:end], layout)
     with pytest.raises(DamagedCache, match="lies outside"):
         unpack(data[: end - 1], layout)
@@ -293,7 +294,7 @@ def cuttings(draw: st.DrawFn) -> tuple[list[list[int]], int]:
     count = draw(st.integers(1, 24))
     order = draw(st.permutations(range(count)))
     cuts = sorted(draw(st.sets(st.integers(1, count))) | {0, count})
-    return [list(order[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)], count
+    return [list(order[a:b]) for a, b in itertools.pairwise(cuts)], count
 
 
 @given(cuttings())

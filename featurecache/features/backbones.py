@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurecache import records
-from featurecache.errors import BackboneUnavailable, BadInput, MissingExtra, UnknownName
+from featurecache.errors import (
+    BackboneUnavailable,
+    BadInput,
+    MissingExtra,
+    UnknownName,
+    one_line,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -137,6 +143,24 @@ def load_backbone(
     return Backbone(name, model, digest, preprocess, _dim(module, preprocess), module)
 
 
+def backbone_of_key(name: str, key: records.Json, weights: str | Path | None = None) -> Backbone:
+    """The network that the backbone part of a space's key describes, loaded anew by its name.
+
+    Raises BadInput, with the fields that differ, if what is loaded is not the very same.
+    """
+    if weights is None and str(key["weights"]).startswith("random-"):
+        weights = "random"
+    settings = {field: key[field] for field in ("input_size", "crop", "interpolation")}
+    backbone = load_backbone(name, weights, **settings)
+    changed = records.differences(key, backbone.key())
+    if changed:
+        raise BadInput(
+            f"backbone {name} is not the network of these vectors (it differs in "
+            f"{'; '.join(changed)}); give the --weights that they were made with"
+        )
+    return backbone
+
+
 def load_module(
     name: str, model: str, weights: str | Path | None, *, classifier: bool
 ) -> torch.nn.Module:
@@ -162,7 +186,7 @@ def known() -> list[str]:
     """Names that the nearest-name hints of an unknown backbone are taken from."""
     import timm
 
-    return [*ALIASES, *timm.list_models(), *timm.list_pretrained()]
+    return sorted({*ALIASES, *timm.list_models(), *timm.list_pretrained()})
 
 
 def at_hand() -> list[dict[str, str]]:
@@ -254,7 +278,7 @@ def _from_hub(model: str, classifier: bool) -> Any:
         endpoint = os.environ.get("HF_ENDPOINT", "the model hub")
         raise BackboneUnavailable(
             f"backbone {model}: its weights could not be had from {endpoint}, repository "
-            f"{config.hf_hub_id or '(none known)'} ({type(error).__name__}: {_one_line(error)}). "
+            f"{config.hf_hub_id or '(none known)'} ({type(error).__name__}: {one_line(error)}). "
             "Offline ways out: copy the hub's cache folder from a machine that has it and set "
             "HF_HUB_CACHE; give --weights FILE (.safetensors or .pth); or use efficientnet_lite0, "
             "whose weights are installed"
@@ -334,7 +358,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise BadInput(
-            f"--weights {path}: not a weights file that can be read safely ({_one_line(error)})"
+            f"--weights {path}: not a weights file that can be read safely ({one_line(error)})"
         ) from error
     for wrapper in ("state_dict", "model"):  # how training scripts commonly wrap them
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -361,7 +385,3 @@ def _digest_of_tensors(module: Any) -> str:
         total.update(records.canonical(head))
         total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

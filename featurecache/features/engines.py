@@ -59,8 +59,14 @@ class TorchEngine:
         import torch
 
         with torch.inference_mode(), _exact_cuda(self._device.type == "cuda"):
-            batch = torch.from_numpy(pixels).to(self._device)
-            return self._module(batch).float().cpu().numpy()  # type: ignore[no-any-return]
+            try:
+                batch = torch.from_numpy(pixels).to(self._device)
+                return self._module(batch).float().cpu().numpy()  # type: ignore[no-any-return]
+            except torch.OutOfMemoryError as error:
+                raise FeatureCacheError(
+                    f"the GPU's memory does not hold {self.micro_batch} images at this size; free "
+                    "it, or give a smaller --input-size or another --engine"
+                ) from error
 
     def provenance(self) -> dict[str, str]:
         import torch

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -57,10 +58,9 @@ class Cache:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        marker = self.root / MARKER
-        if marker.is_file():
-            _check_marker(marker)
-        elif self.root.is_dir() and any(self.root.iterdir()):
+        if self.exists:
+            _check_marker(self.root / MARKER)
+        elif self.root.is_dir() and not _unmarked(self.root):
             raise BadInput(
                 f"{self.root} is not a featurecache cache (it has no {MARKER}) and is not empty; "
                 "give another --cache"
@@ -74,11 +74,21 @@ class Cache:
 
     def create(self) -> None:
         """Make the folder and its marker, if need be. Raises BadInput if it can't be written."""
+        marker = {"format": FORMAT_NAME, "version": records.FORMAT_VERSION}
         try:
-            (self.root / "spaces").mkdir(parents=True, exist_ok=True)
-            marker = {"format": FORMAT_NAME, "version": records.FORMAT_VERSION}
+            data = json.dumps(marker, indent=1).encode() + b"\n"
+            if not self.root.exists():
+                # Appears with its marker in it: a bare folder among images would look like a class.
+                self.root.parent.mkdir(parents=True, exist_ok=True)
+                fresh = self.root.with_name(f".{self.root.name}.{secrets.token_hex(8)}.tmp")
+                fresh.mkdir()
+                durable.link_new(fresh / MARKER, data)
+                with contextlib.suppress(OSError):  # another process was first
+                    fresh.rename(self.root)
+                shutil.rmtree(fresh, ignore_errors=True)
             if not self.exists:
-                durable.link_new(self.root / MARKER, json.dumps(marker, indent=1).encode() + b"\n")
+                durable.link_new(self.root / MARKER, data)
+            (self.root / "spaces").mkdir(exist_ok=True)
             probe = self.root / f".probe.{secrets.token_hex(8)}.tmp"
             probe.touch()
             probe.unlink()
@@ -340,6 +350,12 @@ class Space:
         aside.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another repair was first
             (self.path / name).replace(aside / name)
+
+
+def _unmarked(root: Path) -> bool:
+    """Is this folder empty, or a cache whose making was cut short before its marker was there?"""
+    names = {path.name for path in root.iterdir() if not path.name.startswith(".")}
+    return names <= {"spaces"} or (root / MARKER).is_file()  # another process may be making it
 
 
 def _check_marker(marker: Path) -> None:

@@ -121,7 +121,7 @@ class Phase(pydantic.BaseModel):
         total = math.fsum(value.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the shares must sum to 1, not to {total:.6g}")
-        return value
+        return dict(sorted(value.items()))  # the order they are written in must change no draw
 
 
 class Validation(pydantic.BaseModel):
@@ -213,5 +213,5 @@ def find_schedule(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     if name not in shipped():
-        raise UnknownName("schedule", name, shipped())
+        raise UnknownName("schedule", name, shipped(), "no such file, and none shipped")
     return shipped()[name]

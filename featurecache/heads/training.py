@@ -150,6 +150,7 @@ def train(
     identity: str,
     pairs: Sequence[tuple[Index, Index]] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
+    on_done: Callable[[Trained], None] | None = None,
     device: str = "auto",
 ) -> Trained:
     """Train a head by `schedule`, one member a fold, and save it in the folder `run`.
@@ -159,7 +160,8 @@ def train(
     (train, validation) row numbers for `validation: {split: ...}`, else `split_items` makes them;
     training rows whose item is also a validation item are dropped in any case (law 8).
     `identity` says what the vectors are (their space keys, say), since they are not hashed here.
-    `on_epoch` is called with the row of each epoch as it is done, and at once with those resumed.
+    `on_epoch` is called with the row of each epoch as it is done, and at once with those resumed;
+    `on_done` with the result, before the checkpoints are deleted that could give it again.
 
     `run` gets `metrics.jsonl` (a row for every epoch and fold, replaced as a whole after each
     epoch), the files of `Head.save`, and while training a checkpoint a fold. A second call after
@@ -201,10 +203,13 @@ def train(
         members.append(module)
     head = mlp.Head(members, list(classes), schedule.head)
     head.save(run)
+    means = _means(done)
+    trained = Trained(head, done, _best(means), means[-1])
+    if on_done is not None:
+        on_done(trained)
     for fold in range(1, len(pairs) + 1):
         _checkpoint_file(run, fold).unlink()
-    means = _means(done)
-    return Trained(head, done, _best(means), means[-1])
+    return trained
 
 
 def _check_vectors(vectors: Mapping[str, Vectors], rows: int, schedule: Schedule) -> None:

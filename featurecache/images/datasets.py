@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.errors import BadInput, UnknownName, nearest
+from featurecache.executors import Progress, silent
 
 SPLITS = ("train", "val", "test")
 LAYOUTS = (
@@ -99,8 +100,17 @@ def open_dataset(data: str | Path) -> Dataset:
     raise BadInput(f"{path}: not a dataset; a dataset is {LAYOUTS}")
 
 
+def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict[bytes, Sample]:
+    """item -> the first sample with these bytes, in the order of the samples."""
+    found: dict[bytes, Sample] = {}
+    for sample, item in zip(samples, items, strict=True):
+        if item is not None:
+            found.setdefault(item, sample)
+    return found
+
+
 def items_of(
-    samples: Sequence[Sample], threads: int = 8
+    samples: Sequence[Sample], progress: Progress = silent, threads: int = 8
 ) -> tuple[list[bytes | None], dict[str, str]]:
     """The item (SHA-256 of the encoded bytes, 32 bytes) of each sample, in order.
 
@@ -121,7 +131,10 @@ def items_of(
     # Slices, as a future for each of a million samples costs more than hashing a small image.
     slices = [samples[i : i + 256] for i in range(0, len(samples), 256)]
     with ThreadPoolExecutor(threads) as pool:
-        items = [item for part in pool.map(hashed, slices) for item in part]
+        items: list[bytes | None] = []
+        for part in pool.map(hashed, slices):
+            items += part
+            progress(len(items), len(samples), "hash images")
     return items, {sample.id: reasons[sample.id] for sample in samples if sample.id in reasons}
 
 
@@ -239,6 +252,12 @@ def _class_folders(folder: str) -> Iterator[tuple[str, str]]:
         )
     if not top.folders:
         raise BadInput(f"{folder}: holds no class folders; expected {folder}/CLASS/*.jpg")
+    for name in top.folders:
+        if any(inner.lower() in _SPLIT_OF for inner in _top(f"{folder}/{name}").folders):
+            raise BadInput(
+                f"{folder}/{name} holds split folders, so it is a dataset and no class; "
+                f"give --data {folder}/{name}"
+            )
     for name in top.folders:
         empty = True
         for file in _pictures(f"{folder}/{name}"):
@@ -395,10 +414,13 @@ def _dataset(
     words: Mapping[str, str],
 ) -> Dataset:
     """The dataset of (split, class name, path, id) rows; `words` may name other classes too."""
-    train = {label for split, label, _, _ in found if split == "train"}
+    train = {label for split, label, _, _ in found if split == "train" and label is not None}
     for _, label, file, _ in found:
         if train and label is not None and label not in train:
-            raise BadInput(f"{root}: class {label!r} (of {file}) is not in split train")
+            raise BadInput(
+                f"{root}: class {label!r} (of {file}) is not in split train; "
+                f"{nearest(label, train)}"
+            )
     classes = sorted({label for _, label, _, _ in found if label is not None})
     number = {label: index for index, label in enumerate(classes)}
     here = Path.cwd()  # sources are absolute, as workers may stand elsewhere

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 MAX_PIXELS = 100_000_000
+MAX_RATIO = 256  # a network scales the shorter side up: a line of pixels would fill the memory
 
 # Pillow opens an MPO through its JPEG plugin; naming MPO here would be a KeyError in Pillow.
 # Importing the plugins that are not Pillow's first choice registers them without all the others.
@@ -75,6 +76,8 @@ def decode(data: bytes) -> NDArray[np.uint8]:
                 raise Undecodable(_too_large(width, height))
             if width * height == 0:
                 raise Undecodable(f"{width}x{height} has no pixels")
+            if max(width, height) > MAX_RATIO * min(width, height):
+                raise Undecodable(f"{width}x{height} is longer than {MAX_RATIO} times its width")
             image.load()
             picture = Image.fromarray(_rgb(image))
             turn = _TURNS.get(_orientation(image))

@@ -22,7 +22,7 @@ import pydantic
 import yaml
 
 from featurecache import records
-from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest
+from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest, one_line
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -63,7 +63,10 @@ class Policy:
 
     def key(self) -> records.Json:
         """What identifies the policy: its tree and the version of the library that runs it."""
-        return {"library": f"imaug {records.versions('imaug')['imaug']}", "tree": self.tree}
+        version = records.versions("imaug")["imaug"]
+        if version == "none":  # law 2: what can't be fingerprinted is refused
+            raise FeatureCacheError("the version of imaug can't be told; pip install imaug")
+        return {"library": f"imaug {version}", "tree": self.tree}
 
     def build(self) -> Augmentation:
         """The runnable tree. Raises BadInput for a name or value that imgaug does not take."""
@@ -102,7 +105,7 @@ class Augmentation:
         try:
             out = self._root.augment_image(pixels)
         except Exception as error:
-            said = " ".join(str(error).split())[:300]
+            said = one_line(error)
             raise FeatureCacheError(
                 f"policy {self._policy.name!r} failed on an image of shape {pixels.shape}: "
                 f"{type(error).__name__}: {said}"
@@ -144,7 +147,7 @@ class Augmentation:
         try:
             return allowed[name](**built)
         except Exception as error:
-            said = " ".join(str(error).split())[:300]
+            said = one_line(error)
             raise self._wrong(at, f"{name} does not take these values: {said}") from error
 
     def _value(self, value: Any, at: str) -> Any:

@@ -82,6 +82,14 @@ def original(sample: Sample, item: bytes) -> np.ndarray:
     return decode(data)
 
 
+def view_of_key(key: records.Json | None, name: str) -> View:
+    """The view that a space's key describes; `name` is the space's, NAME_N."""
+    if key is None:
+        return View(None)
+    policy = Policy(name.rpartition("_")[0], key["policy"]["tree"])
+    return View(policy, key["draw"], key["seed"])
+
+
 def find_view(name: str, seed: int = 0) -> View:
     """The view called `none`, `NAME_N`, or `NAME` (draw 1); NAME may be a YAML file's path.
 

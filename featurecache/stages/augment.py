@@ -62,7 +62,7 @@ def augment(
     if not policy:
         raise BadInput("augment needs --policy NAME_N; `featurecache policies` lists them")
     workers = checked_workers(workers)
-    request = resolve(data, cache, policy, seed=seed)
+    request = resolve(data, cache, policy, seed=seed, progress=progress)
     sources = request.sources
     spaces = [request.picture_space(view) for view in request.views]
     todo = shards_of(sources, spaces, shard_rows)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from featurecache import records
-from featurecache.errors import BadInput, NotCached
+from featurecache.errors import BadInput, nearest
+from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
-from featurecache.stages.resolve import decodable, featurize_command, labelled_rows
+from featurecache.stages.find import decodable, labelled_rows, not_cached
 from featurecache.stages.train_head import read_run
 
 
@@ -28,6 +29,7 @@ class Evaluation:
     split: str
     view: str
     n: int
+    left_out: int  # images that could not be read or decoded
     top1: float
     top3: float
     top5: float
@@ -43,6 +45,7 @@ def evaluate(
     data: str | Path = "data",
     cache: str | Path = "data/cache",
     seed: int | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Top-1/3/5, loss and per-class accuracy of a run's head on a split, seen through a view.
 
@@ -51,34 +54,30 @@ def evaluate(
     """
     record = read_run(run)
     dataset = open_dataset(data)
-    known = {name: label for label, name in enumerate(record["classes"])}
+    known = {name: label for label, name in enumerate(record.classes)}
     unknown = sorted(set(dataset.classes) - set(known))
     if unknown:
         raise BadInput(
             f"{dataset.root} has {len(unknown)} classes that {run} was not trained on, as "
-            f"{unknown[0]!r}; give the --data of the same classes"
+            f"{unknown[0]!r} ({nearest(unknown[0], known)}); give the --data of the same classes"
         )
-    rows = labelled_rows(dataset, [split])
-    seed = record["schedule"]["augment_seed"] if seed is None else seed
+    rows = labelled_rows(dataset, [split], progress)
+    seed = record.schedule["augment_seed"] if seed is None else seed
     wanted = find_view(view, seed)
-    backbone = record["backbone"]
-    key = records.vector_key(wanted.key(), backbone["key"], record["precision"])
+    backbone = record.backbone
+    key = records.vector_key(wanted.key(), backbone["key"], record.precision)
     opened = Cache(cache)
     space = opened.space(key, wanted.name, backbone["name"])
     missing = space.missing(row.item for row in rows)
     if missing:
-        settings = {n: backbone["key"][n] for n in ("input_size", "crop", "interpolation")}
-        settings["precision"] = record["precision"]
-        command = featurize_command(data, opened, backbone["name"], [view], settings, seed)
-        raise NotCached(
-            f"the cache lacks {len(missing)} images of view {view} under {backbone['name']}; "
-            f"make them with: {command}"
-        )
+        setting = {**backbone["key"], "precision": record.precision}
+        raise not_cached(opened, {view: missing}, backbone["name"], setting, seed, data)
     rows = decodable(rows, [space])
     from featurecache.heads.mlp import Head, evaluate_predictions  # torch, after every check
 
     head = Head.load(Path(run))
     vectors, _ = space.vectors([row.item for row in rows])
     labels = np.array([known[dataset.classes[row.label]] for row in rows])
-    result = evaluate_predictions(head.predict_proba(vectors), labels, record["classes"])
-    return Evaluation(str(run), split, view, len(rows), **result)
+    result = evaluate_predictions(head.predict_proba(vectors), labels, record.classes)
+    left_out = len(dataset.split(split)) - len(rows)
+    return Evaluation(str(run), split, view, len(rows), left_out, **result)

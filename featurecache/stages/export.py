@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from featurecache import durable, records
 from featurecache.errors import BadInput, MissingExtra, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import items_of, open_dataset
 from featurecache.images.views import find_view
-from featurecache.stages.resolve import held_spaces
+from featurecache.stages.find import held_spaces
 
 FORMATS = ("npz", "parquet", "safetensors")
 
@@ -29,6 +31,7 @@ class Table:
     ids: np.ndarray
     splits: np.ndarray
     classes: np.ndarray
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Exported:
     format: str
     rows: int
     dim: int
+    left_out: int  # images that could not be read or decoded
 
 
 def export(
@@ -51,11 +55,16 @@ def export(
     data: str | Path = "data",
     cache: str | Path = "data/cache",
     seed: int = 0,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    precision: str | None = None,
 ) -> Exported:
     """Write a view's vectors with labels, ids and splits into one file.
 
     `format` is npz, parquet or safetensors; by default the ending of `out`. Images that could not
-    be decoded are left out. Raises NotCached for vectors that are not there.
+    be decoded are left out, and counted. The settings tell apart what the cache holds several of.
+    Raises NotCached for vectors that are not there.
     """
     path = Path(out)
     format = format or path.suffix.removeprefix(".")
@@ -65,25 +74,25 @@ def export(
         raise MissingExtra("export to parquet", "pyarrow", "parquet")
     if not path.absolute().parent.is_dir():
         raise BadInput(f"{out}: its folder does not exist")
-    table = _table(data, view, backbone, split, cache, seed)
+    choice = _choice(backbone, input_size, crop, interpolation, precision)
+    table = _table(data, view, choice, split, cache, seed)
+    content = io.BytesIO()
     if format == "npz":
-        with path.open("wb") as file:  # a path without .npz would be given one
-            np.savez(
-                file,
-                allow_pickle=False,
-                features=table.vectors,
-                labels=table.labels,
-                ids=table.ids,
-                splits=table.splits,
-                classes=table.classes,
-            )
+        np.savez(
+            content,
+            features=table.vectors,
+            labels=table.labels,
+            ids=table.ids,
+            splits=table.splits,
+            classes=table.classes,
+        )
     elif format == "safetensors":
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         texts = {
             name: json.dumps(getattr(table, name).tolist()) for name in ("ids", "splits", "classes")
         }
-        save_file({"features": table.vectors, "labels": table.labels}, path, metadata=texts)
+        content.write(save({"features": table.vectors, "labels": table.labels}, metadata=texts))
     else:
         import pyarrow
         import pyarrow.parquet
@@ -97,8 +106,10 @@ def export(
                 pyarrow.array(table.vectors.ravel()), table.vectors.shape[1]
             ),
         }
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    return Exported(str(path), format, *table.vectors.shape)
+        pyarrow.parquet.write_table(pyarrow.table(columns), content)
+    durable.replace(path, content.getvalue())
+    rows, dim = table.vectors.shape
+    return Exported(str(path), format, rows, dim, table.left_out)
 
 
 def vectors(
@@ -109,22 +120,48 @@ def vectors(
     split: str | None = None,
     cache: str | Path = "data/cache",
     seed: int = 0,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    precision: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,), of labelled images."""
-    table = _table(data, view, backbone, split, cache, seed)
+    choice = _choice(backbone, input_size, crop, interpolation, precision)
+    table = _table(data, view, choice, split, cache, seed)
     labelled = table.labels >= 0
     return table.vectors[labelled], table.classes[table.labels[labelled]]
 
 
+def _choice(
+    backbone: str,
+    input_size: int | None,
+    crop: float | None,
+    interpolation: str | None,
+    precision: str | None,
+) -> BackboneChoice:
+    given = {
+        "name": backbone,
+        "input_size": input_size,
+        "crop": crop,
+        "interpolation": interpolation,
+        "precision": precision,
+    }
+    return records.validated(BackboneChoice, given, "backbone")
+
+
 def _table(
-    data: str | Path, view: str, backbone: str, split: str | None, cache: str | Path, seed: int
+    data: str | Path,
+    view: str,
+    choice: BackboneChoice,
+    split: str | None,
+    cache: str | Path,
+    seed: int,
 ) -> Table:
     dataset = open_dataset(data)
     samples = dataset.samples if split is None else dataset.split(split)
     items, _ = items_of(samples)
     readable = [(s, i) for s, i in zip(samples, items, strict=True) if i is not None]
     wanted = find_view(view, seed)
-    choice = BackboneChoice(name=backbone)
     held = [item for _, item in readable]
     space = held_spaces(Cache(cache), {view: wanted}, choice, held, data)[view]
     rows, fine = space.vectors(held)
@@ -135,4 +172,5 @@ def _table(
         np.array([s.id for s in kept], str),
         np.array([s.split for s in kept], str),
         np.array(dataset.classes, str),
+        len(samples) - len(kept),
     )

@@ -99,6 +99,7 @@ def featurize(
     request = resolve(
         data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
         interpolation=interpolation, precision=precision, seed=seed,
+        progress=progress,
     )  # fmt: skip
     sources = request.sources
     targets = [(v, b) for v in range(len(request.views)) for b in range(len(request.backbones))]

@@ -87,6 +87,7 @@ def plan(
     request = resolve(
         data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
         interpolation=interpolation, precision=precision, seed=seed,
+        progress=progress,
     )  # fmt: skip
     progress(0, 1, "probe")
     hits = misses = size = 0

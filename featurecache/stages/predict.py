@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from featurecache import records
 from featurecache.errors import BadInput
-from featurecache.features.backbones import load_backbone
+from featurecache.features.backbones import backbone_of_key
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.heads.mlp import Head
 from featurecache.images.decode import Undecodable, decode
@@ -40,23 +39,13 @@ def predict(
     The network is built as the run's record says and must be the very one (its key is compared);
     `weights` is needed again if the vectors were made with `--weights`. Nothing is cached.
     """
+    missing = [str(file) for file in files if not Path(file).is_file()]
+    if missing:
+        raise BadInput(f"no such file: {', '.join(missing[:5])}")
     record = read_run(run)
     head = Head.load(Path(run))
-    key = record["backbone"]["key"]
-    random = key["weights"].startswith("random-")
-    backbone = load_backbone(
-        record["backbone"]["name"],
-        "random" if random and weights is None else weights,
-        input_size=key["input_size"],
-        crop=key["crop"],
-        interpolation=key["interpolation"],
-    )
-    changed = records.differences(key, backbone.key())
-    if changed:
-        raise BadInput(
-            f"{run} was trained on vectors of another network ({'; '.join(changed)}); give the "
-            "--weights it was trained with"
-        )
+    key = record.backbone["key"]
+    backbone = backbone_of_key(record.backbone["name"], key, weights)
     pictures, errors = [], {}
     for file in files:
         try:
@@ -65,16 +54,16 @@ def predict(
             errors[str(file)] = str(error)
     tops = []
     if pictures:
-        running = open_engine(backbone, engine, record["precision"])
+        running = open_engine(backbone, engine, record.precision)
         size = running.micro_batch
         rows = [
             run_rows(running, np.stack(pictures[i : i + size]))
             for i in range(0, len(pictures), size)
         ]
-        words = record["words"]
+        words = record.words
         for probabilities in head.predict_proba(np.concatenate(rows)):
             best = np.argsort(-probabilities, kind="stable")[:5]
-            names = [record["classes"][i] for i in best]
+            names = [record.classes[i] for i in best]
             tops.append(
                 [
                     {"class": c, "name": words.get(c, c), "probability": float(probabilities[i])}

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydantic
 import yaml
 
 from featurecache import durable, records
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import items_of, open_dataset
 from featurecache.images.views import find_view
-from featurecache.stages.resolve import decodable, held_spaces, labelled_rows
+from featurecache.stages.find import decodable, held_spaces, labelled_rows
+
+if TYPE_CHECKING:
+    from featurecache.heads.training import Trained
 
 RUN = "run.json"
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class RunRecord(pydantic.BaseModel):
+    """What `run.json` holds: all that decided a run, and when it is finished its results."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    format: int = 1
+    identity: str  # hash of the schedule, the classes, the rows and their vectors
+    schedule: dict[str, Any]
+    classes: list[str]
+    words: dict[str, str]  # readable names of classes
+    backbone: dict[str, Any]  # name, and its part of the space keys
+    precision: str
+    spaces: dict[str, str]  # view -> space
+    rows: str  # hash of items, labels and splits
+    data: dict[str, Any]
+    versions: dict[str, str]
+    started: str
+    notes: list[str]
+    seconds: float | None = None
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,62 +80,66 @@ def train_head(
     never done twice, and a killed one resumes to the same numbers. Raises BadInput or NotCached
     before the first step if anything that the schedule names is missing.
     """
+    if device not in DEVICES:
+        raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
     wanted = _overridden(read_schedule(path), backbone, seed)
     dataset = open_dataset(data)
     views = {name: find_view(name, wanted.augment_seed) for name in wanted.views()}
-    # Only labelled splits take part; what is held out by the dataset stays out of training.
-    splits = ["train"] if wanted.validation.split is None else ["train", wanted.validation.split]
-    if wanted.validation.split == "train":
+    val = wanted.validation.split
+    if val == "train":
         raise BadInput(f"{path}: validation.split: 'train' is what is trained on; take another")
-    rows = labelled_rows(dataset, splits)
+    splits = ["train"] if val is None else ["train", val]
+    rows = labelled_rows(dataset, splits, progress)
     spaces = held_spaces(Cache(cache), views, wanted.backbone, [r.item for r in rows], data)
     rows = decodable(rows, spaces.values())
+    notes = []
     lost = sum(len(dataset.split(split)) for split in splits) - len(rows)
-    notes = [f"{lost} images could not be read or decoded, and were left out"] if lost else []
+    if lost:
+        notes.append(f"{lost} images could not be read or decoded, and were left out")
+    # Law 8: an image of any other split, used here or not, is not trained on.
+    others = [sample for sample in dataset.samples if sample.split != "train"]
+    held_out = set(items_of(others, progress)[0])
+    kept = [row for row in rows if row.split != "train" or row.item not in held_out]
+    if len(kept) < len(rows):
+        shared = len(rows) - len(kept)
+        notes.append(f"{shared} training images are in another split too, and were left out")
+    rows = kept
+    labels = Counter(item for item, _ in {(row.item, row.label) for row in rows})
+    contradicting = sum(count > 1 for count in labels.values())
+    if contradicting:
+        notes.append(f"{contradicting} images stand under more than one class")
     items = [row.item for row in rows]
-    key = next(iter(spaces.values())).key
+    vectors = {name: space.vectors(items)[0] for name, space in spaces.items()}
+
     effective = wanted.model_dump(mode="json", exclude_none=True)
-    described = {
+    described: dict[str, Any] = {
         "schedule": effective,
         "classes": list(dataset.classes),
-        "spaces": {
-            name: {"space": space.path.name, "root_hash": space.root_hash}
-            for name, space in spaces.items()
-        },
+        "spaces": {name: space.path.name for name, space in spaces.items()},
         "rows": records.digest([[row.item.hex(), row.label, row.split] for row in rows]),
     }
-    identity = records.digest(described)
+    contents = {name: hashlib.sha256(v.data).hexdigest() for name, v in vectors.items()}
+    identity = records.digest({**described, "vectors": contents})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
     done = _earlier(run, identity)
     if done is not None:
         return done
     began = time.time()
-    record = {
-        "format": 1,
-        "identity": identity,
+    space = next(iter(spaces.values()))
+    record = RunRecord(
+        identity=identity,
         **described,
-        "data": {"given": str(data), "layout": dataset.layout, "rows": len(rows)},
-        "words": dict(dataset.words),
-        "backbone": {"name": next(iter(spaces.values())).backbone, "key": key["backbone"]},
-        "precision": key["precision"],
-        "versions": records.versions("featurecache", "torch", "numpy"),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-    }
-    vectors = {name: space.vectors(items)[0] for name, space in spaces.items()}
-    pairs = None
-    if wanted.validation.split is not None:
-        held = np.array([row.split != "train" for row in rows])
-        pairs = [(np.flatnonzero(~held), np.flatnonzero(held))]
-        shared = {i for i, h in zip(items, held, strict=True) if h}
-        both = sum(i in shared for i, h in zip(items, held, strict=True) if not h)
-        if both:
-            notes.append(f"{both} training images are in the validation too, and were left out")
-    # torch is imported only now, when nothing the user wrote can still be wrong.
-    from featurecache.heads.training import train
-
+        words=dict(dataset.words),
+        backbone={"name": space.backbone, "key": space.key["backbone"]},
+        precision=space.key["precision"],
+        data={"given": str(data), "layout": dataset.layout, "rows": len(rows)},
+        versions=records.versions("featurecache", "torch", "numpy"),
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        notes=notes,
+    )
     _make(run)
-    durable.replace(run / RUN, _pretty(record))
+    _write(run, record)
     durable.replace(run / "schedule.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
     total = wanted.epochs * (wanted.validation.folds or 1)
     epochs = 0
@@ -117,6 +149,15 @@ def train_head(
         epochs += 1
         progress(epochs, total, f"train-head (top-1 {row['val_top1']:.4f})")
 
+    def on_done(trained: Trained) -> None:
+        record.best, record.last = trained.best, trained.last
+        record.seconds = round(time.time() - began, 3)
+        _write(run, record)
+
+    held = np.array([row.split != "train" for row in rows])
+    # torch is imported only now, when nothing the user wrote can still be wrong.
+    from featurecache.heads.training import train
+
     trained = train(
         vectors,
         np.array([row.label for row in rows], np.int64),
@@ -125,24 +166,22 @@ def train_head(
         dataset.classes,
         run,
         identity=identity,
-        pairs=pairs,
+        pairs=None if val is None else [(np.flatnonzero(~held), np.flatnonzero(held))],
         on_epoch=on_epoch,
+        on_done=on_done,
         device=device,
     )
-    record |= {"best": trained.best, "last": trained.last, "notes": notes}
-    record |= {"seconds": round(time.time() - began, 3)}
-    durable.replace(run / RUN, _pretty(record))
     return TrainedRun(str(run), trained.best, trained.last, notes)
 
 
-def read_run(run: str | Path) -> dict[str, Any]:
+def read_run(run: str | Path) -> RunRecord:
     """The record of a finished run. Raises BadInput if there is none in the folder."""
     path = Path(run) / RUN
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        record = RunRecord.model_validate_json(path.read_bytes())
+    except (OSError, pydantic.ValidationError) as error:
         raise BadInput(f"{run}: not the folder of a run (no readable {RUN} in it)") from error
-    if "best" not in record:
+    if record.best is None:
         raise BadInput(f"{run}: its training is not finished; run the same train-head again")
     return record
 
@@ -161,20 +200,21 @@ def _overridden(schedule: Schedule, backbone: str | None, seed: int | None) -> S
 def _earlier(run: Path, identity: str) -> TrainedRun | None:
     """The result of the same training, finished before; None if it is to be begun or resumed."""
     if not (run / RUN).is_file():
-        if run.is_dir() and any(run.iterdir()):
+        # Hidden files may be left of a run that was killed as it began.
+        if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
             raise BadInput(f"{run}: not empty, and not the folder of a run; give another --out")
         return None
     try:
-        record = json.loads((run / RUN).read_bytes())
-    except ValueError as error:
+        record = RunRecord.model_validate_json((run / RUN).read_bytes())
+    except pydantic.ValidationError as error:
         raise BadInput(f"{run / RUN} can't be understood; give another --out") from error
-    if record.get("identity") != identity:
+    if record.identity != identity:
         raise BadInput(
             f"{run}: holds a run of another schedule or other vectors; give another --out"
         )
-    if "best" not in record or not (run / "head.json").is_file():
+    if record.best is None or record.last is None:
         return None
-    return TrainedRun(str(run), record["best"], record["last"], record.get("notes", []))
+    return TrainedRun(str(run), record.best, record.last, record.notes)
 
 
 def _make(run: Path) -> None:
@@ -184,5 +224,5 @@ def _make(run: Path) -> None:
         raise BadInput(f"{run} can't be made ({error.strerror}); give another --out") from error
 
 
-def _pretty(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, indent=1).encode() + b"\n"
+def _write(run: Path, record: RunRecord) -> None:
+    durable.replace(run / RUN, record.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")

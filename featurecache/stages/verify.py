@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,11 @@ from featurecache import records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.executors import Progress, silent
 from featurecache.features import shards
-from featurecache.features.backbones import load_backbone
+from featurecache.features.backbones import backbone_of_key
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.store import Cache, Record, Space
-from featurecache.images.datasets import items_of, open_dataset
-from featurecache.images.policies import Policy
-from featurecache.images.views import View
+from featurecache.images.datasets import Dataset, Sample, items_of, open_dataset, sources_of
+from featurecache.images.views import view_of_key
 from featurecache.stages.featurize import Batch, Recipe, prepare
 
 
@@ -52,6 +52,7 @@ def verify(
     recompute: int = 0,
     data: str | Path = "data",
     engine: str = "auto",
+    weights: str | Path | None = None,
     repair: bool = False,
     seed: int = 0,
     progress: Progress = silent,
@@ -59,7 +60,8 @@ def verify(
     """Hash every shard, and compare it with its record in every way.
 
     `recompute` rows of every space of vectors, drawn at random with `seed` from those of the
-    images in `data`, are computed again and compared. `repair` moves bad shards to a folder
+    images in `data`, are computed again and compared (`weights`: those of the spaces that were
+    made with such an option). `repair` moves bad shards to a folder
     `quarantine`, so that the next `featurize` computes their rows again.
     """
     opened = Cache(cache)
@@ -67,12 +69,14 @@ def verify(
         raise BadInput(f"no cache at {cache}; `featurecache featurize` makes one")
     if recompute < 0:
         raise BadInput(f"--recompute {recompute}: must be 0 or more")
+    dataset = open_dataset(data) if recompute else None
     bad: list[dict[str, str]] = []
     stray: list[str] = []
     count = rows = 0
-    folders = sorted(p for p in (opened.root / "spaces").iterdir() if p.is_dir())
-    for number, folder in enumerate(folders):
-        progress(number, len(folders), "verify")
+    folders = sorted(path for path in opened.root.glob("spaces/*") if path.is_dir())
+    total = sum(len(list(folder.glob("*.json"))) for folder in folders)
+    done = 0
+    for folder in folders:
         try:
             space = opened.space_in(folder)
         except DamagedCache as error:
@@ -85,6 +89,8 @@ def verify(
             continue
         named = {"space.json"}
         for path in sorted(folder.glob("*.json")):
+            done += 1
+            progress(done, total, "verify")
             if path.name == "space.json":
                 continue
             count += 1
@@ -99,8 +105,9 @@ def verify(
                         space.quarantine(record.file)
         files = [path for path in sorted(folder.iterdir()) if path.is_file()]
         stray += [str(path) for path in files if path.name not in named]
-    progress(len(folders), len(folders), "verify")
-    drift = _recomputed(opened, recompute, data, engine, seed) if recompute and not bad else []
+    drift = []
+    if dataset is not None and not bad:
+        drift = _recomputed(opened, recompute, dataset, engine, weights, seed)
     return Verification(count, rows, bad, stray, drift)
 
 
@@ -124,10 +131,15 @@ def _look(space: Space, path: Path) -> tuple[str | None, Record | None]:
     return shards.check_hdf5(data, record.arrays), record
 
 
-def _recomputed(cache: Cache, most: int, data: str | Path, engine: str, seed: int) -> list[Drift]:
-    dataset = open_dataset(data)
-    items, _ = items_of(dataset.samples)
-    sources = {i: s for i, s in zip(items, dataset.samples, strict=True) if i is not None}
+def _recomputed(
+    cache: Cache,
+    most: int,
+    dataset: Dataset,
+    engine: str,
+    weights: str | Path | None,
+    seed: int,
+) -> list[Drift]:
+    sources = sources_of(dataset.samples, items_of(dataset.samples)[0])
     rng = np.random.default_rng(seed)
     found = []
     for space in cache.spaces():
@@ -137,11 +149,11 @@ def _recomputed(cache: Cache, most: int, data: str | Path, engine: str, seed: in
         bad = space.failures(space.rows)
         here = [item for item in space.rows if item in sources and item not in bad]
         if not here:
-            found.append(Drift(*about, 0, 0, 0.0, f"none of its images is in {data}"))
+            found.append(Drift(*about, 0, 0, 0.0, f"none of its images is in {dataset.root}"))
             continue
         chosen = [here[i] for i in rng.permutation(len(here))[:most]]
         try:
-            new = _vectors_again(space, [(sources[item], item) for item in chosen], engine)
+            new = _vectors_again(space, [(sources[item], item) for item in chosen], engine, weights)
         except FeatureCacheError as error:
             found.append(Drift(*about, 0, 0, 0.0, str(error)))
             continue
@@ -152,25 +164,19 @@ def _recomputed(cache: Cache, most: int, data: str | Path, engine: str, seed: in
     return found
 
 
-def _vectors_again(space: Space, rows: list, engine: str) -> np.ndarray:
+def _vectors_again(
+    space: Space,
+    rows: Sequence[tuple[Sample, bytes]],
+    engine: str,
+    weights: str | Path | None,
+) -> np.ndarray:
     key = space.key
-    wanted, settings = key["view"], key["backbone"]
-    view = View(None)
-    if wanted is not None:
-        policy = Policy(space.view.rpartition("_")[0], wanted["policy"]["tree"])
-        view = View(policy, wanted["draw"], wanted["seed"])
-    random = settings["weights"].startswith("random-")
-    backbone = load_backbone(
-        str(space.backbone),
-        "random" if random else None,
-        input_size=settings["input_size"],
-        crop=settings["crop"],
-        interpolation=settings["interpolation"],
-    )
+    view = view_of_key(key["view"], space.view)
+    backbone = backbone_of_key(str(space.backbone), key["backbone"], weights)
     again = records.vector_key(view.key(), backbone.key(), key["precision"])
-    if again != key:
+    if records.digest(again) != space.path.name:
         differs = "; ".join(records.differences(key, again))
-        raise FeatureCacheError(f"can't be computed again here: differs in {differs}")
+        raise BadInput(f"can't be computed again here: differs in {differs}")
     running = open_engine(backbone, engine, key["precision"])
     recipe = Recipe((view,), (), (backbone.preprocess,))
     size = running.micro_batch

@@ -1,0 +1,152 @@
+"""Find what is held: the rows of a dataset, and the spaces that a schedule or an export means.
+
+No network is loaded here, so vectors can be used where their weights can't be had.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from featurecache import records
+from featurecache.errors import BadInput, NotCached
+from featurecache.executors import Progress, silent
+from featurecache.features.backbones import ALIASES, check_name
+from featurecache.features.store import Cache, Space
+from featurecache.heads.schedules import BackboneChoice
+from featurecache.images.datasets import Dataset, items_of
+from featurecache.images.views import View
+
+# The settings of a backbone that an option of `featurize` can say.
+OPTIONS = ("input_size", "crop", "interpolation", "precision")
+
+
+class Row(NamedTuple):
+    """A labelled image to train or evaluate on."""
+
+    item: bytes
+    label: int
+    split: str
+
+
+def labelled_rows(
+    dataset: Dataset, splits: Sequence[str], progress: Progress = silent
+) -> list[Row]:
+    """The rows of these splits that can be read. Raises BadInput for an unlabelled split."""
+    samples = [sample for split in splits for sample in dataset.split(split)]
+    for sample in samples:
+        if sample.label is None:
+            raise BadInput(f"split {sample.split!r} of {dataset.root} has no labels; take another")
+    items, _ = items_of(samples, progress)
+    return [
+        Row(item, sample.label, sample.split)
+        for sample, item in zip(samples, items, strict=True)
+        if item is not None and sample.label is not None
+    ]
+
+
+def decodable(rows: Sequence[Row], spaces: Iterable[Space]) -> list[Row]:
+    """The rows that have a vector in every one of these spaces. Raises BadInput for none."""
+    bad = {item for space in spaces for item in space.failures(row.item for row in rows)}
+    found = [row for row in rows if row.item not in bad]
+    if not found:
+        raise BadInput("none of these images could be decoded; see `featurecache inspect`")
+    return found
+
+
+def held_spaces(
+    cache: Cache,
+    views: Mapping[str, View],
+    choice: BackboneChoice,
+    items: Sequence[bytes],
+    data: str | Path,
+) -> dict[str, Space]:
+    """For each view the space of the chosen backbone that holds all `items`.
+
+    The cache must hold one setting of the backbone that the choice fits; with it the whole key of
+    each space is known, and spaces are found by key alone (law 2). Raises NotCached with the
+    command that makes what is missing, BadInput where several settings fit.
+    """
+    seed = max((view.seed for view in views.values()), default=0)  # of `none` it is 0
+    fitting = [s for s in cache.spaces() if s.backbone is not None and _fits(s, choice)]
+    settings = {records.digest(_settings(s)): _settings(s) for s in fitting}
+    if len(settings) > 1:
+        first, second, *_ = settings.values()
+        raise BadInput(
+            f"{cache.root} holds {len(settings)} settings of backbone {choice.name}, which differ "
+            f"in {'; '.join(records.differences(first, second))}. Say which: in a schedule as in "
+            f"backbone: {{name: {choice.name}, crop: 1.0}}, in a command as in --crop 1.0"
+        )
+    if not settings:
+        if choice.name not in ALIASES:
+            check_name(choice.name)
+        given = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
+        raise not_cached(cache, dict.fromkeys(views, items), choice.name, given, seed, data)
+    (setting,) = settings.values()
+    backbone = {name: value for name, value in setting.items() if name != "precision"}
+    found = {
+        name: cache.space(
+            records.vector_key(view.key(), backbone, setting["precision"]), view.name, choice.name
+        )
+        for name, view in views.items()
+    }
+    lacking = {name: space.missing(items) for name, space in found.items()}
+    lacking = {name: missing for name, missing in lacking.items() if missing}
+    if lacking:
+        raise not_cached(cache, lacking, choice.name, setting, seed, data)
+    return found
+
+
+def not_cached(
+    cache: Cache,
+    lacking: Mapping[str, Sequence[bytes]],
+    backbone: str,
+    setting: Mapping[str, object],
+    seed: int,
+    data: str | Path,
+) -> NotCached:
+    """The error for images that views lack, with the command that makes them."""
+    counts = ", ".join(f"{len(missing)} images of view {v}" for v, missing in lacking.items())
+    command = featurize_command(data, cache, backbone, lacking, setting, seed)
+    return NotCached(f"the cache lacks {counts}; make them with: {command}")
+
+
+def featurize_command(
+    data: str | Path,
+    cache: Cache,
+    backbone: str,
+    views: Iterable[str],
+    setting: Mapping[str, object],
+    seed: int,
+) -> str:
+    """The command that makes the vectors of these views; options that are the default left out."""
+    options: dict[str, object] = {"data": data, "cache": cache.root, "backbone": backbone}
+    options |= {name: setting[name] for name in OPTIONS if name in setting}
+    if str(setting.get("weights")).startswith("random-"):
+        options["weights"] = "random"
+    options["seed"] = seed
+    default = {"data": "data", "cache": "data/cache", "precision": "f32", "seed": "0"}
+    words = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in options.items()
+        if str(value) != default.get(name)
+    ]
+    words += [f"--policy {shlex.quote(view)}" for view in views]
+    return " ".join(["featurecache featurize", *words])
+
+
+def _settings(space: Space) -> records.Json:
+    return {**space.key["backbone"], "precision": space.key["precision"]}
+
+
+def _fits(space: Space, choice: BackboneChoice) -> bool:
+    settings = _settings(space)
+    model = settings["name"]
+    names = (space.backbone, model, model.split(".")[0])
+    if choice.name not in names and ALIASES.get(choice.name) != model:
+        return False
+    given = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
+    weights = str(settings["weights"]).startswith(choice.weights or "")
+    return weights and all(settings[name] == value for name, value in given.items())
