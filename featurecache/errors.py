@@ -71,7 +71,7 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return " ".join(str(error).split())[:most]
 
 
-def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
+def nearest(name: str, known: Iterable[str], most: int = 5) -> str:
     """A phrase with the names nearest to `name`, or the first few where none is near."""
     names = sorted(set(known))
     if not names:

@@ -60,15 +60,22 @@ def _loaded() -> tuple[Callable[..., Any], Callable[..., Any]]:
 def load_once(_loaded: tuple[Callable[..., Any], Callable[..., Any]]) -> Iterator[None]:
     """Each network is loaded, and made an engine, once in the session. That costs a second or two,
     and is tested in test_backbones and test_engines."""
+    import torch
+
+    from featurecache.features import backbones
     from featurecache.stages import featurize, plan, resolve, verify
 
     load, open_ = _loaded
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resolve, "load_backbone", load)
-        patch.setattr(verify, "load_backbone", load)
+        patch.setattr(backbones, "load_backbone", load)
         for module in (featurize, plan, verify):
             patch.setattr(module, "open_engine", open_)
+        patch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # two for so small a picture wait for each other, 5 times as long
         yield
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
