@@ -78,5 +78,5 @@ def nearest(name: str, known: Iterable[str], most: int = 5) -> str:
         return "there are none"
     close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=most, cutoff=0.5)
     if close:
-        return "nearest: " + ", ".join(n for n in names if n.lower() in close)
+        return "nearest: " + ", ".join(n for c in close for n in names if n.lower() == c)
     return "there are: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
