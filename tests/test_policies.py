@@ -224,7 +224,7 @@ def test_an_augmenter_may_stand_alone(tmp_path: Path) -> None:
         (
             "SomeOf: {children: [Fliplr, Fliplud]}",
             "SomeOf.children.1.Fliplud",
-            "nearest: Fliplr, Flipud",
+            "nearest: Flipud, Fliplr",
         ),
         (
             "BlendAlpha: {foreground: {Flipr: {}}}",
