@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -56,26 +57,31 @@ def _loaded() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return functools.cache(load_backbone), functools.cache(open_engine)
 
 
-@pytest.fixture(scope="module")
-def load_once(_loaded: tuple[Callable[..., Any], Callable[..., Any]]) -> Iterator[None]:
-    """Each network is loaded, and made an engine, once in the session. That costs a second or two,
-    and is tested in test_backbones and test_engines."""
+@contextlib.contextmanager
+def _quick(load: Callable[..., Any], open_: Callable[..., Any]) -> Iterator[None]:
     import torch
 
     from featurecache.features import backbones
     from featurecache.stages import featurize, plan, resolve, verify
 
-    load, open_ = _loaded
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resolve, "load_backbone", load)
         patch.setattr(backbones, "load_backbone", load)
         for module in (featurize, plan, verify):
             patch.setattr(module, "open_engine", open_)
         patch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts
-        threads = torch.get_num_threads()
         torch.set_num_threads(1)  # two for so small a picture wait for each other, 5 times as long
         yield
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def load_once(_loaded: tuple[Callable[..., Any], Callable[..., Any]]) -> Iterator[None]:
+    """Each network is loaded, and made an engine, once in the session. That costs a second or two,
+    and is tested in test_backbones and test_engines."""
+    with _quick(*_loaded):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -87,10 +93,15 @@ def small_data(tmp_path_factory: pytest.TempPathFactory, write_dataset: Write) -
 
 
 @pytest.fixture(scope="session")
-def small_cache(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
+def small_cache(
+    tmp_path_factory: pytest.TempPathFactory,
+    small_data: Path,
+    _loaded: tuple[Callable[..., Any], Callable[..., Any]],
+) -> Path:
     """`small_data` featurized through `none` and `color_1`, in shards of 16. Not to be changed."""
     from featurecache.stages.featurize import featurize
 
     cache = tmp_path_factory.mktemp("small") / "cache"
-    featurize(small_data, policy=["none", "color_1"], cache=cache, shard_rows=16, **TINY)
+    with _quick(*_loaded):
+        featurize(small_data, policy=["none", "color_1"], cache=cache, shard_rows=16, **TINY)
     return cache

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featurecache.images import decode as module
-from featurecache.images.decode import Undecodable, decode
+from featurecache.images.decode import MAX_RATIO, Undecodable, decode
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 WHITE = [255, 255, 255]
@@ -305,3 +305,9 @@ def test_mutated_files_raise_undecodable_or_decode_twice_alike(name, flips, keep
     else:
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
         assert np.array_equal(decode(mutated), pixels)
+
+
+def test_a_line_of_pixels_is_refused_before_it_is_decoded():
+    assert decode(encoded(Image.new("RGB", (MAX_RATIO, 1)), "PNG")).shape == (1, MAX_RATIO, 3)
+    with pytest.raises(Undecodable, match=r"1x257 is longer than 256 times its width"):
+        decode(encoded(Image.new("RGB", (1, MAX_RATIO + 1)), "PNG"))

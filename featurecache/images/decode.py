@@ -12,8 +12,9 @@ With Pillow alone, a picture is a pure function of its bytes:
 - 16 bits a channel: the high byte is kept (Netpbm is scaled by its maxval to 255 instead; the
   transparent colour of a 16-bit RGB or a 2- or 4-bit grey PNG is not applied, Pillow lacks it);
 - frames: the first frame of GIF, APNG, WebP, multi-page TIFF and MPO (what phones write);
-- refused: 32-bit integer and float pixels, more than MAX_PIXELS (seen in the header, before
-  decoding), truncated files, and every format not in FORMATS.
+- refused: 32-bit integer and float pixels, more than MAX_PIXELS, or one side more than MAX_RATIO
+  times the other (both seen in the header, before decoding), truncated files, and every format
+  not in FORMATS.
 """
 
 from __future__ import annotations

@@ -1,0 +1,255 @@
+"""Verify: every flipped bit is found, set aside on demand, and made again as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurecache import records
+from featurecache.errors import BadInput
+from featurecache.features.store import Cache
+from featurecache.images.datasets import items_of, open_dataset
+from featurecache.stages.augment import augment
+from featurecache.stages.featurize import featurize
+from featurecache.stages.ls import ls
+from featurecache.stages.verify import verify
+
+pytestmark = pytest.mark.usefixtures("load_once")
+VIEWS = ["none", "color_1"]
+
+
+@pytest.fixture
+def cache(small_cache: Path, tmp_path: Path) -> Path:
+    """A copy of the small cache, to be broken."""
+    return Path(shutil.copytree(small_cache, tmp_path / "cache"))
+
+
+def a_file(cache: Path, ending: str) -> Path:
+    files = sorted(p for p in cache.glob(f"spaces/*/*{ending}") if p.name != "space.json")
+    return files[len(files) // 2]
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_clean_cache(small_cache: Path) -> None:
+    calls = []
+    found = verify(small_cache, progress=lambda done, total, what: calls.append((done, total)))
+    assert (found.shards, found.rows, found.bad, found.stray, found.drift) == (6, 96, [], [], [])
+    assert calls == sorted(calls) and calls[-1][0] == calls[-1][1]
+
+
+def test_no_cache(tmp_path: Path, small_cache: Path) -> None:
+    with pytest.raises(BadInput, match="no cache at"):
+        verify(tmp_path / "none")
+    with pytest.raises(BadInput, match="--recompute -1"):
+        verify(small_cache, recompute=-1)
+
+
+@pytest.mark.parametrize("place", [0, 500, 3000, -1])
+def test_a_flipped_bit_is_found_repaired_and_made_again(
+    cache: Path, small_data: Path, tiny: dict[str, Any], place: int
+) -> None:
+    before = ls(cache)
+    path = a_file(cache, ".h5")
+    flip(path, place)
+    found = verify(cache)
+    reason = "its bytes are not the ones that were committed"
+    shard = path.name.partition("-")[0]
+    assert found.bad == [{"space": path.parent.name, "file": f"{shard}.json", "reason": reason}]
+    assert path.exists()  # nothing is moved without --repair
+    repaired = verify(cache, repair=True)
+    assert repaired.bad == found.bad
+    quarantine = path.parent / "quarantine"
+    assert {p.name for p in quarantine.iterdir()} == {path.name, f"{shard}.json"}
+    clean = verify(cache)
+    assert (clean.shards, clean.rows, clean.bad, clean.stray) == (5, 80, [], [])
+    made = featurize(small_data, policy=VIEWS, cache=cache, shard_rows=16, **tiny)
+    assert (made.computed, made.hits) == (16, 80)
+    assert ls(cache) == before
+    assert verify(cache).bad == []
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def grown(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+@pytest.mark.parametrize("harm", [truncated, grown, Path.unlink])
+def test_other_harm_to_a_data_file(
+    cache: Path, small_data: Path, tiny: dict[str, Any], harm: Callable[[Path], None]
+) -> None:
+    before = ls(cache)
+    harm(a_file(cache, ".h5"))
+    assert len(verify(cache, repair=True).bad) == 1
+    assert verify(cache).bad == []
+    featurize(small_data, policy=VIEWS, cache=cache, **tiny)
+    assert ls(cache) == before
+
+
+def test_a_damaged_record_is_repaired(cache: Path, small_data: Path, tiny: dict[str, Any]) -> None:
+    before = ls(cache)
+    path = a_file(cache, ".json")
+    flip(path, 1000)
+    (bad,) = verify(cache).bad
+    assert bad["file"] == path.name
+    assert "commit record" in bad["reason"]
+    verify(cache, repair=True)
+    found = verify(cache)
+    assert (found.bad, found.shards) == ([], 5)
+    # The data file of a record that can't be read stays: no reader sees it.
+    assert len(found.stray) == 1 and found.stray[0].endswith(".h5")
+    featurize(small_data, policy=VIEWS, cache=cache, shard_rows=16, **tiny)
+    assert ls(cache) == before
+    assert verify(cache).stray == []
+
+
+def test_a_damaged_description_is_repaired(
+    cache: Path, small_data: Path, tiny: dict[str, Any]
+) -> None:
+    before = ls(cache)
+    (space,) = (s for s in Cache(cache).spaces() if s.view == "color_1")
+    (space.path / "space.json").write_bytes(b"{")
+    (bad,) = verify(cache, repair=True).bad
+    assert (bad["space"], bad["file"]) == (space.path.name, "space.json")
+    found = verify(cache)
+    assert found.bad == [] and found.shards == 3
+    made = featurize(small_data, policy=VIEWS, cache=cache, **tiny)
+    assert (made.computed, made.hits) == (0, 96)  # its rows were there all the time
+    assert ls(cache) == before
+
+
+def resealed(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a record and give it a checksum that holds, as a bug or a forger would."""
+    path = a_file(cache, ".json")
+    value = json.loads(path.read_bytes())
+    del value["checksum"]
+    change(value)
+    path.write_text(json.dumps(value | {"checksum": records.digest(value)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda r: r.update(row_sum="0" * 64), "its rows are not those of its record"),
+        (lambda r: r["arrays"].pop("status"), "its record names no 'status'"),
+        (lambda r: r["arrays"]["items"].update(offset=0), "its items are not those of its record"),
+        (lambda r: r["arrays"]["features"].update(offset=10**9), "lies outside of its file"),
+        (lambda r: r.update(size=1), "its bytes are not the ones that were committed"),
+    ],
+)
+def test_a_record_that_does_not_fit_its_file(
+    cache: Path, change: Callable[[dict[str, Any]], None], reason: str
+) -> None:
+    resealed(cache, change)
+    (bad,) = verify(cache).bad
+    assert reason in bad["reason"]
+
+
+def test_what_the_killed_left_is_stray_and_no_harm(cache: Path) -> None:
+    space = a_file(cache, ".h5").parent
+    left = [space / ".abc.1.ff.tmp", space / f"{'0' * 64}-{'0' * 16}.h5"]
+    unfinished = cache / "spaces" / ("0" * 64)
+    unfinished.mkdir()
+    left.append(unfinished / ".space.json.1.ff.tmp")
+    for path in left:
+        path.write_bytes(b"half")
+    found = verify(cache)
+    assert found.bad == []
+    assert sorted(found.stray) == sorted(map(str, left))
+
+
+# ---- recompute ----
+
+
+def test_rows_computed_again_do_not_drift(small_cache: Path, small_data: Path) -> None:
+    # torch-cpu is not stable to the last bit where a row has other neighbours (law 5).
+    found = verify(small_cache, recompute=5, data=small_data, engine="torch-cpu")
+    assert [(d.view, d.rows, d.note) for d in found.drift] == [("color_1", 5, ""), ("none", 5, "")]
+    assert all(d.relative < 1e-5 and 0 <= d.identical <= 5 for d in found.drift)
+
+
+def test_in_the_same_batches_rows_are_identical(
+    small_data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    """One image alone in its micro-batch: padding and slot are the same again."""
+    source = next(small_data.rglob("*.png"))
+    (tmp_path / "data/a").mkdir(parents=True)
+    shutil.copy(source, tmp_path / "data/a/1.png")
+    featurize(tmp_path / "data", cache=tmp_path / "cache", **tiny)
+    cache, data = tmp_path / "cache", tmp_path / "data"
+    (drift,) = verify(cache, recompute=1, data=data, engine="torch-cpu").drift
+    assert (drift.rows, drift.identical, drift.relative, drift.note) == (1, 1, 0.0, "")
+
+
+def test_drift_is_measured(small_data: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """Rows that were committed wrong, though their hashes are right."""
+    featurize(small_data, cache=tmp_path / "good", **tiny)
+    (good,) = Cache(tmp_path / "good").spaces()
+    items = [item for item in items_of(open_dataset(small_data).samples)[0] if item]
+    vectors, _ = good.vectors(items)
+    wrong = Cache(tmp_path / "wrong")
+    wrong.create()
+    space = wrong.space(good.key, good.view, good.backbone)
+    space.commit(items, {"features": vectors * np.float32(1.25)}, {}, {}, 0)
+    found = verify(tmp_path / "wrong", recompute=20, data=small_data, engine="torch-cpu")
+    assert found.bad == []
+    (drift,) = found.drift
+    assert (drift.rows, drift.identical) == (20, 0)
+    assert drift.relative == pytest.approx(0.2, rel=1e-3)
+
+
+def test_recompute_says_what_it_can_not_do(
+    small_cache: Path,
+    small_data: Path,
+    write_dataset: Callable[..., Path],
+    tmp_path: Path,
+    tiny: dict[str, Any],
+) -> None:
+    other = write_dataset(tmp_path / "other", {"a": 2}, seed=3)
+    found = verify(small_cache, recompute=3, data=other, engine="torch-cpu")
+    assert [d.rows for d in found.drift] == [0, 0]
+    assert all("none of its images is in" in d.note for d in found.drift)
+    # Weights that this machine no longer has: the space is of a network of other tensors.
+    (good,) = (s for s in Cache(small_cache).spaces() if s.view == "none")
+    key = {**good.key, "backbone": {**good.key["backbone"], "weights": "0" * 64}}
+    items = list(good.rows)
+    elsewhere = Cache(tmp_path / "cache")
+    elsewhere.create()
+    space = elsewhere.space(key, "none", good.backbone)
+    space.commit(items, {"features": good.vectors(items)[0]}, {}, {}, 0)
+    found = verify(tmp_path / "cache", recompute=3, data=small_data, engine="torch-cpu")
+    (drift,) = found.drift
+    assert drift.rows == 0
+    assert "weights: " in drift.note
+
+
+def test_pictures_are_verified_and_bad_images_are_not_recomputed(
+    write_dataset: Callable[..., Path], tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    data = write_dataset(tmp_path / "data", {"a": 4})
+    (data / "a/bad.png").write_bytes(b"no picture")
+    augment(data, policy="color_1", cache=tmp_path / "cache", workers=0)
+    featurize(data, cache=tmp_path / "cache", **tiny)
+    found = verify(tmp_path / "cache", recompute=10, data=data, engine="torch-cpu")
+    assert (found.shards, found.rows, found.bad) == (3, 15, [])
+    assert [d.rows for d in found.drift] == [4, 4]
+    assert all(d.relative < 1e-5 for d in found.drift)
+
+
+def test_a_bad_cache_is_not_recomputed(cache: Path, small_data: Path) -> None:
+    flip(a_file(cache, ".h5"), 5000)
+    found = verify(cache, recompute=2, data=small_data, engine="torch-cpu")
+    assert len(found.bad) == 1 and found.drift == []
