@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -450,9 +448,6 @@ def main() -> None:
             raise
         click.echo(f"featurecache: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the flush at exit
-        sys.exit(141)
     except OSError as error:  # a full disk, a folder without permission
         if debug:
             raise

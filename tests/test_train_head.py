@@ -439,7 +439,7 @@ def test_evaluate_refuses(
     (small := tmp_path / "data" / "test").mkdir(parents=True)
     shutil.copytree(small_data / "train", tmp_path / "data" / "train")
     shutil.copy(next(small_data.rglob("*.png")), small / "unlabelled.png")
-    with pytest.raises(BadInput, match="split 'test' of .* has no labels"):
+    with pytest.raises(BadInput, match=r"split 'test' of .* has no labels"):
         evaluate(run, split="test", data=tmp_path / "data", cache=small_cache)
 
 
