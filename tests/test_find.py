@@ -15,7 +15,7 @@ from featurecache.features.store import Cache
 from featurecache.stages.evaluate import evaluate
 from featurecache.stages.export import export, vectors
 from featurecache.stages.featurize import featurize
-from featurecache.stages.train_head import train_head
+from featurecache.stages.train_head import read_run, train_head
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
@@ -132,3 +132,15 @@ def test_a_cache_cut_short_at_its_birth_is_finished(tmp_path: Path) -> None:
     (tmp_path / "cache/.CACHE.json.1.tmp").touch()
     Cache(tmp_path / "cache").create()
     assert Cache(tmp_path / "cache").exists
+
+
+def test_a_run_keeps_the_name_that_its_vectors_were_made_by(
+    small_data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    """timm's own name would send `predict` to the hub for weights that are installed."""
+    cache, wanted = tmp_path / "cache", schedule(tmp_path / "schedule.yaml")
+    featurize(small_data, policy="none", cache=cache, **tiny)
+    made = train_head(
+        wanted, data=small_data, cache=cache, out=tmp_path / "run", backbone="tf_efficientnet_lite0"
+    )
+    assert read_run(made.run).backbone["name"] == "efficientnet_lite0"

@@ -77,7 +77,7 @@ class TorchEngine:
 
 
 class OpenVINOEngine:
-    """OpenVINO on the CPU: 4.5 times timm eager here, and its rows never depend on the batch."""
+    """OpenVINO on the CPU: several times timm eager, and its rows never depend on the batch."""
 
     name = "openvino"
     micro_batch = 16

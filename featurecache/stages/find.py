@@ -86,16 +86,18 @@ def held_spaces(
         raise not_cached(cache, dict.fromkeys(views, items), choice.name, given, seed, data)
     (setting,) = settings.values()
     backbone = {name: value for name, value in setting.items() if name != "precision"}
+    # The name that the vectors were made by tells where the weights came from; the choice may not.
+    made_by = str(fitting[0].backbone)
     found = {
         name: cache.space(
-            records.vector_key(view.key(), backbone, setting["precision"]), view.name, choice.name
+            records.vector_key(view.key(), backbone, setting["precision"]), view.name, made_by
         )
         for name, view in views.items()
     }
     lacking = {name: space.missing(items) for name, space in found.items()}
     lacking = {name: missing for name, missing in lacking.items() if missing}
     if lacking:
-        raise not_cached(cache, lacking, choice.name, setting, seed, data)
+        raise not_cached(cache, lacking, made_by, setting, seed, data)
     return found
 
 
