@@ -313,11 +313,15 @@ def why(as_json: bool, **given: Any) -> None:
     metavar="N",
     help="Compute N random rows of each space again, and print the drift.",
 )
-@click.option("--repair", is_flag=True, help="Set bad shards aside, so that they are made anew.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Set bad shards aside, compute their rows again, delete what killed processes left.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which rows are drawn.")
 @options("weights", "engine", "json", "quiet", "debug")
 def verify(as_json: bool, quiet: bool, **given: Any) -> int:
-    """Hash every shard and compare it with its record; exit 1 if any is bad."""
+    """Hash every shard and compare it with its record; exit 1 if any is bad and stays so."""
     from featurecache.stages.verify import verify
 
     result = verify(**given, progress=terminal.progress(quiet))
@@ -330,7 +334,73 @@ def verify(as_json: bool, quiet: bool, **given: Any) -> int:
         )
         stray = f"; {len(result.stray)} stray files" if result.stray else ""
         click.echo(f"{result.shards} shards, {result.rows:,} rows, {len(result.bad)} bad{stray}")
-    return 1 if result.bad else 0
+        if given["repair"]:
+            click.echo(
+                f"repair: {len(result.bad)} set aside, {result.remade:,} rows computed again, "
+                f"{len(result.removed)} stray files deleted"
+            )
+    for line in result.left:
+        click.echo(f"left: {line}", err=True)
+    return 1 if result.left or (result.bad and not given["repair"]) else 0
+
+
+@cli.command()
+@options("data", "cache", "weights", "engine", "allow_failed", "json", "quiet", "debug")
+def retry(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
+    """Decode the images that failed once more, and add the rows of those that now can be."""
+    from featurecache.stages.retry import retry
+
+    result = retry(**given, progress=terminal.progress(quiet))
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(f"{result.failed:,} failed rows, {result.mended:,} of them mended")
+    return _failed(result.left, allow_failed)
+
+
+@cli.command()
+@click.argument("a")
+@click.argument("b")
+@options("json", "quiet", "debug")
+def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
+    """In which rows the caches A and B differ: missing, extra, drift; exit 1 if in any."""
+    from featurecache.stages.diff import diff
+
+    found = diff(a, b, progress=terminal.progress(quiet))
+    differing = [row for row in found if not row.same]
+    if as_json:
+        _print_json(found)
+    else:
+        terminal.table([{**dataclasses.asdict(d), "space": d.space[:12]} for d in differing])
+        click.echo(f"{len(found)} spaces, {len(differing)} of them differ")
+    return 1 if differing else 0
+
+
+@cli.command()
+@options("cache")
+@click.option("--policy", multiple=True, metavar="NAME", help="A view, or all draws of a policy.")
+@click.option("--backbone", multiple=True, metavar="NAME", help="A network, or `pictures`.")
+@click.option("--older-than", metavar="SPAN", help="Newest shard older than 12h, 30d or 2w.")
+@click.option("--max-size", metavar="SIZE", help="Oldest first, until the cache has 500M, 20G…")
+@click.option("--runs", default="runs", show_default=True, metavar="DIR", help=RUNS)
+@click.option("--delete", is_flag=True, help="Delete them; without it they are only shown.")
+@click.option("--force", is_flag=True, help="Also what a run was trained on.")
+@options("json", "quiet", "debug")
+def gc(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Show the spaces that fit all criteria, and with --delete delete them."""
+    from featurecache.stages.gc import gc
+
+    found = gc(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return _print_json(found)
+    names = ("view", "backbone", "rows", "bytes", "last", "kept")
+    terminal.table(
+        [{"space": c.space[:12]} | {name: getattr(c, name) for name in names} for c in found]
+    )
+    going = [c for c in found if not c.kept]
+    done = "deleted" if given["delete"] else "to go; --delete deletes them"
+    size = sum(c.bytes for c in going)
+    click.echo(f"{len(going)} spaces, {size:,} bytes {done}; {len(found) - len(going)} kept")
 
 
 @cli.command()

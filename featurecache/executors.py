@@ -14,7 +14,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
 from featurecache.errors import BadInput, FeatureCacheError
@@ -49,7 +49,7 @@ def ordered(
     context: Context,
     tasks: Iterable[Task],
     workers: int,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function(context, task)` of each task, in the order of the tasks; `workers` 0 means in this
     process.
 

@@ -224,10 +224,13 @@ def read_space(folder: Path) -> tuple[dict[str, bytes | None], str]:
     """item (hex) -> its vector's or picture's bytes, None if undecodable; and the root hash."""
     marker = json.loads((folder / "../../CACHE.json").read_bytes())
     assert marker == {"format": "featurecache cache", "version": 1}
-    assert canonical_hash(json.loads((folder / "space.json").read_bytes())["key"]) == folder.name
+    described = json.loads((folder / "space.json").read_bytes())
+    assert described.pop("checksum") == canonical_hash(described)
+    assert canonical_hash(described["key"]) == folder.name
     found: dict[str, bytes | None] = {}
     total = 0
     for path in sorted(folder.glob("[0-9a-f]*.json")):
+        assert path.read_bytes().endswith(b"\n")
         record = json.loads(path.read_bytes())
         checksum = record.pop("checksum")
         shard = hashlib.sha256(bytes.fromhex(record["items"])).hexdigest()
@@ -330,6 +333,22 @@ def test_of_an_item_in_two_shards_the_first_by_name_counts(
         for i, v in rows.items()
     )
     assert space.root_hash == canonical_hash({"rows": 6, "sum": f"{total % 2**256:064x}"})
+
+
+def test_a_row_that_could_be_decoded_counts_before_one_that_could_not(
+    vectors: tuple[Space, dict[bytes, np.ndarray]],
+) -> None:
+    space, made = vectors
+    good = np.full((1, 7), 3, np.float32)
+    again = items_named("c")
+    space.commit(again, {"features": good}, {}, {"engine": "y"}, 1.0)
+    # A shard of the same item that failed once more changes nothing.
+    worse = items_named("c", "a")
+    space.commit(worse, {"features": np.zeros((2, 7), np.float32)}, {again[0]: "no"}, {}, 1.0)
+    space = Cache(space.path.parent.parent).space(space.key)
+    (row,), (fine,) = space.vectors(again)
+    assert row.tobytes() == good.tobytes() and fine
+    assert space.failures(made) == {}
 
 
 @pytest.mark.parametrize("where", ["record", "data", "key"])

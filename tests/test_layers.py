@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "featurecache"
 
 # A room may import what stands below it, and only that; wings are three rooms of one height.
 GROUND = {"featurecache.errors"}
-FLOOR = {"featurecache.durable", "featurecache.executors", "featurecache.records"}
+FLOOR = {f"featurecache.{name}" for name in ("durable", "executors", "locks", "records")}
 WINGS = ("images", "features", "heads")
 TOP = {"featurecache.cli", "featurecache.options", "featurecache.terminal"}
 

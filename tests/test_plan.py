@@ -22,7 +22,8 @@ from featurecache.images.policies import shipped
 from featurecache.stages.augment import augment
 from featurecache.stages.featurize import featurize
 from featurecache.stages.find import featurize_command
-from featurecache.stages.plan import plan, shards_of
+from featurecache.stages.make import shards_of
+from featurecache.stages.plan import plan
 from featurecache.stages.resolve import resolve
 from featurecache.stages.why import why
 

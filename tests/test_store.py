@@ -194,7 +194,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     del value["checksum"]
     change(value)
     value["checksum"] = records.digest(value)
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(value) + "\n")
 
 
 @pytest.mark.parametrize(

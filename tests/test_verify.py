@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurecache import records
+from featurecache import locks, records
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
 from featurecache.images.datasets import items_of, open_dataset
@@ -45,7 +46,7 @@ def test_a_clean_cache(small_cache: Path) -> None:
     calls = []
     found = verify(small_cache, progress=lambda done, total, what: calls.append((done, total)))
     assert (found.shards, found.rows, found.bad, found.stray, found.drift) == (6, 96, [], [], [])
-    assert calls == sorted(calls) and calls[-1][0] == calls[-1][1]
+    assert calls == [(done, 6) for done in range(1, 7)]
 
 
 def test_no_cache(tmp_path: Path, small_cache: Path) -> None:
@@ -67,16 +68,43 @@ def test_a_flipped_bit_is_found_repaired_and_made_again(
     shard = path.name.partition("-")[0]
     assert found.bad == [{"space": path.parent.name, "file": f"{shard}.json", "reason": reason}]
     assert path.exists()  # nothing is moved without --repair
-    repaired = verify(cache, repair=True)
-    assert repaired.bad == found.bad
+    repaired = verify(cache, repair=True, data=small_data)
+    assert (repaired.bad, repaired.remade, repaired.left) == (found.bad, 16, [])
     quarantine = path.parent / "quarantine"
     assert {p.name for p in quarantine.iterdir()} == {path.name, f"{shard}.json"}
     clean = verify(cache)
-    assert (clean.shards, clean.rows, clean.bad, clean.stray) == (5, 80, [], [])
+    assert (clean.shards, clean.rows, clean.bad, clean.stray) == (6, 96, [], [])
+    assert ls(cache) == before
+    made = featurize(small_data, policy=VIEWS, cache=cache, shard_rows=16, **tiny)
+    assert (made.computed, made.hits) == (0, 96)
+
+
+def test_without_the_images_a_repair_only_sets_aside(
+    cache: Path, small_data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    before = ls(cache)
+    flip(a_file(cache, ".h5"), 500)
+    repaired = verify(cache, repair=True, data=tmp_path / "gone")
+    assert (len(repaired.bad), repaired.remade, len(repaired.left)) == (1, 0, 1)
+    assert "no such file or folder" in repaired.left[0] and "--data" in repaired.left[0]
     made = featurize(small_data, policy=VIEWS, cache=cache, shard_rows=16, **tiny)
     assert (made.computed, made.hits) == (16, 80)
     assert ls(cache) == before
-    assert verify(cache).bad == []
+
+
+def test_a_repair_says_which_rows_it_could_not_compute(
+    cache: Path, small_data: Path, write_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    fewer = Path(shutil.copytree(small_data, tmp_path / "fewer"))
+    bad = a_file(cache, ".h5")
+    record = json.loads(bad.with_name(bad.name.partition("-")[0] + ".json").read_bytes())
+    wanted = {record["items"][i : i + 64] for i in range(0, len(record["items"]), 64)}
+    gone = [p for p in fewer.rglob("*.png") if hashlib.sha256(p.read_bytes()).hexdigest() in wanted]
+    gone[0].unlink()
+    flip(bad, 500)
+    repaired = verify(cache, repair=True, data=fewer)
+    assert repaired.remade == 15
+    assert len(repaired.left) == 1 and "1 images of a bad shard are not in" in repaired.left[0]
 
 
 def truncated(path: Path) -> None:
@@ -99,21 +127,27 @@ def test_other_harm_to_a_data_file(
     assert ls(cache) == before
 
 
-def test_a_damaged_record_is_repaired(cache: Path, small_data: Path, tiny: dict[str, Any]) -> None:
+@pytest.mark.parametrize("harm", ["in its items", "in another field"])
+def test_a_damaged_record_is_repaired(
+    cache: Path, small_data: Path, tiny: dict[str, Any], harm: str
+) -> None:
     before = ls(cache)
     path = a_file(cache, ".json")
-    flip(path, 1000)
+    data = path.read_bytes()
+    flip(path, data.index(b'"items": "' if harm == "in its items" else b'"made"') + 20)
     (bad,) = verify(cache).bad
     assert bad["file"] == path.name
     assert "commit record" in bad["reason"]
-    verify(cache, repair=True)
+    repaired = verify(cache, repair=True, data=small_data)
+    # A record's name is the hash of its items: where they still fit, they are what it held.
+    known = harm == "in another field"
+    assert (repaired.remade, len(repaired.left)) == ((16, 0) if known else (0, 1))
     found = verify(cache)
-    assert (found.bad, found.shards) == ([], 5)
-    # The data file of a record that can't be read stays: no reader sees it.
-    assert len(found.stray) == 1 and found.stray[0].endswith(".h5")
+    assert (found.bad, found.stray, found.shards) == ([], [], 6 if known else 5)
+    kept = {p.suffix for p in (path.parent / "quarantine").iterdir()}
+    assert kept == {".json", ".h5"}
     featurize(small_data, policy=VIEWS, cache=cache, shard_rows=16, **tiny)
     assert ls(cache) == before
-    assert verify(cache).stray == []
 
 
 def test_a_damaged_description_is_repaired(
@@ -122,13 +156,15 @@ def test_a_damaged_description_is_repaired(
     before = ls(cache)
     (space,) = (s for s in Cache(cache).spaces() if s.view == "color_1")
     (space.path / "space.json").write_bytes(b"{")
-    (bad,) = verify(cache, repair=True).bad
-    assert (bad["space"], bad["file"]) == (space.path.name, "space.json")
-    found = verify(cache)
-    assert found.bad == [] and found.shards == 3
+    repaired = verify(cache, repair=True, data=small_data)
+    assert [(b["space"], b["file"]) for b in repaired.bad] == [(space.path.name, "space.json")]
+    assert len(repaired.left) == 1
+    (bad,) = verify(cache).bad  # until it is described, its rows are out of reach
+    assert "is not there" in bad["reason"]
     made = featurize(small_data, policy=VIEWS, cache=cache, **tiny)
     assert (made.computed, made.hits) == (0, 96)  # its rows were there all the time
     assert ls(cache) == before
+    assert verify(cache).bad == []
 
 
 def resealed(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -137,7 +173,7 @@ def resealed(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
     value = json.loads(path.read_bytes())
     del value["checksum"]
     change(value)
-    path.write_text(json.dumps(value | {"checksum": records.digest(value)}))
+    path.write_text(json.dumps(value | {"checksum": records.digest(value)}) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -158,17 +194,42 @@ def test_a_record_that_does_not_fit_its_file(
     assert reason in bad["reason"]
 
 
-def test_what_the_killed_left_is_stray_and_no_harm(cache: Path) -> None:
+def test_what_the_killed_left_is_stray_and_deleted_on_demand(cache: Path) -> None:
+    before = ls(cache)
     space = a_file(cache, ".h5").parent
-    left = [space / ".abc.1.ff.tmp", space / f"{'0' * 64}-{'0' * 16}.h5"]
-    unfinished = cache / "spaces" / ("0" * 64)
-    unfinished.mkdir()
-    left.append(unfinished / ".space.json.1.ff.tmp")
+    (unfinished := cache / "spaces" / ("0" * 64)).mkdir()
+    (half_deleted := cache / "spaces" / ".abc.ff.tmp").mkdir()
+    (half_deleted / "space.json").write_bytes(b"{")
+    left = [
+        space / ".abc.1.ff.tmp",
+        space / f"{'0' * 64}-{'0' * 16}.h5",
+        a_file(cache, ".h5").with_name(a_file(cache, ".h5").name[:-19] + f"{'0' * 16}.h5"),
+        unfinished / ".space.json.1.ff.tmp",
+        cache / ".CACHE.json.1.ff.tmp",
+    ]
     for path in left:
         path.write_bytes(b"half")
+    left.append(half_deleted)
+    mine = space / "notes.txt"
+    mine.write_text("kept")
+    assert ls(cache) == before
     found = verify(cache)
-    assert found.bad == []
+    assert (found.bad, found.removed) == ([], [])
     assert sorted(found.stray) == sorted(map(str, left))
+    repaired = verify(cache, repair=True)
+    assert sorted(repaired.removed) == sorted(found.stray)
+    assert verify(cache).stray == [] and ls(cache) == before
+    assert mine.read_text() == "kept"
+
+
+def test_what_a_live_process_is_writing_is_not_deleted(cache: Path) -> None:
+    path = a_file(cache, ".h5")
+    writing = path.with_name(f"{'0' * 64}-{'0' * 16}.h5")
+    writing.write_bytes(b"its record comes next")
+    with locks.together(path.parent):
+        assert verify(cache, repair=True).removed == []
+        assert writing.exists()
+    assert verify(cache, repair=True).removed == [str(writing)]
 
 
 # ---- recompute ----

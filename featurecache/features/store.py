@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pydantic
 
-from featurecache import durable, records
+from featurecache import durable, locks, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.features import shards
 
@@ -86,16 +86,44 @@ class Cache:
                 with contextlib.suppress(OSError):  # another process was first
                     fresh.rename(self.root)
                 shutil.rmtree(fresh, ignore_errors=True)
-            if not self.exists:
-                durable.link_new(self.root / MARKER, data)
-            (self.root / "spaces").mkdir(exist_ok=True)
-            probe = self.root / f".probe.{secrets.token_hex(8)}.tmp"
-            probe.touch()
-            probe.unlink()
+            with locks.together(self.root):
+                if not self.exists:
+                    durable.link_new(self.root / MARKER, data)
+                (self.root / "spaces").mkdir(exist_ok=True)
+                probe = self.root / f".probe.{secrets.token_hex(8)}.tmp"
+                probe.touch()
+                probe.unlink()
         except OSError as error:
             raise BadInput(
                 f"cache {self.root} can't be written ({error.strerror}); give another --cache"
             ) from error
+
+    def note_run(self, run: Path, spaces: Iterable[str]) -> bool:
+        """Remember that a run is trained on these spaces, so that `gc` spares them. False where
+        this cache can't be written."""
+        note = {"run": str(run.absolute()), "spaces": sorted(spaces)}
+        path = self.root / "runs" / f"{records.digest(note['run'])[:16]}.json"
+        data = json.dumps(note).encode() + b"\n"
+        try:
+            if not path.is_file() or path.read_bytes() != data:
+                path.parent.mkdir(exist_ok=True)
+                durable.replace(path, data)
+        except OSError:
+            return False
+        return True
+
+    def runs(self) -> dict[str, list[Path]]:
+        """The run folders that were trained on each space, by its name, and are still there."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.root.glob("runs/*.json")):
+            try:
+                note = json.loads(path.read_bytes())
+                run, spaces = Path(note["run"]), list(note["spaces"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise _damaged(path, f"not a note of a run ({error})") from error
+            for space in spaces if run.is_dir() else []:
+                found.setdefault(str(space), []).append(run)
+        return found
 
     def space(self, key: records.Json, view: str = "", backbone: str | None = None) -> Space:
         """The space with this key, there or not. The names are for people, and for new spaces."""
@@ -105,7 +133,8 @@ class Cache:
     def spaces(self) -> list[Space]:
         """All spaces, by view and backbone."""
         folder = self.root / "spaces"
-        found = [self.space_in(path) for path in folder.iterdir()] if folder.is_dir() else []
+        paths = folder.iterdir() if folder.is_dir() else ()
+        found = [self.space_in(path) for path in paths if not path.name.startswith(".")]
         return sorted(
             (space for space in found if space is not None),
             key=lambda space: (space.view, space.backbone or "", space.path.name),
@@ -118,11 +147,13 @@ class Cache:
             return None
         try:
             value = json.loads(description.read_bytes())
+            if value.pop("checksum") != records.digest(value):
+                raise ValueError("its checksum does not hold")
             key, names = value["key"], value["names"]
             if records.digest(key) != path.name:
                 raise ValueError("the key is not the folder's")
             return Space(path, key, str(names["view"]), names["backbone"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(description, f"not a space's description ({error})") from error
 
 
@@ -150,11 +181,16 @@ class Space:
 
     @cached_property
     def rows(self) -> dict[bytes, tuple[int, int]]:
-        """item -> (number of its record, row in it). Of an item in two shards, the first counts."""
+        """item -> (number of its record, row in it). Of an item in two shards the first row counts,
+        but one whose image could be decoded before one whose could not: `retry` adds such."""
         found: dict[bytes, tuple[int, int]] = {}
+        bad: set[bytes] = set()
         for number, record in enumerate(self.records):
+            failed = {bytes.fromhex(item) for item in record.failed}
             for row, item in enumerate(record.item_list):
-                found.setdefault(item, (number, row))
+                if item not in found or (item in bad and item not in failed):
+                    found[item] = (number, row)
+                    (bad.add if item in failed else bad.discard)(item)
         return found
 
     @property
@@ -245,14 +281,15 @@ class Space:
     def read_record(self, path: Path) -> Record:
         """A commit record, if its checksum and its names hold. Raises DamagedCache, BadInput."""
         try:
-            value = json.loads(path.read_bytes())
-            whole = value.pop("checksum") == records.digest(value)
+            data = path.read_bytes()
+            value = json.loads(data)
+            whole = value.pop("checksum") == records.digest(value) and data.endswith(b"\n")
             # Asked before the fields are looked at: a newer format may have others.
             if whole and value["format"] > records.FORMAT_VERSION:
                 raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
             record = Record.model_validate(value)
             raw = bytes.fromhex(record.items)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise _damaged(path, "not a commit record") from error
         if (
             not whole
@@ -262,6 +299,24 @@ class Space:
         ):
             raise _damaged(path, "a commit record that does not match its checksum")
         return record
+
+    def claim(self, shard: str) -> locks.Claim | None:
+        """The right to make this shard, or None while another process has it."""
+        return locks.claim(self._locks / f"{self.path.name[:16]}-{shard[:16]}")
+
+    @property
+    def in_use(self) -> bool:
+        """Is a process making a shard of this space now?"""
+        for path in self._locks.glob(f"{self.path.name[:16]}-*"):
+            claim = locks.claim(path)
+            if claim is None:
+                return True
+            claim.release()  # of a process that was killed
+        return False
+
+    @property
+    def _locks(self) -> Path:
+        return self.path.parent.parent / "locks"
 
     def has(self, shard: str) -> bool:
         """Is this shard committed now? Looks at the disk, unlike `records`."""
@@ -316,18 +371,18 @@ class Space:
         record["checksum"] = records.digest(record)
         try:
             self.describe()
-            path = self.path / str(record["file"])
-            if not durable.link_new(path, data) and _hash_of(path) != sha256:
-                durable.replace(
-                    path, data
-                )  # the remains of a crash or a bad disk under our exact name
-            first = durable.link_new(
-                self.path / f"{name}.json", json.dumps(record).encode() + b"\n"
-            )
-            if not first:
-                winner = self.read_record(self.path / f"{name}.json")
-                if winner.file != record["file"]:
-                    path.unlink(missing_ok=True)
+            with locks.together(self.path):  # until the record is there, the data is nobody's
+                path = self.path / str(record["file"])
+                if not durable.link_new(path, data) and _hash_of(path) != sha256:
+                    # The remains of a crash or a bad disk under our exact name.
+                    durable.replace(path, data)
+                first = durable.link_new(
+                    self.path / f"{name}.json", json.dumps(record).encode() + b"\n"
+                )
+                if not first:
+                    winner = self.read_record(self.path / f"{name}.json")
+                    if winner.file != record["file"]:
+                        path.unlink(missing_ok=True)
         except OSError as error:
             raise FeatureCacheError(
                 f"{self.path}: a shard could not be written ({error.strerror}). What was "
@@ -341,8 +396,12 @@ class Space:
             self.path.mkdir(parents=True, exist_ok=True)
             durable.sync_folder(self.path.parent)
             names = {"view": self.view, "backbone": self.backbone}
-            space = {"key": self.key, "names": names}
-            durable.link_new(self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n")
+            space: records.Json = {"key": self.key, "names": names}
+            space["checksum"] = records.digest(space)
+            with locks.together(self.path):
+                durable.link_new(
+                    self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n"
+                )
 
     def quarantine(self, name: str) -> None:
         """Move one file of this space out of every reader's sight, keeping it to be looked at."""
@@ -364,7 +423,7 @@ def _check_marker(marker: Path) -> None:
         name, version = value["format"], value["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{marker} can't be understood; is this a featurecache cache?") from error
-    if name != FORMAT_NAME or not isinstance(version, int):
+    if name != FORMAT_NAME or not isinstance(version, int) or version < 1:
         raise BadInput(f"{marker} is not of a featurecache cache; give another --cache")
     if version > records.FORMAT_VERSION:
         raise BadInput(

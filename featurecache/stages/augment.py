@@ -13,16 +13,15 @@ from PIL import Image
 
 from featurecache import records
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, checked_workers, ordered, silent
-from featurecache.images.datasets import Sample
+from featurecache.executors import Progress, checked_workers, silent
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
 from featurecache.stages.featurize import PIXELS
-from featurecache.stages.plan import shards_of
+from featurecache.stages.make import Batch, make, shards_of
 from featurecache.stages.resolve import described, resolve
 
 SHARD_ROWS = 256  # 10-40 MB of pictures
-TASK_ROWS = 16
+BATCH_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,6 @@ class Augmented:
     seconds: float
     images_per_second: float
     spaces: list[dict[str, object]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Rows to make pictures of, for some view numbers."""
-
-    rows: tuple[tuple[Sample, bytes], ...]
-    views: tuple[int, ...]
 
 
 def augment(
@@ -69,39 +60,31 @@ def augment(
     total = sum(len(shard.items) * len(shard.spaces) for shard in todo)
     hits = len(sources) * len(spaces) - total
     computed = 0
+
+    def found(rows: int) -> None:
+        nonlocal hits, total
+        hits, total = hits + rows, total - rows
+        progress(computed, total, f"augment ({hits:,} hits)")
+
     for space in spaces:
         if space.rows:
             space.describe()  # a no-op, unless a damaged description was set aside
     if todo:
         request.cache.create()
-        tasks = (
-            Task(
-                tuple((sources[item], item) for item in shard.items[i : i + TASK_ROWS]),
-                shard.spaces,
-            )
-            for shard in todo
-            for i in range(0, len(shard.items), TASK_ROWS)
-        )
-        rendered = ordered(render, request.views, tasks, workers)
-        for shard in todo:
+        shards = make(todo, spaces, sources, BATCH_ROWS, render, request.views, workers, found)
+        for shard, batches in shards:
             began = time.perf_counter()
             pictures: list[list[bytes]] = [[] for _ in shard.spaces]
             failed: dict[bytes, str] = {}
-            for _ in range(0, len(shard.items), TASK_ROWS):
-                made, reasons = next(rendered)
+            for made, reasons in batches:
                 failed |= reasons
                 for kept, new in zip(pictures, made, strict=True):
                     kept += new
                     computed += len(new)
                 progress(computed, total, f"augment ({hits:,} hits)")
-            provenance = {"pictures": "png"} | records.versions(*PIXELS)
             took = time.perf_counter() - began
             for s, kept in zip(shard.spaces, pictures, strict=True):
-                arrays: dict[str, np.ndarray] = {
-                    "pictures": np.frombuffer(b"".join(kept), np.uint8),
-                    "offsets": np.cumsum([0, *map(len, kept)], dtype=np.uint64),
-                }
-                spaces[s].commit(shard.items, arrays, failed, provenance, took)
+                spaces[s].commit(shard.items, arrays_of(kept), failed, provenance(), took)
     spaces = [request.picture_space(view) for view in request.views]
     seconds = time.perf_counter() - start
     return Augmented(
@@ -114,11 +97,24 @@ def augment(
     )
 
 
-def render(views: tuple[View, ...], task: Task) -> tuple[list[list[bytes]], dict[bytes, str]]:
+def arrays_of(pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """The arrays of a shard of encoded pictures, none of them for a bad image."""
+    return {
+        "pictures": np.frombuffer(b"".join(pictures), np.uint8),
+        "offsets": np.cumsum([0, *map(len, pictures)], dtype=np.uint64),
+    }
+
+
+def provenance() -> dict[str, str]:
+    """What may shift a picture's last bits and is not in its key."""
+    return {"pictures": "png"} | records.versions(*PIXELS)
+
+
+def render(views: tuple[View, ...], batch: Batch) -> tuple[list[list[bytes]], dict[bytes, str]]:
     """The PNG bytes of each view of each row (none for a bad image), and what failed why."""
-    made: list[list[bytes]] = [[] for _ in task.views]
+    made: list[list[bytes]] = [[] for _ in batch.spaces]
     failed = {}
-    for sample, item in task.rows:
+    for sample, item in batch.rows:
         try:
             pixels = original(sample, item)
         except Undecodable as error:
@@ -126,7 +122,7 @@ def render(views: tuple[View, ...], task: Task) -> tuple[list[list[bytes]], dict
             for pictures in made:
                 pictures.append(b"")
             continue
-        for pictures, v in zip(made, task.views, strict=True):
+        for pictures, v in zip(made, batch.spaces, strict=True):
             pictures.append(_png(views[v].picture(pixels, item)))
     return made, failed
 

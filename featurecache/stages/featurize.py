@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,19 @@ import numpy as np
 
 from featurecache import records
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, checked_workers, ordered, silent
+from featurecache.executors import Progress, checked_workers, silent
 from featurecache.features.backbones import Preprocess
-from featurecache.features.engines import choose_engine, least_cosine, open_engine, run_rows
+from featurecache.features.engines import (
+    Engine,
+    choose_engine,
+    least_cosine,
+    open_engine,
+    run_rows,
+)
 from featurecache.features.store import Space
-from featurecache.images.datasets import Sample
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View, original
-from featurecache.stages.plan import shards_of
+from featurecache.stages.make import Batch, make, shards_of
 from featurecache.stages.resolve import described, resolve
 
 # The libraries that decide a picture's last bits; not in the key, but kept in every shard.
@@ -48,19 +53,12 @@ class Recipe:
     views: tuple[View, ...]
     kept: tuple[Space, ...]  # beside `views`: where `augment` may have kept their pictures; or ()
     preprocesses: tuple[Preprocess, ...]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch of rows, for some (view, preprocess) numbers of the recipe."""
-
-    rows: tuple[tuple[Sample, bytes], ...]
-    targets: tuple[tuple[int, int], ...]
+    spaces: tuple[tuple[int, int], ...]  # of each numbered space its (view, preprocess) numbers
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """(n, S, S, 3) uint8 for each target of a batch; zeros for an image that failed."""
+    """(n, S, S, 3) uint8 for each space of a batch; zeros for an image that failed."""
 
     pixels: list[np.ndarray]
     failed: dict[bytes, str]
@@ -109,6 +107,12 @@ def featurize(
     hits = len(sources) * len(spaces) - total
     computed = 0
     cosines: dict[str, float] = {}
+
+    def found(rows: int) -> None:
+        nonlocal hits, total
+        hits, total = hits + rows, total - rows
+        progress(computed, total, f"featurize ({hits:,} hits)")
+
     for space in spaces:
         if space.rows:
             space.describe()  # a no-op, unless a damaged description was set aside
@@ -122,22 +126,14 @@ def featurize(
             request.views,
             tuple(request.picture_space(view) for view in request.views),
             tuple(backbone.preprocess for backbone in request.backbones),
+            tuple(targets),
         )
-        tasks = (
-            Batch(
-                tuple((sources[item], item) for item in shard.items[i : i + size]),
-                tuple(targets[s] for s in shard.spaces),
-            )
-            for shard in todo
-            for i in range(0, len(shard.items), size)
-        )
-        prepared = ordered(prepare, recipe, tasks, workers)
-        for shard in todo:
+        shards = make(todo, spaces, sources, size, prepare, recipe, workers, found)
+        for shard, batches in shards:
             began = time.perf_counter()
             rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
             failed: dict[bytes, str] = {}
-            for _ in range(0, len(shard.items), size):
-                batch = next(prepared)
+            for batch in batches:
                 failed |= batch.failed
                 for s, pixels in zip(shard.spaces, batch.pixels, strict=True):
                     b = targets[s][1]
@@ -149,11 +145,10 @@ def featurize(
                         cosines[name] = least_cosine(rows[s][0], run_rows(exact, pixels))
                 progress(computed, total, f"featurize ({hits:,} hits)")
             for s in shard.spaces:
-                features = np.concatenate(rows[s])
-                features[[i for i, item in enumerate(shard.items) if item in failed]] = 0
-                provenance = engines[targets[s][1]].provenance() | records.versions(*PIXELS)
+                running = engines[targets[s][1]]
+                arrays = {"features": vectors_of(shard.items, rows[s], failed)}
                 took = time.perf_counter() - began
-                spaces[s].commit(shard.items, {"features": features}, failed, provenance, took)
+                spaces[s].commit(shard.items, arrays, failed, provenance(running), took)
     # The answer describes what is on the disk now, not what was meant to be there.
     spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
     seconds = time.perf_counter() - start
@@ -168,15 +163,30 @@ def featurize(
     )
 
 
+def vectors_of(
+    items: Sequence[bytes], rows: Sequence[np.ndarray], failed: Collection[bytes]
+) -> np.ndarray:
+    """The vectors of a shard's batches end to end, (N, D), with zeros where an image failed."""
+    features: np.ndarray = np.concatenate(rows)
+    features[[i for i, item in enumerate(items) if item in failed]] = 0
+    return features
+
+
+def provenance(engine: Engine) -> dict[str, str]:
+    """What may shift a vector's last bits and is not in its key."""
+    return engine.provenance() | records.versions(*PIXELS)
+
+
 def prepare(recipe: Recipe, batch: Batch) -> Prepared:
     """Decode each image of a batch once, make each view of it once, fit it to each network."""
-    made: list[list[np.ndarray]] = [[] for _ in batch.targets]
+    targets = [recipe.spaces[s] for s in batch.spaces]
+    made: list[list[np.ndarray]] = [[] for _ in targets]
     failed = {}
     for sample, item in batch.rows:
         pixels: np.ndarray | None = None
         pictures: dict[int, np.ndarray] = {}
         try:
-            for v in dict.fromkeys(v for v, _ in batch.targets):
+            for v in dict.fromkeys(v for v, _ in targets):
                 kept = recipe.kept[v].picture(item) if recipe.kept else None
                 if kept:  # empty where the image failed: the original says why
                     pictures[v] = decode(kept)
@@ -186,7 +196,7 @@ def prepare(recipe: Recipe, batch: Batch) -> Prepared:
                 pictures[v] = recipe.views[v].picture(pixels, item)
         except Undecodable as error:
             failed[item] = str(error)
-        for out, (v, p) in zip(made, batch.targets, strict=True):
+        for out, (v, p) in zip(made, targets, strict=True):
             preprocess = recipe.preprocesses[p]
             size = preprocess.input_size
             empty = np.zeros((size, size, 3), np.uint8)

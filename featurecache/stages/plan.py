@@ -1,9 +1,9 @@
-"""Plan: what would be computed, what is held already, what it costs. The plan itself is pure."""
+"""Plan: what would be computed, what is held already, what it costs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +13,9 @@ from featurecache.errors import BadInput
 from featurecache.executors import Progress, checked_workers, silent
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import Engine, choose_engine, open_engine, run_rows
-from featurecache.features.shards import shard_name
-from featurecache.features.store import Space
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View
 from featurecache.stages.resolve import Request, resolve
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Rows to be computed together, for every space that lacks just these."""
-
-    name: str
-    items: tuple[bytes, ...]
-    spaces: tuple[int, ...]  # numbers of the spaces
 
 
 @dataclass(frozen=True)
@@ -38,26 +27,6 @@ class Plan:
     bytes: int  # that the new rows would take on disk
     seconds: float  # estimated from a short probe; 0 without misses
     spaces: list[dict[str, object]]
-
-
-def shards_of(items: Iterable[bytes], spaces: Sequence[Space], rows: int) -> list[Shard]:
-    """The missing items of each space in dataset order, cut into shards of `rows` (law 3).
-
-    Spaces that miss the same shard share it, so their images are decoded and augmented once. A
-    resumed plan names the same shards as the first: whole shards were committed, so the cut falls
-    in the same places.
-    """
-    if rows < 1:
-        raise BadInput(f"shard rows {rows}: must be 1 or more")
-    wanted = list(dict.fromkeys(items))
-    found: dict[tuple[bytes, ...], list[int]] = {}
-    for number, space in enumerate(spaces):
-        missing = space.missing(wanted)
-        for start in range(0, len(missing), rows):
-            found.setdefault(tuple(missing[start : start + rows]), []).append(number)
-    position = {item: i for i, item in enumerate(wanted)}
-    in_order = sorted(found.items(), key=lambda pair: position[pair[0][0]])
-    return [Shard(shard_name(items), items, tuple(numbers)) for items, numbers in in_order]
 
 
 def plan(

@@ -91,7 +91,8 @@ def train_head(
         raise BadInput(f"{path}: validation.split: 'train' is what is trained on; take another")
     splits = ["train"] if val is None else ["train", val]
     rows = labelled_rows(dataset, splits, progress)
-    spaces = held_spaces(Cache(cache), views, wanted.backbone, [r.item for r in rows], data)
+    opened = Cache(cache)
+    spaces = held_spaces(opened, views, wanted.backbone, [r.item for r in rows], data)
     rows = decodable(rows, spaces.values())
     notes = []
     lost = sum(len(dataset.split(split)) for split in splits) - len(rows)
@@ -122,6 +123,8 @@ def train_head(
     contents = {name: hashlib.sha256(v.data).hexdigest() for name, v in vectors.items()}
     identity = records.digest({**described, "vectors": contents})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
+    if not opened.note_run(run, described["spaces"].values()):
+        notes.append(f"{cache} can't be written, so `gc` may not spare what this run stands on")
     done = _earlier(run, identity)
     if done is not None:
         return done

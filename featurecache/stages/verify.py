@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from featurecache import records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.executors import Progress, silent
 from featurecache.features import shards
-from featurecache.features.backbones import backbone_of_key
-from featurecache.features.engines import open_engine, run_rows
+from featurecache.features.engines import engines_here
+from featurecache.features.leftovers import leftovers, sweep
 from featurecache.features.store import Cache, Record, Space
-from featurecache.images.datasets import Dataset, Sample, items_of, open_dataset, sources_of
-from featurecache.images.views import view_of_key
-from featurecache.stages.featurize import Batch, Recipe, prepare
+from featurecache.images.datasets import Dataset, items_of, open_dataset, sources_of
+from featurecache.stages.again import Again
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,27 @@ class Drift:
 @dataclass(frozen=True)
 class Verification:
     """What `verify` found. `bad` is `{space, file, reason}`; `stray` are files that no record
-    names, left by the killed: harmless, and never read."""
+    names, of the killed or of a process at work: harmless, and never read. After a repair,
+    `removed` are those that were deleted, `remade` counts the rows that were computed again, and
+    `left` says what could not be, and what to do."""
 
     shards: int
     rows: int
     bad: list[dict[str, str]]
     stray: list[str]
     drift: list[Drift]
+    removed: list[str]
+    remade: int
+    left: list[str]
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A shard that was set aside, and what it held (None if that can't be told)."""
+
+    folder: Path
+    items: list[bytes] | None
+    engine: str = ""  # that made it, where its record could be read
 
 
 def verify(
@@ -59,10 +73,11 @@ def verify(
 ) -> Verification:
     """Hash every shard, and compare it with its record in every way.
 
-    `recompute` rows of every space of vectors, drawn at random with `seed` from those of the
-    images in `data`, are computed again and compared (`weights`: those of the spaces that were
-    made with such an option). `repair` moves bad shards to a folder
-    `quarantine`, so that the next `featurize` computes their rows again.
+    `repair` moves bad shards to a folder `quarantine`, computes again those of their rows whose
+    images are in `data`, with the engine that made them where it is here, and deletes what killed
+    processes left. `recompute` rows of every space of vectors, drawn at random with `seed` from
+    those of the images in `data`, are computed again and compared. `weights` are those of the
+    spaces that were made with such an option.
     """
     opened = Cache(cache)
     if not opened.exists:
@@ -70,45 +85,102 @@ def verify(
     if recompute < 0:
         raise BadInput(f"--recompute {recompute}: must be 0 or more")
     dataset = open_dataset(data) if recompute else None
+    again = Again(engine, weights)
     bad: list[dict[str, str]] = []
-    stray: list[str] = []
-    count = rows = 0
-    folders = sorted(path for path in opened.root.glob("spaces/*") if path.is_dir())
-    total = sum(len(list(folder.glob("*.json"))) for folder in folders)
-    done = 0
+    lost: list[_Lost] = []
+    count = rows = done = 0
+    folders = sorted(opened.root.glob(f"spaces/{64 * '[0-9a-f]'}"))
+    total = sum(path.name != "space.json" for folder in folders for path in folder.glob("*.json"))
     for folder in folders:
         try:
             space = opened.space_in(folder)
+            reason = None
         except DamagedCache as error:
-            bad.append({"space": folder.name, "file": "space.json", "reason": error.reason})
-            space = Space(folder, {}, "", None)
-            if repair:
-                space.quarantine("space.json")  # the next featurize describes the space anew
+            space, reason = None, error.reason
+        named = sorted(path for path in folder.glob("*.json") if path.name != "space.json")
         if space is None:
-            stray += [str(path) for path in sorted(folder.iterdir())]
-            continue
-        named = {"space.json"}
-        for path in sorted(folder.glob("*.json")):
+            space = Space(folder, {}, "", None)
+            if named or reason:
+                reason = reason or "is not there; the featurize that made the space writes it again"
+                bad.append({"space": folder.name, "file": "space.json", "reason": reason})
+                if repair:
+                    space.quarantine("space.json")
+                    lost.append(_Lost(folder, None))
+        for path in named:
             done += 1
             progress(done, total, "verify")
-            if path.name == "space.json":
-                continue
             count += 1
             reason, record = _look(space, path)
-            named |= {path.name} | ({record.file} if record else set())
             rows += len(record.item_list) if record else 0
             if reason is not None:
                 bad.append({"space": folder.name, "file": path.name, "reason": reason})
                 if repair:
-                    space.quarantine(path.name)  # first: without its record a shard is absent
-                    if record is not None:
-                        space.quarantine(record.file)
-        files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-        stray += [str(path) for path in files if path.name not in named]
+                    lost.append(_set_aside(space, path, record))
+    stray = [str(path) for path in leftovers(opened)]
+    removed = [str(path) for path in sweep(opened)] if repair else []
+    remade, left = _remade(opened, lost, data, again, progress) if lost else (0, [])
     drift = []
     if dataset is not None and not bad:
-        drift = _recomputed(opened, recompute, dataset, engine, weights, seed)
-    return Verification(count, rows, bad, stray, drift)
+        drift = _recomputed(opened, recompute, dataset, again, seed)
+    return Verification(count, rows, bad, stray, drift, removed, remade, left)
+
+
+def _set_aside(space: Space, path: Path, record: Record | None) -> _Lost:
+    items = record.item_list if record else _claimed_items(path)
+    space.quarantine(path.name)  # first: without its record a shard is absent
+    for file in space.path.glob(f"{path.stem}-*.h5"):
+        space.quarantine(file.name)
+    return _Lost(space.path, items, record.provenance.get("engine", "") if record else "")
+
+
+def _claimed_items(path: Path) -> list[bytes] | None:
+    """The items that a damaged record still lists, if they are the ones its name is the hash of."""
+    found = re.search(rb'"items": "((?:[0-9a-f]{64})+)"', path.read_bytes())
+    raw = bytes.fromhex(found[1].decode()) if found else b""
+    items = [raw[i : i + 32] for i in range(0, len(raw), 32)]
+    return items if items and shards.shard_name(items) == path.stem else None
+
+
+def _remade(
+    cache: Cache, lost: Sequence[_Lost], data: str | Path, again: Again, progress: Progress
+) -> tuple[int, list[str]]:
+    """Compute lost rows again: how many, and what is left to be done by whom."""
+    try:
+        dataset = open_dataset(data)
+    except BadInput as error:
+        return 0, [f"nothing was computed again ({error}); give --data, or run featurize"]
+    sources = sources_of(dataset.samples, items_of(dataset.samples, progress)[0])
+    spaces = {shard.folder: cache.space_in(shard.folder) for shard in lost}
+    count, left = 0, []
+    for number, shard in enumerate(lost, 1):
+        progress(number, len(lost), "repair")
+        space = spaces[shard.folder]
+        about = f"{space.view} / {space.backbone or 'pictures'}" if space else shard.folder.name
+        if space is None or shard.items is None:
+            left.append(
+                f"{about}: what a damaged file held can't be told; the featurize or augment that "
+                "made it computes what is missing"
+            )
+            continue
+        missing = space.missing(shard.items)
+        here = [item for item in missing if item in sources]
+        if len(here) < len(missing):
+            lacking = len(missing) - len(here)
+            left.append(f"{about}: {lacking} images of a bad shard are not in {dataset.root}")
+        if here:
+            began = time.perf_counter()
+            others = (record.provenance.get("engine", "") for record in space.records)
+            maker = shard.engine or next(others, "")  # the same bytes, if it can be (law 5)
+            maker = maker if maker in engines_here() else ""
+            try:
+                made = again.make(space, [(sources[item], item) for item in here], maker)
+            except FeatureCacheError as error:
+                left.append(f"{about}: {error}")
+                continue
+            took = time.perf_counter() - began
+            space.commit(here, made.arrays, made.failed, made.provenance, took)
+            count += len(here)
+    return count, left
 
 
 def _look(space: Space, path: Path) -> tuple[str | None, Record | None]:
@@ -131,14 +203,7 @@ def _look(space: Space, path: Path) -> tuple[str | None, Record | None]:
     return shards.check_hdf5(data, record.arrays), record
 
 
-def _recomputed(
-    cache: Cache,
-    most: int,
-    dataset: Dataset,
-    engine: str,
-    weights: str | Path | None,
-    seed: int,
-) -> list[Drift]:
+def _recomputed(cache: Cache, most: int, dataset: Dataset, again: Again, seed: int) -> list[Drift]:
     sources = sources_of(dataset.samples, items_of(dataset.samples)[0])
     rng = np.random.default_rng(seed)
     found = []
@@ -153,35 +218,18 @@ def _recomputed(
             continue
         chosen = [here[i] for i in rng.permutation(len(here))[:most]]
         try:
-            new = _vectors_again(space, [(sources[item], item) for item in chosen], engine, weights)
+            made = again.make(space, [(sources[item], item) for item in chosen])
         except FeatureCacheError as error:
             found.append(Drift(*about, 0, 0, 0.0, str(error)))
             continue
         old, _ = space.vectors(chosen)
-        same = int((old.view(np.uint32) == new.view(np.uint32)).all(axis=1).sum())
-        relative = float(np.abs(new - old).max() / max(float(np.abs(old).max()), 1e-30))
+        same, relative = compared(old, made.arrays["features"])
         found.append(Drift(*about, len(chosen), same, relative))
     return found
 
 
-def _vectors_again(
-    space: Space,
-    rows: Sequence[tuple[Sample, bytes]],
-    engine: str,
-    weights: str | Path | None,
-) -> np.ndarray:
-    key = space.key
-    view = view_of_key(key["view"], space.view)
-    backbone = backbone_of_key(str(space.backbone), key["backbone"], weights)
-    again = records.vector_key(view.key(), backbone.key(), key["precision"])
-    if records.digest(again) != space.path.name:
-        differs = "; ".join(records.differences(key, again))
-        raise BadInput(f"can't be computed again here: differs in {differs}")
-    running = open_engine(backbone, engine, key["precision"])
-    recipe = Recipe((view,), (), (backbone.preprocess,))
-    size = running.micro_batch
-    out = []
-    for i in range(0, len(rows), size):
-        prepared = prepare(recipe, Batch(tuple(rows[i : i + size]), ((0, 0),)))
-        out.append(run_rows(running, prepared.pixels[0]))
-    return np.concatenate(out)
+def compared(old: np.ndarray, new: np.ndarray) -> tuple[int, float]:
+    """How many of the rows (N, D) are the same bytes, and the greatest |new - old| over the
+    greatest |old|."""
+    same = int((old.view(np.uint32) == new.view(np.uint32)).all(axis=1).sum())
+    return same, float(np.abs(new - old).max() / max(float(np.abs(old).max()), 1e-30))

@@ -1,0 +1,76 @@
+"""What the killed leave in a cache: harmless to every reader, and deleted only under a lock.
+
+Temporary files, data files whose record was never linked, lock files, half-deleted spaces. Files
+that featurecache did not name are nobody's business, and are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from featurecache import locks
+from featurecache.errors import BadInput, DamagedCache
+from featurecache.features.store import Cache, Space
+
+_TEMPORARY = re.compile(r"\..+\.tmp")
+_DATA = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}\.h5")
+
+
+def leftovers(cache: Cache) -> list[Path]:
+    """Files (and half-deleted spaces) that no record names, of processes alive or dead."""
+    return sorted(path for folder in _folders(cache) for path in _in(cache, folder))
+
+
+def sweep(cache: Cache) -> list[Path]:
+    """Delete the leftovers of folders that no live process is adding to; gives what is gone.
+
+    A commit holds its folder until its record is there, so what lies in a folder that can be held
+    alone belongs to the dead. On file systems without locks nothing is deleted.
+    """
+    gone = []
+    for folder in _folders(cache):
+        with locks.alone(folder) as undisturbed:
+            for path in _in(cache, folder) if undisturbed else []:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                gone.append(path)
+    for path in sorted((cache.root / "locks").glob("*-*")):
+        claim = locks.claim(path)
+        if claim is not None:
+            claim.release()
+    return sorted(gone)
+
+
+def _folders(cache: Cache) -> Iterator[Path]:
+    yield cache.root
+    spaces = cache.root / "spaces"
+    if spaces.is_dir():
+        yield spaces
+        yield from sorted(
+            p for p in spaces.iterdir() if p.is_dir() and not _TEMPORARY.match(p.name)
+        )
+
+
+def _in(cache: Cache, folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
+    if folder.parent == cache.root / "spaces":
+        space = Space(folder, {}, "", None)
+        for path in folder.glob("*.h5"):
+            data = _DATA.fullmatch(path.name)
+            if data and not _may_name(space, data[1], path.name):
+                found.append(path)
+    return found
+
+
+def _may_name(space: Space, shard: str, file: str) -> bool:
+    """Does the record of this shard name this file? One that can't be read may."""
+    record = space.path / f"{shard}.json"
+    try:
+        return record.exists() and space.read_record(record).file == file
+    except (DamagedCache, BadInput):
+        return True

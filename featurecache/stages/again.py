@@ -1,0 +1,96 @@
+"""Make rows of a space again from its key alone: what `verify` and `retry` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache import records
+from featurecache.errors import BadInput
+from featurecache.features.backbones import Backbone, backbone_of_key
+from featurecache.features.engines import Engine, open_engine, run_rows
+from featurecache.features.store import Space
+from featurecache.images.datasets import Sample
+from featurecache.images.views import view_of_key
+from featurecache.stages import augment, featurize
+from featurecache.stages.make import Batch
+
+
+@dataclass(frozen=True)
+class Remade:
+    """What `Space.commit` wants of these rows."""
+
+    arrays: dict[str, np.ndarray]
+    failed: dict[bytes, str]
+    provenance: dict[str, str]
+
+
+class Again:
+    """Makes rows of any space of a cache again, in this process; each network is opened once.
+
+    `weights` are those that the spaces were made with, where they were made with such an option.
+    """
+
+    def __init__(
+        self, engine: str = "auto", weights: str | Path | None = None, workers: int = 0
+    ) -> None:
+        self._engine = engine
+        self._weights = weights
+        self._backbones: dict[str, Backbone] = {}
+        self._engines: dict[str, Engine] = {}
+
+    def make(self, space: Space, rows: Sequence[tuple[Sample, bytes]], engine: str = "") -> Remade:
+        """The rows of these images, in batches from the first one on (law 5).
+
+        Raises BadInput where the key can't be had here: other library versions, other weights.
+        `engine` is taken before the one of this object, where it is there.
+        """
+        if space.backbone is None:
+            return self._pictures(space, rows)
+        key = space.key
+        view = view_of_key(key["view"], space.view)
+        network = records.digest(key["backbone"])
+        if network not in self._backbones:
+            self._backbones[network] = backbone_of_key(
+                space.backbone, key["backbone"], self._weights
+            )
+        backbone = self._backbones[network]
+        _same(key, records.vector_key(view.key(), backbone.key(), key["precision"]))
+        name = engine or self._engine
+        which = f"{network} {key['precision']} {name}"
+        if which not in self._engines:
+            self._engines[which] = open_engine(backbone, name, key["precision"])
+        running = self._engines[which]
+        recipe = featurize.Recipe((view,), (), (backbone.preprocess,), ((0, 0),))
+        parts = []
+        failed: dict[bytes, str] = {}
+        for batch in _batches(rows, running.micro_batch):
+            made = featurize.prepare(recipe, batch)
+            parts.append(run_rows(running, made.pixels[0]))
+            failed |= made.failed
+        features = featurize.vectors_of([item for _, item in rows], parts, failed)
+        return Remade({"features": features}, failed, featurize.provenance(running))
+
+    def _pictures(self, space: Space, rows: Sequence[tuple[Sample, bytes]]) -> Remade:
+        view = view_of_key(space.key["view"], space.view)
+        _same(space.key, records.picture_key(view.key()))
+        kept: list[bytes] = []
+        failed: dict[bytes, str] = {}
+        for batch in _batches(rows, augment.BATCH_ROWS):
+            (pictures,), reasons = augment.render((view,), batch)
+            kept += pictures
+            failed |= reasons
+        return Remade(augment.arrays_of(kept), failed, augment.provenance())
+
+
+def _batches(rows: Sequence[tuple[Sample, bytes]], size: int) -> list[Batch]:
+    return [Batch(tuple(rows[i : i + size]), (0,)) for i in range(0, len(rows), size)]
+
+
+def _same(key: records.Json, here: records.Json) -> None:
+    if records.digest(key) != records.digest(here):
+        differs = "; ".join(records.differences(key, here))
+        raise BadInput(f"can't be computed again here: differs in {differs}")

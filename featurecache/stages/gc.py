@@ -1,0 +1,168 @@
+"""Gc: delete spaces that nobody needs. Shows first, deletes when told to, and spares runs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurecache import locks
+from featurecache.errors import BadInput, UnknownName
+from featurecache.executors import Progress, silent
+from featurecache.features.backbones import ALIASES
+from featurecache.features.store import Cache, Space
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_SPANS = {"h": 1, "d": 24, "w": 24 * 7}  # in hours
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A space that the criteria fit. `kept` says why it stays nevertheless; `runs` stand on it."""
+
+    space: str
+    view: str
+    backbone: str | None
+    rows: int
+    bytes: int
+    last: str  # when its newest shard was made, ISO 8601, UTC
+    runs: list[str]
+    kept: str
+    deleted: bool
+
+
+def gc(
+    cache: str | Path = "data/cache",
+    *,
+    policy: str | Sequence[str] = (),
+    backbone: str | Sequence[str] = (),
+    older_than: str | None = None,
+    max_size: str | None = None,
+    runs: str | Path = "runs",
+    delete: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> list[Candidate]:
+    """The spaces of the cache that fit every criterion given; with `delete` they are deleted.
+
+    `policy` is a view (`spatial_2`), a policy for all of its draws, or `none`; `backbone` a
+    network's name, or `pictures`. `older_than` (`30d`, `12h`, `2w`) goes by the newest shard.
+    `max_size` (`20G`) takes the oldest of the spaces that fit until the cache is no larger.
+    What a run in `runs` or a run noted in the cache was trained on is spared without `force`; what
+    a process is filling is always spared. Raises BadInput without any criterion.
+    """
+    opened = Cache(cache)
+    if not opened.exists:
+        raise BadInput(f"no cache at {cache}")
+    policies = [policy] if isinstance(policy, str) else list(policy)
+    backbones = [backbone] if isinstance(backbone, str) else list(backbone)
+    if not (policies or backbones or older_than or max_size):
+        raise BadInput("gc needs --policy, --backbone, --older-than or --max-size")
+    before = _moment(older_than) if older_than else None
+    spaces = sorted(opened.spaces(), key=lambda space: (_last(space), space.path.name))
+    _known("policy", policies, {n for s in spaces for n in (s.view, _policy(s))})
+    _known("backbone", backbones, {n for s in spaces for n in _networks(s)})
+    used = opened.runs()
+    for name, folders in _runs_in(Path(runs)).items():
+        used.setdefault(name, []).extend(folders)
+
+    chosen = [
+        space
+        for space in spaces
+        if (not policies or {space.view, _policy(space)} & set(policies))
+        and (not backbones or _networks(space) & set(backbones))
+        and (before is None or _last(space) < before)
+    ]
+    surplus = sum(s.size for s in spaces) - _bytes(max_size) if max_size else None
+    found = []
+    for number, space in enumerate(chosen, 1):
+        if surplus is not None and surplus <= 0:
+            break
+        progress(number, len(chosen), "gc")
+        stands = sorted({str(run) for run in used.get(space.path.name, [])})
+        kept = ""
+        if stands and not force:
+            kept = f"{len(stands)} runs stand on it; --force deletes it nevertheless"
+        elif space.in_use:
+            kept = "a process is filling it"
+        deleted = delete and not kept and _delete(space)
+        if delete and not kept and not deleted:
+            kept = "a process is writing to it, or its disk has no locks"
+        if not kept and surplus is not None:
+            surplus -= space.size
+        found.append(
+            Candidate(
+                space.path.name, space.view, space.backbone, len(space.rows), space.size,
+                _last(space), stands, kept, deleted,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _delete(space: Space) -> bool:
+    """Take a space away from every reader in one step, then delete its files."""
+    with locks.alone(space.path) as undisturbed:
+        if undisturbed:
+            aside = space.path.with_name(f".{space.path.name[:16]}.{secrets.token_hex(8)}.tmp")
+            space.path.rename(aside)
+            shutil.rmtree(aside)
+    return undisturbed
+
+
+def _policy(space: Space) -> str:
+    return space.view.rpartition("_")[0] if space.key["view"] else space.view
+
+
+def _networks(space: Space) -> set[str]:
+    """The names that a space's network goes by."""
+    if space.backbone is None:
+        return {"pictures"}
+    model = str(space.key["backbone"]["name"])
+    return {space.backbone, model} | {a for a, known in ALIASES.items() if known == model}
+
+
+def _last(space: Space) -> str:
+    return max((str(record.made["time"]) for record in space.records), default="")
+
+
+def _known(kind: str, names: Sequence[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UnknownName(kind, name, known, where="the cache")
+
+
+def _moment(span: str) -> str:
+    match = re.fullmatch(r"(\d{1,4})([hdw])", span)
+    if match is None:
+        raise BadInput(f"--older-than {span!r}: expected a span such as 12h, 30d or 2w")
+    hours = int(match[1]) * _SPANS[match[2]]
+    moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=hours)
+    return moment.isoformat(timespec="seconds")
+
+
+def _bytes(size: str) -> int:
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)([kmgt]?)b?", size.lower())
+    if match is None:
+        raise BadInput(f"--max-size {size!r}: expected a size such as 500M or 20G")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _runs_in(folder: Path) -> dict[str, list[Path]]:
+    """The spaces that the runs in a folder were trained on; finished or not."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*/run.json")):
+        try:
+            spaces = list(json.loads(path.read_bytes())["spaces"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(
+                f"{path} can't be understood, so what it stands on can't be spared; mend or "
+                "remove that run, or give another --runs"
+            ) from error
+        for space in spaces:
+            found.setdefault(str(space), []).append(path.parent.absolute())
+    return found

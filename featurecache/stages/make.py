@@ -1,0 +1,135 @@
+"""Make: cut what is missing into shards, and share them among the processes at one cache.
+
+What `augment` and `featurize` have in common. The plan is pure. A shard of it is claimed before its
+first image is decoded; what another process is at, or has committed meanwhile, is left to it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from featurecache.errors import BadInput
+from featurecache.executors import ordered
+from featurecache.features.shards import shard_name
+from featurecache.features.store import Space
+from featurecache.images.datasets import Sample
+from featurecache.locks import Claim
+
+Context = TypeVar("Context")
+Made = TypeVar("Made")
+
+_LOOK_AGAIN = 0.5  # seconds until shards that others are at are looked at again
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows to be computed together, for every space that lacks just these."""
+
+    name: str
+    items: tuple[bytes, ...]
+    spaces: tuple[int, ...]  # numbers of the spaces
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that a worker makes at once, for some of the numbered spaces."""
+
+    rows: tuple[tuple[Sample, bytes], ...]
+    spaces: tuple[int, ...]
+
+
+def shards_of(items: Iterable[bytes], spaces: Sequence[Space], rows: int) -> list[Shard]:
+    """The missing items of each space in dataset order, cut into shards of `rows` (law 3).
+
+    Spaces that miss the same shard share it, so their images are decoded and augmented once. A
+    resumed plan names the same shards as the first: whole shards were committed, so the cut falls
+    in the same places.
+    """
+    if rows < 1:
+        raise BadInput(f"shard rows {rows}: must be 1 or more")
+    wanted = list(dict.fromkeys(items))
+    found: dict[tuple[bytes, ...], list[int]] = {}
+    for number, space in enumerate(spaces):
+        missing = space.missing(wanted)
+        for start in range(0, len(missing), rows):
+            found.setdefault(tuple(missing[start : start + rows]), []).append(number)
+    position = {item: i for i, item in enumerate(wanted)}
+    in_order = sorted(found.items(), key=lambda pair: position[pair[0][0]])
+    return [Shard(shard_name(items), items, tuple(numbers)) for items, numbers in in_order]
+
+
+def make(
+    todo: Sequence[Shard],
+    spaces: Sequence[Space],
+    sources: Mapping[bytes, Sample],
+    size: int,
+    function: Callable[[Context, Batch], Made],
+    context: Context,
+    workers: int,
+    found: Callable[[int], None],
+) -> Iterator[tuple[Shard, Iterator[Made]]]:
+    """Each shard that is to be made here, with `function(context, batch)` of its batches of `size`
+    rows, in their order. Commit the shard before asking for the next, which ends the claim on it.
+
+    `found(rows)` is told of rows that another process has committed meanwhile. When only shards
+    are left that others are at, their end is waited for: what a killed process leaves is made.
+    """
+    while todo:
+        busy: list[Shard] = []
+        claimed: collections.deque[tuple[Shard, list[Claim]]] = collections.deque()
+
+        def batches(
+            todo: Sequence[Shard] = todo,
+            busy: list[Shard] = busy,
+            claimed: collections.deque[tuple[Shard, list[Claim]]] = claimed,
+        ) -> Iterator[Batch]:
+            for shard in todo:
+                mine, claims = _claim(shard, spaces, busy, found)
+                if mine.spaces:
+                    claimed.append((mine, claims))
+                    rows = [(sources[item], item) for item in mine.items]
+                    for i in range(0, len(rows), size):
+                        yield Batch(tuple(rows[i : i + size]), mine.spaces)
+
+        try:
+            with contextlib.closing(ordered(function, context, batches(), workers)) as results:
+                for first in results:
+                    shard, claims = claimed[0]
+                    others = -(-len(shard.items) // size) - 1
+                    yield shard, itertools.chain([first], itertools.islice(results, others))
+                    claimed.popleft()
+                    for claim in claims:
+                        claim.release()
+        finally:
+            for _, claims in claimed:
+                for claim in claims:
+                    claim.release()
+        todo = busy
+        if busy:
+            time.sleep(_LOOK_AGAIN)
+
+
+def _claim(
+    shard: Shard, spaces: Sequence[Space], busy: list[Shard], found: Callable[[int], None]
+) -> tuple[Shard, list[Claim]]:
+    """The part of a shard that is to be made here, with the claims on it."""
+    mine, others, claims = [], [], []
+    for number in shard.spaces:
+        claim = spaces[number].claim(shard.name)
+        if claim is None:
+            others.append(number)
+        elif spaces[number].has(shard.name):  # asked under the claim: now nobody else can do it
+            claim.release()
+            found(len(shard.items))
+        else:
+            claims.append(claim)
+            mine.append(number)
+    if others:
+        busy.append(replace(shard, spaces=tuple(others)))
+    return replace(shard, spaces=tuple(mine)), claims

@@ -1,0 +1,91 @@
+"""Diff: missing, extra and drifted rows of two caches, counted row by row."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurecache.errors import BadInput, DamagedCache
+from featurecache.features.store import Cache
+from featurecache.stages.augment import augment
+from featurecache.stages.diff import diff
+from featurecache.stages.featurize import featurize
+
+pytestmark = pytest.mark.usefixtures("load_once")
+
+
+def test_a_cache_and_its_copy_are_the_same(small_cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_cache, tmp_path / "copy")
+    found = diff(small_cache, tmp_path / "copy")
+    assert [(d.view, d.rows_a, d.rows_b, d.same) for d in found] == [
+        ("color_1", 48, 48, True),
+        ("none", 48, 48, True),
+    ]
+
+
+def test_the_cut_and_the_order_do_not_matter(
+    small_cache: Path, small_data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    """Micro-batches of 16 in shards of 32 are the same micro-batches as in shards of 16."""
+    featurize(small_data, policy="none", cache=tmp_path, shard_rows=32, **tiny)
+    found = {d.view: d for d in diff(small_cache, tmp_path)}
+    assert found["none"].same
+    assert (found["color_1"].rows_b, found["color_1"].missing) == (0, 48)
+    turned = {d.view: d for d in diff(tmp_path, small_cache)}
+    assert (turned["color_1"].rows_a, turned["color_1"].extra) == (0, 48)
+
+
+def test_rows_that_drift_are_counted_and_measured(small_cache: Path, tmp_path: Path) -> None:
+    good = next(s for s in Cache(small_cache).spaces() if s.view == "none")
+    items = list(good.rows)
+    vectors = good.vectors(items)[0].copy()
+    vectors[5] *= np.float32(1.5)
+    other = Cache(tmp_path)
+    other.create()
+    space = other.space(good.key, "none", good.backbone)
+    space.commit(items[:20], {"features": vectors[:20]}, {items[7]: "broken"}, {}, 0)
+    extra = bytes(32)
+    space.commit([extra], {"features": vectors[:1]}, {}, {}, 0)
+    found = next(d for d in diff(small_cache, tmp_path) if d.view == "none")
+    assert (found.missing, found.extra, found.drifted) == (28, 1, 2)
+    assert 0 < found.relative <= 0.5
+
+
+def test_pictures_are_compared_too(small_data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        augment(small_data, policy="color_1", cache=tmp_path / name, workers=0, shard_rows=16)
+    (found,) = diff(tmp_path / "a", tmp_path / "b")
+    assert found.same and found.backbone is None
+    (space,) = Cache(tmp_path / "a").spaces()
+    items = list(space.rows)[:16]
+    blob = b"".join(space.picture(item) or b"" for item in items)
+    lengths = [len(space.picture(item) or b"") for item in items]
+    arrays = {
+        "pictures": np.frombuffer(blob[:-1] + b"\0", np.uint8),
+        "offsets": np.cumsum([0, *lengths], dtype=np.uint64),
+    }
+    other = Cache(tmp_path / "c")
+    other.create()
+    other.space(space.key, space.view).commit(items, arrays, {}, {}, 0)
+    (found,) = diff(tmp_path / "a", tmp_path / "c")
+    assert (found.missing, found.drifted, found.relative) == (32, 1, 0.0)
+
+
+def test_bytes_that_are_not_the_record_s_stop_it(small_cache: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_cache, tmp_path / "copy"))
+    good = next(s for s in Cache(small_cache).spaces() if s.view == "none")
+    items = list(good.rows)
+    other = Cache(tmp_path / "other")
+    other.create()
+    vectors = good.vectors(items)[0] * np.float32(2)
+    other.space(good.key, "none", good.backbone).commit(items, {"features": vectors}, {}, {}, 0)
+    path = copy / "spaces" / good.path.name / good.records[0].file
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedCache, match=path.name):
+        diff(copy, tmp_path / "other")
+    with pytest.raises(BadInput, match="no cache at"):
+        diff(tmp_path / "none", copy)

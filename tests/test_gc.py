@@ -1,0 +1,167 @@
+"""Gc: shows before it deletes, spares what runs and living processes stand on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurecache import locks, records
+from featurecache.errors import BadInput, UnknownName
+from featurecache.features.store import Cache
+from featurecache.stages.gc import Candidate, gc
+from featurecache.stages.ls import ls
+from featurecache.stages.train_head import train_head
+from featurecache.stages.verify import verify
+
+SCHEDULE = """
+backbone: {name: efficientnet_lite0, input_size: 32}
+head: {hidden: []}
+phases: [{views: {none: 1}, epochs: 1}]
+validation: {split: val}
+"""
+
+
+@pytest.fixture
+def cache(small_cache: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_cache, tmp_path / "cache"))
+
+
+@pytest.fixture
+def collect(cache: Path, tmp_path: Path) -> Callable[..., list[Candidate]]:
+    def collect(**given: Any) -> list[Candidate]:
+        return gc(cache, runs=tmp_path / "runs", **given)
+
+    return collect
+
+
+def views(cache: Path) -> list[object]:
+    return [row["view"] for row in ls(cache)]
+
+
+def aged(cache: Path, view: str, time: str) -> None:
+    """Let the shards of a view have been made at `time`."""
+    space = next(s for s in Cache(cache).spaces() if s.view == view)
+    for record in space.records:
+        path = space.path / f"{record.shard}.json"
+        value = json.loads(path.read_bytes())
+        del value["checksum"]
+        value["made"]["time"] = time
+        path.write_text(json.dumps(value | {"checksum": records.digest(value)}) + "\n")
+
+
+@pytest.mark.parametrize("policy", ["color", "color_1"])
+def test_shown_first_deleted_when_told(
+    cache: Path, collect: Callable[..., list[Candidate]], policy: str
+) -> None:
+    (shown,) = collect(policy=policy)
+    assert (shown.view, shown.rows, shown.kept, shown.deleted) == ("color_1", 48, "", False)
+    assert views(cache) == ["color_1", "none"]
+    (gone,) = collect(policy=policy, delete=True)
+    assert gone.deleted
+    assert views(cache) == ["none"]
+    found = verify(cache)
+    assert (found.bad, found.stray) == ([], [])
+
+
+def test_by_backbone(cache: Path, collect: Callable[..., list[Candidate]]) -> None:
+    for name in ("efficientnet_lite0", "tf_efficientnet_lite0.in1k"):
+        assert len(collect(backbone=name)) == 2
+    with pytest.raises(UnknownName, match="pictures"):
+        collect(backbone="pictures")
+    assert [c.view for c in collect(backbone="efficientnet_lite0", policy="none")] == ["none"]
+
+
+def test_by_age(cache: Path, collect: Callable[..., list[Candidate]]) -> None:
+    assert collect(older_than="1h") == []
+    aged(cache, "none", "2020-01-01T00:00:00+00:00")
+    assert [c.view for c in collect(older_than="52w")] == ["none"]
+    # A clock that was wrong: what is of the future is not old.
+    aged(cache, "none", "2999-01-01T00:00:00+00:00")
+    assert collect(older_than="1h") == []
+
+
+def test_by_size_the_oldest_go_first(cache: Path, collect: Callable[..., list[Candidate]]) -> None:
+    aged(cache, "none", "2020-01-01T00:00:00+00:00")
+    total = sum(space.size for space in Cache(cache).spaces())
+    assert collect(max_size="1G") == []
+    assert [c.view for c in collect(max_size=str(total - 1))] == ["none"]
+    assert [c.view for c in collect(max_size="0", delete=True)] == ["none", "color_1"]
+    assert views(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "needs --policy"),
+        ({"older_than": "soon"}, "--older-than 'soon'"),
+        ({"max_size": "much"}, "--max-size 'much'"),
+        ({"policy": "spatial"}, "unknown policy 'spatial'"),
+    ],
+)
+def test_mistakes_are_said(
+    collect: Callable[..., list[Candidate]], given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        collect(**given)
+
+
+@pytest.mark.parametrize("where", ["runs", "elsewhere"])
+def test_what_a_run_was_trained_on_is_spared(
+    cache: Path,
+    small_data: Path,
+    tmp_path: Path,
+    collect: Callable[..., list[Candidate]],
+    where: str,
+) -> None:
+    schedule = tmp_path / "one.yaml"
+    schedule.write_text(SCHEDULE)
+    out = tmp_path / where / "mine"
+    train_head(schedule, data=small_data, cache=cache, out=out)
+    if where == "runs":
+        shutil.rmtree(cache / "runs")  # found by looking into --runs, too
+    found = {c.view: c for c in collect(backbone="efficientnet_lite0", delete=True)}
+    assert found["color_1"].deleted and not found["none"].deleted
+    assert found["none"].runs == [str(out)] and "--force" in found["none"].kept
+    assert views(cache) == ["none"]
+    forced = collect(policy="none", delete=True, force=True)
+    assert [c.deleted for c in forced] == [True]
+    assert views(cache) == []
+
+
+def test_a_run_that_is_gone_spares_nothing(
+    cache: Path, small_data: Path, tmp_path: Path, collect: Callable[..., list[Candidate]]
+) -> None:
+    schedule = tmp_path / "one.yaml"
+    schedule.write_text(SCHEDULE)
+    run = train_head(schedule, data=small_data, cache=cache, out=tmp_path / "mine").run
+    shutil.rmtree(run)
+    assert collect(policy="none")[0].kept == ""
+
+
+def test_a_run_that_can_not_be_read_stops_it(
+    tmp_path: Path, collect: Callable[..., list[Candidate]]
+) -> None:
+    (tmp_path / "runs" / "odd").mkdir(parents=True)
+    (tmp_path / "runs" / "odd" / "run.json").write_text("{")
+    with pytest.raises(BadInput, match=r"odd.*can't be spared"):
+        collect(policy="none", delete=True)
+
+
+def test_what_is_being_filled_or_written_is_kept(
+    cache: Path, collect: Callable[..., list[Candidate]]
+) -> None:
+    space = next(s for s in Cache(cache).spaces() if s.view == "none")
+    claim = space.claim("0" * 64)
+    assert claim is not None
+    (kept,) = collect(policy="none", delete=True, force=True)
+    assert (kept.kept, kept.deleted) == ("a process is filling it", False)
+    claim.release()
+    with locks.together(space.path):
+        (kept,) = collect(policy="none", delete=True)
+    assert "is writing to it" in kept.kept
+    assert views(cache) == ["color_1", "none"]
