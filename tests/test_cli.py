@@ -440,6 +440,40 @@ def test_a_bad_shard_is_exit_1(
     assert ls(cache) == before
 
 
+def test_upkeep(call: Callable[..., Ended], small_cache: Path, small_data: Path) -> None:
+    """verify --repair, diff, gc and retry, in the order in which one would need them."""
+    for name in ("a", "b"):
+        shutil.copytree(small_cache, name)
+    torn = next(path for path in sorted(Path("b").rglob("*.h5")))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    assert call("verify", "--cache", "b").code == 1
+    repaired = call("verify", "--cache", "b", "--repair", "--data", small_data)
+    assert repaired.code == 0
+    assert "repair: 1 set aside, 16 rows computed again, 0 stray files deleted" in repaired.out
+    same = call("diff", "a", "b")
+    assert (same.code, same.out) == (0, "2 spaces, 0 of them differ\n")
+
+    torn = next(path for path in sorted(Path("b").rglob("*.h5")) if "quarantine" not in path.parts)
+    torn.unlink()
+    left = call("verify", "--cache", "b", "--repair", "--data", "nowhere")
+    assert left.code == 1
+    assert left.err.splitlines()[-1].startswith("left: nothing was computed again (nowhere: ")
+    differ = call("diff", "a", "b", "--json")
+    assert differ.code == 1
+    assert sorted(row["missing"] for row in parsed(differ)) == [0, 16]
+    refused(call("diff", "a", "c"), "no cache at c")
+
+    refused(call("gc", "--cache", "a"), "gc needs --policy")
+    shown = call("gc", "--cache", "a", "--policy", "color")
+    assert "1 spaces" in shown.out and "to go; --delete deletes them; 0 kept" in shown.out
+    gone = call("gc", "--cache", "a", "--policy", "color", "--delete", "--json")
+    assert [row["deleted"] for row in parsed(gone)] == [True]
+    assert [row["view"] for row in parsed(call("ls", "--cache", "a", "--json"))] == ["none"]
+
+    again = call("retry", "--cache", "a", "--data", small_data)
+    assert (again.code, again.out) == (0, "0 failed rows, 0 of them mended\n")
+
+
 def test_debug_shows_the_traceback(data: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/thesis.tex").write_text("important")
