@@ -61,10 +61,11 @@ def augment(
     hits = len(sources) * len(spaces) - total
     computed = 0
 
-    def found(rows: int) -> None:
+    def found(rows: int, waiting: int) -> None:
         nonlocal hits, total
         hits, total = hits + rows, total - rows
-        progress(computed, total, f"augment ({hits:,} hits)")
+        others = f"; waiting for {waiting} shards of other processes" if waiting else ""
+        progress(computed, total, f"augment ({hits:,} hits{others})")
 
     for space in spaces:
         if space.rows:

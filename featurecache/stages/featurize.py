@@ -108,10 +108,11 @@ def featurize(
     computed = 0
     cosines: dict[str, float] = {}
 
-    def found(rows: int) -> None:
+    def found(rows: int, waiting: int) -> None:
         nonlocal hits, total
         hits, total = hits + rows, total - rows
-        progress(computed, total, f"featurize ({hits:,} hits)")
+        others = f"; waiting for {waiting} shards of other processes" if waiting else ""
+        progress(computed, total, f"featurize ({hits:,} hits{others})")
 
     for space in spaces:
         if space.rows:

@@ -72,23 +72,20 @@ def make(
     function: Callable[[Context, Batch], Made],
     context: Context,
     workers: int,
-    found: Callable[[int], None],
+    found: Callable[[int, int], None],
 ) -> Iterator[tuple[Shard, Iterator[Made]]]:
     """Each shard that is to be made here, with `function(context, batch)` of its batches of `size`
     rows, in their order. Commit the shard before asking for the next, which ends the claim on it.
 
-    `found(rows)` is told of rows that another process has committed meanwhile. When only shards
-    are left that others are at, their end is waited for: what a killed process leaves is made.
+    When only shards are left that others are at, their end is waited for: what a killed process
+    leaves is made. `found(rows, waiting)` is told of rows that another process has committed
+    meanwhile, and of the number of shards that are waited for.
     """
-    while todo:
-        busy: list[Shard] = []
+
+    def once(todo: Sequence[Shard], busy: list[Shard]) -> Iterator[tuple[Shard, Iterator[Made]]]:
         claimed: collections.deque[tuple[Shard, list[Claim]]] = collections.deque()
 
-        def batches(
-            todo: Sequence[Shard] = todo,
-            busy: list[Shard] = busy,
-            claimed: collections.deque[tuple[Shard, list[Claim]]] = claimed,
-        ) -> Iterator[Batch]:
+        def batches() -> Iterator[Batch]:
             for shard in todo:
                 mine, claims = _claim(shard, spaces, busy, found)
                 if mine.spaces:
@@ -110,13 +107,18 @@ def make(
             for _, claims in claimed:
                 for claim in claims:
                     claim.release()
+
+    while todo:
+        busy: list[Shard] = []
+        yield from once(todo, busy)
         todo = busy
         if busy:
+            found(0, len(busy))
             time.sleep(_LOOK_AGAIN)
 
 
 def _claim(
-    shard: Shard, spaces: Sequence[Space], busy: list[Shard], found: Callable[[int], None]
+    shard: Shard, spaces: Sequence[Space], busy: list[Shard], found: Callable[[int, int], None]
 ) -> tuple[Shard, list[Claim]]:
     """The part of a shard that is to be made here, with the claims on it."""
     mine, others, claims = [], [], []
@@ -126,7 +128,7 @@ def _claim(
             others.append(number)
         elif spaces[number].has(shard.name):  # asked under the claim: now nobody else can do it
             claim.release()
-            found(len(shard.items))
+            found(len(shard.items), 0)
         else:
             claims.append(claim)
             mine.append(number)
