@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import signal
 import sys
 from typing import Any
@@ -480,7 +482,7 @@ def _left_out(count: int) -> None:
 
 def _failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:
     for row in failed:
-        click.echo(f"failed: {row['path']}: {row['reason']}", err=True)
+        click.echo(terminal.printable(f"failed: {row['path']}: {row['reason']}"), err=True)
     if failed and not allow_failed:
         click.echo(
             f"{len(failed)} images failed; --allow-failed makes this exit 0",
@@ -499,10 +501,36 @@ def _print_json(result: Any) -> None:
     click.echo(json.dumps(result, default=plain))
 
 
+_LEAVING = 8  # seconds that a stopped command has to tidy up
+
+
+def _stop(number: int, _frame: object) -> None:
+    """The first signal unwinds the command; a second one, or too long a wait, ends it on the spot.
+
+    That is safe at any moment (law 4). Workers are killed: one that was just being started never
+    hears that it is to end, and would be waited for without end.
+    """
+    for again in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(again, lambda again, _: _leave(128 + again))
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, lambda *_: _leave(128 + number))
+        signal.alarm(_LEAVING)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _leave(code: int) -> None:
+    if sys.stderr.isatty():
+        os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
+    os._exit(code)
+
+
 def main() -> None:
     """The entry point: errors that explain themselves get one line and their exit code."""
     debug = "--debug" in sys.argv
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
@@ -516,11 +544,12 @@ def main() -> None:
     except FeatureCacheError as error:
         if debug:
             raise
-        click.echo(f"featurecache: {error}", err=True)
+        click.echo(terminal.printable(f"featurecache: {error}"), err=True)
         sys.exit(error.exit_code)
     except OSError as error:  # a full disk, a folder without permission
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"featurecache: {where}{error.strerror or error}", err=True)
+        said = f"featurecache: {where}{error.strerror or error}"
+        click.echo(terminal.printable(said), err=True)
         sys.exit(1)

@@ -16,13 +16,14 @@ from pathlib import Path
 
 def link_new(path: Path, data: bytes) -> bool:
     """Give `data` this name unless it is taken: of several writers at once one wins (True)."""
+    first = True
     with _temporary(path, data) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            return False
+            first = False  # and yet the name may not be durable: its giver may have failed to sync
     sync_folder(path.parent)
-    return True
+    return first
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -47,10 +48,15 @@ def sync_folder(folder: Path) -> None:
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name[:16]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno is not None:
+                error.filename = str(path)  # write and fsync do not say which file was refused
+            raise
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)

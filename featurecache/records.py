@@ -17,8 +17,11 @@ import pydantic
 import yaml
 
 from featurecache.errors import BadInput, nearest, one_line
+from featurecache.regular import read_regular
 
 FORMAT_VERSION = 1  # of the cache on disk; part of every key
+MOST_YAML = 256 << 10  # bytes; the largest file of ours has 3 KB, and parsing takes 20 s a megabyte
+DEEPEST_YAML = 64  # lists and mappings in each other; the parser recurses
 
 # How encoded bytes become RGB pixels; images/decode.py does what this says (docs/format.md).
 DECODE_RULE = {
@@ -109,16 +112,25 @@ def _short(value: Any) -> str:
 def read_yaml(path: Path) -> yaml.Node:
     """The node tree of a YAML file, with the marks that error messages need.
 
-    Only mappings, lists and what JSON can say: aliases, tags, repeated keys, dates and NaN are
-    refused, so reading a stranger's file can neither build objects nor blow up.
+    Only mappings, lists and what JSON can say: aliases, tags, repeated keys, dates, NaN and what is
+    too large or too deep are refused, so reading a stranger's file can neither build objects nor
+    blow up.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(path, MOST_YAML).decode("utf-8")
+    except OSError as error:
+        said = f"can't be read as a text file ({error.strerror})"
+        raise BadInput(f"{path}: {said}") from error
+    except UnicodeDecodeError as error:
         raise BadInput(f"{path}: can't be read as a text file ({error})") from error
+    deep = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             line = event.start_mark.line + 1 if event.start_mark else 0
+            deep += isinstance(event, yaml.CollectionStartEvent)
+            deep -= isinstance(event, yaml.CollectionEndEvent)
+            if deep > DEEPEST_YAML:
+                raise BadInput(f"{path} line {line}: more than {DEEPEST_YAML} levels deep")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise BadInput(f"{path} line {line}: YAML anchors and aliases are not allowed")
             if getattr(event, "tag", None):

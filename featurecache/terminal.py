@@ -83,6 +83,17 @@ class _Bar:
             self._progress.stop()
 
 
+def printable(text: str) -> str:
+    """`text` as a terminal can show it on one line: what it would act on (escape sequences, line
+    ends, marks that turn the direction of writing) and what can't be encoded stand as escapes.
+
+    File and class names come from strangers. The joiners of Persian, Hindi and emoji stay.
+    """
+    return "".join(
+        char if char.isprintable() or char in "\u200c\u200d" else ascii(char)[1:-1] for char in text
+    )
+
+
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
     """Rows of the same keys as a table on stdout. Text is shown as it is, markup and all."""
     from rich.console import Console
@@ -92,7 +103,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
     if not rows:
         return
     wide = None if sys.stdout.isatty() else 200  # a pipe has no width to fit into
-    shown = Table(title=title)
+    shown = Table(title=None if title is None else Text(printable(title)))
     for name, value in rows[0].items():
         number = isinstance(value, int | float)
         shown.add_column(name, justify="right" if number else "left", overflow="fold")
@@ -106,4 +117,4 @@ def _text(value: Any) -> str:
         return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))

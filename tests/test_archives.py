@@ -45,6 +45,6 @@ def test_a_format_of_the_future_is_refused_with_the_reason(tmp_path: Path) -> No
     newest = ARCHIVES / f"format-{FORMAT_VERSION}" / "cache"
     cache = Path(shutil.copytree(newest, tmp_path / "cache"))
     marker = json.loads((cache / "CACHE.json").read_text())
-    (cache / "CACHE.json").write_text(json.dumps(marker | {"version": FORMAT_VERSION + 1}))
+    (cache / "CACHE.json").write_text(json.dumps(marker | {"version": FORMAT_VERSION + 1}) + "\n")
     with pytest.raises(BadInput, match=f"has format {FORMAT_VERSION + 1}.*upgrade"):
         ls(cache)

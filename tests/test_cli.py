@@ -346,7 +346,7 @@ def test_a_cache_of_a_newer_format(
     call: Callable[..., Ended], small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
-    (cache / "CACHE.json").write_text('{"format": "featurecache cache", "version": 2}')
+    (cache / "CACHE.json").write_text('{"format": "featurecache cache", "version": 2}\n')
     for words in (("featurize", *COMPUTE, "--data", small_data), ("ls",), ("verify", "--repair")):
         refused(call(*words, "--cache", cache), "has format 2", "upgrade it")
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput, UnknownName
-from featurecache.images.datasets import items_of, open_dataset
+from featurecache.images.datasets import MAX_FILE, items_of, open_dataset
 
 
 @pytest.fixture
@@ -173,21 +173,98 @@ def test_a_linked_dataset_is_followed_and_a_loop_is_refused(make, tmp_path):
         open_dataset(root)
 
 
-def test_only_files_are_samples(make, tmp_path, monkeypatch):
-    root = make("cat/1.jpg", "cat/folder.jpg/x.txt")
+def test_what_is_no_file_is_listed_and_never_waited_for(make, tmp_path, monkeypatch):
+    names = ("1.jpg", "folder.jpg/x.txt", "pictures.jpg/2.jpg", "gone.png")
+    root = make("dog/3.jpg", *(f"cat/{name}" for name in names))
     os.mkfifo(root / "cat" / "pipe.jpg")
     monkeypatch.chdir(root / "cat")  # the address of a socket is short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.jpg")
     (root / "cat" / "link.jpg").symlink_to(root / "cat" / "1.jpg")
-    assert [s.id for s in open_dataset(root).samples] == ["cat/1.jpg", "cat/link.jpg"]
+    (root / "cat" / "zero.jpg").symlink_to("/dev/zero")
+    (root / "cat" / "loop.jpg").symlink_to("loop.jpg")
+    (root / "cat" / "nowhere.jpg").symlink_to("nothing")
+    with (root / "cat" / "holes.jpg").open("wb") as file:
+        file.truncate(MAX_FILE + 1)
+    Path(os.fsdecode(os.fsencode(root) + b"/cat/\xff.jpg")).write_bytes(b"not read")
+    dataset = open_dataset(root)
+    (root / "cat" / "gone.png").unlink()
+    items, reasons = items_of(dataset.samples)
+    read = [s.id for s, item in zip(dataset.samples, items, strict=True) if item is not None]
+    assert read == ["cat/1.jpg", "cat/link.jpg", "cat/pictures.jpg/2.jpg", "dog/3.jpg"]
+    not_regular = "not a regular file; move it away"
+    assert reasons == {
+        "cat/\\xff.jpg": "its name is not UTF-8; rename it",
+        "cat/folder.jpg": f"a folder, {not_regular}",
+        "cat/gone.png": "No such file or directory",
+        "cat/holes.jpg": "1,073,741,825 bytes, more than the 1,073,741,824 allowed",
+        "cat/loop.jpg": "Too many levels of symbolic links",
+        "cat/nowhere.jpg": "a link that leads nowhere; mend or remove it",
+        "cat/pipe.jpg": f"a named pipe, {not_regular}",
+        "cat/socket.jpg": f"a socket, {not_regular}",
+        "cat/zero.jpg": f"a device, {not_regular}",
+    }
+    for sample in dataset.samples:
+        if sample.id in reasons:
+            with pytest.raises(OSError) as caught:
+                sample.read()
+            assert caught.value.strerror == reasons[sample.id]
 
 
-def test_names_that_are_not_utf8_are_refused(make):
+def test_a_pipe_among_the_unlabelled(make):
+    root = make("train/a/1.jpg", "test/2.jpg", "test/folder.jpg/x.txt")
+    os.mkfifo(root / "test" / "pipe.jpg")
+    assert [sample.id for sample in open_dataset(root).split("test")] == [
+        "test/2.jpg", "test/folder.jpg", "test/pipe.jpg"
+    ]  # fmt: skip
+
+
+def test_a_class_whose_name_is_not_utf8_is_refused(make):
     root = make("cat/1.jpg")
-    Path(os.fsdecode(os.fsencode(root) + b"/cat/\xff.jpg")).touch()
-    with pytest.raises(BadInput, match="not UTF-8"):
+    odd = Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9"))
+    odd.mkdir()
+    (odd / "1.jpg").touch()
+    with pytest.raises(BadInput, match=r"class caf\\xe9 has a name that is not UTF-8; rename it"):
         open_dataset(root)
+
+
+def test_a_root_whose_name_is_not_utf8_is_shown_escaped(make, tmp_path):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    make("cat/1.jpg").rename(odd)
+    dataset = open_dataset(odd)
+    assert dataset.root == f"{tmp_path}/caf\\xe9"
+    assert dataset.samples[0].read() == b"cat/1.jpg"
+
+
+def test_links_that_branch_and_meet_again_are_refused(make):
+    root = make("dog/1.jpg", "cat/0/last.jpg")
+    for number in range(1, 30):
+        (root / "cat" / f"{number}").mkdir()
+        for name in "ab":
+            (root / "cat" / f"{number}" / name).symlink_to(root / "cat" / f"{number - 1}")
+    with pytest.raises(BadInput, match="more than 64 ways of links lead here"):
+        open_dataset(root)
+
+
+def test_folders_that_are_too_deep(make):
+    root = make("dog/1.jpg", "/".join(["cat", *"d" * 140, "1.jpg"]))
+    with pytest.raises(BadInput, match="more than 64 deep"):
+        open_dataset(root)
+    with pytest.raises(BadInput, match="more than 64 deep"):
+        open_dataset(root / "cat")
+
+
+def test_a_table_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(BadInput, match="a named pipe"):
+        open_dataset(tmp_path / "t.csv")
+
+
+def test_what_a_table_names_and_is_no_file_is_listed(make):
+    root = make("1.jpg", t="path,label\n1.jpg,a\nfolder,a\n")
+    (root / "folder").mkdir()
+    _, reasons = items_of(open_dataset(root / "t.csv").samples)
+    assert reasons == {"folder": "a folder, not a regular file; move it away"}
 
 
 @settings(
@@ -343,7 +420,7 @@ def test_items_are_in_order_and_failures_are_listed(make, threads):
     (root / "cat" / "0300.jpg").unlink()
     items, reasons = items_of(dataset.samples, threads=threads)
     assert reasons == {
-        "cat/0002b.jpg": "No such file or directory",
+        "cat/0002b.jpg": "a link that leads nowhere; mend or remove it",
         "cat/0300.jpg": "No such file or directory",
     }
     assert items == [

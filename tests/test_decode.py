@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -311,3 +313,28 @@ def test_a_line_of_pixels_is_refused_before_it_is_decoded():
     assert decode(encoded(Image.new("RGB", (MAX_RATIO, 1)), "PNG")).shape == (1, MAX_RATIO, 3)
     with pytest.raises(Undecodable, match=r"1x257 is longer than 256 times its width"):
         decode(encoded(Image.new("RGB", (1, MAX_RATIO + 1)), "PNG"))
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_they_are_decoded():
+    whole = encoded(Image.new("L", (5000, 5000)), "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    assert decode(whole).shape == (5000, 5000, 3)
+    with pytest.raises(Undecodable, match=r"1,00\d scans of 5000x5000 pixels take too long"):
+        decode(whole[:-2] + last * 1000 + whole[-2:])
+    small = encoded(Image.new("L", (50, 50)), "JPEG", progressive=True)
+    last = small[small.rindex(b"\xff\xda") : -2]
+    assert decode(small[:-2] + last * 1000 + small[-2:]).shape == (50, 50, 3)
+
+
+def test_what_pillow_logs_is_not_printed():
+    tags = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
+            (273, 4, 1, 8), (277, 3, 1, 65535), (279, 4, 1, 8)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<I", 16) + bytes(8)
+    code = (
+        "import sys; from featurecache.images.decode import decode, Undecodable\n"
+        "try: decode(sys.stdin.buffer.read())\nexcept Undecodable: pass"
+    )
+    data = head + struct.pack("<H", len(tags)) + entries + bytes(4)
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    assert done.stderr == b""

@@ -16,7 +16,7 @@ from featurecache.features.store import Cache
 PACKAGE = Path(__file__).parent.parent / "featurecache"
 
 # A room may import what stands below it, and only that; wings are three rooms of one height.
-GROUND = {"featurecache.errors"}
+GROUND = {"featurecache.errors", "featurecache.regular"}
 FLOOR = {f"featurecache.{name}" for name in ("durable", "executors", "locks", "records")}
 WINGS = ("images", "features", "heads")
 TOP = {"featurecache.cli", "featurecache.options", "featurecache.terminal"}

@@ -218,6 +218,10 @@ def test_an_augmenter_may_stand_alone(tmp_path: Path) -> None:
         ("Add: {value: {range: [1, 2, 3]}}", "Add.value.range", "two numbers, low then high"),
         ("Add: {value: {range: [a, b]}}", "Add.value.range", "two numbers, low then high"),
         ("Add: {value: {range: 3}}", "Add.value.range", "two numbers, low then high"),
+        ("Add: {value: 999999999999999999999999}", "Add.value", "too large; .* up to 4,096"),
+        ("Cutout: {nb_iterations: 10000000}", "Cutout.nb_iterations", "too large"),
+        ("GaussianBlur: {sigma: {range: [0, 1e5]}}", "GaussianBlur.sigma.range.1", "too large"),
+        ("Add: {value: {choice: [1, -5000.5]}}", "Add.value.choice.1", "-5000.5 is too large"),
         ("[Fliplr]", "", "expected one augmenter"),
         ("{Fliplr: {p: 1}, Flipud: {p: 1}}", "", "expected one augmenter"),
         ("3", "", "expected one augmenter"),
@@ -271,7 +275,6 @@ def test_refused_names_are_names_of_imgaug() -> None:
     [
         "Resize: {size: 64, interpolation: lenear}",  # imgaug looks at it when it runs
         "Affine: {rotate: {}}",
-        "Add: {value: 999999999999999999999999}",
     ],
 )
 def test_what_imgaug_sees_late_is_said_before_any_work(tmp_path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -270,7 +271,10 @@ def test_a_number_is_read_as_it_was_written(tmp_path_factory: Any, number: float
         ("a: [1\n", "not valid YAML"),
         ("a: 1\n---\nb: 1\n", "not valid YAML"),
         ("a: \x00\n", "not valid YAML"),
-        ("a: " + "[" * 1000 + "]" * 1000, "not valid YAML"),
+        ("a: " + "[" * 1000 + "]" * 1000, "line 1: more than 64 levels deep"),
+        ("a:\n" + "- " * 1000, "line 2: more than 64 levels deep"),
+        ("{a: " * 1000, "line 1: more than 64 levels deep"),
+        ("a: " + "x" * 300_000, "can't be read as a text file .300,003 bytes, more than"),
         ("a: 1\nb: .nan\n", "line 2, b: '.nan' is no text, number"),
         ("a: [-.inf]\n", r"line 1, a\.0: '-.inf' is no text, number"),
         ("a: 1e999\n", "line 1, a: '1e999' is no text, number"),
@@ -288,7 +292,8 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, said: str) -> None:
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name in ("binary", "gone", "."):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("binary", "gone", ".", "pipe"):
         with pytest.raises(BadInput, match="can't be read as a text file"):
             records.read_yaml(tmp_path / name)
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import DamagedCache
+from featurecache.features import shards
 from featurecache.features.shards import (
     Array,
     check_hdf5,
@@ -320,3 +321,49 @@ def test_every_bit_of_a_row_counts(count: int, data: st.DataObject) -> None:
 def test_rows_that_cancel_are_told_apart_by_their_number() -> None:
     assert root_hash(0, 0) != root_hash(2, 0)
     assert row_hash(b"i" * 32, 0, b"") != row_hash(b"i" * 32, 1, b"")
+
+
+def of(**shapes):
+    """A layout by name -> (dtype, *shape)."""
+    return {
+        name: shards.Array(dtype=dtype, shape=shape, offset=0)
+        for name, (dtype, *shape) in shapes.items()
+    }
+
+
+BOTH = {"items": ("|u1", 8, 32), "status": ("|u1", 8)}
+
+
+def test_layouts_of_shards() -> None:
+    shards.check_layout(of(**BOTH, features=("<f4", 8, 5)), 8)
+    shards.check_layout(of(**BOTH, pictures=("|u1", 99), offsets=("<u8", 9)), 8)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        BOTH,
+        {"features": ("<f4", 8, 5)},
+        BOTH | {"features": ("<f4", 8)},
+        BOTH | {"features": ("<f4", 7, 5)},
+        BOTH | {"features": ("<f4", 8, 5, 1)},
+        BOTH | {"features": ("|u1", 8, 5)},
+        BOTH | {"features": ("<f4", 8, 5), "more": ("|u1", 1)},
+        BOTH | {"features": ("<f4", 8, 5), "items": ("|u1", 8)},
+        BOTH | {"features": ("<f4", 8, 5), "status": ("|u1", 9)},
+        BOTH | {"pictures": ("|u1", 99)},
+        BOTH | {"pictures": ("|u1",), "offsets": ("<u8", 9)},
+        BOTH | {"pictures": ("|u1", 9, 9), "offsets": ("<u8", 9)},
+        BOTH | {"pictures": ("|u1", 99), "offsets": ("<u8", 8)},
+    ],
+)
+def test_layouts_that_are_refused(layout) -> None:
+    with pytest.raises(ValueError, match="not the arrays of 8 rows"):
+        shards.check_layout(of(**layout), 8)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**63), (2**62, 0, 4), (1,) * 99])
+def test_a_shape_that_cannot_be_is_refused(shape) -> None:
+    with pytest.raises(DamagedCache, match="has no shape that can be"):
+        shards.unpack(bytes(64), of(features=("|u1", *shape)))

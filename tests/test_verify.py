@@ -180,7 +180,7 @@ def resealed(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
     ("change", "reason"),
     [
         (lambda r: r.update(row_sum="0" * 64), "its rows are not those of its record"),
-        (lambda r: r["arrays"].pop("status"), "its record names no 'status'"),
+        (lambda r: r["arrays"].pop("status"), "not a commit record"),
         (lambda r: r["arrays"]["items"].update(offset=0), "its items are not those of its record"),
         (lambda r: r["arrays"]["features"].update(offset=10**9), "lies outside of its file"),
         (lambda r: r.update(size=1), "its bytes are not the ones that were committed"),

@@ -87,7 +87,9 @@ def write_images(folder: Path, count: int, seed: int = 0) -> Path:
     """`count` noisy pictures of 12x12 in the class folders cat, dog, owl of train/ and val/."""
     rng = np.random.default_rng(seed)
     for number in range(count):
-        inside = folder / ("val" if number % 4 == 3 else "train") / ("cat", "dog", "owl")[number % 3]
+        inside = (
+            folder / ("val" if number % 4 == 3 else "train") / ("cat", "dog", "owl")[number % 3]
+        )
         inside.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (12, 12, 3), np.uint8)
         Image.fromarray(pixels).save(inside / f"{number:05}.png")

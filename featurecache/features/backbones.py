@@ -11,6 +11,8 @@ import hashlib
 import importlib.util
 import math
 import os
+import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -355,7 +357,14 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)  # type: ignore[no-any-return]
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's version: what matters is raised
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own words advise to run the file's code
+        raise BadInput(
+            f"--weights {path}: not a weights file that can be read safely: no pickle, or one that "
+            "holds more than tensors and could run code; save the state_dict alone, or .safetensors"
+        ) from error
     except Exception as error:
         raise BadInput(
             f"--weights {path}: not a weights file that can be read safely ({one_line(error)})"

@@ -34,7 +34,7 @@ def sweep(cache: Cache) -> list[Path]:
     for folder in _folders(cache):
         with locks.alone(folder) as undisturbed:
             for path in _in(cache, folder) if undisturbed else []:
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
@@ -52,7 +52,9 @@ def _folders(cache: Cache) -> Iterator[Path]:
     if spaces.is_dir():
         yield spaces
         yield from sorted(
-            p for p in spaces.iterdir() if p.is_dir() and not _TEMPORARY.match(p.name)
+            p
+            for p in spaces.iterdir()
+            if p.is_dir() and not p.is_symlink() and not _TEMPORARY.match(p.name)
         )
 
 

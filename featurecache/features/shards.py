@@ -19,6 +19,7 @@ import pydantic
 from featurecache import records
 from featurecache.errors import DamagedCache
 
+FLAT = ("status", "offsets", "pictures")  # arrays of one dimension; the others have two
 OK, UNDECODABLE = 0, 1  # the status of a row; an undecodable image keeps its slot, in zeros
 
 
@@ -61,6 +62,23 @@ def pack(
         return file.id.get_file_image(), layout
 
 
+def check_layout(layout: Mapping[str, Array], rows: int) -> None:
+    """Raise ValueError if these are not the arrays of a shard of `rows` rows (docs/format.md)."""
+    shapes = {name: (array.dtype, array.shape) for name, array in layout.items()}
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        "items": ("|u1", (rows, 32)),
+        "status": ("|u1", (rows,)),
+    }
+    if "pictures" in shapes:
+        wanted["pictures"] = ("|u1", shapes["pictures"][1][:1])
+        wanted["offsets"] = ("<u8", (rows + 1,))
+    else:
+        dim = shapes["features"][1][1:2] if "features" in shapes else ()
+        wanted["features"] = ("<f4", (rows, *dim))
+    if shapes != wanted or any(len(s) != 2 - (n in FLAT) for n, (_, s) in shapes.items()):
+        raise ValueError(f"not the arrays of {rows} rows")
+
+
 def unpack(data: bytes, layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
     """The arrays of a shard whose hash was checked: read-only views of `data`, nothing parsed."""
     found = {}
@@ -69,7 +87,10 @@ def unpack(data: bytes, layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
         if array.offset + count * np.dtype(array.dtype).itemsize > len(data):
             raise DamagedCache(f"array {name!r} lies outside of its file")
         flat = np.frombuffer(data, array.dtype, count, array.offset if count else 0)
-        found[name] = flat.reshape(array.shape)
+        try:
+            found[name] = flat.reshape(array.shape)
+        except (ValueError, OverflowError) as error:  # 99 dimensions, or none and 2**63
+            raise DamagedCache(f"array {name!r} has no shape that can be: {array.shape}") from error
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pydantic
@@ -25,9 +27,13 @@ import pydantic
 from featurecache import durable, locks, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.features import shards
+from featurecache.regular import read_regular
 
 MARKER = "CACHE.json"
 FORMAT_NAME = "featurecache cache"
+_MOST_RECORD = 256 << 20  # bytes; 64 a row, and what is said of the shard
+
+Hex64 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Record(pydantic.BaseModel):
@@ -38,12 +44,12 @@ class Record(pydantic.BaseModel):
     space: str
     shard: str
     file: str = pydantic.Field(pattern=r"^[0-9a-f]{64}-[0-9a-f]{16}\.h5$")
-    size: int
+    size: pydantic.NonNegativeInt
     sha256: str
     arrays: dict[str, shards.Array]
     items: str  # 64 hex digits a row
-    row_sum: str
-    failed: dict[str, str]  # item (hex) -> why it could not be decoded
+    row_sum: Hex64
+    failed: dict[Hex64, str]  # item -> why it could not be decoded
     provenance: dict[str, str]
     made: dict[str, str | float]
 
@@ -86,10 +92,12 @@ class Cache:
                 with contextlib.suppress(OSError):  # another process was first
                     fresh.rename(self.root)
                 shutil.rmtree(fresh, ignore_errors=True)
+            durable.sync_folder(self.root.parent)
             with locks.together(self.root):
                 if not self.exists:
                     durable.link_new(self.root / MARKER, data)
                 (self.root / "spaces").mkdir(exist_ok=True)
+                durable.sync_folder(self.root)
                 probe = self.root / f".probe.{secrets.token_hex(8)}.tmp"
                 probe.touch()
                 probe.unlink()
@@ -146,8 +154,11 @@ class Cache:
         if not description.is_file():
             return None
         try:
-            value = json.loads(description.read_bytes())
-            if value.pop("checksum") != records.digest(value):
+            if path.is_symlink():
+                raise ValueError("its folder is a link; a cache holds none")
+            data = _read(description, _MOST_RECORD)
+            value = json.loads(data)
+            if value.pop("checksum") != records.digest(value) or not data.endswith(b"\n"):
                 raise ValueError("its checksum does not hold")
             key, names = value["key"], value["names"]
             if records.digest(key) != path.name:
@@ -236,12 +247,19 @@ class Space:
         for position, item in enumerate(items):
             number, row = self.rows[item]
             wanted.setdefault(number, []).append((position, row))
-        out = np.empty((len(items), self.dim), np.float32)
+        out = np.empty((len(items), 0), np.float32)
         fine = np.empty(len(items), bool)
         for number, pairs in wanted.items():
             arrays = self.read(number)
             positions, rows = np.array(pairs).T
-            out[positions] = arrays["features"][rows]
+            features = arrays["features"]
+            if out.shape[1] == 0:  # not before a shard was read: its record may say anything
+                out = np.empty((len(items), features.shape[1]), np.float32)
+            if features.shape[1] != out.shape[1]:
+                raise _damaged(
+                    self.path / self.records[number].file, "its vectors have another length"
+                )
+            out[positions] = features[rows]
             fine[positions] = arrays["status"][rows] == shards.OK
         return out, fine
 
@@ -271,9 +289,11 @@ class Space:
         """The bytes of a shard, if they are the ones that were committed."""
         path = self.path / record.file
         try:
-            data = path.read_bytes()
+            data = _read(path, record.size)
         except OSError as error:
-            raise _damaged(path, f"can't be read ({error.strerror})") from error
+            if error.errno != errno.EFBIG:
+                raise _damaged(path, f"can't be read ({error.strerror})") from error
+            data = b""  # it has grown
         if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
             raise _damaged(path, "its bytes are not the ones that were committed")
         return data
@@ -281,7 +301,7 @@ class Space:
     def read_record(self, path: Path) -> Record:
         """A commit record, if its checksum and its names hold. Raises DamagedCache, BadInput."""
         try:
-            data = path.read_bytes()
+            data = _read(path, _MOST_RECORD)
             value = json.loads(data)
             whole = value.pop("checksum") == records.digest(value) and data.endswith(b"\n")
             # Asked before the fields are looked at: a newer format may have others.
@@ -289,6 +309,9 @@ class Space:
                 raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
             record = Record.model_validate(value)
             raw = bytes.fromhex(record.items)
+            shards.check_layout(record.arrays, len(record.item_list))
+            if len(raw) % 32:
+                raise ValueError("half an item")
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise _damaged(path, "not a commit record") from error
         if (
@@ -419,9 +442,12 @@ def _unmarked(root: Path) -> bool:
 
 def _check_marker(marker: Path) -> None:
     try:
-        value = json.loads(marker.read_bytes())
+        data = _read(marker, _MOST_RECORD)
+        value = json.loads(data)
         name, version = value["format"], value["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not data.endswith(b"\n"):
+            raise ValueError("it is cut short")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{marker} can't be understood; is this a featurecache cache?") from error
     if name != FORMAT_NAME or not isinstance(version, int) or version < 1:
         raise BadInput(f"{marker} is not of a featurecache cache; give another --cache")
@@ -430,6 +456,10 @@ def _check_marker(marker: Path) -> None:
             f"cache {marker.parent} has format {version}; this featurecache reads up to "
             f"{records.FORMAT_VERSION}: upgrade it, or give another --cache"
         )
+
+
+def _read(path: Path, most: int) -> bytes:
+    return read_regular(path, most, follow=False)  # a cache holds no links
 
 
 def _damaged(path: Path, what: str) -> DamagedCache:

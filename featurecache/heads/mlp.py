@@ -24,8 +24,10 @@ from torch import nn
 from featurecache import durable, records
 from featurecache.errors import BadInput, DamagedCache
 from featurecache.heads.schedules import HeadSpec
+from featurecache.regular import read_regular
 
 HEAD_FORMAT: Literal[1] = 1
+_MOST_JSON, _MOST_WEIGHTS = 64 << 20, 2 << 30  # bytes
 _ROWS_AT_ONCE = 8192  # bounds the memory of a prediction; 8192 x 1024 float32 is 32 MiB
 
 
@@ -140,7 +142,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         if not where.is_file():
             raise BadInput(f"{folder}: no trained head here (no head.json); run train-head first")
         try:
-            described = _Described.model_validate_json(where.read_bytes())
+            described = _Described.model_validate_json(read_regular(where, _MOST_JSON))
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             at = ".".join(str(part) for part in first["loc"])
@@ -150,7 +152,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         for path, sha256 in zip(paths, described.sha256, strict=True):
             if not path.is_file():
                 raise DamagedCache(f"{path}: missing, though {where} names it; train again")
-            content = path.read_bytes()
+            content = read_regular(path, _MOST_WEIGHTS)
             if hashlib.sha256(content).hexdigest() != sha256:
                 raise DamagedCache(f"{path}: not the weights that {where} names; train again")
             members.append(_member(described, content, path))

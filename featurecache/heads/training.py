@@ -409,9 +409,10 @@ def _resume(
         raise DamagedCache(f"{path}: damaged; delete this file to train the fold anew")
     try:
         state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
+        of = state["identity"]
+    except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
         raise DamagedCache(f"{path}: unreadable; delete it to train the fold anew") from error
-    if state["identity"] != identity:
+    if of != identity:
         raise BadInput(
             f"{path}: the checkpoint of another training (schedule, vectors, rows or device "
             "differ); delete this file to train the fold anew, or take another run folder"

@@ -8,23 +8,33 @@
 
 A folder whose only sub-folder is one of these stands for it. Names that start with a dot, caches
 and runs are passed over. The order of listing never matters: samples are sorted by split and id.
+
+Whatever has a picture's name is a sample, and reading it says what is wrong with it: pipes,
+sockets, devices, folders, broken links, names that are not UTF-8 and files above MAX_FILE are
+refused one by one, unread. Links to files and folders are followed, wherever they lead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.executors import Progress, silent
+from featurecache.regular import open_regular
 
 SPLITS = ("train", "val", "test")
+MAX_FILE = 1 << 30  # bytes; decode.MAX_PIXELS pixels of 16-bit RGBA, not compressed, are 800 MB
 LAYOUTS = (
     "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, Tiny ImageNet's own folders, "
     "a .csv file with the columns path,label[,split], or the word digits"
@@ -36,6 +46,8 @@ _SUFFIXES = (
 )  # fmt: skip
 _NOT_DATA = {"CACHE.json", "run.json"}  # a folder with one of these is featurecache's own
 _LIST_MOST = 5  # lines of a long list that an error message shows
+_DEEPEST = 64  # folders in folders: more than anyone has, less than Python can recurse
+_MOST_VISITS = 64  # of one folder: links that part and meet again double the paths at every step
 
 _Found = tuple[str, str | None, str]  # split, class name, path
 
@@ -44,17 +56,42 @@ _Found = tuple[str, str | None, str]  # split, class name, path
 class Sample:
     """One image. `label` indexes the dataset's classes; None only in the split test.
 
-    `id` is the POSIX path relative to the dataset's root (or an index, for digits).
+    `id` is the POSIX path relative to the dataset's root (or an index, for digits). In a name that
+    is not UTF-8 the odd bytes are escaped, as in `caf\\xe9.jpg`; then `refused` says why it is not
+    read.
     """
 
     id: str
     label: int | None
     split: str
     source: Path | bytes
+    refused: str = ""
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises OSError where the file can't be read."""
-        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+        """The encoded bytes. Raises OSError, whose `strerror` says why they can't be had."""
+        if isinstance(self.source, bytes):
+            return self.source
+        with self._opened(self.source) as (file, size):
+            return file.read(size + 1)  # one more: a file that grew has other bytes
+
+    def item(self) -> bytes:
+        """SHA-256 of what `read` gives, without holding it. Raises OSError as `read` does."""
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).digest()
+        digest = hashlib.sha256()
+        with self._opened(self.source) as (file, size):
+            left = size + 1
+            while left and (piece := file.read(min(left, 1 << 20))):
+                digest.update(piece)
+                left -= len(piece)
+        return digest.digest()
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[tuple[BinaryIO, int]]:
+        if self.refused:
+            raise OSError(errno.EILSEQ, self.refused)
+        with open_regular(path, MAX_FILE) as opened:
+            yield opened
 
 
 @dataclass(frozen=True)
@@ -92,12 +129,12 @@ def open_dataset(data: str | Path) -> Dataset:
         return _digits()
     path = Path(data)
     if not path.exists():
-        raise BadInput(f"{path}: no such file or folder; a dataset is {LAYOUTS}")
+        raise BadInput(f"{_shown(path)}: no such file or folder; a dataset is {LAYOUTS}")
     if path.is_dir():
         return _folder(path)
     if path.suffix.lower() == ".csv":
         return _csv(path)
-    raise BadInput(f"{path}: not a dataset; a dataset is {LAYOUTS}")
+    raise BadInput(f"{_shown(path)}: not a dataset; a dataset is {LAYOUTS}")
 
 
 def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict[bytes, Sample]:
@@ -122,7 +159,7 @@ def items_of(
         items: list[bytes | None] = []
         for sample in some:
             try:
-                items.append(hashlib.sha256(sample.read()).digest())
+                items.append(sample.item())
             except OSError as error:
                 items.append(None)
                 reasons[sample.id] = error.strerror or str(error)
@@ -171,12 +208,10 @@ def _list(folder: str) -> _Listing:
                 name = entry.name
                 if name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.append(name)
-                elif name.lower().endswith(_SUFFIXES):
-                    # A dangling link is a picture that can't be read, and is reported as one.
-                    if entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
-                        pictures.append(name)
+                elif _is_picture(name):  # whatever it is: reading it says
+                    pictures.append(name)
                 elif name in _NOT_DATA:
                     ours = True
     except OSError as error:
@@ -184,18 +219,43 @@ def _list(folder: str) -> _Listing:
     return _Listing(sorted(folders), sorted(pictures), ours)
 
 
-def _pictures(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be entered: reading it says
+        return False
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES)
+
+
+def _pictures(folder: str) -> Iterator[str]:
     """The paths of all pictures below `folder`, caches and runs passed over."""
+    return _pictures_below(folder, (), Counter())
+
+
+def _pictures_below(folder: str, above: tuple[str, ...], visits: Counter[str]) -> Iterator[str]:
     real = os.path.realpath(folder)
     if real in above:
         raise BadInput(f"{folder}: a link to a folder that holds it; remove the link")
+    if len(above) == _DEEPEST:
+        raise BadInput(f"{folder}: folders more than {_DEEPEST} deep; move them up")
+    visits[real] += 1
+    if visits[real] > _MOST_VISITS:
+        raise BadInput(f"{folder}: more than {_MOST_VISITS} ways of links lead here; remove some")
     listing = _list(folder)
     if listing.ours:
         return
     for name in listing.pictures:
         yield f"{folder}/{name}"
     for name in listing.folders:
-        yield from _pictures(f"{folder}/{name}", (*above, real))
+        empty = True
+        for picture in _pictures_below(f"{folder}/{name}", (*above, real), visits):
+            empty = False
+            yield picture
+        if empty and _is_picture(name) and not _list(f"{folder}/{name}").ours:
+            yield f"{folder}/{name}"  # is meant to be a picture, and will be reported
 
 
 def _top(folder: str) -> _Listing:
@@ -213,7 +273,8 @@ def _layout(folder: str, above: tuple[str, ...] = ()) -> tuple[str, str] | None:
     if any(name.lower() in _SPLIT_OF for name in top.folders):
         return folder, "split folders"
     real = os.path.realpath(folder)
-    if len(top.folders) == 1 and not top.pictures and real not in above:
+    only = len(top.folders) == 1 and not top.pictures
+    if only and real not in above and len(above) < _DEEPEST:
         inside = _layout(f"{folder}/{top.folders[0]}", (*above, real))
         if inside:
             return inside
@@ -291,8 +352,9 @@ def _split_folders(root: str) -> list[_Found]:
     found: list[_Found] = []
     for split, name in folder_of.items():
         inside = _top(f"{root}/{name}")
-        if split == "test" and not inside.folders:
-            found += [("test", None, f"{root}/{name}/{file}") for file in inside.pictures]
+        odd = inside.pictures and all(map(_is_picture, inside.folders))  # no classes, surely
+        if split == "test" and (odd or not inside.folders):
+            found += [("test", None, file) for file in _pictures(f"{root}/{name}")]
         else:
             found += [(split, label, file) for label, file in _class_folders(f"{root}/{name}")]
     return found
@@ -369,7 +431,7 @@ def _csv(path: Path) -> Dataset:
         inside = file.startswith(f"{folder}{os.sep}")
         name = Path(file).relative_to(folder) if inside else Path(given)
         found.append((split, label, file, name.as_posix()))
-        if not Path(file).is_file():
+        if not os.path.lexists(file):  # else reading it says what is wrong with it
             missing.append(f"{given} (line {line})")
     if missing:
         raise BadInput(f"{path}: {len(missing)} files are not there: {_some(missing)}")
@@ -422,32 +484,40 @@ def _dataset(
                 f"{nearest(label, train)}"
             )
     classes = sorted({label for _, label, _, _ in found if label is not None})
+    for label in classes:
+        if _shown(label) != label:
+            raise BadInput(
+                f"{_shown(root)}: class {_shown(label)} has a name that is not UTF-8; rename it"
+            )
     number = {label: index for index, label in enumerate(classes)}
     here = Path.cwd()  # sources are absolute, as workers may stand elsewhere
     samples = [
-        Sample(_checked(name), None if label is None else number[label], split, here / file)
+        Sample(
+            _shown(name),
+            None if label is None else number[label],
+            split,
+            here / file,
+            "" if _shown(name) == name else "its name is not UTF-8; rename it",
+        )
         for split, label, file, name in found
     ]
     known = {label: words[label] for label in classes if label in words}
-    return Dataset(root, layout, _sorted(samples), tuple(classes), known)
+    return Dataset(_shown(root), layout, _sorted(samples), tuple(classes), known)
 
 
 def _sorted(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     return tuple(sorted(samples, key=lambda sample: (SPLITS.index(sample.split), sample.id)))
 
 
-def _checked(name: str) -> str:
-    """`name`, if it can be written as UTF-8: ids go into JSON, HDF5 and CSV files."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise BadInput(f"{os.fsencode(name)!r}: a name that is not UTF-8; rename it") from None
-    return name
+def _shown(name: str | Path) -> str:
+    """`name` with bytes that are not UTF-8 escaped: ids go into JSON, HDF5 and CSV files."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open_regular(path, MAX_FILE) as (file, size):
+            return file.read(size).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: can't be read as a UTF-8 text file ({error})") from error
 

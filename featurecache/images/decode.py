@@ -13,13 +13,14 @@ With Pillow alone, a picture is a pure function of its bytes:
   transparent colour of a 16-bit RGB or a 2- or 4-bit grey PNG is not applied, Pillow lacks it);
 - frames: the first frame of GIF, APNG, WebP, multi-page TIFF and MPO (what phones write);
 - refused: 32-bit integer and float pixels, more than MAX_PIXELS, or one side more than MAX_RATIO
-  times the other (both seen in the header, before decoding), truncated files, and every format
-  not in FORMATS.
+  times the other (both seen in the header, before decoding), a JPEG whose scans times its pixels
+  are more than MAX_SCANS times MAX_PIXELS, truncated files, and every format not in FORMATS.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import re
 import struct
 import warnings
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 MAX_PIXELS = 100_000_000
+MAX_SCANS = 32  # of MAX_PIXELS: a second's work. Encoders write 1 to 12; a megabyte can hold 50,000
 MAX_RATIO = 256  # a network scales the shorter side up: a line of pixels would fill the memory
 
 # Pillow opens an MPO through its JPEG plugin; naming MPO here would be a KeyError in Pillow.
@@ -56,6 +58,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Its parsers log some errors as well as raising them; without a handler, logging prints to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -79,6 +83,10 @@ def decode(data: bytes) -> NDArray[np.uint8]:
                 raise Undecodable(f"{width}x{height} has no pixels")
             if max(width, height) > MAX_RATIO * min(width, height):
                 raise Undecodable(f"{width}x{height} is longer than {MAX_RATIO} times its width")
+            # Not exact, as other parts may hold these two bytes; but never too few.
+            scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
+            if scans * width * height > MAX_SCANS * MAX_PIXELS:
+                raise Undecodable(f"{scans:,} scans of {width}x{height} pixels take too long")
             image.load()
             picture = Image.fromarray(_rgb(image))
             turn = _TURNS.get(_orientation(image))

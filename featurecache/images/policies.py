@@ -33,6 +33,9 @@ REFUSED = {
     "BlendAlphaSegMapClassIds", "ClipCBAsToImagePlanes", "KMeansColorQuantization", "Lambda",
     "RemoveCBAsByOutOfImageFraction", "SaveDebugImageEveryNBatches",
 }  # fmt: skip
+# The largest number in a policy, either sign. A blur this wide, or as many cuts, take a second an
+# image; imgaug would take a number with more zeros, and then hours or all memory, without a word.
+LARGEST = 4096
 # Naming and seeding are ours (law 1); imgaug's own would make pixels depend on the process.
 OURS = {"self", "seed", "name", "random_state", "deterministic"}
 
@@ -167,13 +170,15 @@ class Augmentation:
             if any(isinstance(v, dict) for v in value) or not augmenters().keys().isdisjoint(names):
                 return self._augmenters(value, at)
             raise self._wrong(at, "a bare list is ambiguous; say {range: [a, b]} or {choice: […]}")
+        if type(value) in (int, float) and abs(value) > LARGEST:
+            raise self._wrong(at, f"{value} is too large; numbers go up to {LARGEST:,}")
         return value
 
     def _range(self, value: Any, at: str) -> tuple[float, float]:
         numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
         if not numbers or len(value) != 2 or value[0] > value[1]:
             raise self._wrong(at, "range takes two numbers, low then high: {range: [a, b]}")
-        return (value[0], value[1])
+        return (self._value(value[0], f"{at}.0"), self._value(value[1], f"{at}.1"))
 
     def _wrong(self, at: str, said: str) -> BadInput:
         where = str(self._policy.source or f"policy {self._policy.name}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydantic
 import yaml
+from typing_extensions import TypedDict
 
 from featurecache import durable, records
 from featurecache.errors import BadInput, UnknownName
@@ -20,13 +21,22 @@ from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
 from featurecache.images.datasets import items_of, open_dataset
 from featurecache.images.views import find_view
+from featurecache.regular import read_regular
 from featurecache.stages.find import decodable, held_spaces, labelled_rows
 
 if TYPE_CHECKING:
     from featurecache.heads.training import Trained
 
 RUN = "run.json"
+_MOST_JSON = 64 << 20  # bytes; a run of a million classes has less
 DEVICES = ("auto", "cpu", "cuda")
+
+
+class RunBackbone(TypedDict):
+    """The name that the vectors were made by, and the backbone's part of the space keys."""
+
+    name: str
+    key: dict[str, Any]
 
 
 class RunRecord(pydantic.BaseModel):
@@ -38,7 +48,7 @@ class RunRecord(pydantic.BaseModel):
     schedule: dict[str, Any]
     classes: list[str]
     words: dict[str, str]  # readable names of classes
-    backbone: dict[str, Any]  # name, and its part of the space keys
+    backbone: RunBackbone
     precision: str
     spaces: dict[str, str]  # view -> space
     rows: str  # hash of items, labels and splits
@@ -134,7 +144,7 @@ def train_head(
         identity=identity,
         **described,
         words=dict(dataset.words),
-        backbone={"name": space.backbone, "key": space.key["backbone"]},
+        backbone={"name": str(space.backbone), "key": space.key["backbone"]},
         precision=space.key["precision"],
         data={"given": str(data), "layout": dataset.layout, "rows": len(rows)},
         versions=records.versions("featurecache", "torch", "numpy"),
@@ -181,9 +191,11 @@ def read_run(run: str | Path) -> RunRecord:
     """The record of a finished run. Raises BadInput if there is none in the folder."""
     path = Path(run) / RUN
     try:
-        record = RunRecord.model_validate_json(path.read_bytes())
+        record = RunRecord.model_validate_json(read_regular(path, _MOST_JSON))
     except (OSError, pydantic.ValidationError) as error:
         raise BadInput(f"{run}: not the folder of a run (no readable {RUN} in it)") from error
+    if not isinstance(record.schedule.get("augment_seed"), int):
+        raise BadInput(f"{run}: not the folder of a run (no augment_seed in its schedule)")
     if record.best is None:
         raise BadInput(f"{run}: its training is not finished; run the same train-head again")
     return record
@@ -208,8 +220,8 @@ def _earlier(run: Path, identity: str) -> TrainedRun | None:
             raise BadInput(f"{run}: not empty, and not the folder of a run; give another --out")
         return None
     try:
-        record = RunRecord.model_validate_json((run / RUN).read_bytes())
-    except pydantic.ValidationError as error:
+        record = RunRecord.model_validate_json(read_regular(run / RUN, _MOST_JSON))
+    except (OSError, pydantic.ValidationError) as error:
         raise BadInput(f"{run / RUN} can't be understood; give another --out") from error
     if record.identity != identity:
         raise BadInput(
@@ -223,6 +235,7 @@ def _earlier(run: Path, identity: str) -> TrainedRun | None:
 def _make(run: Path) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
+        durable.sync_folder(run.parent)
     except OSError as error:
         raise BadInput(f"{run} can't be made ({error.strerror}); give another --out") from error
 

@@ -17,6 +17,7 @@ from featurecache.features.engines import engines_here
 from featurecache.features.leftovers import leftovers, sweep
 from featurecache.features.store import Cache, Record, Space
 from featurecache.images.datasets import Dataset, items_of, open_dataset, sources_of
+from featurecache.regular import read_regular
 from featurecache.stages.again import Again
 
 
@@ -88,13 +89,18 @@ def verify(
     again = Again(engine, weights)
     bad: list[dict[str, str]] = []
     lost: list[_Lost] = []
+    left: list[str] = []
     count = rows = done = 0
     folders = sorted(opened.root.glob(f"spaces/{64 * '[0-9a-f]'}"))
-    total = sum(path.name != "space.json" for folder in folders for path in folder.glob("*.json"))
+    real = [folder for folder in folders if not folder.is_symlink()]
+    total = sum(path.name != "space.json" for folder in real for path in folder.glob("*.json"))
     for folder in folders:
+        if folder.is_symlink():  # nothing is listed, moved or deleted behind it
+            bad.append({"space": folder.name, "file": "", "reason": "is a link; a cache has none"})
+            left.append(f"{folder}: is a link; put the folder itself in its place")
+            continue
         try:
-            space = opened.space_in(folder)
-            reason = None
+            space, reason = opened.space_in(folder), ""
         except DamagedCache as error:
             space, reason = None, error.reason
         named = sorted(path for path in folder.glob("*.json") if path.name != "space.json")
@@ -112,17 +118,17 @@ def verify(
             count += 1
             reason, record = _look(space, path)
             rows += len(record.item_list) if record else 0
-            if reason is not None:
+            if reason:
                 bad.append({"space": folder.name, "file": path.name, "reason": reason})
                 if repair:
                     lost.append(_set_aside(space, path, record))
     stray = [str(path) for path in leftovers(opened)]
     removed = [str(path) for path in sweep(opened)] if repair else []
-    remade, left = _remade(opened, lost, data, again, progress) if lost else (0, [])
+    remade = _remade(opened, lost, data, again, left, progress) if lost else 0
     drift = []
     if dataset is not None and not bad:
         drift = _recomputed(opened, recompute, dataset, again, seed)
-    return Verification(count, rows, bad, stray, drift, removed, remade, left)
+    return Verification(count, rows, bad, stray, drift, removed, remade, left if repair else [])
 
 
 def _set_aside(space: Space, path: Path, record: Record | None) -> _Lost:
@@ -135,23 +141,33 @@ def _set_aside(space: Space, path: Path, record: Record | None) -> _Lost:
 
 def _claimed_items(path: Path) -> list[bytes] | None:
     """The items that a damaged record still lists, if they are the ones its name is the hash of."""
-    found = re.search(rb'"items": "((?:[0-9a-f]{64})+)"', path.read_bytes())
+    try:
+        data = read_regular(path, 256 << 20, follow=False)
+    except OSError:  # a pipe, a device, a link: it lists nothing
+        return None
+    found = re.search(rb'"items": "((?:[0-9a-f]{64})+)"', data)
     raw = bytes.fromhex(found[1].decode()) if found else b""
     items = [raw[i : i + 32] for i in range(0, len(raw), 32)]
     return items if items and shards.shard_name(items) == path.stem else None
 
 
 def _remade(
-    cache: Cache, lost: Sequence[_Lost], data: str | Path, again: Again, progress: Progress
-) -> tuple[int, list[str]]:
-    """Compute lost rows again: how many, and what is left to be done by whom."""
+    cache: Cache,
+    lost: Sequence[_Lost],
+    data: str | Path,
+    again: Again,
+    left: list[str],
+    progress: Progress,
+) -> int:
+    """Compute lost rows again: how many. Adds to `left` what could not be, and what to do."""
     try:
         dataset = open_dataset(data)
     except BadInput as error:
-        return 0, [f"nothing was computed again ({error}); give --data, or run featurize"]
+        left.append(f"nothing was computed again ({error}); give --data, or run featurize")
+        return 0
     sources = sources_of(dataset.samples, items_of(dataset.samples, progress)[0])
     spaces = {shard.folder: cache.space_in(shard.folder) for shard in lost}
-    count, left = 0, []
+    count = 0
     for number, shard in enumerate(lost, 1):
         progress(number, len(lost), "repair")
         space = spaces[shard.folder]
@@ -180,11 +196,11 @@ def _remade(
             took = time.perf_counter() - began
             space.commit(here, made.arrays, made.failed, made.provenance, took)
             count += len(here)
-    return count, left
+    return count
 
 
-def _look(space: Space, path: Path) -> tuple[str | None, Record | None]:
-    """What is wrong with a shard (None if nothing), and its record if that can be read."""
+def _look(space: Space, path: Path) -> tuple[str, Record | None]:
+    """What is wrong with a shard ("" if nothing), and its record if that can be read."""
     try:
         record = space.read_record(path)
     except DamagedCache as error:
@@ -198,9 +214,7 @@ def _look(space: Space, path: Path) -> tuple[str | None, Record | None]:
             return "its rows are not those of its record", record
     except DamagedCache as error:
         return error.reason, record
-    except KeyError as error:
-        return f"its record names no {error}", record
-    return shards.check_hdf5(data, record.arrays), record
+    return shards.check_hdf5(data, record.arrays) or "", record
 
 
 def _recomputed(cache: Cache, most: int, dataset: Dataset, again: Again, seed: int) -> list[Drift]:
