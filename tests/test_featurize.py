@@ -350,7 +350,9 @@ def test_all_images_bad(tmp_path: Path, tiny: dict[str, Any]) -> None:
 def test_an_unreadable_file_is_listed(data: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
     (data / "val/dog/gone.png").symlink_to(tmp_path / "gone.png")
     made = featurize(data, cache=tmp_path / "cache", **tiny)
-    assert made.failed == [{"path": "val/dog/gone.png", "reason": "a link that leads nowhere; mend or remove it"}]
+    assert made.failed == [
+        {"path": "val/dog/gone.png", "reason": "a link that leads nowhere; mend or remove it"}
+    ]
     assert (made.computed, made.spaces[0]["rows"]) == (20, 20)
 
 
