@@ -32,8 +32,9 @@ class Naive:
         """`featurize --data D --cache C --backbone B --policy V --shard-rows N …`"""
         from featurecache.features.backbones import load_backbone
         from featurecache.features.engines import open_engine, run_rows
-        from featurecache.images.datasets import items_of, open_dataset
+        from featurecache.images.datasets import open_dataset
         from featurecache.images.decode import Undecodable, decode
+        from featurecache.images.samples import items_of
         from featurecache.images.views import find_view
 
         given = dict(zip(sys.argv[2::2], sys.argv[3::2], strict=False))

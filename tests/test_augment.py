@@ -16,7 +16,8 @@ from PIL import Image
 from featurecache import records
 from featurecache.errors import BadInput, SourceChanged, UnknownName
 from featurecache.features.shards import row_bytes
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 from featurecache.images.decode import decode
 from featurecache.images.views import View, find_view
 from featurecache.stages.augment import Augmented, augment

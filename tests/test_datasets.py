@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput, UnknownName
-from featurecache.images.datasets import MAX_FILE, items_of, open_dataset
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import MAX_FILE, items_of
 
 
 @pytest.fixture

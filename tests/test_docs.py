@@ -24,7 +24,8 @@ import featurecache
 from featurecache import records
 from featurecache.cli import cli
 from featurecache.features import shards
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
 

@@ -19,9 +19,11 @@ from PIL import Image
 from featurecache.errors import BadInput, SourceChanged
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import open_engine
-from featurecache.features.store import Cache, Space
-from featurecache.images.datasets import items_of, open_dataset
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import decode
+from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
 from featurecache.stages.augment import augment
 from featurecache.stages.featurize import Featurized, featurize

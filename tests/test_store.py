@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from featurecache import durable, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 
 KEY = {"format": 1, "view": None, "backbone": {"name": "b"}, "precision": "f32"}
 DIM = 5

@@ -20,7 +20,8 @@ from featurecache.cli import cli
 from featurecache.errors import BadInput, DamagedCache, NotCached, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads import training
-from featurecache.images.datasets import items_of, open_dataset
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
 from featurecache.stages.evaluate import evaluate
 from featurecache.stages.export import export, vectors
 from featurecache.stages.featurize import featurize

@@ -15,7 +15,8 @@ import pytest
 from featurecache import locks, records
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
-from featurecache.images.datasets import items_of, open_dataset
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
 from featurecache.stages.augment import augment
 from featurecache.stages.featurize import featurize
 from featurecache.stages.ls import ls

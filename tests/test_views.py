@@ -19,9 +19,9 @@ from PIL import Image
 
 from featurecache.errors import BadInput, SourceChanged
 from featurecache.executors import ordered
-from featurecache.images.datasets import Sample
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.policies import Policy, augmenters
+from featurecache.images.samples import Sample
 from featurecache.images.views import View, find_view, original
 
 NAMES = ("spatial_1", "color_1", "spatial_one_of_1")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reliability.harness import KEY, Tally, made_shard, write_images
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 from featurecache.stages.featurize import SHARD_ROWS, featurize
 from featurecache.stages.verify import verify
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmarks.reliability.harness import Tally, Writer, made_shard, run, write_images
 from featurecache.errors import FeatureCacheError
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 from featurecache.stages.verify import verify
 
 # What readers raise when they notice something (the rest by h5py, in the naive one).

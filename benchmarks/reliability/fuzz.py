@@ -32,7 +32,8 @@ from benchmarks.reliability.harness import Tally
 from featurecache import records
 from featurecache.errors import FeatureCacheError
 from featurecache.features import shards
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 
 CORPUS = Path(__file__).parents[2] / "tests" / "corpus"
 MOST_MEMORY, MOST_SECONDS = 4096, 20  # MiB of a whole process; for one input
@@ -221,7 +222,7 @@ class Reader:
 
 
 READERS = {
-    "record": Reader(read_record, 0.2, ("featurecache.features.store",)),
+    "record": Reader(read_record, 0.2, ("featurecache.features.spaces",)),
     "description": Reader(read_description, 0.1, ("featurecache.features.store",)),
     "policy": Reader(read_policy, 0.05, ("featurecache.images.policies", "featurecache.records",
                                          "yaml")),

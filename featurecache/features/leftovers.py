@@ -13,7 +13,8 @@ from pathlib import Path
 
 from featurecache import locks
 from featurecache.errors import BadInput, DamagedCache
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 
 _TEMPORARY = re.compile(r"\..+\.tmp")
 _DATA = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}\.h5")

@@ -11,9 +11,9 @@ import numpy as np
 
 from featurecache import records
 from featurecache.errors import BadInput, FeatureCacheError, SourceChanged
-from featurecache.images.datasets import Sample
 from featurecache.images.decode import decode
 from featurecache.images.policies import Augmentation, Policy, find_policy
+from featurecache.images.samples import Sample
 
 
 @dataclass(frozen=True)

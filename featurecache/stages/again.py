@@ -12,8 +12,8 @@ from featurecache import records
 from featurecache.errors import BadInput
 from featurecache.features.backbones import Backbone, backbone_of_key
 from featurecache.features.engines import Engine, open_engine, run_rows
-from featurecache.features.store import Space
-from featurecache.images.datasets import Sample
+from featurecache.features.spaces import Space
+from featurecache.images.samples import Sample
 from featurecache.images.views import view_of_key
 from featurecache.stages import augment, featurize
 from featurecache.stages.make import Batch

@@ -9,7 +9,8 @@ import numpy as np
 
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 from featurecache.stages.verify import compared
 
 

@@ -14,7 +14,8 @@ from featurecache import durable, records
 from featurecache.errors import BadInput, MissingExtra, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
-from featurecache.images.datasets import items_of, open_dataset
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
 from featurecache.stages.find import held_spaces
 

@@ -20,7 +20,7 @@ from featurecache.features.engines import (
     open_engine,
     run_rows,
 )
-from featurecache.features.store import Space
+from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View, original
 from featurecache.stages.make import Batch, make, shards_of

@@ -14,9 +14,11 @@ from featurecache import records
 from featurecache.errors import BadInput, NotCached
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES, check_name
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
-from featurecache.images.datasets import Dataset, items_of
+from featurecache.images.datasets import Dataset
+from featurecache.images.samples import items_of
 from featurecache.images.views import View
 
 # The settings of a backbone that an option of `featurize` can say.

@@ -15,7 +15,8 @@ from featurecache import locks
 from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES
-from featurecache.features.store import Cache, Space
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _SPANS = {"h": 1, "d": 24, "w": 24 * 7}  # in hours

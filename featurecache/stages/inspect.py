@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.executors import Progress, silent
-from featurecache.images.datasets import Sample, open_dataset
+from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable, decode
+from featurecache.images.samples import Sample
 
 _THREADS = 8  # reading waits for disks, and Pillow lets go of the interpreter while it decodes
 _SLICE = 64  # images between two reports of progress

@@ -17,8 +17,8 @@ from typing import TypeVar
 from featurecache.errors import BadInput
 from featurecache.executors import ordered
 from featurecache.features.shards import shard_name
-from featurecache.features.store import Space
-from featurecache.images.datasets import Sample
+from featurecache.features.spaces import Space
+from featurecache.images.samples import Sample
 from featurecache.locks import Claim
 
 Context = TypeVar("Context")

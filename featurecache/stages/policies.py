@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from featurecache.errors import BadInput
-from featurecache.images.datasets import items_of, open_dataset
+from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable
 from featurecache.images.policies import find_policy, shipped
+from featurecache.images.samples import items_of
 from featurecache.images.views import View, original
 
 TILE = 128  # pixels, both sides

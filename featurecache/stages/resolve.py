@@ -11,8 +11,10 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.engines import PRECISIONS
-from featurecache.features.store import Cache, Space
-from featurecache.images.datasets import Dataset, Sample, items_of, open_dataset, sources_of
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.samples import Sample, items_of, sources_of
 from featurecache.images.views import View, find_view, view_of_key
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
-from featurecache.images.datasets import items_of, open_dataset
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
 from featurecache.stages.again import Again
 from featurecache.stages.featurize import SHARD_ROWS
 from featurecache.stages.resolve import described

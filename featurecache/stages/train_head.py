@@ -19,7 +19,8 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
-from featurecache.images.datasets import items_of, open_dataset
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
 from featurecache.regular import read_regular
 from featurecache.stages.find import decodable, held_spaces, labelled_rows

@@ -15,8 +15,10 @@ from featurecache.executors import Progress, silent
 from featurecache.features import shards
 from featurecache.features.engines import engines_here
 from featurecache.features.leftovers import leftovers, sweep
-from featurecache.features.store import Cache, Record, Space
-from featurecache.images.datasets import Dataset, items_of, open_dataset, sources_of
+from featurecache.features.spaces import Record, Space
+from featurecache.features.store import Cache
+from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.samples import items_of, sources_of
 from featurecache.regular import read_regular
 from featurecache.stages.again import Again
 

@@ -1,0 +1,336 @@
+"""Spaces: what is kept of one view under one backbone, a folder of committed shards.
+
+A shard is its record: `<shard>.json` names a data file `<shard>-<hash>.h5` by content, so two
+writers with other last bits never touch each other's bytes, and whichever record is linked first
+is the shard. A file that no record names does not exist for a reader (laws 3, 4; docs/format.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pydantic
+
+from featurecache import durable, locks, records
+from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
+from featurecache.features import shards
+from featurecache.regular import read_regular
+
+MOST_RECORD = 256 << 20  # bytes; 64 a row, and what is said of the shard
+
+Hex64 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(pydantic.BaseModel):
+    """The commit record of a shard: it exists, therefore the shard does, with these bytes."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    format: int
+    space: str
+    shard: str
+    file: str = pydantic.Field(pattern=r"^[0-9a-f]{64}-[0-9a-f]{16}\.h5$")
+    size: pydantic.NonNegativeInt
+    sha256: str
+    arrays: dict[str, shards.Array]
+    items: str  # 64 hex digits a row
+    row_sum: Hex64
+    failed: dict[Hex64, str]  # item -> why it could not be decoded
+    provenance: dict[str, str]
+    made: dict[str, str | float]
+
+    @cached_property
+    def item_list(self) -> list[bytes]:
+        raw = bytes.fromhex(self.items)
+        return [raw[i : i + 32] for i in range(0, len(raw), 32)]
+
+
+class Space:
+    """All vectors of one (view, backbone), or all pictures of one view: item -> row."""
+
+    def __init__(self, path: Path, key: records.Json, view: str, backbone: str | None) -> None:
+        self.path = path
+        self.key = key
+        self.view = view
+        self.backbone = backbone
+        self._loaded: tuple[str, dict[str, np.ndarray]] | None = None
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """The records of the shards that were committed when this was first read, by name."""
+        if not self.path.is_dir():
+            return ()
+        names = sorted(e.name for e in os.scandir(self.path))
+        return tuple(
+            self.read_record(self.path / name)
+            for name in names
+            if name.endswith(".json") and name != "space.json"
+        )
+
+    @cached_property
+    def rows(self) -> dict[bytes, tuple[int, int]]:
+        """item -> (number of its record, row in it). Of an item in two shards the first row counts,
+        but one whose image could be decoded before one whose could not: `retry` adds such."""
+        found: dict[bytes, tuple[int, int]] = {}
+        bad: set[bytes] = set()
+        for number, record in enumerate(self.records):
+            failed = {bytes.fromhex(item) for item in record.failed}
+            for row, item in enumerate(record.item_list):
+                if item not in found or (item in bad and item not in failed):
+                    found[item] = (number, row)
+                    (bad.add if item in failed else bad.discard)(item)
+        return found
+
+    @property
+    def size(self) -> int:
+        return sum(record.size for record in self.records)
+
+    @property
+    def root_hash(self) -> str:
+        """A hash over items and contents, independent of shard cutting and of time.
+
+        From the records alone, unless shards overlap (two writers at once cut them differently).
+        """
+        total = sum(int(record.row_sum, 16) for record in self.records)
+        if sum(len(r.item_list) for r in self.records) != len(self.rows):
+            chosen: dict[int, list[int]] = {}
+            for number, row in self.rows.values():
+                chosen.setdefault(number, []).append(row)
+            total = sum(shards.sum_of_rows(self.read(n), rows) for n, rows in chosen.items())
+        return shards.root_hash(len(self.rows), total % 2**256)
+
+    def missing(self, items: Iterable[bytes]) -> list[bytes]:
+        """The items that no committed shard holds, each once, in the order given (law 3)."""
+        return [item for item in dict.fromkeys(items) if item not in self.rows]
+
+    def failures(self, items: Iterable[bytes]) -> dict[bytes, str]:
+        """Those of `items` whose image could not be decoded, with the reason."""
+        found = {}
+        for item in items:
+            if item in self.rows:
+                reason = self.records[self.rows[item][0]].failed.get(item.hex())
+                if reason is not None:
+                    found[item] = reason
+        return found
+
+    def vectors(self, items: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of `items` in their order: (N, D) float32 vectors and (N,) bool, decodable or
+        not (an undecodable image's row is zeros).
+
+        Every shard's bytes are hashed before a row of them is used. Raises KeyError for an item
+        that is not held (ask `missing` first), DamagedCache for bytes that are not the record's.
+        """
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for position, item in enumerate(items):
+            number, row = self.rows[item]
+            wanted.setdefault(number, []).append((position, row))
+        out = np.empty((len(items), 0), np.float32)
+        fine = np.empty(len(items), bool)
+        for number, pairs in wanted.items():
+            arrays = self.read(number)
+            positions, rows = np.array(pairs).T
+            features = arrays["features"]
+            if out.shape[1] == 0:  # not before a shard was read: its record may say anything
+                out = np.empty((len(items), features.shape[1]), np.float32)
+            if features.shape[1] != out.shape[1]:
+                raise damaged(
+                    self.path / self.records[number].file, "its vectors have another length"
+                )
+            out[positions] = features[rows]
+            fine[positions] = arrays["status"][rows] == shards.OK
+        return out, fine
+
+    @property
+    def dim(self) -> int:
+        """The length of the vectors; 0 for a space without rows."""
+        return self.records[0].arrays["features"].shape[1] if self.records else 0
+
+    def picture(self, item: bytes) -> bytes | None:
+        """The encoded picture of one item in a space of pictures; None if it is not held.
+
+        Empty bytes for an image that could not be decoded.
+        """
+        if item not in self.rows:
+            return None
+        number, row = self.rows[item]
+        record = self.records[number]
+        if self._loaded is None or self._loaded[0] != record.shard:
+            self._loaded = (record.shard, self.read(number))  # neighbours come from one shard
+        return shards.row_bytes(self._loaded[1], row)
+
+    def read(self, number: int) -> dict[str, np.ndarray]:
+        """The arrays of one committed shard, its bytes hashed first. Raises DamagedCache."""
+        return shards.unpack(self.read_bytes(self.records[number]), self.records[number].arrays)
+
+    def read_bytes(self, record: Record) -> bytes:
+        """The bytes of a shard, if they are the ones that were committed."""
+        path = self.path / record.file
+        try:
+            data = read_own(path, record.size)
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise damaged(path, f"can't be read ({error.strerror})") from error
+            data = b""  # it has grown
+        if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
+            raise damaged(path, "its bytes are not the ones that were committed")
+        return data
+
+    def read_record(self, path: Path) -> Record:
+        """A commit record, if its checksum and its names hold. Raises DamagedCache, BadInput."""
+        try:
+            data = read_own(path, MOST_RECORD)
+            value = json.loads(data)
+            whole = value.pop("checksum") == records.digest(value) and data.endswith(b"\n")
+            # Asked before the fields are looked at: a newer format may have others.
+            if whole and value["format"] > records.FORMAT_VERSION:
+                raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
+            record = Record.model_validate(value)
+            raw = bytes.fromhex(record.items)
+            shards.check_layout(record.arrays, len(record.item_list))
+            if len(raw) % 32:
+                raise ValueError("half an item")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise damaged(path, "not a commit record") from error
+        if (
+            not whole
+            or record.shard != hashlib.sha256(raw).hexdigest()
+            or path.name != f"{record.shard}.json"
+            or record.space != self.path.name
+        ):
+            raise damaged(path, "a commit record that does not match its checksum")
+        return record
+
+    def claim(self, shard: str) -> locks.Claim | None:
+        """The right to make this shard, or None while another process has it."""
+        return locks.claim(self._locks / f"{self.path.name[:16]}-{shard[:16]}")
+
+    @property
+    def in_use(self) -> bool:
+        """Is a process making a shard of this space now?"""
+        for path in self._locks.glob(f"{self.path.name[:16]}-*"):
+            claim = locks.claim(path)
+            if claim is None:
+                return True
+            claim.release()  # of a process that was killed
+        return False
+
+    @property
+    def _locks(self) -> Path:
+        return self.path.parent.parent / "locks"
+
+    def has(self, shard: str) -> bool:
+        """Is this shard committed now? Looks at the disk, unlike `records`."""
+        return (self.path / f"{shard}.json").is_file()
+
+    def commit(
+        self,
+        items: Sequence[bytes],
+        arrays: Mapping[str, np.ndarray],
+        failed: Mapping[bytes, str],
+        provenance: Mapping[str, str],
+        seconds: float,
+    ) -> bool:
+        """Commit the rows of `items` as one shard. False if another writer was first.
+
+        `arrays` is `features` (N, D) float32, or `pictures` (bytes end to end, uint8) with
+        `offsets` (N + 1, uint64). Rows of `failed` items are zeros. Raises FeatureCacheError when
+        the disk refuses; then nothing of this shard is visible to any reader.
+        """
+        name = shards.shard_name(items)
+        status = [shards.UNDECODABLE if item in failed else shards.OK for item in items]
+        whole = {
+            **arrays,
+            "items": np.frombuffer(b"".join(items), np.uint8).reshape(len(items), 32),
+            "status": np.array(status, np.uint8),
+        }
+        attributes = {
+            "format": str(records.FORMAT_VERSION),
+            "key": records.canonical(self.key).decode(),
+            "provenance": records.canonical(dict(provenance)).decode(),
+        }
+        data, layout = shards.pack(whole, attributes)
+        sha256 = hashlib.sha256(data).hexdigest()
+        record = Record(
+            format=records.FORMAT_VERSION,
+            space=self.path.name,
+            shard=name,
+            file=f"{name}-{sha256[:16]}.h5",
+            size=len(data),
+            sha256=sha256,
+            arrays=layout,
+            items=b"".join(items).hex(),
+            row_sum=f"{shards.sum_of_rows(whole):064x}",
+            failed={item.hex(): reason for item, reason in failed.items()},
+            provenance=dict(provenance),
+            made={
+                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "host": socket.gethostname(),
+                "seconds": round(seconds, 3),
+            },
+        ).model_dump(mode="json")
+        record["checksum"] = records.digest(record)
+        try:
+            self.describe()
+            with locks.together(self.path):  # until the record is there, the data is nobody's
+                path = self.path / str(record["file"])
+                if not durable.link_new(path, data) and _hash_of(path) != sha256:
+                    # The remains of a crash or a bad disk under our exact name.
+                    durable.replace(path, data)
+                first = durable.link_new(
+                    self.path / f"{name}.json", json.dumps(record).encode() + b"\n"
+                )
+                if not first:
+                    winner = self.read_record(self.path / f"{name}.json")
+                    if winner.file != record["file"]:
+                        path.unlink(missing_ok=True)
+        except OSError as error:
+            raise FeatureCacheError(
+                f"{self.path}: a shard could not be written ({error.strerror}). What was "
+                "committed before stays; make room or repair the disk, then run again"
+            ) from error
+        return first
+
+    def describe(self) -> None:
+        """Make the folder with the description of this space, where there is none."""
+        if not (self.path / "space.json").is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            durable.sync_folder(self.path.parent)
+            names = {"view": self.view, "backbone": self.backbone}
+            space: records.Json = {"key": self.key, "names": names}
+            space["checksum"] = records.digest(space)
+            with locks.together(self.path):
+                durable.link_new(
+                    self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n"
+                )
+
+    def quarantine(self, name: str) -> None:
+        """Move one file of this space out of every reader's sight, keeping it to be looked at."""
+        aside = self.path / "quarantine"
+        aside.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another repair was first
+            (self.path / name).replace(aside / name)
+
+
+def read_own(path: Path, most: int) -> bytes:
+    """The bytes of a file of a cache, which holds no links. Raises OSError."""
+    return read_regular(path, most, follow=False)
+
+
+def damaged(path: Path, what: str) -> DamagedCache:
+    """The error for a file of a cache that is not what it should be."""
+    return DamagedCache(f"{path}: {what}; `featurecache verify --repair` sets it aside", what)
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
