@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,61 +18,38 @@ from featurecache.stages.ls import ls
 pytestmark = pytest.mark.usefixtures("load_once")
 
 
-def without_a_record(cache: Path) -> tuple[Any, str, Path, bytes]:
-    """Take away one committed shard of a cache: its space, its name, its record's path, bytes."""
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_shard_that_another_process_is_at_is_waited_for(
+    small_cache: Path,
+    small_data: Path,
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    finishes: bool,
+) -> None:
+    """What it commits counts as held; what it gives up is made here."""
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
+    before = ls(small_cache)
+    cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
     space = next(s for s in Cache(cache).spaces() if s.view == "none")
     record = space.path / f"{space.records[1].shard}.json"
     data = record.read_bytes()
     record.unlink()
-    return space, record.stem, record, data
-
-
-def test_what_another_process_is_at_is_left_to_it(
-    small_cache: Path,
-    small_data: Path,
-    tmp_path: Path,
-    tiny: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
-    before = ls(small_cache)
-    cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
-    space, shard, record, data = without_a_record(cache)
-    claim = space.claim(shard)
+    claim = space.claim(record.stem)
     assert claim is not None and space.in_use
 
     def finish() -> None:
-        time.sleep(0.3)
-        record.write_bytes(data)
+        if finishes:
+            record.write_bytes(data)
         claim.release()
 
-    other = threading.Thread(target=finish)
+    other = threading.Timer(0.3, finish)
     other.start()
     made = featurize(small_data, policy=["none", "color_1"], cache=cache, shard_rows=16, **tiny)
     other.join()
-    assert (made.computed, made.hits) == (0, 96)
+    assert (made.computed, made.hits) == ((0, 96) if finishes else (16, 80))
     assert ls(cache) == before
     assert not space.in_use and list((cache / "locks").iterdir()) == []
-
-
-def test_what_another_process_gave_up_is_made(
-    small_cache: Path,
-    small_data: Path,
-    tmp_path: Path,
-    tiny: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
-    before = ls(small_cache)
-    cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
-    space, shard, _, _ = without_a_record(cache)
-    claim = space.claim(shard)
-    timer = threading.Timer(0.3, claim.release)
-    timer.start()
-    made = featurize(small_data, policy=["none", "color_1"], cache=cache, shard_rows=16, **tiny)
-    timer.join()
-    assert (made.computed, made.hits) == (16, 80)
-    assert ls(cache) == before
 
 
 def test_claims_end_when_the_work_fails(
