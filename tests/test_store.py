@@ -375,6 +375,14 @@ def test_another_marker_is_refused(tmp_path: Path, marker: str, message: str) ->
         Cache(tmp_path)
 
 
+def test_a_cache_is_made_where_a_link_leads(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "cache")
+    commit(link, [1])
+    assert (tmp_path / "disk" / "cache" / "CACHE.json").is_file()
+    assert set(space_of(tmp_path / "disk" / "cache").rows) == set(space_of(link).rows) == {item(1)}
+
+
 def test_a_marker_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "CACHE.json").write_text('{"format": "featurecache cache", "version": 1}')
     with pytest.raises(BadInput, match="can't be understood"):

@@ -42,16 +42,17 @@ class Cache:
         marker = {"format": FORMAT_NAME, "version": records.FORMAT_VERSION}
         try:
             data = json.dumps(marker, indent=1).encode() + b"\n"
-            if not self.root.exists():
+            root = self.root.resolve()  # it may be a link to where nothing is yet
+            if not root.exists():
                 # Appears with its marker in it: a bare folder among images would look like a class.
-                self.root.parent.mkdir(parents=True, exist_ok=True)
-                fresh = self.root.with_name(f".{self.root.name}.{secrets.token_hex(8)}.tmp")
+                root.parent.mkdir(parents=True, exist_ok=True)
+                fresh = root.with_name(f".{root.name}.{secrets.token_hex(8)}.tmp")
                 fresh.mkdir()
                 durable.link_new(fresh / MARKER, data)
                 with contextlib.suppress(OSError):  # another process was first
-                    fresh.rename(self.root)
+                    fresh.rename(root)
                 shutil.rmtree(fresh, ignore_errors=True)
-            durable.sync_folder(self.root.parent)
+            durable.sync_folder(root.parent)
             with locks.together(self.root):
                 if not self.exists:
                     durable.link_new(self.root / MARKER, data)
