@@ -207,7 +207,9 @@ def test_what_the_killed_left_is_stray_and_deleted_on_demand(cache: Path) -> Non
         a_file(cache, ".h5").with_name(a_file(cache, ".h5").name[:-19] + f"{'0' * 16}.h5"),
         unfinished / ".space.json.1.ff.tmp",
         cache / ".CACHE.json.1.ff.tmp",
+        cache / "runs" / ".0123456789abcdef.1.ff.tmp",
     ]
+    (cache / "runs").mkdir()
     for path in left:
         path.write_bytes(b"half")
     left.append(half_deleted)

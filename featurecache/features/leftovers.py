@@ -50,13 +50,8 @@ def sweep(cache: Cache) -> list[Path]:
 def _folders(cache: Cache) -> Iterator[Path]:
     yield cache.root
     spaces = cache.root / "spaces"
-    if spaces.is_dir():
-        yield spaces
-        yield from sorted(
-            p
-            for p in spaces.iterdir()
-            if p.is_dir() and not p.is_symlink() and not _TEMPORARY.match(p.name)
-        )
+    folders = [cache.root / "runs", spaces, *sorted(spaces.glob(64 * "[0-9a-f]"))]
+    yield from (path for path in folders if path.is_dir() and not path.is_symlink())
 
 
 def _in(cache: Cache, folder: Path) -> list[Path]:

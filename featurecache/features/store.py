@@ -75,7 +75,8 @@ class Cache:
         try:
             if not path.is_file() or path.read_bytes() != data:
                 path.parent.mkdir(exist_ok=True)
-                durable.replace(path, data)
+                with locks.together(path.parent):
+                    durable.replace(path, data)
         except OSError:
             return False
         return True
