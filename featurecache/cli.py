@@ -342,7 +342,10 @@ def verify(as_json: bool, quiet: bool, **given: Any) -> int:
                 f"{len(result.removed)} stray files deleted"
             )
     for line in result.left:
-        click.echo(f"left: {line}", err=True)
+        click.echo(terminal.printable(f"left: {line}"), err=True)
+    if result.bad and not given["repair"]:
+        command = f"featurecache verify --repair --cache {given['cache']} --data DIR"
+        click.echo(f"{command} sets them aside and computes their rows again", err=True)
     return 1 if result.left or (result.bad and not given["repair"]) else 0
 
 

@@ -446,7 +446,8 @@ def test_upkeep(call: Callable[..., Ended], small_cache: Path, small_data: Path)
         shutil.copytree(small_cache, name)
     torn = next(path for path in sorted(Path("b").rglob("*.h5")))
     torn.write_bytes(torn.read_bytes()[:-1])
-    assert call("verify", "--cache", "b").code == 1
+    bad = call("verify", "--cache", "b")
+    assert bad.code == 1 and "featurecache verify --repair --cache b --data DIR" in bad.err
     repaired = call("verify", "--cache", "b", "--repair", "--data", small_data)
     assert repaired.code == 0
     assert "repair: 1 set aside, 16 rows computed again, 0 stray files deleted" in repaired.out
