@@ -209,7 +209,7 @@ def test_what_the_killed_left_is_stray_and_deleted_on_demand(cache: Path) -> Non
         cache / ".CACHE.json.1.ff.tmp",
         cache / "runs" / ".0123456789abcdef.1.ff.tmp",
     ]
-    (cache / "runs").mkdir()
+    (cache / "runs").mkdir(exist_ok=True)
     for path in left:
         path.write_bytes(b"half")
     left.append(half_deleted)

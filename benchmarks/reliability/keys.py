@@ -31,7 +31,7 @@ from benchmarks.reliability.harness import Tally, Writer, write_images
 from benchmarks.reliability.jobs import NOTICED
 from featurecache import records
 from featurecache.cli import SOME_FAILED
-from featurecache.features import backbones, engines, store
+from featurecache.features import backbones, engines, spaces
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import TorchEngine, run_rows
 from featurecache.images import views
@@ -398,7 +398,7 @@ def _outside(asked: Options, folder: Path) -> dict[str, Change]:
         "engine": Change({"engine": "openvino"}),
         "micro-batch": Change(patches=((engines, "TorchEngine", _engine_of(4)),)),
         "shard rows": Change({"shard_rows": 3}),
-        "time": Change(patches=((store, "datetime", mock.Mock()),)),
+        "time": Change(patches=((spaces, "datetime", mock.Mock()),)),
         "host name": Change(patches=((socket, "gethostname", lambda: "elsewhere"),)),
         "the cache's place": Change({"cache": moved}),
         "weights as .safetensors": weights("same.safetensors"),
