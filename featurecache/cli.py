@@ -474,6 +474,7 @@ def _made(result: Any, as_json: bool, allow_failed: bool) -> int:
         click.echo(
             f"{result.computed:,} computed, {result.hits:,} held, {len(result.failed)} failed; "
             f"{result.seconds:.1f} s, {result.images_per_second:,.1f} images/s"
+            + (f", bound by {result.bound}" if getattr(result, "bound", "") else "")
         )
     return _failed(result.failed, allow_failed)
 

@@ -60,7 +60,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "engine": click.option(
         "--engine", default="auto", show_default=True,
-        help="auto, torch-cuda, openvino or torch-cpu.",
+        help="auto, openvino, torch-cpu, torch-cuda or torch-cuda-compiled.",
     ),
     "precision": click.option(
         "--precision", default="f32", show_default=True, help="f32, bf16 or fp16."

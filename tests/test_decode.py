@@ -309,6 +309,83 @@ def test_mutated_files_raise_undecodable_or_decode_twice_alike(name, flips, keep
         assert np.array_equal(decode(mutated), pixels)
 
 
+def by_pillow_alone(data):
+    """What `decode` gives where simplejpeg takes nothing: the rule itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_turbo", lambda data: None)
+        return decode(data)
+
+
+def outcome(function, data):
+    try:
+        return function(data)
+    except Undecodable as error:
+        return str(error)
+
+
+SMOOTH = np.add.outer(np.arange(50) * 3, np.arange(70) * 2)[..., None] + np.array([0, 40, 80])
+PICTURES = {
+    "noise": np.random.default_rng(2).integers(0, 256, (33, 47, 3), dtype=np.uint8),
+    "smooth": (SMOOTH % 256).astype(np.uint8),
+    "black": np.zeros((8, 8, 3), np.uint8),
+    "dot": np.full((1, 1, 3), 200, np.uint8),
+    "column": np.full((19, 1, 3), 90, np.uint8),
+}
+JPEGS = {
+    f"{name} {mode} {options}": encoded(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+    for name, pixels in PICTURES.items()
+    for mode in ("RGB", "L", "CMYK", "YCbCr")
+    for options in (
+        {},
+        {"quality": 1},
+        {"quality": 100, "subsampling": 0},
+        {"subsampling": 1},
+        {"progressive": True},
+        {"optimize": True, "comment": b"said"},
+        {"exif": oriented(6)},
+        {"icc_profile": b"not a profile"},
+        {"restart_marker_blocks": 1},
+        {"xmp": b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="3"/>'},
+    )
+    if not ("subsampling" in options and mode in ("L", "CMYK"))
+} | {
+    "kept as RGB": encoded(Image.fromarray(PICTURES["noise"]), "JPEG", keep_rgb=True),
+    "a second picture": encoded(Image.fromarray(RGB), "JPEG") * 2,
+    "bytes behind it": encoded(Image.fromarray(RGB), "JPEG") + b"tail",
+    "no end": encoded(Image.fromarray(RGB), "JPEG")[:-2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_is_what_pillow_makes_of_it(name):
+    found, wanted = outcome(decode, JPEGS[name]), outcome(by_pillow_alone, JPEGS[name])
+    np.testing.assert_array_equal(found, wanted)
+    if not isinstance(found, str):
+        assert found.flags.c_contiguous and found.flags.writeable
+
+
+def test_the_quick_way_is_taken_where_it_can_be(monkeypatch):
+    monkeypatch.setattr(module.Image, "open", None)  # Pillow is not asked at all
+    for options in ({}, {"progressive": True}, {"quality": 100}, {"comment": b"said"}):
+        for mode in ("RGB", "L"):
+            picture = Image.fromarray(PICTURES["noise"]).convert(mode)
+            assert decode(encoded(picture, "JPEG", **options)).shape == (33, 47, 3)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    name=st.sampled_from(sorted(JPEGS)),
+    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4),
+    keep=st.one_of(st.none(), st.integers(0, 10_000)),
+)
+def test_a_mutated_jpeg_is_what_pillow_makes_of_it(name, flips, keep):
+    data = bytearray(JPEGS[name])
+    for place, value in flips:
+        data[place % len(data)] = value
+    mutated = bytes(data[: keep % (len(data) + 1)] if keep is not None else data)
+    np.testing.assert_array_equal(outcome(decode, mutated), outcome(by_pillow_alone, mutated))
+
+
 def test_a_line_of_pixels_is_refused_before_it_is_decoded():
     assert decode(encoded(Image.new("RGB", (MAX_RATIO, 1)), "PNG")).shape == (1, MAX_RATIO, 3)
     with pytest.raises(Undecodable, match=r"1x257 is longer than 256 times its width"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from featurecache.features.engines import (
     least_cosine,
     open_engine,
     run_rows,
+    start_rows,
 )
 
 TINY, B3, LITE0 = "test_efficientnet.r160_in1k", "efficientnet_b3_ap", "efficientnet_lite0"
@@ -50,6 +52,8 @@ SETTINGS = [
     pytest.param(("torch-cuda", "f32"), id="torch-cuda-f32", marks=CUDA),
     pytest.param(("torch-cuda", "bf16"), id="torch-cuda-bf16", marks=CUDA),
     pytest.param(("torch-cuda", "fp16"), id="torch-cuda-fp16", marks=CUDA),
+    pytest.param(("torch-cuda-compiled", "f32"), id="torch-cuda-compiled-f32", marks=CUDA),
+    pytest.param(("torch-cuda-compiled", "bf16"), id="torch-cuda-compiled-bf16", marks=CUDA),
 ]
 
 
@@ -170,18 +174,18 @@ class TestContract:
         self, setting: tuple[str, str], reference: Any, opened: Any
     ) -> None:
         engine, pixels = opened(TINY, *setting), reference(TINY).pixels
-        padded = np.zeros((engine.micro_batch, *pixels.shape[1:]), np.uint8)
+        padded = np.zeros((engine.batch_rows, *pixels.shape[1:]), np.uint8)
         padded[:5] = pixels[:5]
         found = run_rows(engine, pixels[:5])
         assert len(found) == 5
-        np.testing.assert_array_equal(found, engine(padded)[:5])
+        np.testing.assert_array_equal(found, engine.start(padded)()[:5])
         np.testing.assert_array_equal(found, run_rows(engine, padded)[:5])
 
     def test_pixels_are_left_alone(
         self, setting: tuple[str, str], reference: Any, opened: Any
     ) -> None:
         engine = opened(TINY, *setting)
-        pixels = np.resize(reference(TINY).pixels, (engine.micro_batch, 48, 48, 3))
+        pixels = np.resize(reference(TINY).pixels, (engine.batch_rows, 48, 48, 3))
         given = pixels.copy()
         rows = run_rows(engine, pixels)
         kept = rows.copy()
@@ -282,20 +286,21 @@ def test_fp16_is_not_on_a_cpu(reference: Callable[[str], Reference]) -> None:
 
 
 class Fake:
-    """An engine that gives what it is told to, for a micro-batch of 4."""
-
-    name, micro_batch, row_stable = "fake", 4, True
+    """A slot that gives what it is told to, for a micro-batch of 4."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self.rows = rows
         self.seen: list[np.ndarray] = []
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    def begin(self, pixels: np.ndarray) -> None:
         self.seen.append(pixels)
+
+    def result(self) -> np.ndarray:
         return self.rows
 
-    def provenance(self) -> dict[str, str]:
-        return {}
+
+def fake_engine(*slots: Any) -> Engine:
+    return Engine("fake", slots, 4, True, {})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -304,16 +309,84 @@ def test_vectors_that_are_not_finite_are_refused(value: float) -> None:
     rows[2, 1] = value
     pixels = np.ones((3, 2, 2, 3), np.uint8)
     with pytest.raises(FeatureCacheError, match="engine fake gave vectors that are not finite"):
-        run_rows(Fake(rows), pixels)
-    assert len(run_rows(Fake(rows), pixels[:2])) == 2  # of the padding nobody asks
+        run_rows(fake_engine(Fake(rows)), pixels)
+    assert len(run_rows(fake_engine(Fake(rows)), pixels[:2])) == 2  # of the padding nobody asks
 
 
 def test_every_engine_call_is_a_whole_micro_batch() -> None:
     fake = Fake(np.zeros((4, 3), np.float32))
     for n in range(1, 5):
-        run_rows(fake, np.full((n, 2, 2, 3), 9, np.uint8))
+        run_rows(fake_engine(fake), np.full((n, 2, 2, 3), 9, np.uint8))
     assert [len(pixels) for pixels in fake.seen] == [4] * 4
     assert [int((pixels != 0).sum()) for pixels in fake.seen] == [12, 24, 36, 48]
+
+
+class Late:
+    """A slot that says what it was given by the first pixel, and keeps count of who runs."""
+
+    running = most = 0
+
+    def begin(self, pixels: np.ndarray) -> None:
+        self.row = np.float32(pixels[0, 0, 0, 0])
+        Late.running += 1
+        Late.most = max(Late.most, Late.running)
+
+    def result(self) -> np.ndarray:
+        Late.running -= 1
+        return np.full((4, 1), self.row)
+
+
+def test_slots_run_together_and_rows_keep_their_order() -> None:
+    engine = fake_engine(Late(), Late(), Late())
+    first = np.repeat(np.arange(20, dtype=np.uint8), 4).reshape(80, 1, 1, 1)
+    waits = [
+        start_rows(engine, first),
+        start_rows(engine, 100 + first[:10]),
+        start_rows(engine, first),
+    ]
+    rows = [wait().ravel() for wait in reversed(waits)][::-1]
+    for found, given in zip(rows, (first, 100 + first[:10], first), strict=True):
+        np.testing.assert_array_equal(found, given.ravel())
+    assert (Late.running, Late.most) == (0, 3)
+
+
+def test_norms_are_folded_where_they_follow_a_convolution(reference: Any) -> None:
+    from featurecache.features.frozen import fold_batch_norms
+
+    backbone, pixels = reference(TINY).backbone, reference(TINY).pixels
+    network = copy.deepcopy(backbone.module)
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):  # random networks come with nothing to fold
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(norm.weight, 0.5, 2)
+            torch.nn.init.uniform_(norm.bias, -1, 1)
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        before = network(batch).numpy()
+    norms = sum(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+    assert fold_batch_norms(network, batch[:1]) == norms > 10
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+    with torch.inference_mode():
+        assert relative_error(network(batch).numpy(), before) <= 1e-5
+
+
+def test_a_convolution_that_is_used_twice_is_not_folded() -> None:
+    from featurecache.features.frozen import fold_batch_norms
+
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+            self.other = torch.nn.Conv2d(3, 4, 3, bias=False)
+            self.again, self.one, self.two = (torch.nn.BatchNorm2d(4) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            fed = self.other(x)
+            return self.again(self.conv(x)) + self.conv(x) + self.one(fed) * self.two(fed)
+
+    network = Twice().eval()
+    assert fold_batch_norms(network, torch.rand(1, 3, 8, 8)) == 0
 
 
 def test_least_cosine() -> None:

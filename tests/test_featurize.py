@@ -78,6 +78,8 @@ def test_what_featurize_says(data: Path, tmp_path: Path, tiny: dict[str, Any]) -
     )
     assert (made.computed, made.hits, made.failed, made.least_cosine) == (40, 0, [], {})
     assert made.images_per_second == pytest.approx(40 / made.seconds, rel=0.05)
+    assert made.bound in ("decode", "augment", "network", "disk")
+    assert all(value > 0 for value in made.spent.values())
     assert [(s["view"], s["backbone"], s["rows"]) for s in made.spaces] == [
         ("none", "efficientnet_lite0", 20),
         ("color_1", "efficientnet_lite0", 20),
@@ -100,7 +102,7 @@ def test_rows_are_what_the_engine_gives(data: Path, tmp_path: Path, tiny: dict[s
         for row, (sample, item) in enumerate(zip(samples, items, strict=True)):
             assert item is not None
             pixels[row] = backbone.preprocess(view.picture(decode(sample.read()), item))
-        expected = np.concatenate([engine(pixels[:16]), engine(pixels[16:])])[:20]
+        expected = engine.start(pixels)()[:20]
         found, fine = the_space(tmp_path / "cache", name).vectors([i for i in items if i])
         assert fine.all() and found.tobytes() == expected.tobytes()
     assert len(set(rows_of(data, tmp_path / "cache").values())) == 20

@@ -23,6 +23,7 @@ TOP = {"featurecache.cli", "featurecache.options", "featurecache.terminal"}
 
 HOMES = {  # the one room of each heavy library, and of what only the command line needs
     "imgaug": {"featurecache.images.policies"},
+    "simplejpeg": {"featurecache.images.decode"},
     "timm": {"featurecache.features.backbones"},
     "openvino": {"featurecache.features.engines"},
     "h5py": {"featurecache.features.shards"},

@@ -33,7 +33,7 @@ from featurecache import records
 from featurecache.cli import SOME_FAILED
 from featurecache.features import backbones, engines, spaces
 from featurecache.features.backbones import Backbone
-from featurecache.features.engines import TorchEngine, run_rows
+from featurecache.features.engines import run_rows
 from featurecache.images import views
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.policies import find_policy
@@ -106,13 +106,13 @@ def _command(writer: Writer, verb: str, options: Mapping[str, Any]) -> tuple[int
 def _counted() -> Iterator[list[int]]:
     """The sizes of the batches that the network runs meanwhile, with their padding."""
     seen: list[int] = []
-    run_network = TorchEngine.__call__
+    start = engines.Engine.start
 
-    def counted(engine: TorchEngine, pixels: np.ndarray) -> np.ndarray:
+    def counted(engine: engines.Engine, pixels: np.ndarray) -> Any:
         seen.append(len(pixels))
-        return run_network(engine, pixels)
+        return start(engine, pixels)
 
-    with mock.patch.object(TorchEngine, "__call__", counted):
+    with mock.patch.object(engines.Engine, "start", counted):
         yield seen
 
 
@@ -396,7 +396,7 @@ def _outside(asked: Options, folder: Path) -> dict[str, Change]:
         "a link": Change({"data": link}),
         "workers": Change({"workers": 2}),
         "engine": Change({"engine": "openvino"}),
-        "micro-batch": Change(patches=((engines, "TorchEngine", _engine_of(4)),)),
+        "micro-batch": Change(patches=((engines, "torch_engine", _engine_of(4)),)),
         "shard rows": Change({"shard_rows": 3}),
         "time": Change(patches=((spaces, "datetime", mock.Mock()),)),
         "host name": Change(patches=((socket, "gethostname", lambda: "elsewhere"),)),
@@ -419,13 +419,14 @@ def _outside(asked: Options, folder: Path) -> dict[str, Change]:
     }
 
 
-def _engine_of(rows: int) -> type[TorchEngine]:
-    class Other(TorchEngine):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
-            self.micro_batch = rows
+def _engine_of(rows: int) -> Any:
+    def other(*given: Any) -> engines.Engine:
+        engine = torch_engine(*given)
+        engine.micro_batch = rows
+        return engine
 
-    return Other
+    torch_engine = engines.torch_engine
+    return other
 
 
 # Random configurations.

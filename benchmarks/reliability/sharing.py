@@ -240,19 +240,19 @@ def _started(
 
 def _observed(log: Path, host: str) -> None:
     """In a process of `processes`: note each run of the network, and take some time for it."""
-    from featurecache.features.engines import TorchEngine
+    from featurecache.features.engines import Engine
 
     if host and _own_host_name(host) != 0:
         raise RuntimeError("no host name of its own")
-    run_network = TorchEngine.__call__
+    start = Engine.start
 
-    def noted(engine: TorchEngine, pixels: np.ndarray) -> np.ndarray:
+    def noted(engine: Engine, pixels: np.ndarray) -> Callable[[], np.ndarray]:
         with log.open("ab") as file:
             file.write(b".")
         time.sleep(SLOW)
-        return run_network(engine, pixels)
+        return start(engine, pixels)
 
-    TorchEngine.__call__ = noted  # type: ignore[method-assign]
+    Engine.start = noted  # type: ignore[method-assign]
 
 
 def _work(place: Path, number: int) -> bytes:

@@ -7,108 +7,212 @@ for engines that are not `row_stable` the neighbours in a batch shift a row's la
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from featurecache import records
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
-from featurecache.features.backbones import Backbone, Preprocess
+from featurecache.features.backbones import Backbone
 
 PRECISIONS = ("f32", "bf16", "fp16")
-ENGINES = ("openvino", "torch-cpu", "torch-cuda")
+ENGINES = ("openvino", "torch-cpu", "torch-cuda", "torch-cuda-compiled")
+BATCH_ROWS = 16  # that are worth handing over at a time: what it costs is not per row
 
 
-class Engine(Protocol):
-    """A backbone made ready to run."""
+class Slot(Protocol):
+    """A place where one micro-batch runs while the caller does something else."""
 
-    name: str
-    micro_batch: int
-    row_stable: bool  # does a row come out the same bytes whatever its batch, slot and neighbours?
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """(micro_batch, S, S, 3) uint8 to (micro_batch, D) float32."""
+    def begin(self, pixels: np.ndarray) -> None:
+        """Begin on (micro_batch, S, S, 3) uint8, which stay as they are until `result`."""
         ...
+
+    def result(self) -> np.ndarray:
+        """Wait; the vectors, (micro_batch, D) float32, in an array of the caller's own."""
+        ...
+
+
+class Engine:
+    """A backbone made ready to run, in one or more slots that are used in turn."""
+
+    def __init__(
+        self,
+        name: str,
+        slots: Sequence[Slot],
+        micro_batch: int,
+        row_stable: bool,
+        about: dict[str, str],
+    ) -> None:
+        self.name = name
+        self.micro_batch = micro_batch
+        # Does a row come out the same bytes whatever its batch, slot and neighbours?
+        self.row_stable = row_stable
+        self._about = about
+        self._free = list(slots)
+        self._running: collections.deque[tuple[Slot, list[np.ndarray]]] = collections.deque()
+
+    @property
+    def batch_rows(self) -> int:
+        """The rows to hand over at a time, a multiple of the micro-batch."""
+        return max(BATCH_ROWS // self.micro_batch, 1) * self.micro_batch
+
+    def start(self, pixels: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin on (n x micro_batch, S, S, 3) uint8; what is given back waits for the vectors,
+        (n x micro_batch, D) float32. Start the next before waiting, and the device never idles.
+        """
+        parts: list[np.ndarray] = []
+        for at in range(0, len(pixels), self.micro_batch):
+            if not self._free:
+                self._collect()
+            slot = self._free.pop()
+            slot.begin(pixels[at : at + self.micro_batch])
+            self._running.append((slot, parts))
+
+        def wait() -> np.ndarray:
+            while len(parts) * self.micro_batch < len(pixels):
+                self._collect()
+            return np.concatenate(parts)
+
+        return wait
+
+    def _collect(self) -> None:
+        """Wait for the oldest micro-batch, so that all come in the order they were begun."""
+        slot, parts = self._running.popleft()
+        parts.append(slot.result())
+        self._free.append(slot)
 
     def provenance(self) -> dict[str, str]:
         """What may shift last bits and is not in the key: engine, device, library versions."""
-        ...
+        return {"engine": self.name, **self._about, "micro_batch": str(self.micro_batch)}
 
 
-class TorchEngine:
-    """timm's own module, eager, on a CPU or a CUDA device."""
+def openvino_engine(backbone: Backbone, precision: str) -> Engine:
+    """OpenVINO on the CPU: several times timm eager, and its rows never depend on the batch.
 
-    row_stable = False
+    A small micro-batch for each core beats a large one on all cores together: its activations stay
+    in the core's own cache, and no core waits for another.
+    """
+    import openvino
+    import torch
 
-    def __init__(self, backbone: Backbone, precision: str, device: str) -> None:
+    from featurecache.features.frozen import freeze
+
+    micro_batch = 2
+    size = backbone.preprocess.input_size
+    shape = [micro_batch, size, size, 3]
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch's tracer is deprecated, and warns of shapes that become constants: here they are
+        # constant. OpenVINO would run it too, and three times over to check itself.
+        warnings.simplefilter("ignore")
+        example = torch.zeros(shape, dtype=torch.uint8)
+        jit: Any = torch.jit  # has no types
+        traced = jit.trace(freeze(backbone), example, check_trace=False)
+        model = openvino.convert_model(traced)
+    model.reshape(shape)
+    hints = {
+        "PERFORMANCE_HINT": "THROUGHPUT",  # independent streams, as many as suit the machine
+        "INFERENCE_PRECISION_HINT": precision,  # left alone, OpenVINO takes bf16 where it can
+    }
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    # Twice as many as run at once: a stream that is done has its next micro-batch waiting.
+    slots = [_Request(compiled.create_infer_request()) for _ in range(2 * streams)]
+    about = {"device": "cpu"} | records.versions("torch", "timm", "openvino")
+    return Engine("openvino", slots, micro_batch, True, about)
+
+
+class _Request:
+    """A Slot of OpenVINO."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def begin(self, pixels: np.ndarray) -> None:
+        self._pixels = pixels  # OpenVINO looks at them where they are
+        self._request.start_async({0: pixels}, share_inputs=True)
+
+    def result(self) -> np.ndarray:
+        self._request.wait()
+        return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+
+
+def torch_engine(backbone: Backbone, precision: str, name: str) -> Engine:
+    """timm's own module on a CPU or a CUDA device, batch norms folded, in channels-last order.
+
+    `torch-cuda-compiled` is for long runs: torch.compile takes a minute or two at the start.
+    """
+    import torch
+
+    from featurecache.features.frozen import freeze
+
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    network: Any = freeze(backbone, dtype, folded=True)
+    versions = records.versions("torch", "timm")
+    if name == "torch-cpu":
+        network = network.to(memory_format=torch.channels_last)
+        return Engine(name, [_Eager(network)], 16, False, {"device": "cpu"} | versions)
+    network = network.to("cuda", memory_format=torch.channels_last)
+    if name == "torch-cuda-compiled":
+        network = torch.compile(network, dynamic=False)
+    cuda: Any = torch.cuda  # parts of it have no types
+    size, upload = backbone.preprocess.input_size, cuda.Stream()
+    lanes = [_Lane(network, (128, size, size, 3), backbone.dim, upload) for _ in range(2)]
+    return Engine(name, lanes, 128, False, {"device": torch.cuda.get_device_name()} | versions)
+
+
+class _Eager:
+    """A Slot of torch on the CPU, which is done when it has begun."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def begin(self, pixels: np.ndarray) -> None:
         import torch
 
-        self.name = f"torch-{device}"
-        self.micro_batch = 128 if device == "cuda" else 16
-        self._device = torch.device(device)
-        self._dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            precision
-        ]
-        self._module = _with_normalisation(backbone, self._dtype).to(self._device)
+        with torch.inference_mode():
+            self._rows: np.ndarray = self._network(torch.from_numpy(pixels)).float().numpy()
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    def result(self) -> np.ndarray:
+        return self._rows
+
+
+class _Lane:
+    """A Slot of a CUDA device: pinned memory both ways, so that nothing waits for a copy.
+
+    Bytes go up on a stream of their own, beside the arithmetic on the lane before.
+    """
+
+    def __init__(self, network: Any, shape: tuple[int, ...], dim: int, upload: Any) -> None:
         import torch
 
-        with torch.inference_mode(), _exact_cuda(self._device.type == "cuda"):
-            try:
-                batch = torch.from_numpy(pixels).to(self._device)
-                return self._module(batch).float().cpu().numpy()  # type: ignore[no-any-return]
-            except torch.OutOfMemoryError as error:
-                raise FeatureCacheError(
-                    f"the GPU's memory does not hold {self.micro_batch} images at this size; free "
-                    "it, or give a smaller --input-size or another --engine"
-                ) from error
+        self._network = network
+        self._upload = upload
+        self._pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        self._rows = torch.empty((shape[0], dim), dtype=torch.float32, pin_memory=True)
+        cuda: Any = torch.cuda
+        self._done = cuda.Event()
 
-    def provenance(self) -> dict[str, str]:
+    def begin(self, pixels: np.ndarray) -> None:
         import torch
 
-        gpu = self._device.type == "cuda"
-        device = torch.cuda.get_device_name() if gpu else "cpu"
-        return _provenance(self, device)
+        self._pixels.numpy()[:] = pixels
+        with torch.inference_mode(), _exact_cuda(), _gpu_memory(len(pixels)):
+            with torch.cuda.stream(self._upload):
+                batch = self._pixels.to("cuda", non_blocking=True)
+            arithmetic = torch.cuda.current_stream()
+            arithmetic.wait_stream(self._upload)
+            batch.record_stream(arithmetic)  # not to be reused by the upload before it is read
+            self._rows.copy_(self._network(batch), non_blocking=True)
+            self._done.record()
 
-
-class OpenVINOEngine:
-    """OpenVINO on the CPU: several times timm eager, and its rows never depend on the batch."""
-
-    name = "openvino"
-    micro_batch = 16
-    row_stable = True
-
-    def __init__(self, backbone: Backbone, precision: str) -> None:
-        import openvino
-        import torch
-
-        size = backbone.preprocess.input_size
-        shape = (self.micro_batch, size, size, 3)
-        module = _with_normalisation(backbone, torch.float32)
-        with torch.no_grad(), warnings.catch_warnings():
-            # OpenVINO's converter runs torch's tracer, which is deprecated and warns of shapes that
-            # become constants: here they are constant.
-            warnings.simplefilter("ignore")
-            model = openvino.convert_model(
-                module, example_input=torch.zeros(shape, dtype=torch.uint8)
-            )
-        model.reshape(list(shape))
-        hints = {
-            "PERFORMANCE_HINT": "LATENCY",  # THROUGHPUT was half as fast for one batch at a time
-            "INFERENCE_PRECISION_HINT": precision,  # left alone, OpenVINO takes bf16 where it can
-        }
-        self._compiled = openvino.Core().compile_model(model, "CPU", hints)
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        return np.array(self._compiled(pixels)[0], dtype=np.float32)  # a copy: the buffer is reused
-
-    def provenance(self) -> dict[str, str]:
-        return _provenance(self, "cpu") | records.versions("openvino")
+    def result(self) -> np.ndarray:
+        self._done.synchronize()
+        return self._rows.numpy().copy()
 
 
 def open_engine(backbone: Backbone, engine: str = "auto", precision: str = "f32") -> Engine:
@@ -118,8 +222,8 @@ def open_engine(backbone: Backbone, engine: str = "auto", precision: str = "f32"
     """
     name = choose_engine(engine, precision)
     if name == "openvino":
-        return OpenVINOEngine(backbone, precision)
-    return TorchEngine(backbone, precision, name.removeprefix("torch-"))
+        return openvino_engine(backbone, precision)
+    return torch_engine(backbone, precision, name)
 
 
 def choose_engine(engine: str, precision: str) -> str:
@@ -149,7 +253,7 @@ def engines_here() -> dict[str, tuple[str, ...]]:
 
     here: dict[str, tuple[str, ...]] = {"torch-cpu": ("f32", "bf16")}
     if torch.cuda.is_available():
-        here["torch-cuda"] = PRECISIONS
+        here["torch-cuda"] = here["torch-cuda-compiled"] = PRECISIONS
     try:
         import openvino
     except ImportError:  # not built for every platform; torch-cpu is always there
@@ -159,29 +263,34 @@ def engines_here() -> dict[str, tuple[str, ...]]:
     return here
 
 
-def run_rows(engine: Engine, pixels: np.ndarray) -> np.ndarray:
-    """(n, S, S, 3) uint8 with n up to the micro-batch, to (n, D) float32: pads, runs, cuts.
+def start_rows(engine: Engine, pixels: np.ndarray) -> Callable[[], np.ndarray]:
+    """Begin on any number of pictures, (n, S, S, 3) uint8; the rest of the last micro-batch is
+    zeros. What is given back waits for the vectors, (n, D) float32.
 
-    Raises FeatureCacheError if a vector is not finite: such a row must never be stored.
+    It raises FeatureCacheError if a vector is not finite: such a row must never be stored.
     """
     n = len(pixels)
-    if n < engine.micro_batch:
-        padded = np.zeros((engine.micro_batch, *pixels.shape[1:]), np.uint8)
-        padded[:n] = pixels
-        pixels = padded
+    padding = -n % engine.micro_batch
+    if padding:
+        pixels = np.concatenate([pixels, np.zeros((padding, *pixels.shape[1:]), np.uint8)])
     # torch warns of an array that can't be written, such as a memory map's.
-    rows = engine(np.require(pixels, requirements=["C", "W"]))[:n]
-    if not np.isfinite(rows).all():
-        raise FeatureCacheError(
-            f"engine {engine.name} gave vectors that are not finite; try --precision f32, "
-            "and `featurecache doctor`"
-        )
-    return rows
+    wait = engine.start(np.require(pixels, requirements=["C", "W"]))
+
+    def checked() -> np.ndarray:
+        rows = wait()[:n]
+        if not np.isfinite(rows).all():
+            raise FeatureCacheError(
+                f"engine {engine.name} gave vectors that are not finite; try --precision f32, "
+                "and `featurecache doctor`"
+            )
+        return rows
+
+    return checked
 
 
-def _provenance(engine: Engine, device: str) -> dict[str, str]:
-    about = {"engine": engine.name, "device": device, "micro_batch": str(engine.micro_batch)}
-    return about | records.versions("torch", "timm")
+def run_rows(engine: Engine, pixels: np.ndarray) -> np.ndarray:
+    """The vectors (n, D) float32 of pictures (n, S, S, 3) uint8, waited for; as `start_rows`."""
+    return start_rows(engine, pixels)()
 
 
 def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -190,40 +299,11 @@ def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a * b).sum(1) / np.maximum(norms, 1e-30)).min())
 
 
-def _with_normalisation(backbone: Backbone, dtype: Any) -> Any:
-    """The network behind its mean and std, from uint8 NHWC pictures to vectors."""
-    import copy
-
-    import torch
-
-    class Normalised(torch.nn.Module):
-        def __init__(self, network: torch.nn.Module, preprocess: Preprocess) -> None:
-            super().__init__()
-            self.network = network
-            self.mean: torch.Tensor
-            self.std: torch.Tensor
-            shape = (1, -1, 1, 1)
-            self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(shape))
-            self.register_buffer("std", torch.tensor(preprocess.std).reshape(shape))
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            x = pixels.permute(0, 3, 1, 2).float() / 255
-            x = (x - self.mean) / self.std
-            return self.network(x.to(dtype))  # type: ignore[no-any-return]
-
-    # A copy: engines of several precisions may be opened on one backbone.
-    network = copy.deepcopy(backbone.module).to(dtype)
-    return Normalised(network, backbone.preprocess).eval()
-
-
 @contextlib.contextmanager
-def _exact_cuda(on: bool) -> Iterator[None]:
+def _exact_cuda() -> Iterator[None]:
     """f32 means f32 (no TF32), and the same algorithm every time; the caller's settings return."""
     import torch
 
-    if not on:
-        yield
-        return
     with torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     ):
@@ -233,6 +313,19 @@ def _exact_cuda(on: bool) -> Iterator[None]:
             yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def _gpu_memory(rows: int) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise FeatureCacheError(
+            f"the GPU's memory does not hold {rows} images at this size; free it, or give a "
+            "smaller --input-size or another --engine"
+        ) from error
 
 
 def _described(here: dict[str, tuple[str, ...]]) -> str:

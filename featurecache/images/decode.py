@@ -1,6 +1,6 @@
 """Encoded bytes to pixels: the decode rule that is part of every key (records.DECODE_RULE).
 
-With Pillow alone, a picture is a pure function of its bytes:
+A picture is a pure function of its bytes. The rule is what Pillow gives:
 
 - orientation: EXIF orientation is applied, all eight; where EXIF is broken or silent it is 1
   (an XMP `tiff:Orientation` counts where EXIF has none, as Pillow reads it);
@@ -15,6 +15,10 @@ With Pillow alone, a picture is a pure function of its bytes:
 - refused: 32-bit integer and float pixels, more than MAX_PIXELS, or one side more than MAX_RATIO
   times the other (both seen in the header, before decoding), a JPEG whose scans times its pixels
   are more than MAX_SCANS times MAX_PIXELS, truncated files, and every format not in FORMATS.
+
+Pillow takes most of its time around a JPEG's pixels, not in them. So a grey or colour JPEG's pixels
+come from simplejpeg, which runs the same library (libjpeg-turbo) to the same bytes and refuses
+whatever that library warns of; then, and for all other files, Pillow decides.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
@@ -73,24 +78,23 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     Raises Undecodable, and for broken bytes nothing else. Safe to call from many threads; Pillow's
     warnings are switched off in the process from the first call on.
     """
+    plain = _plain_jpeg_size(data)
+    if plain is not None:
+        _check_size(*plain, _scans(data))
+        pixels = _turbo(data)
+        if pixels is not None:
+            return pixels
     _quieten_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise Undecodable(_too_large(width, height))
-            if width * height == 0:
-                raise Undecodable(f"{width}x{height} has no pixels")
-            if max(width, height) > MAX_RATIO * min(width, height):
-                raise Undecodable(f"{width}x{height} is longer than {MAX_RATIO} times its width")
-            # Not exact, as other parts may hold these two bytes; but never too few.
-            scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
-            if scans * width * height > MAX_SCANS * MAX_PIXELS:
-                raise Undecodable(f"{scans:,} scans of {width}x{height} pixels take too long")
-            image.load()
-            picture = Image.fromarray(_rgb(image))
+            _check_size(*image.size, _scans(data) if image.format in ("JPEG", "MPO") else 1)
+            jpeg = image.format == "JPEG" and image.mode in ("L", "RGB")
+            pixels = _turbo(data) if jpeg and plain is None else None
+            if pixels is None:
+                image.load()
+                pixels = _rgb(image)
             turn = _TURNS.get(_orientation(image))
-            return np.array(picture if turn is None else picture.transpose(turn))
+            return np.array(pixels if turn is None else Image.fromarray(pixels).transpose(turn))
     except UnidentifiedImageError:
         # Pillow's own message holds a memory address.
         raise Undecodable(f"not a whole {', '.join(FORMATS)} file" if data else "empty") from None
@@ -98,6 +102,64 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         raise Undecodable(f"more than {MAX_PIXELS:,} pixels") from None
     except _BROKEN as error:
         raise Undecodable(_reason(error)) from error
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG with nothing in it that turns, colours or hides its picture.
+
+    None for any other file, also for a broken one: that is looked at by Pillow. Until the first
+    scan only tables, comments, one frame of 8-bit grey or colour, and JFIF's own part are plain.
+    Colour by other names than JFIF's 1, 2, 3 may not be YCbCr.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    size, at = None, 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker == 0xDA:  # the first scan
+            return size
+        if marker in (0xC0, 0xC1, 0xC2) and size is None:
+            frame = data[at + 4 : at + 2 + length]
+            grey_or_colour = frame[5:6] == b"\1" or (frame[5:6], frame[6::3]) == (b"\3", b"\1\2\3")
+            if not (frame[:1] == b"\x08" and grey_or_colour):
+                return None
+            height, width = struct.unpack(">HH", frame[1:5])
+            if width * height == 0:
+                return None
+            size = (width, height)
+        elif marker == 0xE0:
+            if length < 16 or data[at + 4 : at + 9] != b"JFIF\0":
+                return None
+        elif marker not in (0xC4, 0xDB, 0xDD, 0xFE):  # tables, restarts, comment
+            return None
+        at += 2 + length
+    return None
+
+
+def _turbo(data: bytes) -> NDArray[np.uint8] | None:
+    """The pixels of a JPEG as it is stored (not turned), or None where there is any doubt."""
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True)
+    except ValueError:  # broken, or of a kind that libjpeg-turbo's simpler interface lacks
+        return None
+    return pixels
+
+
+def _check_size(width: int, height: int, scans: int) -> None:
+    """Raise Undecodable for what would take too much memory or time, before it does."""
+    if width * height > MAX_PIXELS:
+        raise Undecodable(_too_large(width, height))
+    if width * height == 0:
+        raise Undecodable(f"{width}x{height} has no pixels")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise Undecodable(f"{width}x{height} is longer than {MAX_RATIO} times its width")
+    if scans * width * height > MAX_SCANS * MAX_PIXELS:
+        raise Undecodable(f"{scans:,} scans of {width}x{height} pixels take too long")
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG: not exact, as other parts may hold these two bytes; but never too few."""
+    return data.count(b"\xff\xda")
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -67,7 +67,7 @@ class Again:
         recipe = featurize.Recipe((view,), (), (backbone.preprocess,), ((0, 0),))
         parts = []
         failed: dict[bytes, str] = {}
-        for batch in _batches(rows, running.micro_batch):
+        for batch in _batches(rows, running.batch_rows):
             made = featurize.prepare(recipe, batch)
             parts.append(run_rows(running, made.pixels[0]))
             failed |= made.failed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from featurecache.features.engines import (
     least_cosine,
     open_engine,
     run_rows,
+    start_rows,
 )
 from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable, decode
@@ -27,7 +30,11 @@ from featurecache.stages.make import Batch, make, shards_of
 from featurecache.stages.resolve import described, resolve
 
 # The libraries that decide a picture's last bits; not in the key, but kept in every shard.
-PIXELS = ("featurecache", "imaug", "numpy", "opencv-python-headless", "pillow")
+PIXELS = ("featurecache", "imaug", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
+Made = TypeVar("Made")
+Started = TypeVar("Started")
+Waiting = Callable[[], np.ndarray]
+
 SHARD_ROWS = 512  # the most work a kill can lose: 2 s of Lite0, 26 s of B3 on two cores
 
 
@@ -40,6 +47,9 @@ class Featurized:
     failed: list[dict[str, str]]  # {path, reason}; their slots are kept, in zeros
     seconds: float
     images_per_second: float  # rows computed, over the whole time
+    bound: str  # what decided the pace: decode, augment, network or disk; "" where nothing was done
+    spent: dict[str, float]  # seconds: waited for network, disk and pictures; workers' own on the
+    # pictures, by decode (with reading and resizing) and augment
     spaces: list[dict[str, object]]
     # Another precision than f32 has a cost, which is measured (law 9): for each backbone, the least
     # cosine between its vectors and those in f32, on the first micro-batch.
@@ -62,6 +72,8 @@ class Prepared:
 
     pixels: list[np.ndarray]
     failed: dict[bytes, str]
+    decode: float  # seconds, with reading and resizing
+    augment: float
 
 
 def featurize(
@@ -107,12 +119,17 @@ def featurize(
     hits = len(sources) * len(spaces) - total
     computed = 0
     cosines: dict[str, float] = {}
+    spent = dict.fromkeys(("pictures", "decode", "augment", "network", "disk"), 0.0)
+
+    def show(waiting: int = 0) -> None:
+        bound = f"; bound by {bound_of(spent)}" if computed else ""
+        others = f"; waiting for {waiting} shards of other processes" if waiting else ""
+        progress(computed, total, f"featurize ({hits:,} hits{bound}{others})")
 
     def found(rows: int, waiting: int) -> None:
         nonlocal hits, total
         hits, total = hits + rows, total - rows
-        others = f"; waiting for {waiting} shards of other processes" if waiting else ""
-        progress(computed, total, f"featurize ({hits:,} hits{others})")
+        show(waiting)
 
     for space in spaces:
         if space.rows:
@@ -122,34 +139,44 @@ def featurize(
         progress(0, total, "loading the network")
         needed = sorted({targets[s][1] for shard in todo for s in shard.spaces})
         engines = {b: open_engine(request.backbones[b], engine, precision) for b in needed}
-        size = engines[needed[0]].micro_batch  # one kind of engine, one size
+        size = engines[needed[0]].batch_rows  # one kind of engine, one size
         recipe = Recipe(
             request.views,
             tuple(request.picture_space(view) for view in request.views),
             tuple(backbone.preprocess for backbone in request.backbones),
             tuple(targets),
         )
-        shards = make(todo, spaces, sources, size, prepare, recipe, workers, found)
-        for shard, batches in shards:
+        for shard, batches in make(todo, spaces, sources, size, prepare, recipe, workers, found):
             began = time.perf_counter()
             rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
             failed: dict[bytes, str] = {}
-            for batch in batches:
+            running = [engines[targets[s][1]] for s in shard.spaces]
+
+            def begin(batch: Prepared, running: list[Engine] = running) -> list[Waiting]:
+                with timed(spent, "network"):
+                    return [start_rows(e, p) for e, p in zip(running, batch.pixels, strict=True)]
+
+            for batch, started in one_ahead(timed_each(batches, spent, "pictures"), begin):
                 failed |= batch.failed
-                for s, pixels in zip(shard.spaces, batch.pixels, strict=True):
-                    b = targets[s][1]
-                    rows[s].append(run_rows(engines[b], pixels))
-                    computed += len(pixels)
-                    name = request.backbones[b].name
-                    if precision != "f32" and name not in cosines:
-                        exact = open_engine(request.backbones[b], engine, "f32")
-                        cosines[name] = least_cosine(rows[s][0], run_rows(exact, pixels))
-                progress(computed, total, f"featurize ({hits:,} hits)")
-            for s in shard.spaces:
-                running = engines[targets[s][1]]
-                arrays = {"features": vectors_of(shard.items, rows[s], failed)}
-                took = time.perf_counter() - began
-                spaces[s].commit(shard.items, arrays, failed, provenance(running), took)
+                spent["decode"] += batch.decode
+                spent["augment"] += batch.augment
+                with timed(spent, "network"):
+                    for s, wait in zip(shard.spaces, started, strict=True):
+                        rows[s].append(wait())
+                        computed += len(rows[s][-1])
+                if precision != "f32":
+                    for s, pixels in zip(shard.spaces, batch.pixels, strict=True):
+                        b = targets[s][1]
+                        name = request.backbones[b].name
+                        if name not in cosines:
+                            exact = open_engine(request.backbones[b], engine, "f32")
+                            cosines[name] = least_cosine(rows[s][0], run_rows(exact, pixels))
+                show()
+            with timed(spent, "disk"):
+                for s, used in zip(shard.spaces, running, strict=True):
+                    arrays = {"features": vectors_of(shard.items, rows[s], failed)}
+                    took = time.perf_counter() - began
+                    spaces[s].commit(shard.items, arrays, failed, provenance(used), took)
     # The answer describes what is on the disk now, not what was meant to be there.
     spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
     seconds = time.perf_counter() - start
@@ -159,9 +186,50 @@ def featurize(
         request.failures(spaces),
         round(seconds, 3),
         round(computed / seconds, 1),
+        bound_of(spent) if computed else "",
+        {part: round(value, 3) for part, value in spent.items()},
         [described(space) for space in spaces],
         cosines,
     )
+
+
+def one_ahead(
+    made: Iterable[Made], begin: Callable[[Made], Started]
+) -> Iterator[tuple[Made, Started]]:
+    """Each of `made` with what `begin` gave for it, once the next has been begun too: a device
+    that computes one batch has another waiting."""
+    before: list[tuple[Made, Started]] = []
+    for one in made:
+        before.append((one, begin(one)))
+        if len(before) == 2:
+            yield before.pop(0)
+    yield from before
+
+
+@contextlib.contextmanager
+def timed(spent: dict[str, float], part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    spent[part] += time.perf_counter() - start
+
+
+def timed_each(made: Iterable[Made], spent: dict[str, float], part: str) -> Iterator[Made]:
+    """`made`, with the time that is waited for each added to `part`."""
+    each = iter(made)
+    while True:
+        with timed(spent, part):
+            one = next(each, None)
+        if one is None:
+            return
+        yield one
+
+
+def bound_of(spent: Mapping[str, float]) -> str:
+    """What was waited for most; of pictures, what takes the most of making them."""
+    part = max(("network", "disk", "pictures"), key=lambda part: spent[part])
+    if part == "pictures":
+        return max(("decode", "augment"), key=lambda part: spent[part])
+    return part
 
 
 def vectors_of(
@@ -180,10 +248,15 @@ def provenance(engine: Engine) -> dict[str, str]:
 
 def prepare(recipe: Recipe, batch: Batch) -> Prepared:
     """Decode each image of a batch once, make each view of it once, fit it to each network."""
+    start = time.perf_counter()
+    spent = {"augment": 0.0}
     targets = [recipe.spaces[s] for s in batch.spaces]
-    made: list[list[np.ndarray]] = [[] for _ in targets]
+    made = []
+    for _, p in targets:
+        size = recipe.preprocesses[p].input_size
+        made.append(np.zeros((len(batch.rows), size, size, 3), np.uint8))
     failed = {}
-    for sample, item in batch.rows:
+    for row, (sample, item) in enumerate(batch.rows):
         pixels: np.ndarray | None = None
         pictures: dict[int, np.ndarray] = {}
         try:
@@ -194,12 +267,12 @@ def prepare(recipe: Recipe, batch: Batch) -> Prepared:
                     continue
                 if pixels is None:
                     pixels = original(sample, item)
-                pictures[v] = recipe.views[v].picture(pixels, item)
+                with timed(spent, "augment"):
+                    pictures[v] = recipe.views[v].picture(pixels, item)
         except Undecodable as error:
             failed[item] = str(error)
+            continue
         for out, (v, p) in zip(made, targets, strict=True):
-            preprocess = recipe.preprocesses[p]
-            size = preprocess.input_size
-            empty = np.zeros((size, size, 3), np.uint8)
-            out.append(empty if item in failed else preprocess(pictures[v]))
-    return Prepared([np.stack(out) for out in made], failed)
+            out[row] = recipe.preprocesses[p](pictures[v])
+    whole = time.perf_counter() - start
+    return Prepared(made, failed, whole - spent["augment"], spent["augment"])

@@ -96,12 +96,12 @@ def _seconds_a_row(
     if not pictures:
         return 0.0
     making = (time.perf_counter() - start) / len(pictures)
-    batch = np.stack(pictures[: engine.micro_batch])
+    batch = np.stack((pictures * engine.batch_rows)[: engine.batch_rows])
     run_rows(engine, batch)
     start = time.perf_counter()
     run_rows(engine, batch)
-    network = (time.perf_counter() - start) / engine.micro_batch
+    network = (time.perf_counter() - start) / engine.batch_rows
     # On a CPU both want the same cores; beside a GPU the slower of the two decides.
-    if engine.name == "torch-cuda":
+    if engine.name.startswith("torch-cuda"):
         return float(max(making / max(workers, 1), network))
     return float(network + making / (workers + 1))

@@ -55,7 +55,7 @@ def predict(
     tops = []
     if pictures:
         running = open_engine(backbone, engine, record.precision)
-        size = running.micro_batch
+        size = running.batch_rows
         rows = [
             run_rows(running, np.stack(pictures[i : i + size]))
             for i in range(0, len(pictures), size)

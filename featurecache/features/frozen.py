@@ -1,0 +1,104 @@
+"""A network as engines take it: frozen, from bytes to vectors, its batch norms folded.
+
+A frozen batch norm is a scale and a shift of each channel, and can be part of the convolution
+before it: one pass over the activations less for each. OpenVINO folds by itself; torch does not.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from featurecache.features.backbones import Backbone, Preprocess
+
+
+class Frozen(nn.Module):
+    """(n, S, S, 3) uint8 pictures to (n, D) vectors: mean and std, then the network in `dtype`."""
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        shape = (1, -1, 1, 1)
+        self.register_buffer("mean", torch.tensor(preprocess.mean).reshape(shape))
+        self.register_buffer("std", torch.tensor(preprocess.std).reshape(shape))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = pixels.permute(0, 3, 1, 2).float() / 255
+        x = (x - self.mean) / self.std
+        return self.network(x.to(self.dtype))  # type: ignore[no-any-return]
+
+
+def freeze(backbone: Backbone, dtype: torch.dtype = torch.float32, folded: bool = False) -> Frozen:
+    """The network of a backbone behind its normalisation; the backbone itself stays as it is.
+
+    `folded`: with its batch norms in its convolutions, which shifts last bits.
+    """
+    network = copy.deepcopy(backbone.module).eval()
+    if folded:
+        size = backbone.preprocess.input_size
+        fold_batch_norms(network, torch.zeros(1, 3, size, size))
+    return Frozen(network.to(dtype), backbone.preprocess, dtype).eval()
+
+
+def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
+    """Fold every batch norm that follows a convolution into it, in place; gives how many.
+
+    Which follows which is seen on a pass of `example` (a batch the network takes, float32), not
+    guessed from names. A convolution that runs twice, or feeds two norms, is left alone.
+    """
+    outputs: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # the tensor is kept, so is its id
+    passes: dict[nn.Module, int] = {}
+    pairs: list[tuple[nn.Conv2d, nn.Module]] = []
+
+    def after_convolution(layer: nn.Module, _: Any, out: torch.Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        passes[layer] = passes.get(layer, 0) + 1
+        outputs[id(out)] = (layer, out)
+
+    def before_norm(norm: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if id(given[0]) in outputs:
+            pairs.append((outputs[id(given[0])][0], norm))
+
+    hooks = []
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            hooks.append(layer.register_forward_hook(after_convolution))
+        elif isinstance(layer, nn.BatchNorm2d):
+            hooks.append(layer.register_forward_pre_hook(before_norm))
+    with torch.no_grad():
+        network(example)
+    for hook in hooks:
+        hook.remove()
+    fed = [layer for layer, _ in pairs]
+    once = {norm: layer for layer, norm in pairs if passes[layer] == 1 and fed.count(layer) == 1}
+    for parent in list(network.modules()):
+        for name, norm in list(parent.named_children()):
+            if norm in once:
+                _fold(once[norm], norm)
+                setattr(parent, name, _without_norm(norm))
+    return len(once)
+
+
+def _fold(layer: nn.Conv2d, norm: Any) -> None:
+    with torch.no_grad():
+        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+        if norm.affine:
+            scale = scale * norm.weight
+        before = 0.0 if layer.bias is None else layer.bias
+        shift = (before - norm.running_mean.double()) * scale
+        if norm.affine:
+            shift = shift + norm.bias
+        layer.weight.copy_(layer.weight * scale.view(-1, 1, 1, 1))
+        layer.bias = nn.Parameter(shift.to(layer.weight), requires_grad=False)
+
+
+def _without_norm(norm: Any) -> nn.Module:
+    """What is left of a batch norm: timm's own kinds hold an activation too."""
+    left = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
+    return nn.Sequential(*(layer for layer in left if not isinstance(layer, nn.Identity)))
