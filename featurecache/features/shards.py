@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -79,7 +80,7 @@ def check_layout(layout: Mapping[str, Array], rows: int) -> None:
         raise ValueError(f"not the arrays of {rows} rows")
 
 
-def unpack(data: bytes, layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
+def unpack(data: bytes | mmap.mmap, layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
     """The arrays of a shard whose hash was checked: read-only views of `data`, nothing parsed."""
     found = {}
     for name, array in layout.items():

@@ -15,6 +15,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -134,20 +135,27 @@ class Space:
         for position, item in enumerate(items):
             number, row = self.rows[item]
             wanted.setdefault(number, []).append((position, row))
-        out = np.empty((len(items), 0), np.float32)
         fine = np.empty(len(items), bool)
-        for number, pairs in wanted.items():
+        if not wanted:
+            return np.empty((0, 0), np.float32), fine
+        # Not before a shard was read is memory taken: its record may say anything.
+        width = self.read(next(iter(wanted)))["features"].shape[1]
+        out = np.empty((len(items), width), np.float32)
+
+        def fill(number: int) -> None:
             arrays = self.read(number)
-            positions, rows = np.array(pairs).T
-            features = arrays["features"]
-            if out.shape[1] == 0:  # not before a shard was read: its record may say anything
-                out = np.empty((len(items), features.shape[1]), np.float32)
-            if features.shape[1] != out.shape[1]:
+            if arrays["features"].shape[1] != width:
                 raise damaged(
                     self.path / self.records[number].file, "its vectors have another length"
                 )
-            out[positions] = features[rows]
+            positions, rows = np.array(wanted[number]).T
+            out[positions] = arrays["features"][rows]
             fine[positions] = arrays["status"][rows] == shards.OK
+
+        # Hashing takes most of the time, and other threads can run meanwhile.
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            for _ in pool.map(fill, wanted):
+                pass
         return out, fine
 
     @property

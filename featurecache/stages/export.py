@@ -12,6 +12,7 @@ import numpy as np
 
 from featurecache import durable, records
 from featurecache.errors import BadInput, MissingExtra, UnknownName
+from featurecache.features.mapped import MappedVectors
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import open_dataset
@@ -27,7 +28,7 @@ class Table:
     """Rows in dataset order: vectors (N, D) float32, labels (N,) int64 (-1 where there is none),
     ids and splits (N,) str, and the class names that the labels index."""
 
-    vectors: np.ndarray
+    vectors: np.ndarray | MappedVectors
     labels: np.ndarray
     ids: np.ndarray
     splits: np.ndarray
@@ -104,7 +105,7 @@ def export(
             "split": pyarrow.array(table.splits.tolist()),
             "class": pyarrow.array(names, pyarrow.string()),
             "features": pyarrow.FixedSizeListArray.from_arrays(
-                pyarrow.array(table.vectors.ravel()), table.vectors.shape[1]
+                pyarrow.array(np.ravel(table.vectors)), table.vectors.shape[1]
             ),
         }
         pyarrow.parquet.write_table(pyarrow.table(columns), content)
@@ -125,12 +126,15 @@ def vectors(
     crop: float | None = None,
     interpolation: str | None = None,
     precision: str | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,), of labelled images."""
+    mapped: bool = False,
+) -> tuple[np.ndarray | MappedVectors, np.ndarray]:
+    """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,), of labelled images.
+
+    `mapped`: X stays on the disk and is read as it is indexed, for spaces larger than the memory.
+    """
     choice = _choice(backbone, input_size, crop, interpolation, precision)
-    table = _table(data, view, choice, split, cache, seed)
-    labelled = table.labels >= 0
-    return table.vectors[labelled], table.classes[table.labels[labelled]]
+    table = _table(data, view, choice, split, cache, seed, labelled=True, mapped=mapped)
+    return table.vectors, table.classes[table.labels]
 
 
 def _choice(
@@ -157,6 +161,8 @@ def _table(
     split: str | None,
     cache: str | Path,
     seed: int,
+    labelled: bool = False,
+    mapped: bool = False,
 ) -> Table:
     dataset = open_dataset(data)
     samples = dataset.samples if split is None else dataset.split(split)
@@ -165,13 +171,15 @@ def _table(
     wanted = find_view(view, seed)
     held = [item for _, item in readable]
     space = held_spaces(Cache(cache), {view: wanted}, choice, held, data)[view]
-    rows, fine = space.vectors(held)
-    kept = [sample for (sample, _), good in zip(readable, fine, strict=True) if good]
+    failed = space.failures(held)
+    decoded = [(sample, item) for sample, item in readable if item not in failed]
+    rows = [(s, item) for s, item in decoded if s.label is not None or not labelled]
+    chosen = [item for _, item in rows]
     return Table(
-        rows[fine],
-        np.array([-1 if s.label is None else s.label for s in kept], np.int64),
-        np.array([s.id for s in kept], str),
-        np.array([s.split for s in kept], str),
+        MappedVectors(space, chosen) if mapped else space.vectors(chosen)[0],
+        np.array([-1 if s.label is None else s.label for s, _ in rows], np.int64),
+        np.array([s.id for s, _ in rows], str),
+        np.array([s.split for s, _ in rows], str),
         np.array(dataset.classes, str),
-        len(samples) - len(kept),
+        len(samples) - len(decoded),
     )
