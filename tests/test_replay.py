@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featurecache.errors import FeatureCacheError
 from featurecache.images.policies import Augmentation, Policy, find_policy, shipped
-from featurecache.images.replay import colours
+from featurecache.images.replay import colours, seeds, tree
 
 # --- what the two give -------------------------------------------------------------------------
 
@@ -84,8 +84,15 @@ def words(*values: str) -> st.SearchStrategy[Any]:
     return st.one_of(st.sampled_from(values), chosen.map(lambda some: {"choice": some}))
 
 
-def of(name: str, **optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({}, optional=optional).map(lambda given: {name: given})
+NAMES = set()
+
+
+def of(
+    name: str, required: dict[str, Any] | None = None, **optional: st.SearchStrategy[Any]
+) -> st.SearchStrategy[dict[str, Any]]:
+    NAMES.add(name)
+    given = st.fixed_dictionaries(required or {}, optional=optional)
+    return given.map(lambda values: {name: values})
 
 
 def across(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -117,7 +124,8 @@ LEAVES = [
     of("Identity"),
     of("Fliplr", p=P),
     of("Flipud", p=P),
-    st.fixed_dictionaries(
+    of(
+        "Resize",
         {
             "size": st.one_of(
                 SIZES,
@@ -129,8 +137,8 @@ LEAVES = [
                 ),
             )
         },
-        optional={"interpolation": words("nearest", "linear", "area", "cubic")},
-    ).map(lambda given: {"Resize": given}),
+        interpolation=words("nearest", "linear", "area", "cubic"),
+    ),
     of(
         "Affine",
         scale=across(FACTORS),
@@ -244,3 +252,122 @@ def test_a_known_augmenter_is_replayed(entry: Any, entropy: bytes, shape: tuple[
     pixels = picture(shape, "noise")
     made = augmentation.replay(pixels, np.frombuffer(entropy.ljust(32), np.uint32))
     assert made is not None
+
+
+def test_all_known_augmenters_are_tried() -> None:
+    known = {name.rpartition(".")[2] for name in tree.STEPS}
+    assert known == NAMES | {"OneOf", "Sequential", "SomeOf", "Sometimes"}
+
+
+def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    augmentation = find_policy("color").build()
+    assert_equal(augmentation, picture((9, 9), "noise"), b"x")
+    monkeypatch.setattr(seeds, "MIX_L", 1)
+    with pytest.raises(AssertionError):
+        assert_equal(augmentation, picture((9, 9), "noise"), b"x")
+
+
+# --- generators --------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=8, max_size=8), st.integers(1, 300))
+def test_the_seeds_are_those_of_numpy(entropy: list[int], nodes: int) -> None:
+    states = seeds.Seeds(nodes).states(np.array(entropy, np.uint32))
+    assert states.dtype == np.uint64
+    for number in {0, nodes // 2, nodes - 1}:
+        sequence = np.random.SeedSequence([*entropy, number])
+        assert states[number].tolist() == sequence.generate_state(3, np.uint64).tolist()
+        ours = seeds.Stream(states[number]).generator()
+        theirs = np.random.Generator(np.random.SFC64(sequence))
+        assert ours.bit_generator.state["state"]["state"].tolist() == (
+            theirs.bit_generator.state["state"]["state"].tolist()
+        )
+
+
+def test_a_half_that_was_left_over_is_thrown_away_with_the_next_number() -> None:
+    stream = seeds.Stream(seeds.Seeds(1).states(np.zeros(8, np.uint32))[0])
+    stream.generator(halves=True).integers(0, 9)
+    assert stream.generator(halves=True).bit_generator.state["has_uint32"] == 1
+    stream.advance()
+    assert stream.generator().bit_generator.state["has_uint32"] == 0
+
+
+# --- what imgaug does itself -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "GaussianBlur",
+        {"OneOf": {"children": ["Fliplr", "GaussianBlur"]}},
+        {"pillike.Affine": {"rotate": 10}},  # of the same name as another
+        {"Affine": {"rotate": 10, "order": 4}},
+        {"Affine": {"rotate": 10, "order": {"choice": [1, 5]}}},
+        {"Affine": {"rotate": 10, "backend": "skimage"}},
+        {"Affine": {"rotate": 10, "fit_output": True}},
+        {"Affine": {"rotate": 10, "mode": "mirror"}},
+        {"CropAndPad": {"percent": 0.1, "pad_mode": "mean"}},
+        {"CropAndPad": {"percent": 0.1, "pad_mode": {"choice": ["edge", "median"]}}},
+        {"Cutout": {"position": "normal"}},
+        {"AddToHue": {"from_colorspace": "BGR"}},
+        {"MultiplyBrightness": {"from_colorspace": "BGR"}},
+        {"AdditiveLaplaceNoise": {"scale": 3}},
+        {"Resize": {"size": 64, "interpolation": "lenear"}},
+    ],
+    ids=str,
+)
+def test_the_whole_tree_is_left_to_imgaug(entry: Any) -> None:
+    augmentation = built("Flipud", entry)
+    assert augmentation.replay is None
+    assert_equal(augmentation, picture((13, 9), "noise"), b"x")
+
+
+def test_another_version_of_the_library_is_not_known() -> None:
+    augmentation = built("Fliplr")
+    assert tree.read(augmentation._root, augmentation._nodes, "0.4.3") is not None
+    assert tree.read(augmentation._root, augmentation._nodes, "0.4.4") is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "shape", "said"),
+    [
+        ({"Rotate": {"rotate": 5}}, (1, 40_000), "SHRT_MAX"),
+        ({"Resize": {"size": {"height": 1, "width": "keep-aspect-ratio"}}}, (9, 1), "not an RGB"),
+        ({"AddToBrightness": {"add": 9}}, (4, 1), None),
+    ],
+    ids=str,
+)
+def test_one_image_is_left_to_imgaug(entry: Any, shape: tuple[int, int], said: str | None) -> None:
+    augmentation = built(entry)
+    pixels = picture(shape, "ramp")
+    assert augmentation.replay is not None
+    assert augmentation.replay(pixels, np.zeros(8, np.uint32)) is None
+    assert_equal(augmentation, pixels, b"x")
+    if said is not None:
+        with pytest.raises(FeatureCacheError, match=said):
+            augmentation.run(pixels, b"x")
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 5), np.uint8),
+        np.zeros((4, 5, 1), np.uint8),
+        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((4, 5, 3), np.float32),
+        picture((8, 10), "noise")[::-2, ::2],
+        picture((8, 10), "noise")[..., ::-1],
+    ],
+    ids=lambda pixels: f"{pixels.shape} {pixels.dtype} {pixels.strides}",
+)
+def test_other_arrays(pixels: np.ndarray) -> None:
+    assert_equal(built("Fliplr"), pixels, b"x")
+    assert_equal(built({"Rotate": {"rotate": 5}}, {"Add": {"value": 9}}), pixels, b"x")
+
+
+def test_a_picture_shares_no_memory_with_its_original() -> None:
+    pixels = picture((8, 8), "noise")
+    for entry in ("Noop", {"Fliplr": {"p": 0}}, {"Crop": {"px": 0}}, {"Resize": {"size": 8}}):
+        assert not np.shares_memory(built(entry).run(pixels, b"x"), pixels)

@@ -15,7 +15,7 @@ from featurecache.images.replay.draws import Draw, Numbers, Read, Step, Unknown,
 from featurecache.images.replay.seeds import Stream
 
 # What a function of 8 bits makes of 0..255, (256, 1) or (256, C) uint8, for an image's shape.
-Table = Callable[[tuple[int, ...], list[Stream]], np.ndarray]
+Table = Callable[[tuple[int, ...], np.ndarray], np.ndarray]
 COLOURS = {  # there, back, and the channel of brightness
     "YCrCb": (cv2.COLOR_RGB2YCrCb, cv2.COLOR_YCrCb2RGB, 0),
     "HSV": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB, 2),
@@ -29,6 +29,7 @@ FLOATS = LEVELS.astype(np.float32)
 # 0..255 with a number from -255 to 255 added, cut to 8 bits or turned through 180 hues, is a piece
 # of one of these, which begins at 255 and the number.
 SUMS = np.clip(np.arange(-255, 511), 0, 255).astype(np.uint8)
+PLACES = np.arange(255, 511)[:, np.newaxis]
 HUES = np.mod(np.arange(-255, 511), 180).astype(np.uint8)
 
 
@@ -44,11 +45,11 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 
 def _point(numbers: Numbers, node: Any) -> Step:
     table: Table = known(node, TABLES)(numbers, node)
-    return lambda image, streams: _tabled(image, table(image.shape, streams))
+    return lambda image, states: _tabled(image, table(image.shape, states))
 
 
 def _same(numbers: Numbers, node: Any) -> Table:
-    return lambda shape, streams: LEVELS
+    return lambda shape, states: LEVELS
 
 
 def _channels(node: Any, value: Any) -> Callable[[tuple[int, ...], Stream], np.ndarray]:
@@ -66,8 +67,8 @@ def _channels(node: Any, value: Any) -> Callable[[tuple[int, ...], Stream], np.n
 def _multiply(numbers: Numbers, node: Any) -> Table:
     number, values = numbers[id(node)], _channels(node, node.mul)
 
-    def table(shape: tuple[int, ...], streams: list[Stream]) -> np.ndarray:
-        factors = values(shape, streams[number]).astype(np.float32)
+    def table(shape: tuple[int, ...], states: np.ndarray) -> np.ndarray:
+        factors = values(shape, Stream(states[number])).astype(np.float32)
         if shape[0] * shape[1] * shape[2] >= 224 * 224 * 3:  # imgaug cuts here, and rounds below
             return _bytes(FLOATS * factors)
         return _bytes(np.rint(FLOATS * factors))
@@ -78,12 +79,12 @@ def _multiply(numbers: Numbers, node: Any) -> Table:
 def _add(numbers: Numbers, node: Any) -> Table:
     number, values = numbers[id(node)], _channels(node, node.value)
 
-    def table(shape: tuple[int, ...], streams: list[Stream]) -> np.ndarray:
+    def table(shape: tuple[int, ...], states: np.ndarray) -> np.ndarray:
         if shape[:2] == (4, 1):
             raise Unknown("OpenCV takes a scalar for the four pixels of such an image")
-        terms = np.rint(values(shape, streams[number])).astype(int).tolist()
-        starts = [255 + max(min(term, 255), -255) for term in terms]
-        return np.stack([SUMS[start : start + 256] for start in starts], axis=1)
+        terms = np.rint(values(shape, Stream(states[number])))
+        sums: np.ndarray = SUMS[PLACES + np.maximum(np.minimum(terms, 255), -255).astype(int)]
+        return sums
 
     return table
 
@@ -96,14 +97,14 @@ def _brightness(numbers: Numbers, node: Any) -> Step:
     number, inner = numbers[id(node)], numbers[id(node.children)]
     draw_colours, shuffled = drawn(node.to_colorspace), node.children.random_order
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        there, back, channel = COLOURS[draw_colours(streams[number], (1,))[0]]
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        there, back, channel = COLOURS[draw_colours(Stream(states[number]), (1,))[0]]
         order: Any = range(len(tables))
         if shuffled:
-            order = streams[inner].generator(halves=True).permutation(len(tables))
+            order = Stream(states[inner]).generator(halves=True).permutation(len(tables))
         table = LEVELS
         for i in order:
-            table = tables[i]((*image.shape[:2], 1), streams)[table[:, 0]]
+            table = tables[i]((*image.shape[:2], 1), states)[table[:, 0]]
         converted = cv2.cvtColor(image, there)
         brightness = _tabled(cv2.extractChannel(converted, channel), table)
         return cv2.cvtColor(cv2.insertChannel(brightness, converted, channel), back)
@@ -116,8 +117,8 @@ def _linear_contrast(numbers: Numbers, node: Any) -> Step:
     draw_apart, draw_alpha = drawn(node.per_channel), drawn(node.params1d[0])
     centred = FLOATS - 127
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        stream = streams[number]
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
         channels = 3 if draw_apart(stream, (1,))[0] > 0.5 else 1
         alphas = draw_alpha(stream, (channels,)).astype(np.float32)
         return _tabled(image, _bytes(127 + alphas * centred))
@@ -129,8 +130,8 @@ def _add_elementwise(numbers: Numbers, node: Any) -> Step:
     number = numbers[id(node)]
     draw_apart, draw = drawn(node.per_channel), drawn(node.value)
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        stream = streams[number]
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
         channels = 3 if draw_apart(stream, (1,))[0] > 0.5 else 1
         values = draw(stream, (*image.shape[:2], channels))
         if channels == 1:
@@ -157,8 +158,8 @@ def _add_to_hue_and_saturation(numbers: Numbers, node: Any) -> Step:
             return first, second if apart else first
         return _first(hue, stream), _first(saturation, stream)
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        by_hue, by_saturation = values(streams[number])
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        by_hue, by_saturation = values(Stream(states[number]))
         turn = int(np.float32(by_hue) / np.float32(255) * np.float32(180))
         table = np.empty((256, 3), np.uint8)
         table[:, 0] = HUES[255 + turn :][:256]
@@ -187,8 +188,8 @@ def _cutout(numbers: Numbers, node: Any) -> Step:
         drawn(parameter) for parameter in (node.fill_mode, node.cval, node.fill_per_channel)
     )
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        stream = streams[number]
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
         height, width = image.shape[:2]
         count = int(draw_count(stream, (1,))[0])
         many = (count,)

@@ -37,8 +37,8 @@ def _flip(axis: int) -> Read:
     def read(numbers: Numbers, node: Any) -> Step:
         number, draw = numbers[id(node)], drawn(node.p)
 
-        def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-            if draw(streams[number], (1,))[0] >= 0.5:
+        def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+            if draw(Stream(states[number]), (1,))[0] >= 0.5:
                 return cv2.flip(image, axis)
             return image
 
@@ -67,8 +67,8 @@ def _resize(numbers: Numbers, node: Any) -> Step:
     draws = [drawn(size) for size in (node.size if pair else (node.size,))]
     draw_interpolation = drawn(node.interpolation)
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        stream = streams[number]
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
         sizes = [draw(stream, (1,))[0] for draw in draws]
         interpolation = INTERPOLATIONS[draw_interpolation(stream, (1,))[0]]
         height, width = node._compute_height_width(
@@ -88,15 +88,15 @@ def _crop_and_pad(numbers: Numbers, node: Any) -> Step:
     size = (4,) if node.sample_independently else (1,)
     draw_mode, draw_value = drawn(node.pad_mode), drawn(node.pad_cval)
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        stream = streams[number]
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
         height, width = image.shape[:2]
         if draw_edges is not None:
             edges = draw_edges(stream, size)
             if percent:
                 lengths = np.array([height, width, height, width], np.float32)
                 edges = np.rint(lengths * edges).astype(np.int32)
-            top, right, bottom, left = np.resize(edges, 4).tolist()
+            top, right, bottom, left = edges.tolist() * (4 // len(edges))
         else:
             top = right = bottom = left = 0
         y1, y2 = _cropped(height, max(-top, 0), max(-bottom, 0))
@@ -142,8 +142,8 @@ def _affine(numbers: Numbers, node: Any) -> Step:
     draw_shear = _pair(node.shear if kind == "dict" else (node.shear, None))
     draw_value, draw_mode, draw_order = drawn(node.cval), drawn(node.mode), drawn(node.order)
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        stream = streams[number]
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
         height, width = image.shape[:2]
         scale, (across, down) = draw_scale(stream), draw_translate(stream)
         if per_image:
@@ -222,8 +222,8 @@ def _perspective(numbers: Numbers, node: Any) -> Step:
     number = numbers[id(node)]
     draw_value, draw_mode, draw_jitter = drawn(node.cval), drawn(node.mode), drawn(node.jitter)
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        stream = streams[number]
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
         stream.advance()
         height, width = image.shape[:2]
         value = draw_value(stream, (1, 3))[0].tolist()

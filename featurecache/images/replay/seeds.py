@@ -20,6 +20,7 @@ MASK = 0xFFFFFFFF
 HALF = np.uint32(16)
 WORDS = 8  # of entropy, before the node's number
 POOL = 4
+THREE = np.array([0, 1, 2, 3, 0, 1])  # numbers of 64 bits for SFC64, from the words of the pool
 # SeedSequence hashes each word of the pool once, each with each other, and each further word
 # with all of the pool; a constant is multiplied on at every hash.
 HASHES_BEFORE = POOL + POOL * (POOL - 1) + (WORDS - POOL) * POOL
@@ -67,7 +68,7 @@ class Stream:
 
 
 class Seeds:
-    """The streams of `nodes` nodes, numbered from 0."""
+    """The seeds of `nodes` nodes, numbered from 0."""
 
     def __init__(self, nodes: int) -> None:
         hashed = np.empty((nodes, POOL), np.uint32)
@@ -82,16 +83,17 @@ class Seeds:
         self._before = np.array(constants[:6], np.uint32)
         self._after = np.array(constants[1:], np.uint32)
 
-    def streams(self, entropy: np.ndarray) -> list[Stream]:
-        """A stream for each node, for an image with this entropy, (8,) uint32."""
+    def states(self, entropy: np.ndarray) -> np.ndarray:
+        """What the `Stream` of each node begins with, (nodes, 3) uint64, for an image with this
+        entropy, (8,) uint32."""
         pool = np.random.SeedSequence(entropy).pool
         mixed = pool * np.uint32(MIX_L) - self._hashed
         mixed ^= mixed >> HALF
-        states = mixed.take([0, 1, 2, 3, 0, 1], axis=1)  # three numbers of 64 bits for SFC64
+        states = mixed.take(THREE, axis=1)
         states ^= self._before
         states *= self._after
         states ^= states >> HALF
-        return [Stream(state) for state in states.astype("<u4", copy=False).view("<u8")]
+        return states.astype("<u4", copy=False).view("<u8").astype(np.uint64, copy=False)
 
 
 class _Seeded(ISeedSequence):
@@ -101,4 +103,4 @@ class _Seeded(ISeedSequence):
         self._state = state
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
-        return self._state.astype(np.uint64, copy=False)
+        return self._state

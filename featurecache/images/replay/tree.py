@@ -35,10 +35,10 @@ def read(
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             return None
         try:
-            made = step(np.ascontiguousarray(image), seeds.streams(entropy))
+            made = step(np.ascontiguousarray(image), seeds.states(entropy))
         except Exception:  # noqa: BLE001 - an error is imgaug's to say, in its own words
             return None
-        return made.copy() if made is image else made
+        return made.copy() if np.may_share_memory(made, image) else made
 
     return replay
 
@@ -49,21 +49,21 @@ def _step(numbers: Numbers, node: Any) -> Step:
 
 
 def _identity(numbers: Numbers, node: Any) -> Step:
-    return lambda image, streams: image
+    return lambda image, states: image
 
 
 def _sequential(numbers: Numbers, node: Any) -> Step:
     steps = [_step(numbers, child) for child in node]
     number, shuffled = numbers[id(node)], node.random_order
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         if shuffled:
-            order = streams[number].generator(halves=True).permutation(len(steps))
+            order = Stream(states[number]).generator(halves=True).permutation(len(steps))
             chosen = [steps[i] for i in order]
         else:
             chosen = steps
         for one in chosen:
-            image = one(image, streams)
+            image = one(image, states)
         return image
 
     return step
@@ -76,8 +76,8 @@ def _some_of(numbers: Numbers, node: Any) -> Step:
         raise Unknown(mode)
     draw_count = drawn(count) if mode == "stochastic" else None
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        stream = streams[number]
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
         order: Any = range(len(steps))
         if shuffled:
             order = stream.generator(halves=True).permutation(len(steps))
@@ -89,7 +89,7 @@ def _some_of(numbers: Numbers, node: Any) -> Step:
         stream.generator(halves=True).shuffle(active)
         for i in order:
             if active[i]:
-                image = steps[i](image, streams)
+                image = steps[i](image, states)
         return image
 
     return step
@@ -102,9 +102,9 @@ def _sometimes(numbers: Numbers, node: Any) -> Step:
     )
     number, draw = numbers[id(node)], drawn(node.p)
 
-    def step(image: np.ndarray, streams: list[Stream]) -> np.ndarray:
-        chosen = then if draw(streams[number], (1,))[0] == 1 else otherwise
-        return image if chosen is None else chosen(image, streams)
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        chosen = then if draw(Stream(states[number]), (1,))[0] == 1 else otherwise
+        return image if chosen is None else chosen(image, states)
 
     return step
 
