@@ -79,29 +79,39 @@ class Policy:
 class Augmentation:
     """A built policy: `run(pixels, entropy)` gives the same pixels for the same arguments.
 
-    Before each image every node of the tree, hidden inner ones too, gets a fresh generator, and
-    every object below it (FrequencyNoise keeps a matrix of the largest image so far) is put back as
-    it was built, so nothing carries over from the images before (DESIGN law 1).
+    The pixels are those of `run_by_imgaug`: before each image every node of the tree, hidden inner
+    ones too, gets a fresh generator, and every object below it (FrequencyNoise keeps a matrix of
+    the largest image so far) is put back as it was built, so nothing carries over from the images
+    before (DESIGN law 1). `run` gets the same pixels sooner where all of the tree can be replayed.
     """
 
     def __init__(self, policy: Policy) -> None:
         iaa = _imgaug()
+        from imgaug.random import RNG
+
+        from featurecache.images.replay import tree  # imports OpenCV
+
         self._policy = policy
         children = self._augmenters(policy.tree, "augmenters")
         self._root = iaa.Sequential(children)
         objects = list(_walk(self._root, set()))
         self._as_built = [(vars(found), dict(vars(found))) for found in objects]
         self._nodes = [found for found in objects if isinstance(found, iaa.Augmenter)]
-        from imgaug.random import RNG
-
         self._generator = RNG
+        version = records.versions("imaug")["imaug"]
+        self.replay = tree.read(self._root, self._nodes, version)
 
     def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
         """One realisation on one image, (H, W, 3) uint8 in and out; sizes may differ."""
+        made = self.replay(pixels, _words(entropy)) if self.replay else None
+        return self.run_by_imgaug(pixels, entropy) if made is None else made
+
+    def run_by_imgaug(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
+        """What `run` gives, by imgaug's own code."""
         for state, built in self._as_built:
             state.clear()
             state.update(built)
-        words = np.frombuffer(hashlib.sha256(entropy).digest(), dtype="<u4").tolist()
+        words = _words(entropy).tolist()
         for number, node in enumerate(self._nodes):
             sequence = np.random.SeedSequence([*words, number])
             node.random_state = self._generator(np.random.Generator(np.random.SFC64(sequence)))
@@ -186,6 +196,11 @@ class Augmentation:
         around = (".".join(names[:i]) for i in range(len(names), 0, -1))
         line = next((self._policy.lines[name] for name in around if name in self._policy.lines), 0)
         return BadInput(f"{where}{f' line {line}' if line else ''}, {at}: {said}")
+
+
+def _words(entropy: bytes) -> np.ndarray:
+    """Eight 32-bit words of any entropy."""
+    return np.frombuffer(hashlib.sha256(entropy).digest(), dtype="<u4")
 
 
 def _walk(node: Any, seen: set[int]) -> Iterator[Any]:

@@ -1,0 +1,244 @@
+"""Colours: the augmenters that change values where they are, replayed.
+
+Raises Unknown, when read or when run, for what is not known to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+
+from featurecache.images.replay.draws import Draw, Numbers, Read, Step, Unknown, drawn, known, only
+from featurecache.images.replay.seeds import Stream
+
+# What a function of 8 bits makes of 0..255, (256, 1) or (256, C) uint8, for an image's shape.
+Table = Callable[[tuple[int, ...], np.ndarray], np.ndarray]
+COLOURS = {  # there, back, and the channel of brightness
+    "YCrCb": (cv2.COLOR_RGB2YCrCb, cv2.COLOR_YCrCb2RGB, 0),
+    "HSV": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB, 2),
+    "HLS": (cv2.COLOR_RGB2HLS, cv2.COLOR_HLS2RGB, 1),
+    "Lab": (cv2.COLOR_RGB2Lab, cv2.COLOR_Lab2RGB, 0),
+    "Luv": (cv2.COLOR_RGB2Luv, cv2.COLOR_Luv2RGB, 0),
+    "YUV": (cv2.COLOR_RGB2YUV, cv2.COLOR_YUV2RGB, 0),
+}
+LEVELS = np.arange(256, dtype=np.uint8)[:, np.newaxis]
+FLOATS = LEVELS.astype(np.float32)
+# 0..255 with a number from -255 to 255 added, cut to 8 bits or turned through 180 hues, is a piece
+# of one of these, which begins at 255 and the number.
+SUMS = np.clip(np.arange(-255, 511), 0, 255).astype(np.uint8)
+PLACES = np.arange(255, 511)[:, np.newaxis]
+HUES = np.mod(np.arange(-255, 511), 180).astype(np.uint8)
+
+
+def _tabled(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return cv2.LUT(image, table[:, 0] if table.shape[1] == 1 else table[np.newaxis])
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    """Cut to 0..255, and what is behind the point cut off; np.clip takes much longer for a few."""
+    cut: np.ndarray = np.maximum(np.minimum(values, 255), 0)
+    return cut.astype(np.uint8)
+
+
+def _point(numbers: Numbers, node: Any) -> Step:
+    table: Table = known(node, TABLES)(numbers, node)
+    return lambda image, states: _tabled(image, table(image.shape, states))
+
+
+def _same(numbers: Numbers, node: Any) -> Table:
+    return lambda shape, states: LEVELS
+
+
+def _channels(node: Any, value: Any) -> Callable[[tuple[int, ...], Stream], np.ndarray]:
+    """One value for the image, or as many as it has channels if `per_channel` says so."""
+    draw_apart, draw = drawn(node.per_channel), drawn(value)
+
+    def values(shape: tuple[int, ...], stream: Stream) -> np.ndarray:
+        apart = draw_apart(stream, (1,))[0] > 0.5
+        drawn_values: np.ndarray = draw(stream, (1, shape[2]))[0]
+        return drawn_values if apart else drawn_values[:1]
+
+    return values
+
+
+def _multiply(numbers: Numbers, node: Any) -> Table:
+    number, values = numbers[id(node)], _channels(node, node.mul)
+
+    def table(shape: tuple[int, ...], states: np.ndarray) -> np.ndarray:
+        factors = values(shape, Stream(states[number])).astype(np.float32)
+        if shape[0] * shape[1] * shape[2] >= 224 * 224 * 3:  # imgaug cuts here, and rounds below
+            return _bytes(FLOATS * factors)
+        return _bytes(np.rint(FLOATS * factors))
+
+    return table
+
+
+def _add(numbers: Numbers, node: Any) -> Table:
+    number, values = numbers[id(node)], _channels(node, node.value)
+
+    def table(shape: tuple[int, ...], states: np.ndarray) -> np.ndarray:
+        if shape[:2] == (4, 1):
+            raise Unknown("OpenCV takes a scalar for the four pixels of such an image")
+        terms = np.rint(values(shape, Stream(states[number])))
+        sums: np.ndarray = SUMS[PLACES + np.maximum(np.minimum(terms, 255), -255).astype(int)]
+        return sums
+
+    return table
+
+
+def _brightness(numbers: Numbers, node: Any) -> Step:
+    if node.from_colorspace != "RGB":
+        raise Unknown(node.from_colorspace)
+    only(node.to_colorspace, COLOURS)
+    tables: list[Table] = [known(child, TABLES)(numbers, child) for child in node.children]
+    number, inner = numbers[id(node)], numbers[id(node.children)]
+    draw_colours, shuffled = drawn(node.to_colorspace), node.children.random_order
+
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        there, back, channel = COLOURS[draw_colours(Stream(states[number]), (1,))[0]]
+        order: Any = range(len(tables))
+        if shuffled:
+            order = Stream(states[inner]).generator(halves=True).permutation(len(tables))
+        table = LEVELS
+        for i in order:
+            table = tables[i]((*image.shape[:2], 1), states)[table[:, 0]]
+        converted = cv2.cvtColor(image, there)
+        brightness = _tabled(cv2.extractChannel(converted, channel), table)
+        return cv2.cvtColor(cv2.insertChannel(brightness, converted, channel), back)
+
+    return step
+
+
+def _linear_contrast(numbers: Numbers, node: Any) -> Step:
+    number = numbers[id(node)]
+    draw_apart, draw_alpha = drawn(node.per_channel), drawn(node.params1d[0])
+    centred = FLOATS - 127
+
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
+        channels = 3 if draw_apart(stream, (1,))[0] > 0.5 else 1
+        alphas = draw_alpha(stream, (channels,)).astype(np.float32)
+        return _tabled(image, _bytes(127 + alphas * centred))
+
+    return step
+
+
+def _add_elementwise(numbers: Numbers, node: Any) -> Step:
+    number = numbers[id(node)]
+    draw_apart, draw = drawn(node.per_channel), drawn(node.value)
+
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
+        channels = 3 if draw_apart(stream, (1,))[0] > 0.5 else 1
+        values = draw(stream, (*image.shape[:2], channels))
+        if channels == 1:
+            values = cv2.merge((values, values, values))
+        return cv2.add(image, values, dtype=cv2.CV_8U)
+
+    return step
+
+
+def _add_to_hue_and_saturation(numbers: Numbers, node: Any) -> Step:
+    if node.from_colorspace != "RGB":
+        raise Unknown(node.from_colorspace)
+    number = numbers[id(node)]
+    draw_apart = drawn(node.per_channel)
+    both, hue, saturation = (
+        None if value is None else drawn(value)
+        for value in (node.value, node.value_hue, node.value_saturation)
+    )
+
+    def values(stream: Stream) -> tuple[int, int]:
+        if both is not None:
+            apart = draw_apart(stream, (1,))[0] > 0.5
+            first, second = both(stream, (1, 2))[0].tolist()
+            return first, second if apart else first
+        return _first(hue, stream), _first(saturation, stream)
+
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        by_hue, by_saturation = values(Stream(states[number]))
+        turn = int(np.float32(by_hue) / np.float32(255) * np.float32(180))
+        table = np.empty((256, 3), np.uint8)
+        table[:, 0] = HUES[255 + turn :][:256]
+        table[:, 1] = SUMS[255 + by_saturation :][:256]
+        table[:, 2:] = LEVELS
+        converted = _tabled(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table)
+        return cv2.cvtColor(converted, cv2.COLOR_HSV2RGB)
+
+    return step
+
+
+def _first(draw: Draw | None, stream: Stream) -> int:
+    return 0 if draw is None else int(draw(stream, (1,))[0])
+
+
+def _cutout(numbers: Numbers, node: Any) -> Step:
+    if not isinstance(node.position, tuple):
+        raise Unknown("one parameter for both positions")
+    only(node.fill_mode, {"constant", "gaussian"})
+    number = numbers[id(node)]
+    draw_count, draw_size, draw_squared = (
+        drawn(parameter) for parameter in (node.nb_iterations, node.size, node.squared)
+    )
+    draw_x, draw_y = (drawn(parameter) for parameter in node.position)
+    draw_mode, draw_value, draw_apart = (
+        drawn(parameter) for parameter in (node.fill_mode, node.cval, node.fill_per_channel)
+    )
+
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
+        height, width = image.shape[:2]
+        count = int(draw_count(stream, (1,))[0])
+        many = (count,)
+        x, y = draw_x(stream, many), draw_y(stream, many)
+        halves = draw_size(stream, (count, 2)) / 2
+        squared, modes = draw_squared(stream, many), draw_mode(stream, many)
+        values, apart = draw_value(stream, (count, 3)), draw_apart(stream, many)
+        x1, x2 = (x - halves[:, 1]) * width, (x + halves[:, 1]) * width
+        y1, y2 = (y - halves[:, 0]) * height, (y + halves[:, 0]) * height
+        image = image.copy()
+        for i in range(count):
+            left, right = x1[i], x2[i]
+            if squared[i] >= 0.5:
+                half = (y2[i] - y1[i]) / 2
+                middle = left + (right - left) / 2
+                left, right = middle - half, middle + half
+            rows = slice(*(min(max(int(v), 0), height) for v in (y1[i], y2[i])))
+            columns = slice(*(min(max(int(v), 0), width) for v in (left, right)))
+            hole = image[rows, columns]
+            if hole.size == 0:
+                continue
+            if modes[i] == "gaussian":
+                shape = hole.shape if apart[i] >= 0.5 else (*hole.shape[:2], 1)
+                noise = stream.generator().normal(127.5, 42.5, shape)
+                noise = np.clip(noise, 0, 255, out=noise).astype(np.uint8)
+                hole[...] = noise if noise.shape[2] == 3 else cv2.merge((noise, noise, noise))
+            else:
+                hole[...] = np.array(values[i] if apart[i] >= 0.5 else values[i][0], np.uint8)
+        return image
+
+    return step
+
+
+STEPS: dict[str, Read] = {
+    "augmenters.arithmetic.Add": _point,
+    "augmenters.arithmetic.AddElementwise": _add_elementwise,
+    "augmenters.arithmetic.AdditiveGaussianNoise": _add_elementwise,
+    "augmenters.arithmetic.Cutout": _cutout,
+    "augmenters.arithmetic.Multiply": _point,
+    "augmenters.color.AddToBrightness": _brightness,
+    "augmenters.color.AddToHue": _add_to_hue_and_saturation,
+    "augmenters.color.AddToHueAndSaturation": _add_to_hue_and_saturation,
+    "augmenters.color.AddToSaturation": _add_to_hue_and_saturation,
+    "augmenters.color.MultiplyAndAddToBrightness": _brightness,
+    "augmenters.color.MultiplyBrightness": _brightness,
+    "augmenters.contrast.LinearContrast": _linear_contrast,
+}
+TABLES: dict[str, Callable[[Numbers, Any], Table]] = {
+    "augmenters.arithmetic.Add": _add,
+    "augmenters.arithmetic.Multiply": _multiply,
+    "augmenters.meta.Identity": _same,
+}

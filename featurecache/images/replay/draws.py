@@ -1,0 +1,188 @@
+"""Draws: the random parameters of imgaug, replayed from a node's own generator.
+
+imgaug draws through layers of objects that hold, wrap, validate and copy generators. What reaches
+the generator is little; a `Draw` asks NumPy for the same numbers, in the same order, of the same
+type, and leaves out the layers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Container, Mapping
+from typing import Any
+
+import numpy as np
+
+from featurecache.images.replay.seeds import Stream
+
+
+class Unknown(Exception):
+    """What is asked for is not known here to the last bit; the library itself must do it."""
+
+
+Draw = Callable[[Stream, tuple[int, ...]], np.ndarray]  # the result is not to be written to
+Numbers = Mapping[int, int]  # of the nodes of a tree, by the id of each
+# A step takes an image, (H, W, 3) uint8 in one piece, and the state of each `Stream`; it gives the
+# next image and leaves the first as it was.
+Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Read = Callable[[Numbers, Any], Step]  # how a node's step is read; raises Unknown
+
+
+def known(thing: Any, of: Mapping[str, Any]) -> Any:
+    """What is known of an object of imgaug's, by `module.Class`. Raises Unknown."""
+    name = f"{type(thing).__module__}.{type(thing).__name__}"
+    if not name.startswith("imgaug.") or name.removeprefix("imgaug.") not in of:
+        raise Unknown(name)
+    return of[name.removeprefix("imgaug.")]
+
+
+def drawn(parameter: Any) -> Draw:
+    """The draws of a parameter of imgaug. Raises Unknown."""
+    steps = 1  # that follow a draw
+    while type(parameter).__name__ == "AutoPrefetcher":
+        # It draws ahead from the second draw for an image on; there is one of each parameter.
+        parameter = parameter.other_param
+        steps += 1
+    draw: Draw = known(parameter, _DRAWS)(parameter, steps)
+    return draw
+
+
+def only(parameter: Any, allowed: Container[Any]) -> None:
+    """Raise Unknown unless all that a parameter gives, a constant or a choice, is `allowed`."""
+    kind = type(parameter).__name__
+    if kind == "AutoPrefetcher":
+        only(parameter.other_param, allowed)
+    elif kind not in ("Deterministic", "Choice"):
+        raise Unknown(kind)
+    else:
+        for value in [parameter.value] if kind == "Deterministic" else parameter.a:
+            if isinstance(value, bool) or value not in allowed:
+                raise Unknown(str(value))
+
+
+def _array(values: Any) -> np.ndarray:
+    """Values as imgaug's parameters give them: numbers in 32 bits."""
+    made = np.array(values)
+    kinds = {"i": np.int32, "f": np.float32}
+    return made.astype(kinds[made.dtype.kind]) if made.dtype.kind in kinds else made
+
+
+def _constant(parameter: Any) -> np.ndarray:
+    """The one value of a parameter, of no dimensions."""
+    if type(parameter).__name__ != "Deterministic" or isinstance(parameter.value, bool):
+        raise Unknown(type(parameter).__name__)
+    return _array(parameter.value)
+
+
+def _deterministic(parameter: Any, steps: int) -> Draw:
+    value = _constant(parameter)
+
+    @functools.lru_cache(maxsize=4)
+    def full(size: tuple[int, ...]) -> np.ndarray:
+        return np.full(size, value)
+
+    def draw(stream: Stream, size: tuple[int, ...]) -> np.ndarray:
+        stream.advance(steps)
+        return full(size)
+
+    return draw
+
+
+def _uniform(parameter: Any, steps: int) -> Draw:
+    low, high = sorted((float(_constant(parameter.a)), float(_constant(parameter.b))))
+
+    def draw(stream: Stream, size: tuple[int, ...]) -> np.ndarray:
+        stream.advance(2)  # of the two ends
+        if low == high:
+            values = np.full(size, low, np.float32)
+        else:
+            generator, behind = stream.behind()
+            numbers = generator.uniform(low, high, behind + math.prod(size))[behind:]
+            values = numbers.astype(np.float32).reshape(size)
+        stream.advance(steps)
+        return values
+
+    return draw
+
+
+def _discrete_uniform(parameter: Any, steps: int) -> Draw:
+    low, high = sorted((int(_constant(parameter.a)), int(_constant(parameter.b))))
+
+    def draw(stream: Stream, size: tuple[int, ...]) -> np.ndarray:
+        stream.advance(2)
+        if low == high:
+            values = np.full(size, low, np.int32)
+        else:
+            values = stream.generator(halves=True).integers(low, high + 1, size, dtype=np.int32)
+        stream.advance(steps)
+        return values
+
+    return draw
+
+
+def _choice(parameter: Any, steps: int) -> Draw:
+    kinds = {type(value) for value in parameter.a}
+    if not (kinds <= {int, float} or kinds == {str}) or not parameter.replace or parameter.p:
+        raise Unknown(f"a choice of {parameter.a}")
+    values = _array(parameter.a)
+
+    def draw(stream: Stream, size: tuple[int, ...]) -> np.ndarray:
+        generator = stream.generator(halves=True)
+        if math.prod(size) == 1:  # which takes NumPy a fourth of the time without an array
+            picks: Any = np.full(size, generator.integers(0, len(values)))
+        else:
+            picks = generator.integers(0, len(values), size)
+        stream.advance(steps)
+        picked: np.ndarray = values[picks]
+        return picked
+
+    return draw
+
+
+def _binomial(parameter: Any, steps: int) -> Draw:
+    p = float(_constant(parameter.p))
+
+    def draw(stream: Stream, size: tuple[int, ...]) -> np.ndarray:
+        stream.advance()
+        values = stream.generator().binomial(1, p, size).astype(np.int32)
+        stream.advance(steps)
+        return values
+
+    return draw
+
+
+def _normal(parameter: Any, steps: int) -> Draw:
+    loc, scale = drawn(parameter.loc), drawn(parameter.scale)
+
+    def draw(stream: Stream, size: tuple[int, ...]) -> np.ndarray:
+        mean, deviation = loc(stream, (1,))[0], scale(stream, (1,))[0]
+        if deviation == 0:
+            values = np.full(size, mean, np.float32)
+        else:
+            values = _normals(stream.generator(), float(mean), float(deviation), size)
+        stream.advance(steps)
+        return values
+
+    return draw
+
+
+def _normals(
+    generator: np.random.Generator, mean: float, deviation: float, size: tuple[int, ...]
+) -> np.ndarray:
+    if mean != 0:
+        return generator.normal(mean, deviation, size).astype(np.float32)
+    # Around 0 nothing is added, so that rounding is the same; this way takes a fifth less.
+    values = generator.standard_normal(size)
+    values *= deviation
+    return values.astype(np.float32)
+
+
+_DRAWS: dict[str, Callable[[Any, int], Draw]] = {
+    "parameters.Binomial": _binomial,
+    "parameters.Choice": _choice,
+    "parameters.Deterministic": _deterministic,
+    "parameters.DiscreteUniform": _discrete_uniform,
+    "parameters.Normal": _normal,
+    "parameters.Uniform": _uniform,
+}

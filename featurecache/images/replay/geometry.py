@@ -1,0 +1,289 @@
+"""Geometry: the augmenters that move pixels, replayed.
+
+Raises Unknown, when read or when run, for what is not known to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+
+from featurecache.images.replay.draws import Numbers, Read, Step, Unknown, drawn, only
+from featurecache.images.replay.seeds import Stream
+
+BORDERS = {
+    "constant": cv2.BORDER_CONSTANT,
+    "edge": cv2.BORDER_REPLICATE,
+    "symmetric": cv2.BORDER_REFLECT,
+    "reflect": cv2.BORDER_REFLECT_101,
+    "wrap": cv2.BORDER_WRAP,
+}
+ORDERS = {0: cv2.INTER_NEAREST, 1: cv2.INTER_LINEAR, 3: cv2.INTER_CUBIC}
+INTERPOLATIONS = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "cubic": cv2.INTER_CUBIC,
+}
+EYE = np.eye(3, dtype=np.float32)
+NEAR = 0.0001  # what imgaug takes for nothing in a matrix
+RADIANS = 3.141592653589793 / 180
+
+
+def _flip(axis: int) -> Read:
+    def read(numbers: Numbers, node: Any) -> Step:
+        number, draw = numbers[id(node)], drawn(node.p)
+
+        def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+            if draw(Stream(states[number]), (1,))[0] >= 0.5:
+                return cv2.flip(image, axis)
+            return image
+
+        return step
+
+    return read
+
+
+def _resized(image: np.ndarray, height: int, width: int, interpolation: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    if height < 1 or width < 1:
+        raise Unknown("an image of no size")
+    return cv2.resize(image, (int(width), int(height)), interpolation=interpolation)
+
+
+def _kept_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Back to the size it had, as imgaug does where `keep_size` asks for it."""
+    larger = height > image.shape[0] or width > image.shape[1]
+    return _resized(image, height, width, cv2.INTER_AREA if larger else cv2.INTER_LINEAR)
+
+
+def _resize(numbers: Numbers, node: Any) -> Step:
+    only(node.interpolation, INTERPOLATIONS)
+    number, pair = numbers[id(node)], isinstance(node.size, tuple)
+    draws = [drawn(size) for size in (node.size if pair else (node.size,))]
+    draw_interpolation = drawn(node.interpolation)
+
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
+        sizes = [draw(stream, (1,))[0] for draw in draws]
+        interpolation = INTERPOLATIONS[draw_interpolation(stream, (1,))[0]]
+        height, width = node._compute_height_width(
+            image.shape, sizes[0], sizes[-1], node.size_order
+        )
+        return _resized(image, height, width, interpolation)
+
+    return step
+
+
+def _crop_and_pad(numbers: Numbers, node: Any) -> Step:
+    only(node.pad_mode, set(BORDERS) - {"wrap"})
+    number, percent = numbers[id(node)], node.mode == "percent"
+    if node.mode != "noop" and node.all_sides is None:
+        raise Unknown("a parameter for each side")
+    draw_edges = None if node.mode == "noop" else drawn(node.all_sides)
+    size = (4,) if node.sample_independently else (1,)
+    draw_mode, draw_value = drawn(node.pad_mode), drawn(node.pad_cval)
+
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
+        height, width = image.shape[:2]
+        if draw_edges is not None:
+            edges = draw_edges(stream, size)
+            if percent:
+                lengths = np.array([height, width, height, width], np.float32)
+                edges = np.rint(lengths * edges).astype(np.int32)
+            top, right, bottom, left = edges.tolist() * (4 // len(edges))
+        else:
+            top = right = bottom = left = 0
+        y1, y2 = _cropped(height, max(-top, 0), max(-bottom, 0))
+        x1, x2 = _cropped(width, max(-left, 0), max(-right, 0))
+        image_cropped = image[y1:y2, x1:x2]
+        top, right, bottom, left = max(top, 0), max(right, 0), max(bottom, 0), max(left, 0)
+        if top or right or bottom or left:
+            border = BORDERS[draw_mode(stream, (1,))[0]]
+            value = max(min(int(draw_value(stream, (1,))[0]), 255), 0)
+            made = cv2.copyMakeBorder(
+                image_cropped, top, bottom, left, right, border, value=(value, value, value)
+            )
+        else:
+            made = np.ascontiguousarray(image_cropped)
+        return _kept_size(made, height, width) if node.keep_size else made
+
+    return step
+
+
+def _cropped(length: int, start: int, end: int) -> tuple[int, int]:
+    """Where a crop begins and ends, which leaves at least one pixel as imgaug does."""
+    missing = 1 - (length - (start + end))
+    if missing > 0:
+        start, end = start - (missing + 1) // 2, end - missing // 2
+        if start < 0:
+            start, end = 0, end + start
+        if end < 0:
+            start, end = max(start + end, 0), 0
+    if length - (start + end) < 1:
+        raise Unknown("a crop of all pixels")
+    return start, length - end
+
+
+def _affine(numbers: Numbers, node: Any) -> Step:
+    if node.fit_output or node.backend not in ("auto", "cv2"):
+        raise Unknown("fit_output" if node.fit_output else node.backend)
+    only(node.order, ORDERS)
+    only(node.mode, BORDERS)
+    number, per_image = numbers[id(node)], node.translate[2] == "percent"
+    kind = node._shear_param_type
+    draw_scale = _pair(node.scale if isinstance(node.scale, tuple) else (node.scale, None))
+    draw_translate, draw_rotate = _pair(node.translate[:2]), drawn(node.rotate)
+    draw_shear = _pair(node.shear if kind == "dict" else (node.shear, None))
+    draw_value, draw_mode, draw_order = drawn(node.cval), drawn(node.mode), drawn(node.order)
+
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
+        height, width = image.shape[:2]
+        scale, (across, down) = draw_scale(stream), draw_translate(stream)
+        if per_image:
+            across, down = across * width, down * height
+        else:
+            across, down = across / width * width, down / height * height
+        rotate = draw_rotate(stream, (1,))[0]
+        shear = draw_shear(stream)
+        if kind == "single-number":
+            shear = (shear[0], np.zeros_like(shear[0]))
+        matrix = _affine_matrix(height, width, rotate, scale, shear, (across, down))
+        value = tuple(int(v) for v in draw_value(stream, (1, 3))[0])
+        mode, order = draw_mode(stream, (1,))[0], draw_order(stream, (1,))[0]
+        if np.abs(matrix - EYE).mean() <= NEAR:
+            return image
+        return cv2.warpAffine(
+            image,
+            matrix[:2],
+            dsize=(width, height),
+            flags=ORDERS[order],
+            borderMode=BORDERS[mode],
+            borderValue=value,
+        )
+
+    return step
+
+
+def _pair(parameters: tuple[Any, Any]) -> Callable[[Stream], tuple[Any, Any]]:
+    """Two draws, or one for both where the second parameter is None."""
+    first = drawn(parameters[0])
+    if parameters[1] is None:
+        return lambda stream: (first(stream, (1,))[0],) * 2
+    second = drawn(parameters[1])
+    return lambda stream: (first(stream, (1,))[0], second(stream, (1,))[0])
+
+
+def _affine_matrix(
+    height: int,
+    width: int,
+    rotate: Any,
+    scale: tuple[Any, Any],
+    shear: tuple[Any, Any],
+    translate: tuple[Any, Any],
+) -> np.ndarray:
+    """The product in single precision that imgaug makes, (3, 3) float32.
+
+    A product with a translation only adds in the last column, so it is done by adding there; the
+    first two are exact in one.
+    """
+    matrix = np.array([[1, 0, 0.5 - width / 2], [0, 1, 0.5 - height / 2], [0, 0, 1]], np.float32)
+    radians = rotate * RADIANS
+    if radians < NEAR or radians > NEAR:
+        cos, sin = np.cos(-radians), np.sin(-radians)
+        matrix = np.matmul(np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], np.float32), matrix)
+    x, y = scale
+    if x < 1.0 - NEAR or x > 1.0 + NEAR or y < 1.0 - NEAR or y > 1.0 + NEAR:
+        matrix = np.matmul(np.array([[x, 0, 0], [0, y, 0], [0, 0, 1]], np.float32), matrix)
+    x, y = (degrees * RADIANS for degrees in shear)
+    if x < NEAR or x > NEAR or y < NEAR or y > NEAR:
+        sheared = [[1, np.tanh(-x), 0], [np.tanh(y), 1, 0], [0, 0, 1]]
+        matrix = np.matmul(np.array(sheared, np.float32), matrix)
+    x, y = translate
+    moves = [(-0.5, -0.5), (width / 2, height / 2)]
+    if x < NEAR or x > NEAR or y < NEAR:
+        moves.insert(0, (x, y))
+    for x, y in moves:
+        matrix[0, 2] += np.float32(x)
+        matrix[1, 2] += np.float32(y)
+    return matrix
+
+
+def _perspective(numbers: Numbers, node: Any) -> Step:
+    borders: dict[Any, int] = {"replicate": cv2.BORDER_REPLICATE, "constant": cv2.BORDER_CONSTANT}
+    borders |= {number: number for number in borders.values()}
+    only(node.mode, borders)
+    number = numbers[id(node)]
+    draw_value, draw_mode, draw_jitter = drawn(node.cval), drawn(node.mode), drawn(node.jitter)
+
+    def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
+        stream = Stream(states[number])
+        stream.advance()
+        height, width = image.shape[:2]
+        value = draw_value(stream, (1, 3))[0].tolist()
+        mode = borders[draw_mode(stream, (1,)).tolist()[0]]
+        corners = np.mod(np.abs(draw_jitter(stream, (1, 4, 2))[0]), 1)
+        corners[1:3, 0] = 1.0 - corners[1:3, 0]
+        corners[2:4, 1] = 1.0 - corners[2:4, 1]
+        corners[:, 0] *= width
+        corners[:, 1] *= height
+        both, apart = corners[:, 0] + corners[:, 1], corners[:, 1] - corners[:, 0]
+        corners = corners[[both.argmin(), apart.argmin(), both.argmax(), apart.argmax()]]
+        new_width = _side(corners, 0, node.min_width, ((1, 0), (2, 3)))
+        new_height = _side(corners, 1, node.min_height, ((1, 2), (0, 3)))
+        made = np.array(
+            [[0, 0], [new_width, 0], [new_width, new_height], [0, new_height]], np.float32
+        )
+        matrix = cv2.getPerspectiveTransform(corners, made)
+        if node.fit_output:
+            matrix, new_width, new_height = node._expand_transform(matrix, (height, width))
+        warped = cv2.warpPerspective(
+            image, matrix, (new_width, new_height), borderValue=value, borderMode=mode
+        )
+        return _kept_size(warped, height, width) if node.keep_size else warped
+
+    return step
+
+
+def _side(
+    corners: np.ndarray, axis: int, least: int, pairs: tuple[tuple[int, int], tuple[int, int]]
+) -> int:
+    """The longer of two sides, between `pairs` of corners (tl, tr, br, bl), which are moved apart
+    along `axis` until the shorter one is at least so long."""
+    far = (1, 2) if axis == 0 else (2, 3)
+    while True:
+        lengths = []
+        for a, b in pairs:
+            apart = corners[a] - corners[b]
+            lengths.append(np.sqrt(apart[0] ** 2 + apart[1] ** 2))
+        shorter = int(min(lengths))
+        if shorter >= least:
+            return int(max(lengths))
+        half = (least - shorter) / 2
+        for i in range(4):
+            corners[i, axis] += half if i in far else -half
+
+
+STEPS: dict[str, Read] = {
+    "augmenters.flip.Fliplr": _flip(1),
+    "augmenters.flip.Flipud": _flip(0),
+    "augmenters.geometric.Affine": _affine,
+    "augmenters.geometric.PerspectiveTransform": _perspective,
+    "augmenters.geometric.Rotate": _affine,
+    "augmenters.geometric.ScaleX": _affine,
+    "augmenters.geometric.ScaleY": _affine,
+    "augmenters.geometric.ShearX": _affine,
+    "augmenters.geometric.ShearY": _affine,
+    "augmenters.geometric.TranslateX": _affine,
+    "augmenters.geometric.TranslateY": _affine,
+    "augmenters.size.Crop": _crop_and_pad,
+    "augmenters.size.CropAndPad": _crop_and_pad,
+    "augmenters.size.Pad": _crop_and_pad,
+    "augmenters.size.Resize": _resize,
+}

@@ -1,0 +1,106 @@
+"""Seeds: the generators of a tree's nodes for one image, made together.
+
+Each is NumPy's SFC64, seeded with SeedSequence([8 words of the image's entropy, node number]).
+SeedSequence and SFC64 take about 10 us to do that for one node. SeedSequence mixes word after word
+into a pool of four, so the pool after the image's words is made by it once, and the last word of
+all nodes is mixed in here: the algorithm that NumPy documents as fixed (NEP 19, and the comments of
+numpy/random/bit_generator.pyx, after M. O'Neill's seed_seq_fe).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+
+INIT_A, MULT_A, INIT_B, MULT_B = 0x43B0D7E5, 0x931E8875, 0x8B51F9DD, 0x58F38DED
+MIX_L, MIX_R = 0xCA01F9DD, 0x4973F715
+MASK = 0xFFFFFFFF
+HALF = np.uint32(16)
+WORDS = 8  # of entropy, before the node's number
+POOL = 4
+THREE = np.array([0, 1, 2, 3, 0, 1])  # numbers of 64 bits for SFC64, from the words of the pool
+# SeedSequence hashes each word of the pool once, each with each other, and each further word
+# with all of the pool; a constant is multiplied on at every hash.
+HASHES_BEFORE = POOL + POOL * (POOL - 1) + (WORDS - POOL) * POOL
+
+
+class Stream:
+    """The generator of one node, as imgaug's RNG would stand; made when first drawn from."""
+
+    __slots__ = ("_behind", "_generator", "_halved", "_state")
+
+    def __init__(self, state: np.ndarray) -> None:
+        self._state = state
+        self._generator: np.random.Generator | None = None
+        self._behind = 0
+        self._halved = False
+
+    def advance(self, steps: int = 1) -> None:
+        """Throw away that many numbers, before the next draw if there is one.
+
+        imgaug does so after each draw, of a constant too, and with them the half of a number of
+        which a draw used 32 bits.
+        """
+        self._behind += steps
+
+    def generator(self, halves: bool = False) -> np.random.Generator:
+        """The generator for the next draw; `halves` if the draw takes 32 bits at a time."""
+        generator, behind = self.behind()
+        if behind:
+            generator.random(behind)
+        self._halved |= halves
+        return generator
+
+    def behind(self) -> tuple[np.random.Generator, int]:
+        """The generator, and how many numbers of it the next draw must throw away first."""
+        if self._generator is None:
+            seeded: Any = _Seeded(self._state)
+            self._generator = np.random.Generator(np.random.SFC64(seeded))
+        behind, self._behind = self._behind, 0
+        if self._halved and behind:
+            state: Any = self._generator.bit_generator.state
+            state["has_uint32"] = 0
+            self._generator.bit_generator.state = state
+            self._halved = False
+        return self._generator, behind
+
+
+class Seeds:
+    """The seeds of `nodes` nodes, numbered from 0."""
+
+    def __init__(self, nodes: int) -> None:
+        hashed = np.empty((nodes, POOL), np.uint32)
+        constant = INIT_A * pow(MULT_A, HASHES_BEFORE, 1 << 32) & MASK
+        for i in range(POOL):
+            value = np.arange(nodes, dtype=np.uint32) ^ np.uint32(constant)
+            constant = constant * MULT_A & MASK
+            value *= np.uint32(constant)
+            hashed[:, i] = value ^ (value >> HALF)
+        self._hashed = hashed * np.uint32(MIX_R)
+        constants = [INIT_B * pow(MULT_B, i, 1 << 32) & MASK for i in range(7)]
+        self._before = np.array(constants[:6], np.uint32)
+        self._after = np.array(constants[1:], np.uint32)
+
+    def states(self, entropy: np.ndarray) -> np.ndarray:
+        """What the `Stream` of each node begins with, (nodes, 3) uint64, for an image with this
+        entropy, (8,) uint32."""
+        pool = np.random.SeedSequence(entropy).pool
+        mixed = pool * np.uint32(MIX_L) - self._hashed
+        mixed ^= mixed >> HALF
+        states = mixed.take(THREE, axis=1)
+        states ^= self._before
+        states *= self._after
+        states ^= states >> HALF
+        return states.astype("<u4", copy=False).view("<u8").astype(np.uint64, copy=False)
+
+
+class _Seeded(ISeedSequence):
+    """A seed sequence whose numbers are known already."""
+
+    def __init__(self, state: np.ndarray) -> None:
+        self._state = state
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return self._state
