@@ -9,19 +9,27 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import concurrent.futures.process
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Protocol, TypeVar
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from featurecache.errors import BadInput, FeatureCacheError
 
 Context = TypeVar("Context")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+_LEAST_SHARED = 64 << 10  # bytes of arrays in a result, below which a pipe does as well
+_SHARED = Path("/dev/shm")  # where Linux keeps shared memory, which a container may have little of
 
 
 class Progress(Protocol):
@@ -55,8 +63,8 @@ def ordered(
 
     The context is sent to a worker once. Tasks are taken as they are needed, at most a few for each
     worker ahead of the results. `function` must be importable by name, since workers are started
-    afresh ("spawn"). An exception of `function` is raised here. Raises FeatureCacheError if a
-    worker process dies.
+    afresh ("spawn"). Arrays in results come through shared memory, where there is enough. An
+    exception of `function` is raised here. Raises FeatureCacheError if a worker process dies.
     """
     if workers == 0:
         yield from (function(context, task) for task in tasks)
@@ -67,14 +75,20 @@ def ordered(
         initializer=_start_worker,
         initargs=(function, context),
     )
-    waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+    ahead = 2 * workers + 1
+    blocks = _Blocks(ahead + 1)
+    waiting: collections.deque[tuple[concurrent.futures.Future[_Packed], SharedMemory | None]]
+    waiting = collections.deque()
     try:
         for task in tasks:
-            waiting.append(pool.submit(_run, task))
-            if len(waiting) > 2 * workers + 1:
-                yield waiting.popleft().result()
+            block = blocks.take()
+            waiting.append((pool.submit(_run, task, block.name if block else None), block))
+            if len(waiting) > ahead:
+                future, block = waiting.popleft()
+                yield blocks.unpacked(future.result(), block)
         while waiting:
-            yield waiting.popleft().result()
+            future, block = waiting.popleft()
+            yield blocks.unpacked(future.result(), block)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise FeatureCacheError(
             "a worker process died (out of memory, or killed). What was committed stays; run "
@@ -82,9 +96,58 @@ def ordered(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        blocks.unlink()
 
 
-_worker: dict[str, Any] = {}  # of a worker process: its function and its context
+class _Packed(NamedTuple):
+    """A result on its way: its pickle, and the arrays that lie outside of it, end to end in a block
+    of shared memory (`arrays` is None) or one by one."""
+
+    body: bytes
+    sizes: list[int]
+    arrays: list[bytes] | None
+
+
+class _Blocks:
+    """Blocks of shared memory for results, made once it is known how large these are."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._made: list[SharedMemory] = []
+        self._free: list[SharedMemory] = []
+
+    def take(self) -> SharedMemory | None:
+        return self._free.pop() if self._free else None
+
+    def unpacked(self, packed: _Packed, block: SharedMemory | None) -> Any:
+        """The result itself; its arrays are copied, so that the block is free again."""
+        size = sum(packed.sizes)
+        if packed.arrays is not None:
+            arrays: list[Any] = [bytearray(array) for array in packed.arrays]
+            if not self._made and size >= _LEAST_SHARED and _room_for(self._count * size):
+                self._made = [SharedMemory(create=True, size=size) for _ in range(self._count)]
+                self._free = list(self._made)
+        else:
+            assert block is not None
+            ends = list(itertools.accumulate(packed.sizes, initial=0))
+            shared: Any = block.buf
+            arrays = [bytearray(shared[a:b]) for a, b in itertools.pairwise(ends)]
+        if block is not None:
+            self._free.append(block)
+        return pickle.loads(packed.body, buffers=arrays)
+
+    def unlink(self) -> None:
+        for block in self._made:
+            block.close()
+            block.unlink()
+
+
+def _room_for(size: int) -> bool:
+    """Is there shared memory for this, and as much again? Writing to what is not there kills."""
+    return not _SHARED.is_dir() or shutil.disk_usage(_SHARED).free > 2 * size
+
+
+_worker: dict[str, Any] = {}  # of a worker process: its function, its context, blocks it has seen
 
 
 def _start_worker(function: Any, context: Any) -> None:
@@ -94,8 +157,23 @@ def _start_worker(function: Any, context: Any) -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
-def _run(task: Any) -> Any:
-    return _worker["function"](_worker["context"], task)
+def _run(task: Any, block: str | None) -> _Packed:
+    result = _worker["function"](_worker["context"], task)
+    outside: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(result, protocol=5, buffer_callback=outside.append)
+    arrays = [buffer.raw() for buffer in outside]
+    sizes = [array.nbytes for array in arrays]
+    if block is None:
+        return _Packed(body, sizes, [bytes(array) for array in arrays])
+    if block not in _worker:
+        _worker[block] = SharedMemory(block)
+    if sum(sizes) > _worker[block].size:
+        return _Packed(body, sizes, [bytes(array) for array in arrays])
+    start = 0
+    for array in arrays:
+        _worker[block].buf[start : start + array.nbytes] = array
+        start += array.nbytes
+    return _Packed(body, sizes, None)
 
 
 def _follow_parent() -> None:

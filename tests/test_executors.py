@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from featurecache import executors
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import checked_workers, ordered
 
@@ -30,6 +33,18 @@ class Context:
 def slow_for_even(add: int, task: int) -> int:
     time.sleep(0.02 * (task % 2 == 0))
     return task + add
+
+
+def arrays(scale: int, task: int) -> dict[str, object]:
+    """Arrays of changing sizes: none, small ones, large ones, larger than the first."""
+    rows = [100, 0, 7, 300, 100][task % 5] * scale
+    made = np.arange(rows * 50, dtype=np.float64).reshape(rows, 50) + task
+    return {
+        "made": made,
+        "turned": made[:, ::2].T,
+        "task": task,
+        "text": np.array(["ä", str(task)]),
+    }
 
 
 def process(_: object, task: int) -> int:
@@ -151,3 +166,49 @@ def test_checked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, workers in ((1, 0), (2, 1), (8, 7), (64, 16), (None, 0)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         assert checked_workers(None) == workers
+
+
+def shared_memory() -> set[str]:
+    folder = Path("/dev/shm")
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize("scale", [1, 10])
+def test_arrays_arrive_as_they_were_made(
+    scale: int, room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not room:  # a container has 64 MB by default
+        monkeypatch.setattr(executors.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    before = shared_memory()
+    found = list(ordered(arrays, scale, range(30), 2))  # all kept, while blocks are used again
+    for task, one in enumerate(found):
+        wanted = arrays(scale, task)
+        assert one.keys() == wanted.keys()
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(one[name], value)
+        one["made"] += 1  # the caller's own
+    assert shared_memory() <= before
+
+
+def test_shared_memory_goes_with_a_killed_parent() -> None:
+    before = shared_memory()
+    code = """
+from tests.test_executors import arrays
+from featurecache.executors import ordered
+if __name__ == "__main__":
+    for number, _ in enumerate(ordered(arrays, 10, range(10**6), 2)):
+        if number == 20:
+            print("at work", flush=True)
+"""
+    script = [sys.executable, "-c", code]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(
+        script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"at work\n"
+        child.kill()
+    deadline = time.monotonic() + 20
+    while shared_memory() - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert shared_memory() <= before
