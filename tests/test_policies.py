@@ -285,6 +285,7 @@ def test_what_imgaug_sees_late_is_said_before_any_work(tmp_path: Path, text: str
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (4, 4, 4), (0, 4, 3)])
 def test_a_result_that_is_no_rgb_image(shape: tuple[int, ...]) -> None:
     augmentation = Policy("p", ["Noop"]).build()
+    augmentation.replay = None
     augmentation._root = SimpleNamespace(augment_image=lambda _: np.zeros(shape, np.uint8))
     with pytest.raises(FeatureCacheError, match="not an RGB image"):
         augmentation.run(np.zeros((4, 4, 3), np.uint8), b"x")

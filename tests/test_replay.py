@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import FeatureCacheError
+from featurecache.executors import ordered
 from featurecache.images.policies import Augmentation, Policy, find_policy, shipped
 from featurecache.images.replay import colours, seeds, tree
 
@@ -371,3 +372,37 @@ def test_a_picture_shares_no_memory_with_its_original() -> None:
     pixels = picture((8, 8), "noise")
     for entry in ("Noop", {"Fliplr": {"p": 0}}, {"Crop": {"px": 0}}, {"Resize": {"size": 8}}):
         assert not np.shares_memory(built(entry).run(pixels, b"x"), pixels)
+
+
+def threads_of_opencv(policy: Policy, task: int) -> int:
+    """For workers; importable."""
+    import cv2
+
+    policy.build()
+    return cv2.getNumThreads()
+
+
+def test_a_worker_has_one_core_and_opencv_one_thread() -> None:
+    import cv2
+
+    cv2.setNumThreads(3)
+    try:
+        assert threads_of_opencv(find_policy("color"), 0) == 3  # a caller's setting is left alone
+        assert list(ordered(threads_of_opencv, find_policy("color"), [0], workers=1)) == [1]
+    finally:
+        cv2.setNumThreads(-1)
+
+
+@pytest.mark.parametrize("name", ["spatial", "color"])
+def test_threads_of_opencv_change_no_pixel(name: str) -> None:
+    import cv2
+
+    augmentation, pixels = find_policy(name).build(), picture((300, 211), "noise")
+    made = set()
+    try:
+        for threads in (0, 1, 2, 5):
+            cv2.setNumThreads(threads)
+            made |= {(n, augmentation.run(pixels, bytes([n])).tobytes()) for n in range(6)}
+    finally:
+        cv2.setNumThreads(-1)
+    assert len(made) == 6

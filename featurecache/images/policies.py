@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import multiprocessing
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -302,4 +303,9 @@ def _imgaug() -> Any:
                 "opencv-python-headless==4.12.0.88"
             ) from error
         raise
+    if multiprocessing.parent_process() is not None:
+        # A worker has its core; OpenCV would start a thread for every core of the machine in each.
+        import cv2
+
+        cv2.setNumThreads(1)
     return iaa

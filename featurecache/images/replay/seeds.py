@@ -1,10 +1,10 @@
 """Seeds: the generators of a tree's nodes for one image, made together.
 
 Each is NumPy's SFC64, seeded with SeedSequence([8 words of the image's entropy, node number]).
-SeedSequence and SFC64 take about 10 us to do that for one node. SeedSequence mixes word after word
-into a pool of four, so the pool after the image's words is made by it once, and the last word of
-all nodes is mixed in here: the algorithm that NumPy documents as fixed (NEP 19, and the comments of
-numpy/random/bit_generator.pyx, after M. O'Neill's seed_seq_fe).
+SeedSequence and SFC64 take about 10 us to do that for one node, as long as all its draws. But
+SeedSequence mixes word after word into a pool of four: NumPy makes the pool of the image's words
+once, and the last word of every node is mixed in here, by the same algorithm (numpy/random/
+bit_generator.pyx, after M. O'Neill's seed_seq_fe).
 """
 
 from __future__ import annotations
