@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from benchmarks.page import DOCS, measured, write_measured
 from benchmarks.reliability.harness import Ours, Tally
 from benchmarks.reliability.rows import ROWS, Row
 from tests.naive import Naive
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
+PAGE = DOCS / "reliability.md"
 
 
 @click.command()
@@ -56,8 +56,7 @@ def _tried(row: Row, trials: int, writer: Any) -> tuple[Tally, float]:
 
 def _write(row: Row, ours: Tally, naive: Tally | None, seconds: float) -> None:
     """Put this row's line into the table of the page; the other lines stay."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    table, _, after = rest.partition(END)
+    table = measured(PAGE)
     lines = {line.split("|")[1].strip(): line for line in table.splitlines() if "`" in line}
     naive_said = naive.said if naive else "n/a"
     met = "" if ours.bad == 0 else f"**{ours.bad} of {ours.tried} failed:** "
@@ -66,7 +65,7 @@ def _write(row: Row, ours: Tally, naive: Tally | None, seconds: float) -> None:
     )
     head = ["| row | tried | featurecache | the naive writer | s |", "|---|---|---|---|---|"]
     ordered = [lines[f"`{row.name}`"] for row in ROWS if f"`{row.name}`" in lines]
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(head + ordered) + "\n" + END + after)
+    write_measured(PAGE, "\n".join(head + ordered))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,228 @@
+"""Rows of heads: training small networks on vectors that are in memory."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from benchmarks.harness import OURS, Case, Check, Setting, compare, timed
+from featurecache.heads.mlp import build
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.splits import split_items
+from featurecache.heads.training import train
+
+DIM, CLASSES, BATCH = 1280, 200, 256
+PAPER = {"hidden": [1024], "norm": "batch", "dropout": 0.5}  # the head of paper 000's schedule
+PLAIN = {"hidden": [1024], "norm": "none", "dropout": 0.0}  # what scikit-learn's MLP is
+APART = "one after another"
+
+Pair = tuple[np.ndarray, np.ndarray]  # row numbers to train and to validate on
+
+
+class Vectors:
+    """Made vectors in memory: classes are clouds that overlap, so that a head has errors to
+    make."""
+
+    def __init__(self, setting: Setting, rows: int, held: int) -> None:
+        rng = np.random.default_rng(0)
+        self.dim, self.classes = setting.size(DIM, 32), setting.size(CLASSES, 5)
+        centres = rng.standard_normal((self.classes, self.dim), np.float32)
+        count = rows + held
+        labels = rng.integers(0, self.classes, count)
+        spread = 0.4 * np.sqrt(self.dim / 5)  # most, not all, are told apart after one epoch
+        x = centres[labels] + spread * rng.standard_normal((count, self.dim), np.float32)
+        self.all_x, self.all_y = x.astype(np.float32), labels
+        self.items = rng.integers(0, 256, (count, 32), np.uint8)
+        self.x, self.y = self.all_x[:rows], labels[:rows]
+        self.held_x, self.held_y = self.all_x[rows:], labels[rows:]
+
+
+def head_epoch(setting: Setting) -> list[Case]:
+    """One epoch over 100,000 made vectors of 1,280 in 200 classes, batches of 256, from new weights
+    to the accuracy on 2,000 more; as `train-head` runs it, validation and checkpoint included.
+    Peers of the paper's head (1,024 wide, batch norm, dropout, AdamW): a plain torch loop over a
+    shuffling DataLoader, whose Dataset reads rows of an HDF5 file (two workers, each with the file
+    open) or is a TensorDataset in memory. Peer of the same head without norm and dropout, by Adam:
+    scikit-learn's MLPClassifier.partial_fit. All of them compute in f32 on the same cores.
+
+    The limit of any of them: the matrix products of the epoch alone, by torch."""
+    v = Vectors(setting, setting.size(100_000, 600), setting.size(2000, 60))
+    file = setting.folder / "vectors.h5"
+    with h5py.File(file, "w") as out:
+        out.create_dataset("x", data=v.x)
+        out.create_dataset("y", data=v.y)
+    products = statistics.median(timed(lambda: _products(v)) for _ in range(3))
+    cases = []
+    for name, head, optimizer in (("paper's head", PAPER, "adamw"), ("plain head", PLAIN, "adam")):
+        schedule = _schedule(head, optimizer, epochs=1)
+        sides: dict[str, Any] = {OURS: lambda s=schedule: _ours(v, s, setting.folder)}
+        if head is PAPER:
+            sides["DataLoader over h5py"] = lambda s=schedule: _plain(v, s, Rows(file), workers=2)
+            tensors = TensorDataset(torch.from_numpy(v.x), torch.from_numpy(v.y))
+            sides["TensorDataset + DataLoader"] = lambda s=schedule, t=tensors: _plain(v, s, t, 0)
+        else:
+            sides["MLPClassifier.partial_fit"] = lambda: _sklearn(v)
+        seconds, results = compare(sides, setting.repeats)
+        noise = 3 * (0.5 / len(v.held_y)) ** 0.5
+        checks = [
+            Check(f"accuracy {results[OURS]:.4f}, {side} {found:.4f} (within {noise:.4f})",
+                  abs(found - results[OURS]) <= noise)
+            for side, found in results.items() if side != OURS
+        ]  # fmt: skip
+        took = statistics.median(seconds[OURS])
+        profile = [f"matrix products alone {products:.2f} s, {products / took:.0%} of ours",
+                   *_operators(v, schedule, setting)]  # fmt: skip
+        figures = {"ours / matrix products alone": took / products}
+        cases.append(Case(name, seconds, len(v.x), "vectors/s", checks, figures, profile))
+    return cases
+
+
+class Rows(Dataset[tuple[np.ndarray, int]]):
+    """Rows of an HDF5 file, opened by each worker for itself: an open file must not be shared."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: h5py.File | None = None
+        with h5py.File(path) as file:
+            self.count = len(file["y"])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+        if self.file is None:
+            self.file = h5py.File(self.path)
+        return self.file["x"][row], self.file["y"][row]
+
+
+def _schedule(
+    head: dict[str, Any], optimizer: str, epochs: int, validation: dict[str, Any] | None = None
+) -> Schedule:
+    decay = 0.01 if optimizer == "adamw" else 0.0
+    return Schedule.model_validate(
+        {
+            "backbone": "made",
+            "head": head,
+            "optimizer": {"name": optimizer, "lr": 1e-3, "weight_decay": decay},
+            "batch_size": BATCH,
+            "validation": validation or {"split": "val"},
+            "phases": [{"views": "none", "epochs": epochs}],
+        }
+    )
+
+
+def _ours(v: Vectors, schedule: Schedule, folder: Path) -> float:
+    rows = len(v.y) + len(v.held_y)
+    pair = (np.arange(len(v.y)), np.arange(len(v.y), rows))
+    return _train(v, schedule, folder, [pair])[0]
+
+
+def _train(
+    v: Vectors, schedule: Schedule, folder: Path, pairs: Sequence[Pair] | None
+) -> list[float]:
+    """The last validation accuracy of each fold, trained as the stage `train-head` does it."""
+    shutil.rmtree(run := folder / "run", ignore_errors=True)
+    trained = train(
+        {"none": v.all_x}, v.all_y, v.items, schedule, [str(c) for c in range(v.classes)], run,
+        identity="benchmark", pairs=pairs, device="cpu",
+    )  # fmt: skip
+    last = max(row["epoch"] for row in trained.rows)
+    return [row["val_top1"] for row in trained.rows if row["epoch"] == last]
+
+
+def _plain(v: Vectors, schedule: Schedule, rows: Dataset[Any], workers: int) -> float:
+    """The training loop that everyone writes."""
+    torch.manual_seed(0)
+    head = build(v.dim, v.classes, schedule.head)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
+    loss_function = nn.CrossEntropyLoss()
+    loader = DataLoader(rows, BATCH, shuffle=True, num_workers=workers)
+    head.train()
+    for x, y in loader:
+        loss = loss_function(head(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    head.eval()
+    with torch.inference_mode():
+        found = head(torch.from_numpy(v.held_x)).argmax(1).numpy()
+    return float((found == v.held_y).mean())
+
+
+def _sklearn(v: Vectors) -> float:
+    model = MLPClassifier((1024,), batch_size=BATCH, alpha=0.0, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.partial_fit(v.x, v.y, classes=np.arange(v.classes))
+    return float(model.score(v.held_x, v.held_y))
+
+
+def _products(v: Vectors) -> None:
+    """The five matrix products of every step: two forward, two for weights, one for the hidden."""
+    x = torch.from_numpy(v.x[:BATCH])
+    first, second = torch.randn(1024, v.dim), torch.randn(v.classes, 1024)
+    logits = torch.randn(len(x), v.classes)
+    hidden = torch.randn(len(x), 1024)
+    with torch.inference_mode():
+        for _ in range(-(-len(v.x) // BATCH)):
+            x @ first.T
+            hidden @ second.T
+            logits.T @ hidden
+            logits @ second
+            hidden.T @ x
+
+
+def _operators(v: Vectors, schedule: Schedule, setting: Setting, most: int = 6) -> list[str]:
+    """The operators with the most time of their own in our epoch, on a tenth of the rows."""
+    part = slice(0, max(len(v.x) // 10, 300))
+    few = copy.copy(v)
+    few.x, few.y = v.x[part], v.y[part]
+    few.all_x, few.all_y = np.concatenate([few.x, v.held_x]), np.concatenate([few.y, v.held_y])
+    few.items = v.items[: len(few.all_y)]
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiler:
+        _ours(few, schedule, setting.folder)
+    events = [e for e in profiler.key_averages() if e.self_cpu_time_total > 0]
+    total = sum(e.self_cpu_time_total for e in events)
+    top = sorted(events, key=lambda e: -e.self_cpu_time_total)[:most]
+    return [f"{e.key} {e.self_cpu_time_total / total:.0%}" for e in top]
+
+
+def folds_5(setting: Setting) -> list[Case]:
+    """The five folds of one schedule, the paper's head, 2 epochs on 20,000 vectors of 1,280 in 200
+    classes, by `train` as one call, against five calls with a fold each. Folds draw their own
+    initial weights and orders, so the mean accuracies of the five are compared within three
+    standard errors."""
+    v = Vectors(setting, setting.size(20_000, 300), 0)
+    schedule = _schedule(PAPER, "adamw", epochs=2, validation={"folds": 5})
+    names = [str(label) for label in range(v.classes)]
+    pairs = split_items(v.items, v.y, schedule, names)
+
+    def apart() -> list[float]:
+        return [top1 for p in pairs for top1 in _train(v, schedule, setting.folder, [p])]
+
+    seconds, results = compare(
+        {OURS: lambda: _train(v, schedule, setting.folder, None), APART: apart}, setting.repeats
+    )
+    return [Case("5 folds", seconds, checks=[_means(results, len(v.y))])]
+
+
+def _means(results: dict[str, list[float]], rows: int) -> Check:
+    """Do the mean accuracies agree, measured on so many rows in all?"""
+    ours, apart = (float(np.mean(results[side])) for side in (OURS, APART))
+    noise = 3 * (0.5 / rows) ** 0.5
+    said = f"mean accuracy of the heads {ours:.4f}, {APART} {apart:.4f} (within {noise:.4f})"
+    return Check(said, abs(ours - apart) <= noise)

@@ -1,0 +1,138 @@
+"""Rows of reading vectors from the disk cache, once they are in the page cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from benchmarks.harness import OURS, Case, Check, Setting, compare, shares, timed
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+
+DIM = 1280
+SHARD = 512
+KEY = {"format": 1, "decode": {}, "view": None, "backbone": {"name": "made"}, "precision": "f32",
+       "dtype": "float32"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The same vectors in every layout, and their items."""
+
+    truth: np.ndarray  # (N, DIM) float32
+    items: list[bytes]
+    cache: Path
+    chunked: Path  # HDF5, (1, DIM) chunks: what appending row by row makes
+    contiguous: Path  # HDF5, one block
+    raw: Path  # .npy
+
+    def space(self) -> Space:
+        """Opened anew, as a process that reads does: nothing is known of its records yet."""
+        return Cache(self.cache).space(KEY, "none", "made")
+
+
+def read_ours(space: Space, items: Sequence[bytes]) -> np.ndarray:
+    """The vectors of these items by featurecache's own reader."""
+    return space.vectors(items)[0]
+
+
+def read_space(setting: Setting) -> list[Case]:
+    """A whole space of float32 vectors of 1,280 (512 rows a shard), in the order of the dataset,
+    into one array in memory; records are read too, and every byte is hashed where our reader does
+    so. Peers: the same rows in HDF5 with one row a chunk (what appending to a file makes), in
+    contiguous HDF5 (h5py, `dataset[:]`), and a copy of np.memmap of an .npy file. All files are in
+    the page cache."""
+    stored = _store(setting)
+    sides: dict[str, Callable[[], np.ndarray]] = {
+        OURS: lambda: read_ours(stored.space(), stored.items),
+        "HDF5, one row a chunk": lambda: _whole(stored.chunked),
+        "HDF5, contiguous": lambda: _whole(stored.contiguous),
+        "np.memmap": lambda: np.array(np.load(stored.raw, mmap_mode="r")),
+    }
+    seconds, results = compare(sides, setting.repeats)
+    return [_case(f"{len(stored.items):,} rows", seconds, results, stored.truth, stored)]
+
+
+def random_rows(setting: Setting) -> list[Case]:
+    """1,024 rows at random places of the same files, each file opened already, in the order asked
+    for. Peers: h5py's fancy index (sorted, as it demands, and put back in order) on contiguous HDF5
+    and on one row a chunk, and np.memmap's."""
+    stored = _store(setting)
+    count = setting.size(1024, 16)
+    rows = np.random.default_rng(1).permutation(len(stored.items))[:count]
+    wanted = [stored.items[row] for row in rows]
+    space, mapped = stored.space(), np.load(stored.raw, mmap_mode="r")
+    with h5py.File(stored.chunked) as chunked, h5py.File(stored.contiguous) as contiguous:
+        sides: dict[str, Callable[[], np.ndarray]] = {
+            OURS: lambda: read_ours(space, wanted),
+            "h5py fancy index": lambda: _fancy(contiguous["x"], rows),
+            "h5py fancy index, one row a chunk": lambda: _fancy(chunked["x"], rows),
+            "np.memmap": lambda: np.array(mapped[rows]),
+        }
+        seconds, results = compare(sides, setting.repeats)
+    return [_case(f"{count:,} of {len(stored.items):,}", seconds, results, stored.truth[rows],
+                  stored)]  # fmt: skip
+
+
+def _case(
+    name: str,
+    seconds: dict[str, list[float]],
+    results: dict[str, np.ndarray],
+    truth: np.ndarray,
+    stored: Stored,
+) -> Case:
+    checks = [
+        Check(f"{side}: {(rows == truth).all(axis=1).sum():,} of {len(truth):,} rows are those "
+              "that were written", np.array_equal(rows, truth))
+        for side, rows in results.items()
+    ]  # fmt: skip
+    space = stored.space()
+    parts = {
+        "reading records": timed(lambda: space.records),
+        "an index of their items": timed(lambda: space.rows),
+        "reading and hashing every shard": timed(
+            lambda: [space.read_bytes(record) for record in space.records]
+        ),
+    }
+    profile = [
+        "of a whole space, by the reader that hashes",
+        *shares(parts, sum(parts.values()))[1:-1],
+    ]
+    return Case(name, seconds, len(truth), "rows/s", checks, profile=profile)
+
+
+def _store(setting: Setting) -> Stored:
+    rows = setting.size(40_000, 1100)
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((rows, DIM), np.float32)
+    items = [rng.bytes(32) for _ in range(rows)]
+    folder = setting.folder
+    cache = Cache(folder / "cache")
+    cache.create()
+    space = cache.space(KEY, "none", "made")
+    for start in range(0, rows, SHARD):
+        part = slice(start, start + SHARD)
+        space.commit(items[part], {"features": truth[part]}, {}, {}, 0.0)
+    with h5py.File(folder / "chunked.h5", "w") as file:
+        file.create_dataset("x", data=truth, chunks=(1, DIM))
+    with h5py.File(folder / "contiguous.h5", "w") as file:
+        file.create_dataset("x", data=truth)
+    np.save(folder / "raw.npy", truth)
+    return Stored(truth, items, cache.root, folder / "chunked.h5", folder / "contiguous.h5",
+                  folder / "raw.npy")  # fmt: skip
+
+
+def _whole(path: Path) -> np.ndarray:
+    with h5py.File(path) as file:
+        return file["x"][:]
+
+
+def _fancy(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    order = np.argsort(rows)
+    out = np.empty((len(rows), DIM), np.float32)
+    out[order] = dataset[rows[order]]
+    return out

