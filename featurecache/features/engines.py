@@ -102,7 +102,7 @@ class OpenVINOEngine:
             "PERFORMANCE_HINT": "LATENCY",  # THROUGHPUT was half as fast for one batch at a time
             "INFERENCE_PRECISION_HINT": precision,  # left alone, OpenVINO takes bf16 where it can
         }
-        self._compiled = openvino.Core().compile_model(model, "CPU", hints)
+        self._compiled = _core().compile_model(model, "CPU", hints)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         return np.array(self._compiled(pixels)[0], dtype=np.float32)  # a copy: the buffer is reused
@@ -151,12 +151,25 @@ def engines_here() -> dict[str, tuple[str, ...]]:
     if torch.cuda.is_available():
         here["torch-cuda"] = PRECISIONS
     try:
-        import openvino
+        core = _core()
     except ImportError:  # not built for every platform; torch-cpu is always there
         return here
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     here["openvino"] = ("f32", "bf16") if "BF16" in able else ("f32",)
     return here
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO, once in a process and until its end.
+
+    Each Core gives its thread a stack for signals, and puts back the one before when it ends. Of
+    two that end in the order they were made, the second puts back the freed stack of the first, and
+    the next signal that Python handles (a worker that ends, Ctrl-C) kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def run_rows(engine: Engine, pixels: np.ndarray) -> np.ndarray:
