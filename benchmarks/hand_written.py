@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 VIEWS = ("none", "spatial_1", "spatial_2", "color_1", "spatial_3")
 PHASES = (("none", 2), ("spatial_1", 2), ("spatial_2", 2), ("color_1", 2), ("spatial_3", 2),
           ("none", 2))  # fmt: skip
+WORKERS = min(os.cpu_count() or 1, 8)
 
 
 def spatial() -> iaa.Augmenter:
@@ -172,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("features"))
-    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8))
+    parser.add_argument("--workers", type=int, default=WORKERS)
     parser.add_argument("--batch-size", type=int, default=64)
     arguments = parser.parse_args()
     arguments.out.mkdir(exist_ok=True)

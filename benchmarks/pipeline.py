@@ -209,7 +209,7 @@ def paper(setting: Setting) -> list[Case]:
         out = folder / f"features-{data.name}"
         out.mkdir(exist_ok=True)
         if vectors:
-            hand_written.featurize(data, out, min(os.cpu_count() or 1, 8))
+            hand_written.featurize(data, out, 0 if setting.small else hand_written.WORKERS)
         return hand_written.train(out, hand_written.TinyImageNet(data, "train").classes)
 
     other = _schedule(folder / "other.yaml", setting, lr=5e-4)

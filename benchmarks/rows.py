@@ -125,7 +125,7 @@ ROWS = (
          Target("x MLPClassifier.partial_fit", 3)),
     ),
     Row("heads.heads_64", "64 heads: seeds x learning rates x weight decays",
-        (Target("x one after another", 2),), "featurecache.heads.stacks"),
+        (Target("x one after another", 2),), "featurecache.heads.epochs"),
     Row("heads.folds_5", "five folds", (Target("x one after another", 2),)),
     Row(
         "pipeline.paper", "paper 000's schedule, from JPEG files to an evaluated head",

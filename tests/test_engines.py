@@ -401,3 +401,17 @@ def test_the_callers_cuda_settings_return(opened: Any, reference: Any) -> None:
     before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     run_rows(opened(TINY, "torch-cuda", "f32"), reference(TINY).pixels)
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_there_is_one_openvino_core_in_a_process(
+    reference: Callable[[str], Reference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that end in the order they were made leave a freed signal stack behind."""
+    openvino = pytest.importorskip("openvino", reason="not built for this platform")
+    made = []
+    core = openvino.Core
+    monkeypatch.setattr(openvino, "Core", lambda: made.append(1) or core())
+    engines.engines_here.cache_clear()
+    for _ in range(2):
+        open_engine(reference(TINY).backbone, "openvino")
+    assert len(made) <= 1  # none, if a test before this one has made it

@@ -118,7 +118,7 @@ def openvino_engine(backbone: Backbone, precision: str) -> Engine:
         "PERFORMANCE_HINT": "THROUGHPUT",  # independent streams, as many as suit the machine
         "INFERENCE_PRECISION_HINT": precision,  # left alone, OpenVINO takes bf16 where it can
     }
-    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    compiled = _core().compile_model(model, "CPU", hints)
     streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
     # Twice as many as run at once: a stream that is done has its next micro-batch waiting.
     slots = [_Request(compiled.create_infer_request()) for _ in range(2 * streams)]
@@ -255,12 +255,25 @@ def engines_here() -> dict[str, tuple[str, ...]]:
     if torch.cuda.is_available():
         here["torch-cuda"] = here["torch-cuda-compiled"] = PRECISIONS
     try:
-        import openvino
+        core = _core()
     except ImportError:  # not built for every platform; torch-cpu is always there
         return here
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     here["openvino"] = ("f32", "bf16") if "BF16" in able else ("f32",)
     return here
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO, once in a process and until its end.
+
+    Each Core gives its thread a stack for signals, and puts back the one before when it ends. Of
+    two that end in the order they were made, the second puts back the freed stack of the first, and
+    the next signal that Python handles (a worker that ends, Ctrl-C) kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def start_rows(engine: Engine, pixels: np.ndarray) -> Callable[[], np.ndarray]:
