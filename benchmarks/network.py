@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import statistics
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,9 @@ from featurecache.features.engines import (
     least_cosine,
     open_engine,
     run_rows,
+    start_rows,
 )
+from featurecache.stages.featurize import one_ahead
 
 F32_ERROR = 1e-5  # the greatest |difference| over the greatest |value|, against timm
 BF16_COSINE = 0.99  # the least cosine of a bf16 row with timm's in f32
@@ -49,7 +52,8 @@ def featurize_f32(setting: Setting) -> list[Case]:
         truth = results["timm eager f32"]
         error = relative_error(results[OURS], truth)
         check = Check(f"relative error {error:.1e}, against timm", error <= F32_ERROR)
-        profile = _profile(engine, pixels)
+        side = backbone.preprocess.input_size
+        profile = [*_profile(engine, pixels), _of_peak(module, side, seconds, len(pixels))]
         figures = {"relative error": error}
         cases.append(
             Case(name, seconds, len(pixels), checks=[check], figures=figures, profile=profile)
@@ -85,7 +89,8 @@ def featurize_bf16(setting: Setting) -> list[Case]:
             f"least cosine with timm in f32 {cosine:.5f}; OpenVINO's bare {theirs:.5f}",
             cosine >= BF16_COSINE,
         )
-        profile = _profile(engine, pixels)
+        side = backbone.preprocess.input_size
+        profile = [*_profile(engine, pixels), _of_peak(module, side, seconds, len(pixels))]
         cases.append(Case(name, seconds, len(pixels), checks=[check], profile=profile))
     return cases
 
@@ -115,11 +120,11 @@ def pictures(count: int, side: int) -> np.ndarray:
 
 
 def through(engine: Engine, pixels: np.ndarray) -> np.ndarray:
-    """Vectors of an engine, micro-batch by micro-batch as `featurize` asks for them."""
-    size = engine.micro_batch
-    return np.concatenate(
-        [run_rows(engine, pixels[i : i + size]) for i in range(0, len(pixels), size)]
-    )
+    """Vectors of an engine, a batch begun before the last is waited for, as in `featurize`."""
+    size = engine.batch_rows
+    batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
+    started = one_ahead(batches, lambda batch: start_rows(engine, batch))
+    return np.concatenate([wait() for _, wait in started])
 
 
 def timm_module(backbone: Backbone) -> torch.nn.Module:
@@ -194,20 +199,43 @@ def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
 
 def _profile(engine: Engine, pixels: np.ndarray) -> list[str]:
     """How busy the cores are, and what `run_rows` adds to the engine's own call."""
-    batch = np.ascontiguousarray(pixels[: engine.micro_batch])
-    if len(batch) < engine.micro_batch:
-        return [f"engine {engine.name}, a part of a micro-batch of {engine.micro_batch}"]
-    around, alone = (
-        min(timed(lambda: run_rows(engine, batch)) for _ in range(5)),
-        min(timed(lambda: engine(batch)) for _ in range(5)),
-    )
-    before, wall = _cpu_seconds(), timed(lambda: [engine(batch) for _ in range(5)])
+    before, wall = _cpu_seconds(), timed(lambda: through(engine, pixels))
     cores = (_cpu_seconds() - before) / wall
+    whole = np.resize(pixels, (4 * engine.batch_rows, *pixels.shape[1:]))
+    bare = min(timed(lambda: engine.start(whole)()) for _ in range(3))
+    around = min(timed(lambda: run_rows(engine, whole)) for _ in range(3))
     return [
-        f"engine {engine.name}, {os.cpu_count()} cores of which {cores:.2f} are busy",
-        f"a micro-batch of {engine.micro_batch} takes {1000 * alone:.1f} ms in the engine, "
-        f"{1000 * around:.1f} ms with checking and padding",
+        f"engine {engine.name}, micro-batches of {engine.micro_batch}; {cores:.2f} of "
+        f"{os.cpu_count()} cores are busy; checking and padding take {around / bare - 1:.1%}",
     ]
+
+
+def _of_peak(
+    module: torch.nn.Module, side: int, seconds: dict[str, list[float]], count: int
+) -> str:
+    """How near each side is to what the cores can do: a large product of f32 matrices."""
+    operations = 0
+
+    def counted(layer: Any, given: Any, out: torch.Tensor) -> None:
+        nonlocal operations
+        operations += 2 * layer.weight[0].numel() * out.numel()
+
+    kinds = (torch.nn.Conv2d, torch.nn.Linear)
+    hooks = [m.register_forward_hook(counted) for m in module.modules() if isinstance(m, kinds)]
+    with torch.inference_mode():
+        module(torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    peak = 2 * 2048**3 / min(timed(lambda: a @ b) for _ in range(7))
+    shares = ", ".join(
+        f"{name} {operations * count / statistics.median(spent) / peak:.0%}"
+        for name, spent in seconds.items()
+    )
+    return (
+        f"{operations / 1e9:.2f} GFLOP an image; of what a product of 2,048 x 2,048 matrices in "
+        f"f32 reaches here ({peak / 1e9:.0f} GFLOP/s): {shares}"
+    )
 
 
 def _cpu_seconds() -> float:

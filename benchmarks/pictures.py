@@ -60,7 +60,7 @@ def views(setting: Setting) -> list[Case]:
     image a call by `augment_image`; neither can be repeated image by image.
 
     Pixels: ours against imgaug's own augmenters, every node freshly seeded for the image
-    (`Augmentation.run`, which is slow)."""
+    (`Augmentation.run_by_imgaug`)."""
     files = encoded(setting, setting.size(2 * BATCH, 6))
     items = [hashlib.sha256(data).digest() for data in files]
     cases = []
@@ -108,7 +108,7 @@ def _slow(view: View, files: Sequence[bytes], items: Sequence[bytes]) -> list[np
     assert view.policy is not None
     augmentation, fingerprint = view.policy.build(), records.canonical(view.key())
     return [
-        augmentation.run(_pillow(data), fingerprint + item)
+        augmentation.run_by_imgaug(_pillow(data), fingerprint + item)
         for data, item in zip(files, items, strict=True)
     ]
 

@@ -63,7 +63,7 @@ def featurize_files(setting: Setting) -> list[Case]:
     items = [item for item in items_of(samples)[0] if item is not None]
     backbone = load_backbone(LITE0, input_size=options["input_size"])
     engine = open_engine(backbone)
-    size = engine.micro_batch
+    size = engine.batch_rows
     batches: list[np.ndarray] = []
 
     def pixels_alone() -> None:
