@@ -187,8 +187,8 @@ def sweep(
     return train_many(VECTORS, LABELS, ITEMS, plan, NAMES, members, run, **arguments)
 
 
-# Before a batch norm the gradient of a bias is rounding alone, and Adam makes whole steps of it: the
-# training is the same, and yet the running means differ. Not so with these.
+# Before a batch norm the gradient of a bias is rounding alone, and Adam makes whole steps of it:
+# the training is the same, and yet the running means differ. Not so with these.
 LAYER = {"hidden": [16], "dropout": 0.2, "norm": "layer"}
 SGD = {"name": "sgd", "lr": 0.02}
 EVEN = [{"head": LAYER}, {"optimizer": SGD}]
