@@ -340,7 +340,9 @@ def test_damaged_vectors_are_not_trained_on(
 
 KILLED = """
 import sys, torch
+from featurecache.heads import checkpoints
 from featurecache.stages.train_head import train_head
+checkpoints.EVERY = checkpoints._SHARE = 0  # metrics and checkpoints after each epoch
 train_head(sys.argv[1], data=sys.argv[2], cache=sys.argv[3], out=sys.argv[4],
            progress=lambda done, total, what: print(what, done, flush=True))
 """
@@ -356,7 +358,7 @@ def test_a_killed_training_resumes_to_the_same_numbers(
     undisturbed = train_head(schedule, **arguments, out=tmp_path / "a")
     words = [sys.executable, "-c", KILLED, schedule, small_data, small_cache, tmp_path / "b"]
     done = 0
-    for epochs in (5, 30):  # within the first fold, then within the second
+    for epochs in (5, 30):
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
             assert running.stdout is not None
             for line in running.stdout:

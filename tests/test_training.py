@@ -14,13 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
-from featurecache.heads import training
+from featurecache.heads import checkpoints, epochs, training
+from featurecache.heads.epochs import Member, Row, batches, mixture
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import drop_shared, split_items
-from featurecache.heads.training import Row, Trained, mixture, train
+from featurecache.heads.stacks import Rate
+from featurecache.heads.training import Trained, train
 
 NAMES = ["cat", "dog", "owl"]
+
+
+@pytest.fixture
+def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after each epoch, however short it is."""
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "_SHARE", 0)
+
+
 ROWS, WIDTH = 90, 8
 
 
@@ -226,7 +237,7 @@ def test_the_global_generators_neither_decide_nor_change(tmp_path: Path) -> None
 def test_every_seed_fold_and_epoch_draws_its_own_numbers() -> None:
     places = [(seed, fold, epoch) for seed in (0, 1) for fold in (1, 2) for epoch in (0, 1, 2)]
     drawn = {
-        tuple(training._epoch_rng(schedule(seed=seed), fold, epoch).permutation(20).tolist())
+        tuple(epochs.epoch_rng(seed, fold, epoch).permutation(20).tolist())
         for seed, fold, epoch in places
     }
     assert len(drawn) == len(places)
@@ -238,13 +249,13 @@ def test_a_mixture_is_drawn_in_its_shares() -> None:
     assert np.mean(drawn == 1) == pytest.approx(0.3, abs=0.015)
 
 
-def test_each_row_of_a_mixture_is_that_row_of_one_view() -> None:
-    x = {"a": torch.arange(50.0)[:, None], "b": -torch.arange(50.0)[:, None]}
-    mixed = training._mixed(x, {"a": 0.5, "b": 0.5}, np.random.default_rng(0))[:, 0]
-    assert torch.equal(mixed.abs(), torch.arange(50.0))
-    assert 10 < int((mixed < 0).sum()) < 40
-    again = training._mixed(x, {"a": 0.5, "b": 0.5}, np.random.default_rng(1))[:, 0]
-    assert not torch.equal(mixed, again)
+def test_each_row_of_a_mixture_is_the_row_of_the_view_that_was_drawn_for_it() -> None:
+    views = [torch.arange(50.0)[:, None] + 100 * place for place in range(3)]
+    drawn = torch.from_numpy(mixture(dict.fromkeys("abc", 1 / 3), 20, np.random.default_rng(0)))
+    rows = torch.randperm(50)[:20]
+    assert drawn.unique().tolist() == [0, 1, 2]
+    assert torch.equal(epochs.gather(views, rows, drawn)[:, 0], rows + 100.0 * drawn)
+    assert torch.equal(epochs.gather(views[1:], rows), views[1][rows])
 
 
 def test_a_phase_changes_the_optimizer_for_its_length_only() -> None:
@@ -254,18 +265,13 @@ def test_a_phase_changes_the_optimizer_for_its_length_only() -> None:
             {"views": "none", "epochs": 1},
         ]
     )
-    optimizer = training._optimizer(torch.nn.Linear(2, 2), plan.optimizer)
-    groups = []
-    for phase in plan.phases:
-        training._enter(phase, plan, optimizer)
-        groups.append([optimizer.param_groups[0][key] for key in ("lr", "weight_decay")])
-    assert groups == [[0.5, 0.25], [0.01, 0.01]]
+    rates = [epochs._rate(phase, Member(0, 0.01, 0.02)) for phase in plan.phases]
+    assert rates == [Rate(0.5, 0.25), Rate(0.01, 0.02)]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adamw", "AdamW"), ("adam", "Adam"), ("sgd", "SGD")])
-def test_every_optimizer_learns(tmp_path: Path, name: str, kind: str) -> None:
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_every_optimizer_learns(tmp_path: Path, name: str) -> None:
     plan = schedule(optimizer={"name": name, "lr": 0.02}, head={"hidden": [], "dropout": 0})
-    assert type(training._optimizer(torch.nn.Linear(2, 2), plan.optimizer)).__name__ == kind
     result = run_train(tmp_path, plan)
     assert result.rows[-1]["val_loss"] < result.rows[0]["val_loss"]
 
@@ -283,7 +289,7 @@ def test_every_optimizer_learns(tmp_path: Path, name: str, kind: str) -> None:
 def test_a_single_row_left_over_joins_the_batch_before(
     rows: int, size: int, expected: list[tuple[int, int]]
 ) -> None:
-    assert training.batches(rows, size) == expected
+    assert batches(rows, size) == expected
 
 
 def test_batch_norm_survives_a_single_row_left_over(tmp_path: Path) -> None:
@@ -296,25 +302,30 @@ def test_batch_norm_survives_a_single_row_left_over(tmp_path: Path) -> None:
 # --- kills ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize("after", [1, 4, 6])
 def test_a_killed_training_resumes_to_the_bit(tmp_path: Path, after: int) -> None:
     whole = run_train(tmp_path / "whole")
     with pytest.raises(Killed):
         run_train(tmp_path / "killed", on_epoch=killer(after))
-    assert (tmp_path / "killed" / "fold-1.checkpoint").exists()
+    assert (tmp_path / "killed" / "stack-1.checkpoint").exists()
     seen: list[Row] = []
     resumed = run_train(tmp_path / "killed", on_epoch=seen.append)
     assert timeless(resumed.rows) == timeless(whole.rows)
     assert seen == resumed.rows
     assert weights(resumed.head) == weights(whole.head)
-    assert not (tmp_path / "killed" / "fold-1.checkpoint").exists()
+    assert not (tmp_path / "killed" / "stack-1.checkpoint").exists()
     lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == resumed.rows
 
 
-def test_folds_resume_without_training_finished_ones_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("every_epoch")
+@pytest.mark.parametrize(("at_once", "left"), [(1, 3), (2, 2), (3, 1)])
+def test_folds_resume_without_training_finished_epochs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, left: int
 ) -> None:
+    """Killed at the third row, of folds trained one after another, by two and by three."""
+    monkeypatch.setattr(training, "_at_once", lambda *_: at_once)
     plan = schedule(validation={"folds": 3}, phases=[{"views": ["none", "color_1"], "epochs": 2}])
     whole = run_train(tmp_path / "whole", plan)
     assert [(row["fold"], row["epoch"]) for row in whole.rows] == [
@@ -327,21 +338,35 @@ def test_folds_resume_without_training_finished_ones_again(
     with pytest.raises(Killed):
         run_train(tmp_path / "killed", plan, on_epoch=killer(3))
     trained = []
-    one_epoch = training._one_epoch
+    one_epoch = epochs.one_epoch
 
-    def counted(*arguments: Any) -> tuple[float, float]:
+    def counted(*arguments: Any) -> Any:
         trained.append(1)
         return one_epoch(*arguments)
 
-    monkeypatch.setattr(training, "_one_epoch", counted)
+    monkeypatch.setattr(epochs, "one_epoch", counted)
     resumed = run_train(tmp_path / "killed", plan)
-    assert len(trained) == 3  # the last epoch of fold 2, both of fold 3
+    assert len(trained) == left
     assert timeless(resumed.rows) == timeless(whole.rows)
     assert weights(resumed.head) == weights(whole.head)
     assert [path.name for path in (tmp_path / "killed").glob("*.checkpoint")] == []
     assert (tmp_path / "killed" / "head-3.safetensors").exists()
+    lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == resumed.rows
 
 
+def test_a_training_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    whole = run_train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run_train(tmp_path / "killed", on_epoch=killer(2))
+    assert not (tmp_path / "killed" / "stack-1.checkpoint").exists()
+    assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == 2
+    resumed = run_train(tmp_path / "killed")
+    assert timeless(resumed.rows) == timeless(whole.rows)
+    assert weights(resumed.head) == weights(whole.head)
+
+
+@pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize(
     ("plan", "change"),
     [
@@ -355,19 +380,20 @@ def test_the_checkpoint_of_another_training_is_refused(
 ) -> None:
     with pytest.raises(Killed):
         run_train(tmp_path, on_epoch=killer(2))
-    with pytest.raises(BadInput, match=r"fold-1\.checkpoint: the checkpoint of another.*delete"):
+    with pytest.raises(BadInput, match=r"stack-1\.checkpoint: the checkpoint of another.*delete"):
         run_train(tmp_path, plan, **change)
 
 
+@pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
     with pytest.raises(Killed):
         run_train(tmp_path, on_epoch=killer(2))
-    path = tmp_path / "fold-1.checkpoint"
+    path = tmp_path / "stack-1.checkpoint"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes({"cut": content[:-10], "flip": content, "empty": b""}[damage])
-    with pytest.raises(DamagedCache, match=r"fold-1\.checkpoint: damaged; delete"):
+    with pytest.raises(DamagedCache, match=r"stack-1\.checkpoint: damaged; delete"):
         run_train(tmp_path)
 
 

@@ -845,10 +845,10 @@ def _policy_name(ground: Ground, here: Path) -> Trial:
 
 def _checkpoints() -> dict[str, Callable[[Ground], object]]:
     return {
-        "code": lambda g: {"identity": "", "model": Payload(g.sentinel)},
+        "code": lambda g: {"identity": "", "state": Payload(g.sentinel)},
         "a list": lambda g: [1, 2],
         "nothing known": lambda g: {"a": 1},
-        "another": lambda g: {"identity": "", "model": {}, "optimizer": {}, "rows": []},
+        "another": lambda g: {"identity": "", "state": {"stack": {}, "rows": []}},
     }
 
 
@@ -861,9 +861,8 @@ def _checkpoint(make: Callable[[Ground], object], ground: Ground, here: Path) ->
     out = io.BytesIO()
     torch.save(make(ground), out)
     body = out.getvalue()
-    for fold in (0, 1):
-        path = here / "run" / f"fold-{fold}.checkpoint"
-        path.write_bytes(hashlib.sha256(body).digest() + body)
+    path = here / "run" / "stack-1.checkpoint"
+    path.write_bytes(hashlib.sha256(body).digest() + body)
     return _training(ground, here, ground.schedule)
 
 

@@ -1,0 +1,245 @@
+"""Many heads of one shape as one network: the tensors of M heads lie stacked in one tensor each.
+
+A small head costs more in calls than in arithmetic, so M of them are trained by the calls of one.
+Members that see the same rows share one gather and one matrix product of the first layer. Features
+stand before rows, (M, width, B), so that the channels of all members are the channels of one batch
+norm, and no layer has to transpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from featurecache.heads import mlp
+from featurecache.heads.schedules import HeadSpec, Optimizer
+
+State = dict[str, torch.Tensor]
+_LANES = 1 << 16  # dropout draws 16 bits a feature
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a member's optimizer is set to for an epoch."""
+
+    lr: float
+    weight_decay: float
+
+
+class Stack:
+    """M heads of one shape and optimizer, for training; their learning rates may differ.
+
+    It computes what `mlp.build` and torch.optim would for each head by itself, up to the order of
+    floating-point sums. Dropout alone draws otherwise: from a generator a member, 16 random bits a
+    feature, since torch's own draws cost a quarter of an epoch of the default head. So its rate is
+    rounded to a multiple of 2**-16.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[nn.Sequential],
+        spec: HeadSpec,
+        optimizer: Optimizer,
+        device: torch.device,
+    ) -> None:
+        """The state of `heads`, fresh ones of `mlp.build` by `spec`, is copied to `device`."""
+        states = [head.state_dict() for head in heads]
+        self.layers = dict(heads[0].named_children())
+        self.spec, self.optimizer = spec, optimizer
+        self.state = {n: torch.stack([s[n] for s in states]).to(device) for n in states[0]}
+        self.trained = [name for name, _ in heads[0].named_parameters()]
+        moments = 1 if optimizer.name == "sgd" else 2
+        self.moments = [
+            {name: torch.zeros_like(self.state[name]) for name in self.trained}
+            for _ in range(moments)
+        ]
+        # One number a member and tensor, since torch.optim counts the steps of each tensor.
+        self.steps = {name: torch.zeros(len(heads), device=device) for name in self.trained}
+        self._begin()
+
+    def _begin(self) -> None:
+        for name in self.trained:
+            self.state[name].requires_grad_()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.state.values())))
+
+    def part(self, place: int) -> Stack:
+        """The member at `place` as a stack of one, on the same memory."""
+        one = object.__new__(Stack)
+        one.layers, one.spec, one.optimizer = self.layers, self.spec, self.optimizer
+        one.trained = self.trained
+        here = slice(place, place + 1)
+        one.state = {name: tensor.detach()[here] for name, tensor in self.state.items()}
+        one.moments = [{n: tensor[here] for n, tensor in each.items()} for each in self.moments]
+        one.steps = {name: tensor[here] for name, tensor in self.steps.items()}
+        one._begin()
+        return one
+
+    def head(self, place: int, features: int, classes: int) -> nn.Sequential:
+        """The member at `place` as a module of its own, on the CPU, for evaluation."""
+        with torch.device("meta"):  # draws no initial weights
+            module = mlp.build(features, classes, self.spec)
+        state = {name: tensor[place].detach().cpu().clone() for name, tensor in self.state.items()}
+        module.load_state_dict(state, assign=True)
+        return module.requires_grad_().eval()
+
+    def logits(
+        self, x: torch.Tensor, dropping: Sequence[torch.Generator] | None = None
+    ) -> torch.Tensor:
+        """Logits (M, C, B) of rows x: (B, D) seen by every member, or (M, B, D).
+
+        `dropping`, a generator a member, means training: batch norm takes the statistics of these
+        rows and keeps running ones, and dropout drops.
+        """
+        h = x.transpose(-1, -2)
+        for name, layer in self.layers.items():
+            own = {part: self.state[f"{name}.{part}"] for part in layer.state_dict()}
+            if isinstance(layer, nn.Linear):
+                h = _linear(h, own["weight"], own["bias"])
+            elif isinstance(layer, nn.BatchNorm1d):
+                if dropping is not None:
+                    own["num_batches_tracked"] += 1
+                h = functional.batch_norm(
+                    h.reshape(1, -1, h.shape[-1]),
+                    own["running_mean"].view(-1),
+                    own["running_var"].view(-1),
+                    own["weight"].view(-1),
+                    own["bias"].view(-1),
+                    training=dropping is not None,
+                    momentum=layer.momentum or 0.0,
+                    eps=layer.eps,
+                ).view(h.shape)
+            elif isinstance(layer, nn.LayerNorm):
+                normal = functional.layer_norm(h.transpose(1, 2), layer.normalized_shape)
+                h = normal.transpose(1, 2) * own["weight"][..., None] + own["bias"][..., None]
+            elif isinstance(layer, nn.Dropout):
+                if dropping is not None:
+                    h = h * _dropout_mask(h.shape, layer.p, dropping)
+            else:
+                h = layer(h)
+        return h
+
+    def step(
+        self,
+        x: torch.Tensor,
+        target: torch.Tensor,
+        rates: Sequence[Rate],
+        dropping: Sequence[torch.Generator],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train on one minibatch, x as for `logits`, target (M, B) or, for all members, (B,).
+
+        Gives each member's loss and number of right rows, (M,), sums over the minibatch.
+        """
+        logits = self.logits(x, dropping)
+        loss, right = scores(logits, target)
+        gradients = torch.autograd.grad(
+            loss.sum() / logits.shape[-1], [self.state[name] for name in self.trained]
+        )
+        # Members with rows of their own may have taken other numbers of steps before this one.
+        self._update(gradients, rates, together=x.dim() == 2)
+        return loss.detach(), right
+
+    @torch.no_grad()
+    def _update(
+        self, gradients: Sequence[torch.Tensor], rates: Sequence[Rate], together: bool
+    ) -> None:
+        """One step of the optimizer: a call a member, or a run of members with equal rates."""
+        start = 0
+        for stop in range(1, len(rates) + 1):
+            if together and stop < len(rates) and rates[stop] == rates[start]:
+                continue
+            run, rate = slice(start, stop), rates[start]
+            parameters = [self.state[name][run] for name in self.trained]
+            own = [gradient[run] for gradient in gradients]
+            moments = [[each[name][run] for name in self.trained] for each in self.moments]
+            if self.optimizer.name == "sgd":
+                sgd(
+                    parameters,
+                    own,
+                    list(moments[0]),
+                    fused=True,
+                    lr=rate.lr,
+                    weight_decay=rate.weight_decay,
+                    momentum=self.optimizer.momentum or 0.0,
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                )
+            else:
+                # The members of a run have taken as many steps: the first counts for them all.
+                counts = [self.steps[name][start] for name in self.trained]
+                (adam if self.optimizer.name == "adam" else adamw)(
+                    parameters,
+                    own,
+                    moments[0],
+                    moments[1],
+                    [],
+                    counts,
+                    fused=True,
+                    lr=rate.lr,
+                    weight_decay=rate.weight_decay,
+                    beta1=0.9,
+                    beta2=0.999,
+                    eps=1e-8,
+                    amsgrad=False,
+                    maximize=False,
+                )
+                for name, count in zip(self.trained, counts, strict=True):
+                    self.steps[name][run] = count
+            start = stop
+
+    def state_dict(self) -> dict[str, State]:
+        """All that training changes."""
+        named = {f"moment-{k}": moment for k, moment in enumerate(self.moments)}
+        heads = {name: tensor.detach() for name, tensor in self.state.items()}
+        return {"heads": heads, "steps": self.steps, **named}
+
+    def load_state_dict(self, state: dict[str, State]) -> None:
+        """Go on from what `state_dict` gave of a stack of the same members."""
+        for kind, tensors in self.state_dict().items():
+            for name, tensor in tensors.items():
+                tensor.copy_(state[kind][name])
+
+
+def scores(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of logits (M, C, B) and labels (M, B) or (B,) the sums over B: losses (M,) in nats, and
+    numbers (M,) of rows whose most probable class is the label."""
+    target = target.expand(len(logits), -1)
+    loss = functional.cross_entropy(logits, target, reduction="none").sum(1)
+    # argmax along the middle of three axes is several times as slow
+    best = logits.detach().transpose(1, 2).contiguous().argmax(2)
+    return loss, (best == target).sum(1)
+
+
+def _linear(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """(M, out, B) of h, which is (in, B) for all members or (M, in, B), and weight (M, out, in)."""
+    members, out, fan_in = weight.shape
+    if h.dim() == 3 and members > 1:
+        return torch.baddbmm(bias[..., None], weight, h)
+    flat = h if h.dim() == 2 else h[0]
+    return torch.addmm(bias.view(-1, 1), weight.view(-1, fan_in), flat).view(members, out, -1)
+
+
+def _dropout_mask(
+    shape: torch.Size, rate: float, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """0 where a feature is dropped, else 1 / (share that is kept): (M, width, B) float32."""
+    each = math.prod(shape[1:])
+    words = torch.empty((len(generators), -(-each // 4)), dtype=torch.int64)
+    words = words.to(generators[0].device)
+    for row, generator in zip(words, generators, strict=True):
+        row.random_(-(2**63), None, generator=generator)
+    dropped = min(round(rate * _LANES), _LANES - 1)
+    drawn = words.view(torch.int16)[:, :each].reshape(shape)
+    mask = torch.empty(shape, device=words.device)
+    torch.ge(drawn, dropped - _LANES // 2, out=mask)
+    return mask.mul_(_LANES / (_LANES - dropped))
