@@ -17,13 +17,14 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from benchmarks.harness import OURS, Case, Check, Setting, compare, timed
+from featurecache.heads.epochs import Member
 from featurecache.heads.mlp import build
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import split_items
-from featurecache.heads.training import train
+from featurecache.heads.training import train, train_many
 
 DIM, CLASSES, BATCH = 1280, 200, 256
 PAPER = {"hidden": [1024], "norm": "batch", "dropout": 0.5}  # the head of paper 000's schedule
@@ -56,10 +57,11 @@ class Vectors:
 def head_epoch(setting: Setting) -> list[Case]:
     """One epoch over 100,000 made vectors of 1,280 in 200 classes, batches of 256, from new weights
     to the accuracy on 2,000 more; as `train-head` runs it, validation and checkpoint included.
-    Peers of the paper's head (1,024 wide, batch norm, dropout, AdamW): a plain torch loop over a
-    shuffling DataLoader, whose Dataset reads rows of an HDF5 file (two workers, each with the file
-    open) or is a TensorDataset in memory. Peer of the same head without norm and dropout, by Adam:
-    scikit-learn's MLPClassifier.partial_fit. All of them compute in f32 on the same cores.
+    Peers of the paper's head (1,024 wide, batch norm, dropout, AdamW) and of a linear one: a plain
+    torch loop over a shuffling DataLoader, whose Dataset reads rows of an HDF5 file (two workers,
+    each with the file open) or is a TensorDataset in memory. Peer of the head without norm and
+    dropout, by Adam: scikit-learn's MLPClassifier.partial_fit. All of them compute in f32 on the
+    same cores.
 
     The limit of any of them: the matrix products of the epoch alone, by torch."""
     v = Vectors(setting, setting.size(100_000, 600), setting.size(2000, 60))
@@ -67,18 +69,26 @@ def head_epoch(setting: Setting) -> list[Case]:
     with h5py.File(file, "w") as out:
         out.create_dataset("x", data=v.x)
         out.create_dataset("y", data=v.y)
-    products = statistics.median(timed(lambda: _products(v)) for _ in range(3))
+    tensors = TensorDataset(torch.from_numpy(v.x), torch.from_numpy(v.y))
+    few = range(len(v.x) // 20)
     cases = []
-    for name, head, optimizer in (("paper's head", PAPER, "adamw"), ("plain head", PLAIN, "adam")):
+    for name, head, optimizer in (
+        ("paper's head", PAPER, "adamw"), ("linear head", LINEAR, "adamw"),
+        ("plain head", PLAIN, "adam"),
+    ):  # fmt: skip
         schedule = _schedule(head, optimizer, epochs=1)
+        products = statistics.median(timed(lambda h=head: _products(v, h)) for _ in range(3))
         sides: dict[str, Any] = {OURS: lambda s=schedule: _ours(v, s, setting.folder)}
-        if head is PAPER:
-            sides["DataLoader over h5py"] = lambda s=schedule: _plain(v, s, Rows(file), workers=2)
-            tensors = TensorDataset(torch.from_numpy(v.x), torch.from_numpy(v.y))
-            sides["TensorDataset + DataLoader"] = lambda s=schedule, t=tensors: _plain(v, s, t, 0)
-        else:
+        warm: dict[str, Any] = {}
+        if head is PLAIN:
             sides["MLPClassifier.partial_fit"] = lambda: _sklearn(v)
-        seconds, results = compare(sides, setting.repeats)
+        else:
+            for peer, rows, workers in (
+                ("DataLoader over h5py", Rows(file), 2), ("TensorDataset + DataLoader", tensors, 0)
+            ):  # fmt: skip
+                sides[peer] = lambda s=schedule, r=rows, w=workers: _plain(v, s, r, w)
+                warm[peer] = lambda s=schedule, r=rows, w=workers: _plain(v, s, Subset(r, few), w)
+        seconds, results = compare(sides, setting.repeats, warm=warm)
         noise = 3 * (0.5 / len(v.held_y)) ** 0.5
         checks = [
             Check(f"accuracy {results[OURS]:.4f}, {side} {found:.4f} (within {noise:.4f})",
@@ -173,19 +183,19 @@ def _sklearn(v: Vectors) -> float:
     return float(model.score(v.held_x, v.held_y))
 
 
-def _products(v: Vectors) -> None:
-    """The five matrix products of every step: two forward, two for weights, one for the hidden."""
-    x = torch.from_numpy(v.x[:BATCH])
-    first, second = torch.randn(1024, v.dim), torch.randn(v.classes, 1024)
-    logits = torch.randn(len(x), v.classes)
-    hidden = torch.randn(len(x), 1024)
+def _products(v: Vectors, head: dict[str, Any]) -> None:
+    """The matrix products of every step: each layer's forward, for its weights, and for the layer
+    before it but for the first."""
+    widths = [v.dim, *head["hidden"], v.classes]
+    x = [torch.randn(min(BATCH, len(v.x)), width) for width in widths]
+    weights = [torch.randn(b, a) for a, b in itertools.pairwise(widths)]
     with torch.inference_mode():
         for _ in range(-(-len(v.x) // BATCH)):
-            x @ first.T
-            hidden @ second.T
-            logits.T @ hidden
-            logits @ second
-            hidden.T @ x
+            for number, weight in enumerate(weights):
+                x[number] @ weight.T
+                x[number + 1].T @ x[number]
+                if number:
+                    x[number + 1] @ weight
 
 
 def _operators(v: Vectors, schedule: Schedule, setting: Setting, most: int = 6) -> list[str]:
@@ -207,14 +217,9 @@ def _operators(v: Vectors, schedule: Schedule, setting: Setting, most: int = 6) 
 def heads_64(setting: Setting) -> list[Case]:
     """64 heads (4 seeds x 4 learning rates x 4 weight decays) on 2,000 vectors of 1,280 in 20
     classes, 2 epochs, validated on 500 more, by one call of `train_many` against a call of `train`
-    for each: linear heads, where calls
-    cost more than arithmetic, and the paper's head. Seeds of initial weights are the same on both
+    for each: linear heads, where calls cost more than arithmetic, and the paper's head. Seeds of initial weights are the same on both
     sides; the heads of a sweep share one order of rows, so the mean accuracies are compared within
     three standard errors."""
-    from featurecache.heads.epochs import Member
-
-    from featurecache.heads.training import train_many
-
     v = Vectors(setting, setting.size(2000, 100), setting.size(500, 50), classes=20)
     rows = len(v.y) + len(v.held_y)
     pairs = [(np.arange(len(v.y)), np.arange(len(v.y), rows))]

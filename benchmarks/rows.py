@@ -135,7 +135,8 @@ ROWS = (
     Row(
         "growth.growth", "growth: time and memory of featurize",
         (Target("slope, later / earlier", most=1.05),
-         Target("peak memory, last / first", most=1.1)), "data",
+         Target("peak memory, last / first", most=1.1),
+         Target("peak memory, MB", most=1500)), "data",
     ),
     Row(
         "startup.startup", "start-up of the command line",

@@ -189,7 +189,7 @@ def test_a_library_is_used_where_it_lives(library: str) -> None:
         (
             "stages.ls",
             "from featurecache.stages import augment, evaluate, export, inspect",
-            "imports 5 stages",
+            "imports 4 stages",
         ),
     ],
 )

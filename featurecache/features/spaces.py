@@ -110,6 +110,17 @@ class Space:
             total = sum(shards.sum_of_rows(self.read(n), rows) for n, rows in chosen.items())
         return shards.root_hash(len(self.rows), total % 2**256)
 
+    def summary(self) -> dict[str, object]:
+        """What `ls` and `--json` show of a space."""
+        return {
+            "space": self.path.name,
+            "view": self.view,
+            "backbone": self.backbone,
+            "rows": len(self.rows),
+            "bytes": self.size,
+            "root_hash": self.root_hash,
+        }
+
     def missing(self, items: Iterable[bytes]) -> list[bytes]:
         """The items that no committed shard holds, each once, in the order given (law 3)."""
         return [item for item in dict.fromkeys(items) if item not in self.rows]

@@ -18,7 +18,7 @@ from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
 from featurecache.stages.featurize import PIXELS
 from featurecache.stages.make import Batch, make, shards_of
-from featurecache.stages.resolve import described, resolve
+from featurecache.stages.resolve import resolve
 
 SHARD_ROWS = 256  # 10-40 MB of pictures
 BATCH_ROWS = 16
@@ -94,7 +94,7 @@ def augment(
         request.failures(spaces),
         round(seconds, 3),
         round(computed / seconds, 1),
-        [described(space) for space in spaces],
+        [space.summary() for space in spaces],
     )
 
 

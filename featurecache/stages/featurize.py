@@ -27,7 +27,7 @@ from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View, original
 from featurecache.stages.make import Batch, make, shards_of
-from featurecache.stages.resolve import described, resolve
+from featurecache.stages.resolve import resolve
 
 # The libraries that decide a picture's last bits; not in the key, but kept in every shard.
 PIXELS = ("featurecache", "imaug", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
@@ -188,7 +188,7 @@ def featurize(
         round(computed / seconds, 1),
         bound_of(spent) if computed else "",
         {part: round(value, 3) for part, value in spent.items()},
-        [described(space) for space in spaces],
+        [space.summary() for space in spaces],
         cosines,
     )
 

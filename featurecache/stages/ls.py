@@ -6,7 +6,6 @@ from pathlib import Path
 
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
-from featurecache.stages.resolve import described
 
 
 def ls(cache: str | Path = "data/cache") -> list[dict[str, object]]:
@@ -15,4 +14,4 @@ def ls(cache: str | Path = "data/cache") -> list[dict[str, object]]:
     opened = Cache(cache)
     if not opened.exists:
         raise BadInput(f"no cache at {cache} yet; `featurecache featurize` makes one")
-    return [described(space) for space in opened.spaces()]
+    return [space.summary() for space in opened.spaces()]

@@ -115,15 +115,3 @@ def _kept_views(cache: Cache, seed: int) -> list[View]:
             if view.seed == seed and same:
                 views.append(view)
     return views
-
-
-def described(space: Space) -> dict[str, object]:
-    """A space as `--json` shows it."""
-    return {
-        "space": space.path.name,
-        "view": space.view,
-        "backbone": space.backbone,
-        "rows": len(space.rows),
-        "bytes": space.size,
-        "root_hash": space.root_hash,
-    }

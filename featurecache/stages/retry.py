@@ -13,7 +13,6 @@ from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
 from featurecache.stages.again import Again
 from featurecache.stages.featurize import SHARD_ROWS
-from featurecache.stages.resolve import described
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def retry(
             took = time.perf_counter() - began
             space.commit([item for _, item in fine], made.arrays, {}, made.provenance, took)
             mended += len(fine)
-            changed.append(described(opened.space(space.key, space.view, space.backbone)))
+            changed.append(opened.space(space.key, space.view, space.backbone).summary())
     return Retried(
         failed,
         mended,
