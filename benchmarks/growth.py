@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -91,15 +92,16 @@ def main(data: str, cache: str, workers: str) -> None:
         workers=None if workers == "default" else int(workers),
     )  # fmt: skip
     spent = time.perf_counter() - start
-    said = {"seconds": spent, "process": _peak("self"), "worker": max(peaks.values())}
+    said = {"seconds": spent, "process": _peak("self"), "worker": max(list(peaks.values()))}
     print(json.dumps(said | {"rows": done.computed}))
 
 
 def _watch_children(peaks: dict[str, float]) -> None:
     while True:
         for children in Path("/proc/self/task").glob("*/children"):
-            for pid in children.read_text().split():
-                peaks[pid] = max(_peak(pid), peaks.get(pid, 0.0))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                for pid in children.read_text().split():
+                    peaks[pid] = max(_peak(pid), peaks.get(pid, 0.0))
         time.sleep(0.1)
 
 

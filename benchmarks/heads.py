@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from benchmarks.harness import OURS, Case, Check, Setting, compare, timed
+from featurecache.heads import training
 from featurecache.heads.epochs import Member
 from featurecache.heads.mlp import build
 from featurecache.heads.schedules import Schedule
@@ -150,7 +151,7 @@ def _train(
     shutil.rmtree(run := folder / "run", ignore_errors=True)
     trained = train(
         {"none": v.all_x}, v.all_y, v.items, schedule, v.names, run,
-        identity="benchmark", pairs=pairs, device="cpu",
+        identity="benchmark", pairs=pairs,
     )  # fmt: skip
     last = max(row["epoch"] for row in trained.rows)
     return [row["val_top1"] for row in trained.rows if row["epoch"] == last]
@@ -217,9 +218,9 @@ def _operators(v: Vectors, schedule: Schedule, setting: Setting, most: int = 6) 
 def heads_64(setting: Setting) -> list[Case]:
     """64 heads (4 seeds x 4 learning rates x 4 weight decays) on 2,000 vectors of 1,280 in 20
     classes, 2 epochs, validated on 500 more, by one call of `train_many` against a call of `train`
-    for each: linear heads, where calls cost more than arithmetic, and the paper's head. Seeds of initial weights are the same on both
-    sides; the heads of a sweep share one order of rows, so the mean accuracies are compared within
-    three standard errors."""
+    for each: linear heads, where calls cost more than arithmetic, and the paper's head. Seeds of
+    initial weights are the same on both sides; the heads of a sweep share one order of rows, so the
+    mean accuracies are compared within three standard errors."""
     v = Vectors(setting, setting.size(2000, 100), setting.size(500, 50), classes=20)
     rows = len(v.y) + len(v.held_y)
     pairs = [(np.arange(len(v.y)), np.arange(len(v.y), rows))]
@@ -235,7 +236,6 @@ def heads_64(setting: Setting) -> list[Case]:
             trained = train_many(
                 {"none": v.all_x}, v.all_y, v.items, schedule, v.names,
                 [Member(*values) for values in grid], run, identity="benchmark", pairs=pairs,
-                device="cpu",
             )  # fmt: skip
             return [each.last["top1"] for each in trained]
 
@@ -251,7 +251,8 @@ def heads_64(setting: Setting) -> list[Case]:
 
         seconds, results = compare({OURS: together, APART: apart}, setting.repeats)
         check = _means(results, len(v.held_y))
-        cases.append(Case(name, seconds, len(grid), "heads/s", [check]))
+        profile = _beside_products(v, head, 2 * len(grid), seconds[OURS], schedule)
+        cases.append(Case(name, seconds, len(grid), "heads/s", [check], profile=profile))
     return cases
 
 
@@ -270,7 +271,22 @@ def folds_5(setting: Setting) -> list[Case]:
     seconds, results = compare(
         {OURS: lambda: _train(v, schedule, setting.folder, None), APART: apart}, setting.repeats
     )
-    return [Case("5 folds", seconds, checks=[_means(results, len(v.y))])]
+    profile = _beside_products(v, PAPER, 2 * 4, seconds[OURS], schedule)  # 5 folds of 4/5 each
+    return [Case("5 folds", seconds, checks=[_means(results, len(v.y))], profile=profile)]
+
+
+def _beside_products(
+    v: Vectors, head: dict[str, Any], epochs: int, spent: Sequence[float], schedule: Schedule
+) -> list[str]:
+    """Where many heads spend their time: how much of it their matrix products would take alone."""
+    products = epochs * statistics.median(timed(lambda: _products(v, head)) for _ in range(3))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    at_once = training._at_once(schedule, v.dim, v.classes, device)
+    share = products / statistics.median(spent)
+    return [
+        f"up to {at_once} heads in a stack, on {device.type}; their matrix products one after "
+        f"another, by torch on the CPU, take {products:.2f} s, {share:.0%} of our time"
+    ]
 
 
 def _means(results: dict[str, list[float]], rows: int) -> Check:

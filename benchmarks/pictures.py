@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import cProfile
 import hashlib
-import importlib.util
 import io
+import pstats
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from benchmarks import hand_written
@@ -35,12 +38,9 @@ def decode(setting: Setting) -> list[Case]:
             OURS: lambda files=files: [featurecache_decode(data) for data in files],
             "Pillow": lambda files=files: [_pillow(data) for data in files],
         }
-        if importlib.util.find_spec("simplejpeg"):
-            import simplejpeg
-
-            sides["simplejpeg, bare"] = lambda files=files: [
-                simplejpeg.decode_jpeg(data) for data in files
-            ]
+        sides["simplejpeg, bare"] = lambda files=files: [
+            simplejpeg.decode_jpeg(data) for data in files
+        ]
         seconds, results = compare(sides, setting.repeats, time.process_time)
         checks = [
             Check(f"{_same(results[OURS], results[side])} the same pixels as {side}",
@@ -122,7 +122,17 @@ def _parts(view: View, files: Sequence[bytes], items: Sequence[bytes]) -> list[s
 
     decoding = timed(lambda: [featurecache_decode(data) for data in files], time.process_time)
     augmenting = timed(augment, time.process_time)
-    return shares({"decoding": decoding, "augmenting": augmenting}, decoding + augmenting)[:-1]
+    profiler = cProfile.Profile()
+    profiler.runcall(augment)
+    spent = {
+        f"{Path(file).name} {name}".removeprefix("~ "): own
+        for (file, _, name), (_, _, own, _, _) in pstats.Stats(profiler).stats.items()  # type: ignore[attr-defined]
+    }
+    whole = sum(spent.values())
+    top = sorted(spent.items(), key=lambda pair: -pair[1])[:6]
+    calls = [f"{name} {own / whole:.0%}" for name, own in top]
+    both = shares({"decoding": decoding, "augmenting": augmenting}, decoding + augmenting)[:-1]
+    return [*both, f"of augmenting, by cProfile: {', '.join(calls)}"]
 
 
 def _pillow(data: bytes) -> np.ndarray:

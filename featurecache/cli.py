@@ -80,8 +80,7 @@ def featurize(
     result = featurize(**given, shard_rows=rows, progress=terminal.progress(quiet))
     for name, cosine in result.least_cosine.items():
         click.echo(
-            f"{name} in {given['precision']} against f32, first micro-batch: least cosine "
-            f"{cosine:.5f}",
+            f"{name} in {given['precision']} against f32, first batch: least cosine {cosine:.5f}",
             err=True,
         )
     return _made(result, as_json, allow_failed)

@@ -124,9 +124,8 @@ class _Blocks:
         size = sum(packed.sizes)
         if packed.arrays is not None:
             arrays: list[Any] = [bytearray(array) for array in packed.arrays]
-            if not self._made and size >= _LEAST_SHARED and _room_for(self._count * size):
-                self._made = [SharedMemory(create=True, size=size) for _ in range(self._count)]
-                self._free = list(self._made)
+            if self._count and size >= _LEAST_SHARED:
+                self._make(size)
         else:
             assert block is not None
             ends = list(itertools.accumulate(packed.sizes, initial=0))
@@ -136,8 +135,19 @@ class _Blocks:
             self._free.append(block)
         return pickle.loads(packed.body, buffers=arrays)
 
+    def _make(self, size: int) -> None:
+        """All blocks, once; or none where there is no room, and pipes it is."""
+        count, self._count = self._count, 0
+        try:
+            while _room_for(count * size) and len(self._made) < count:
+                self._made.append(SharedMemory(create=True, size=size))
+        except OSError:
+            self.unlink()
+        self._free = list(self._made)
+
     def unlink(self) -> None:
-        for block in self._made:
+        while self._made:
+            block = self._made.pop()
             block.close()
             block.unlink()
 

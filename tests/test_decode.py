@@ -313,6 +313,7 @@ def by_pillow_alone(data):
     """What `decode` gives where simplejpeg takes nothing: the rule itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_turbo", lambda data: None)
+        patch.setattr(module, "_plain_jpeg_size", lambda data: None)
         return decode(data)
 
 
@@ -384,6 +385,19 @@ def test_a_mutated_jpeg_is_what_pillow_makes_of_it(name, flips, keep):
         data[place % len(data)] = value
     mutated = bytes(data[: keep % (len(data) + 1)] if keep is not None else data)
     np.testing.assert_array_equal(outcome(decode, mutated), outcome(by_pillow_alone, mutated))
+
+
+def test_a_header_that_was_seen_before_says_the_same_again():
+    whole = encoded(Image.fromarray(PICTURES["noise"]), "JPEG")
+    other = encoded(Image.fromarray(255 - PICTURES["noise"]), "JPEG")  # of the same size
+    turned = encoded(Image.fromarray(PICTURES["noise"]), "JPEG", exif=oriented(6))
+    cut = other[: len(other) // 2]
+    for data in (whole, other, turned, other, cut, whole, other[:30], b"", other):
+        np.testing.assert_array_equal(outcome(decode, data), outcome(by_pillow_alone, data))
+        alone = outcome(decode, data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_plain_before", (b"\xff\xd8 none yet", None))
+            np.testing.assert_array_equal(outcome(decode, data), alone)
 
 
 def test_a_line_of_pixels_is_refused_before_it_is_decoded():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -350,6 +351,62 @@ def test_slots_run_together_and_rows_keep_their_order() -> None:
     assert (Late.running, Late.most) == (0, 3)
 
 
+class Failing:
+    """A slot that fails at what it is told to, for pictures of 99."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def _do(self, what: str) -> None:
+        if self.at == what and self.first == 99:
+            raise FeatureCacheError(f"{what} failed")
+
+    def begin(self, pixels: np.ndarray) -> None:
+        self.first = int(pixels[0, 0, 0, 0])
+        self._do("begin")
+
+    def result(self) -> np.ndarray:
+        self._do("result")
+        return np.full((4, 1), self.first, np.float32)
+
+
+@pytest.mark.parametrize("at", ["begin", "result"])
+def test_a_failure_is_raised_where_it_belongs_and_the_engine_goes_on(at: str) -> None:
+    engine = fake_engine(Failing(at), Failing(at))
+    good = np.full((12, 1, 1, 1), 7, np.uint8)
+    bad = np.full((12, 1, 1, 1), 99, np.uint8)
+    for _ in range(3):
+        before = start_rows(engine, good)
+        with pytest.raises(FeatureCacheError, match=f"{at} failed"):
+            start_rows(engine, bad)()
+        assert before().ravel().tolist() == [7] * 12
+        assert run_rows(engine, good).ravel().tolist() == [7] * 12
+
+
+def test_batches_keep_every_slot_busy_and_are_whole_micro_batches() -> None:
+    for slots, micro_batch, stable, rows in (
+        (4, 2, True, 16), (4, 1, True, 16), (64, 2, True, 64), (1, 16, False, 16),
+        (2, 128, False, 128), (3, 5, True, 20),
+    ):  # fmt: skip
+        engine = Engine("fake", [Late() for _ in range(slots)], micro_batch, stable, {})
+        assert engine.batch_rows == rows
+
+
+def test_rows_of_large_pictures_do_not_depend_on_their_batch() -> None:
+    """From 256 pixels on OpenVINO takes one image at a time: the default of B3."""
+    pytest.importorskip("openvino", reason="not built for this platform")
+    backbone = load_backbone(TINY, "random", input_size=256)
+    engine = open_engine(backbone, "openvino")
+    pixels = np.stack([backbone.preprocess(np.asarray(p)) for p in crops(256)])
+    whole = run_rows(engine, pixels)
+    assert engine.micro_batch == 1
+    slots = np.random.default_rng(1).permutation(ROWS)
+    np.testing.assert_array_equal(run_rows(engine, pixels[slots]), whole[slots])
+    np.testing.assert_array_equal(run_rows(engine, pixels[3:4]), whole[3:4])
+    truth = run_rows(open_engine(backbone, "torch-cpu"), pixels)
+    assert relative_error(whole, truth) <= 1e-5
+
+
 def test_norms_are_folded_where_they_follow_a_convolution(reference: Any) -> None:
     from featurecache.features.frozen import fold_batch_norms
 
@@ -387,6 +444,48 @@ def test_a_convolution_that_is_used_twice_is_not_folded() -> None:
 
     network = Twice().eval()
     assert fold_batch_norms(network, torch.rand(1, 3, 8, 8)) == 0
+
+
+class Branches(torch.nn.Module):
+    """An activation in place between convolution and norm, and a convolution that feeds two."""
+
+    def __init__(self, skip: bool) -> None:
+        super().__init__()
+        self.skip = skip
+        self.conv, self.other = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 1)
+        self.act = torch.nn.ReLU(inplace=True)
+        self.norm, self.last = torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+        for norm in (self.norm, self.last):
+            torch.nn.init.uniform_(norm.weight, 0.5, 2)
+            torch.nn.init.uniform_(norm.bias, -1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.act(self.conv(x)))
+        fed = self.other(x)
+        return (self.last(fed) + (fed if self.skip else 0)).mean((2, 3))
+
+
+def test_folding_sees_what_is_done_in_place() -> None:
+    from featurecache.features.frozen import fold_batch_norms
+
+    network = Branches(skip=False).eval()
+    example = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        before = network(example)
+    assert fold_batch_norms(network, example) == 1  # `last` alone
+    with torch.inference_mode():
+        torch.testing.assert_close(network(example), before)
+
+
+def test_a_network_that_folding_would_change_is_not_folded(reference: Any) -> None:
+    from featurecache.features.frozen import freeze
+
+    network = Branches(skip=True).eval()
+    backbone = dataclasses.replace(reference(TINY).backbone, module=network)
+    pixels = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        plain = freeze(backbone)(pixels)
+        torch.testing.assert_close(freeze(backbone, folded=True)(pixels), plain)
 
 
 def test_least_cosine() -> None:

@@ -170,7 +170,7 @@ def test_checked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shared_memory() -> set[str]:
     folder = Path("/dev/shm")
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {path.name for path in folder.glob("psm_*")}  # as Python names its blocks
 
 
 @pytest.mark.parametrize("room", [True, False])
@@ -188,6 +188,51 @@ def test_arrays_arrive_as_they_were_made(
         for name, value in wanted.items():
             np.testing.assert_array_equal(one[name], value)
         one["made"] += 1  # the caller's own
+    assert shared_memory() <= before
+
+
+def faulty(scale: int, task: int) -> dict[str, object]:
+    if task == 12:
+        raise ValueError("not 12")
+    if task == 22:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return arrays(scale, 0)
+
+
+@pytest.mark.parametrize("end", ["exception", "killed", "closed"])
+def test_shared_memory_is_given_back_however_it_ends(end: str) -> None:
+    before = shared_memory()
+    first = {"exception": 0, "killed": 13, "closed": 23}[end]
+    results = ordered(faulty, 10, range(first, first + 40), 2)
+    if end == "closed":
+        for _ in range(10):
+            next(results)
+        results.close()  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(ValueError if end == "exception" else FeatureCacheError):
+            list(results)
+    assert shared_memory() <= before
+
+
+@pytest.mark.parametrize("made", [0, 3])
+def test_where_shared_memory_can_not_be_made_pipes_will_do(
+    made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = executors.SharedMemory, 0
+
+    def scarce(*given: object, **named: object) -> object:
+        nonlocal count
+        if named.get("create"):
+            count += 1
+            if count > made:
+                raise OSError(28, "No space left on device")
+        return real(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(executors, "SharedMemory", scarce)
+    before = shared_memory()
+    found = list(ordered(arrays, 10, range(12), 2))
+    np.testing.assert_array_equal(found[11]["made"], arrays(10, 11)["made"])
+    assert count == made + 1  # it is tried once
     assert shared_memory() <= before
 
 

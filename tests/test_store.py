@@ -95,6 +95,29 @@ def test_what_was_committed_is_read(shards: list[list[int]], bad: set[int], rng:
         assert [s.path for s in Cache(folder).spaces()] == ([space.path] if held else [])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    shards=st.lists(
+        st.tuples(st.lists(st.integers(0, 8), min_size=1, max_size=6), st.sets(st.integers(0, 8))),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_which_row_of_an_item_counts(shards: list[tuple[list[int], set[int]]]) -> None:
+    """Twice in a shard, in several, failed in one and mended in another."""
+    with tempfile.TemporaryDirectory() as folder:
+        for numbers, bad in shards:
+            commit(Path(folder) / "cache", numbers, tuple(bad & set(numbers)))
+        space = space_of(Path(folder) / "cache")
+        wanted: dict[bytes, tuple[int, int]] = {}
+        for fine in (True, False):
+            for number, record in enumerate(space.records):
+                for place, one in enumerate(record.item_list):
+                    if (one.hex() not in record.failed) == fine:
+                        wanted.setdefault(one, (number, place))
+        assert space.rows == wanted
+
+
 def test_pictures_are_read(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.create()

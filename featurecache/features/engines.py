@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from featurecache import records
-from featurecache.errors import BadInput, FeatureCacheError, UnknownName
+from featurecache.errors import BadInput, FeatureCacheError, UnknownName, one_line
 from featurecache.features.backbones import Backbone
 
 PRECISIONS = ("f32", "bf16", "fp16")
 ENGINES = ("openvino", "torch-cpu", "torch-cuda", "torch-cuda-compiled")
-BATCH_ROWS = 16  # that are worth handing over at a time: what it costs is not per row
+BATCH_ROWS = 16  # at least, in a batch that is handed over: each costs a little by itself
 
 
 class Slot(Protocol):
@@ -35,6 +35,9 @@ class Slot(Protocol):
     def result(self) -> np.ndarray:
         """Wait; the vectors, (micro_batch, D) float32, in an array of the caller's own."""
         ...
+
+
+_Part = np.ndarray | Exception  # the rows of a micro-batch, or why there are none
 
 
 class Engine:
@@ -53,37 +56,52 @@ class Engine:
         # Does a row come out the same bytes whatever its batch, slot and neighbours?
         self.row_stable = row_stable
         self._about = about
+        self._slots = len(slots)
         self._free = list(slots)
-        self._running: collections.deque[tuple[Slot, list[np.ndarray]]] = collections.deque()
+        self._running: collections.deque[tuple[Slot, list[_Part]]] = collections.deque()
 
     @property
     def batch_rows(self) -> int:
-        """The rows to hand over at a time, a multiple of the micro-batch."""
-        return max(BATCH_ROWS // self.micro_batch, 1) * self.micro_batch
+        """The rows to hand over at a time, a multiple of the micro-batch: two such batches keep all
+        slots busy. Of an engine that is not row-stable the number is part of its bytes."""
+        rows = max(BATCH_ROWS, self.micro_batch * self._slots // 2 if self.row_stable else 0)
+        return -(-rows // self.micro_batch) * self.micro_batch
 
     def start(self, pixels: np.ndarray) -> Callable[[], np.ndarray]:
         """Begin on (n x micro_batch, S, S, 3) uint8; what is given back waits for the vectors,
-        (n x micro_batch, D) float32. Start the next before waiting, and the device never idles.
+        (n x micro_batch, D) float32, or raises what went wrong with them. Start the next before
+        waiting for one, and the device has always something to do.
         """
-        parts: list[np.ndarray] = []
+        parts: list[_Part] = []
         for at in range(0, len(pixels), self.micro_batch):
             if not self._free:
                 self._collect()
             slot = self._free.pop()
-            slot.begin(pixels[at : at + self.micro_batch])
             self._running.append((slot, parts))
+            try:
+                slot.begin(pixels[at : at + self.micro_batch])
+            except BaseException:
+                self._running.pop()
+                self._free.append(slot)
+                raise
 
         def wait() -> np.ndarray:
             while len(parts) * self.micro_batch < len(pixels):
                 self._collect()
-            return np.concatenate(parts)
+            failed = [part for part in parts if isinstance(part, Exception)]
+            if failed:
+                raise failed[0]
+            return np.concatenate([part for part in parts if not isinstance(part, Exception)])
 
         return wait
 
     def _collect(self) -> None:
         """Wait for the oldest micro-batch, so that all come in the order they were begun."""
         slot, parts = self._running.popleft()
-        parts.append(slot.result())
+        try:
+            parts.append(slot.result())
+        except Exception as error:  # noqa: BLE001 - whoever waits for this part raises it
+            parts.append(error)
         self._free.append(slot)
 
     def provenance(self) -> dict[str, str]:
@@ -102,8 +120,8 @@ def openvino_engine(backbone: Backbone, precision: str) -> Engine:
 
     from featurecache.features.frozen import freeze
 
-    micro_batch = 2
     size = backbone.preprocess.input_size
+    micro_batch = 2 if size < 256 else 1  # measured: Lite0 at 224 px likes two, B3 at 300 px one
     shape = [micro_batch, size, size, 3]
     with torch.no_grad(), warnings.catch_warnings():
         # torch's tracer is deprecated, and warns of shapes that become constants: here they are
@@ -156,13 +174,24 @@ def torch_engine(backbone: Backbone, precision: str, name: str) -> Engine:
     if name == "torch-cpu":
         network = network.to(memory_format=torch.channels_last)
         return Engine(name, [_Eager(network)], 16, False, {"device": "cpu"} | versions)
-    network = network.to("cuda", memory_format=torch.channels_last)
+    with _gpu_memory(128):
+        network = network.to("cuda", memory_format=torch.channels_last)
     if name == "torch-cuda-compiled":
         network = torch.compile(network, dynamic=False)
     cuda: Any = torch.cuda  # parts of it have no types
     size, upload = backbone.preprocess.input_size, cuda.Stream()
     lanes = [_Lane(network, (128, size, size, 3), backbone.dim, upload) for _ in range(2)]
-    return Engine(name, lanes, 128, False, {"device": torch.cuda.get_device_name()} | versions)
+    engine = Engine(name, lanes, 128, False, {"device": torch.cuda.get_device_name()} | versions)
+    try:
+        run_rows(engine, np.zeros((1, size, size, 3), np.uint8))  # compiles, and takes the memory
+    except FeatureCacheError:
+        raise
+    except Exception as error:
+        raise FeatureCacheError(
+            f"engine {name} can't run here ({type(error).__name__}: {one_line(error)}); compiling "
+            "needs triton and a C compiler: take --engine torch-cuda"
+        ) from error
+    return engine
 
 
 class _Eager:

@@ -14,6 +14,8 @@ from torch import nn
 
 from featurecache.features.backbones import Backbone, Preprocess
 
+MOST_SHIFTED = 1e-4  # of the greatest element, by folding: what is more comes of no rounding
+
 
 class Frozen(nn.Module):
     """(n, S, S, 3) uint8 pictures to (n, D) vectors: mean and std, then the network in `dtype`."""
@@ -37,12 +39,18 @@ class Frozen(nn.Module):
 def freeze(backbone: Backbone, dtype: torch.dtype = torch.float32, folded: bool = False) -> Frozen:
     """The network of a backbone behind its normalisation; the backbone itself stays as it is.
 
-    `folded`: with its batch norms in its convolutions, which shifts last bits.
+    `folded`: with its batch norms in its convolutions, which shifts last bits; a network in which
+    that would shift more is left as it is.
     """
     network = copy.deepcopy(backbone.module).eval()
     if folded:
         size = backbone.preprocess.input_size
-        fold_batch_norms(network, torch.zeros(1, 3, size, size))
+        example = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            before = network(example)
+            fold_batch_norms(network, example)
+            if (network(example) - before).abs().max() > MOST_SHIFTED * before.abs().max():
+                network = copy.deepcopy(backbone.module).eval()
     return Frozen(network.to(dtype), backbone.preprocess, dtype).eval()
 
 
@@ -50,20 +58,24 @@ def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
     """Fold every batch norm that follows a convolution into it, in place; gives how many.
 
     Which follows which is seen on a pass of `example` (a batch the network takes, float32), not
-    guessed from names. A convolution that runs twice, or feeds two norms, is left alone.
+    guessed from names. A convolution that runs twice, feeds two norms, or whose output is changed
+    in place before its norm is left alone. One that feeds something else beside its norm is not
+    seen: compare the vectors.
     """
-    outputs: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # the tensor is kept, so is its id
+    # The tensor is kept, and so its id is; with the number of times it was written to.
+    outputs: dict[int, tuple[nn.Conv2d, torch.Tensor, int]] = {}
     passes: dict[nn.Module, int] = {}
     pairs: list[tuple[nn.Conv2d, nn.Module]] = []
 
     def after_convolution(layer: nn.Module, _: Any, out: torch.Tensor) -> None:
         assert isinstance(layer, nn.Conv2d)
         passes[layer] = passes.get(layer, 0) + 1
-        outputs[id(out)] = (layer, out)
+        outputs[id(out)] = (layer, out, out._version)
 
     def before_norm(norm: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        if id(given[0]) in outputs:
-            pairs.append((outputs[id(given[0])][0], norm))
+        layer, out, written = outputs.get(id(given[0]), (None, None, 0))
+        if layer is not None and out is not None and out._version == written:
+            pairs.append((layer, norm))
 
     hooks = []
     for layer in network.modules():

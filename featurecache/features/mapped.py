@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import mmap
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,12 +59,11 @@ class MappedVectors:
         wide = 4 * self.shape[1]
         # Where rows that lie behind each other in one shard end: they are copied together.
         ends = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(rows) != 1)) + 1
-        if 2 * len(ends) > len(rows) and len(np.unique(numbers)) <= MOST_MAPS:
-            maps, places = self._maps, zip(numbers.tolist(), (wide * rows).tolist(), strict=True)
-            found = [
-                (maps[number] if number in maps else self._shard(number))[start : start + wide]
-                for number, start in places
-            ]
+        touched = np.unique(numbers).tolist() if 2 * len(ends) > len(rows) else []
+        if 0 < len(touched) <= MOST_MAPS:  # scattered rows, looked up without a line of Python each
+            maps = {number: self._shard(number) for number in touched}
+            spans = map(slice, (wide * rows).tolist(), (wide * (rows + 1)).tolist())
+            found: Any = map(operator.getitem, map(maps.__getitem__, numbers.tolist()), spans)
             return np.frombuffer(bytearray().join(found), np.float32).reshape(len(rows), -1)
         out = np.empty((len(rows), self.shape[1]), np.float32)
         for first, end in itertools.pairwise([0, *ends.tolist(), len(rows)] if len(rows) else []):

@@ -229,8 +229,8 @@ def gather(
     result = views[0].index_select(0, rows)
     if drawn is not None:
         for place, vectors in enumerate(views[1:], 1):
-            here = torch.nonzero(drawn == place).squeeze(1)
-            result[here] = vectors[rows[here]]
+            # No list of the rows that were drawn: a GPU would be waited for until it is there.
+            result = torch.where((drawn == place)[:, None], vectors.index_select(0, rows), result)
     return result
 
 

@@ -159,7 +159,9 @@ class Stack:
                 continue
             run, rate = slice(start, stop), rates[start]
             parameters = [self.state[name][run] for name in self.trained]
-            own = [gradient[run] for gradient in gradients]
+            own = [
+                gradient[run].contiguous() for gradient in gradients
+            ]  # fused kernels ask no more
             moments = [[each[name][run] for name in self.trained] for each in self.moments]
             if self.optimizer.name == "sgd":
                 sgd(
@@ -234,8 +236,8 @@ def _dropout_mask(
 ) -> torch.Tensor:
     """0 where a feature is dropped, else 1 / (share that is kept): (M, width, B) float32."""
     each = math.prod(shape[1:])
-    words = torch.empty((len(generators), -(-each // 4)), dtype=torch.int64)
-    words = words.to(generators[0].device)
+    shape_of_words = (len(generators), -(-each // 4))
+    words = torch.empty(shape_of_words, dtype=torch.int64, device=generators[0].device)
     for row, generator in zip(words, generators, strict=True):
         row.random_(-(2**63), None, generator=generator)
     dropped = min(round(rate * _LANES), _LANES - 1)

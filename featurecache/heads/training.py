@@ -78,8 +78,8 @@ def train(
     train_top1 (the means while the epoch ran), val_loss, val_top1, seconds (of a stack its share);
     losses are in nats. `run` gets `metrics.jsonl` (a row for every epoch and fold, replaced as a
     whole about every second and at the end), the files of `Head.save`, and while training a
-    checkpoint a stack. A second call after a kill does again what the last checkpoint lacks, a
-    second or a twentieth of the time at most.
+    checkpoint a stack. A second call after a kill does again what the last checkpoint lacks: the
+    epoch that was under way, and what came in a second, or in twenty times what it takes to save.
 
     Raises BadInput for arrays, labels or classes that don't fit and for the checkpoint of another
     training, DamagedCache for an unreadable one, FeatureCacheError where the loss is no longer
@@ -125,7 +125,8 @@ def train_many(
 ) -> list[Trained]:
     """Train a head for each of `members`, in stacks; gives their results in that order.
 
-    Arguments and errors are those of `train`, whose result each is but for the order of sums.
+    Arguments and errors are those of `train`, whose result each is but for the order of sums; one
+    member whose loss is no longer finite ends them all, and is named.
     `on_epoch` gets the member's place, from 0, before the row. Saved are metrics and checkpoints;
     the heads are the caller's to save, in `on_done` if they are to outlive the checkpoints.
     """

@@ -52,7 +52,7 @@ class Featurized:
     # pictures, by decode (with reading and resizing) and augment
     spaces: list[dict[str, object]]
     # Another precision than f32 has a cost, which is measured (law 9): for each backbone, the least
-    # cosine between its vectors and those in f32, on the first micro-batch.
+    # cosine between its vectors and those in f32, on the first batch.
     least_cosine: dict[str, float]
 
 
@@ -137,6 +137,7 @@ def featurize(
     if todo:
         request.cache.create()
         progress(0, total, "loading the network")
+        eager = engine.removesuffix("-compiled")  # for one batch; nobody compiles for that
         needed = sorted({targets[s][1] for shard in todo for s in shard.spaces})
         engines = {b: open_engine(request.backbones[b], engine, precision) for b in needed}
         size = engines[needed[0]].batch_rows  # one kind of engine, one size
@@ -169,7 +170,7 @@ def featurize(
                         b = targets[s][1]
                         name = request.backbones[b].name
                         if name not in cosines:
-                            exact = open_engine(request.backbones[b], engine, "f32")
+                            exact = open_engine(request.backbones[b], eager, "f32")
                             cosines[name] = least_cosine(rows[s][0], run_rows(exact, pixels))
                 show()
             with timed(spent, "disk"):
