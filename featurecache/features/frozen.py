@@ -45,8 +45,8 @@ def freeze(backbone: Backbone, dtype: torch.dtype = torch.float32, folded: bool 
     network = copy.deepcopy(backbone.module).eval()
     if folded:
         size = backbone.preprocess.input_size
-        example = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
+            example = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
             before = network(example)
             fold_batch_norms(network, example)
             if (network(example) - before).abs().max() > MOST_SHIFTED * before.abs().max():
