@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,17 @@ def test_progress_counts_pictures(data: Path, tmp_path: Path, mine: str) -> None
     calls: list[tuple[int, int, str]] = []
     run(data, tmp_path / "cache", f"{mine}_1", shard_rows=4, progress=lambda *a: calls.append(a))
     calls = [call for call in calls if call[2] != "hash images"]
-    assert calls == [(4, 6, "augment (0 hits)"), (6, 6, "augment (0 hits)")]
+    assert [call[:2] for call in calls] == [(4, 6), (6, 6)]
+    for *_, said in calls:
+        assert re.fullmatch(r"augment \(0 hits; bound by (decode|augment|disk)\)", said)
+
+
+def test_what_bounded_it_is_said(data: Path, tmp_path: Path, mine: str) -> None:
+    made = run(data, tmp_path / "cache", f"{mine}_1")
+    assert made.bound in ("decode", "augment", "disk")
+    assert made.spent["augment"] > 0 and made.spent["disk"] > 0  # in milliseconds
+    again = run(data, tmp_path / "cache", f"{mine}_1")
+    assert (again.bound, set(again.spent.values())) == ("", {0.0})
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from featurecache.features.backbones import Backbone
 
 PRECISIONS = ("f32", "bf16", "fp16")
 ENGINES = ("openvino", "torch-cpu", "torch-cuda", "torch-cuda-compiled")
+CUDA_ROWS = 128  # of a micro-batch on a GPU
 BATCH_ROWS = 16  # at least, in a batch that is handed over: each costs a little by itself
 
 
@@ -112,8 +113,8 @@ class Engine:
 def openvino_engine(backbone: Backbone, precision: str) -> Engine:
     """OpenVINO on the CPU: several times timm eager, and its rows never depend on the batch.
 
-    A small micro-batch for each core beats a large one on all cores together: its activations stay
-    in the core's own cache, and no core waits for another.
+    A small micro-batch for each core beats a large one on all cores together: no core waits for
+    another, and there is less to keep in its cache.
     """
     import openvino
     import torch
@@ -174,24 +175,31 @@ def torch_engine(backbone: Backbone, precision: str, name: str) -> Engine:
     if name == "torch-cpu":
         network = network.to(memory_format=torch.channels_last)
         return Engine(name, [_Eager(network)], 16, False, {"device": "cpu"} | versions)
-    with _gpu_memory(128):
+    with _gpu_memory(CUDA_ROWS):
         network = network.to("cuda", memory_format=torch.channels_last)
     if name == "torch-cuda-compiled":
         network = torch.compile(network, dynamic=False)
     cuda: Any = torch.cuda  # parts of it have no types
     size, upload = backbone.preprocess.input_size, cuda.Stream()
-    lanes = [_Lane(network, (128, size, size, 3), backbone.dim, upload) for _ in range(2)]
-    engine = Engine(name, lanes, 128, False, {"device": torch.cuda.get_device_name()} | versions)
+    lanes = [_Lane(network, (CUDA_ROWS, size, size, 3), backbone.dim, upload) for _ in range(2)]
+    about = {"device": torch.cuda.get_device_name()} | versions
+    engine = Engine(name, lanes, CUDA_ROWS, False, about)
+    if name == "torch-cuda-compiled":
+        _compile(engine, size)
+    return engine
+
+
+def _compile(engine: Engine, size: int) -> None:
+    """Compile now, before any work: torch does it at the first batch."""
     try:
-        run_rows(engine, np.zeros((1, size, size, 3), np.uint8))  # compiles, and takes the memory
+        run_rows(engine, np.zeros((1, size, size, 3), np.uint8))
     except FeatureCacheError:
         raise
     except Exception as error:
         raise FeatureCacheError(
-            f"engine {name} can't run here ({type(error).__name__}: {one_line(error)}); compiling "
-            "needs triton and a C compiler: take --engine torch-cuda"
+            f"engine {engine.name} could not be compiled ({type(error).__name__}: "
+            f"{one_line(error)}); it needs triton and a C compiler: take --engine torch-cuda"
         ) from error
-    return engine
 
 
 class _Eager:

@@ -1,4 +1,4 @@
-"""Mapped vectors: rows of a space that stay on the disk, and are read at a memory map's speed."""
+"""Mapped vectors: rows of a space that stay on the disk, and are copied out of memory maps."""
 
 from __future__ import annotations
 

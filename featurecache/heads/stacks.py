@@ -39,7 +39,7 @@ class Stack:
 
     It computes what `mlp.build` and torch.optim would for each head by itself, up to the order of
     floating-point sums. Dropout alone draws otherwise: from a generator a member, 16 random bits a
-    feature, since torch's own draws cost a quarter of an epoch of the default head. So its rate is
+    feature, since torch's own draws are slow on most CPUs. So its rate is
     rounded to a multiple of 2**-16.
     """
 

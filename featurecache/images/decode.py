@@ -16,9 +16,9 @@ A picture is a pure function of its bytes. The rule is what Pillow gives:
   times the other (both seen in the header, before decoding), a JPEG whose scans times its pixels
   are more than MAX_SCANS times MAX_PIXELS, truncated files, and every format not in FORMATS.
 
-Pillow takes most of its time around a JPEG's pixels, not in them. So a grey or colour JPEG's pixels
-come from simplejpeg, which runs the same library (libjpeg-turbo) to the same bytes and refuses
-whatever that library warns of; then, and for all other files, Pillow decides.
+Pillow takes most of its time for a small JPEG around the pixels, not in them. So the pixels of a
+grey or colour JPEG come from simplejpeg, which runs the same library (libjpeg-turbo) to the same
+bytes and refuses whatever that library warns of; then, and for all other files, Pillow decides.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
 
 
 # The last plain header, whole, and what it says: small pictures of one set often share theirs, and
-# reading it again would take a sixth of their decoding.
+# reading it again is a good part of what is left of their decoding.
 _plain_before: tuple[bytes, tuple[int, int] | None] = (b"\xff\xd8 none yet", None)
 
 

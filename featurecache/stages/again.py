@@ -80,9 +80,9 @@ class Again:
         kept: list[bytes] = []
         failed: dict[bytes, str] = {}
         for batch in _batches(rows, augment.BATCH_ROWS):
-            (pictures,), reasons = augment.render((view,), batch)
-            kept += pictures
-            failed |= reasons
+            made = augment.render((view,), batch)
+            kept += made.pictures[0]
+            failed |= made.failed
         return Remade(augment.arrays_of(kept), failed, augment.provenance())
 
 

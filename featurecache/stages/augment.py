@@ -16,7 +16,7 @@ from featurecache.errors import BadInput
 from featurecache.executors import Progress, checked_workers, silent
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
-from featurecache.stages.featurize import PIXELS
+from featurecache.stages.featurize import PIXELS, bound_of, timed, timed_each
 from featurecache.stages.make import Batch, make, shards_of
 from featurecache.stages.resolve import resolve
 
@@ -33,6 +33,9 @@ class Augmented:
     failed: list[dict[str, str]]  # {path, reason}
     seconds: float
     images_per_second: float
+    bound: str  # what decided the pace: decode, augment or disk; "" where nothing was done
+    spent: dict[str, float]  # seconds: waited for pictures and disk; workers' own on the pictures,
+    # by decode (with reading) and augment (with encoding)
     spaces: list[dict[str, object]]
 
 
@@ -60,12 +63,17 @@ def augment(
     total = sum(len(shard.items) * len(shard.spaces) for shard in todo)
     hits = len(sources) * len(spaces) - total
     computed = 0
+    spent = dict.fromkeys(("pictures", "decode", "augment", "disk"), 0.0)
+
+    def show(waiting: int = 0) -> None:
+        bound = f"; bound by {bound_of(spent)}" if computed else ""
+        others = f"; waiting for {waiting} shards of other processes" if waiting else ""
+        progress(computed, total, f"augment ({hits:,} hits{bound}{others})")
 
     def found(rows: int, waiting: int) -> None:
         nonlocal hits, total
         hits, total = hits + rows, total - rows
-        others = f"; waiting for {waiting} shards of other processes" if waiting else ""
-        progress(computed, total, f"augment ({hits:,} hits{others})")
+        show(waiting)
 
     for space in spaces:
         if space.rows:
@@ -77,15 +85,18 @@ def augment(
             began = time.perf_counter()
             pictures: list[list[bytes]] = [[] for _ in shard.spaces]
             failed: dict[bytes, str] = {}
-            for made, reasons in batches:
-                failed |= reasons
-                for kept, new in zip(pictures, made, strict=True):
+            for made in timed_each(batches, spent, "pictures"):
+                failed |= made.failed
+                spent["decode"] += made.decode
+                spent["augment"] += made.augment
+                for kept, new in zip(pictures, made.pictures, strict=True):
                     kept += new
                     computed += len(new)
-                progress(computed, total, f"augment ({hits:,} hits)")
+                show()
             took = time.perf_counter() - began
-            for s, kept in zip(shard.spaces, pictures, strict=True):
-                spaces[s].commit(shard.items, arrays_of(kept), failed, provenance(), took)
+            with timed(spent, "disk"):
+                for s, kept in zip(shard.spaces, pictures, strict=True):
+                    spaces[s].commit(shard.items, arrays_of(kept), failed, provenance(), took)
     spaces = [request.picture_space(view) for view in request.views]
     seconds = time.perf_counter() - start
     return Augmented(
@@ -94,6 +105,8 @@ def augment(
         request.failures(spaces),
         round(seconds, 3),
         round(computed / seconds, 1),
+        bound_of(spent) if computed else "",
+        {part: round(value, 3) for part, value in spent.items()},
         [space.summary() for space in spaces],
     )
 
@@ -111,21 +124,34 @@ def provenance() -> dict[str, str]:
     return {"pictures": "png"} | records.versions(*PIXELS)
 
 
-def render(views: tuple[View, ...], batch: Batch) -> tuple[list[list[bytes]], dict[bytes, str]]:
-    """The PNG bytes of each view of each row (none for a bad image), and what failed why."""
+@dataclass(frozen=True)
+class Rendered:
+    """The PNG bytes of each view of each row of a batch; none for an image that failed."""
+
+    pictures: list[list[bytes]]
+    failed: dict[bytes, str]
+    decode: float  # seconds, with reading
+    augment: float  # with encoding
+
+
+def render(views: tuple[View, ...], batch: Batch) -> Rendered:
+    """Decode each image of a batch once, make and encode each view of it."""
+    spent = {"decode": 0.0, "augment": 0.0}
     made: list[list[bytes]] = [[] for _ in batch.spaces]
     failed = {}
     for sample, item in batch.rows:
         try:
-            pixels = original(sample, item)
+            with timed(spent, "decode"):
+                pixels = original(sample, item)
         except Undecodable as error:
             failed[item] = str(error)
             for pictures in made:
                 pictures.append(b"")
             continue
-        for pictures, v in zip(made, batch.spaces, strict=True):
-            pictures.append(_png(views[v].picture(pixels, item)))
-    return made, failed
+        with timed(spent, "augment"):
+            for pictures, v in zip(made, batch.spaces, strict=True):
+                pictures.append(_png(views[v].picture(pixels, item)))
+    return Rendered(made, failed, spent["decode"], spent["augment"])
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -227,7 +227,7 @@ def timed_each(made: Iterable[Made], spent: dict[str, float], part: str) -> Iter
 
 def bound_of(spent: Mapping[str, float]) -> str:
     """What was waited for most; of pictures, what takes the most of making them."""
-    part = max(("network", "disk", "pictures"), key=lambda part: spent[part])
+    part = max(("network", "disk", "pictures"), key=lambda part: spent.get(part, 0.0))
     if part == "pictures":
         return max(("decode", "augment"), key=lambda part: spent[part])
     return part

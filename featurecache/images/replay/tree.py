@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from featurecache.images.replay import colours, geometry
@@ -36,8 +37,8 @@ def read(
             return None
         try:
             made = step(np.ascontiguousarray(image), seeds.states(entropy))
-        except Exception:  # noqa: BLE001 - an error is imgaug's to say, in its own words
-            return None
+        except (Unknown, cv2.error, ArithmeticError, LookupError, ValueError):
+            return None  # an error is imgaug's to say, in its own words
         return made.copy() if np.may_share_memory(made, image) else made
 
     return replay
