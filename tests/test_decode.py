@@ -387,6 +387,17 @@ def test_a_mutated_jpeg_is_what_pillow_makes_of_it(name, flips, keep):
     np.testing.assert_array_equal(outcome(decode, mutated), outcome(by_pillow_alone, mutated))
 
 
+@pytest.mark.parametrize("size", [(1, 49921), (65288, 8), (64, 65344), (21062, 65330)])
+@pytest.mark.parametrize("keep", [None, 700, 300])
+def test_a_frame_that_claims_too_much_is_refused_in_pillows_words(size, keep):
+    data = bytearray(encoded(Image.fromarray(PICTURES["noise"]), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", *size)
+    whole = bytes(data[:keep])
+    said = outcome(decode, whole)
+    assert isinstance(said, str) and said == outcome(by_pillow_alone, whole)
+
+
 def test_a_header_that_was_seen_before_says_the_same_again():
     whole = encoded(Image.fromarray(PICTURES["noise"]), "JPEG")
     other = encoded(Image.fromarray(255 - PICTURES["noise"]), "JPEG")  # of the same size

@@ -79,15 +79,17 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     warnings are switched off in the process from the first call on.
     """
     plain = _plain_jpeg_size(data)
-    if plain is not None:
-        _check_size(*plain, _scans(data))
+    if plain is not None and _refusal(*plain, _scans(data)) is None:
         pixels = _turbo(data)
         if pixels is not None:
             return pixels
     _quieten_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(*image.size, _scans(data) if image.format in ("JPEG", "MPO") else 1)
+            scans = _scans(data) if image.format in ("JPEG", "MPO") else 1
+            refusal = _refusal(*image.size, scans)
+            if refusal is not None:
+                raise Undecodable(refusal)
             jpeg = image.format == "JPEG" and image.mode in ("L", "RGB")
             pixels = _turbo(data) if jpeg and plain is None else None
             if pixels is None:
@@ -156,16 +158,17 @@ def _turbo(data: bytes) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def _check_size(width: int, height: int, scans: int) -> None:
-    """Raise Undecodable for what would take too much memory or time, before it does."""
+def _refusal(width: int, height: int, scans: int) -> str | None:
+    """Why a picture is not decoded: it would take too much memory or time; None if it is."""
     if width * height > MAX_PIXELS:
-        raise Undecodable(_too_large(width, height))
+        return _too_large(width, height)
     if width * height == 0:
-        raise Undecodable(f"{width}x{height} has no pixels")
+        return f"{width}x{height} has no pixels"
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise Undecodable(f"{width}x{height} is longer than {MAX_RATIO} times its width")
+        return f"{width}x{height} is longer than {MAX_RATIO} times its width"
     if scans * width * height > MAX_SCANS * MAX_PIXELS:
-        raise Undecodable(f"{scans:,} scans of {width}x{height} pixels take too long")
+        return f"{scans:,} scans of {width}x{height} pixels take too long"
+    return None
 
 
 def _scans(data: bytes) -> int:
