@@ -161,7 +161,7 @@ def _turbo(data: bytes) -> NDArray[np.uint8] | None:
 def _refusal(width: int, height: int, scans: int) -> str | None:
     """Why a picture is not decoded: it would take too much memory or time; None if it is."""
     if width * height > MAX_PIXELS:
-        return _too_large(width, height)
+        return f"{width}x{height} is more than {MAX_PIXELS:,} pixels"
     if width * height == 0:
         return f"{width}x{height} has no pixels"
     if max(width, height) > MAX_RATIO * min(width, height):
@@ -213,10 +213,6 @@ def _quieten_pillow() -> None:
     """
     if tuple(warnings.filters[:1]) != (_QUIET,):
         warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def _too_large(width: int, height: int) -> str:
-    return f"{width}x{height} is more than {MAX_PIXELS:,} pixels"
 
 
 def _reason(error: BaseException) -> str:
