@@ -123,7 +123,7 @@ def _discrete_uniform(parameter: Any, steps: int) -> Draw:
 
 def _choice(parameter: Any, steps: int) -> Draw:
     kinds = {type(value) for value in parameter.a}
-    if not (kinds <= {int, float} or kinds == {str}) or not parameter.replace or parameter.p:
+    if kinds not in ({int}, {float}, {int, float}, {str}) or not parameter.replace or parameter.p:
         raise Unknown(f"a choice of {parameter.a}")
     values = _array(parameter.a)
 

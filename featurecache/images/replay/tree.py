@@ -37,7 +37,7 @@ def read(
             return None
         try:
             made = step(np.ascontiguousarray(image), seeds.states(entropy))
-        except (Unknown, cv2.error, ArithmeticError, LookupError, ValueError):
+        except (Unknown, cv2.error, ArithmeticError, LookupError, TypeError, ValueError):
             return None  # an error is imgaug's to say, in its own words
         return made.copy() if np.may_share_memory(made, image) else made
 
