@@ -18,7 +18,7 @@ from torch import nn
 from featurecache.errors import BadInput, DamagedCache
 from featurecache.heads import mlp
 from featurecache.heads.mlp import Head, build, evaluate_predictions
-from featurecache.heads.schedules import HeadSpec
+from featurecache.heads.settings import HeadSpec
 
 NAMES = ["cat", "dog", "owl"]
 

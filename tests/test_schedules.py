@@ -119,7 +119,7 @@ BAD = [
     ({"optimizer": {"lr": float("inf")}}, "optimizer.lr: "),
     ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay: "),
     ({"optimizer": {"name": "lion"}}, "optimizer.name: "),
-    ({"optimizer": {"momentum": 0.9}}, "momentum is for sgd only"),
+    ({"optimizer": {"momentum": 0.9}}, "momentum is for sgd and rmsprop"),
     ({"backbone": {"input_size": 224}}, "backbone.name: "),
     ({"backbone": 3}, "backbone: expected a name"),
     ({"phases": []}, "phases: a schedule needs at least one phase"),

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from test_training import ITEMS, LABELS, NAMES, VECTORS, Killed, run_train, schedule, timeless
 from torch import nn
 
-from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.errors import BadInput
 from featurecache.heads import checkpoints, stacks, training
 from featurecache.heads.epochs import Member, Row
 from featurecache.heads.mlp import Head, build
-from featurecache.heads.schedules import HeadSpec, Optimizer, Schedule
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.settings import HeadSpec, Optimizer
 from featurecache.heads.stacks import Rate, Stack
 from featurecache.heads.training import Trained, train_many
 
@@ -30,6 +31,9 @@ SPECS = st.builds(
     HeadSpec,
     hidden=st.lists(st.sampled_from([3, 8]), max_size=2),
     dropout=st.sampled_from([0.0, 0.3]),
+    drop_connect=st.sampled_from([None, 0.2]),
+    l1=st.sampled_from([None, 0.01]),
+    l2=st.sampled_from([None, 0.02]),
     norm=st.sampled_from(["batch", "layer", "none"]),
     activation=st.sampled_from(["relu", "gelu", "silu"]),
 )
@@ -39,6 +43,10 @@ OPTIMIZERS = st.sampled_from(
         Optimizer(name="adam"),
         Optimizer(name="sgd", momentum=0.9),
         Optimizer(name="sgd", momentum=0.0),
+        Optimizer(name="sgd", momentum=0.9, nesterov=True),
+        Optimizer(name="rmsprop"),
+        Optimizer(name="rmsprop", momentum=0.5),
+        Optimizer(name="adadelta"),
     ]
 )
 RATES = st.builds(
@@ -116,11 +124,18 @@ def test_a_stack_is_its_members_one_by_one(
 def test_a_stack_of_one_is_torch(
     spec: HeadSpec, settings_: Optimizer, rate: Rate, sizes: list[int]
 ) -> None:
-    spec = spec.model_copy(update={"dropout": 0.0})  # it draws otherwise
+    spec = spec.model_copy(update={"dropout": 0.0, "drop_connect": None})  # it draws otherwise
     (module,) = heads(1, spec)
     stack = Stack([module], spec, settings_, CPU)
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    more = {} if settings_.momentum is None else {"momentum": settings_.momentum}
+    kind = {
+        "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
+        "sgd": torch.optim.SGD,
+        "rmsprop": torch.optim.RMSprop,
+        "adadelta": torch.optim.Adadelta,
+    }
+    own = settings_.model_dump(include={"momentum", "nesterov"}, exclude_none=True)
+    more: dict[str, Any] = own
     optimizer = kind[settings_.name](
         module.parameters(), lr=rate.lr, weight_decay=rate.weight_decay, **more
     )
@@ -128,7 +143,11 @@ def test_a_stack_of_one_is_torch(
         logits = module(x)
         loss = nn.functional.cross_entropy(logits, target)
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        weights = [layer.weight for layer in module if isinstance(layer, nn.Linear)]
+        penalty = sum(
+            (spec.l1 or 0) * w.abs().sum() + (spec.l2 or 0) * (w**2).sum() for w in weights
+        )
+        torch.autograd.backward(loss + penalty)
         optimizer.step()
         total, right = stack.step(x, target, [rate], generators(1))
         torch.testing.assert_close(total[0] / len(x), loss.detach())
@@ -174,6 +193,59 @@ def test_dropout_of_neighbours_is_independent() -> None:
         assert abs(float((flat[shift:] * flat[:-shift]).mean())) < 0.25 * 0.02
 
 
+def test_penalties_and_drops_are_of_their_layer() -> None:
+    spec = HeadSpec(hidden=[8, 8], dropout=[0.0, 0.5], drop_connect=[0.5, 0.0], l1=[0.0, 0.0, 0.1])
+    (module,) = heads(1, spec)
+    assert [layer.p for layer in module if isinstance(layer, nn.Dropout)] == [0.5]
+    stack = Stack([module], spec, Optimizer(name="sgd", momentum=0.0), CPU)
+    before = {name: stack.state[name].detach().clone() for name in stack.weights}
+    plain = Stack(heads(1, spec), spec.model_copy(update={"l1": None}), stack.optimizer, CPU)
+    (batch,) = minibatches([9])
+    for one in (stack, plain):
+        one.step(*batch, [Rate(0.1, 0.0)], generators(1))
+    first, second, last = stack.weights
+    torch.testing.assert_close(stack.state[first], plain.state[first])
+    torch.testing.assert_close(stack.state[second], plain.state[second])
+    expected = plain.state[last] - 0.1 * 0.1 * before[last].sign()
+    torch.testing.assert_close(stack.state[last], expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "adadelta"])
+def test_what_is_pruned_stays_zero(name: str) -> None:
+    spec, rates = HeadSpec(hidden=[8], dropout=0.0), [Rate(0.01, 0.1)] * 2
+    stack = Stack(heads(2, spec), spec, Optimizer(name=name), CPU)
+    for batch in minibatches([9] * 3):
+        stack.step(*batch, rates, generators(2))
+    sizes = {n: stack.state[n].detach().abs().flatten(1) for n in stack.weights}
+    stack.prune(0.75)
+    for batch in minibatches([9] * 3):
+        stack.step(*batch, rates, generators(2))
+    for weight, before in sizes.items():
+        gone = stack.state[weight].detach().flatten(1) == 0
+        assert gone.float().mean(1).tolist() == [0.75, 0.75]
+        for member in range(2):
+            assert before[member][gone[member]].max() <= before[member][~gone[member]].min()
+    resumed = Stack(heads(2, spec), spec, Optimizer(name=name), CPU)
+    resumed.load_state_dict(stack.state_dict())
+    for batch in minibatches([9] * 2):
+        for one in (stack, resumed):
+            one.step(*batch, rates, generators(2))
+    for kind, tensors in resumed.state_dict().items():
+        assert_equal(stack.state_dict()[kind], tensors)
+
+
+def test_a_snapshot_brings_back_one_member() -> None:
+    spec, optimizer = HeadSpec(hidden=[8], dropout=0.0), Optimizer()
+    stack = Stack(heads(2, spec), spec, optimizer, CPU)
+    (batch,) = minibatches([9])
+    saved = stack.snapshot(1)
+    stack.step(*batch, [Rate(0.1, 0.1)] * 2, generators(2))
+    other = stack.snapshot(0)
+    stack.restore(1, saved)
+    assert_equal(stack.snapshot(1), saved)
+    assert_equal(stack.snapshot(0), other)
+
+
 # --- sweeps -----------------------------------------------------------------------------------
 
 MEMBERS = [Member(0, 0.01, 0.01), Member(1, 0.03, 0.0), Member(2, 0.01, 0.01), Member(0, 0.01, 0.3)]
@@ -181,7 +253,7 @@ MEMBERS = [Member(0, 0.01, 0.01), Member(1, 0.03, 0.0), Member(2, 0.01, 0.01), M
 
 def sweep(
     run: Path, members: Sequence[Member] = MEMBERS, plan: Schedule | None = None, **change: Any
-) -> list[Trained]:
+) -> list[Any]:
     arguments: dict[str, Any] = {"identity": "blobs"} | change
     plan = plan or schedule()
     return train_many(VECTORS, LABELS, ITEMS, plan, NAMES, members, run, **arguments)
@@ -284,17 +356,19 @@ def test_results_come_before_the_checkpoints_go(tmp_path: Path) -> None:
     assert not (tmp_path / "stack-1.checkpoint").exists()
 
 
-def test_a_member_whose_loss_is_not_finite_is_named(tmp_path: Path) -> None:
+def test_a_member_whose_loss_is_not_finite_is_lost_alone(tmp_path: Path) -> None:
     plan = schedule(
         head={"hidden": [16], "norm": "none", "dropout": 0.0},
         optimizer={"name": "sgd", "momentum": 0.0},
         phases=[{"views": "none", "epochs": 3}],
     )
     wild = Member(5, 1e30, 0.25)
-    with pytest.raises(FeatureCacheError) as caught:
-        sweep(tmp_path, [*MEMBERS, wild], plan)
-    assert "no longer finite at lr 1e+30 (seed 5, weight_decay 0.25); lower" in str(caught.value)
-    assert str(caught.value).count("seed") == 1
+    tame = sweep(tmp_path / "tame", MEMBERS, plan)
+    *others, lost = sweep(tmp_path / "both", [*MEMBERS, wild], plan)
+    assert "no longer finite at lr 1e+30 (seed 5, weight_decay 0.25)" in lost.reason
+    for left, right in zip(tame, others, strict=True):
+        assert [row["val_top1"] for row in left.rows] == [row["val_top1"] for row in right.rows]
+    assert sweep(tmp_path / "wild", [wild], plan) == [lost]
 
 
 def test_a_sweep_of_nothing_is_refused(tmp_path: Path) -> None:

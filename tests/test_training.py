@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
-from featurecache.heads import checkpoints, epochs, training
-from featurecache.heads.epochs import Member, Row, batches, mixture
+from featurecache.heads import checkpoints, epochs, groups, training
+from featurecache.heads.curricula import Curriculum
+from featurecache.heads.epochs import Row, batches, mixture
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import drop_shared, split_items
@@ -214,7 +215,20 @@ def test_best_is_the_earliest_epoch_of_the_highest_top1() -> None:
 
     rows = [row(1, 1, 0.2), row(1, 2, 0.6), row(1, 3, 0.8), row(1, 4, 0.5)]
     rows += [row(2, 1, 0.2), row(2, 2, 0.8), row(2, 3, 0.6), row(2, 4, 0.5)]
-    assert training._best(training._means(rows)) == {"epoch": 2, "top1": 0.7, "loss": 1.0}
+    kept, best = training._summary(rows, early=False)
+    assert best == {"epoch": 2, "top1": 0.7, "loss": 1.0}
+    assert kept == [row(1, 4, 0.5), row(2, 4, 0.5)]
+
+
+def test_a_fold_that_ended_early_counts_with_the_row_that_was_kept() -> None:
+    def row(fold: int, epoch: int, top1: float, loss: float) -> Row:
+        return {"fold": fold, "epoch": epoch, "val_top1": top1, "val_loss": loss}
+
+    rows = [row(1, 1, 0.5, 1.0), row(1, 2, 0.4, 2.0)]
+    rows += [row(2, 1, 0.1, 3.0), row(2, 2, 0.2, 2.0), row(2, 3, 0.7, 1.0), row(2, 4, 0.7, 4.0)]
+    kept, best = training._summary(rows, early=True)
+    assert best == {"epoch": 3, "top1": 0.6, "loss": 1.0}
+    assert kept == [row(1, 1, 0.5, 1.0), row(2, 3, 0.7, 1.0)]
 
 
 def test_same_seed_same_numbers_other_seed_others(tmp_path: Path) -> None:
@@ -265,11 +279,13 @@ def test_a_phase_changes_the_optimizer_for_its_length_only() -> None:
             {"views": "none", "epochs": 1},
         ]
     )
-    rates = [epochs._rate(phase, Member(0, 0.01, 0.02)) for phase in plan.phases]
+    labels = {1: torch.tensor([0, 1, 2])}
+    curriculum = Curriculum(plan, NAMES, labels, pytest.fail, pytest.fail)
+    rates = [curriculum.rate(at, 0.01, 0.02, 0.0, []) for at in curriculum.plan]
     assert rates == [Rate(0.5, 0.25), Rate(0.01, 0.02)]
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop"])
 def test_every_optimizer_learns(tmp_path: Path, name: str) -> None:
     plan = schedule(optimizer={"name": name, "lr": 0.02}, head={"hidden": [], "dropout": 0})
     result = run_train(tmp_path, plan)
@@ -338,13 +354,13 @@ def test_folds_resume_without_training_finished_epochs_again(
     with pytest.raises(Killed):
         run_train(tmp_path / "killed", plan, on_epoch=killer(3))
     trained = []
-    one_epoch = epochs.one_epoch
+    one_epoch = groups.one_epoch
 
     def counted(*arguments: Any) -> Any:
         trained.append(1)
         return one_epoch(*arguments)
 
-    monkeypatch.setattr(epochs, "one_epoch", counted)
+    monkeypatch.setattr(groups, "one_epoch", counted)
     resumed = run_train(tmp_path / "killed", plan)
     assert len(trained) == left
     assert timeless(resumed.rows) == timeless(whole.rows)

@@ -1,4 +1,4 @@
-"""The epochs of a stack of networks on cached vectors: order, mixture, steps, validation.
+"""One epoch of a stack of networks on cached vectors: order, mixture, steps, validation.
 
 Every random number of an epoch (order, mixture, dropout) comes from (seed, fold, epoch) alone, so a
 training that was killed and started again gives the numbers of one that never was, on the same kind
@@ -7,22 +7,22 @@ of machine with the same number of threads.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from featurecache import records
-from featurecache.errors import FeatureCacheError
-from featurecache.heads import mlp
-from featurecache.heads.checkpoints import Checkpoint
-from featurecache.heads.schedules import Phase, Schedule
+from featurecache.heads.curricula import DROPPING, Curriculum, RowLosses
+from featurecache.heads.losses import cross_entropy, hits
+from featurecache.heads.perturb import Perturbation
+from featurecache.heads.schedules import Planned
 from featurecache.heads.splits import Index
-from featurecache.heads.stacks import Rate, Stack, scores
+from featurecache.heads.stacks import Stack
 
 Row = records.Json  # metrics of one epoch of one network
 
@@ -64,148 +64,130 @@ class Data:
     labels: torch.Tensor  # (N,)
 
 
-def train_stack(
-    data: Data,
-    group: Sequence[Job],
-    schedule: Schedule,
-    classes: int,
-    checkpoint: Checkpoint,
-    done: Callable[[int, Row], None],
-) -> Stack:
-    """Train the networks of a group together, from the checkpoint if there is one."""
-    where = data.labels.device
-    width = data.views[schedule.validation.view].shape[1]
-    fresh = []
-    for job in group:
-        # Epochs count from 1, which leaves epoch 0 for the seed of the initial weights.
-        with _torch_seeded(epoch_rng(job.member.seed, job.fold.number, 0)):
-            fresh.append(mlp.build(width, classes, schedule.head))
-    stack = Stack(fresh, schedule.head, schedule.optimizer, where)
-    parts = [stack.part(at) for at in range(len(group))]
-    rows: list[list[Row]] = []  # of each epoch, of each network
-    resumed = checkpoint.load()
-    if resumed is not None:
-        stack.load_state_dict(resumed["stack"])
-        rows = resumed["rows"]
-    for of_epoch in rows:
-        for job, row in zip(group, of_epoch, strict=True):
-            done(job.place, row)
+class Minibatch(NamedTuple):
+    """Rows of a fold, or of as many networks: x (B, D) or (M, B, D), target (B,) or (M, B). With
+    mixup `mixed` are the labels of what was mixed in, and the share (1, 1) or (M, 1) of the first.
+    """
 
-    plan = [(number, p) for number, p in enumerate(schedule.phases, 1) for _ in range(p.epochs)]
-    for epoch, (number, phase) in list(enumerate(plan, 1))[len(rows) :]:
-        began = time.perf_counter()
-        rates = [_rate(phase, job.member) for job in group]
-        trained = one_epoch(stack, parts, data, group, phase, schedule, epoch, rates)
-        validated = validate(stack, parts, data, group, schedule.validation.view)
-        seconds = (time.perf_counter() - began) / len(group)
-        of_epoch = [
-            {
-                "fold": job.fold.number,
-                "epoch": epoch,
-                "phase": number,
-                "views": dict(phase.views),
-                "lr": rate.lr,
-                "train_loss": train_loss,
-                "train_top1": train_top1,
-                "val_loss": val_loss,
-                "val_top1": val_top1,
-                "seconds": seconds,
-            }
-            for job, rate, (train_loss, train_top1), (val_loss, val_top1) in zip(
-                group, rates, trained, validated, strict=True
-            )
-        ]
-        _check_finite(group, of_epoch, rates)
-        rows.append(of_epoch)
-        if checkpoint.due() or epoch == len(plan):
-            checkpoint.save({"stack": stack.state_dict(), "rows": rows})
-        for job, row in zip(group, of_epoch, strict=True):
-            done(job.place, row)
-    return stack
+    x: torch.Tensor
+    target: torch.Tensor
+    mixed: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def one_epoch(
     stack: Stack,
-    parts: Sequence[Stack],
     data: Data,
     group: Sequence[Job],
-    phase: Phase,
-    schedule: Schedule,
-    epoch: int,
-    rates: Sequence[Rate],
+    curriculum: Curriculum,
+    at: Planned,
+    so_far: Sequence[list[float]],
+    errors: torch.Tensor | None = None,
 ) -> list[tuple[float, float]]:
     """Train one epoch in place; gives each network's mean loss and top1 over its rows as they were
-    trained. Networks on several folds see rows of their own, in minibatches of their own sizes."""
+    trained. Networks on several folds see rows of their own, in minibatches of their own sizes.
+
+    `so_far` are the validation losses of each network, `errors` its (M, C) of the last validation.
+    """
     where = data.labels.device
-    shown = [data.views[view] for view in phase.views]
+    schedule = curriculum.schedule
+    shares = at.phase.shares(at.in_phase)
+    shown = [data.views[view] for view in shares]
+    folds = distinct(group)
     orders: list[torch.Tensor] = []
     drawn: list[torch.Tensor] = []
-    for fold in distinct(group):
-        rng = epoch_rng(schedule.seed, fold.number, epoch)
-        order = torch.from_numpy(rng.permutation(len(fold.kept))).to(where)
+    for fold in folds:
+        rng = epoch_rng(schedule.seed, fold.number, at.epoch)
+        own = functools.partial(row_losses, stack, data, fold.kept, schedule.validation.view)
+        taken = curriculum.places(fold.number, len(fold.kept), at, own)
+        order = torch.from_numpy(taken[rng.permutation(len(taken))]).to(where)
         orders.append(fold.kept[order])
         if len(shown) > 1:
-            places = torch.from_numpy(mixture(phase.views, len(order), rng)).to(where)
+            places = torch.from_numpy(mixture(shares, len(fold.kept), rng)).to(where)
             drawn.append(places[order])
-    dropping = [_dropping(job, epoch, where) for job in group]
+    perturbations = [curriculum.perturbation(fold.number, at) for fold in folds]
+    weights = curriculum.weights(errors)
+    if weights is not None:
+        weights = weights.expand(len(group), -1)
+    dropping = [_dropping(job, at.epoch, where) for job in group]
     # Summed on the device: asking for a number at every step would wait for every step.
     loss = torch.zeros(len(group), dtype=torch.float64, device=where)
     right = torch.zeros(len(group), dtype=torch.int64, device=where)
     cuts = [batches(len(order), schedule.batch_size) for order in orders]
-    for spans in itertools.zip_longest(*cuts, fillvalue=(0, 0)):
-        picked = [order[a:b] for order, (a, b) in zip(orders, spans, strict=True)]
-        views = [places[a:b] for places, (a, b) in zip(drawn, spans, strict=False)]
-        if len(orders) == 1:
-            x, target = gather(shown, picked[0], *views), data.labels[picked[0]]
-            sums = stack.step(x, target, rates, dropping)
-            loss += sums[0]
-            right += sums[1]
-        elif len({len(rows) for rows in picked}) == 1:
-            rows = torch.cat(picked)
-            x = gather(shown, rows, *([torch.cat(views)] if views else []))
-            shape = (len(group), len(picked[0]))
-            sums = stack.step(x.view(*shape, -1), data.labels[rows].view(shape), rates, dropping)
-            loss += sums[0]
-            right += sums[1]
-        else:
-            for at, rows in enumerate(picked):
-                if len(rows) == 0:
-                    continue
-                x, target = gather(shown, rows, *views[at : at + 1]), data.labels[rows]
-                sums = parts[at].step(x, target, [rates[at]], [dropping[at]])
-                loss[at] += sums[0][0]
-                right[at] += sums[1][0]
-    counts = [len(job.fold.kept) for job in group]
+    of_fold = [0 if len(folds) == 1 else network for network in range(len(group))]
+
+    def step(part: Stack, networks: slice, number: int, rows: Minibatch) -> None:
+        rates = [
+            curriculum.rate(
+                at, job.member.lr, job.member.weight_decay, number / len(cuts[f]), losses
+            )
+            for job, f, losses in list(zip(group, of_fold, so_far, strict=True))[networks]
+        ]
+        aim = functools.partial(
+            cross_entropy,
+            smoothing=schedule.label_smoothing or 0.0,
+            weights=None if weights is None else weights[networks],
+            mixed=rows.mixed,
+        )
+        sums = part.step(rows.x, rows.target, rates, dropping[networks], aim)
+        loss[networks] += sums[0]
+        right[networks] += sums[1]
+
+    parts = [stack.part(network) for network in range(len(group))] if len(folds) > 1 else [stack]
+    for number, spans in enumerate(itertools.zip_longest(*cuts, fillvalue=(0, 0))):
+        rows = [
+            _minibatch(
+                data, shown, orders[f][a:b], drawn[f][a:b] if drawn else None, perturbations[f]
+            )
+            for f, (a, b) in enumerate(spans)
+        ]
+        if len({len(of_fold.target) for of_fold in rows}) == 1:
+            step(stack, slice(None), number, _together(rows))
+            continue
+        for network, of_network in enumerate(rows):
+            if len(of_network.target) > 0:
+                step(parts[network], slice(network, network + 1), number, of_network)
+    counts = [len(orders[f]) for f in of_fold]
     return [
-        (total / count, hits / count)
-        for total, hits, count in zip(loss.tolist(), right.tolist(), counts, strict=True)
+        (total / count, number / count)
+        for total, number, count in zip(loss.tolist(), right.tolist(), counts, strict=True)
     ]
 
 
 def validate(
-    stack: Stack, parts: Sequence[Stack], data: Data, group: Sequence[Job], view: str
-) -> list[tuple[float, float]]:
-    """Each network's mean loss and top1 over its validation rows."""
+    stack: Stack, data: Data, group: Sequence[Job], view: str, classes: int
+) -> tuple[list[tuple[float, float]], torch.Tensor]:
+    """Each network's mean loss and top1 over its validation rows, and its share of errors in each
+    class, (M, C) float64, NaN in a class without rows."""
     if len(distinct(group)) > 1:
-        return [
-            result
-            for part, job in zip(parts, group, strict=True)
-            for result in validate(part, [part], data, [job], view)
+        each = [
+            validate(stack.part(network), data, [job], view, classes)
+            for network, job in enumerate(group)
         ]
+        return [pair for pairs, _ in each for pair in pairs], torch.cat([e for _, e in each])
     held = group[0].fold.held
-    widest = max(tensor.shape[1] for tensor in stack.state.values() if tensor.dim() > 1)
-    at_once = max(64, _ROWS_AT_ONCE // (widest * len(stack)))
     loss = torch.zeros(len(stack), dtype=torch.float64, device=held.device)
-    right = torch.zeros(len(stack), dtype=torch.int64, device=held.device)
+    right = torch.zeros(len(stack), classes, dtype=torch.float64, device=held.device)
     with torch.inference_mode():
-        for rows in torch.split(held, at_once):
-            of_rows = scores(stack.logits(data.views[view][rows]), data.labels[rows])
-            loss += of_rows[0]
-            right += of_rows[1]
-    return [
-        (total / len(held), hits / len(held))
-        for total, hits in zip(loss.tolist(), right.tolist(), strict=True)
+        for rows in torch.split(held, _rows_at_once(stack)):
+            logits, target = stack.logits(data.views[view][rows]), data.labels[rows]
+            loss += cross_entropy(logits, target).sum(1)
+            right.index_add_(1, target, hits(logits, target).double())
+    counts = torch.bincount(data.labels[held], minlength=classes)
+    shares = [
+        (total / len(held), number / len(held))
+        for total, number in zip(loss.tolist(), right.sum(1).tolist(), strict=True)
     ]
+    return shares, 1 - right / counts
+
+
+def row_losses(stack: Stack, data: Data, rows: torch.Tensor, view: str) -> RowLosses:
+    """The loss (B,) of each of the rows (B,) under a stack of one, as in validation."""
+    with torch.inference_mode():
+        each = [
+            cross_entropy(stack.logits(data.views[view][some]), data.labels[some])[0]
+            for some in torch.split(rows, _rows_at_once(stack))
+        ]
+        return torch.cat(each).double().cpu().numpy()
 
 
 def mixture(shares: Mapping[str, float], rows: int, rng: np.random.Generator) -> Index:
@@ -239,41 +221,46 @@ def distinct(group: Sequence[Job]) -> list[Fold]:
     return list({job.fold.number: job.fold for job in group}.values())
 
 
-def _rate(phase: Phase, member: Member) -> Rate:
-    """What the phase overrides, and the member's values for the rest."""
-    own = phase.optimizer
-    return Rate(
-        member.lr if own.lr is None else own.lr,
-        member.weight_decay if own.weight_decay is None else own.weight_decay,
-    )
-
-
 def epoch_rng(seed: int, fold: int, epoch: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(fold, epoch)))
 
 
+def _minibatch(
+    data: Data,
+    shown: Sequence[torch.Tensor],
+    rows: torch.Tensor,
+    drawn: torch.Tensor | None,
+    perturbation: Perturbation | None,
+) -> Minibatch:
+    x, target = gather(shown, rows, drawn), data.labels[rows]
+    if perturbation is None or len(rows) == 0:
+        return Minibatch(x, target)
+    x = perturbation.vectors(x)
+    if perturbation.alpha is None:
+        return Minibatch(x, target)
+    x, other, share = perturbation.mix(x, perturbation.alpha)
+    return Minibatch(x, target, (target[other], torch.full((1, 1), share, device=x.device)))
+
+
+def _together(rows: Sequence[Minibatch]) -> Minibatch:
+    """Minibatches of one size as one; that of a single fold is for all members as it is."""
+    if len(rows) == 1:
+        return rows[0]
+    x, target = torch.stack([of.x for of in rows]), torch.stack([of.target for of in rows])
+    mixed = [of.mixed for of in rows if of.mixed is not None]
+    if not mixed:
+        return Minibatch(x, target)
+    others, shares = zip(*mixed, strict=True)
+    return Minibatch(x, target, (torch.stack(others), torch.cat(shares)))
+
+
+def _rows_at_once(stack: Stack) -> int:
+    widest = max(tensor.shape[1] for tensor in stack.state.values() if tensor.dim() > 1)
+    return max(64, _ROWS_AT_ONCE // (widest * len(stack)))
+
+
 def _dropping(job: Job, epoch: int, device: torch.device) -> torch.Generator:
     """What draws a network's dropout in an epoch."""
-    key = (job.fold.number, epoch, 1)
+    key = (job.fold.number, epoch, DROPPING)
     seed = np.random.SeedSequence(job.member.seed, spawn_key=key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed) >> 1)
-
-
-@contextlib.contextmanager
-def _torch_seeded(rng: np.random.Generator) -> Iterator[None]:
-    """torch's global CPU generator seeded from `rng` (initial weights take no other), then put
-    back. Not torch.manual_seed: that one seeds every CUDA device too."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        yield
-
-
-def _check_finite(group: Sequence[Job], rows: Sequence[Row], rates: Sequence[Rate]) -> None:
-    lost = [
-        f"fold {job.fold.number}, epoch {row['epoch']}: the loss is no longer finite at lr "
-        f"{rate.lr:g} (seed {job.member.seed}, weight_decay {rate.weight_decay:g})"
-        for job, row, rate in zip(group, rows, rates, strict=True)
-        if not (np.isfinite(row["train_loss"]) and np.isfinite(row["val_loss"]))
-    ]
-    if lost:
-        raise FeatureCacheError(f"{'; '.join(lost)}; lower optimizer.lr in the schedule")

@@ -23,7 +23,7 @@ from torch import nn
 
 from featurecache import durable, records
 from featurecache.errors import BadInput, DamagedCache
-from featurecache.heads.schedules import HeadSpec
+from featurecache.heads.settings import HeadSpec
 from featurecache.regular import read_regular
 
 HEAD_FORMAT: Literal[1] = 1
@@ -34,15 +34,16 @@ _ROWS_AT_ONCE = 8192  # bounds the memory of a prediction; 8192 x 1024 float32 i
 def build(in_features: int, classes: int, head: HeadSpec) -> nn.Sequential:
     """An untrained head from (B, in_features) to (B, classes) logits; uses torch's global RNG."""
     layers: list[nn.Module] = []
-    for fan_in, width in itertools.pairwise([in_features, *head.hidden]):
+    widths = itertools.pairwise([in_features, *head.hidden])
+    for (fan_in, width), dropout in zip(widths, head.each("dropout"), strict=True):
         layers.append(nn.Linear(fan_in, width))
         if head.norm == "batch":
             layers.append(nn.BatchNorm1d(width))
         elif head.norm == "layer":
             layers.append(nn.LayerNorm(width))
         layers.append({"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[head.activation]())
-        if head.dropout > 0:
-            layers.append(nn.Dropout(head.dropout))
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
     layers.append(nn.Linear([in_features, *head.hidden][-1], classes))
     return nn.Sequential(*layers)
 

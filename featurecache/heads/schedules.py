@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
 
 from featurecache import records
 from featurecache.errors import UnknownName
-
-# Strict: `epochs: yes` or `lr: "1"` is a mistake to be told, not a number to be guessed.
-_STRICT = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-_MOMENTUM = 0.9
+from featurecache.heads.settings import (
+    STRICT,
+    EarlyStopping,
+    Features,
+    HeadSpec,
+    Input,
+    LrSchedule,
+    Optimizer,
+    Order,
+    Pruning,
+    Sweep,
+)
 
 
 class BackboneChoice(pydantic.BaseModel):
     """Whose vectors to train on. What is None is whatever the cache holds one setting of."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     name: str = Field(min_length=1)
     input_size: int | None = Field(default=None, ge=1)  # pixels, both sides
@@ -34,55 +42,10 @@ class BackboneChoice(pydantic.BaseModel):
     weights: str | None = Field(default=None, min_length=4)  # first digits of their SHA-256
 
 
-class HeadSpec(pydantic.BaseModel):
-    """Shape of a head: [linear, norm, activation, dropout] for each of `hidden`, then linear.
-
-    `hidden` holds the widths; with none of them the head is linear (logistic regression).
-    """
-
-    model_config = _STRICT
-
-    hidden: list[int] = [1024]
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    norm: Literal["batch", "layer", "none"] = "batch"
-    activation: Literal["relu", "gelu", "silu"] = "relu"
-
-    @pydantic.field_validator("hidden")
-    @classmethod
-    def _widths(cls, value: list[int]) -> list[int]:
-        if any(width < 1 for width in value):
-            raise ValueError(f"every width must be at least 1, not {value}")
-        return value
-
-
-class Optimizer(pydantic.BaseModel):
-    """The optimizer and its settings; `momentum` is of sgd alone (0.9 where it isn't given)."""
-
-    model_config = _STRICT
-
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
-    momentum: float | None = Field(default=None, ge=0, lt=1)
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _sgd_has_momentum(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("name") == "sgd":
-            return {"momentum": _MOMENTUM, **value}
-        return value
-
-    @pydantic.model_validator(mode="after")
-    def _others_have_none(self) -> Optimizer:
-        if self.name != "sgd" and self.momentum is not None:
-            raise ValueError(f"momentum is for sgd only, not for {self.name}; take it out")
-        return self
-
-
 class PhaseOptimizer(pydantic.BaseModel):
     """What a phase changes of the optimizer, for the length of that phase; None keeps it."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     lr: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
@@ -91,18 +54,23 @@ class PhaseOptimizer(pydantic.BaseModel):
 class Phase(pydantic.BaseModel):
     """Some epochs on one view or a mixture. `views` maps names to shares that sum to 1.
 
-    In YAML `views` is a name, a list of names (equal shares) or the mapping itself.
+    In YAML `views` is a name, a list of names (equal shares) or the mapping itself. With `ramp_to`
+    the shares go over to those of `ramp_to`, in equal steps, by the last epoch.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
 
     views: dict[str, float]
+    ramp_to: dict[str, float] | None = None
     epochs: int = Field(ge=1)
     optimizer: PhaseOptimizer = PhaseOptimizer()
+    order: Order | None = None
 
-    @pydantic.field_validator("views", mode="before")
+    @pydantic.field_validator("views", "ramp_to", mode="before")
     @classmethod
-    def _shares(cls, value: Any) -> Any:
+    def _shares(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if value is None and info.field_name == "ramp_to":
+            return None
         if isinstance(value, str) and value:
             return {value: 1.0}
         if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
@@ -113,15 +81,61 @@ class Phase(pydantic.BaseModel):
             return value
         raise ValueError("expected a view, a list of views, or a mapping of views to shares")
 
-    @pydantic.field_validator("views")
+    @pydantic.field_validator("views", "ramp_to")
     @classmethod
-    def _sum_to_one(cls, value: dict[str, float]) -> dict[str, float]:
+    def _sum_to_one(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is None:
+            return None
         if any(share <= 0 for share in value.values()):
             raise ValueError(f"every share must be above 0, not {value}")
         total = math.fsum(value.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the shares must sum to 1, not to {total:.6g}")
         return dict(sorted(value.items()))  # the order they are written in must change no draw
+
+    @pydantic.model_validator(mode="after")
+    def _room_for_a_ramp(self) -> Phase:
+        if self.ramp_to is not None and self.epochs < 2:
+            raise ValueError("ramp_to needs at least 2 epochs: the first has `views`, the last it")
+        return self
+
+    def shares(self, epoch: int) -> dict[str, float]:
+        """The share of every view in the `epoch` of this phase, from 1."""
+        if self.ramp_to is None:
+            return self.views
+        over = (epoch - 1) / (self.epochs - 1)
+        named = sorted({*self.views, *self.ramp_to})
+        shares = {
+            view: (1 - over) * self.views.get(view, 0.0) + over * self.ramp_to.get(view, 0.0)
+            for view in named
+        }
+        return {view: share for view, share in shares.items() if share > 0}
+
+
+class Planned(NamedTuple):
+    """One epoch of a training; all numbers count from 1."""
+
+    epoch: int  # over all phases
+    number: int  # of the phase
+    phase: Phase
+    in_phase: int  # the epoch's number in its phase
+
+
+def _class_weights(value: Any) -> Any:
+    named = isinstance(value, dict) and value
+    if value in ("balanced", "errors"):
+        return value
+    if named and all(type(w) in (int, float) and 0 < w < math.inf for w in value.values()):
+        return {name: float(weight) for name, weight in value.items()}
+    raise ValueError("expected balanced, errors, or a mapping of classes to weights above 0")
+
+
+# `balanced`: classes count the same however many rows they have. `errors`: a class counts more, the
+# larger its share of errors in the last epoch's validation was (paper 003's "more for weak
+# classes"). A mapping: the weights of these classes; others have 1.
+ClassWeights = Annotated[
+    Literal["balanced", "errors"] | dict[str, float], pydantic.PlainValidator(_class_weights)
+]
 
 
 class Validation(pydantic.BaseModel):
@@ -130,7 +144,7 @@ class Validation(pydantic.BaseModel):
     `view` is the view validated on, whatever views a phase trains on.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
 
     fraction: float | None = Field(default=None, gt=0, lt=1)  # of the images, in every class
     split: str | None = Field(default=None, min_length=1)  # a split that the dataset brings
@@ -149,17 +163,26 @@ class Validation(pydantic.BaseModel):
 class Schedule(pydantic.BaseModel):
     """Everything that decides a training but the vectors themselves."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     backbone: BackboneChoice
+    input: Input | None = None
     head: HeadSpec = HeadSpec()
     optimizer: Optimizer = Optimizer()
+    lr_schedule: LrSchedule | None = None
+    early_stopping: EarlyStopping | None = None
+    label_smoothing: float | None = Field(default=None, ge=0, lt=1)
+    mixup: float | None = Field(default=None, gt=0)  # alpha of the Beta distribution
+    features: Features | None = None
+    class_weights: ClassWeights | None = None
+    pruning: Pruning | None = None
     batch_size: int = Field(default=256, ge=1)
     # scikit-learn takes seeds of 32 bits, and every seed here is one that it can take.
     seed: int = Field(default=0, ge=0, lt=2**32)
     augment_seed: int = Field(default=0, ge=0)  # the --seed that the views were made with
     validation: Validation = Validation(fraction=0.2)
     phases: list[Phase]
+    sweep: Sweep | None = None
 
     @pydantic.field_validator("backbone", mode="before")
     @classmethod
@@ -183,14 +206,34 @@ class Schedule(pydantic.BaseModel):
             raise ValueError("batch_size: batch norm needs at least 2; or take head.norm: layer")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _an_end(self) -> Schedule:
+        if self.early_stopping is not None and self.pruning is not None:
+            raise ValueError("early_stopping would end before pruning begins; take one of them out")
+        return self
+
     @property
     def epochs(self) -> int:
-        """Epochs of all phases together."""
-        return sum(phase.epochs for phase in self.phases)
+        """Epochs of all phases together, and those after pruning."""
+        return len(self.plan())
+
+    def plan(self) -> list[Planned]:
+        """The epochs in order. Those after pruning are a phase more, on what the last ends on."""
+        phases = list(self.phases)
+        if self.pruning is not None:
+            last = phases[-1]
+            views = last.shares(last.epochs)
+            phases.append(Phase(views=views, epochs=self.pruning.epochs, optimizer=last.optimizer))
+        within = [
+            (number, phase, epoch)
+            for number, phase in enumerate(phases, 1)
+            for epoch in range(1, phase.epochs + 1)
+        ]
+        return [Planned(at, *each) for at, each in enumerate(within, 1)]
 
     def views(self) -> list[str]:
         """Every view that the phases name, then the validation view, in first-seen order."""
-        named = [view for phase in self.phases for view in phase.views]
+        named = [view for p in self.phases for view in (*p.views, *(p.ramp_to or {}))]
         return list(dict.fromkeys([*named, self.validation.view]))
 
 

@@ -9,20 +9,25 @@ norm, and no layer has to transpose.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim.adadelta import adadelta
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
+from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from featurecache.heads import mlp
-from featurecache.heads.schedules import HeadSpec, Optimizer
+from featurecache.heads.losses import cross_entropy, hits
+from featurecache.heads.settings import HeadSpec, Optimizer
 
 State = dict[str, torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # as losses.cross_entropy
 _LANES = 1 << 16  # dropout draws 16 bits a feature
 
 
@@ -40,7 +45,7 @@ class Stack:
     It computes what `mlp.build` and torch.optim would for each head by itself, up to the order of
     floating-point sums. Dropout alone draws otherwise: from a generator a member, 16 random bits a
     feature, since torch's own draws are slow on most CPUs. So its rate is
-    rounded to a multiple of 2**-16.
+    rounded to a multiple of 2**-16; DropConnect draws weights in the same way.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class Stack:
         self.spec, self.optimizer = spec, optimizer
         self.state = {n: torch.stack([s[n] for s in states]).to(device) for n in states[0]}
         self.trained = [name for name, _ in heads[0].named_parameters()]
+        self.weights = [f"{n}.weight" for n, m in self.layers.items() if isinstance(m, nn.Linear)]
+        self.masks: State = {}  # of weights that were pruned: 0 where one is gone, else 1
         moments = 1 if optimizer.name == "sgd" else 2
         self.moments = [
             {name: torch.zeros_like(self.state[name]) for name in self.trained}
@@ -73,14 +80,15 @@ class Stack:
         return len(next(iter(self.state.values())))
 
     def part(self, place: int) -> Stack:
-        """The member at `place` as a stack of one, on the same memory."""
+        """The member at `place` as a stack of one, on the same memory; made anew after pruning."""
         one = object.__new__(Stack)
         one.layers, one.spec, one.optimizer = self.layers, self.spec, self.optimizer
-        one.trained = self.trained
+        one.trained, one.weights = self.trained, self.weights
         here = slice(place, place + 1)
         one.state = {name: tensor.detach()[here] for name, tensor in self.state.items()}
         one.moments = [{n: tensor[here] for n, tensor in each.items()} for each in self.moments]
         one.steps = {name: tensor[here] for name, tensor in self.steps.items()}
+        one.masks = {name: tensor[here] for name, tensor in self.masks.items()}
         one._begin()
         return one
 
@@ -101,10 +109,14 @@ class Stack:
         rows and keeps running ones, and dropout drops.
         """
         h = x.transpose(-1, -2)
+        unconnected = iter([*self.spec.each("drop_connect"), 0.0])
         for name, layer in self.layers.items():
             own = {part: self.state[f"{name}.{part}"] for part in layer.state_dict()}
             if isinstance(layer, nn.Linear):
-                h = _linear(h, own["weight"], own["bias"])
+                weight, rate = own["weight"], next(unconnected)
+                if rate > 0 and dropping is not None:
+                    weight = weight * _dropout_mask(weight.shape, rate, dropping)
+                h = _linear(h, weight, own["bias"])
             elif isinstance(layer, nn.BatchNorm1d):
                 if dropping is not None:
                     own["num_batches_tracked"] += 1
@@ -134,19 +146,43 @@ class Stack:
         target: torch.Tensor,
         rates: Sequence[Rate],
         dropping: Sequence[torch.Generator],
+        loss: Loss = cross_entropy,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Train on one minibatch, x as for `logits`, target (M, B) or, for all members, (B,).
 
-        Gives each member's loss and number of right rows, (M,), sums over the minibatch.
+        Gives each member's `loss` and number of right rows, (M,), sums over the minibatch. The
+        penalties of the spec are trained by too, and are no part of the loss that is given.
         """
         logits = self.logits(x, dropping)
-        loss, right = scores(logits, target)
+        losses = loss(logits, target).sum(1)
         gradients = torch.autograd.grad(
-            loss.sum() / logits.shape[-1], [self.state[name] for name in self.trained]
+            losses.sum() / logits.shape[-1], [self.state[name] for name in self.trained]
         )
+        self._penalise(dict(zip(self.trained, gradients, strict=True)))
         # Members with rows of their own may have taken other numbers of steps before this one.
         self._update(gradients, rates, together=x.dim() == 2)
-        return loss.detach(), right
+        return losses.detach(), hits(logits, target).sum(1)
+
+    @torch.no_grad()
+    def _penalise(self, gradients: State) -> None:
+        for name, l1, l2 in zip(
+            self.weights, self.spec.each("l1"), self.spec.each("l2"), strict=True
+        ):
+            if l1 > 0:
+                gradients[name].add_(self.state[name].sign(), alpha=l1)
+            if l2 > 0:
+                gradients[name].add_(self.state[name], alpha=2 * l2)
+
+    @torch.no_grad()
+    def prune(self, share: float) -> None:
+        """Make this share of the weights of each linear layer of each member zero for good: those
+        of the least size (magnitude pruning a layer, Han et al. 2015)."""
+        for name in self.weights:
+            sizes = self.state[name].abs().flatten(1)
+            least = sizes.argsort(1)[:, : round(share * sizes.shape[1])]
+            mask = torch.ones_like(sizes).scatter_(1, least, 0.0)
+            self.masks[name] = mask.view_as(self.state[name])
+            self.state[name].mul_(self.masks[name])
 
     @torch.no_grad()
     def _update(
@@ -163,63 +199,67 @@ class Stack:
                 gradient[run].contiguous() for gradient in gradients
             ]  # fused kernels ask no more
             moments = [[each[name][run] for name in self.trained] for each in self.moments]
-            if self.optimizer.name == "sgd":
-                sgd(
-                    parameters,
-                    own,
-                    list(moments[0]),
-                    fused=True,
-                    lr=rate.lr,
-                    weight_decay=rate.weight_decay,
-                    momentum=self.optimizer.momentum or 0.0,
-                    dampening=0.0,
-                    nesterov=False,
-                    maximize=False,
-                )
-            else:
-                # The members of a run have taken as many steps: the first counts for them all.
-                counts = [self.steps[name][start] for name in self.trained]
-                (adam if self.optimizer.name == "adam" else adamw)(
-                    parameters,
-                    own,
-                    moments[0],
-                    moments[1],
-                    [],
-                    counts,
-                    fused=True,
-                    lr=rate.lr,
-                    weight_decay=rate.weight_decay,
-                    beta1=0.9,
-                    beta2=0.999,
-                    eps=1e-8,
-                    amsgrad=False,
-                    maximize=False,
-                )
-                for name, count in zip(self.trained, counts, strict=True):
-                    self.steps[name][run] = count
+            # The members of a run have taken as many steps: the first counts for them all.
+            counts = [self.steps[name][start] for name in self.trained]
+            self._rule(parameters, own, moments, counts, rate)
+            for name, count in zip(self.trained, counts, strict=True):
+                self.steps[name][run] = count
             start = stop
+        for name, mask in self.masks.items():
+            self.state[name].mul_(mask)
+
+    def _rule(
+        self,
+        parameters: list[torch.Tensor],
+        gradients: list[torch.Tensor],
+        moments: list[list[torch.Tensor]],
+        counts: list[torch.Tensor],
+        rate: Rate,
+    ) -> None:
+        """One step of torch.optim's own function, with its defaults where nothing can be set."""
+        name, momentum = self.optimizer.name, self.optimizer.momentum or 0.0
+        common: dict[str, Any] = {
+            "lr": rate.lr,
+            "weight_decay": rate.weight_decay,
+            "maximize": False,
+        }
+        if name == "sgd":
+            nesterov = bool(self.optimizer.nesterov)
+            common |= {"momentum": momentum, "dampening": 0.0, "nesterov": nesterov}
+            sgd(parameters, gradients, list(moments[0]), fused=True, **common)
+        elif name == "rmsprop":
+            common |= {"alpha": 0.99, "eps": 1e-8, "momentum": momentum, "centered": False}
+            rmsprop(parameters, gradients, moments[0], [], moments[1], counts, **common)
+        elif name == "adadelta":
+            common |= {"rho": 0.9, "eps": 1e-6}
+            adadelta(parameters, gradients, moments[0], moments[1], counts, **common)
+        else:
+            common |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": True}
+            rule = adam if name == "adam" else adamw
+            rule(parameters, gradients, moments[0], moments[1], [], counts, **common)
 
     def state_dict(self) -> dict[str, State]:
         """All that training changes."""
         named = {f"moment-{k}": moment for k, moment in enumerate(self.moments)}
         heads = {name: tensor.detach() for name, tensor in self.state.items()}
-        return {"heads": heads, "steps": self.steps, **named}
+        return {"heads": heads, "steps": self.steps, "masks": self.masks, **named}
 
     def load_state_dict(self, state: dict[str, State]) -> None:
         """Go on from what `state_dict` gave of a stack of the same members."""
+        where = next(iter(self.state.values())).device
+        self.masks = {name: mask.to(where) for name, mask in state["masks"].items()}
         for kind, tensors in self.state_dict().items():
             for name, tensor in tensors.items():
                 tensor.copy_(state[kind][name])
 
+    def snapshot(self, place: int) -> State:
+        """A copy of the weights and statistics of the member at `place`."""
+        return {name: tensor.detach()[place].clone() for name, tensor in self.state.items()}
 
-def scores(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of logits (M, C, B) and labels (M, B) or (B,) the sums over B: losses (M,) in nats, and
-    numbers (M,) of rows whose most probable class is the label."""
-    target = target.expand(len(logits), -1)
-    loss = functional.cross_entropy(logits, target, reduction="none").sum(1)
-    # argmax along the middle of three axes is several times as slow
-    best = logits.detach().transpose(1, 2).contiguous().argmax(2)
-    return loss, (best == target).sum(1)
+    def restore(self, place: int, saved: State) -> None:
+        """Give the member at `place` what `snapshot` kept; not its optimizer's state."""
+        for name, tensor in self.state.items():
+            tensor.detach()[place].copy_(saved[name])
 
 
 def _linear(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -19,10 +19,11 @@ import torch
 from torch import nn
 
 from featurecache import durable, records
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.heads import mlp
 from featurecache.heads.checkpoints import Checkpoint, Timer
-from featurecache.heads.epochs import Data, Fold, Job, Member, Row, distinct, train_stack
+from featurecache.heads.epochs import Data, Fold, Job, Member, Row, distinct
+from featurecache.heads.groups import Lost, train_group
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import Index, Items, Labels, check_rows, drop_shared, split_items
 
@@ -40,11 +41,14 @@ class Trained:
 
     `rows` are the metrics of every fold and epoch; `best` and `last` are {epoch, top1, loss} of
     the validation, means over the folds: the epoch of the highest top1 (the earliest of equals),
-    and the last. The weights of `head` are those of the last epoch, one network a fold.
+    and that of the weights of `head`, one network a fold. That is the last epoch, or with
+    early stopping for each fold the one of the lowest loss; then `epoch` is the latest of them.
+    `kept` are the rows of those weights, one a fold.
     """
 
     head: mlp.Head
     rows: list[Row]
+    kept: list[Row]
     best: records.Json
     last: records.Json
 
@@ -87,12 +91,18 @@ def train(
     """
     alone = Member(schedule.seed, schedule.optimizer.lr, schedule.optimizer.weight_decay)
 
-    def finish(trained: list[Trained]) -> None:
-        trained[0].head.save(run)
-        if on_done is not None:
-            on_done(trained[0])
+    result: list[Trained] = []
 
-    return _train_all(
+    def finish(trained: list[Trained | Lost]) -> None:
+        (one,) = trained
+        if isinstance(one, Lost):
+            raise FeatureCacheError(f"{one.reason}; lower optimizer.lr in the schedule")
+        one.head.save(run)
+        if on_done is not None:
+            on_done(one)
+        result.append(one)
+
+    _train_all(
         vectors,
         labels,
         items,
@@ -105,7 +115,8 @@ def train(
         note=lambda place, row: on_epoch(row) if on_epoch is not None else None,
         finish=finish,
         device=device,
-    )[0]
+    )
+    return result[0]
 
 
 def train_many(
@@ -120,13 +131,13 @@ def train_many(
     identity: str,
     pairs: Sequence[tuple[Index, Index]] | None = None,
     on_epoch: Callable[[int, Row], None] | None = None,
-    on_done: Callable[[list[Trained]], None] | None = None,
+    on_done: Callable[[list[Trained | Lost]], None] | None = None,
     device: str = "auto",
-) -> list[Trained]:
+) -> list[Trained | Lost]:
     """Train a head for each of `members`, in stacks; gives their results in that order.
 
-    Arguments and errors are those of `train`, whose result each is but for the order of sums; one
-    member whose loss is no longer finite ends them all, and is named.
+    Arguments and errors are those of `train`, whose result each is but for the order of sums; but a
+    member whose loss is no longer finite is Lost, and the others go on.
     `on_epoch` gets the member's place, from 0, before the row. Saved are metrics and checkpoints;
     the heads are the caller's to save, in `on_done` if they are to outlive the checkpoints.
     """
@@ -160,10 +171,14 @@ def _train_all(
     identity: str,
     pairs: Sequence[tuple[Index, Index]] | None,
     note: Callable[[int, Row], None],
-    finish: Callable[[list[Trained]], None],
+    finish: Callable[[list[Trained | Lost]], None],
     device: str,
-) -> list[Trained]:
+) -> list[Trained | Lost]:
     check_rows(items, labels, classes)
+    if isinstance(schedule.class_weights, dict):
+        for name in schedule.class_weights:
+            if name not in classes:
+                raise UnknownName("class of class_weights", name, classes)
     _check_vectors(vectors, len(labels), schedule)
     if pairs is None:
         pairs = split_items(items, labels, schedule, classes)
@@ -182,8 +197,8 @@ def _train_all(
     ]
     jobs = [Job(place, member, fold) for fold in folds for place, member in enumerate(members)]
     width = vectors[schedule.validation.view].shape[1]
-    groups = _groups(jobs, _at_once(schedule, width, len(classes), where))
-    networks: dict[tuple[int, int], nn.Sequential] = {}
+    groups = _groups(jobs, schedule, _at_once(schedule, width, len(classes), where))
+    networks: dict[tuple[int, int], nn.Sequential | Lost] = {}
     checkpoints = []
     with _Metrics(run / "metrics.jsonl", len(members) > 1) as metrics:
 
@@ -194,18 +209,21 @@ def _train_all(
         for number, group in enumerate(groups, 1):
             of = _identity(identity, schedule, classes, labels, items, pairs, group, where)
             checkpoint = Checkpoint(run / f"stack-{number}.checkpoint", of)
-            stack = train_stack(data, group, schedule, len(classes), checkpoint, done)
+            heads = train_group(data, group, schedule, classes, checkpoint, done)
             checkpoints.append(checkpoint)
-            for at, job in enumerate(group):
-                networks[job.place, job.fold.number] = stack.head(at, width, len(classes))
-    trained = []
-    for place in range(len(members)):
-        head = mlp.Head(
-            [networks[place, fold.number] for fold in folds], list(classes), schedule.head
+            for job, head in zip(group, heads, strict=True):
+                networks[job.place, job.fold.number] = head
+            if len(members) == 1 and any(isinstance(head, Lost) for head in heads):
+                break  # other folds can't help
+    trained = [
+        _trained(
+            [networks[place, n] for n in range(1, len(folds) + 1) if (place, n) in networks],
+            metrics.of(place),
+            schedule,
+            classes,
         )
-        rows = metrics.of(place)
-        means = _means(rows)
-        trained.append(Trained(head, rows, _best(means), means[-1]))
+        for place in range(len(members))
+    ]
     finish(trained)
     for checkpoint in checkpoints:
         checkpoint.path.unlink()
@@ -253,12 +271,16 @@ def _at_once(schedule: Schedule, width: int, classes: int, device: torch.device)
     return max(1, floats // (weights + activations))
 
 
-def _groups(jobs: Sequence[Job], at_once: int) -> list[list[Job]]:
+def _groups(jobs: Sequence[Job], schedule: Schedule, at_once: int) -> list[list[Job]]:
     """Jobs that are trained together: of one fold, or of one member on several folds.
 
     Of one fold those of equal rates are neighbours, since the optimizer takes them in one call.
+    Input is fitted for each fold, and a head that orders its rows by itself has an order of its
+    own, so the one keeps folds apart, and the other all networks.
     """
-    if len({job.place for job in jobs}) == 1:
+    if any(phase.order is not None and phase.order.by == "self" for phase in schedule.phases):
+        at_once = 1
+    if len({job.place for job in jobs}) == 1 and schedule.input is None:
         together = [list(jobs)]
     else:
         together = [
@@ -336,20 +358,45 @@ def _tensor(vectors: Vectors, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"])).to(device)
 
 
-def _means(rows: Sequence[Row]) -> list[records.Json]:
-    """Validation {epoch, top1, loss} of each epoch, means over the folds, in epoch order."""
-    result = []
-    for epoch in sorted({row["epoch"] for row in rows}):
-        of_epoch = [row for row in rows if row["epoch"] == epoch]
-        result.append(
-            {
-                "epoch": epoch,
-                "top1": sum(row["val_top1"] for row in of_epoch) / len(of_epoch),
-                "loss": sum(row["val_loss"] for row in of_epoch) / len(of_epoch),
-            }
-        )
-    return result
+def _trained(
+    networks: Sequence[nn.Sequential | Lost],
+    rows: list[Row],
+    schedule: Schedule,
+    classes: Sequence[str],
+) -> Trained | Lost:
+    """What became of a member: its networks, one a fold, and their rows."""
+    finite = []
+    for network in networks:
+        if isinstance(network, Lost):
+            return network
+        finite.append(network)
+    kept, best = _summary(rows, schedule.early_stopping is not None)
+    last = _mean(max(row["epoch"] for row in kept), kept)
+    return Trained(mlp.Head(finite, list(classes), schedule.head), rows, kept, best, last)
 
 
-def _best(means: Sequence[records.Json]) -> records.Json:
-    return max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
+def _summary(rows: Sequence[Row], early: bool) -> tuple[list[Row], records.Json]:
+    """`kept` and `best` of Trained. A fold that ended early counts with the row that was kept in
+    the epochs that it has none of."""
+    folds = [[row for row in rows if row["fold"] == n] for n in sorted({r["fold"] for r in rows})]
+    kept = [
+        min(of_fold, key=lambda row: (row["val_loss"], row["epoch"])) if early else of_fold[-1]
+        for of_fold in folds
+    ]
+    means = []
+    for epoch in range(1, max(len(of_fold) for of_fold in folds) + 1):
+        shown = [
+            of_fold[epoch - 1] if epoch <= len(of_fold) else own
+            for of_fold, own in zip(folds, kept, strict=True)
+        ]
+        means.append(_mean(epoch, shown))
+    return kept, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
+
+
+def _mean(epoch: int, rows: Sequence[Row]) -> records.Json:
+    """Validation {epoch, top1, loss}: means over the folds."""
+    return {
+        "epoch": epoch,
+        "top1": sum(row["val_top1"] for row in rows) / len(rows),
+        "loss": sum(row["val_loss"] for row in rows) / len(rows),
+    }

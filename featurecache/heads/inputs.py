@@ -1,0 +1,67 @@
+"""What is fitted on training vectors before a head: standardisation, PCA, whitening.
+
+All of it is affine, so it disappears into the first layer of a trained head, which then takes the
+vectors as they are: a saved head is a plain network, and nothing can be forgotten beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from sklearn.decomposition import PCA
+from torch import nn
+
+from featurecache.errors import BadInput
+from featurecache.heads.perturb import spread
+from featurecache.heads.settings import Input
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The map of vectors (N, D) to (N, K): (x - mean) @ matrix, or (x - mean) * scale where there
+    is no matrix and K is D."""
+
+    mean: torch.Tensor  # (D,)
+    scale: torch.Tensor  # (D,)
+    matrix: torch.Tensor | None  # (D, K), which has `scale` in it
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        centred = x - self.mean
+        return centred * self.scale if self.matrix is None else centred @ self.matrix
+
+    def within(self, head: nn.Sequential) -> nn.Sequential:
+        """The head of (N, K) as one of (N, D), by another first layer; summed in float64."""
+        first, *others = head.children()
+        assert isinstance(first, nn.Linear)
+        matrix = torch.diag(self.scale) if self.matrix is None else self.matrix
+        weight = first.weight.detach().double() @ matrix.cpu().double().T
+        bias = first.bias.detach().double() - weight @ self.mean.cpu().double()
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        return nn.Sequential(layer, *others).eval()
+
+
+def fit(wanted: Input, rows: torch.Tensor) -> Fitted:
+    """Fit to the training vectors (N, D). Raises BadInput for more components than there can be."""
+    mean, deviation = spread(rows)
+    if not wanted.standardise:
+        deviation = torch.ones_like(deviation)
+    scale = torch.where(deviation > 0, 1 / deviation, 1.0)
+    if wanted.pca is None:
+        return Fitted(mean, scale, None)
+    most = min(rows.shape[0] - 1, rows.shape[1])
+    if isinstance(wanted.pca, int) and wanted.pca > most:
+        raise BadInput(
+            f"input.pca: {wanted.pca} components of {rows.shape[0]} training vectors of "
+            f"{rows.shape[1]} numbers; there can be {most} at most"
+        )
+    scaled = ((rows - mean) * scale).cpu().numpy()
+    found = PCA(wanted.pca, whiten=wanted.whiten, svd_solver="covariance_eigh").fit(scaled)
+    components = torch.from_numpy(found.components_.T.copy()).to(rows)
+    if wanted.whiten:
+        kept = torch.from_numpy(found.explained_variance_).to(rows)
+        components = components / kept.clamp_min(torch.finfo(kept.dtype).tiny).sqrt()
+    return Fitted(mean, scale, scale[:, None] * components)

@@ -1,0 +1,67 @@
+"""What heads are trained by and measured with: cross-entropy, and how much each row counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn import functional
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    smoothing: float = 0.0,
+    weights: torch.Tensor | None = None,
+    mixed: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Loss (M, B) in nats of logits (M, C, B) against labels (M, B) or, for all members, (B,).
+
+    `smoothing` spreads this share of the target evenly over the classes. `weights` (M, C) or (1, C)
+    are what rows of a class count. `mixed` are the labels, like `target`, of the rows that mixup
+    added, and the share (M, 1) or (1, 1) of the first ones (Zhang et al. 2018).
+    """
+
+    def of(labels: torch.Tensor) -> torch.Tensor:
+        labels = labels.expand(len(logits), -1)
+        loss = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        if weights is not None:
+            loss = loss * weights.expand(len(logits), -1).gather(1, labels)
+        return loss
+
+    if mixed is None:
+        return of(target)
+    others, share = mixed
+    return share * of(target) + (1 - share) * of(others)
+
+
+def hits(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(M, B) bool: is the most probable class of logits (M, C, B) the label, (M, B) or (B,)?"""
+    # argmax along the middle of three axes is several times as slow
+    best = logits.detach().transpose(1, 2).contiguous().argmax(2)
+    return best == target
+
+
+def balanced(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Weights (1, C) under which all classes of the labels (N,) count the same, and rows 1 in the
+    mean (scikit-learn's `balanced`); a class without rows has 1."""
+    counts = torch.bincount(labels, minlength=classes).float()
+    present = int((counts > 0).sum())
+    return torch.where(counts > 0, len(labels) / (present * counts), 1.0)[None]
+
+
+def by_errors(errors: torch.Tensor) -> torch.Tensor:
+    """Weights (M, C) of classes by their share of errors (M, C), NaN where a class has no rows.
+
+    (error + mean error) / (2 x mean error): 1 in the mean, and at least a half, so that no class is
+    given up when it has no errors left.
+    """
+    mean = errors.nanmean(1, keepdim=True)
+    weights = (errors + mean) / (2 * mean)
+    return torch.where(torch.isfinite(weights), weights, 1.0).float()
+
+
+def named(weights: Mapping[str, float], classes: Sequence[str]) -> torch.Tensor:
+    """Weights (1, C) of the classes that are named; others have 1."""
+    return torch.tensor([[weights.get(name, 1.0) for name in classes]])

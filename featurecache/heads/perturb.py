@@ -1,0 +1,60 @@
+"""What training does to vectors that validation does not: feature augmentation and mixup."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from featurecache.heads.settings import Features
+
+
+class Perturbation:
+    """Changes the vectors of one fold's minibatches, in one epoch, by draws of its own."""
+
+    def __init__(
+        self,
+        features: Features | None,
+        alpha: float | None,
+        spread: tuple[torch.Tensor, torch.Tensor],
+        sequence: np.random.SeedSequence,
+    ) -> None:
+        """`spread` is the mean and the deviation (D,) of the training rows; `alpha` mixup's."""
+        self._features, self._spread = features, spread
+        self.alpha = alpha
+        self._rng = np.random.default_rng(sequence)
+        self._draws = torch.Generator(spread[0].device)
+        self._draws.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
+
+    def vectors(self, x: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, D) under feature augmentation, Features' three kinds in their order."""
+        if self._features is None:
+            return x
+        mean, deviation = self._spread
+        rows = (len(x), 1)
+        if self._features.contrast:
+            factor = 1 + self._features.contrast * self._uniform(rows)
+            x = mean + (x - mean) * factor
+        if self._features.brightness:
+            x = x + self._features.brightness * self._uniform(rows) * deviation
+        if self._features.noise:
+            normal = torch.randn(x.shape, generator=self._draws, device=x.device)
+            x = x + self._features.noise * normal * deviation
+        return x
+
+    def mix(self, x: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Vectors (B, D), each with a share of another of its minibatch; the places (B,) of the
+        others, and the share of the first. One share a minibatch, drawn from Beta(alpha, alpha)."""
+        share = float(self._rng.beta(alpha, alpha))
+        other = torch.from_numpy(self._rng.permutation(len(x))).to(x.device)
+        return share * x + (1 - share) * x[other], other, share
+
+    def _uniform(self, shape: tuple[int, int]) -> torch.Tensor:
+        """Numbers from [-1, 1)."""
+        device = self._draws.device
+        return 2 * torch.rand(shape, generator=self._draws, device=device) - 1
+
+
+def spread(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation (D,) of vectors (N, D), float32, summed in float64."""
+    wide = rows.double()
+    return wide.mean(0).float(), wide.std(0, correction=0).float()

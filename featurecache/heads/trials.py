@@ -1,0 +1,158 @@
+"""Train the settings of a sweep, keep what came out of each, and the head of the winner."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from featurecache import durable, records
+from featurecache.errors import FeatureCacheError
+from featurecache.heads.epochs import Member, Row
+from featurecache.heads.groups import Lost
+from featurecache.heads.mlp import Head
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.splits import Index, Items, Labels
+from featurecache.heads.sweeps import Setting, settings_of, stackable
+from featurecache.heads.training import Trained, Vectors, train_many
+from featurecache.regular import read_regular
+
+_TRIALS = "trials.json"
+_MOST_JSON = 64 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting: its values by their dotted keys, and validation top-1 over `n` networks (seeds
+    times folds), of the weights that are kept: the mean and a 95% interval by Student's t.
+
+    `low` and `high` are None for one network, and all of them where the loss of a network was no
+    longer finite (`diverged` says in how many members). `best` and `last` are those of the training
+    with the first seed.
+    """
+
+    setting: dict[str, Any]
+    n: int
+    top1: float | None
+    low: float | None
+    high: float | None
+    diverged: int
+    best: dict[str, Any] | None
+    last: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The trials in the order of the settings, and the place of the one with the highest top1."""
+
+    trials: list[Trial]
+    winner: int
+
+
+def train_sweep(
+    vectors: Mapping[str, Vectors],
+    labels: Labels,
+    items: Items,
+    schedule: Schedule,
+    classes: Sequence[str],
+    run: Path,
+    *,
+    identity: str,
+    pairs: Sequence[tuple[Index, Index]] | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
+    device: str = "auto",
+) -> Swept:
+    """Train every setting of `schedule.sweep` with each of its seeds, and save the winner's head.
+
+    Arguments and errors are those of `training.train`. Members of a sweep see the rows in the same
+    order; a seed is of initial weights and dropout. The head that is saved in `run` is that of the
+    winner's first seed. `run/sweep/K` holds the metrics of the settings that share a stack, and
+    when they are done what came out of them: a sweep that was killed goes on from there.
+    Raises FeatureCacheError where every setting diverged.
+    """
+    settings = settings_of(schedule, "schedule")
+    assert schedule.sweep is not None
+    seeds = schedule.sweep.seeds or [schedule.seed]
+    found: dict[int, Trial] = {}
+    folder_of: dict[int, Path] = {}
+    for number, places in enumerate(stackable(settings), 1):
+        folder = run / "sweep" / str(number)
+        folder_of.update(dict.fromkeys(places, folder))
+        if not (folder / _TRIALS).is_file():
+            own = [settings[place].schedule.optimizer for place in places]
+            members = [Member(seed, o.lr, o.weight_decay) for o in own for seed in seeds]
+            train_many(
+                vectors,
+                labels,
+                items,
+                settings[places[0]].schedule,
+                classes,
+                members,
+                folder,
+                identity=identity,
+                pairs=pairs,
+                on_epoch=None if on_epoch is None else lambda _, row: on_epoch(row),
+                on_done=functools.partial(
+                    _save, folder, [settings[place] for place in places], len(seeds)
+                ),
+                device=device,
+            )
+        elif on_epoch is not None:
+            for line in (folder / "metrics.jsonl").read_text().splitlines():
+                on_epoch(json.loads(line))
+        trials = json.loads(read_regular(folder / _TRIALS, _MOST_JSON))
+        found.update(zip(places, [Trial(**trial) for trial in trials], strict=True))
+    ordered = [found[place] for place in range(len(settings))]
+    winner = _winner(ordered)
+    if winner is None:
+        raise FeatureCacheError("in every setting of the sweep the loss was no longer finite")
+    Head.load(folder_of[winner]).save(run)
+    return Swept(ordered, winner)
+
+
+def _save(
+    folder: Path, settings: Sequence[Setting], seeds: int, trained: Sequence[Trained | Lost]
+) -> None:
+    """Keep the trials of settings that were trained together, and the head of the best of them."""
+    each = [trained[at : at + seeds] for at in range(0, len(trained), seeds)]
+    trials = [
+        _trial(setting, of_setting) for setting, of_setting in zip(settings, each, strict=True)
+    ]
+    best = _winner(trials)
+    if best is not None and isinstance(first := each[best][0], Trained):
+        first.head.save(folder)
+    content = records.canonical([asdict(trial) for trial in trials])
+    durable.replace(folder / _TRIALS, content + b"\n")
+
+
+def _trial(setting: Setting, trained: Sequence[Trained | Lost]) -> Trial:
+    finite = [one for one in trained if isinstance(one, Trained)]
+    if len(finite) < len(trained):
+        lost = len(trained) - len(finite)
+        return Trial(setting.values, 0, None, None, None, lost, None, None)
+    scores = np.array([row["val_top1"] for one in finite for row in one.kept])
+    low, high = interval(scores)
+    first = finite[0]
+    mean = float(scores.mean())
+    return Trial(setting.values, len(scores), mean, low, high, 0, first.best, first.last)
+
+
+def interval(scores: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The 95% interval of the mean of scores (n,), by Student's t; None for one score."""
+    if len(scores) < 2:
+        return None, None
+    half = float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores))
+    return float(scores.mean()) - half, float(scores.mean()) + half
+
+
+def _winner(trials: Sequence[Trial]) -> int | None:
+    """The place of the highest top1, of equals the first; None where every setting diverged."""
+    tops = {place: trial.top1 for place, trial in enumerate(trials) if trial.top1 is not None}
+    return max(tops, key=lambda place: (tops[place], -place), default=None)
