@@ -22,7 +22,7 @@ WINGS = ("images", "features", "heads")
 TOP = {"featurecache.cli", "featurecache.options", "featurecache.terminal"}
 
 HOMES = {  # the one room of each heavy library, and of what only the command line needs
-    "imgaug": {"featurecache.images.policies"},
+    "imgaug": {"featurecache.images.augmenters", "featurecache.images.policies"},
     "simplejpeg": {"featurecache.images.decode"},
     "timm": {"featurecache.features.backbones"},
     "openvino": {"featurecache.features.engines"},

@@ -135,7 +135,8 @@ def test_every_shipped_policy_builds_and_makes_pictures(name: str) -> None:
 
 def test_listing() -> None:
     rows = policies()
-    assert [row["name"] for row in rows] == ["none", "color", "spatial", "spatial_one_of"]
+    assert [row["name"] for row in rows] == ["none", *shipped()]
+    assert {"color", "spatial", "spatial_one_of", "class_a", "subset30"} <= set(shipped())
     assert all(row["description"] for row in rows)
 
 

@@ -24,7 +24,7 @@ from featurecache.images.policies import Policy, augmenters
 from featurecache.images.samples import Sample
 from featurecache.images.views import View, find_view, original
 
-NAMES = ("spatial_1", "color_1", "spatial_one_of_1")
+NAMES = ("spatial_1", "color_1", "spatial_one_of_1", "class_b_1", "subset30_1")
 SIZES = ((24, 24), (17, 31), (40, 9), (24, 24), (1, 1), (32, 32))
 
 
@@ -180,6 +180,7 @@ RANDOM_CHILDREN = {
 ARGUMENTS: dict[str, Any] = {
     "Affine": {"rotate": {"range": [-45, 45]}, "mode": {"choice": ["edge", "wrap", "constant"]}},
     "AffineCv2": {"rotate": {"range": [-45, 45]}},
+    "ChannelShift": {"value": {"range": [-60, 60]}},
     "ChangeColorspace": {"to_colorspace": {"choice": ["HSV", "Lab", "YCrCb"]}},
     "CloudLayer": {
         "intensity_mean": {"range": [196, 255]},
@@ -192,7 +193,9 @@ ARGUMENTS: dict[str, Any] = {
         "sparsity": {"range": [0.8, 1.0]},
         "density_multiplier": {"range": [0.5, 1.0]},
     },
+    "CropAndScale": {"size": {"range": [0.5, 1.0]}},
     "KeepSizeByResize": {"children": ["CropAndPad"]},
+    "KerasAffine": {"rotation": {"range": [-45, 45]}},
     "OneOf": {"children": [CHANGE, "MultiplyAndAddToBrightness"]},
     "RainLayer": {**LAYER, "drop_size": PART, "drop_size_uniformity": PART},
     "ReplaceElementwise": {"mask": 0.3, "replacement": {"range": [0, 255]}},

@@ -1,9 +1,10 @@
 """Policies: declarative augmentation programs, read from YAML, built into imgaug trees.
 
-The only room that imports imgaug, and only when a tree is built: naming and keying a policy costs
-no import. The YAML grammar is described in docs/policies.md; in short, an augmenter is
-`Name: {parameter: value}` with imgaug's own names, and a value is a scalar, `{range: [a, b]}`
-(anything between), `{choice: [a, b, c]}` (one of), a mapping, or children.
+The room of imgaug, with augmenters.py, which has augmenters of our own; both import it only when a
+tree is built: naming and keying a policy costs no import. The YAML grammar is described in
+docs/policies.md; in short, an augmenter is `Name: {parameter: value}` with imgaug's own names, and
+a value is a scalar, `{range: [a, b]}` (anything between), `{choice: [a, b, c]}` (one of), a
+mapping, or children.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ REFUSED = {
 # The largest number in a policy, either sign. A blur this wide, or as many cuts, take a second an
 # image; imgaug would take a number with more zeros, and then hours or all memory, without a word.
 LARGEST = 4096
+# Our own augmenters (augmenters.py), with a version of each that goes up when its pixels change.
+OWN = {"ChannelShift": 1, "CropAndScale": 1, "KerasAffine": 1}
+OWN_MODULE = "featurecache.images.augmenters"
 # Naming and seeding are ours (law 1); imgaug's own would make pixels depend on the process.
 OURS = {"self", "seed", "name", "random_state", "deterministic"}
 
@@ -66,11 +70,13 @@ class Policy:
         )
 
     def key(self) -> records.Json:
-        """What identifies the policy: its tree and the version of the library that runs it."""
+        """What identifies the policy: its tree and the version of the library that runs it, and of
+        each augmenter of our own in it."""
         version = records.versions("imaug")["imaug"]
         if version == "none":  # law 2: what can't be fingerprinted is refused
             raise FeatureCacheError("the version of imaug can't be told; pip install imaug")
-        return {"library": f"imaug {version}", "tree": self.tree}
+        own = {name: OWN[name] for name in sorted(_names(self.tree) & OWN.keys())}
+        return {"library": f"imaug {version}", "tree": self.tree} | ({"own": own} if own else {})
 
     def build(self) -> Augmentation:
         """The runnable tree. Raises BadInput for a name or value that imgaug does not take."""
@@ -199,13 +205,23 @@ class Augmentation:
         return BadInput(f"{where}{f' line {line}' if line else ''}, {at}: {said}")
 
 
+def _names(value: Any) -> set[str]:
+    """Every word and every key of a tree: the names of its augmenters are among them."""
+    if isinstance(value, dict):
+        return set(value).union(*map(_names, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_names, value))
+    return {value} if isinstance(value, str) else set()
+
+
 def _words(entropy: bytes) -> np.ndarray:
     """Eight 32-bit words of any entropy."""
     return np.frombuffer(hashlib.sha256(entropy).digest(), dtype="<u4")
 
 
 def _walk(node: Any, seen: set[int]) -> Iterator[Any]:
-    """Every object of imgaug's below `node` (augmenters, parameters), in a fixed order.
+    """Every object of imgaug's below `node` (augmenters, parameters), in a fixed order, and our
+    own augmenters.
 
     imgaug's own get_children_lists() hides child lists that are augmenters themselves (the
     random-order Sequential inside MultiplyAndAddToBrightness), so attributes are looked at too.
@@ -213,8 +229,8 @@ def _walk(node: Any, seen: set[int]) -> Iterator[Any]:
     if id(node) in seen:
         return
     seen.add(id(node))
-    library, _, module = type(node).__module__.partition(".")
-    if library == "imgaug" and module != "random":
+    module = type(node).__module__
+    if (module.startswith("imgaug.") and module != "imgaug.random") or module == OWN_MODULE:
         yield node
         for name in sorted(vars(node)):
             yield from _walk(vars(node)[name], seen)
@@ -228,8 +244,11 @@ def _walk(node: Any, seen: set[int]) -> Iterator[Any]:
 
 @functools.cache
 def augmenters() -> dict[str, type]:
-    """imgaug's augmenters that a policy may name: `Fliplr`, `pillike.Autocontrast`, …"""
+    """The augmenters that a policy may name: imgaug's `Fliplr`, `pillike.Autocontrast`, …, and our
+    own."""
     iaa = _imgaug()
+    from featurecache.images import augmenters as ours
+
     found = {}
     for prefix, module in (("", iaa), ("pillike.", iaa.pillike)):
         for name, value in vars(module).items():
@@ -242,7 +261,7 @@ def augmenters() -> dict[str, type]:
                 and not name.startswith("_")
             ):
                 found[prefix + name] = value
-    return found
+    return found | {name: getattr(ours, name) for name in OWN}
 
 
 def shipped() -> dict[str, Path]:
