@@ -1,4 +1,4 @@
-"""The head: its layers, its scikit-learn face, its files and its metrics."""
+"""The head: its layers, its scikit-learn face and its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from featurecache.errors import BadInput, DamagedCache
 from featurecache.heads import mlp
-from featurecache.heads.mlp import Head, build, evaluate_predictions
+from featurecache.heads.mlp import Head, build
 from featurecache.heads.settings import HeadSpec
 
 NAMES = ["cat", "dog", "owl"]
@@ -170,36 +170,3 @@ def test_weights_are_no_pickle(tmp_path: Path) -> None:
     head().save(tmp_path)
     state = safetensors.torch.load((tmp_path / "head.safetensors").read_bytes())
     assert state["0.weight"].shape == (6, 4)
-
-
-def test_metrics_by_hand() -> None:
-    classes = list("abcdefg")
-    probabilities = np.zeros((4, 7))
-    probabilities[0] = [0.4, 0.3, 0.1, 0.1, 0.1, 0, 0]  # true a: first
-    probabilities[1] = [0.4, 0.3, 0.1, 0.1, 0.1, 0, 0]  # true b: second
-    probabilities[2] = [0.4, 0.3, 0.1, 0.1, 0.1, 0, 0]  # true e: fifth, after its equals
-    probabilities[3] = [0.4, 0.3, 0.1, 0.1, 0.1, 0, 0]  # true g: last, with probability 0
-    metrics = evaluate_predictions(probabilities, np.array([0, 1, 4, 6]), classes)
-    assert (metrics["top1"], metrics["top3"], metrics["top5"]) == (0.25, 0.5, 0.75)
-    expected = -(np.log(0.4) + np.log(0.3) + np.log(0.1) + np.log(1e-12)) / 4
-    assert metrics["loss"] == pytest.approx(expected)
-    assert list(metrics["classes"]) == classes
-    assert metrics["classes"]["a"] == {"n": 1, "top1": 1.0}
-    assert metrics["classes"]["b"] == {"n": 1, "top1": 0.0}
-    assert metrics["classes"]["c"] == {"n": 0, "top1": None}
-    json.dumps(metrics, allow_nan=False)
-
-
-def test_with_few_classes_k_is_capped() -> None:
-    metrics = evaluate_predictions(np.array([[0.9, 0.1]]), np.array([1]), ["a", "b"])
-    assert (metrics["top1"], metrics["top3"], metrics["top5"]) == (0, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("shape", "labels"), [((0, 2), []), ((2, 3), [0, 1]), ((2, 2), [0, 2]), ((2, 2), [0, -1])]
-)
-def test_metrics_of_arrays_that_do_not_fit_are_refused(
-    shape: tuple[int, int], labels: list[int]
-) -> None:
-    with pytest.raises(BadInput):
-        evaluate_predictions(np.zeros(shape), np.array(labels, dtype=np.int64), ["a", "b"])

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
-from featurecache import durable, records
+from featurecache import durable
 from featurecache.errors import BadInput, DamagedCache
 from featurecache.heads.settings import HeadSpec
 from featurecache.regular import read_regular
@@ -179,40 +179,3 @@ def _member(described: _Described, content: bytes, path: Path) -> nn.Sequential:
         raise DamagedCache(f"{path}: its tensors are not those of the head in head.json")
     module.load_state_dict(state, assign=True)
     return module.eval()
-
-
-def evaluate_predictions(
-    probabilities: npt.NDArray[np.floating[Any]],
-    labels: npt.NDArray[np.integer[Any]],
-    classes: Sequence[str],
-) -> records.Json:
-    """Metrics of probabilities (N, C) against labels (N,) in 0..C-1; `classes` names the C.
-
-    `top1`, `top3` and `top5` are shares of rows with the true class among the k most probable
-    (of equal probabilities the first class comes first, as in argmax); `loss` is the mean negative
-    log-likelihood in nats, probabilities clipped at 1e-12; `classes` maps each name to its number
-    of rows `n` and its `top1`, None where n is 0. Raises BadInput for no rows or shapes that
-    don't fit.
-    """
-    rows, columns = len(labels), len(classes)
-    if rows == 0:
-        raise BadInput("there are no rows to evaluate")
-    if probabilities.shape != (rows, columns):
-        raise BadInput(f"expected probabilities {(rows, columns)}, not {probabilities.shape}")
-    if labels.min() < 0 or labels.max() >= columns:
-        raise BadInput(f"labels must be in 0..{columns - 1}, the places of the class names")
-    true = probabilities[np.arange(rows), labels][:, None]
-    before = np.arange(columns) < labels[:, None]
-    rank = ((probabilities > true) | ((probabilities == true) & before)).sum(1)
-    per_class: records.Json = {}
-    for label, name in enumerate(classes):
-        of_class = labels == label
-        n = int(of_class.sum())
-        per_class[name] = {"n": n, "top1": float((rank[of_class] == 0).mean()) if n else None}
-    return {
-        "top1": float((rank < 1).mean()),
-        "top3": float((rank < 3).mean()),
-        "top5": float((rank < 5).mean()),
-        "loss": float(-np.log(np.clip(true.astype(np.float64), 1e-12, None)).mean()),
-        "classes": per_class,
-    }

@@ -16,6 +16,7 @@ from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
 from featurecache.stages.find import decodable, labelled_rows, not_cached
 from featurecache.stages.train_head import read_run
+from featurecache.study.metrics import evaluate_predictions
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def evaluate(
         setting = {**backbone["key"], "precision": record.precision}
         raise not_cached(opened, {view: missing}, backbone["name"], setting, seed, data)
     rows = decodable(rows, [space])
-    from featurecache.heads.mlp import Head, evaluate_predictions  # torch, after every check
+    from featurecache.heads.mlp import Head  # torch, after every check
 
     head = Head.load(Path(run))
     vectors, _ = space.vectors([row.item for row in rows])

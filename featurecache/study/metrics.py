@@ -1,0 +1,184 @@
+"""What predictions are worth.
+
+`probabilities` (N, C) and `labels` (N,) in 0..C-1 are of the same rows; `right` (N,) bool says
+which rows were predicted right. Of equal probabilities the first class is the predicted one, as in
+argmax. Everything here is a pure function of its arguments, and what is random has a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache import records
+from featurecache.errors import BadInput
+
+BINS = 15  # of a reliability diagram, as in Guo et al.
+RESAMPLES = 10_000
+LEVEL = 0.95  # of an interval
+
+Labels = npt.NDArray[np.integer[Any]]  # (N,)
+Probabilities = npt.NDArray[np.floating[Any]]  # (N, C)
+Right = npt.NDArray[np.bool_]  # (N,)
+
+
+def evaluate_predictions(
+    probabilities: Probabilities, labels: Labels, classes: Sequence[str]
+) -> records.Json:
+    """Metrics of probabilities (N, C) against labels (N,) in 0..C-1; `classes` names the C.
+
+    `top1`, `top3` and `top5` are shares of rows with the true class among the k most probable
+    (of equal probabilities the first class comes first, as in argmax); `loss` is the mean negative
+    log-likelihood in nats, probabilities clipped at 1e-12; `classes` maps each name to its number
+    of rows `n` and its `top1`, None where n is 0. Raises BadInput for no rows or shapes that
+    don't fit.
+    """
+    rows, columns = len(labels), len(classes)
+    if rows == 0:
+        raise BadInput("there are no rows to evaluate")
+    if probabilities.shape != (rows, columns):
+        raise BadInput(f"expected probabilities {(rows, columns)}, not {probabilities.shape}")
+    if labels.min() < 0 or labels.max() >= columns:
+        raise BadInput(f"labels must be in 0..{columns - 1}, the places of the class names")
+    true = probabilities[np.arange(rows), labels][:, None]
+    before = np.arange(columns) < labels[:, None]
+    rank = ((probabilities > true) | ((probabilities == true) & before)).sum(1)
+    per_class: records.Json = {}
+    for label, name in enumerate(classes):
+        of_class = labels == label
+        n = int(of_class.sum())
+        per_class[name] = {"n": n, "top1": float((rank[of_class] == 0).mean()) if n else None}
+    return {
+        "top1": float((rank < 1).mean()),
+        "top3": float((rank < 3).mean()),
+        "top5": float((rank < 5).mean()),
+        "loss": float(-np.log(np.clip(true.astype(np.float64), 1e-12, None)).mean()),
+        "classes": per_class,
+    }
+
+
+def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) -> records.Json:
+    """{ece, bins}: how far the confidence of the predictions is from their accuracy.
+
+    A row's confidence is its greatest probability. The bins are ((b-1)/B, b/B], all of one width,
+    each {low, high, n, confidence, top1}: its number of rows and their means, None where n is 0.
+    ece, the expected calibration error, is the sum over the bins of n/N * |top1 - confidence|
+    (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3).
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    right = probabilities.argmax(1) == labels
+    edges = np.arange(bins + 1) / bins
+    # Floating point may leave a probability a little above 1.
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    ece, table = 0.0, []
+    for number in range(bins):
+        inside = place == number
+        n = int(inside.sum())
+        row: records.Json = {"low": float(edges[number]), "high": float(edges[number + 1]), "n": n}
+        row |= {"confidence": None, "top1": None}
+        if n:
+            row |= {
+                "confidence": float(confidence[inside].mean()),
+                "top1": float(right[inside].mean()),
+            }
+            ece += n / len(labels) * abs(row["top1"] - row["confidence"])
+        table.append(row)
+    return {"ece": float(ece), "bins": table}
+
+
+def confusion(labels: Labels, predicted: Labels, classes: int) -> npt.NDArray[np.int64]:
+    """(C, C): how many rows of each class (down) were predicted as each class (across)."""
+    cells = labels.astype(np.int64) * classes + predicted
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def best_and_worst(
+    counts: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    words: Mapping[str, str],
+    most: int = 5,
+) -> tuple[list[records.Json], list[records.Json]]:
+    """The classes of highest and of lowest accuracy in a `confusion`, `most` of each.
+
+    As table 3 of paper 003, which has class, readable name and the number of misclassified images;
+    here {class, name, n, top1, wrong, confused_with, confused}: the class that most of the
+    misclassified rows were taken for (of equals the first), and how many; None and 0 where all are
+    right. Classes without rows are left out, and of equal accuracies the first class comes first.
+    """
+    rows = []
+    for label, name in enumerate(classes):
+        n = int(counts[label].sum())
+        if n == 0:
+            continue
+        others = counts[label].copy()
+        others[label] = 0
+        confused = int(others.max())
+        rows.append(
+            {
+                "class": name,
+                "name": words.get(name, name),
+                "n": n,
+                "top1": float(counts[label, label] / n),
+                "wrong": int(others.sum()),
+                "confused_with": classes[int(others.argmax())] if confused else None,
+                "confused": confused,
+            }
+        )
+    return (
+        sorted(rows, key=lambda row: -row["top1"])[:most],
+        sorted(rows, key=lambda row: row["top1"])[:most],
+    )
+
+
+def interval(right: Right, seed: int = 0) -> list[float]:
+    """[low, high]: the 95% percentile bootstrap interval of the share of right rows.
+
+    Rows are drawn anew with replacement, RESAMPLES times (Efron, 1979). Of N rows of which R are
+    right, such a sample has Binomial(N, R/N) right ones, so it is that number which is drawn.
+    """
+    n = len(right)
+    drawn = np.random.default_rng(seed).binomial(n, right.sum() / n, RESAMPLES) / n
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return [float(low), float(high)]
+
+
+def mcnemar(right: Right, other: Right) -> records.Json:
+    """{both, only, only_other, neither, p}: the exact McNemar test of two predictions of the same
+    rows.
+
+    The four are numbers of rows, by which of the two was right. If both were equally good, a row
+    that only one had right would be either's with probability 1/2; p is the two-sided binomial
+    probability of a division at least as uneven (McNemar, 1947), 1 where there is no such row.
+    """
+    from scipy.stats import binomtest  # takes most of a second
+
+    only, only_other = int((right & ~other).sum()), int((other & ~right).sum())
+    differing = only + only_other
+    return {
+        "both": int((right & other).sum()),
+        "only": only,
+        "only_other": only_other,
+        "neither": int((~right & ~other).sum()),
+        "p": float(binomtest(only, differing, 0.5).pvalue) if differing else 1.0,
+    }
+
+
+def error_correlation(rights: Sequence[Right]) -> list[list[float | None]]:
+    """Pearson's correlation of the errors of each of M predictions with each other's, M x M.
+
+    An error is 1 where a row is wrong and 0 where it is right. Paper 003 explains by it why a vote
+    gains little. It is None for a prediction without errors, or with nothing else.
+    """
+    wrong = ~np.array(rights)
+    centred = wrong - wrong.mean(1, keepdims=True)
+    norms = [
+        float(np.sqrt((row**2).sum())) if errors.any() and not errors.all() else None
+        for row, errors in zip(centred, wrong, strict=True)
+    ]
+    return [
+        [float(a @ b) / (m * n) if m and n else None for b, n in zip(centred, norms, strict=True)]
+        for a, m in zip(centred, norms, strict=True)
+    ]
