@@ -17,6 +17,7 @@ from featurecache import __version__, terminal
 from featurecache.errors import FeatureCacheError
 from featurecache.options import COMPUTING, options
 
+TTA = "A view to average the probabilities over too. Repeatable."
 RUNS = "Where run folders go that are not named."
 SOME_FAILED = 3  # images could not be decoded, and --allow-failed was not given
 
@@ -118,20 +119,28 @@ def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("data", "cache")
 @click.option("--split", default="val", show_default=True, help="A labelled split.")
 @click.option("--view", default="none", show_default=True, help="The view to look through.")
-@click.option("--seed", type=int, help="Seed of the view.  [default: the schedule's augment_seed]")
+@click.option("--tta", multiple=True, metavar="NAME", help=TTA)
+@click.option("--seed", type=int, help="Seed of the views.  [default: the schedule's augment_seed]")
+@click.option("--against", metavar="RUN2", help="A run to compare with, on the same images.")
+@click.option("--misclassified", metavar="FILE", help="A CSV to write: which images are wrong.")
+@click.option("--confusion", metavar="FILE", help="A CSV to write: class by predicted class.")
 @options("json", "quiet", "debug")
 def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
-    """Accuracy of the head in RUN on a split of a dataset."""
+    """What the head in RUN is worth on a split of a dataset."""
     from featurecache.stages.evaluate import evaluate
 
     result = evaluate(**given, progress=terminal.progress(quiet))
     if as_json:
         return _print_json(result)
-    names = ("split", "view", "n", "top1", "top3", "top5", "loss")
-    terminal.table([{name: getattr(result, name) for name in names}], result.run)
-    seen = {name: row for name, row in result.classes.items() if row["n"]}
-    worst = sorted(seen.items(), key=lambda pair: pair[1]["top1"])[: 0 if quiet else 10]
-    terminal.table([{"class": name, **row} for name, row in worst], "weakest classes")
+    names = ("n", "top1", "interval", "top3", "top5", "loss", "ece", "gap")
+    row = {name: getattr(result, name) for name in names}
+    seen = {"split": result.split, "view": " + ".join([result.view, *result.tta])}
+    terminal.table([seen | row | {"interval": _interval(result.interval)}], result.run)
+    if not quiet:
+        terminal.table(result.best, "best classes")
+        terminal.table(result.worst, "worst classes")
+    if result.against is not None:
+        terminal.table([result.against | {"p": f"{result.against['p']:.2g}"}], "against")
     _left_out(result.left_out)
 
 
@@ -476,6 +485,10 @@ def _made(result: Any, as_json: bool, allow_failed: bool) -> int:
             + (f", bound by {result.bound}" if getattr(result, "bound", "") else "")
         )
     return _failed(result.failed, allow_failed)
+
+
+def _interval(ends: list[float]) -> str:
+    return f"{ends[0]:.4f}-{ends[1]:.4f}"
 
 
 def _left_out(count: int) -> None:

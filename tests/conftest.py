@@ -105,3 +105,29 @@ def small_cache(
     with _quick(*_loaded):
         featurize(small_data, policy=["none", "color_1"], cache=cache, shard_rows=16, **TINY)
     return cache
+
+
+@pytest.fixture(scope="session")
+def small_runs(
+    tmp_path_factory: pytest.TempPathFactory, small_data: Path, small_cache: Path
+) -> dict[str, Path]:
+    """Runs on `small_cache` by how they were validated: `split`, `split_1` (another seed),
+    `fraction` and `folds`. So little training leaves errors. Not to be changed."""
+    from featurecache.stages.train_head import train_head
+
+    folder = tmp_path_factory.mktemp("runs")
+    kinds = {
+        "split": ("{split: val}", 0),
+        "split_1": ("{split: val}", 1),
+        "fraction": ("{fraction: 0.25}", 0),
+        "folds": ("{folds: 3}", 0),
+    }
+    for name, (validation, seed) in kinds.items():
+        schedule = folder / f"{name}.yaml"
+        schedule.write_text(
+            "backbone: efficientnet_lite0\nhead: {hidden: [8]}\nbatch_size: 8\n"
+            "optimizer: {lr: 3.0e-4}\n"
+            f"seed: {seed}\nvalidation: {validation}\nphases: [{{views: none, epochs: 3}}]\n"
+        )
+        train_head(schedule, data=small_data, cache=small_cache, out=folder / name, device="cpu")
+    return {name: folder / name for name in kinds}

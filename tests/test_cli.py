@@ -155,7 +155,7 @@ def test_tables_for_people(call: Callable[..., Ended], data: Path, tmp_path: Pat
     trained = call("train-head", "--schedule", "s.yaml", *where)
     run = trained.out.rpartition("run: ")[2].strip()
     assert (tmp_path / run / "run.json").is_file()
-    assert "weakest classes" in call("evaluate", run, *where).out
+    assert "worst classes" in call("evaluate", run, *where).out
 
 
 def test_quiet_is_quiet(call: Callable[..., Ended], data: Path) -> None:

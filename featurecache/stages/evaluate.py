@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from featurecache import records
-from featurecache.errors import BadInput, nearest
+from featurecache import durable, records
+from featurecache.errors import BadInput, DamagedCache, nearest
 from featurecache.executors import Progress, silent
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.views import find_view
-from featurecache.stages.find import decodable, labelled_rows, not_cached
-from featurecache.stages.train_head import read_run
-from featurecache.study.metrics import evaluate_predictions
+from featurecache.regular import read_regular
+from featurecache.stages.find import Row, decodable, labelled_rows, not_cached
+from featurecache.stages.train_head import RunRecord, read_run
+from featurecache.study import metrics
+
+if TYPE_CHECKING:
+    from featurecache.heads.mlp import Head
+
+_MOST_METRICS = 256 << 20  # bytes; an epoch has 300
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,7 @@ class Evaluation:
     """Accuracy of a head on the `n` images of a split that could be decoded.
 
     `loss` is the mean negative log-likelihood in nats; `classes` maps a class to {n, top1}.
+    `interval`, `ece`, `bins`, `best` and `worst` are what study/metrics.py says of them.
     """
 
     run: str
@@ -36,6 +49,14 @@ class Evaluation:
     top5: float
     loss: float
     classes: dict[str, Any]
+    tta: list[str]  # the views whose probabilities were averaged with those of `view`
+    interval: list[float]  # of top1, 95%
+    gap: float | None  # of the training: top-1 in training less in validation
+    ece: float
+    bins: list[dict[str, Any]]
+    best: list[dict[str, Any]]
+    worst: list[dict[str, Any]]
+    against: dict[str, Any] | None  # {run, top1, both, only, only_other, neither, p}
 
 
 def evaluate(
@@ -43,42 +64,179 @@ def evaluate(
     *,
     split: str = "val",
     view: str = "none",
+    tta: str | Sequence[str] = (),
+    against: str | Path | None = None,
+    misclassified: str | Path | None = None,
+    confusion: str | Path | None = None,
     data: str | Path = "data",
     cache: str | Path = "data/cache",
     seed: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Top-1/3/5, loss and per-class accuracy of a run's head on a split, seen through a view.
+    """What a run's head is worth on a split, seen through a view.
 
-    `seed` is the one the view was made with; by default the schedule's `augment_seed`. Raises
-    BadInput for classes that the head does not know, NotCached for vectors that are not there.
+    With `tta` the probabilities are means over these views too. `against` is another run, whose
+    predictions of the same images are compared by McNemar's test. `misclassified` and `confusion`
+    are CSV files to write. `seed` is the one the views were made with; by default the schedule's
+    `augment_seed`. Raises BadInput for classes that a head does not know, NotCached for vectors
+    that are not there.
     """
-    record = read_run(run)
+    runs = [run] if against is None else [run, against]
+    opened = [read_run(each) for each in runs]
+    for file in (misclassified, confusion):
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise BadInput(f"{file}: its folder does not exist")
     dataset = open_dataset(data)
+    numbers = [class_numbers(*pair, dataset) for pair in zip(runs, opened, strict=True)]
+    views = views_of(view, tta)
+    rows = labelled_rows(dataset, [split], progress)
+    rows, spaces = seen_by(opened, rows, views, seed, data, cache)
+    from featurecache.heads.mlp import Head  # torch, after every check
+
+    heads = [Head.load(Path(each)) for each in runs]
+    likely = [probabilities(h, s, rows) for h, s in zip(heads, spaces, strict=True)]
+    labels = [each[[row.label for row in rows]] for each in numbers]
+    rights = [p.argmax(1) == label for p, label in zip(likely, labels, strict=True)]
+    classes, words = opened[0].classes, opened[0].words
+    predicted = likely[0].argmax(1)
+    counts = metrics.confusion(labels[0], predicted, len(classes))
+    best, worst = metrics.best_and_worst(counts, classes, words)
+    if misclassified is not None:
+        _write_misclassified(misclassified, rows, likely[0], labels[0], classes)
+    if confusion is not None:
+        table = ([name, *line] for name, line in zip(classes, counts.tolist(), strict=True))
+        write_csv(confusion, ["class", *classes], table)
+    return Evaluation(
+        str(run),
+        split,
+        view,
+        len(rows),
+        len(dataset.split(split)) - len(rows),
+        **metrics.evaluate_predictions(likely[0], labels[0], classes),
+        tta=views[1:],
+        interval=metrics.interval(rights[0]),
+        gap=_gap(Path(run)),
+        **metrics.calibration(likely[0], labels[0]),
+        best=best,
+        worst=worst,
+        against=None
+        if against is None
+        else {
+            "run": str(against),
+            "top1": float(rights[1].mean()),
+            **metrics.mcnemar(rights[0], rights[1]),
+        },
+    )
+
+
+def class_numbers(run: str | Path, record: RunRecord, dataset: Dataset) -> npt.NDArray[np.int64]:
+    """The label that a run's head has for each of the dataset's labels.
+
+    Raises BadInput for classes that the head does not know.
+    """
     known = {name: label for label, name in enumerate(record.classes)}
-    unknown = sorted(set(dataset.classes) - set(known))
+    unknown = [name for name in dataset.classes if name not in known]
     if unknown:
         raise BadInput(
             f"{dataset.root} has {len(unknown)} classes that {run} was not trained on, as "
             f"{unknown[0]!r} ({nearest(unknown[0], known)}); give the --data of the same classes"
         )
-    rows = labelled_rows(dataset, [split], progress)
-    seed = record.schedule["augment_seed"] if seed is None else seed
-    wanted = find_view(view, seed)
-    backbone = record.backbone
-    key = records.vector_key(wanted.key(), backbone["key"], record.precision)
-    opened = Cache(cache)
-    space = opened.space(key, wanted.name, backbone["name"])
-    missing = space.missing(row.item for row in rows)
-    if missing:
-        setting = {**backbone["key"], "precision": record.precision}
-        raise not_cached(opened, {view: missing}, backbone["name"], setting, seed, data)
-    rows = decodable(rows, [space])
-    from featurecache.heads.mlp import Head  # torch, after every check
+    return np.array([known[name] for name in dataset.classes], np.int64)
 
-    head = Head.load(Path(run))
-    vectors, _ = space.vectors([row.item for row in rows])
-    labels = np.array([known[dataset.classes[row.label]] for row in rows])
-    result = evaluate_predictions(head.predict_proba(vectors), labels, record.classes)
-    left_out = len(dataset.split(split)) - len(rows)
-    return Evaluation(str(run), split, view, len(rows), left_out, **result)
+
+def views_of(view: str, tta: str | Sequence[str]) -> list[str]:
+    """The views to average over, each once."""
+    return list(dict.fromkeys([view, *([tta] if isinstance(tta, str) else tta)]))
+
+
+def seen_by(
+    runs: Sequence[RunRecord],
+    rows: Sequence[Row],
+    views: Sequence[str],
+    seed: int | None,
+    data: str | Path,
+    cache: str | Path,
+) -> tuple[list[Row], list[list[Space]]]:
+    """The rows that can be decoded, and for each run its spaces of these views, which hold them.
+
+    Raises NotCached, with the command, for a run whose vectors are not there.
+    """
+    opened = Cache(cache)
+    spaces = [_run_spaces(record, opened, views, seed, rows, data) for record in runs]
+    return decodable(rows, [space for of_run in spaces for space in of_run]), spaces
+
+
+def _run_spaces(
+    record: RunRecord,
+    cache: Cache,
+    views: Sequence[str],
+    seed: int | None,
+    rows: Sequence[Row],
+    data: str | Path,
+) -> list[Space]:
+    seed = record.schedule["augment_seed"] if seed is None else seed
+    backbone = record.backbone
+    found = []
+    for name in views:
+        view = find_view(name, seed)
+        key = records.vector_key(view.key(), backbone["key"], record.precision)
+        found.append(cache.space(key, view.name, backbone["name"]))
+    lacking = {
+        name: space.missing(row.item for row in rows)
+        for name, space in zip(views, found, strict=True)
+    }
+    lacking = {name: missing for name, missing in lacking.items() if missing}
+    if lacking:
+        setting = {**backbone["key"], "precision": record.precision}
+        raise not_cached(cache, lacking, backbone["name"], setting, seed, data)
+    return found
+
+
+def probabilities(
+    head: Head, spaces: Sequence[Space], rows: Sequence[Row]
+) -> npt.NDArray[np.float32]:
+    """(N, C) of the rows: what the head says, a mean over the views that the spaces are of."""
+    items = [row.item for row in rows]
+    each = (head.predict_proba(space.vectors(items)[0]) for space in spaces)
+    return np.asarray(sum(each) / np.float32(len(spaces)), np.float32)
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(header)
+    lines.writerows(rows)
+    durable.replace(Path(path), text.getvalue().encode())
+
+
+def _write_misclassified(
+    path: str | Path,
+    rows: Sequence[Row],
+    likely: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+) -> None:
+    header = ["path", "class", "predicted", "class_probability", "predicted_probability"]
+    lines = [
+        [row.id, classes[label], classes[best], f"{said[label]:.6f}", f"{said[best]:.6f}"]
+        for row, label, best, said in zip(rows, labels, likely.argmax(1), likely, strict=True)
+        if label != best
+    ]
+    write_csv(path, header, lines)
+
+
+def _gap(run: Path) -> float | None:
+    """Top-1 in training less top-1 in validation, of the last epoch, a mean over the folds.
+
+    As it was measured while the head was trained, with dropout and through the phase's views: that
+    costs nothing here. None where the folder has no metrics.
+    """
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    try:
+        lines = [json.loads(line) for line in read_regular(path, _MOST_METRICS).splitlines()]
+        last = {line["fold"]: line["train_top1"] - line["val_top1"] for line in lines}
+        return float(np.mean(list(last.values()))) if last else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCache(f"{path}: not the metrics of a run; train it again") from error

@@ -6,6 +6,7 @@ No network is loaded here, so vectors can be used where their weights can't be h
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     item: bytes
     label: int
     split: str
+    id: str
 
 
 def labelled_rows(
@@ -43,7 +45,7 @@ def labelled_rows(
             raise BadInput(f"split {sample.split!r} of {dataset.root} has no labels; take another")
     items, _ = items_of(samples, progress)
     return [
-        Row(item, sample.label, sample.split)
+        Row(item, sample.label, sample.split, sample.id)
         for sample, item in zip(samples, items, strict=True)
         if item is not None and sample.label is not None
     ]
@@ -56,6 +58,41 @@ def decodable(rows: Sequence[Row], spaces: Iterable[Space]) -> list[Row]:
     if not found:
         raise BadInput("none of these images could be decoded; see `featurecache inspect`")
     return found
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """What a run's record says of its rows: a hash of items, labels and splits."""
+    return records.digest([[row.item.hex(), row.label, row.split] for row in rows])
+
+
+def training_rows(
+    dataset: Dataset,
+    splits: Sequence[str],
+    rows: Sequence[Row],
+    spaces: Iterable[Space],
+    progress: Progress = silent,
+) -> tuple[list[Row], list[str]]:
+    """Those of the `labelled_rows` of these splits that a training on `spaces` takes, and what is
+    left out or odd, a sentence each.
+
+    Law 8: an image of any split but train, used here or not, is not trained on.
+    """
+    notes = []
+    decoded = decodable(rows, spaces)
+    lost = sum(len(dataset.split(split)) for split in splits) - len(decoded)
+    if lost:
+        notes.append(f"{lost} images could not be read or decoded, and were left out")
+    others = [sample for sample in dataset.samples if sample.split != "train"]
+    held_out = set(items_of(others, progress)[0])
+    kept = [row for row in decoded if row.split != "train" or row.item not in held_out]
+    shared = len(decoded) - len(kept)
+    if shared:
+        notes.append(f"{shared} training images are in another split too, and were left out")
+    labels = Counter(item for item, _ in {(row.item, row.label) for row in kept})
+    contradicting = sum(count > 1 for count in labels.values())
+    if contradicting:
+        notes.append(f"{contradicting} images stand under more than one class")
+    return kept, notes
 
 
 def held_spaces(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,9 @@ from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
 from featurecache.images.datasets import open_dataset
-from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
 from featurecache.regular import read_regular
-from featurecache.stages.find import decodable, held_spaces, labelled_rows
+from featurecache.stages.find import held_spaces, labelled_rows, rows_digest, training_rows
 
 if TYPE_CHECKING:
     from featurecache.heads.training import Trained
@@ -104,23 +102,7 @@ def train_head(
     rows = labelled_rows(dataset, splits, progress)
     opened = Cache(cache)
     spaces = held_spaces(opened, views, wanted.backbone, [r.item for r in rows], data)
-    rows = decodable(rows, spaces.values())
-    notes = []
-    lost = sum(len(dataset.split(split)) for split in splits) - len(rows)
-    if lost:
-        notes.append(f"{lost} images could not be read or decoded, and were left out")
-    # Law 8: an image of any other split, used here or not, is not trained on.
-    others = [sample for sample in dataset.samples if sample.split != "train"]
-    held_out = set(items_of(others, progress)[0])
-    kept = [row for row in rows if row.split != "train" or row.item not in held_out]
-    if len(kept) < len(rows):
-        shared = len(rows) - len(kept)
-        notes.append(f"{shared} training images are in another split too, and were left out")
-    rows = kept
-    labels = Counter(item for item, _ in {(row.item, row.label) for row in rows})
-    contradicting = sum(count > 1 for count in labels.values())
-    if contradicting:
-        notes.append(f"{contradicting} images stand under more than one class")
+    rows, notes = training_rows(dataset, splits, rows, spaces.values(), progress)
     items = [row.item for row in rows]
     vectors = {name: space.vectors(items)[0] for name, space in spaces.items()}
 
@@ -129,7 +111,7 @@ def train_head(
         "schedule": effective,
         "classes": list(dataset.classes),
         "spaces": {name: space.path.name for name, space in spaces.items()},
-        "rows": records.digest([[row.item.hex(), row.label, row.split] for row in rows]),
+        "rows": rows_digest(rows),
     }
     contents = {name: hashlib.sha256(v.data).hexdigest() for name, v in vectors.items()}
     identity = records.digest({**described, "vectors": contents})

@@ -108,7 +108,7 @@ def best_and_worst(
     misclassified rows were taken for (of equals the first), and how many; None and 0 where all are
     right. Classes without rows are left out, and of equal accuracies the first class comes first.
     """
-    rows = []
+    rows: list[records.Json] = []
     for label, name in enumerate(classes):
         n = int(counts[label].sum())
         if n == 0:

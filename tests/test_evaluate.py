@@ -1,0 +1,146 @@
+"""Evaluate: averaged views, comparisons, tables and files. (What it did first: test_train_head.)"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurecache.errors import BadInput, DamagedCache, NotCached
+from featurecache.heads.mlp import Head
+from featurecache.stages.evaluate import Evaluation, evaluate
+from featurecache.stages.export import vectors
+from featurecache.study import metrics
+
+pytestmark = pytest.mark.usefixtures("load_once")
+Runs = dict[str, Path]
+NAMES = ["cat", "dog", "owl"]
+
+
+def said(run: Path, data: Path, cache: Path, view: str = "none") -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and labels of the validation split, by the public functions."""
+    X, y = vectors(data, view, "efficientnet_lite0", split="val", cache=cache)
+    return Head.load(run).predict_proba(X), np.array([NAMES.index(name) for name in y])
+
+
+@pytest.fixture
+def found(small_runs: Runs, small_data: Path, small_cache: Path) -> Evaluation:
+    return evaluate(small_runs["split"], data=small_data, cache=small_cache)
+
+
+def test_the_numbers_are_those_of_the_metrics(
+    found: Evaluation, small_runs: Runs, small_data: Path, small_cache: Path
+) -> None:
+    probabilities, labels = said(small_runs["split"], small_data, small_cache)
+    right = probabilities.argmax(1) == labels
+    assert 0 < found.top1 < 1
+    assert found.interval == metrics.interval(right)
+    assert {"ece": found.ece, "bins": found.bins} == metrics.calibration(probabilities, labels)
+    counts = metrics.confusion(labels, probabilities.argmax(1), 3)
+    assert (found.best, found.worst) == metrics.best_and_worst(counts, NAMES, {})
+    assert (found.tta, found.against) == ([], None)
+
+
+def test_averaged_views_are_means_of_probabilities(
+    found: Evaluation, small_runs: Runs, small_data: Path, small_cache: Path
+) -> None:
+    run, given = small_runs["split"], {"data": small_data, "cache": small_cache}
+    both = evaluate(run, tta="color_1", **given)
+    plain, labels = said(run, small_data, small_cache)
+    color, _ = said(run, small_data, small_cache, "color_1")
+    wanted = metrics.evaluate_predictions((plain + color) / 2, labels, NAMES)
+    assert both.tta == ["color_1"] and both.n == 12
+    assert both.loss == pytest.approx(wanted["loss"], rel=1e-6)
+    assert both.loss != pytest.approx(found.loss, rel=1e-3)
+    again = evaluate(run, tta=["none", "color_1", "color_1"], **given)  # each view counts once
+    assert (again.tta, again.loss) == (["color_1"], both.loss)
+    with pytest.raises(NotCached, match=r"12 images of view color_2; .*--policy color_2$"):
+        evaluate(run, tta=["color_1", "color_2"], **given)
+    with pytest.raises(BadInput, match="unknown policy 'colr'"):
+        evaluate(run, tta="colr_1", **given)
+
+
+def test_against_another_run(small_runs: Runs, small_data: Path, small_cache: Path) -> None:
+    first, second = small_runs["split"], small_runs["folds"]
+    given = {"data": small_data, "cache": small_cache}
+    found = evaluate(first, against=second, **given)
+    rights = []
+    for run in (first, second):
+        probabilities, labels = said(run, small_data, small_cache)
+        rights.append(probabilities.argmax(1) == labels)
+    assert found.against == {
+        "run": str(second),
+        "top1": evaluate(second, **given).top1,
+        **metrics.mcnemar(*rights),
+    }
+    same = evaluate(first, against=first, **given).against
+    assert same is not None and (same["only"], same["only_other"], same["p"]) == (0, 0, 1)
+    with pytest.raises(BadInput, match="nowhere: not the folder of a run"):
+        evaluate(first, against="nowhere", **given)
+
+
+def test_the_gap_is_that_of_the_training(
+    small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    run, given = small_runs["folds"], {"data": small_data, "cache": small_cache}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [row["train_top1"] - row["val_top1"] for row in rows if row["epoch"] == 3]
+    assert len(last) == 3
+    assert evaluate(run, **given).gap == pytest.approx(np.mean(last))
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(DamagedCache, match=r"metrics\.jsonl: not the metrics of a run"):
+        evaluate(copy, **given)
+    (copy / "metrics.jsonl").unlink()
+    assert evaluate(copy, **given).gap is None
+
+
+def test_files_of_what_is_wrong(
+    found: Evaluation, small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    run, given = small_runs["split"], {"data": small_data, "cache": small_cache}
+    wrong, cells = tmp_path / "wrong.csv", tmp_path / "cells.csv"
+    assert evaluate(run, misclassified=wrong, confusion=cells, **given) == found
+    with wrong.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == round(found.n * (1 - found.top1)) > 0
+    for row in rows:
+        assert (small_data / row["path"]).is_file()
+        assert row["path"].split("/")[1] == row["class"] != row["predicted"]
+        assert float(row["class_probability"]) <= float(row["predicted_probability"]) <= 1
+    probabilities, labels = said(run, small_data, small_cache)
+    place = int(np.flatnonzero(probabilities.argmax(1) != labels)[0])
+    assert float(rows[0]["class_probability"]) == pytest.approx(
+        probabilities[place, labels[place]], abs=1e-6
+    )
+    with cells.open(newline="") as file:
+        header, *lines = list(csv.reader(file))
+    assert header == ["class", *NAMES] and [line[0] for line in lines] == NAMES
+    counts = np.array([line[1:] for line in lines], int)
+    assert counts.sum() == 12 and counts.trace() == 12 - len(rows)
+
+
+def test_a_file_in_no_folder_is_said_first(
+    small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    run, given = small_runs["split"], {"data": small_data, "cache": small_cache}
+    for name in ("misclassified", "confusion"):
+        with pytest.raises(BadInput, match=r"gone/x\.csv: its folder does not exist"):
+            evaluate(run, **{name: tmp_path / "gone/x.csv"}, **given)
+
+
+def test_a_class_without_rows_and_a_single_row(
+    small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data/val/dog").mkdir(parents=True)
+    shutil.copy(small_data / "val/dog/000.png", tmp_path / "data/val/dog/000.png")
+    found = evaluate(small_runs["folds"], data=tmp_path / "data", cache=small_cache)
+    assert (found.n, found.left_out) == (1, 0)
+    assert found.classes["cat"] == {"n": 0, "top1": None}
+    assert [row["class"] for row in found.best] == ["dog"]
+    assert found.interval == [found.top1, found.top1]
+    json.dumps(vars(found), allow_nan=False)
