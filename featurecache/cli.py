@@ -97,7 +97,12 @@ def featurize(
 )
 @click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/SCHEDULE-HASH]")
 @click.option("--runs", default="runs", show_default=True, metavar="DIR", help=RUNS)
-@click.option("--backbone", metavar="NAME", help="Stands in for the schedule's backbone entry.")
+@click.option(
+    "--backbone",
+    multiple=True,
+    metavar="NAME",
+    help="Stands in for the schedule's backbone entry. Repeatable: vectors side by side.",
+)
 @click.option("--seed", type=int, help="Stands in for the schedule's seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @options("json", "quiet", "debug")
@@ -147,7 +152,13 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
 @cli.command()
 @click.argument("run")
 @click.argument("files", nargs=-1, required=True)
-@options("weights", "engine", "allow_failed", "json", "quiet", "debug")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="FILE",
+    help="Weights that vectors were made with: .safetensors or .pth. Repeatable.",
+)
+@options("engine", "allow_failed", "json", "quiet", "debug")
 def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
     """The five most probable classes of each of FILES, by the head in RUN."""
     from featurecache.stages.predict import predict

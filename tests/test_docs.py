@@ -162,7 +162,7 @@ def test_schedules_page_has_every_key_and_no_other() -> None:
 def test_schedule_examples_are_schedules() -> None:
     pages = [text(f"docs/{name}.md") for name in ("schedules", "quickstart")]
     examples = [block for page in pages for block in blocks(page, "yaml") if "phases" in block]
-    assert len(examples) == 7
+    assert len(examples) >= 7
     for example in examples:
         Schedule.model_validate(records.plain(yaml.compose(example, yaml.SafeLoader)))
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from featurecache import records
 from featurecache.errors import BadInput, NotCached
 from featurecache.features.store import Cache
+from featurecache.images.datasets import open_dataset
 from featurecache.stages.evaluate import evaluate
 from featurecache.stages.export import export, vectors
 from featurecache.stages.featurize import featurize
-from featurecache.stages.train_head import read_run, train_head
+from featurecache.stages.find import labelled_rows, run_vectors
+from featurecache.stages.gc import gc
+from featurecache.stages.predict import predict
+from featurecache.stages.train_head import TrainedRun, read_run, train_head
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
@@ -143,4 +151,156 @@ def test_a_run_keeps_the_name_that_its_vectors_were_made_by(
     made = train_head(
         wanted, data=small_data, cache=cache, out=tmp_path / "run", backbone="tf_efficientnet_lite0"
     )
-    assert read_run(made.run).backbone["name"] == "efficientnet_lite0"
+    assert read_run(made.run).backbones[0]["name"] == "efficientnet_lite0"
+
+
+# ---- several backbones side by side ----
+
+OTHER = "test_efficientnet.r160_in1k"
+BOTH = f"[{OTHER}, {{name: efficientnet_lite0, input_size: 32}}]"
+
+
+@pytest.fixture(scope="module")
+def both_cache(
+    small_data: Path, small_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`small_cache` with the vectors of a second network through `none`. Not to be changed."""
+    cache = Path(shutil.copytree(small_cache, tmp_path_factory.mktemp("both") / "cache"))
+    featurize(
+        small_data, policy="none", backbone=OTHER, weights="random", input_size=32, cache=cache,
+        engine="torch-cpu", workers=0,
+    )  # fmt: skip
+    return cache
+
+
+@pytest.fixture(scope="module")
+def both(
+    small_data: Path, both_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainedRun:
+    """A run on two backbones. Not to be changed."""
+    folder = tmp_path_factory.mktemp("run")
+    wanted = schedule(folder / "both.yaml", validation="{split: val}")
+    wanted.write_text(wanted.read_text().replace("efficientnet_lite0", BOTH))
+    return train_head(wanted, data=small_data, cache=both_cache, runs=folder / "runs")
+
+
+def test_vectors_of_a_run_stand_side_by_side(
+    both: TrainedRun, small_data: Path, both_cache: Path
+) -> None:
+    record = read_run(both.run)
+    assert [b["name"] for b in record.backbones] == [OTHER, "efficientnet_lite0"]
+    rows = labelled_rows(open_dataset(small_data), ["val"])
+    found, kept = run_vectors(record, Cache(both_cache), "none", None, rows, small_data)
+    alone = [
+        vectors(small_data, "none", name, split="val", cache=both_cache)[0]
+        for name in (OTHER, "efficientnet_lite0")
+    ]
+    assert kept == rows and found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.concatenate(alone, axis=1))
+    assert evaluate(both.run, data=small_data, cache=both_cache).n == 12
+    with pytest.raises(NotCached, match=rf"12 images of view color_1.*{OTHER}.*weights random"):
+        run_vectors(record, Cache(both_cache), "color_1", None, rows, small_data)
+
+
+def test_a_row_that_one_space_could_not_decode_is_left_out(
+    small_data: Path, both_cache: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(both_cache, tmp_path / "cache"))
+    space = next(s for s in Cache(cache).spaces() if s.backbone == OTHER)
+    rows = labelled_rows(open_dataset(small_data), ["val"])
+    fields = space.records[0].provenance
+    shutil.rmtree(space.path)
+    arrays = {"features": np.ones((48, 3), np.float32)}
+    arrays["features"][0] = 0
+    items = list(dict.fromkeys([rows[5].item, *space.rows]))
+    Cache(cache).space(space.key, "none", OTHER).commit(
+        items, arrays, {items[0]: "no picture"}, fields, 1.0
+    )
+    wanted = schedule(tmp_path / "both.yaml", validation="{split: val}")
+    wanted.write_text(wanted.read_text().replace("efficientnet_lite0", BOTH))
+    made = train_head(wanted, data=small_data, cache=cache, out=tmp_path / "run")
+    assert made.notes == ["1 images could not be read or decoded, and were left out"]
+    found, kept = run_vectors(read_run(made.run), Cache(cache), "none", 0, rows, small_data)
+    assert kept == rows[:5] + rows[6:]
+    assert found.shape == (11, 3 + 1280)
+    assert evaluate(made.run, data=small_data, cache=cache).left_out == 1
+
+
+def test_names_on_the_command_line_stand_in_for_the_schedules(
+    both: TrainedRun, small_data: Path, both_cache: Path, tmp_path: Path
+) -> None:
+    wanted = schedule(tmp_path / "one.yaml", validation="{split: val}")
+    names = ["efficientnet_lite0", OTHER]
+    made = train_head(wanted, data=small_data, cache=both_cache, runs=tmp_path, backbone=names)
+    record = read_run(made.run)
+    assert [b["name"] for b in record.backbones] == names
+    assert record.schedule["backbone"] == [{"name": name} for name in names]
+    assert record.spaces["none"] == read_run(both.run).spaces["none"][::-1]
+    assert record.identity != read_run(both.run).identity
+
+
+def test_the_same_vectors_twice_are_refused(
+    small_data: Path, both_cache: Path, tmp_path: Path
+) -> None:
+    wanted = schedule(tmp_path / "twice.yaml")
+    names = [OTHER, "efficientnet_lite0", "tf_efficientnet_lite0"]
+    with pytest.raises(BadInput, match="efficientnet_lite0 and tf_efficientnet_lite0 are the same"):
+        train_head(wanted, data=small_data, cache=both_cache, out=tmp_path / "r", backbone=names)
+    assert not (tmp_path / "r").exists()
+
+
+def test_predict_builds_every_network_of_a_run(
+    both: TrainedRun, small_data: Path, both_cache: Path
+) -> None:
+    rows = labelled_rows(open_dataset(small_data), ["val"])
+    record = read_run(both.run)
+    found, _ = run_vectors(record, Cache(both_cache), "none", None, rows, small_data)
+    from featurecache.heads.mlp import Head
+
+    probabilities = Head.load(Path(both.run)).predict_proba(found)
+    files = sorted((small_data / "val").rglob("*.png"))
+    for made, row in zip(predict(both.run, files, engine="torch-cpu"), probabilities, strict=True):
+        assert {t["class"]: t["probability"] for t in made.top} == pytest.approx(
+            dict(zip(record.classes, row, strict=True)), abs=1e-4
+        )
+
+
+def test_gc_spares_every_space_of_a_run(both: TrainedRun, both_cache: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(both_cache, tmp_path / "cache"))
+    shutil.rmtree(cache / "runs")
+    found = gc(cache, policy="none", runs=Path(both.run).parent)
+    assert [(c.view, len(c.runs)) for c in found] == [("none", 1)] * 2
+    (noted,) = (c for c in gc(both_cache, backbone=OTHER, runs=tmp_path / "none"))
+    assert both.run in noted.runs
+
+
+def test_a_run_of_one_backbone_is_found_as_it_always_was(
+    small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    """The identity has one name a view, and a `run.json` of format 1 is read."""
+    cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
+    wanted = schedule(tmp_path / "one.yaml", validation="{split: val}")
+    made = train_head(wanted, data=small_data, cache=cache, runs=tmp_path / "runs")
+    path = Path(made.run) / "run.json"
+    record = json.loads(path.read_text())
+    (backbone,) = record.pop("backbones")
+    spaces = {view: space for view, (space,) in record["spaces"].items()}
+    items = [row.item for row in labelled_rows(open_dataset(small_data), ["train", "val"])]
+    (space,) = (one for one in Cache(cache).spaces() if one.path.name == spaces["none"])
+    x, _ = space.vectors(items)
+    assert record["identity"] == records.digest(
+        {
+            **{name: record[name] for name in ("schedule", "classes", "rows")},
+            "spaces": spaces,
+            "vectors": {"none": hashlib.sha256(x.tobytes()).hexdigest()},
+        }
+    )
+    before = evaluate(made.run, data=small_data, cache=cache)
+    record |= {"format": 1, "spaces": spaces, "precision": backbone.pop("precision")}
+    path.write_text(json.dumps(record | {"backbone": backbone}))
+    assert train_head(wanted, data=small_data, cache=cache, runs=tmp_path / "runs") == made
+    assert json.loads(path.read_text())["format"] == 1
+    assert evaluate(made.run, data=small_data, cache=cache) == before
+    assert len(predict(made.run, [next(small_data.rglob("*.png"))])) == 1
+    shutil.rmtree(cache / "runs")
+    assert [c.runs for c in gc(cache, policy="none", runs=tmp_path / "runs")] == [[made.run]]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from PIL import Image
 
 from featurecache.errors import BadInput
@@ -222,6 +223,30 @@ def test_a_run_on_a_weights_file_needs_it_again(tmp_path: Path, other_weights: P
         predict(made.run, files)
     found = predict(made.run, files, weights=other_weights, engine="torch-cpu")
     assert [len(p.top) for p in found] == [2] * 4
+
+
+def test_each_weights_file_finds_its_network(
+    three: Trained, tmp_path: Path, other_weights: Path
+) -> None:
+    made = make_run(tmp_path, "efficientnet_lite0", list(COLOURS)[:3], other_weights)
+    featurize(
+        made.data, policy="none", backbone=TINY, cache=made.cache, weights="random",
+        input_size=32, engine="torch-cpu", workers=0,
+    )  # fmt: skip
+    names = [TINY, "efficientnet_lite0"]
+    run = train_head(
+        tmp_path / "s.yaml", data=made.data, cache=made.cache, runs=tmp_path, backbone=names
+    ).run
+    files = made.pictures("val")
+    found = predict(run, files, weights=[other_weights], engine="torch-cpu")
+    assert [len(p.top) for p in found] == [3] * 6
+    assert predict(run, files, weights=[other_weights, "random"], engine="torch-cpu") == found
+    with pytest.raises(BadInput, match="give the --weights that they were made with"):
+        predict(run, files)
+    stray = tmp_path / "stray.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(1)}, stray)
+    with pytest.raises(BadInput, match=r"stray\.safetensors: does not fit"):
+        predict(run, files, weights=[other_weights, stray])
 
 
 def test_load_head(six: Trained) -> None:

@@ -44,7 +44,7 @@ def changed(tmp_path: Path, **change: Any) -> Schedule:
 
 def test_a_full_schedule_says_what_was_written(tmp_path: Path) -> None:
     schedule = read(tmp_path, FULL)
-    assert schedule.backbone.model_dump(exclude_none=True) == {
+    assert schedule.backbone[0].model_dump(exclude_none=True) == {
         "name": "efficientnet_b3_ap",
         "input_size": 224,
         "crop": 1.0,
@@ -67,7 +67,7 @@ def test_a_full_schedule_says_what_was_written(tmp_path: Path) -> None:
 
 def test_defaults(tmp_path: Path) -> None:
     schedule = changed(tmp_path)
-    assert schedule.backbone.name == "b"
+    assert [choice.name for choice in schedule.backbone] == ["b"]
     assert schedule.validation.fraction == 0.2
     assert schedule.validation.view == "none"
     assert schedule.optimizer.name == "adamw"
@@ -77,6 +77,19 @@ def test_defaults(tmp_path: Path) -> None:
 def test_a_dumped_schedule_reads_back(tmp_path: Path) -> None:
     schedule = read(tmp_path, FULL)
     assert Schedule.model_validate(schedule.model_dump(mode="json")) == schedule
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_backbones_are_written_as_they_are_read(tmp_path: Path, several: bool) -> None:
+    """Of one backbone a mapping, whose runs have that in their identity; of several a list."""
+    one = {"name": "b", "crop": 1.0, "layer": "blocks.3", "pooling": "max"}
+    given: Any = [one, "c"] if several else one
+    wanted: Any = [one, {"name": "c"}] if several else one
+    schedule = changed(tmp_path, backbone=given)
+    dumped = schedule.model_dump(mode="json", exclude_none=True)
+    assert dumped["backbone"] == wanted
+    assert changed(tmp_path, **dumped) == schedule
+    assert changed(tmp_path, backbone=[one]) == changed(tmp_path, backbone=one)
 
 
 def test_views_are_in_first_seen_order_with_the_validation_view_last(tmp_path: Path) -> None:
@@ -122,6 +135,12 @@ BAD = [
     ({"optimizer": {"momentum": 0.9}}, "momentum is for sgd and rmsprop"),
     ({"backbone": {"input_size": 224}}, "backbone.name: "),
     ({"backbone": 3}, "backbone: expected a name"),
+    ({"backbone": []}, "backbone: expected a name"),
+    ({"backbone": ["a", 3]}, "backbone: expected a name"),
+    ({"backbone": ["a", {"input_size": 224}]}, "backbone.1.name: "),
+    ({"backbone": [{"name": "a", "crops": 1.0}]}, "backbone.0.crops: no such key; nearest: crop"),
+    ({"backbone": {"name": "a", "crops": 1.0}}, "backbone.crops: no such key; nearest: crop"),
+    ({"backbone": ["a", {"name": "a"}]}, "a is listed twice with the same settings"),
     ({"phases": []}, "phases: a schedule needs at least one phase"),
     ({"phases": None}, "phases: "),
     (phase(epochs=0), "phases.0.epochs: "),

@@ -103,11 +103,12 @@ def test_a_run_folder_holds_what_decided_the_run(
         "schedule.yaml",
     }
     record = json.loads((run / "run.json").read_text())
-    views = {space.view: space.path.name for space in Cache(small_cache).spaces()}
+    views = {space.view: [space.path.name] for space in Cache(small_cache).spaces()}
     assert record["spaces"] == views
     assert record["classes"] == ["cat", "dog", "owl"]
-    assert record["backbone"]["name"] == "efficientnet_lite0"
-    assert record["backbone"]["key"]["input_size"] == 32
+    (backbone,) = record["backbones"]
+    assert (backbone["name"], backbone["precision"]) == ("efficientnet_lite0", "f32")
+    assert backbone["key"]["input_size"] == 32
     assert record["schedule"]["phases"][1]["views"] == {"none": 0.5, "color_1": 0.5}
     assert set(record["versions"]) >= {"featurecache", "torch", "numpy"}
     assert record["data"]["given"] == str(small_data)
@@ -265,7 +266,7 @@ def test_several_settings_must_be_told_apart(
         train(cache=cache)
     assert "crop: 1.0}" in str(said.value)
     made = train({"backbone": {"name": "efficientnet_lite0", "crop": 0.875}}, cache=cache)
-    assert read_run(made.run).backbone["key"]["crop"] == 0.875
+    assert read_run(made.run).backbones[0]["key"]["crop"] == 0.875
     with pytest.raises(NotCached) as missing:
         train({"backbone": {"name": "efficientnet_lite0", "crop": 0.5}}, cache=cache)
     assert "--crop 0.5" in str(missing.value) and "--policy color_1" in str(missing.value)

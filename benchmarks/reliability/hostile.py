@@ -885,11 +885,11 @@ def _run_odd(file: str, name: str, ground: Ground, here: Path) -> Trial:
 
 
 RUNS: dict[str, Change] = {
-    "no backbone": _set(backbone={}),
-    "a backbone of text": _set(backbone={"name": "\x1b[31m\n", "key": "x"}),
+    "no backbone": _set(backbones=[]),
+    "a backbone of text": _set(backbones=[{"name": "\x1b[31m\n", "key": "x"}]),
     "no schedule": _set(schedule={}),
     "other classes": _set(classes=["\x1b[31m[red]x[/]\n"]),
-    "no precision": _set(precision="../../x"),
+    "no precision": lambda value: value["backbones"][0].update(precision="../../x"),
 }
 
 

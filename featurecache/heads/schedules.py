@@ -40,6 +40,8 @@ class BackboneChoice(pydantic.BaseModel):
     interpolation: str | None = None
     precision: str | None = None
     weights: str | None = Field(default=None, min_length=4)  # first digits of their SHA-256
+    layer: str | None = Field(default=None, min_length=1)
+    pooling: str | None = Field(default=None, min_length=1)
 
 
 class PhaseOptimizer(pydantic.BaseModel):
@@ -165,7 +167,7 @@ class Schedule(pydantic.BaseModel):
 
     model_config = STRICT
 
-    backbone: BackboneChoice
+    backbone: tuple[BackboneChoice, ...]  # of several the vectors stand side by side, in order
     input: Input | None = None
     head: HeadSpec = HeadSpec()
     optimizer: Optimizer = Optimizer()
@@ -186,12 +188,27 @@ class Schedule(pydantic.BaseModel):
 
     @pydantic.field_validator("backbone", mode="before")
     @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if not isinstance(value, dict | BackboneChoice):
-            raise ValueError("expected a name, or a mapping with a name")
+    def _one_or_several(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list | tuple) else [value]
+        named = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+        if not named or not all(isinstance(entry, dict | BackboneChoice) for entry in named):
+            raise ValueError("expected a name, a mapping with a name, or a list of them")
+        if entries is value:
+            return tuple(named)
+        return (BackboneChoice.model_validate(named[0]),)  # its errors say no number of a list
+
+    @pydantic.field_validator("backbone")
+    @classmethod
+    def _each_once(cls, value: tuple[BackboneChoice, ...]) -> tuple[BackboneChoice, ...]:
+        for number, choice in enumerate(value):
+            if choice in value[:number]:
+                raise ValueError(f"{choice.name} is listed twice with the same settings; keep one")
         return value
+
+    @pydantic.field_serializer("backbone", mode="wrap")
+    def _as_written(self, value: Any, dump: pydantic.SerializerFunctionWrapHandler) -> Any:
+        found = dump(value)  # of one backbone a mapping: the identity of its runs has that form
+        return found[0] if len(found) == 1 else found
 
     @pydantic.field_validator("phases")
     @classmethod

@@ -85,8 +85,10 @@ def _drawn(drawn: Drawn, rng: np.random.Generator) -> Any:
     if drawn.choice is not None:
         return drawn.choice[int(rng.integers(len(drawn.choice)))]
     if drawn.log is not None:
-        return float(math.exp(rng.uniform(*map(math.log, drawn.log))))
-    return float(rng.uniform(*drawn.range or (0.0, 1.0)))
+        low, high = drawn.log
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+    low, high = drawn.range or (0.0, 1.0)
+    return float(rng.uniform(low, high))
 
 
 def _with(plain: records.Json, path: list[str], value: Any) -> records.Json:

@@ -13,16 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import durable, records
+from featurecache import durable
 from featurecache.errors import BadInput, DamagedCache, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
-from featurecache.images.views import find_view
 from featurecache.regular import read_regular
-from featurecache.stages.find import Row, decodable, labelled_rows, not_cached
-from featurecache.stages.train_head import RunRecord, read_run
+from featurecache.stages.find import (
+    Row,
+    RunRecord,
+    decodable,
+    labelled_rows,
+    run_spaces,
+    side_by_side,
+)
+from featurecache.stages.train_head import read_run
 from featurecache.study import metrics
 
 if TYPE_CHECKING:
@@ -156,48 +162,23 @@ def seen_by(
     seed: int | None,
     data: str | Path,
     cache: str | Path,
-) -> tuple[list[Row], list[list[Space]]]:
-    """The rows that can be decoded, and for each run its spaces of these views, which hold them.
+) -> tuple[list[Row], list[list[list[Space]]]]:
+    """The rows that can be decoded, and for each run and view the spaces that hold them.
 
     Raises NotCached, with the command, for a run whose vectors are not there.
     """
     opened = Cache(cache)
-    spaces = [_run_spaces(record, opened, views, seed, rows, data) for record in runs]
-    return decodable(rows, [space for of_run in spaces for space in of_run]), spaces
-
-
-def _run_spaces(
-    record: RunRecord,
-    cache: Cache,
-    views: Sequence[str],
-    seed: int | None,
-    rows: Sequence[Row],
-    data: str | Path,
-) -> list[Space]:
-    seed = record.schedule["augment_seed"] if seed is None else seed
-    backbone = record.backbone
-    found = []
-    for name in views:
-        view = find_view(name, seed)
-        key = records.vector_key(view.key(), backbone["key"], record.precision)
-        found.append(cache.space(key, view.name, backbone["name"]))
-    lacking = {
-        name: space.missing(row.item for row in rows)
-        for name, space in zip(views, found, strict=True)
-    }
-    lacking = {name: missing for name, missing in lacking.items() if missing}
-    if lacking:
-        setting = {**backbone["key"], "precision": record.precision}
-        raise not_cached(cache, lacking, backbone["name"], setting, seed, data)
-    return found
+    spaces = [run_spaces(record, opened, views, seed, rows, data) for record in runs]
+    every = [space for of_run in spaces for of_view in of_run for space in of_view]
+    return decodable(rows, every), spaces
 
 
 def probabilities(
-    head: Head, spaces: Sequence[Space], rows: Sequence[Row]
+    head: Head, spaces: Sequence[Sequence[Space]], rows: Sequence[Row]
 ) -> npt.NDArray[np.float32]:
     """(N, C) of the rows: what the head says, a mean over the views that the spaces are of."""
     items = [row.item for row in rows]
-    each = (head.predict_proba(space.vectors(items)[0]) for space in spaces)
+    each = (head.predict_proba(side_by_side(of_view, items)) for of_view in spaces)
     return np.asarray(sum(each) / np.float32(len(spaces)), np.float32)
 
 

@@ -9,7 +9,11 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import pydantic
+from typing_extensions import TypedDict
 
 from featurecache import records
 from featurecache.errors import BadInput, NotCached
@@ -20,7 +24,7 @@ from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset
 from featurecache.images.samples import items_of
-from featurecache.images.views import View
+from featurecache.images.views import View, find_view
 
 # The settings of a backbone that an option of `featurize` can say.
 OPTIONS = ("input_size", "crop", "interpolation", "precision")
@@ -33,6 +37,48 @@ class Row(NamedTuple):
     label: int
     split: str
     id: str
+
+
+class RunBackbone(TypedDict):
+    """The name that vectors were made by, the backbone's part of their keys, their precision."""
+
+    name: str
+    key: dict[str, Any]
+    precision: str
+
+
+class RunRecord(pydantic.BaseModel):
+    """What `run.json` holds: all that decided a run, and when it is finished its results."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    format: int = 2  # 1 has one backbone, not a list
+    identity: str  # hash of the schedule, the classes, the rows and their vectors
+    schedule: dict[str, Any]
+    classes: list[str]
+    words: dict[str, str]  # readable names of classes
+    backbones: list[RunBackbone] = pydantic.Field(min_length=1)  # side by side, in this order
+    spaces: dict[str, list[str]]  # view -> the space of each backbone
+    rows: str  # hash of items, labels and splits
+    data: dict[str, Any]
+    versions: dict[str, str]
+    started: str
+    notes: list[str]
+    seconds: float | None = None
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, value: Any) -> Any:
+        """One `backbone`, its `precision` beside it, and one space a view."""
+        if not isinstance(value, dict) or value.get("format") != 1:
+            return value
+        new = {name: v for name, v in value.items() if name not in ("backbone", "precision")}
+        one, spaces = value.get("backbone"), value.get("spaces")
+        if isinstance(one, dict) and isinstance(spaces, dict):
+            new["backbones"] = [{**one, "precision": value.get("precision")}]
+            new["spaces"] = {view: [space] for view, space in spaces.items()}
+        return new
 
 
 def labelled_rows(
@@ -93,6 +139,65 @@ def training_rows(
     if contradicting:
         notes.append(f"{contradicting} images stand under more than one class")
     return kept, notes
+
+
+def side_by_side(spaces: Sequence[Space], items: Sequence[bytes]) -> np.ndarray:
+    """(N, D) float32: of each item its vectors in these spaces, end to end in their order."""
+    parts = [space.vectors(items)[0] for space in spaces]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def run_spaces(
+    record: RunRecord,
+    cache: Cache,
+    views: Sequence[str],
+    seed: int | None,
+    rows: Sequence[Row],
+    data: str | Path,
+) -> list[list[Space]]:
+    """For each of these views the space of each backbone of a run; they hold all these rows.
+
+    `seed` is the one the views were made with; None is the schedule's `augment_seed`. Raises
+    NotCached, with the command, for what is missing.
+    """
+    seed = record.schedule["augment_seed"] if seed is None else seed
+    wanted = [find_view(name, seed) for name in views]
+    found: list[list[Space]] = [[] for _ in views]
+    for backbone in record.backbones:
+        name, precision = backbone["name"], backbone["precision"]
+        lacking = {}
+        for view, spaces in zip(wanted, found, strict=True):
+            key = records.vector_key(view.key(), backbone["key"], precision)
+            space = cache.space(key, view.name, name)
+            missing = space.missing(row.item for row in rows)
+            if missing:
+                lacking[view.name] = missing
+            spaces.append(space)
+        if lacking:
+            setting = {**backbone["key"], "precision": precision}
+            raise not_cached(cache, lacking, name, setting, seed, data)
+    return found
+
+
+def spaces_of(
+    cache: Cache,
+    views: Mapping[str, View],
+    choices: Sequence[BackboneChoice],
+    items: Sequence[bytes],
+    data: str | Path,
+) -> dict[str, list[Space]]:
+    """For each view the spaces of the chosen backbones, in their order; as `held_spaces`.
+
+    Raises BadInput where two choices are the same vectors.
+    """
+    held = [held_spaces(cache, views, choice, items, data) for choice in choices]
+    for view in views:
+        names = [spaces[view].path.name for spaces in held]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                same = " and ".join(choices[n].name for n in (names.index(name), number))
+                raise BadInput(f"backbone: {same} are the same vectors; keep one of them")
+    return {view: [spaces[view] for spaces in held] for view in views}
 
 
 def held_spaces(

@@ -158,7 +158,9 @@ def _runs_in(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*/run.json")):
         try:
-            spaces = list(json.loads(path.read_bytes())["spaces"].values())
+            named = json.loads(path.read_bytes())["spaces"].values()
+            # Of one view a space, in runs of format 2 a list: one for each backbone.
+            spaces = [name for one in named for name in ([one] if isinstance(one, str) else one)]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(
                 f"{path} can't be understood, so what it stands on can't be spared; mend or "

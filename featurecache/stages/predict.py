@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.features.backbones import backbone_of_key
+from featurecache.features.backbones import Backbone, backbone_of_key
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.heads.mlp import Head
 from featurecache.images.decode import Undecodable, decode
+from featurecache.stages.find import RunRecord
 from featurecache.stages.train_head import read_run
 
 
@@ -31,37 +32,35 @@ def predict(
     run: str | Path,
     files: Sequence[str | Path],
     *,
-    weights: str | Path | None = None,
+    weights: str | Path | Sequence[str | Path] = (),
     engine: str = "auto",
 ) -> list[Prediction]:
     """The five most probable classes of each image file, in the order given.
 
-    The network is built as the run's record says and must be the very one (its key is compared);
-    `weights` is needed again if the vectors were made with `--weights`. Nothing is cached.
+    The networks are built as the run's record says and must be the very ones (their keys are
+    compared). `weights` are the files of those whose vectors were made with `--weights`; each finds
+    its network. Nothing is cached.
     """
     missing = [str(file) for file in files if not Path(file).is_file()]
     if missing:
         raise BadInput(f"no such file: {', '.join(missing[:5])}")
     record = read_run(run)
     head = Head.load(Path(run))
-    key = record.backbone["key"]
-    backbone = backbone_of_key(record.backbone["name"], key, weights)
-    pictures, errors = [], {}
+    networks = _networks(record, [weights] if isinstance(weights, str | Path) else weights)
+    decoded, errors = [], {}
     for file in files:
         try:
-            pictures.append(backbone.preprocess(decode(Path(file).read_bytes())))
+            decoded.append(decode(Path(file).read_bytes()))
         except (Undecodable, OSError) as error:
             errors[str(file)] = str(error)
     tops = []
-    if pictures:
-        running = open_engine(backbone, engine, record.precision)
-        size = running.batch_rows
+    if decoded:
         rows = [
-            run_rows(running, np.stack(pictures[i : i + size]))
-            for i in range(0, len(pictures), size)
+            _vectors(network, decoded, engine, one["precision"])
+            for network, one in zip(networks, record.backbones, strict=True)
         ]
         words = record.words
-        for probabilities in head.predict_proba(np.concatenate(rows)):
+        for probabilities in head.predict_proba(np.concatenate(rows, axis=1)):
             best = np.argsort(-probabilities, kind="stable")[:5]
             names = [record.classes[i] for i in best]
             tops.append(
@@ -83,3 +82,36 @@ def load_head(run: str | Path) -> Head:
     """The trained head of a finished run: a scikit-learn classifier of vectors."""
     read_run(run)
     return Head.load(Path(run))
+
+
+def _networks(record: RunRecord, files: Sequence[str | Path]) -> list[Backbone]:
+    """The backbones of a run: by the weights file that holds the very weights, else by their own.
+
+    Raises BadInput for a file that is of none of them.
+    """
+    found: dict[int, Backbone] = {}
+    for file in files:
+        refused = []
+        for number, one in enumerate(record.backbones):
+            try:
+                found[number] = backbone_of_key(one["name"], one["key"], file)
+            except BadInput as error:
+                refused.append(error)
+        if len(refused) == len(record.backbones):
+            raise refused[0]
+    return [
+        found[number] if number in found else backbone_of_key(one["name"], one["key"])
+        for number, one in enumerate(record.backbones)
+    ]
+
+
+def _vectors(
+    network: Backbone, decoded: Sequence[np.ndarray], engine: str, precision: str
+) -> np.ndarray:
+    pictures = [network.preprocess(pixels) for pixels in decoded]
+    running = open_engine(network, engine, precision)
+    size = running.batch_rows
+    rows = [
+        run_rows(running, np.stack(pictures[i : i + size])) for i in range(0, len(pictures), size)
+    ]
+    return np.concatenate(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydantic
 import yaml
-from typing_extensions import TypedDict
 
 from featurecache import durable, records
 from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
 from featurecache.regular import read_regular
-from featurecache.stages.find import held_spaces, labelled_rows, rows_digest, training_rows
+from featurecache.stages.find import (
+    RunBackbone,
+    RunRecord,
+    labelled_rows,
+    rows_digest,
+    side_by_side,
+    spaces_of,
+    training_rows,
+)
 
 if TYPE_CHECKING:
     from featurecache.heads.training import Trained
@@ -29,35 +38,6 @@ if TYPE_CHECKING:
 RUN = "run.json"
 _MOST_JSON = 64 << 20  # bytes; a run of a million classes has less
 DEVICES = ("auto", "cpu", "cuda")
-
-
-class RunBackbone(TypedDict):
-    """The name that the vectors were made by, and the backbone's part of the space keys."""
-
-    name: str
-    key: dict[str, Any]
-
-
-class RunRecord(pydantic.BaseModel):
-    """What `run.json` holds: all that decided a run, and when it is finished its results."""
-
-    model_config = pydantic.ConfigDict(extra="allow")
-    format: int = 1
-    identity: str  # hash of the schedule, the classes, the rows and their vectors
-    schedule: dict[str, Any]
-    classes: list[str]
-    words: dict[str, str]  # readable names of classes
-    backbone: RunBackbone
-    precision: str
-    spaces: dict[str, str]  # view -> space
-    rows: str  # hash of items, labels and splits
-    data: dict[str, Any]
-    versions: dict[str, str]
-    started: str
-    notes: list[str]
-    seconds: float | None = None
-    best: dict[str, Any] | None = None
-    last: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,14 +57,14 @@ def train_head(
     cache: str | Path = "data/cache",
     out: str | Path | None = None,
     runs: str | Path = "runs",
-    backbone: str | None = None,
+    backbone: str | Sequence[str] = (),
     seed: int | None = None,
     device: str = "auto",
     progress: Progress = silent,
 ) -> TrainedRun:
     """Train the head that a schedule describes (a YAML file's path, or a shipped schedule's name).
 
-    `backbone` (with its own settings) and `seed` stand in for the schedule's. The run folder is
+    `backbone` (one name or several) and `seed` stand in for the schedule's own. The run folder is
     `out`, or one in `runs` named by the schedule and what it was trained on: the same training is
     never done twice, and a killed one resumes to the same numbers. Raises BadInput or NotCached
     before the first step if anything that the schedule names is missing.
@@ -101,34 +81,35 @@ def train_head(
     splits = ["train"] if val is None else ["train", val]
     rows = labelled_rows(dataset, splits, progress)
     opened = Cache(cache)
-    spaces = held_spaces(opened, views, wanted.backbone, [r.item for r in rows], data)
-    rows, notes = training_rows(dataset, splits, rows, spaces.values(), progress)
+    spaces = spaces_of(opened, views, wanted.backbone, [r.item for r in rows], data)
+    every = [space for found in spaces.values() for space in found]
+    rows, notes = training_rows(dataset, splits, rows, every, progress)
     items = [row.item for row in rows]
-    vectors = {name: space.vectors(items)[0] for name, space in spaces.items()}
+    vectors = {name: side_by_side(found, items) for name, found in spaces.items()}
 
     effective = wanted.model_dump(mode="json", exclude_none=True)
+    named = {name: [space.path.name for space in found] for name, found in spaces.items()}
     described: dict[str, Any] = {
         "schedule": effective,
         "classes": list(dataset.classes),
-        "spaces": {name: space.path.name for name, space in spaces.items()},
+        # A plain name where there is one backbone: so earlier runs were found, and still are.
+        "spaces": {name: one[0] if len(one) == 1 else one for name, one in named.items()},
         "rows": rows_digest(rows),
     }
     contents = {name: hashlib.sha256(v.data).hexdigest() for name, v in vectors.items()}
     identity = records.digest({**described, "vectors": contents})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
-    if not opened.note_run(run, described["spaces"].values()):
+    if not opened.note_run(run, [space for one in named.values() for space in one]):
         notes.append(f"{cache} can't be written, so `gc` may not spare what this run stands on")
     done = _earlier(run, identity)
     if done is not None:
         return done
     began = time.time()
-    space = next(iter(spaces.values()))
     record = RunRecord(
         identity=identity,
-        **described,
+        **described | {"spaces": named},
         words=dict(dataset.words),
-        backbone={"name": str(space.backbone), "key": space.key["backbone"]},
-        precision=space.key["precision"],
+        backbones=[_backbone(space) for space in next(iter(spaces.values()))],
         data={"given": str(data), "layout": dataset.layout, "rows": len(rows)},
         versions=records.versions("featurecache", "torch", "numpy"),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
@@ -184,15 +165,24 @@ def read_run(run: str | Path) -> RunRecord:
     return record
 
 
-def _overridden(schedule: Schedule, backbone: str | None, seed: int | None) -> Schedule:
+def _overridden(schedule: Schedule, backbone: str | Sequence[str], seed: int | None) -> Schedule:
     changed: dict[str, Any] = {}
-    if backbone is not None:
-        changed["backbone"] = BackboneChoice(name=backbone)
+    names = [backbone] if isinstance(backbone, str) else list(backbone)
+    if names:
+        changed["backbone"] = tuple(BackboneChoice(name=name) for name in names)
     if seed is not None:
         if not 0 <= seed < 2**32:
             raise BadInput(f"seed {seed}: must be 0 or more, and below 2**32")
         changed["seed"] = seed
     return schedule.model_copy(update=changed)
+
+
+def _backbone(space: Space) -> RunBackbone:
+    return {
+        "name": str(space.backbone),
+        "key": space.key["backbone"],
+        "precision": space.key["precision"],
+    }
 
 
 def _earlier(run: Path, identity: str) -> TrainedRun | None:
