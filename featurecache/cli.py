@@ -113,6 +113,17 @@ def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
     result = train_head(**given, progress=terminal.progress(quiet))
     if as_json:
         return _print_json(result)
+    names = ["n", "top1", "low", "high"]
+    names += ["diverged"] if any(trial["diverged"] for trial in result.trials) else []
+    trials = [
+        {
+            "": "winner" if place == result.winner else "",
+            **{key: json.dumps(value) for key, value in trial["setting"].items()},
+            **{name: trial[name] for name in names},
+        }
+        for place, trial in enumerate(result.trials)
+    ]
+    terminal.table(trials, "validation top-1 of every setting, with a 95% interval")
     terminal.table([{"": n, **getattr(result, n)} for n in ("best", "last")], "validation")
     for note in result.notes:
         click.echo(note)

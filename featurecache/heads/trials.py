@@ -50,10 +50,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Swept:
-    """The trials in the order of the settings, and the place of the one with the highest top1."""
+    """The trials in the order of the settings, and the place of the one with the highest top1,
+    whose `best` and `last` those of the sweep are."""
 
     trials: list[Trial]
     winner: int
+    best: dict[str, Any]
+    last: dict[str, Any]
 
 
 def train_sweep(
@@ -67,6 +70,7 @@ def train_sweep(
     identity: str,
     pairs: Sequence[tuple[Index, Index]] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
+    on_done: Callable[[Swept], None] | None = None,
     device: str = "auto",
 ) -> Swept:
     """Train every setting of `schedule.sweep` with each of its seeds, and save the winner's head.
@@ -110,11 +114,15 @@ def train_sweep(
         trials = json.loads(read_regular(folder / _TRIALS, _MOST_JSON))
         found.update(zip(places, [Trial(**trial) for trial in trials], strict=True))
     ordered = [found[place] for place in range(len(settings))]
-    winner = _winner(ordered)
-    if winner is None:
+    place = _winner(ordered)
+    won = None if place is None else ordered[place]
+    if place is None or won is None or won.best is None or won.last is None:
         raise FeatureCacheError("in every setting of the sweep the loss was no longer finite")
-    Head.load(folder_of[winner]).save(run)
-    return Swept(ordered, winner)
+    Head.load(folder_of[place]).save(run)
+    swept = Swept(ordered, place, won.best, won.last)
+    if on_done is not None:
+        on_done(swept)
+    return swept
 
 
 def _save(

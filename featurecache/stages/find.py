@@ -66,6 +66,8 @@ class RunRecord(pydantic.BaseModel):
     seconds: float | None = None
     best: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
+    trials: list[dict[str, Any]] | None = None  # of a sweep
+    winner: int | None = None
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
+from featurecache.heads.sweeps import settings_of
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
 from featurecache.regular import read_regular
@@ -34,6 +35,7 @@ from featurecache.stages.find import (
 
 if TYPE_CHECKING:
     from featurecache.heads.training import Trained
+    from featurecache.heads.trials import Swept
 
 RUN = "run.json"
 _MOST_JSON = 64 << 20  # bytes; a run of a million classes has less
@@ -42,12 +44,18 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run folder and its validation results, each `{epoch, top1, loss}`; folds are averaged."""
+    """A run folder and its validation results, each `{epoch, top1, loss}`; folds are averaged.
+
+    `trials` are the settings of a sweep in their order, each with {setting, n, top1, low, high,
+    diverged, best, last} (heads/trials.py), and `winner` is the place of the one whose head it is.
+    """
 
     run: str
     best: dict[str, Any]
     last: dict[str, Any]  # of the head that was saved
     notes: list[str]  # what was left out of the training, and why
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    winner: int | None = None
 
 
 def train_head(
@@ -73,6 +81,7 @@ def train_head(
         raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
     wanted = _overridden(read_schedule(path), backbone, seed)
+    settings = [] if wanted.sweep is None else settings_of(wanted, path)
     dataset = open_dataset(data)
     views = {name: find_view(name, wanted.augment_seed) for name in wanted.views()}
     val = wanted.validation.split
@@ -118,7 +127,8 @@ def train_head(
     _make(run)
     _write(run, record)
     durable.replace(run / "schedule.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
-    total = wanted.epochs * (wanted.validation.folds or 1)
+    members = len(settings) * len(wanted.sweep.seeds or [wanted.seed]) if wanted.sweep else 1
+    total = wanted.epochs * (wanted.validation.folds or 1) * members
     epochs = 0
 
     def on_epoch(row: dict[str, Any]) -> None:
@@ -126,16 +136,20 @@ def train_head(
         epochs += 1
         progress(epochs, total, f"train-head (top-1 {row['val_top1']:.4f})")
 
-    def on_done(trained: Trained) -> None:
+    def on_done(trained: Trained | Swept) -> None:
         record.best, record.last = trained.best, trained.last
+        if isinstance(trained, Swept):
+            record.trials = [asdict(trial) for trial in trained.trials]
+            record.winner = trained.winner
         record.seconds = round(time.time() - began, 3)
         _write(run, record)
 
     held = np.array([row.split != "train" for row in rows])
     # torch is imported only now, when nothing the user wrote can still be wrong.
     from featurecache.heads.training import train
+    from featurecache.heads.trials import Swept, train_sweep
 
-    trained = train(
+    (train_sweep if settings else train)(
         vectors,
         np.array([row.label for row in rows], np.int64),
         np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32),
@@ -148,7 +162,7 @@ def train_head(
         on_done=on_done,
         device=device,
     )
-    return TrainedRun(str(run), trained.best, trained.last, notes)
+    return _result(run, record)
 
 
 def read_run(run: str | Path) -> RunRecord:
@@ -200,9 +214,13 @@ def _earlier(run: Path, identity: str) -> TrainedRun | None:
         raise BadInput(
             f"{run}: holds a run of another schedule or other vectors; give another --out"
         )
-    if record.best is None or record.last is None:
-        return None
-    return TrainedRun(str(run), record.best, record.last, record.notes)
+    return None if record.best is None else _result(run, record)
+
+
+def _result(run: Path, record: RunRecord) -> TrainedRun:
+    assert record.best is not None and record.last is not None  # they are written together
+    trials, winner = record.trials or [], record.winner
+    return TrainedRun(str(run), record.best, record.last, record.notes, trials, winner)
 
 
 def _make(run: Path) -> None:
