@@ -267,15 +267,18 @@ def preview(as_json: bool, **given: Any) -> None:
 
 
 @cli.command()
+@click.option("--layers", metavar="NAME", help="List the layers of a network instead.")
 @options("json", "debug")
-def backbones(as_json: bool) -> None:
+def backbones(as_json: bool, layers: str | None) -> None:
     """List the named backbones and whether their weights are at hand."""
     from featurecache.stages.backbones import backbones
 
+    rows = backbones(layers)
     if as_json:
-        return _print_json(backbones())
-    terminal.table(backbones())
-    click.echo("Any other timm model goes by timm's name.")
+        return _print_json(rows)
+    terminal.table(rows)
+    if layers is None:
+        click.echo("Any other timm model goes by timm's name.")
 
 
 @cli.command()
@@ -445,7 +448,7 @@ def gc(as_json: bool, quiet: bool, **given: Any) -> None:
 @click.option("--view", default="none", show_default=True, help="The view.")
 @click.option("--split", help="One split.  [default: all]")
 @click.option("--format", metavar="NAME", help="npz, parquet or safetensors.  [default: by FILE]")
-@options("input_size", "crop", "interpolation")
+@options("input_size", "crop", "interpolation", "layer", "pooling")
 @click.option("--precision", metavar="NAME", help="As they were made.  [default: what is held]")
 @options("json", "debug")
 def export(as_json: bool, **given: Any) -> None:

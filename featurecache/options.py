@@ -58,6 +58,14 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--interpolation", metavar="NAME",
         help="nearest, bilinear, bicubic or lanczos.  [default: the model's own]",
     ),
+    "layer": click.option(
+        "--layer", metavar="NAME",
+        help="What is read; `featurecache backbones --layers NAME` lists.  [default: pre_logits]",
+    ),
+    "pooling": click.option(
+        "--pooling", metavar="NAME",
+        help="avg, max, avg+max or token; pre_logits: model.  [default: avg, or model]",
+    ),
     "engine": click.option(
         "--engine", default="auto", show_default=True,
         help="auto, openvino, torch-cpu, torch-cuda or torch-cuda-compiled.",
@@ -77,4 +85,4 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
     ),
 }  # fmt: skip
-COMPUTING = ("weights", "input_size", "crop", "interpolation", "precision")
+COMPUTING = ("weights", "input_size", "crop", "interpolation", "layer", "pooling", "precision")

@@ -104,6 +104,8 @@ class Backbone:
     preprocess: Preprocess
     dim: int
     module: torch.nn.Module = field(compare=False, repr=False)
+    layer: str = "pre_logits"
+    pooling: str = "model"
 
     def key(self) -> records.Json:
         """The backbone's part of a space key (law 2)."""
@@ -117,8 +119,8 @@ class Backbone:
             "crop_mode": p.crop_mode,
             "mean": list(p.mean),
             "std": list(p.std),
-            "layer": "pre_logits",  # what timm gives for num_classes=0
-            "pooling": "model",  # the model's own
+            "layer": self.layer,
+            "pooling": self.pooling,
         }
 
 
@@ -129,20 +131,29 @@ def load_backbone(
     input_size: int | None = None,
     crop: float | None = None,
     interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
 ) -> Backbone:
     """The frozen network called `name`: an alias or any timm model name.
 
     `weights` is None (the model's own: packaged or from the hub), a .safetensors or .pth file, or
-    "random" (tests only; stamped in the key). The other arguments override the model's own
-    preprocessing. Raises BadInput, MissingExtra, BackboneUnavailable.
+    "random" (tests only; stamped in the key). `layer` and `pooling` say what is read of it
+    (features/layers.py); the other arguments override the model's own preprocessing. Raises
+    BadInput, MissingExtra, BackboneUnavailable.
     """
+    from featurecache.features.layers import PRE_LOGITS, Reader
+
     model = check_name(name)
     preprocess = _preprocess(model, input_size, crop, interpolation)
+    layer, pooling = check_layer(name, layer, pooling)
     module = load_module(name, model, weights, classifier=False)
-    digest = _digest_of_tensors(module)
+    digest = _digest_of_tensors(module)  # of all of it: one network has one digest
     if weights == "random":
         digest = f"random-{digest}"
-    return Backbone(name, model, digest, preprocess, _dim(module, preprocess), module)
+    if layer != PRE_LOGITS:
+        module = Reader(module, layer, pooling)
+    dim = _dim(model, module, preprocess)
+    return Backbone(name, model, digest, preprocess, dim, module, layer, pooling)
 
 
 def backbone_of_key(name: str, key: records.Json, weights: str | Path | None = None) -> Backbone:
@@ -152,7 +163,8 @@ def backbone_of_key(name: str, key: records.Json, weights: str | Path | None = N
     """
     if weights is None and str(key["weights"]).startswith("random-"):
         weights = "random"
-    settings = {field: key[field] for field in ("input_size", "crop", "interpolation")}
+    fields = ("input_size", "crop", "interpolation", "layer", "pooling")
+    settings = {field: key[field] for field in fields}
     backbone = load_backbone(name, weights, **settings)
     changed = records.differences(key, backbone.key())
     if changed:
@@ -182,6 +194,37 @@ def load_module(
     elif weights is not None and weights != "random":
         _load_file(Path(weights), module, timm.get_pretrained_cfg(model).classifier)
     return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str, str]:
+    """The layer and the pooling that are meant, if backbone `name` can be read so.
+
+    Looks at the network's build, without weights. Raises UnknownName, BadInput.
+    """
+    from featurecache.features.layers import OWN, PRE_LOGITS, chosen
+
+    layer, pooling = chosen(layer, pooling)
+    if (layer, pooling) != (PRE_LOGITS, OWN):
+        layers = layers_of(name)
+        if layer not in layers:
+            raise UnknownName("layer", layer, layers, where=f"backbone {name}")
+        if pooling not in layers[layer]:
+            raise BadInput(
+                f"backbone {name}: its layer {layer} has no class token, so pooling {pooling} "
+                f"can't be had; take {', '.join(layers[layer])}"
+            )
+    return layer, pooling
+
+
+def layers_of(name: str) -> dict[str, tuple[str, ...]]:
+    """The layers of backbone `name`, each with the poolings that it can be read by."""
+    import timm
+    import torch
+
+    from featurecache.features.layers import readable
+
+    with torch.device("meta"):  # no memory, no numbers: the network is there in a moment
+        return readable(timm.create_model(check_name(name), pretrained=False, num_classes=0))
 
 
 def known() -> list[str]:
@@ -253,14 +296,21 @@ def _preprocess(
     )
 
 
-def _dim(module: torch.nn.Module, preprocess: Preprocess) -> int:
+def _dim(model: str, module: torch.nn.Module, preprocess: Preprocess) -> int:
     """The length of the vectors: models disagree on what their num_features means, so look."""
     import torch
 
-    with torch.inference_mode():
-        out = module(torch.zeros(1, 3, preprocess.input_size, preprocess.input_size))
+    size = preprocess.input_size
+    try:
+        with torch.inference_mode():
+            out = module(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError) as error:  # most shrink the map, until nothing is left
+        raise BadInput(
+            f"backbone {model} does not take input size {size} ({one_line(error)}); give a larger "
+            "--input-size"
+        ) from error
     if out.ndim != 2:
-        raise BadInput(f"{type(module).__name__} gives {tuple(out.shape)}, not one vector an image")
+        raise BadInput(f"backbone {model} gives {tuple(out.shape)}, not one vector an image")
     return int(out.shape[1])
 
 

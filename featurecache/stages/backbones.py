@@ -1,10 +1,17 @@
-"""List the named backbones, and whether their weights are at hand."""
+"""List the named backbones and whether their weights are at hand, or the layers of a network."""
 
 from __future__ import annotations
 
-from featurecache.features.backbones import at_hand
+from featurecache.features.backbones import at_hand, layers_of
 
 
-def backbones() -> list[dict[str, str]]:
-    """{name, model, weights, state} for each alias; any other timm model goes by timm's name."""
-    return at_hand()
+def backbones(layers: str | None = None) -> list[dict[str, str]]:
+    """{name, model, weights, state} for each alias; any other timm model goes by timm's name.
+
+    With `layers`, the name of a network: {layer, pooling} for each layer that can be read, and the
+    poolings that it can be read by; `pre_logits` and `features` first, the others in their order.
+    """
+    if layers is None:
+        return at_hand()
+    found = layers_of(layers)
+    return [{"layer": layer, "pooling": ", ".join(how)} for layer, how in found.items()]

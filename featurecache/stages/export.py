@@ -60,6 +60,8 @@ def export(
     input_size: int | None = None,
     crop: float | None = None,
     interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
     precision: str | None = None,
 ) -> Exported:
     """Write a view's vectors with labels, ids and splits into one file.
@@ -76,7 +78,7 @@ def export(
         raise MissingExtra("export to parquet", "pyarrow", "parquet")
     if not path.absolute().parent.is_dir():
         raise BadInput(f"{out}: its folder does not exist")
-    choice = _choice(backbone, input_size, crop, interpolation, precision)
+    choice = _choice(backbone, input_size, crop, interpolation, layer, pooling, precision)
     table = _table(data, view, choice, split, cache, seed)
     content = io.BytesIO()
     if format == "npz":
@@ -125,6 +127,8 @@ def vectors(
     input_size: int | None = None,
     crop: float | None = None,
     interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
     precision: str | None = None,
     mapped: bool = False,
 ) -> tuple[np.ndarray | MappedVectors, np.ndarray]:
@@ -132,7 +136,7 @@ def vectors(
 
     `mapped`: X stays on the disk and is read as it is indexed, for spaces larger than the memory.
     """
-    choice = _choice(backbone, input_size, crop, interpolation, precision)
+    choice = _choice(backbone, input_size, crop, interpolation, layer, pooling, precision)
     table = _table(data, view, choice, split, cache, seed, labelled=True, mapped=mapped)
     return table.vectors, table.classes[table.labels]
 
@@ -142,6 +146,8 @@ def _choice(
     input_size: int | None,
     crop: float | None,
     interpolation: str | None,
+    layer: str | None,
+    pooling: str | None,
     precision: str | None,
 ) -> BackboneChoice:
     given = {
@@ -149,6 +155,8 @@ def _choice(
         "input_size": input_size,
         "crop": crop,
         "interpolation": interpolation,
+        "layer": layer,
+        "pooling": pooling,
         "precision": precision,
     }
     return records.validated(BackboneChoice, given, "backbone")

@@ -86,6 +86,8 @@ def featurize(
     input_size: int | None = None,
     crop: float | None = None,
     interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
     engine: str = "auto",
     precision: str = "f32",
     workers: int | None = None,
@@ -108,7 +110,7 @@ def featurize(
     choose_engine(engine, precision)
     request = resolve(
         data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
-        interpolation=interpolation, precision=precision, seed=seed,
+        interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
         progress=progress,
     )  # fmt: skip
     sources = request.sources

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from featurecache import records
 from featurecache.errors import BadInput, NotCached
 from featurecache.executors import Progress, silent
-from featurecache.features.backbones import ALIASES, check_name
+from featurecache.features.backbones import ALIASES, check_layer, check_name
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
@@ -27,7 +27,7 @@ from featurecache.images.samples import items_of
 from featurecache.images.views import View, find_view
 
 # The settings of a backbone that an option of `featurize` can say.
-OPTIONS = ("input_size", "crop", "interpolation", "precision")
+OPTIONS = ("input_size", "crop", "interpolation", "layer", "pooling", "precision")
 
 
 class Row(NamedTuple):
@@ -228,6 +228,7 @@ def held_spaces(
     if not settings:
         if choice.name not in ALIASES:
             check_name(choice.name)
+        check_layer(choice.name, choice.layer, choice.pooling)
         given = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
         raise not_cached(cache, dict.fromkeys(views, items), choice.name, given, seed, data)
     (setting,) = settings.values()
@@ -275,7 +276,14 @@ def featurize_command(
     if str(setting.get("weights")).startswith("random-"):
         options["weights"] = "random"
     options["seed"] = seed
-    default = {"data": "data", "cache": "data/cache", "precision": "f32", "seed": "0"}
+    default = {
+        "data": "data",
+        "cache": "data/cache",
+        "layer": "pre_logits",
+        "pooling": "model",
+        "precision": "f32",
+        "seed": "0",
+    }
     words = [
         f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name, value in options.items()

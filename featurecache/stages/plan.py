@@ -39,6 +39,8 @@ def plan(
     input_size: int | None = None,
     crop: float | None = None,
     interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
     engine: str = "auto",
     precision: str = "f32",
     workers: int | None = None,
@@ -55,7 +57,7 @@ def plan(
     choose_engine(engine, precision)
     request = resolve(
         data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
-        interpolation=interpolation, precision=precision, seed=seed,
+        interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
         progress=progress,
     )  # fmt: skip
     progress(0, 1, "probe")

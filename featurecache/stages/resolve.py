@@ -66,6 +66,8 @@ def resolve(
     input_size: int | None = None,
     crop: float | None = None,
     interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
     precision: str = "f32",
     seed: int = 0,
     progress: Progress = silent,
@@ -89,7 +91,15 @@ def resolve(
     if weights is not None and len(asked) > 1:
         raise BadInput("--weights belongs to one backbone; give one --backbone")
     backbones = [
-        load_backbone(name, weights, input_size=input_size, crop=crop, interpolation=interpolation)
+        load_backbone(
+            name,
+            weights,
+            input_size=input_size,
+            crop=crop,
+            interpolation=interpolation,
+            layer=layer,
+            pooling=pooling,
+        )
         for name in dict.fromkeys(asked)
     ]
     items, unreadable = items_of(dataset.samples, progress)

@@ -36,6 +36,8 @@ def why(
     input_size: int | None = None,
     crop: float | None = None,
     interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
     precision: str = "f32",
     seed: int = 0,
 ) -> list[Why]:
@@ -44,7 +46,7 @@ def why(
         raise BadInput("why needs --backbone NAME; `featurecache backbones` lists them")
     request = resolve(
         data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
-        interpolation=interpolation, precision=precision, seed=seed,
+        interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
     )  # fmt: skip
     held = [space for space in request.cache.spaces() if space.backbone is not None]
     found = []

@@ -1,0 +1,103 @@
+"""Layers: what of a network is read, and how it becomes one vector an image.
+
+timm's networks name those of their modules that are worth reading (`feature_info`) and give the map
+of each (`forward_intermediates`, timm/models/_features.py), so nothing here knows an architecture.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from featurecache.errors import BadInput, UnknownName
+
+PRE_LOGITS = "pre_logits"  # what timm gives for num_classes=0: pooled by the network itself
+FEATURES = "features"  # the map before that, which timm's forward_features gives
+OWN = "model"  # the pooling of pre_logits
+_POOL: dict[str, Any] = {"avg": torch.mean, "max": torch.amax}
+POOLINGS = (OWN, *_POOL, "avg+max", "token")
+
+
+def chosen(layer: str | None, pooling: str | None) -> tuple[str, str]:
+    """The layer and the pooling that are meant, where one or both were left out.
+
+    Raises BadInput for a pooling that does not go with the layer, whatever the network.
+    """
+    if pooling is not None and pooling not in POOLINGS:
+        raise UnknownName("pooling", pooling, POOLINGS)
+    layer = layer or (PRE_LOGITS if pooling in (None, OWN) else FEATURES)
+    pooling = pooling or (OWN if layer == PRE_LOGITS else "avg")
+    if (layer == PRE_LOGITS) != (pooling == OWN):
+        raise BadInput(
+            f"layer {layer} with pooling {pooling}: the network pools {PRE_LOGITS} itself "
+            f"({OWN}); every other layer is pooled by {', '.join(POOLINGS[1:])}"
+        )
+    return layer, pooling
+
+
+def readable(network: Any) -> dict[str, tuple[str, ...]]:
+    """The layers of a timm network, each with the poolings that it can be read by."""
+    found = {PRE_LOGITS: (OWN,)}
+    maps = ("avg", "max", "avg+max")
+    prefixed = getattr(network, "num_prefix_tokens", None)
+    token = ("token",) if prefixed and getattr(network, "cls_token", None) is not None else ()
+    # A class token among tokens of an unknown number before the map: no map can be cut out.
+    hidden = prefixed is None and any("cls_token" in name for name, _ in network.named_parameters())
+    if not hidden:
+        found[FEATURES] = (*maps, *token)
+    asked = inspect.signature(network.forward_intermediates).parameters
+    inner = (*maps, *token) if "return_prefix_tokens" in asked else maps
+    return found | dict.fromkeys(_indices(network), inner)
+
+
+def _indices(network: Any) -> dict[str, int]:
+    """The number of each module in `feature_info`, but of those that share a name."""
+    names = [info["module"] for info in network.feature_info]
+    count = Counter(names)
+    return {name: i for i, name in enumerate(names) if name and count[name] == 1}
+
+
+class Reader(nn.Module):
+    """Images (n, 3, S, S) to vectors (n, D): a layer of a network, pooled.
+
+    What lies behind the layer is not run. `avg+max` puts the two end to end.
+    """
+
+    def __init__(self, network: nn.Module, layer: str, pooling: str) -> None:
+        super().__init__()
+        self.network = network
+        self.index = None if layer == FEATURES else _indices(network)[layer]
+        self.pooling = pooling
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps, over = self._last(images) if self.index is None else self._inner(images, self.index)
+        if self.pooling == "token":
+            return maps
+        return torch.cat([_POOL[name](maps, over) for name in self.pooling.split("+")], 1)
+
+    def _last(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """The network's last map with the dimensions to pool over, or its class token."""
+        network: Any = self.network
+        out = network.forward_features(images)
+        if not isinstance(out, torch.Tensor):
+            raise BadInput(f"{type(network).__name__} ends in several maps; take another layer")
+        if out.ndim == 4:
+            return out, (1, 2) if getattr(network, "output_fmt", None) == "NHWC" else (2, 3)
+        if self.pooling == "token":
+            return out[:, 0], ()
+        return out[:, getattr(network, "num_prefix_tokens", 0) :], (1,)
+
+    def _inner(self, images: torch.Tensor, index: int) -> tuple[torch.Tensor, tuple[int, ...]]:
+        network: Any = self.network
+        how = {"stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
+        if self.pooling == "token":
+            ((_, prefix),) = network.forward_intermediates(
+                images, indices=[index], return_prefix_tokens=True, **how
+            )
+            return prefix[:, 0], ()
+        (maps,) = network.forward_intermediates(images, indices=[index], **how)
+        return maps, (2, 3)
