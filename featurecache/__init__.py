@@ -20,6 +20,7 @@ _HOMES = {
     "backbones": "stages.backbones",
     "diff": "stages.diff",
     "doctor": "stages.doctor",
+    "ensemble": "stages.ensemble",
     "evaluate": "stages.evaluate",
     "export": "stages.export",
     "featurize": "stages.featurize",

@@ -161,6 +161,40 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
 
 
 @cli.command()
+@click.argument("runs", nargs=-1, required=True)
+@options("data", "cache")
+@click.option("--how", metavar="NAME", help="mean, vote or stack.  [default: all that can be]")
+@click.option("--split", default="val", show_default=True, help="A labelled split.")
+@click.option("--view", default="none", show_default=True, help="The view to look through.")
+@click.option("--tta", multiple=True, metavar="NAME", help=TTA)
+@click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
+@options("json", "quiet", "debug")
+def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:
+    """What the heads in RUNS are worth together: mean, vote and stack beside each member."""
+    from featurecache.stages.ensemble import ensemble
+
+    result = ensemble(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return _print_json(result)
+    names = ("top1", "interval", "top3", "top5", "loss", "ece", "val_top1")
+    rows = [(f"{n}: {m['run']}", m) for n, m in enumerate(result.members, 1)]
+    rows += list(result.ensembles.items())
+    shown = [
+        {"": name, **{n: row.get(n) for n in names}, "interval": _interval(row["interval"])}
+        for name, row in rows
+    ]
+    terminal.table(shown, f"{result.split} through {' + '.join([result.view, *result.tta])}")
+    numbered = enumerate(result.correlation, 1)
+    terminal.table(
+        [{"": n, **{str(k): r for k, r in enumerate(row, 1)}} for n, row in numbered],
+        "correlation of errors",
+    )
+    for note in result.notes:
+        click.echo(terminal.printable(note))
+    _left_out(result.left_out)
+
+
+@cli.command()
 @click.argument("run")
 @click.argument("files", nargs=-1, required=True)
 @click.option(

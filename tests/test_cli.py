@@ -188,8 +188,8 @@ def test_version_and_help(call: Callable[..., Ended]) -> None:
     assert call("--version").out.startswith("featurecache, version ")
     assert call("-h").code == call("featurize", "--help").code == 0
     commands = (
-        "augment featurize train-head evaluate predict inspect policies backbones plan ls why "
-        "verify export quickstart doctor"
+        "augment featurize train-head evaluate ensemble predict inspect policies backbones plan ls "
+        "why verify export quickstart doctor"
     )
     shown = call("--help").out
     assert all(f"  {name} " in shown for name in commands.split())

@@ -114,6 +114,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         names: npt.NDArray[np.str_] = self.classes_[self.predict_proba(X).argmax(1)]
         return names
 
+    def network(self, place: int) -> Head:
+        """The network at this place, that of one fold, as a head by itself."""
+        return Head([self.members[place]], self.classes, self.spec)
+
     def save(self, folder: Path) -> None:
         """Write the weights, then `head.json`, each file whole or not at all."""
         hashes = []

@@ -150,6 +150,17 @@ def class_numbers(run: str | Path, record: RunRecord, dataset: Dataset) -> npt.N
     return np.array([known[name] for name in dataset.classes], np.int64)
 
 
+def check_classes(runs: Sequence[str | Path], opened: Sequence[RunRecord]) -> None:
+    """Raises BadInput for runs whose probabilities are not of the same classes."""
+    for run, record in zip(runs, opened, strict=True):
+        if record.classes != opened[0].classes:
+            odd = sorted(set(record.classes) ^ set(opened[0].classes))
+            raise BadInput(
+                f"{runs[0]} and {run} have other classes ({len(odd)} are in one alone, as "
+                f"{odd[0]!r}); train them on the same dataset"
+            )
+
+
 def views_of(view: str, tta: str | Sequence[str]) -> list[str]:
     """The views to average over, each once."""
     return list(dict.fromkeys([view, *([tta] if isinstance(tta, str) else tta)]))

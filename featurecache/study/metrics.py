@@ -179,6 +179,7 @@ def error_correlation(rights: Sequence[Right]) -> list[list[float | None]]:
         for row, errors in zip(centred, wrong, strict=True)
     ]
     return [
-        [float(a @ b) / (m * n) if m and n else None for b, n in zip(centred, norms, strict=True)]
+        [float(np.clip(a @ b / (m * n), -1, 1)) if m and n else None
+         for b, n in zip(centred, norms, strict=True)]
         for a, m in zip(centred, norms, strict=True)
-    ]
+    ]  # fmt: skip

@@ -1,0 +1,100 @@
+"""Several heads as one classifier: means, votes and a stack, of what each says by itself.
+
+`members` are arrays of one shape (N, C), one for each head: its probabilities of the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+
+from featurecache.errors import BadInput
+
+_LEAST = 1e-7  # a probability below what float32 can take from 1 says no more than that
+
+Probabilities = npt.NDArray[np.floating[Any]]  # (N, C)
+Labels = npt.NDArray[np.integer[Any]]  # (N,)
+
+
+def mean(members: Sequence[Probabilities]) -> Probabilities:
+    """The mean of the members' probabilities (N, C)."""
+    check(members)
+    total = np.zeros(members[0].shape)
+    for each in members:
+        total += each
+    return total / len(members)
+
+
+def vote(members: Sequence[Probabilities], best: int) -> npt.NDArray[np.int64]:
+    """The class (N,) that most members predict.
+
+    Where two or more classes have the most votes, it is the prediction of the member at place
+    `best`, whether or not it is one of them: the fall-back of paper 003, whose three networks were
+    a tie only if all of them disagreed.
+    """
+    check(members)
+    predicted = np.stack([each.argmax(1) for each in members])
+    rows = np.arange(predicted.shape[1])
+    votes = np.zeros(members[0].shape, np.int64)
+    for each in predicted:
+        votes[rows, each] += 1
+    most = votes.max(1, keepdims=True)
+    tied = (votes == most).sum(1) > 1
+    return np.where(tied, predicted[best], votes.argmax(1))
+
+
+def fit_stack(members: Sequence[Probabilities], labels: Labels) -> npt.NDArray[np.float64]:
+    """One weight (M,) a member, from rows that none of them was trained on.
+
+    The stack's probabilities are p ~ prod_m p_m ** w_m, normalised: logistic regression on the
+    members' log-probabilities with weights that all classes share. They maximise the likelihood
+    under w >= 0 and a Gaussian prior of deviation 1 around 1/M, which is the geometric mean; so a
+    stack is never far from one, however few the rows, and a class without rows does no harm.
+    (Paper 001 stacks by dense layers. A weight for each pair of classes was tried on Tiny ImageNet
+    and fell behind the better member: docs/design.md, 26.)
+    """
+    check(members)
+    if len(labels) == 0:
+        raise BadInput("there are no rows to fit a stack on")
+    logs = _logs(members)
+    rows, middle = np.arange(len(labels)), 1 / len(members)
+
+    def loss(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        said = _softmax(np.tensordot(weights, logs, 1))
+        likelihood = np.log(np.clip(said[rows, labels], 1e-300, None)).sum()
+        away = weights - middle
+        said[rows, labels] -= 1
+        slope = np.array([(said * each).sum() for each in logs])
+        return float(away @ away / 2 - likelihood), away + slope
+
+    start = np.full(len(members), middle)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(members))
+    return np.asarray(found.x, np.float64)
+
+
+def stack(
+    members: Sequence[Probabilities], weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The probabilities (N, C) of a stack that `fit_stack` gave these weights."""
+    check(members)
+    return _softmax(np.tensordot(weights, _logs(members), 1))
+
+
+def check(members: Sequence[Probabilities]) -> None:
+    """Raises BadInput where there are no members, or their shapes are not one."""
+    shapes = {each.shape for each in members}
+    if len(shapes) != 1:
+        raise BadInput(f"an ensemble needs members of one shape (N, C), not {sorted(shapes)}")
+
+
+def _logs(members: Sequence[Probabilities]) -> npt.NDArray[np.float64]:
+    return np.log(np.clip(np.stack(members).astype(np.float64), _LEAST, None))
+
+
+def _softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))

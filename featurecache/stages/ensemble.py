@@ -1,0 +1,233 @@
+"""Evaluate several heads together: what their mean, their vote and a stack of them is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache import records
+from featurecache.errors import BadInput, UnknownName
+from featurecache.executors import Progress, silent
+from featurecache.features.spaces import Space
+from featurecache.heads.schedules import Schedule
+from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.stages.evaluate import (
+    check_classes,
+    class_numbers,
+    probabilities,
+    seen_by,
+    views_of,
+)
+from featurecache.stages.find import Row, labelled_rows, rows_digest, training_rows
+from featurecache.stages.train_head import RunRecord, read_run
+from featurecache.study import metrics
+
+if TYPE_CHECKING:
+    from featurecache.heads.mlp import Head
+
+HOW = ("mean", "vote", "stack")
+Runs = Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Members and ensembles of them on the `n` images of a split that could be decoded.
+
+    A row of `members` is {run, val_top1, top1, interval, top3, top5, loss, ece}; `val_top1` is what
+    its training ended with. `ensembles` maps each way to the same without run and val_top1; a vote
+    has classes and no probabilities, so it has top1 and interval alone.
+    """
+
+    split: str
+    view: str
+    tta: list[str]
+    n: int
+    left_out: int  # images that could not be read or decoded
+    members: list[dict[str, Any]]
+    ensembles: dict[str, dict[str, Any]]
+    correlation: list[list[float | None]]  # Pearson's, of the errors of each two members
+    notes: list[str]  # what a stack was fitted on, or why there is none
+
+
+def ensemble(
+    runs: Runs,
+    *,
+    how: str | None = None,
+    split: str = "val",
+    view: str = "none",
+    tta: str | Sequence[str] = (),
+    data: str | Path = "data",
+    cache: str | Path = "data/cache",
+    seed: int | None = None,
+    progress: Progress = silent,
+) -> Ensemble:
+    """What several runs are worth together on a split, and each by itself.
+
+    `how` is `mean` (of their probabilities), `vote` (the class that most predict; where several
+    have the most votes, the prediction of the member with the best validation top-1, of equals the
+    first), `stack` (weights fitted on rows that no member was trained on), or None for all that are
+    possible. The members may have other backbones, but must have the same classes. `view`, `tta`
+    and `seed` are as for `evaluate`. Raises BadInput for what can't be combined.
+    """
+    if how is not None and how not in HOW:
+        raise UnknownName("ensemble", how, HOW)
+    if len({Path(run).resolve() for run in runs}) < max(len(runs), 2):
+        raise BadInput("an ensemble needs at least two runs, each given once")
+    opened = [read_run(run) for run in runs]
+    check_classes(runs, opened)
+    dataset = open_dataset(data)
+    numbers = class_numbers(runs[0], opened[0], dataset)
+    views = views_of(view, tta)
+    rows = labelled_rows(dataset, [split], progress)
+    rows, spaces = seen_by(opened, rows, views, seed, data, cache)
+    notes: list[str] = []
+    unseen: _Unseen | None = None
+    if how in (None, "stack"):
+        try:
+            unseen = _unseen(runs, opened, dataset, split, rows, views, seed, data, cache, progress)
+        except BadInput as error:
+            if how == "stack":
+                raise
+            notes.append(f"no stack: {error}")
+    from featurecache.heads import ensembles
+    from featurecache.heads.mlp import Head  # torch, after every check
+
+    heads = [Head.load(Path(run)) for run in runs]
+    likely = [probabilities(h, s, rows) for h, s in zip(heads, spaces, strict=True)]
+    labels = numbers[[row.label for row in rows]]
+    validated = [(record.last or {})["top1"] for record in opened]
+    members = [
+        {"run": str(run), "val_top1": top1, **_worth(each, labels)}
+        for run, top1, each in zip(runs, validated, likely, strict=True)
+    ]
+    found: dict[str, dict[str, Any]] = {}
+    if how in (None, "mean"):
+        found["mean"] = _worth(ensembles.mean(likely), labels)
+    if how in (None, "vote"):
+        right = ensembles.vote(likely, int(np.argmax(validated))) == labels
+        found["vote"] = {"top1": float(right.mean()), "interval": metrics.interval(right)}
+    if unseen is not None:
+        weights = ensembles.fit_stack(
+            [unseen.probabilities(place, head) for place, head in enumerate(heads)],
+            numbers[[row.label for row in unseen.rows]],
+        )
+        found["stack"] = _worth(ensembles.stack(likely, weights), labels)
+        shown = ", ".join(f"{weight:.3f}" for weight in weights)
+        notes.append(f"stack: weights {shown}, fitted on {len(unseen.rows):,} held-out images")
+    return Ensemble(
+        split,
+        view,
+        views[1:],
+        len(rows),
+        len(dataset.split(split)) - len(rows),
+        members,
+        found,
+        metrics.error_correlation([each.argmax(1) == labels for each in likely]),
+        notes,
+    )
+
+
+def _worth(likely: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """What a row of the table says of probabilities (N, C)."""
+    found = metrics.evaluate_predictions(likely, labels, [str(c) for c in range(likely.shape[1])])
+    return {
+        "top1": found["top1"],
+        "interval": metrics.interval(likely.argmax(1) == labels),
+        "top3": found["top3"],
+        "top5": found["top5"],
+        "loss": found["loss"],
+        "ece": metrics.calibration(likely, labels)["ece"],
+    }
+
+
+@dataclass(frozen=True)
+class _Unseen:
+    """Rows that every member was validated on and none was trained on, but for other folds.
+
+    `networks` has for each member and row the place of the network that was not trained on it.
+    """
+
+    rows: list[Row]
+    spaces: list[list[Space]]  # a list a member: of the views that are looked through
+    networks: list[npt.NDArray[np.int64]]
+
+    def probabilities(self, member: int, head: Head) -> npt.NDArray[np.float32]:
+        """(N, C) of the rows, each by the network of the member's head that has not seen it."""
+        places = self.networks[member]
+        result = np.empty((len(self.rows), len(head.classes)), np.float32)
+        for place in np.unique(places):
+            here = np.flatnonzero(places == place)
+            rows = [self.rows[i] for i in here]
+            result[here] = probabilities(head.network(int(place)), self.spaces[member], rows)
+        return result
+
+
+def _unseen(
+    runs: Runs,
+    opened: Sequence[RunRecord],
+    dataset: Dataset,
+    split: str,
+    evaluated: Sequence[Row],
+    views: Sequence[str],
+    seed: int | None,
+    data: str | Path,
+    cache: str | Path,
+    progress: Progress,
+) -> _Unseen:
+    """What a stack may be fitted on: none of the rows that are evaluated, either.
+
+    Raises BadInput where a run's rows are not to be had, or no row is left.
+    """
+    rows_of: dict[str | None, list[Row]] = {}
+    network_of: list[dict[bytes, int]] = []
+    spaces: list[list[Space]] = []
+    for run, record in zip(runs, opened, strict=True):
+        schedule = records.validated(Schedule, record.schedule, run)
+        val = schedule.validation.split
+        if val == split:
+            raise BadInput(
+                f"{run} was validated on split {val}, which is evaluated here, and a stack can't "
+                "be fitted on what it is tested on; train with validation: {folds: 5}, or give "
+                "another --split"
+            )
+        if val not in rows_of:
+            splits = ["train"] if val is None else ["train", val]
+            rows = labelled_rows(dataset, splits, progress)
+            rows, spaces = seen_by(opened, rows, views, seed, data, cache)
+            flat = [space for of_run in spaces for space in of_run]
+            rows_of[val] = training_rows(dataset, splits, rows, flat, progress)[0]
+        if rows_digest(rows_of[val]) != record.rows:
+            raise BadInput(
+                f"{run} was trained on other images or labels than {dataset.root} has now, so what "
+                "it was not trained on is not known; train it again"
+            )
+        network_of.append(_networks(rows_of[val], schedule, record.classes))
+    taken = {row.item for row in evaluated}
+    rows = [
+        row
+        for row in next(iter(rows_of.values()))
+        if row.item not in taken and all(row.item in each for each in network_of)
+    ]
+    if not rows:
+        raise BadInput(
+            "no image was held out for all of these runs; train them with validation: {folds: 5}, "
+            "which holds every image out once, or with a fraction and the same seed"
+        )
+    networks = [np.array([each[row.item] for row in rows], np.int64) for each in network_of]
+    return _Unseen(rows, spaces, networks)
+
+
+def _networks(rows: Sequence[Row], schedule: Schedule, classes: Sequence[str]) -> dict[bytes, int]:
+    """For each item that a training held out, the place of the network that it was held out for."""
+    from featurecache.heads.splits import split_items
+
+    if schedule.validation.split is not None:
+        return {row.item: 0 for row in rows if row.split != "train"}
+    items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
+    pairs = split_items(items, np.array([row.label for row in rows]), schedule, classes)
+    return {rows[i].item: place for place, (_, held) in enumerate(pairs) for i in held}
