@@ -35,6 +35,7 @@ _HOMES = {
     "preview": "stages.policies",
     "quickstart": "stages.quickstart",
     "retry": "stages.retry",
+    "submit": "stages.submit",
     "train_head": "stages.train_head",
     "vectors": "stages.export",
     "verify": "stages.verify",

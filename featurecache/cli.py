@@ -195,6 +195,27 @@ def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:
 
 
 @cli.command()
+@click.argument("runs", nargs=-1, required=True)
+@options("data", "cache")
+@click.option("--out", required=True, metavar="FILE", help="The file to write.")
+@click.option("--split", default="test", show_default=True, help="The split to predict.")
+@click.option("--view", default="none", show_default=True, help="The view to look through.")
+@click.option("--tta", multiple=True, metavar="NAME", help=TTA)
+@click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
+@options("allow_failed", "json", "quiet", "debug")
+def submit(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
+    """Write what RUNS, by the mean of their probabilities, say of a split without labels."""
+    from featurecache.stages.submit import submit
+
+    result = submit(**given, progress=terminal.progress(quiet))
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(f"{terminal.printable(result.path)}: {result.n:,} images ({result.format})")
+    return _failed(result.failed, allow_failed)
+
+
+@cli.command()
 @click.argument("run")
 @click.argument("files", nargs=-1, required=True)
 @click.option(

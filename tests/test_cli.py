@@ -155,7 +155,39 @@ def test_tables_for_people(call: Callable[..., Ended], data: Path, tmp_path: Pat
     trained = call("train-head", "--schedule", "s.yaml", *where)
     run = trained.out.rpartition("run: ")[2].strip()
     assert (tmp_path / run / "run.json").is_file()
-    assert "worst classes" in call("evaluate", run, *where).out
+    again = call("train-head", "--schedule", "s.yaml", *where, "--seed", "1", "--out", "b")
+    assert again.code == 0
+    files = ("--misclassified", "wrong.csv", "--confusion", "cells.csv")
+    shown = call("evaluate", run, *where, "--against", "b", *files).out
+    assert all(title in shown for title in ("best classes", "worst classes", "against"))
+    assert (tmp_path / "wrong.csv").is_file() and (tmp_path / "cells.csv").is_file()
+    assert "classes" not in call("evaluate", run, *where, "--quiet").out
+    combined = call("ensemble", run, "b", *where)
+    assert combined.code == 0
+    assert all(word in combined.out for word in ("1: runs", "2: b", "mean", "vote", "no stack: "))
+    assert "correlation of errors" in combined.out
+    submitted = call("submit", run, "b", *where, "--split", "val", "--out", "a.csv")
+    assert (submitted.code, submitted.out) == (0, "a.csv: 4 images (csv)\n")
+
+
+def test_a_submission_without_an_image_ends_with_3(
+    call: Callable[..., Ended], data: Path, tmp_path: Path
+) -> None:
+    where = ("--data", data, "--cache", "c")
+    (tmp_path / "s.yaml").write_text(SCHEDULE)
+    call("featurize", *COMPUTE, *where)
+    call("train-head", "--schedule", "s.yaml", *where, "--out", "run")
+    (data / "test").mkdir()
+    (data / "test/bad.png").write_bytes(b"no picture")
+    shutil.copy(data / "val/cat/000.png", data / "test/good.png")
+    call("featurize", *COMPUTE, *where)
+    ended = call("submit", "run", *where, "--out", "a.txt", "--json")
+    assert ended.code == 3
+    assert parsed(ended)["n"] == 1 and [f["path"] for f in parsed(ended)["failed"]] == [
+        "test/bad.png"
+    ]
+    assert "failed: test/bad.png: " in ended.err
+    assert call("submit", "run", *where, "--out", "a.txt", "--allow-failed").code == 0
 
 
 def test_quiet_is_quiet(call: Callable[..., Ended], data: Path) -> None:
@@ -188,8 +220,8 @@ def test_version_and_help(call: Callable[..., Ended]) -> None:
     assert call("--version").out.startswith("featurecache, version ")
     assert call("-h").code == call("featurize", "--help").code == 0
     commands = (
-        "augment featurize train-head evaluate ensemble predict inspect policies backbones plan ls "
-        "why verify export quickstart doctor"
+        "augment featurize train-head evaluate ensemble submit predict inspect policies backbones "
+        "plan ls why verify export quickstart doctor"
     )
     shown = call("--help").out
     assert all(f"  {name} " in shown for name in commands.split())
@@ -324,6 +356,9 @@ def test_a_schedule_and_a_run_that_are_not_there(
     refused(call("train-head", "--schedule", "gone.yaml"), "unknown schedule 'gone.yaml'")
     refused(call("evaluate", "gone", "--data", small_data), "gone: not the folder of a run")
     file = next(small_data.rglob("*.png"))
+    refused(call("ensemble", "gone", "g2", "--data", small_data), "gone: not the folder of a run")
+    submit = call("submit", "gone", "--data", small_data, "--out", "a.txt")
+    refused(submit, "gone: not the folder of a run")
     refused(call("predict", "gone", file), "gone: not the folder of a run")
     refused(call("policies", "show", "spatail"), "unknown policy 'spatail'; nearest: spatial")
 

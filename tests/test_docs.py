@@ -105,6 +105,7 @@ RESULTS = {
     "featurecache plan": "plan.Plan",
     "featurecache policies preview": "policies.Sheet",
     "featurecache predict": "predict.Prediction",
+    "featurecache submit": "submit.Submission",
     "featurecache train-head": "train_head.TrainedRun",
     "featurecache verify": "verify.Verification",
     "featurecache why": "why.Why",
