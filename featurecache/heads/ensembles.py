@@ -55,7 +55,7 @@ def fit_stack(members: Sequence[Probabilities], labels: Labels) -> npt.NDArray[n
     under w >= 0 and a Gaussian prior of deviation 1 around 1/M, which is the geometric mean; so a
     stack is never far from one, however few the rows, and a class without rows does no harm.
     (Paper 001 stacks by dense layers. A weight for each pair of classes was tried on Tiny ImageNet
-    and fell behind the better member: docs/design.md, 26.)
+    and fell behind the better member: docs/design.md, 28.)
     """
     check(members)
     if len(labels) == 0:

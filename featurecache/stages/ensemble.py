@@ -19,12 +19,19 @@ from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.stages.evaluate import (
     check_classes,
     class_numbers,
+    every_space,
     probabilities,
     seen_by,
     views_of,
 )
-from featurecache.stages.find import Row, labelled_rows, rows_digest, training_rows
-from featurecache.stages.train_head import RunRecord, read_run
+from featurecache.stages.find import (
+    Row,
+    RunRecord,
+    labelled_rows,
+    rows_digest,
+    training_rows,
+)
+from featurecache.stages.train_head import read_run
 from featurecache.study import metrics
 
 if TYPE_CHECKING:
@@ -153,7 +160,7 @@ class _Unseen:
     """
 
     rows: list[Row]
-    spaces: list[list[Space]]  # a list a member: of the views that are looked through
+    spaces: list[list[list[Space]]]  # of each member and view that is looked through
     networks: list[npt.NDArray[np.int64]]
 
     def probabilities(self, member: int, head: Head) -> npt.NDArray[np.float32]:
@@ -185,7 +192,7 @@ def _unseen(
     """
     rows_of: dict[str | None, list[Row]] = {}
     network_of: list[dict[bytes, int]] = []
-    spaces: list[list[Space]] = []
+    spaces: list[list[list[Space]]] = []
     for run, record in zip(runs, opened, strict=True):
         schedule = records.validated(Schedule, record.schedule, run)
         val = schedule.validation.split
@@ -199,8 +206,8 @@ def _unseen(
             splits = ["train"] if val is None else ["train", val]
             rows = labelled_rows(dataset, splits, progress)
             rows, spaces = seen_by(opened, rows, views, seed, data, cache)
-            flat = [space for of_run in spaces for space in of_run]
-            rows_of[val] = training_rows(dataset, splits, rows, flat, progress)[0]
+            every = every_space(spaces)
+            rows_of[val] = training_rows(dataset, splits, rows, every, progress)[0]
         if rows_digest(rows_of[val]) != record.rows:
             raise BadInput(
                 f"{run} was trained on other images or labels than {dataset.root} has now, so what "

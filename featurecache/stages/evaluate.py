@@ -180,8 +180,12 @@ def seen_by(
     """
     opened = Cache(cache)
     spaces = [run_spaces(record, opened, views, seed, rows, data) for record in runs]
-    every = [space for of_run in spaces for of_view in of_run for space in of_view]
-    return decodable(rows, every), spaces
+    return decodable(rows, every_space(spaces)), spaces
+
+
+def every_space(spaces: Sequence[Sequence[Sequence[Space]]]) -> list[Space]:
+    """All spaces of all runs and views."""
+    return [space for of_run in spaces for of_view in of_run for space in of_view]
 
 
 def probabilities(

@@ -14,6 +14,7 @@ from featurecache.images.samples import items_of
 from featurecache.stages.evaluate import (
     check_classes,
     class_numbers,
+    every_space,
     probabilities,
     seen_by,
     views_of,
@@ -96,8 +97,7 @@ def submit(
         durable.replace(path, text.encode())
     reasons = {
         item: why
-        for of_run in spaces
-        for space in of_run
+        for space in every_space(spaces)
         for item, why in space.failures(item for item in items if item is not None).items()
     }
     failed = [
