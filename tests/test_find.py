@@ -200,6 +200,8 @@ def test_vectors_of_a_run_stand_side_by_side(
     assert evaluate(both.run, data=small_data, cache=both_cache).n == 12
     with pytest.raises(NotCached, match=rf"12 images of view color_1.*{OTHER}.*weights random"):
         run_vectors(record, Cache(both_cache), "color_1", None, rows, small_data)
+    with pytest.raises(NotCached, match=rf"view color_2.*{OTHER}.*; .*view color_2.*_lite0"):
+        run_vectors(record, Cache(both_cache), "color_2", None, rows, small_data)
 
 
 def test_a_row_that_one_space_could_not_decode_is_left_out(
@@ -243,6 +245,9 @@ def test_the_same_vectors_twice_are_refused(
     small_data: Path, both_cache: Path, tmp_path: Path
 ) -> None:
     wanted = schedule(tmp_path / "twice.yaml")
+    with pytest.raises(NotCached, match=r"--backbone resnet18 .*; .*--backbone resnet50 "):
+        names = ["resnet18", "efficientnet_lite0", "resnet50"]
+        train_head(wanted, data=small_data, cache=both_cache, out=tmp_path / "r", backbone=names)
     names = [OTHER, "efficientnet_lite0", "tf_efficientnet_lite0"]
     with pytest.raises(BadInput, match="efficientnet_lite0 and tf_efficientnet_lite0 are the same"):
         train_head(wanted, data=small_data, cache=both_cache, out=tmp_path / "r", backbone=names)

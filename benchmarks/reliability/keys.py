@@ -283,6 +283,7 @@ def _reached(path: tuple[Any, ...], key: records.Json, asked: Options, folder: P
                 )
             )
         case ("backbone", "layer" | "pooling" as name):
+            # Of the layer that is read by default, an option changes both: here one by itself.
             key_of = Backbone.key
             return Change(
                 patches=((Backbone, "key", lambda network: key_of(network) | {name: new}),)

@@ -165,6 +165,7 @@ def run_spaces(
     seed = record.schedule["augment_seed"] if seed is None else seed
     wanted = [find_view(name, seed) for name in views]
     found: list[list[Space]] = [[] for _ in views]
+    errors = []
     for backbone in record.backbones:
         name, precision = backbone["name"], backbone["precision"]
         lacking = {}
@@ -177,7 +178,9 @@ def run_spaces(
             spaces.append(space)
         if lacking:
             setting = {**backbone["key"], "precision": precision}
-            raise not_cached(cache, lacking, name, setting, seed, data)
+            errors.append(str(not_cached(cache, lacking, name, setting, seed, data)))
+    if errors:
+        raise NotCached("; ".join(errors))
     return found
 
 
@@ -190,9 +193,16 @@ def spaces_of(
 ) -> dict[str, list[Space]]:
     """For each view the spaces of the chosen backbones, in their order; as `held_spaces`.
 
-    Raises BadInput where two choices are the same vectors.
+    Raises NotCached with a command for each that lacks rows, BadInput for the same vectors twice.
     """
-    held = [held_spaces(cache, views, choice, items, data) for choice in choices]
+    held, lacking = [], []
+    for choice in choices:
+        try:
+            held.append(held_spaces(cache, views, choice, items, data))
+        except NotCached as error:
+            lacking.append(str(error))
+    if lacking:
+        raise NotCached("; ".join(lacking))  # a command for each of them
     for view in views:
         names = [spaces[view].path.name for spaces in held]
         for number, name in enumerate(names):
