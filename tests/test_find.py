@@ -20,7 +20,7 @@ from featurecache.images.datasets import open_dataset
 from featurecache.stages.evaluate import evaluate
 from featurecache.stages.export import export, vectors
 from featurecache.stages.featurize import featurize
-from featurecache.stages.find import labelled_rows, run_vectors
+from featurecache.stages.find import decodable, labelled_rows, run_spaces, side_by_side
 from featurecache.stages.gc import gc
 from featurecache.stages.predict import predict
 from featurecache.stages.train_head import TrainedRun, read_run, train_head
@@ -34,6 +34,15 @@ batch_size: 8
 validation: {validation}
 phases: [{{views: {view}, epochs: 1}}]
 """
+
+
+def run_vectors(
+    record: Any, cache: Cache, view: str, seed: int | None, rows: Any, data: Any
+) -> tuple[np.ndarray, list[Any]]:
+    """What a run's head takes of these rows through a view, and the rows that could be decoded."""
+    (spaces,) = run_spaces(record, cache, [view], seed, rows, data)
+    found = decodable(rows, spaces)
+    return side_by_side(spaces, [row.item for row in found]), found
 
 
 def schedule(path: Path, view: str = "none", validation: str = "{fraction: 0.25}") -> Path:
