@@ -283,13 +283,39 @@ def test_what_imgaug_sees_late_is_said_before_any_work(tmp_path: Path, text: str
         View(entry(tmp_path, text), 1).check()
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (4, 4, 4), (0, 4, 3)])
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (4, 4, 4)])
 def test_a_result_that_is_no_rgb_image(shape: tuple[int, ...]) -> None:
     augmentation = Policy("p", ["Noop"]).build()
     augmentation.replay = None
     augmentation._root = SimpleNamespace(augment_image=lambda _: np.zeros(shape, np.uint8))
     with pytest.raises(FeatureCacheError, match="not an RGB image"):
         augmentation.run(np.zeros((4, 4, 3), np.uint8), b"x")
+
+
+def test_a_policy_that_leaves_an_image_empty(tmp_path: Path) -> None:
+    policy = entry(tmp_path, "Resize: {size: {height: 1, width: keep-aspect-ratio}}")
+    assert policy.build().run(np.zeros((9, 9, 3), np.uint8), b"x").shape == (1, 1, 3)
+    with pytest.raises(
+        FeatureCacheError, match=r"'mine' left nothing of an image of .*\(9, 2, 3\)"
+    ):
+        policy.build().run(np.zeros((9, 2, 3), np.uint8), b"x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Crop: {percent: 1.0}", "Resize: {size: 0}", "Resize: {size: {height: 0, width: 9}}"],
+)
+def test_a_policy_that_would_leave_every_image_empty(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadInput, match=r"line 2, .* does not take these values: Expected .*>"):
+        View(entry(tmp_path, text), 1).check()
+
+
+@pytest.mark.parametrize(
+    "text", ["Crop: {px: 4000, keep_size: false}", "CropToFixedSize: {width: 0, height: 0}"]
+)
+def test_a_crop_of_everything_leaves_a_pixel(tmp_path: Path, text: str) -> None:
+    made = entry(tmp_path, text).build().run(np.zeros((9, 30, 3), np.uint8), b"x")
+    assert made.shape == (1, 1, 3)
 
 
 # --- files and names ---------------------------------------------------------------------------

@@ -130,7 +130,12 @@ class Augmentation:
                 f"policy {self._policy.name!r} failed on an image of shape {pixels.shape}: "
                 f"{type(error).__name__}: {said}"
             ) from error
-        if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3 or out.size == 0:
+        if out.size == 0:
+            raise FeatureCacheError(
+                f"policy {self._policy.name!r} left nothing of an image of shape {pixels.shape}; "
+                "its augmenters must cut off or shrink less"
+            )
+        if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
             raise FeatureCacheError(
                 f"policy {self._policy.name!r} gave a {out.dtype} array of shape {out.shape}, "
                 "not an RGB image; its augmenters must keep three 8-bit channels"
