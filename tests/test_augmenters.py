@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
 
 from featurecache import records
 from featurecache.errors import BadInput
-from featurecache.images import policies
+from featurecache.images import augmenters, policies
 from featurecache.images.policies import OWN, Policy, find_policy, shipped
 
 
@@ -165,19 +166,144 @@ def test_crop_and_scale_by_splines_of_every_order(order: int) -> None:
     assert set(steps) <= ({0, 4} if order == 0 else {2})  # half the slope, away from the edges
 
 
+# --- AutoAugment, RandAugment, TrivialAugment --------------------------------------------------
+
+
+def torchvision() -> Any:
+    """What torchvision makes of the same papers; timm installs it."""
+    from torchvision.transforms import autoaugment
+
+    return autoaugment
+
+
+def by_torchvision(op: str, magnitude: float, pixels: np.ndarray) -> bytes:
+    module = torchvision()
+    nearest = module.InterpolationMode.NEAREST
+    made = module._apply_op(Image.fromarray(pixels), op, magnitude, nearest, None)
+    return np.asarray(made).tobytes()
+
+
+def magnitudes(op: str, space: dict[str, Any], share: float) -> list[float]:
+    """What torchvision would use at a share of full strength, with both signs if it draws one."""
+    values, signed = space[op]
+    if op == "Solarize":  # it begins at 255 and so inverts white at strength 0; the paper says 256
+        return [256 - int(256 * share)]
+    # Its numbers have 32 bits: 15.999999 pixels become 15. Five digits are those of the papers.
+    value = round(float(values[round(share * (len(values) - 1))]), 5) if values.ndim else 0.0
+    return [value, -value] if signed else [value]
+
+
+def seen(entry: Any, pixels: np.ndarray, times: int = 12) -> set[bytes]:
+    augmentation = Policy("p", [entry]).build()
+    return {augmentation.run(pixels, bytes([n])).tobytes() for n in range(times)}
+
+
+@pytest.mark.parametrize("level", [0, 1, 4, 8, 9])
+@pytest.mark.parametrize("op", sorted(augmenters.OPERATIONS.keys() - {"Identity"}))
+def test_an_operation_of_autoaugment_is_that_of_torchvision(op: str, level: int) -> None:
+    pixels = noise(32, 41)
+    policy = torchvision().AutoAugment()
+    values = magnitudes(op, policy._augmentation_space(10, pixels.shape[:2]), level / 9)
+    expected = {by_torchvision(op, value, pixels) for value in values}
+    assert seen({"AutoAugmentOp": {"op": op, "level": level}}, pixels) == expected
+
+
+def test_an_operation_has_its_probability() -> None:
+    pixels = noise()
+    entry = {"AutoAugmentOp": {"op": "Invert", "p": 0.2}}
+    augmentation = Policy("p", [entry]).build()
+    inverted = [
+        not np.array_equal(augmentation.run(pixels, n.to_bytes(2)), pixels) for n in range(500)
+    ]
+    assert 60 < sum(inverted) < 140
+    assert seen({"AutoAugmentOp": {"op": "Invert", "p": 0.0}}, pixels) == {pixels.tobytes()}
+
+
+@pytest.mark.parametrize("name", ["imagenet", "cifar10", "svhn"])
+def test_the_published_pairs_of_operations(name: str) -> None:
+    module = torchvision()
+    (entry,) = find_policy(f"autoaugment_{name}").tree
+    pairs = [child["Sequential"]["children"] for child in entry["OneOf"]["children"]]
+    ours = [
+        tuple(
+            (op["op"], op["p"], op.get("level"))
+            for op in (child["AutoAugmentOp"] for child in pair)
+        )
+        for pair in pairs
+    ]
+    assert ours == module.AutoAugment(module.AutoAugmentPolicy(name)).policies
+    assert len(ours) == 25
+
+
+@pytest.mark.parametrize("m", [0, 9, 30])
+def test_one_operation_of_randaugment_is_one_of_torchvision(m: int) -> None:
+    pixels = noise(20, 30)
+    space = torchvision().RandAugment()._augmentation_space(31, pixels.shape[:2])
+    expected = {
+        by_torchvision(op, value, pixels) for op in space for value in magnitudes(op, space, m / 30)
+    }
+    found = seen({"RandAugmentOps": {"n": 1, "m": m}}, pixels, 250)
+    assert found == expected
+
+
+def test_randaugment_does_n_operations() -> None:
+    pixels = noise(20, 30)
+    assert seen({"RandAugmentOps": {"n": 0, "m": 30}}, pixels) == {pixels.tobytes()}
+    space = torchvision().RandAugment()._augmentation_space(31, pixels.shape[:2])
+    two = set()
+    for first in (value for op in space for value in [(op, m) for m in magnitudes(op, space, 0.3)]):
+        between = np.frombuffer(by_torchvision(*first, pixels), np.uint8).reshape(pixels.shape)
+        for op in space:
+            two |= {by_torchvision(op, value, between) for value in magnitudes(op, space, 0.3)}
+    found = seen({"RandAugmentOps": {"n": 2, "m": 9}}, pixels, 250)
+    assert found <= two
+    assert len(found) > 100
+
+
+def test_trivialaugment_does_one_operation_at_any_strength() -> None:
+    pixels = noise(70, 80)
+    space = torchvision().TrivialAugmentWide()._augmentation_space(31)
+    expected = {
+        by_torchvision(op, value, pixels): op
+        for op in space
+        for share in range(31)
+        for value in magnitudes(op, space, share / 30)
+    }
+    augmentation = find_policy("trivialaugment").build()
+    found = [augmentation.run(pixels, n.to_bytes(2)).tobytes() for n in range(400)]
+    assert set(found) <= set(expected)
+    assert len(set(found)) > 200
+    assert {expected[made] for made in found} >= set(space) - {"Identity"}
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.3, 0.55, 1.0, 1.7])
+def test_the_brightness_of_imgaug_is_that_of_pillow(factor: float) -> None:
+    """`class_b` and `flip_rotate_shear_brightness` take it for Keras', which is Pillow's."""
+    pixels = noise()
+    made = run({"pillike.EnhanceBrightness": {"factor": factor}}, pixels)
+    expected = ImageEnhance.Brightness(Image.fromarray(pixels)).enhance(factor)
+    assert np.array_equal(made, np.asarray(expected))
+
+
 # --- all of them -------------------------------------------------------------------------------
 
 ENTRIES: dict[str, Any] = {
+    "AutoAugmentOp": {"op": "Rotate", "level": 7, "p": 0.7},  # one of three pictures
     "ChannelShift": {"value": {"range": [-90.0, 90.0]}},
     "CropAndScale": {"size": {"range": [0.5, 1.0]}},
     "KerasAffine": {"rotation": {"range": [-30, 30]}, "width_shift": {"choice": [-0.1, 0.1, 0.2]}},
+    "RandAugmentOps": {"n": {"range": [1, 2]}, "m": {"range": [10, 30]}},
+    "TrivialAugmentOp": None,
 }
 # The mean of three pictures of one image, by name and version: a version that stays while its
 # pictures change would make old vectors pass for new ones.
 MEANS = {
+    ("AutoAugmentOp", 1): [48.2, 72.6, 72.6],
     ("ChannelShift", 1): [147.0, 116.0, 93.0],
     ("CropAndScale", 1): [60.0, 68.3, 65.0],
     ("KerasAffine", 1): [96.1, 78.8, 81.2],
+    ("RandAugmentOps", 1): [60.0, 12.1, 60.0],
+    ("TrivialAugmentOp", 1): [60.0, 22.9, 0.0],
 }
 
 
@@ -198,10 +324,10 @@ def test_pictures_stay_while_the_version_does(name: str) -> None:
 def test_each_image_of_a_batch_has_its_own_draw(name: str) -> None:
     augmenter = Policy("p", [{name: ENTRIES[name]}]).build()._root[0]
     pixels = noise(30, 30)
-    for batch in (np.stack([pixels] * 6), [pixels] * 5 + [noise(9, 30)]):
+    for batch in (np.stack([pixels] * 12), [pixels] * 12 + [noise(9, 30)]):
         made = augmenter(images=copy.deepcopy(batch))
         assert [picture.shape for picture in made] == [picture.shape for picture in batch]
-        assert len({picture.tobytes() for picture in made}) > 3
+        assert len({picture.tobytes() for picture in made}) >= 3
 
 
 @pytest.mark.parametrize(
@@ -216,6 +342,13 @@ def test_each_image_of_a_batch_has_its_own_draw(name: str) -> None:
         ({"CropAndScale": {"size": 0}}, "size"),
         ({"CropAndScale": {"size": {"range": [0.5, 1.5]}}}, "size"),
         ({"CropAndScale": {"size": 0.5, "order": 6}}, "order is a whole number from 0 to 5"),
+        ({"AutoAugmentOp": {"op": "Rotat"}}, "op is one of AutoContrast, Brightness"),
+        ({"AutoAugmentOp": {"op": "Rotate", "level": 10}}, "level is a whole number from 0 to 9"),
+        ({"AutoAugmentOp": {"op": "Rotate", "p": 2}}, r"\[0.0, 1.0\]"),
+        ({"RandAugmentOps": {"m": 31}}, "m"),
+        ({"RandAugmentOps": {"n": -1}}, "n"),
+        ({"RandAugmentOps": {"n": 1.5}}, "n"),
+        ({"TrivialAugmentOp": {"m": 3}}, "no parameter 'm'"),
         ({"CropAndScal": {"size": 0.5}}, "nearest: CropAndScale"),
     ],
     ids=str,

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -133,6 +134,15 @@ def test_policies_page_has_every_shipped_policy() -> None:
 def test_policies_page_names_every_refused_augmenter() -> None:
     refused = sections(text("docs/policies.md"))["Refused"]
     assert policies.REFUSED - set(re.findall(r"`(\w+)`", refused)) == {"Augmenter"}  # the base
+
+
+def test_policies_page_has_every_augmenter_of_ours_with_its_parameters() -> None:
+    section = sections(text("docs/policies.md"))["Augmenters of our own"]
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*?)\|", section, re.MULTILINE))
+    assert set(rows) == set(policies.OWN)
+    for name, said in rows.items():
+        parameters = inspect.signature(policies.augmenters()[name]).parameters
+        assert set(parameters) <= set(re.findall(r"`(\w+)", said))
 
 
 @pytest.mark.parametrize("block", blocks(text("docs/policies.md"), "yaml"))

@@ -53,12 +53,17 @@ KINDS = ["noise", "ramp", "0", "255", "128"]
 
 # Shipped policies with augmenters that are not replayed.
 BY_IMGAUG = {
+    "autoaugment_cifar10",
+    "autoaugment_imagenet",
+    "autoaugment_svhn",
     "class_a",
     "class_b",
     "class_c",
     "crops",
     "flip_rotate_shear_brightness",
+    "randaugment",
     "subset30",
+    "trivialaugment",
 }
 
 

@@ -24,7 +24,7 @@ from featurecache.images.policies import Policy, augmenters
 from featurecache.images.samples import Sample
 from featurecache.images.views import View, find_view, original
 
-NAMES = ("spatial_1", "color_1", "spatial_one_of_1", "class_b_1", "subset30_1")
+NAMES = ("spatial_1", "color_1", "spatial_one_of_1", "class_b_1", "subset30_1", "randaugment_1")
 SIZES = ((24, 24), (17, 31), (40, 9), (24, 24), (1, 1), (32, 32))
 
 
@@ -180,6 +180,7 @@ RANDOM_CHILDREN = {
 ARGUMENTS: dict[str, Any] = {
     "Affine": {"rotate": {"range": [-45, 45]}, "mode": {"choice": ["edge", "wrap", "constant"]}},
     "AffineCv2": {"rotate": {"range": [-45, 45]}},
+    "AutoAugmentOp": {"op": "Rotate", "p": 0.7, "level": 9},
     "ChannelShift": {"value": {"range": [-60, 60]}},
     "ChangeColorspace": {"to_colorspace": {"choice": ["HSV", "Lab", "YCrCb"]}},
     "CloudLayer": {

@@ -9,11 +9,13 @@ comes from the generator that imgaug hands them.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from imgaug import parameters
 from imgaug.augmenters.meta import Augmenter
+from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
 FILLS = {"constant", "nearest", "reflect", "wrap"}  # what scipy.ndimage does beyond an edge
@@ -142,6 +144,119 @@ class CropAndScale(PerImage):
             )
         made: np.ndarray = np.rint(np.clip(out, 0, 255)).astype(np.uint8)
         return made
+
+
+# --- what AutoAugment, RandAugment and TrivialAugment are made of ------------------------------
+
+# Each takes an image and by how much, and leaves the image as it is for 0, if it can. Pixels that
+# come from outside are black; nothing is drawn between pixels.
+OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "AutoContrast": lambda image, by: ImageOps.autocontrast(image),
+    "Brightness": lambda image, by: ImageEnhance.Brightness(image).enhance(1 + by),
+    "Color": lambda image, by: ImageEnhance.Color(image).enhance(1 + by),
+    "Contrast": lambda image, by: ImageEnhance.Contrast(image).enhance(1 + by),
+    "Equalize": lambda image, by: ImageOps.equalize(image),
+    "Identity": lambda image, by: image,
+    "Invert": lambda image, by: ImageOps.invert(image),
+    "Posterize": lambda image, by: ImageOps.posterize(image, 8 - round(by)),
+    "Rotate": lambda image, by: image.rotate(by),
+    "Sharpness": lambda image, by: ImageEnhance.Sharpness(image).enhance(1 + by),
+    "ShearX": lambda image, by: _looked_up(image, (1, by, 0, 0, 1, 0)),
+    "ShearY": lambda image, by: _looked_up(image, (1, 0, 0, by, 1, 0)),
+    "Solarize": lambda image, by: ImageOps.solarize(image, 256 - int(by)),
+    "TranslateX": lambda image, by: _looked_up(image, (1, 0, int(by), 0, 1, 0)),
+    "TranslateY": lambda image, by: _looked_up(image, (1, 0, 0, 0, 1, int(by))),
+}
+# By how much at full strength: in AutoAugment and RandAugment, and in TrivialAugment's wide space.
+FULL = {
+    "Brightness": (0.9, 0.99),
+    "Color": (0.9, 0.99),
+    "Contrast": (0.9, 0.99),
+    "Posterize": (4, 6),  # bits
+    "Rotate": (30, 135),  # degrees
+    "Sharpness": (0.9, 0.99),
+    "ShearX": (0.3, 0.99),
+    "ShearY": (0.3, 0.99),
+    "Solarize": (256, 256),
+    "TranslateX": (150 / 331, 32),  # of the width; pixels
+    "TranslateY": (150 / 331, 32),
+}
+ONE_SIDED = {"Posterize", "Solarize"}  # the others go up or down, left or right
+CHOSEN = sorted(OPERATIONS.keys() - {"Invert"})  # what RandAugment and TrivialAugment choose from
+
+
+class AutoAugmentOp(PerImage):
+    """One operation of an AutoAugment policy (Cubuk et al. 2019), with probability `p`.
+
+    op: its name there. level: 0 to 9, from no change to the end of the published range; to which of
+    two ends is drawn.
+    """
+
+    def __init__(self, op: str, p: Any = 1.0, level: int = 0) -> None:
+        super().__init__()
+        if op not in OPERATIONS:
+            raise ValueError(f"op is one of {', '.join(OPERATIONS)}, not {op!r}")
+        if level not in range(10):
+            raise ValueError(f"level is a whole number from 0 to 9, not {level!r}")
+        self.op = op
+        self.p = parameters.handle_probability_param(p, "p", prefetch=False)
+        self.level = level
+
+    def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
+        if _number(self.p, random) < 0.5:
+            return pixels
+        return np.array(_operated(Image.fromarray(pixels), self.op, self.level / 9, 0, random))
+
+
+class RandAugmentOps(PerImage):
+    """RandAugment (Cubuk et al. 2020): `n` operations one after another, each drawn from the same
+    14, at strength `m`, 0 to 30."""
+
+    def __init__(self, n: Any = 2, m: Any = 9) -> None:
+        super().__init__()
+        self.n = _counted(n, "n", (0, None))
+        self.m = _counted(m, "m", (0, 30))
+
+    def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
+        image = Image.fromarray(pixels)
+        share = _number(self.m, random) / 30
+        for _ in range(int(_number(self.n, random))):
+            image = _operated(image, CHOSEN[int(random.integers(0, len(CHOSEN)))], share, 0, random)
+        return np.array(image)
+
+
+class TrivialAugmentOp(PerImage):
+    """TrivialAugment (Müller and Hutter 2021), wide: one of the 14 operations, at one of 31 equally
+    likely strengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
+        op = CHOSEN[int(random.integers(0, len(CHOSEN)))]
+        share = int(random.integers(0, 31)) / 30
+        return np.array(_operated(Image.fromarray(pixels), op, share, 1, random))
+
+
+def _operated(image: Image.Image, op: str, share: float, space: int, random: Any) -> Image.Image:
+    """The image after an operation at a share of its full strength in a space (0, or 1: wide)."""
+    by = share * FULL[op][space] if op in FULL else 0.0
+    if space == 0 and op.startswith("Translate"):
+        by *= image.width if op == "TranslateX" else image.height
+    if op not in ONE_SIDED and int(random.integers(0, 2)):
+        by = -by
+    return OPERATIONS[op](image, by)
+
+
+def _looked_up(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix)
+
+
+def _counted(value: Any, name: str, within: tuple[int, int | None]) -> Any:
+    """A parameter of whole numbers; not one that draws ahead, which would be state."""
+    return parameters.handle_discrete_param(
+        value, name, value_range=within, allow_floats=False, prefetch=False
+    )
 
 
 def _drawn(value: Any, name: str, within: tuple[float, float | None] | None = None) -> Any:

@@ -39,7 +39,14 @@ REFUSED = {
 # image; imgaug would take a number with more zeros, and then hours or all memory, without a word.
 LARGEST = 4096
 # Our own augmenters (augmenters.py), with a version of each that goes up when its pixels change.
-OWN = {"ChannelShift": 1, "CropAndScale": 1, "KerasAffine": 1}
+OWN = {
+    "AutoAugmentOp": 1,
+    "ChannelShift": 1,
+    "CropAndScale": 1,
+    "KerasAffine": 1,
+    "RandAugmentOps": 1,
+    "TrivialAugmentOp": 1,
+}
 OWN_MODULE = "featurecache.images.augmenters"
 # Naming and seeding are ours (law 1); imgaug's own would make pixels depend on the process.
 OURS = {"self", "seed", "name", "random_state", "deterministic"}
