@@ -22,6 +22,7 @@ from featurecache.images.samples import items_of
 from featurecache.stages.ensemble import Ensemble, ensemble
 from featurecache.stages.evaluate import evaluate
 from featurecache.stages.export import vectors
+from featurecache.stages.featurize import featurize
 from featurecache.stages.train_head import read_run, train_head
 from featurecache.study import metrics
 
@@ -172,6 +173,33 @@ def test_averaged_views(together: Callable[..., Ensemble], small_runs: Runs) -> 
         together("folds", "fraction", tta="color_2")
 
 
+def test_images_that_can_not_be_decoded_are_left_out(
+    small_data: Path, small_cache: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    data = Path(shutil.copytree(small_data, tmp_path / "data"))
+    for folder in ("train/cat", "val/dog"):
+        (data / folder / "bad.png").write_bytes(folder.encode())
+    shutil.copy(data / "val/owl/000.png", data / "train/owl/copy.png")
+    cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
+    featurize(data, policy=["none", "color_1"], cache=cache, **tiny)
+    runs = []
+    for seed in (0, 1):
+        plan = {
+            "backbone": "efficientnet_lite0",
+            "head": {"hidden": []},
+            "seed": seed,
+            "validation": {"folds": 2},
+            "phases": [{"views": "none", "epochs": 1}],
+        }
+        (tmp_path / f"{seed}.yaml").write_text(yaml.safe_dump(plan))
+        out = tmp_path / f"run-{seed}"
+        train_head(tmp_path / f"{seed}.yaml", data=data, cache=cache, out=out, device="cpu")
+        runs.append(out)
+    found = ensemble(runs, data=data, cache=cache)
+    assert (found.n, found.left_out) == (12, 1)
+    assert found.notes[0].endswith("fitted on 36 held-out images")
+
+
 def test_what_is_no_ensemble(
     together: Callable[..., Ensemble],
     small_runs: Runs,
@@ -185,6 +213,11 @@ def test_what_is_no_ensemble(
         together("split")
     with pytest.raises(BadInput, match="at least two runs, each given once"):
         together("split", "split", "folds")
+    copy = Path(shutil.copytree(small_runs["split"], tmp_path / "copy"))
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({k: v for k, v in record.items() if k != "last"}))
+    with pytest.raises(BadInput, match="copy: not the folder of a run"):
+        ensemble([copy, small_runs["folds"]], data=small_data, cache=small_cache)
     two = Path(shutil.copytree(small_data, tmp_path / "data"))
     for split in ("train", "val"):
         shutil.rmtree(two / split / "owl")

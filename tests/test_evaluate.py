@@ -92,9 +92,11 @@ def test_the_gap_is_that_of_the_training(
     assert len(last) == 3
     assert evaluate(run, **given).gap == pytest.approx(np.mean(last))
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    (copy / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(DamagedCache, match=r"metrics\.jsonl: not the metrics of a run"):
-        evaluate(copy, **given)
+    nan = '{"fold": 1, "train_top1": NaN, "val_top1": 0.5}\n'
+    for damage in ("{}\n", "half a li", "[" * 100_000, nan):
+        (copy / "metrics.jsonl").write_text(damage)
+        with pytest.raises(DamagedCache, match=r"metrics\.jsonl: not the metrics of a run"):
+            evaluate(copy, **given)
     (copy / "metrics.jsonl").unlink()
     assert evaluate(copy, **given).gap is None
 

@@ -87,6 +87,7 @@ def ensemble(
         raise BadInput("an ensemble needs at least two runs, each given once")
     opened = [read_run(run) for run in runs]
     check_classes(runs, opened)
+    validated = [_validated(run, record) for run, record in zip(runs, opened, strict=True)]
     dataset = open_dataset(data)
     numbers = class_numbers(runs[0], opened[0], dataset)
     views = views_of(view, tta)
@@ -107,7 +108,6 @@ def ensemble(
     heads = [Head.load(Path(run)) for run in runs]
     likely = [probabilities(h, s, rows) for h, s in zip(heads, spaces, strict=True)]
     labels = numbers[[row.label for row in rows]]
-    validated = [(record.last or {})["top1"] for record in opened]
     members = [
         {"run": str(run), "val_top1": top1, **_worth(each, labels)}
         for run, top1, each in zip(runs, validated, likely, strict=True)
@@ -137,6 +137,14 @@ def ensemble(
         metrics.error_correlation([each.argmax(1) == labels for each in likely]),
         notes,
     )
+
+
+def _validated(run: str | Path, record: RunRecord) -> float:
+    """Validation top-1 of the head that a run saved."""
+    top1 = (record.last or {}).get("top1")
+    if not isinstance(top1, float):
+        raise BadInput(f"{run}: not the folder of a run (no top1 of its last epoch)")
+    return top1
 
 
 def _worth(likely: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +234,9 @@ def _gap(run: Path) -> float | None:
     try:
         lines = [json.loads(line) for line in read_regular(path, _MOST_METRICS).splitlines()]
         last = {line["fold"]: line["train_top1"] - line["val_top1"] for line in lines}
-        return float(np.mean(list(last.values()))) if last else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        gap = sum(last.values()) / len(last) if last else None
+        if gap is not None and not math.isfinite(gap):
+            raise ValueError(gap)
+        return gap
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedCache(f"{path}: not the metrics of a run; train it again") from error
