@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pydantic
 import yaml
 
@@ -20,18 +18,9 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
 from featurecache.heads.sweeps import settings_of
-from featurecache.images.datasets import open_dataset
-from featurecache.images.views import find_view
 from featurecache.regular import read_regular
-from featurecache.stages.find import (
-    RunBackbone,
-    RunRecord,
-    labelled_rows,
-    rows_digest,
-    side_by_side,
-    spaces_of,
-    training_rows,
-)
+from featurecache.stages.find import RunBackbone, RunRecord
+from featurecache.stages.trainable import trainable
 
 if TYPE_CHECKING:
     from featurecache.heads.training import Trained
@@ -82,31 +71,20 @@ def train_head(
     path = find_schedule(str(schedule))
     wanted = _overridden(read_schedule(path), backbone, seed)
     settings = [] if wanted.sweep is None else settings_of(wanted, path)
-    dataset = open_dataset(data)
-    views = {name: find_view(name, wanted.augment_seed) for name in wanted.views()}
-    val = wanted.validation.split
-    if val == "train":
-        raise BadInput(f"{path}: validation.split: 'train' is what is trained on; take another")
-    splits = ["train"] if val is None else ["train", val]
-    rows = labelled_rows(dataset, splits, progress)
     opened = Cache(cache)
-    spaces = spaces_of(opened, views, wanted.backbone, [r.item for r in rows], data)
-    every = [space for found in spaces.values() for space in found]
-    rows, notes = training_rows(dataset, splits, rows, every, progress)
-    items = [row.item for row in rows]
-    vectors = {name: side_by_side(found, items) for name, found in spaces.items()}
+    found = trainable(wanted, wanted.views(), path, data, opened, progress)
+    notes = list(found.notes)
 
     effective = wanted.model_dump(mode="json", exclude_none=True)
-    named = {name: [space.path.name for space in found] for name, found in spaces.items()}
+    named = found.space_names()
     described: dict[str, Any] = {
         "schedule": effective,
-        "classes": list(dataset.classes),
+        "classes": list(found.dataset.classes),
         # A plain name where there is one backbone: so earlier runs were found, and still are.
         "spaces": {name: one[0] if len(one) == 1 else one for name, one in named.items()},
-        "rows": rows_digest(rows),
+        "rows": found.rows_hash(),
     }
-    contents = {name: hashlib.sha256(v.data).hexdigest() for name, v in vectors.items()}
-    identity = records.digest({**described, "vectors": contents})
+    identity = records.digest({**described, "vectors": found.vector_hashes()})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
     if not opened.note_run(run, [space for one in named.values() for space in one]):
         notes.append(f"{cache} can't be written, so `gc` may not spare what this run stands on")
@@ -117,14 +95,14 @@ def train_head(
     record = RunRecord(
         identity=identity,
         **described | {"spaces": named},
-        words=dict(dataset.words),
-        backbones=[_backbone(space) for space in next(iter(spaces.values()))],
-        data={"given": str(data), "layout": dataset.layout, "rows": len(rows)},
+        words=dict(found.dataset.words),
+        backbones=[_backbone(space) for space in next(iter(found.spaces.values()))],
+        data={"given": str(data), "layout": found.dataset.layout, "rows": len(found.rows)},
         versions=records.versions("featurecache", "torch", "numpy"),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         notes=notes,
     )
-    _make(run)
+    make_folder(run)
     _write(run, record)
     durable.replace(run / "schedule.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
     members = len(settings) * len(wanted.sweep.seeds or [wanted.seed]) if wanted.sweep else 1
@@ -144,20 +122,19 @@ def train_head(
         record.seconds = round(time.time() - began, 3)
         _write(run, record)
 
-    held = np.array([row.split != "train" for row in rows])
     # torch is imported only now, when nothing the user wrote can still be wrong.
     from featurecache.heads.training import train
     from featurecache.heads.trials import Swept, train_sweep
 
     (train_sweep if settings else train)(
-        vectors,
-        np.array([row.label for row in rows], np.int64),
-        np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32),
+        found.vectors,
+        found.labels,
+        found.items,
         wanted,
-        dataset.classes,
+        found.dataset.classes,
         run,
         identity=identity,
-        pairs=None if val is None else [(np.flatnonzero(~held), np.flatnonzero(held))],
+        pairs=found.pairs,
         on_epoch=on_epoch,
         on_done=on_done,
         device=device,
@@ -223,7 +200,8 @@ def _result(run: Path, record: RunRecord) -> TrainedRun:
     return TrainedRun(str(run), record.best, record.last, record.notes, trials, winner)
 
 
-def _make(run: Path) -> None:
+def make_folder(run: Path) -> None:
+    """Make the folder of a run, where there is none. Raises BadInput where that can't be."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         durable.sync_folder(run.parent)

@@ -1,0 +1,88 @@
+"""What heads can be trained on: the rows of a schedule with their vectors. For stages that train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.errors import BadInput
+from featurecache.executors import Progress, silent
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+from featurecache.heads.schedules import Schedule
+from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.views import find_view
+from featurecache.stages.find import (
+    Row,
+    labelled_rows,
+    rows_digest,
+    side_by_side,
+    spaces_of,
+    training_rows,
+)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """N labelled rows to train and validate on, and their vectors."""
+
+    dataset: Dataset
+    rows: list[Row]  # in dataset order
+    spaces: dict[str, list[Space]]  # of each view, one a backbone
+    vectors: dict[str, np.ndarray]  # of each view, (N, D) float32
+    pairs: list[tuple[np.ndarray, np.ndarray]] | None  # of validation by split: train, validation
+    notes: list[str]  # what was left out, and why
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, the places of the classes in the dataset's."""
+        return np.array([row.label for row in self.rows], np.int64)
+
+    @cached_property
+    def items(self) -> np.ndarray:
+        """(N, 32) uint8."""
+        return np.frombuffer(b"".join(row.item for row in self.rows), np.uint8).reshape(-1, 32)
+
+    def rows_hash(self) -> str:
+        """Hash of items, labels and splits."""
+        return rows_digest(self.rows)
+
+    def vector_hashes(self) -> dict[str, str]:
+        """Hash of the vectors of each view."""
+        return {name: hashlib.sha256(v.data).hexdigest() for name, v in self.vectors.items()}
+
+    def space_names(self) -> dict[str, list[str]]:
+        """The names of the spaces of each view."""
+        return {view: [space.path.name for space in each] for view, each in self.spaces.items()}
+
+
+def trainable(
+    schedule: Schedule,
+    views: Sequence[str],
+    where: str | Path,
+    data: str | Path,
+    cache: Cache,
+    progress: Progress = silent,
+) -> Trainable:
+    """The rows that `schedule`, read from the file `where`, trains and validates on, with their
+    vectors through each of `views`. Raises BadInput or NotCached for what is missing."""
+    dataset = open_dataset(data)
+    wanted = {name: find_view(name, schedule.augment_seed) for name in views}
+    val = schedule.validation.split
+    if val == "train":
+        raise BadInput(f"{where}: validation.split: 'train' is what is trained on; take another")
+    splits = ["train"] if val is None else ["train", val]
+    rows = labelled_rows(dataset, splits, progress)
+    spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)
+    every = [space for of_view in spaces.values() for space in of_view]
+    rows, notes = training_rows(dataset, splits, rows, every, progress)
+    items = [row.item for row in rows]
+    vectors = {name: side_by_side(of_view, items) for name, of_view in spaces.items()}
+    held = np.array([row.split != "train" for row in rows])
+    pairs = None if val is None else [(np.flatnonzero(~held), np.flatnonzero(held))]
+    return Trainable(dataset, rows, spaces, vectors, pairs, notes)
