@@ -110,12 +110,8 @@ def _short(value: Any) -> str:
 
 
 def read_yaml(path: Path) -> yaml.Node:
-    """The node tree of a YAML file, with the marks that error messages need.
-
-    Only mappings, lists and what JSON can say: aliases, tags, repeated keys, dates, NaN and what is
-    too large or too deep are refused, so reading a stranger's file can neither build objects nor
-    blow up.
-    """
+    """The node tree of a YAML file with a mapping at its top; as `parse_yaml`, and files that are
+    too large are refused."""
     try:
         text = read_regular(path, MOST_YAML).decode("utf-8")
     except OSError as error:
@@ -123,6 +119,18 @@ def read_yaml(path: Path) -> yaml.Node:
         raise BadInput(f"{path}: {said}") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: can't be read as a text file ({error})") from error
+    node = parse_yaml(text, path)
+    if not isinstance(node, yaml.MappingNode):
+        raise BadInput(f"{path}: expected a mapping (`name: value` lines) at the top")
+    return node
+
+
+def parse_yaml(text: str, where: object) -> yaml.Node:
+    """The node tree of YAML, with the marks that error messages need; they begin with `where`.
+
+    Only mappings, lists and what JSON can say: aliases, tags, repeated keys, dates, NaN and what is
+    too deep are refused, so reading a stranger's file can neither build objects nor blow up.
+    """
     deep = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -130,46 +138,46 @@ def read_yaml(path: Path) -> yaml.Node:
             deep += isinstance(event, yaml.CollectionStartEvent)
             deep -= isinstance(event, yaml.CollectionEndEvent)
             if deep > DEEPEST_YAML:
-                raise BadInput(f"{path} line {line}: more than {DEEPEST_YAML} levels deep")
+                raise BadInput(f"{where} line {line}: more than {DEEPEST_YAML} levels deep")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise BadInput(f"{path} line {line}: YAML anchors and aliases are not allowed")
+                raise BadInput(f"{where} line {line}: YAML anchors and aliases are not allowed")
             if getattr(event, "tag", None):
-                raise BadInput(f"{path} line {line}: YAML tags are not allowed")
+                raise BadInput(f"{where} line {line}: YAML tags are not allowed")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{path}: not valid YAML: {one_line(error)}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise BadInput(f"{path}: expected a mapping (`name: value` lines) at the top")
-    _check(node, path)
+        raise BadInput(f"{where}: not valid YAML: {one_line(error)}") from error
+    if node is None:
+        raise BadInput(f"{where}: expected a mapping or a value, and there is nothing")
+    _check(node, where)
     return node
 
 
-def _check(node: yaml.Node, path: Path, at: str = "") -> None:
+def _check(node: yaml.Node, where: object, at: str = "") -> None:
     """Refuse what plain YAML has and JSON has not, and repeated keys."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                raise BadInput(f"{path} line {key.start_mark.line + 1}: a key must be a plain name")
+                raise BadInput(f"{where} line {line}: a key must be a plain name")
             if key.value in seen:
-                line = key.start_mark.line + 1
-                raise BadInput(f"{path} line {line}: {key.value!r} is given twice; keep one")
+                raise BadInput(f"{where} line {line}: {key.value!r} is given twice; keep one")
             seen.add(key.value)
-            _check(value, path, f"{at}.{key.value}" if at else key.value)
+            _check(value, where, f"{at}.{key.value}" if at else key.value)
     elif isinstance(node, yaml.SequenceNode):
         for i, child in enumerate(node.value):
-            _check(child, path, f"{at}.{i}" if at else str(i))
+            _check(child, where, f"{at}.{i}" if at else str(i))
     else:
         try:
             canonical(plain(node))
         except (TypeError, ValueError, yaml.YAMLError):
             line = node.start_mark.line + 1
             said = f"{node.value!r} is no text, number, true, false or null; put text in quotes"
-            raise BadInput(f"{path} line {line}, {at}: {said}") from None
+            raise BadInput(f"{where} line {line}, {at}: {said}") from None
 
 
 def plain(node: yaml.Node) -> Any:
-    """The value of a node that `read_yaml` gave: dicts, lists, strings, numbers, None.
+    """The value of a node that `parse_yaml` gave: dicts, lists, strings, numbers, None.
 
     A YAML 1.1 parser reads `1e-3` as text; here it is the number that its writer meant.
     """

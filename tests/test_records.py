@@ -290,6 +290,16 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_value_alone_is_yaml_too() -> None:
+    """As an option of the command line may be."""
+    text = "{name: step, factor: 1e-1}"
+    assert records.plain(records.parse_yaml(text, "--x")) == {"name": "step", "factor": 0.1}
+    assert records.plain(records.parse_yaml("cosine", "--x")) == "cosine"
+    for text, said in (("", "nothing"), ("{a", "not valid YAML"), ("!x a", "tags")):
+        with pytest.raises(BadInput, match=f"^--x.*{said}"):
+            records.parse_yaml(text, "--x")
+
+
 def test_files_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     os.mkfifo(tmp_path / "pipe")
