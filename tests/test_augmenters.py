@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import numpy as np
@@ -328,6 +329,14 @@ def test_each_image_of_a_batch_has_its_own_draw(name: str) -> None:
         made = augmenter(images=copy.deepcopy(batch))
         assert [picture.shape for picture in made] == [picture.shape for picture in batch]
         assert len({picture.tobytes() for picture in made}) >= 3
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_augmenter_tells_imgaug_its_parameters(name: str) -> None:
+    augmenter = Policy("p", [{name: ENTRIES[name]}]).build()._root[0]
+    parameters = augmenter.get_parameters()
+    assert len(parameters) == len(inspect.signature(type(augmenter)).parameters)
+    assert "AutoPrefetcher" not in str(augmenter)  # one that draws ahead would keep state
 
 
 @pytest.mark.parametrize(
