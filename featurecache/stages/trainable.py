@@ -1,4 +1,4 @@
-"""What heads can be trained on: the rows of a schedule with their vectors. For stages that train."""
+"""What heads can be trained on: the rows of a schedule, with their vectors."""
 
 from __future__ import annotations
 
