@@ -159,7 +159,14 @@ def test_mixup_is_a_share_of_two_rows() -> None:
 
 # --- trainings --------------------------------------------------------------------------------
 
-HEAD = {"hidden": [16, 8], "dropout": [0.2, 0.1], "drop_connect": 0.1, "l1": 1e-4, "l2": 1e-4}
+HEAD = {
+    "hidden": [16, 8],
+    "dropout": [0.2, 0.1],
+    "input_dropout": 0.1,
+    "drop_connect": 0.1,
+    "l1": 1e-4,
+    "l2": 1e-4,
+}
 ORDERED = [{"views": "none", "epochs": 3, "order": {"by": "self"}}, {"views": "none", "epochs": 2}]
 RAMP = {"views": "none", "ramp_to": "color_1", "epochs": 4, "order": {"by": "reference"}}
 PLANS: list[dict[str, Any]] = [

@@ -41,13 +41,13 @@ def test_a_head_of_what_was_fitted_is_one_of_the_vectors(
 ) -> None:
     fitted = fit(wanted, vectors())
     unseen = vectors(20, seed=2)
-    spec = HeadSpec(hidden=hidden, norm=norm)
+    spec = HeadSpec(hidden=hidden, norm=norm, input_dropout=0.4)
     with torch.random.fork_rng(devices=[]):
         head = build(fitted(unseen).shape[1], 3, spec).eval()
     within = fitted.within(head)
     with torch.inference_mode():
         torch.testing.assert_close(within(unseen), head(fitted(unseen)), rtol=1e-3, atol=1e-4)
-    assert within[0].in_features == WIDTH
+    assert within[1].in_features == WIDTH
 
 
 def test_standardised_features_have_mean_0_and_deviation_1() -> None:

@@ -31,6 +31,7 @@ SPECS = st.builds(
     HeadSpec,
     hidden=st.lists(st.sampled_from([3, 8]), max_size=2),
     dropout=st.sampled_from([0.0, 0.3]),
+    input_dropout=st.sampled_from([None, 0.4]),
     drop_connect=st.sampled_from([None, 0.2]),
     l1=st.sampled_from([None, 0.01]),
     l2=st.sampled_from([None, 0.02]),
@@ -124,7 +125,8 @@ def test_a_stack_is_its_members_one_by_one(
 def test_a_stack_of_one_is_torch(
     spec: HeadSpec, settings_: Optimizer, rate: Rate, sizes: list[int]
 ) -> None:
-    spec = spec.model_copy(update={"dropout": 0.0, "drop_connect": None})  # it draws otherwise
+    draws = {"dropout": 0.0, "input_dropout": None, "drop_connect": None}  # we draw otherwise
+    spec = spec.model_copy(update=draws)
     (module,) = heads(1, spec)
     stack = Stack([module], spec, settings_, CPU)
     kind = {

@@ -32,7 +32,9 @@ class Fitted:
 
     def within(self, head: nn.Sequential) -> nn.Sequential:
         """The head of (N, K) as one of (N, D), by another first layer; summed in float64."""
-        first, *others = head.children()
+        layers = list(head.children())
+        place = next(n for n, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+        first = layers[place]
         assert isinstance(first, nn.Linear)
         matrix = torch.diag(self.scale) if self.matrix is None else self.matrix
         weight = first.weight.detach().double() @ matrix.cpu().double().T
@@ -41,7 +43,8 @@ class Fitted:
         with torch.no_grad():
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
-        return nn.Sequential(layer, *others).eval()
+        layers[place] = layer
+        return nn.Sequential(*layers).eval()
 
 
 def fit(wanted: Input, rows: torch.Tensor) -> Fitted:

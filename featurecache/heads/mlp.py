@@ -34,6 +34,8 @@ _ROWS_AT_ONCE = 8192  # bounds the memory of a prediction; 8192 x 1024 float32 i
 def build(in_features: int, classes: int, head: HeadSpec) -> nn.Sequential:
     """An untrained head from (B, in_features) to (B, classes) logits; uses torch's global RNG."""
     layers: list[nn.Module] = []
+    if head.input_dropout is not None:
+        layers.append(nn.Dropout(head.input_dropout))
     widths = itertools.pairwise([in_features, *head.hidden])
     for (fan_in, width), dropout in zip(widths, head.each("dropout"), strict=True):
         layers.append(nn.Linear(fan_in, width))

@@ -33,7 +33,8 @@ Penalties = Annotated[float | list[float], _each_layer(float("inf"))]
 
 
 class HeadSpec(pydantic.BaseModel):
-    """Shape of a head: [linear, norm, activation, dropout] for each of `hidden`, then linear.
+    """Shape of a head: dropout of its input, if wanted, [linear, norm, activation, dropout] for
+    each of `hidden`, then linear.
 
     `hidden` holds the widths; with none of them the head is linear (logistic regression). `l1` and
     `l2` are of the weights of each linear layer, the last one's too: the loss that is trained on
@@ -45,6 +46,7 @@ class HeadSpec(pydantic.BaseModel):
 
     hidden: list[int] = [1024]
     dropout: Shares = 0.5
+    input_dropout: float | None = Field(default=None, gt=0, lt=1)
     drop_connect: Shares | None = None
     l1: Penalties | None = None
     l2: Penalties | None = None

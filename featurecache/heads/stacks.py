@@ -135,7 +135,8 @@ class Stack:
                 h = normal.transpose(1, 2) * own["weight"][..., None] + own["bias"][..., None]
             elif isinstance(layer, nn.Dropout):
                 if dropping is not None:
-                    h = h * _dropout_mask(h.shape, layer.p, dropping)
+                    shape = torch.Size([len(self), *h.shape[-2:]])  # rows may be for all members
+                    h = h * _dropout_mask(shape, layer.p, dropping)
             else:
                 h = layer(h)
         return h
