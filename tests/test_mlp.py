@@ -57,7 +57,7 @@ def test_layers_are_in_the_order_that_is_promised() -> None:
 
 def test_probabilities_are_the_mean_of_the_members() -> None:
     both = head(members=2)
-    single = [Head([member], NAMES, both.spec).predict_proba(vectors()) for member in both.members]
+    single = [both.network(place).predict_proba(vectors()) for place in (0, 1)]
     assert not np.allclose(single[0], single[1])
     np.testing.assert_allclose(both.predict_proba(vectors()), (single[0] + single[1]) / 2, 1e-5)
 
