@@ -36,7 +36,7 @@ from featurecache.stages.featurize import Featurized, featurize
 from featurecache.stages.train_head import train_head
 
 ROOT = Path(__file__).parents[1]
-SCHEDULE = ROOT / "pipelines" / "tiny_imagenet" / "schedule.yaml"
+SCHEDULE = ROOT / "pipelines" / "paper_000" / "schedule.yaml"
 LITE0 = "efficientnet_lite0"
 HAND_WRITTEN = "hand_written.py"
 
@@ -173,7 +173,7 @@ def two_backbones(setting: Setting) -> list[Case]:
 def paper(setting: Setting) -> list[Case]:
     """Tiny ImageNet (four training images and one validation image of each class; `--full`: all),
     none and four augmented views, Lite0 at 224 px, and the six phases of
-    pipelines/tiny_imagenet/schedule.yaml, to the head's accuracy on the validation images. Peer:
+    pipelines/paper_000/schedule.yaml, to the head's accuracy on the validation images. Peer:
     hand_written.py, the whole of it. One process with all libraries imported, on both sides; each
     opens its network anew. Warm cache: another learning rate on the vectors that are there.
 
