@@ -14,6 +14,7 @@ from featurecache.errors import BadInput, DamagedCache, NotCached
 from featurecache.heads.mlp import Head
 from featurecache.stages.evaluate import Evaluation, evaluate
 from featurecache.stages.export import vectors
+from featurecache.stages.train_head import train_head
 from featurecache.study import metrics
 
 pytestmark = pytest.mark.usefixtures("load_once")
@@ -99,6 +100,23 @@ def test_the_gap_is_that_of_the_training(
             evaluate(copy, **given)
     (copy / "metrics.jsonl").unlink()
     assert evaluate(copy, **given).gap is None
+
+
+def test_the_gap_of_a_training_that_ended_early_is_of_the_weights_that_are_kept(
+    small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    schedule = tmp_path / "s.yaml"
+    schedule.write_text(
+        "backbone: efficientnet_lite0\nhead: {hidden: []}\nbatch_size: 8\n"
+        "optimizer: {lr: 0.3}\nearly_stopping: {patience: 2}\nvalidation: {split: val}\n"
+        "phases: [{views: none, epochs: 30}]\n"
+    )
+    given = {"data": small_data, "cache": small_cache}
+    run = Path(train_head(schedule, out=tmp_path / "run", **given).run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = min(rows, key=lambda row: row["val_loss"])
+    assert kept is not rows[-1]
+    assert evaluate(run, **given).gap == pytest.approx(kept["train_top1"] - kept["val_top1"])
 
 
 def test_files_of_what_is_wrong(

@@ -122,7 +122,7 @@ def evaluate(
         **metrics.evaluate_predictions(likely[0], labels[0], classes),
         tta=views[1:],
         interval=metrics.interval(rights[0]),
-        gap=_gap(Path(run)),
+        gap=_gap(Path(run), opened[0].schedule.get("early_stopping") is not None),
         **metrics.calibration(likely[0], labels[0]),
         best=best,
         worst=worst,
@@ -222,8 +222,9 @@ def _write_misclassified(
     write_csv(path, header, lines)
 
 
-def _gap(run: Path) -> float | None:
-    """Top-1 in training less top-1 in validation, of the last epoch, a mean over the folds.
+def _gap(run: Path, early: bool) -> float | None:
+    """Top-1 in training less top-1 in validation, of the last epoch, with early stopping of the one
+    whose weights were kept; a mean over the folds.
 
     As it was measured while the head was trained, with dropout and through the phase's views: that
     costs nothing here. None where the folder has no metrics.
@@ -233,6 +234,8 @@ def _gap(run: Path) -> float | None:
         return None
     try:
         lines = [json.loads(line) for line in read_regular(path, _MOST_METRICS).splitlines()]
+        if early:  # the kept epoch of each fold comes last
+            lines.sort(key=lambda line: (-line["val_loss"], -line["epoch"]))
         last = {line["fold"]: line["train_top1"] - line["val_top1"] for line in lines}
         gap = sum(last.values()) / len(last) if last else None
         if gap is not None and not math.isfinite(gap):
