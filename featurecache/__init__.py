@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "augment": "stages.augment",
     "backbones": "stages.backbones",
+    "baselines": "stages.baselines",
     "diff": "stages.diff",
     "doctor": "stages.doctor",
     "ensemble": "stages.ensemble",

@@ -195,6 +195,25 @@ def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:
 
 
 @cli.command()
+@options("backbone", "data", "cache", "seed")
+@click.option("--view", default="none", show_default=True, help="The view.")
+@click.option("--split", default="val", show_default=True, help="A labelled split to test on.")
+@options("input_size", "crop", "interpolation", "layer", "pooling")
+@click.option("--precision", metavar="NAME", help="As they were made.  [default: what is held]")
+@options("json", "quiet", "debug")
+def baselines(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Ridge, logistic regression and k-NN on cached vectors: what a head has to beat."""
+    from featurecache.stages.baselines import baselines
+
+    result = baselines(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return _print_json(result)
+    title = f"{' + '.join(result.backbone)}, {result.view}: {result.train:,} images fitted on"
+    terminal.table(result.table, f"{title}, {result.n:,} of {result.split} tested")
+    _left_out(result.left_out)
+
+
+@cli.command()
 @click.argument("runs", nargs=-1, required=True)
 @options("data", "cache")
 @click.option("--out", required=True, metavar="FILE", help="The file to write.")

@@ -98,6 +98,7 @@ def test_cli_page_names_every_argument_of_a_command(name: str) -> None:
 
 RESULTS = {
     "featurecache augment": "augment.Augmented",
+    "featurecache baselines": "baselines.Baselines",
     "featurecache ensemble": "ensemble.Ensemble",
     "featurecache evaluate": "evaluate.Evaluation",
     "featurecache export": "export.Exported",

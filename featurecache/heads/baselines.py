@@ -1,0 +1,170 @@
+"""Classifiers of vectors without a training loop: ridge, logistic regression, nearest neighbours.
+
+What a trained head has to beat. Each takes training vectors X (N, D) float32 with labels y (N,) in
+0..C-1, chooses its one setting on them alone, and scores other vectors Z (M, D): (M, C), of which
+the highest is the predicted class. Every row is taken to be another image: copies must be left out
+before, or a row that is held out has its copy among the others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache.errors import BadInput
+
+Vectors = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.floating]
+
+# Ridge penalties in units of the mean eigenvalue of the centred vectors' Gram matrix, so that they
+# fit vectors of any scale and number.
+PENALTIES = 10.0 ** np.arange(-4, 1.5, 0.5)
+# Inverse penalties of logistic regression, for the mean loss: scikit-learn, which sums, gets C / N.
+INVERSES = 10.0 ** np.arange(1, 4.5, 0.5)
+NEIGHBOURS = (1, 5, 10, 20, 50, 100)
+TEMPERATURE = 0.07  # of a neighbour's vote, exp(cosine / T): Wu et al., CVPR 2018
+_HELD = 5  # one in so many training rows of each class is held out to choose a setting
+_STEPS = 1000  # at most, of lbfgs
+_ROWS_AT_ONCE = 4096
+
+
+class Chosen(NamedTuple):
+    """What was chosen on the training rows, and the scores (M, C) of the others."""
+
+    setting: str
+    scores: Scores
+
+
+def ridge(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
+    """Least squares on one-hot targets, the penalty chosen by leave-one-out accuracy.
+
+    One eigendecomposition of the Gram matrix (D, D) serves every penalty, and the residual of a row
+    under the fit without it is its residual divided by 1 - h, h being its leverage (Allen's PRESS,
+    1974; what scikit-learn's RidgeCV does for one penalty at a time).
+    """
+    rows, width = X.shape
+    mean = X.mean(0, dtype=np.float64)
+    prior = np.bincount(y, minlength=classes) / rows
+    gram = np.zeros((width, width))
+    cross = np.zeros((width, classes))
+    for at in _blocks(rows):
+        centred = X[at] - mean
+        gram += centred.T @ centred
+        cross += centred.T @ (np.eye(classes)[y[at]] - prior)
+    values, axes = np.linalg.eigh(gram)
+    values = np.maximum(values, 0)
+    penalties = PENALTIES * (values.mean() or 1.0)
+    turned = axes.T @ cross
+    # float32 is enough to choose by, and takes half the time.
+    mean32, axes32 = mean.astype(np.float32), axes.astype(np.float32)
+    shrunk = [1 / (values + penalty) for penalty in penalties]
+    weights = [(turned * one[:, None]).astype(np.float32) for one in shrunk]
+    right = np.zeros(len(penalties), np.int64)
+    for at in _blocks(rows):
+        along = (X[at] - mean32) @ axes32
+        squares, own = along**2, np.arange(len(along))
+        for number, one in enumerate(shrunk):
+            leverage = squares @ one.astype(np.float32) + np.float32(1 / rows)
+            # Of the row's own class (fit - h) / (1 - h), of the others fit / (1 - h): the argmax
+            # needs no division.
+            without = along @ weights[number] + prior.astype(np.float32)
+            without[own, y[at]] -= leverage
+            right[number] += (without.argmax(1) == y[at]).sum()
+    best = int(right.argmax())
+    scores = (Z - mean) @ (axes @ (turned * shrunk[best][:, None])) + prior
+    return Chosen(f"penalty {penalties[best]:.3g}", scores)
+
+
+def logistic(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
+    """Multinomial logistic regression by lbfgs on standardised vectors.
+
+    The penalty is lowered, each fit going on from the one before, until a held-out fifth of the
+    training rows is classified less well than before; then all rows are fitted.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(X)
+    X, Z = scaler.transform(X), scaler.transform(Z)
+    held = held_part(y, classes)
+    model = LogisticRegression(max_iter=_STEPS, warm_start=True)
+    chosen, best = INVERSES[0], -1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the setting says it
+        for inverse in INVERSES:
+            model.set_params(C=inverse / (~held).sum()).fit(X[~held], y[~held])
+            accuracy = float(model.score(X[held], y[held]))
+            if accuracy < best:
+                break
+            chosen, best = inverse, accuracy
+        model.set_params(C=chosen / len(X)).fit(X, y)
+    scores = np.zeros((len(Z), classes))
+    scores[:, model.classes_] = model.predict_proba(Z)
+    unfinished = f", not converged in {_STEPS} steps" if max(model.n_iter_) >= _STEPS else ""
+    return Chosen(f"C {chosen / len(X):.3g}{unfinished}", scores)
+
+
+def neighbours(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
+    """The k most similar training rows by cosine, their votes weighted by similarity; k is chosen
+    on a held-out fifth of the training rows."""
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.preprocessing import normalize
+
+    X, Z = normalize(X), normalize(Z)
+
+    def nearest(kept: Vectors, asked: Vectors) -> tuple[npt.NDArray, npt.NDArray]:
+        # Of unit vectors the nearest are the most similar: distance**2 = 2 - 2 * cosine.
+        found = NearestNeighbors(n_neighbors=min(NEIGHBOURS[-1], len(kept)), algorithm="brute")
+        distances, places = found.fit(kept).kneighbors(asked)
+        return 1 - distances**2 / 2, places
+
+    held = held_part(y, classes)
+    cosines, places = nearest(X[~held], X[held])
+    most = {
+        k: (votes(cosines, y[~held][places], k, classes).argmax(1) == y[held]).mean()
+        for k in NEIGHBOURS
+        if k <= (~held).sum()
+    }
+    k = max(most, key=lambda k: (most[k], -k))
+    cosines, places = nearest(X, Z)
+    return Chosen(f"k {k}", votes(cosines, y[places], k, classes))
+
+
+def votes(cosines: Scores, labels: Labels, k: int, classes: int) -> Scores:
+    """The votes (M, C) of the first k of K neighbours, given by cosine and label, (M, K) each."""
+    result = np.zeros((len(cosines), classes))
+    rows = np.arange(len(cosines))
+    for place in range(k):
+        # No row twice in one step, so that += adds each vote.
+        result[rows, labels[:, place]] += np.exp((cosines[:, place] - 1) / TEMPERATURE)
+    return result
+
+
+def held_part(y: Labels, classes: int) -> npt.NDArray[np.bool_]:
+    """Which rows (N,) are held out: a fifth of each class, always the same.
+
+    Raises BadInput where every class is too small to spare one.
+    """
+    shuffled = np.random.default_rng(0).permutation(len(y))
+    ordered = shuffled[np.argsort(y[shuffled], kind="stable")]
+    counts = np.bincount(y, minlength=classes)
+    place_in_class = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = np.zeros(len(y), np.bool_)
+    held[ordered[place_in_class % _HELD == _HELD - 1]] = True
+    if not held.any():
+        raise BadInput(
+            f"every class has fewer than {_HELD} different training images, too few to choose a "
+            "setting on; add images"
+        )
+    return held
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        yield slice(start, start + _ROWS_AT_ONCE)
