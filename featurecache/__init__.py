@@ -36,6 +36,7 @@ _HOMES = {
     "preview": "stages.policies",
     "quickstart": "stages.quickstart",
     "retry": "stages.retry",
+    "run": "stages.run",
     "submit": "stages.submit",
     "train_head": "stages.train_head",
     "vectors": "stages.export",

@@ -113,17 +113,7 @@ def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
     result = train_head(**given, progress=terminal.progress(quiet))
     if as_json:
         return _print_json(result)
-    names = ["n", "top1", "low", "high"]
-    names += ["diverged"] if any(trial["diverged"] for trial in result.trials) else []
-    trials = [
-        {
-            "": "winner" if place == result.winner else "",
-            **{key: json.dumps(value) for key, value in trial["setting"].items()},
-            **{name: trial[name] for name in names},
-        }
-        for place, trial in enumerate(result.trials)
-    ]
-    terminal.table(trials, "validation top-1 of every setting, with a 95% interval")
+    _trials(result.trials, result.winner)
     terminal.table([{"": n, **getattr(result, n)} for n in ("best", "last")], "validation")
     for note in result.notes:
         click.echo(note)
@@ -192,6 +182,31 @@ def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:
     for note in result.notes:
         click.echo(terminal.printable(note))
     _left_out(result.left_out)
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--data", metavar="DIR|CSV|digits", help="Stands in for the recipe's dataset.")
+@click.option("--cache", metavar="DIR", help="Stands in for the recipe's cache.")
+@click.option("--runs", metavar="DIR", help="Stands in for the recipe's folder of runs.")
+@options("engine", "workers")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@options("allow_failed", "json", "quiet", "debug")
+def run(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
+    """Do the steps of RECIPE, but for what is done already, and print one table."""
+    from featurecache.stages.run import run
+
+    result = run(**given, progress=terminal.progress(quiet))
+    if as_json:
+        _print_json(result)
+    else:
+        for name, of in result.trials.items():
+            _trials(of["trials"], of["winner"], f"{name}: ")
+        terminal.table(result.table, result.recipe)
+        for note in result.notes:
+            click.echo(terminal.printable(note))
+        click.echo(f"{result.computed:,} rows computed, {result.hits:,} held; {result.seconds} s")
+    return _failed(result.failed, allow_failed)
 
 
 @cli.command()
@@ -584,6 +599,20 @@ def _made(result: Any, as_json: bool, allow_failed: bool) -> int:
             + (f", bound by {result.bound}" if getattr(result, "bound", "") else "")
         )
     return _failed(result.failed, allow_failed)
+
+
+def _trials(trials: list[dict[str, Any]], winner: int | None, of: str = "") -> None:
+    names = ["n", "top1", "low", "high"]
+    names += ["diverged"] if any(trial["diverged"] for trial in trials) else []
+    rows = [
+        {
+            "": "winner" if place == winner else "",
+            **{key: json.dumps(value) for key, value in trial["setting"].items()},
+            **{name: trial[name] for name in names},
+        }
+        for place, trial in enumerate(trials)
+    ]
+    terminal.table(rows, f"{of}validation top-1 of every setting, with a 95% interval")
 
 
 def _interval(ends: list[float]) -> str:

@@ -29,6 +29,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
+from featurecache.stages import run
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("pipelines/**/*.md")])
@@ -108,6 +109,7 @@ RESULTS = {
     "featurecache policies preview": "policies.Sheet",
     "featurecache predict": "predict.Prediction",
     "featurecache submit": "submit.Submission",
+    "featurecache run": "run.Ran",
     "featurecache train-head": "train_head.TrainedRun",
     "featurecache verify": "verify.Verification",
     "featurecache why": "why.Why",
@@ -122,6 +124,18 @@ def test_json_examples_have_the_fields_that_commands_print(name: str) -> None:
     example = json.loads(block)
     for each in example if isinstance(example, list) else [example]:
         assert list(each) == [field.name for field in dataclasses.fields(result)]
+
+
+def test_cli_page_has_every_step_of_a_recipe_with_its_options() -> None:
+    section = sections(text("docs/cli.md"))["featurecache run"]
+    rows = re.findall(r"^\| ([a-z-]+) \| (`[a-z].*?) \|", section, re.MULTILINE)
+    said = {step: set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", cell))) for step, cell in rows}
+    assert said == {step: set(model.model_fields) for step, model in run.COMMANDS.items()}
+    (example,) = blocks(section, "yaml")
+    file = run.RecipeFile.model_validate(records.plain(yaml.compose(example, yaml.SafeLoader)))
+    for step in file.steps:
+        ((command, given),) = step.items()
+        run.COMMANDS[command].model_validate(given)
 
 
 # ---- the other pages ----

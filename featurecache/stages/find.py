@@ -226,25 +226,17 @@ def held_spaces(
     command that makes what is missing, BadInput where several settings fit.
     """
     seed = max((view.seed for view in views.values()), default=0)  # of `none` it is 0
-    fitting = [s for s in cache.spaces() if s.backbone is not None and _fits(s, choice)]
-    settings = {records.digest(_settings(s)): _settings(s) for s in fitting}
-    if len(settings) > 1:
-        first, second, *_ = settings.values()
-        raise BadInput(
-            f"{cache.root} holds {len(settings)} settings of backbone {choice.name}, which differ "
-            f"in {'; '.join(records.differences(first, second))}. Say which: in a schedule as in "
-            f"backbone: {{name: {choice.name}, crop: 1.0}}, in a command as in --crop 1.0"
-        )
-    if not settings:
+    of_choice = fitting(cache.spaces(), choice, cache.root)
+    if not of_choice:
         if choice.name not in ALIASES:
             check_name(choice.name)
         check_layer(choice.name, choice.layer, choice.pooling)
         given = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
         raise not_cached(cache, dict.fromkeys(views, items), choice.name, given, seed, data)
-    (setting,) = settings.values()
+    setting = _settings(of_choice[0])
     backbone = {name: value for name, value in setting.items() if name != "precision"}
     # The name that the vectors were made by tells where the weights came from; the choice may not.
-    made_by = str(fitting[0].backbone)
+    made_by = str(of_choice[0].backbone)
     found = {
         name: cache.space(
             records.vector_key(view.key(), backbone, setting["precision"]), view.name, made_by
@@ -255,6 +247,23 @@ def held_spaces(
     lacking = {name: missing for name, missing in lacking.items() if missing}
     if lacking:
         raise not_cached(cache, lacking, made_by, setting, seed, data)
+    return found
+
+
+def fitting(spaces: Iterable[Space], choice: BackboneChoice, where: object) -> list[Space]:
+    """Those of the spaces, in `where`, whose backbone the choice fits: of one setting, or none.
+
+    Raises BadInput, with the fields that differ, where several settings fit.
+    """
+    found = [s for s in spaces if s.backbone is not None and _fits(s, choice)]
+    settings = {records.digest(_settings(s)): _settings(s) for s in found}
+    if len(settings) > 1:
+        first, second, *_ = settings.values()
+        raise BadInput(
+            f"{where} holds {len(settings)} settings of backbone {choice.name}, which differ "
+            f"in {'; '.join(records.differences(first, second))}. Say which: in a schedule as in "
+            f"backbone: {{name: {choice.name}, crop: 1.0}}, in a command as in --crop 1.0"
+        )
     return found
 
 

@@ -1,6 +1,6 @@
 """Quickstart: the whole product on an embedded dataset, offline, in a minute or two.
 
-The only stage that calls other stages: it is a recipe of them.
+A recipe of stages, as `run` does them from a file.
 """
 
 from __future__ import annotations
