@@ -155,17 +155,50 @@ def test_the_seeds_of_one_schedule_are_an_ensemble(go: Callable[..., Ran]) -> No
     assert (row["n"], row["top5"], row["seconds"]) == (1, None, None)
 
 
-def test_a_sweep_shows_its_settings_and_evaluates_its_winner(
-    go: Callable[..., Ran], write: Callable[..., Path]
+@pytest.fixture
+def write_sweep(write: Callable[..., Path]) -> Callable[..., None]:
+    def made(**change: Any) -> None:
+        sweep = {"grid": {"optimizer.lr": [0.01, 0.1]}, "seeds": [0, 1]}
+        schedule = SCHEDULE | {"sweep": sweep} | change
+        (write().parent / "sweep.yaml").write_text(json.dumps(schedule))
+
+    return made
+
+
+SWEPT: list[Step] = [STEPS[0], {"train-head": {"schedule": "sweep.yaml"}}, {"evaluate": {}}]
+
+
+def test_a_sweep_has_a_row_for_each_setting(
+    go: Callable[..., Ran], write_sweep: Callable[..., None]
 ) -> None:
-    sweep = SCHEDULE | {"sweep": {"grid": {"optimizer.lr": [0.01, 0.1]}, "seeds": [0, 1]}}
-    (write().parent / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    ran = go([STEPS[0], {"train-head": {"schedule": "sweep.yaml"}}, {"evaluate": {}}])
-    (name,) = ran.trials
-    assert name == "sweep.yaml"
-    trials = ran.trials[name]["trials"]
-    assert [trial["setting"] for trial in trials] == [{"optimizer.lr": lr} for lr in (0.01, 0.1)]
+    write_sweep()
+    ran = go(SWEPT)
+    whats = [f"sweep.yaml: optimizer.lr {lr}" for lr in (0.01, 0.1)]
+    assert [(row["what"], row["n"]) for row in ran.table] == [(what, 2) for what in whats]
+    assert all(row["low"] <= row["top1"] <= row["high"] for row in ran.table)
+    assert ran.trials == {}
+    through = go([*SWEPT[:2], {"evaluate": {"view": "color_1"}}])
+    assert [row["what"] for row in through.table] == ["sweep.yaml, its winner"]
+    assert [t["setting"] for t in through.trials["sweep.yaml"]["trials"]] == [
+        {"optimizer.lr": lr} for lr in (0.01, 0.1)
+    ]
+
+
+def test_a_sweep_that_was_validated_elsewhere_has_a_row_for_its_winner(
+    go: Callable[..., Ran], write_sweep: Callable[..., None]
+) -> None:
+    write_sweep(validation={"fraction": 0.25}, sweep={"seeds": [0, 1]})
+    ran = go(SWEPT)
     assert [row["what"] for row in ran.table] == ["sweep.yaml, its winner"]
+    assert [trial["n"] for trial in ran.trials["sweep.yaml"]["trials"]] == [2]
+
+
+def test_seeds_of_a_sweep_stand_in_the_sweep(
+    go: Callable[..., Ran], write_sweep: Callable[..., None]
+) -> None:
+    write_sweep()
+    with pytest.raises(BadInput, match=r"step 2.*sweep\.yaml is a sweep; give its seeds there"):
+        go([STEPS[0], {"train-head": {"schedule": "sweep.yaml", "seeds": [1]}}])
 
 
 def test_baselines_are_rows_of_the_table(

@@ -7,6 +7,7 @@ engine, device) is said when it is run.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -148,8 +149,9 @@ class Recipe:
 class Ran:
     """What a recipe came to. A row of `table` is {what, split, view, n, top1, low, high, top5,
     seconds}: the mean top1 and top5 of n seeds, the 95% interval of the mean by Student's t (null
-    for one), the mean seconds of a training. `trials` has the settings of each schedule that is a
-    sweep, as `train-head` gives them, `runs` the run folders of each schedule, a seed each."""
+    for one), the mean seconds of a training. A sweep that was validated on what is evaluated has a
+    row for each setting, without top5; of others the winner has a row, and `trials` the settings as
+    `train-head` gives them. `runs` has the run folders of each schedule, one a seed."""
 
     recipe: str
     computed: int  # rows
@@ -222,7 +224,12 @@ def run(
         elif isinstance(step, Ensemble):
             made.table += _together(step, made, where, progress)
         elif isinstance(step, Evaluate):
-            made.table += [_evaluated(name, step, made, where, progress) for name in made.runs]
+            for name in made.runs:
+                _, schedule = wanted.schedules[name]
+                if _validated_so(schedule, step) and made.runs[name][0].trials:
+                    made.table += _trials(name, step, made)
+                else:
+                    made.table.append(_evaluated(name, step, made, where, progress))
         else:
             made.table += _baselines(step, where, progress)
     return Ran(
@@ -233,9 +240,9 @@ def run(
         round(time.perf_counter() - began, 1),
         made.table,
         {
-            name: {"winner": each[0].winner, "trials": each[0].trials}
-            for name, each in made.runs.items()
-            if each[0].trials
+            name: {"winner": one.winner, "trials": one.trials}
+            for name, (one, *_) in made.runs.items()
+            if one.trials and name not in made.shown
         },
         {name: [one.run for one in each] for name, each in made.runs.items()},
         list(dict.fromkeys([*_notes(made), *made.notes])),
@@ -266,6 +273,8 @@ def read_recipe(recipe: str | Path) -> Recipe:
             schedule = read_schedule(where)
             if schedule.sweep is not None:
                 settings_of(schedule, where)
+                if step.seeds is not None:
+                    raise BadInput(f"{at}: {step.schedule} is a sweep; give its seeds there")
             schedules[step.schedule] = where, schedule
         elif isinstance(step, Evaluate):
             _check_runs(step, [s for _, s in steps if isinstance(s, TrainHead)], at)
@@ -330,6 +339,7 @@ class _Made:
     table: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    shown: set[str] = field(default_factory=set)  # schedules whose trials are in the table
     computed: int = 0
     hits: int = 0
 
@@ -411,6 +421,28 @@ def _check_vectors(
             if records.canonical(view.key()) not in found:
                 asked = choice.model_dump(exclude_none=True)
                 raise BadInput(f"{at}: no featurize step above makes view {view.name} of {asked}")
+
+
+def _validated_so(schedule: Schedule, step: Evaluate) -> bool:
+    """Is what an evaluation looks at what the schedule was validated on?"""
+    validation = schedule.validation
+    return (validation.split, [validation.view]) == (step.split, _views(step))
+
+
+def _trials(name: str, step: Evaluate, made: _Made) -> list[dict[str, Any]]:
+    """A row for each setting of a sweep, as its own validation found them."""
+    (trained,) = made.runs[name]
+    made.shown.add(name)
+    members = sum(trial["n"] + trial["diverged"] for trial in trained.trials)
+    seconds = round((read_run(trained.run).seconds or 0.0) / members, 1)
+    rows = []
+    for trial in trained.trials:
+        setting = ", ".join(f"{k} {json.dumps(v)}" for k, v in trial["setting"].items())
+        row = {"what": f"{name}: {setting}" if setting else name}
+        row |= {"split": step.split, "view": step.view}
+        row |= {key: trial[key] for key in ("n", "top1", "low", "high")}
+        rows.append(row | {"top5": None, "seconds": seconds})
+    return rows
 
 
 def _evaluated(
