@@ -42,6 +42,7 @@ _HOMES = {
     "vectors": "stages.export",
     "verify": "stages.verify",
     "why": "stages.why",
+    "worth": "stages.worth",
 }
 __all__ = sorted(_HOMES)
 

@@ -121,6 +121,60 @@ def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
 
 
 @cli.command()
+@click.option(
+    "--schedule",
+    required=True,
+    metavar="FILE",
+    help="What is weighed: a YAML file, or the name of a shipped one.",
+)
+@options("policy", "data", "cache")
+@click.option(
+    "--lr-schedule",
+    multiple=True,
+    metavar="YAML",
+    help="As a schedule has it. Repeatable.  [default: constant, cosine, the schedule's own]",
+)
+@click.option("--seeds", type=int, default=5, show_default=True, help="Trainings of each kind.")
+@click.option("--runs", default="runs", show_default=True, metavar="DIR", help=RUNS)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@options("json", "quiet", "debug")
+def worth(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Was the augmentation worth it? Heads with it and without, compared on cached vectors.
+
+    With --policy: each of these policies too takes the place of the schedule's own.
+    """
+    from featurecache.stages.worth import worth
+
+    result = worth(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return _print_json(result)
+    rows = [
+        {
+            "trained on": way.policy if way.order == "written" else f"{way.policy}, {way.order}",
+            "lr schedule": way.lr_schedule,
+            "top-1": f"{100 * way.top1:.1f}",
+            "vs clean": _points(way.against_clean),
+            "vs best clean": _points(way.against_best_clean),
+            "views, s": f"{way.views_seconds:,.0f}",
+            "": _mark(way),
+        }
+        for way in result.ways
+    ]
+    terminal.table(rows, f"points of top-1, {result.images:,} images, {len(result.seeds)} seeds")
+    augmented = max((w for w in result.ways if w.policy != "clean"), key=lambda way: way.top1)
+    changed = [
+        {"class": row["name"], "n": row["n"], "points": f"{100 * row['difference']:+.1f}"}
+        for row in [*augmented.gained, *augmented.lost[::-1]]
+    ]
+    where = f"{augmented.policy} under {augmented.lr_schedule}"
+    terminal.table([] if quiet else changed, f"classes that changed most by {where}")
+    for note in result.notes:
+        click.echo(note)
+    click.echo(terminal.printable(result.verdict))
+    click.echo(f"run: {result.run}")
+
+
+@cli.command()
 @click.argument("run")
 @options("data", "cache")
 @click.option("--split", default="val", show_default=True, help="A labelled split.")
@@ -617,6 +671,20 @@ def _trials(trials: list[dict[str, Any]], winner: int | None, of: str = "") -> N
 
 def _interval(ends: list[float]) -> str:
     return f"{ends[0]:.4f}-{ends[1]:.4f}"
+
+
+def _mark(way: Any) -> str:
+    """What a way of training is beside the best: worse, if that is sure."""
+    if way.best:
+        return "best"
+    return "" if way.against_best.sure else "unsure"
+
+
+def _points(found: Any) -> str:
+    """`+0.9 ± 0.4`, in points; nothing where nothing was compared."""
+    if found is None:
+        return ""
+    return f"{100 * found.difference:+.1f} ± {50 * (found.high - found.low):.1f}"
 
 
 def _left_out(count: int) -> None:

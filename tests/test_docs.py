@@ -113,6 +113,7 @@ RESULTS = {
     "featurecache train-head": "train_head.TrainedRun",
     "featurecache verify": "verify.Verification",
     "featurecache why": "why.Why",
+    "featurecache worth": "worth.Worth",
 }
 
 

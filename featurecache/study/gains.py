@@ -1,0 +1,126 @@
+"""What ways of training gained against clean images, under the same learning-rate schedule and
+under the one that suits clean images best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache import records
+from featurecache.study.paired import Difference, Right, by_class, difference
+
+CLEAN = "clean"
+WRITTEN, SHUFFLED = "written", "shuffled"
+_MOST_CLASSES = 3  # that gained, and that lost
+
+
+class Way(NamedTuple):
+    """A way of training: on what (CLEAN, a policy, or several joined by +), in which order of the
+    phases, under which learning-rate schedule."""
+
+    policy: str
+    order: str
+    lr_schedule: str
+
+    def __str__(self) -> str:
+        order = "" if self.order == WRITTEN else f" {self.order}"
+        return f"{self.policy}{order} under {self.lr_schedule}"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What came of a way, by top-1 on the validation images. What it isn't compared with is None.
+
+    `gained` and `lost` are the classes that changed most against clean, {class, name, n,
+    difference}. The last three are of the training: the views it saw, its seconds, and those that
+    making the views took, beside `none`.
+    """
+
+    policy: str
+    order: str
+    lr_schedule: str
+    top1: float  # mean over the seeds
+    of_seeds: list[float]
+    best: bool  # is no other way's top1 higher?
+    against_clean: Difference | None  # under the same learning-rate schedule
+    against_best_clean: Difference | None  # under the one that is best for clean images
+    against_shuffled: Difference | None  # the same phases in another order
+    against_best: Difference | None
+    gained: list[records.Json]
+    lost: list[records.Json]
+    views: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    views_seconds: float = 0.0
+
+
+def gains(
+    rights: Mapping[Way, Right],
+    labels: npt.NDArray[np.integer[Any]],
+    classes: Sequence[str],
+    words: Mapping[str, str],
+) -> list[Gain]:
+    """The gain of every way, in the order given.
+
+    `rights` (S, N) are of the same seeds and images in every way, `labels` (N,) of the images;
+    under every learning-rate schedule there is a clean way. `words` are readable names of classes.
+    """
+    best = _best(list(rights), rights)
+    best_clean = _best([way for way in rights if way.policy == CLEAN], rights)
+
+    def against(way: Way, other: Way) -> Difference | None:
+        return difference(rights[way], rights[other]) if way != other and other in rights else None
+
+    found = []
+    for way, right in rights.items():
+        same = Way(CLEAN, WRITTEN, way.lr_schedule)
+        changed = [
+            {"class": row["class"], "name": words.get(row["class"], row["class"]), **row}
+            for row in (by_class(right, rights[same], labels, classes) if way != same else [])
+        ]
+        found.append(
+            Gain(
+                *way,
+                top1=float(right.mean()),
+                of_seeds=[float(top1) for top1 in right.mean(1)],
+                best=way == best,
+                against_clean=against(way, same),
+                against_best_clean=against(way, best_clean),
+                against_shuffled=against(way, way._replace(order=SHUFFLED)),
+                against_best=against(way, best),
+                gained=[row for row in changed if row["difference"] > 0][:_MOST_CLASSES],
+                lost=[row for row in changed[::-1] if row["difference"] < 0][:_MOST_CLASSES],
+            )
+        )
+    return found
+
+
+def _best(ways: Sequence[Way], rights: Mapping[Way, Right]) -> Way:
+    """The way of the highest top-1; of equals the first."""
+    return max(ways, key=lambda way: rights[way].mean())
+
+
+def verdict(found: Sequence[Gain]) -> str:
+    """In one sentence: what each policy gained under each learning-rate schedule, and the best."""
+    parts = []
+    for policy in dict.fromkeys(gain.policy for gain in found if gain.policy != CLEAN):
+        said = [
+            f"{_points(gain.against_clean)} under {gain.lr_schedule}"
+            for gain in found
+            if (gain.policy, gain.order) == (policy, WRITTEN) and gain.against_clean is not None
+        ]
+        parts.append(f"{policy} {', '.join(said)}")
+    (best,) = (gain for gain in found if gain.best)
+    named = Way(best.policy, best.order, best.lr_schedule)
+    return f"{'; '.join(parts)}; best: {named}, {100 * best.top1:.1f}%"
+
+
+def _points(found: Difference) -> str:
+    """`gained 0.9 ± 0.4 points`; the interval is not always even, and half its width is shown."""
+    size, half = 100 * found.difference, 50 * (found.high - found.low)
+    if not found.sure:
+        return f"made no sure difference ({size:+.1f} ± {half:.1f} points)"
+    return f"{'gained' if size > 0 else 'lost'} {abs(size):.1f} ± {half:.1f} points"
