@@ -20,7 +20,8 @@ from featurecache.features.store import Cache
 from featurecache.heads import training
 from featurecache.stages import run as stage
 from featurecache.stages.evaluate import evaluate
-from featurecache.stages.run import Ran, read_recipe, run
+from featurecache.stages.recipes import read_recipe
+from featurecache.stages.run import Ran, run
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Step = dict[str, Any]

@@ -1,14 +1,9 @@
-"""Run a recipe: steps that are commands with their options, from images to one table of results.
-
-Like `quickstart` it only calls other stages. A recipe says what is done; where it runs (workers,
-engine, device) is said when it is run.
-"""
+"""Run a recipe, from images to one table. Like `quickstart` it only calls other stages."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,133 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
-from pydantic import Field
 
-from featurecache import records
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import UnknownName
 from featurecache.executors import Progress, checked_workers, silent
-from featurecache.features.backbones import load_backbone
-from featurecache.features.engines import choose_engine
-from featurecache.features.spaces import Space
-from featurecache.features.store import Cache
-from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
-from featurecache.heads.settings import STRICT
-from featurecache.heads.sweeps import settings_of
-from featurecache.images.datasets import Dataset, open_dataset
-from featurecache.images.views import View, find_view
+from featurecache.heads.schedules import Schedule
 from featurecache.stages.baselines import baselines
 from featurecache.stages.ensemble import HOW, ensemble
 from featurecache.stages.evaluate import evaluate
 from featurecache.stages.featurize import featurize
-from featurecache.stages.find import fitting
+from featurecache.stages.recipes import (
+    Baselines,
+    Ensemble,
+    Evaluate,
+    Featurize,
+    TrainHead,
+    check_recipe,
+    read_recipe,
+    views_of_step,
+)
 from featurecache.stages.train_head import DEVICES, TrainedRun, read_run, train_head
-
-Names = str | list[str]
-
-
-class Featurize(pydantic.BaseModel):
-    """A step of `featurecache featurize`."""
-
-    model_config = STRICT
-
-    backbone: Names
-    policy: Names = "none"
-    weights: str | None = None
-    input_size: int | None = None
-    crop: float | None = None
-    interpolation: str | None = None
-    layer: str | None = None
-    pooling: str | None = None
-    precision: str = "f32"
-    seed: int = Field(default=0, ge=0)
-
-
-class TrainHead(pydantic.BaseModel):
-    """A step of `featurecache train-head`, once with each of `seeds`."""
-
-    model_config = STRICT
-
-    schedule: str = Field(min_length=1)
-    seeds: list[int] | None = Field(default=None, min_length=1)  # None: the schedule's own
-
-    @pydantic.field_validator("seeds")
-    @classmethod
-    def _seeds(cls, value: list[int] | None) -> list[int] | None:
-        if value is not None and len(set(value)) < len(value):
-            raise ValueError(f"a seed is listed twice in {value}")
-        if any(not 0 <= seed < 2**32 for seed in value or ()):
-            raise ValueError("seeds must be 0 or more, and below 2**32")
-        return value
-
-
-class Evaluate(pydantic.BaseModel):
-    """A step of `featurecache evaluate`, of every run that the steps above it trained."""
-
-    model_config = STRICT
-
-    split: str = "val"
-    view: str = "none"
-    tta: Names = []
-
-
-class Ensemble(Evaluate):
-    """A step of `featurecache ensemble`, of the runs of some schedules above it. Of several the
-    runs stand together seed by seed; of one all its seeds do."""
-
-    how: str | None = None
-    of: list[str] | None = Field(default=None, min_length=1)  # None: of all schedules above
-
-
-class Baselines(pydantic.BaseModel):
-    """A step of `featurecache baselines`."""
-
-    model_config = STRICT
-
-    backbone: Names
-    split: str = "val"
-    view: str = "none"
-    input_size: int | None = None
-    crop: float | None = None
-    interpolation: str | None = None
-    layer: str | None = None
-    pooling: str | None = None
-    precision: str | None = None
-    seed: int = Field(default=0, ge=0)
-
-
-Step = Featurize | TrainHead | Evaluate | Ensemble | Baselines
-COMMANDS: dict[str, type[Step]] = {
-    "featurize": Featurize,
-    "train-head": TrainHead,
-    "evaluate": Evaluate,
-    "ensemble": Ensemble,
-    "baselines": Baselines,
-}
-
-
-class RecipeFile(pydantic.BaseModel):
-    """The top of a recipe. `data`, `cache` and `runs` count from the working folder, as in every
-    command; schedules, policy and weights files from the recipe's own."""
-
-    model_config = STRICT
-
-    description: str = ""
-    data: str = "data"
-    cache: str = "data/cache"
-    runs: str = "runs"
-    steps: list[dict[str, Any]] = Field(min_length=1)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe that was read: its steps, and the file and content of every schedule by its name
-    there. Policies and weights of the steps are paths from the working folder."""
-
-    path: Path
-    file: RecipeFile
-    steps: list[tuple[str, Step]]  # where it stands, for errors
-    schedules: dict[str, tuple[Path, Schedule]]
 
 
 @dataclass(frozen=True)
@@ -191,7 +78,7 @@ def run(
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     checked_workers(workers)
-    _check(wanted, where, engine)
+    check_recipe(wanted, where.data, where.cache, engine)
     made = _Made()
     for _, step in wanted.steps:
         if isinstance(step, Featurize):
@@ -249,81 +136,6 @@ def run(
     )
 
 
-def read_recipe(recipe: str | Path) -> Recipe:
-    """The recipe in a YAML file, with its schedules. A BadInput names the step, and every wrong
-    option with the nearest right one. No dataset, cache or network is looked at."""
-    path = Path(recipe)
-    file = records.validated(RecipeFile, records.plain(records.read_yaml(path)), path)
-    steps: list[tuple[str, Step]] = []
-    schedules: dict[str, tuple[Path, Schedule]] = {}
-    for number, given in enumerate(file.steps, 1):
-        at = f"{path}, step {number}"
-        if len(given) != 1:
-            raise BadInput(f"{at}: expected one command with its options, as `evaluate: {{}}`")
-        ((command, options),) = given.items()
-        if command not in COMMANDS:
-            raise UnknownName("step", command, COMMANDS, at)
-        at = f"{at}, {command}"
-        step = records.validated(COMMANDS[command], {} if options is None else options, at)
-        step = _from_here(step, path.parent)
-        if isinstance(step, TrainHead):
-            if step.schedule in schedules:
-                raise BadInput(f"{at}: {step.schedule} is trained above; give all seeds there")
-            where = find_schedule(_beside(path.parent, step.schedule))
-            schedule = read_schedule(where)
-            if schedule.sweep is not None:
-                settings_of(schedule, where)
-                if step.seeds is not None:
-                    raise BadInput(f"{at}: {step.schedule} is a sweep; give its seeds there")
-            schedules[step.schedule] = where, schedule
-        elif isinstance(step, Evaluate):
-            _check_runs(step, [s for _, s in steps if isinstance(s, TrainHead)], at)
-        steps.append((at, step))
-    return Recipe(path, file, steps, schedules)
-
-
-def _check_runs(step: Evaluate, above: Sequence[TrainHead], at: str) -> None:
-    """That the steps above give runs to evaluate."""
-    if not above:
-        raise BadInput(f"{at}: there is no train-head step above it, and so no run")
-    if not isinstance(step, Ensemble):
-        return
-    if step.how is not None and step.how not in HOW:
-        raise UnknownName("ensemble", step.how, HOW, at)
-    seeds = {train.schedule: len(train.seeds or [None]) for train in above}
-    for name in step.of or ():
-        if name not in seeds:
-            raise UnknownName("schedule", name, seeds, f"{at}: of the train-head steps above")
-    counts = [seeds[name] for name in step.of or seeds]
-    if len(set(step.of or ())) < len(step.of or ()):
-        raise BadInput(f"{at}: of: a schedule is listed twice in {step.of}")
-    if counts == [1]:
-        raise BadInput(f"{at}: one run is no ensemble; give more schedules or seeds")
-    if len(set(counts)) > 1:
-        raise BadInput(f"{at}: schedules of {counts} seeds can't stand together seed by seed")
-
-
-def _from_here(step: Step, folder: Path) -> Step:
-    """The step with paths of policy and weights files from the working folder."""
-
-    def view(name: str) -> str:
-        match = re.fullmatch(r"(.+\.ya?ml)(_\d+)?", name)
-        return _beside(folder, match[1]) + (match[2] or "") if match else name
-
-    changed: dict[str, Any] = {}
-    for key in ("policy", "view", "tta"):
-        if hasattr(step, key):
-            given = getattr(step, key)
-            changed[key] = view(given) if isinstance(given, str) else [view(n) for n in given]
-    if isinstance(step, Featurize) and step.weights is not None:
-        changed["weights"] = _beside(folder, step.weights)
-    return step.model_copy(update=changed)
-
-
-def _beside(folder: Path, name: str) -> str:
-    return str(folder / name) if (folder / name).is_file() else name
-
-
 @dataclass(frozen=True)
 class _Where:
     data: str | Path
@@ -344,89 +156,10 @@ class _Made:
     hits: int = 0
 
 
-def _check(recipe: Recipe, where: _Where, engine: str) -> None:
-    """Raise BadInput for what would stop a step that is not the first."""
-    dataset, cache = open_dataset(where.data), Cache(where.cache)
-    held = cache.spaces()
-    to_come: list[Space] = []
-    trained: list[Schedule] = []
-    for at, step in recipe.steps:
-        if isinstance(step, Featurize):
-            to_come += _spaces_of(step, cache, engine)
-        elif isinstance(step, TrainHead):
-            schedule = recipe.schedules[step.schedule][1]
-            if schedule.validation.split is not None:
-                _check_split(dataset, schedule.validation.split, at)
-            views = [find_view(name, schedule.augment_seed) for name in schedule.views()]
-            _check_vectors(held, to_come, schedule.backbone, views, at)
-            trained.append(schedule)
-        elif isinstance(step, Evaluate):
-            _check_split(dataset, step.split, at)
-            for schedule in trained:
-                views = [find_view(name, schedule.augment_seed) for name in _views(step)]
-                _check_vectors(held, to_come, schedule.backbone, views, at)
-        else:
-            _check_split(dataset, step.split, at)
-            given = step.model_dump(exclude={"backbone", "split", "view", "seed"})
-            choices = [
-                records.validated(BackboneChoice, {"name": name, **given}, at)
-                for name in _listed(step.backbone)
-            ]
-            _check_vectors(held, to_come, choices, [find_view(step.view, step.seed)], at)
-
-
-def _spaces_of(step: Featurize, cache: Cache, engine: str) -> Iterator[Space]:
-    """The spaces that a step will fill. Builds its networks and tries its policies."""
-    names = _listed(step.backbone)
-    if step.weights is not None and len(names) > 1:
-        raise BadInput("weights belong to one backbone; give each a featurize step of its own")
-    choose_engine(engine, step.precision)
-    views = [find_view(name, step.seed) for name in _listed(step.policy)]
-    for view in views:
-        view.check()
-    for name in names:
-        backbone = load_backbone(
-            name,
-            step.weights,
-            input_size=step.input_size,
-            crop=step.crop,
-            interpolation=step.interpolation,
-            layer=step.layer,
-            pooling=step.pooling,
-        )
-        for view in views:
-            key = records.vector_key(view.key(), backbone.key(), step.precision)
-            yield cache.space(key, view.name, backbone.name)
-
-
-def _check_split(dataset: Dataset, split: str, at: str) -> None:
-    if any(sample.label is None for sample in dataset.split(split)):
-        raise BadInput(f"{at}: split {split!r} of {dataset.root} has no labels; take another")
-
-
-def _check_vectors(
-    held: Sequence[Space],
-    to_come: Sequence[Space],
-    choices: Sequence[BackboneChoice],
-    views: Sequence[View],
-    at: str,
-) -> None:
-    """That the steps above make these views of these backbones, and that each choice means one
-    setting, of them and of what the cache holds."""
-    for choice in choices:
-        above = fitting(to_come, choice, f"{at}: the recipe")
-        fitting([*held, *to_come], choice, f"{at}: with this recipe the cache")
-        found = [records.canonical(space.key["view"]) for space in above]
-        for view in views:
-            if records.canonical(view.key()) not in found:
-                asked = choice.model_dump(exclude_none=True)
-                raise BadInput(f"{at}: no featurize step above makes view {view.name} of {asked}")
-
-
 def _validated_so(schedule: Schedule, step: Evaluate) -> bool:
     """Is what an evaluation looks at what the schedule was validated on?"""
     validation = schedule.validation
-    return (validation.split, [validation.view]) == (step.split, _views(step))
+    return (validation.split, [validation.view]) == (step.split, views_of_step(step))
 
 
 def _trials(name: str, step: Evaluate, made: _Made) -> list[dict[str, Any]]:
@@ -546,7 +279,7 @@ def _row(
     return {
         "what": what,
         "split": step.split,
-        "view": " + ".join(_views(step)),
+        "view": " + ".join(views_of_step(step)),
         "n": len(top1),
         "top1": float(np.mean(top1)),
         "low": low,
@@ -554,14 +287,6 @@ def _row(
         "top5": float(np.mean(known)) if known else None,
         "seconds": seconds,
     }
-
-
-def _views(step: Evaluate | Baselines) -> list[str]:
-    return [step.view, *(_listed(step.tta) if isinstance(step, Evaluate) else ())]
-
-
-def _listed(names: Names) -> list[str]:
-    return [names] if isinstance(names, str) else names
 
 
 def _notes(made: _Made) -> Iterator[str]:

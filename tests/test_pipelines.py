@@ -1,0 +1,63 @@
+"""Every file under pipelines/ can be read, and every recipe there would run on a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from featurecache.heads.schedules import read_schedule
+from featurecache.heads.sweeps import settings_of
+from featurecache.images.policies import read_policy
+from featurecache.images.views import find_view
+from featurecache.stages import run as stage
+from featurecache.stages.recipes import read_recipe
+
+pytestmark = pytest.mark.usefixtures("load_once")
+ROOT = Path(__file__).parent.parent
+FILES = sorted(ROOT.glob("pipelines/*/*.yaml"))
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+
+
+def kind(path: Path) -> str:
+    """What the keys at its top say that a file is."""
+    top = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (found,) = {"phases", "steps", "augmenters"} & set(top)
+    return str(found)
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_file_of_a_pipeline_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where paths of policy files in a schedule count from
+    if kind(path) == "phases":
+        schedule = read_schedule(path)
+        assert schedule.sweep is None or settings_of(schedule, path)
+        for view in schedule.views():
+            find_view(view, schedule.augment_seed).check()
+    elif kind(path) == "augmenters":
+        read_policy(path).build()
+    else:
+        assert read_recipe(path).file.description
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if kind(path) == "steps"], ids=lambda path: path.parent.name
+)
+def test_a_recipe_would_run(
+    path: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that `run` checks before its first step, on a small dataset and an empty cache."""
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise InterruptedError
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(stage, "featurize", stop)
+    with pytest.raises(InterruptedError):
+        stage.run(path, data=small_data, cache=tmp_path / "c", runs=tmp_path / "r")
+
+
+def test_there_are_pipelines() -> None:
+    assert FILES
