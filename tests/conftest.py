@@ -62,13 +62,13 @@ def _quick(load: Callable[..., Any], open_: Callable[..., Any]) -> Iterator[None
     import torch
 
     from featurecache.features import backbones
-    from featurecache.stages import again, featurize, plan, resolve, run
+    from featurecache.stages import again, featurize, plan, recipes, resolve
 
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resolve, "load_backbone", load)
         patch.setattr(backbones, "load_backbone", load)
-        patch.setattr(run, "load_backbone", load)
+        patch.setattr(recipes, "load_backbone", load)
         for module in (again, featurize, plan):
             patch.setattr(module, "open_engine", open_)
         patch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts

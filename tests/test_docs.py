@@ -29,7 +29,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
-from featurecache.stages import run
+from featurecache.stages import recipes
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("pipelines/**/*.md")])
@@ -131,12 +131,12 @@ def test_cli_page_has_every_step_of_a_recipe_with_its_options() -> None:
     section = sections(text("docs/cli.md"))["featurecache run"]
     rows = re.findall(r"^\| ([a-z-]+) \| (`[a-z].*?) \|", section, re.MULTILINE)
     said = {step: set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", cell))) for step, cell in rows}
-    assert said == {step: set(model.model_fields) for step, model in run.COMMANDS.items()}
+    assert said == {step: set(model.model_fields) for step, model in recipes.COMMANDS.items()}
     (example,) = blocks(section, "yaml")
     file = run.RecipeFile.model_validate(records.plain(yaml.compose(example, yaml.SafeLoader)))
     for step in file.steps:
         ((command, given),) = step.items()
-        run.COMMANDS[command].model_validate(given)
+        recipes.COMMANDS[command].model_validate(given)
 
 
 # ---- the other pages ----
