@@ -133,7 +133,7 @@ def test_cli_page_has_every_step_of_a_recipe_with_its_options() -> None:
     said = {step: set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", cell))) for step, cell in rows}
     assert said == {step: set(model.model_fields) for step, model in recipes.COMMANDS.items()}
     (example,) = blocks(section, "yaml")
-    file = run.RecipeFile.model_validate(records.plain(yaml.compose(example, yaml.SafeLoader)))
+    file = recipes.RecipeFile.model_validate(records.plain(yaml.compose(example, yaml.SafeLoader)))
     for step in file.steps:
         ((command, given),) = step.items()
         recipes.COMMANDS[command].model_validate(given)
