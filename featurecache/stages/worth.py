@@ -236,13 +236,13 @@ def _rates(plan: records.Json, given: Sequence[str]) -> dict[str, records.Json]:
     LR_SCHEDULES, and the plan's own. Raises BadInput for what a schedule doesn't take."""
     values = {text: records.plain(records.parse_yaml(text, "--lr-schedule")) for text in given}
     if not given:
-        own = plan.get("lr_schedule", LR_SCHEDULES[0])
+        own = plan.get("lr_schedule", {"name": "constant"})
         name = yaml.safe_dump(own, default_flow_style=True, width=1000).strip()
         values = {name: name for name in LR_SCHEDULES} | {name: own}
     found: dict[str, records.Json] = {}
     checked: list[Schedule] = []
     for name, value in values.items():
-        # What a schedule does that says nothing of it is not said either.
+        # It is what a schedule does that says nothing, and is named by saying nothing here too.
         keys = {} if value in ("constant", {"name": "constant"}) else {"lr_schedule": value}
         others = {n: v for n, v in plan.items() if n != "lr_schedule"}
         schedule = records.validated(Schedule, others | keys, f"--lr-schedule {name}")
