@@ -72,6 +72,12 @@ def test_whitened_components_have_deviation_1_and_are_uncorrelated() -> None:
     np.testing.assert_allclose(np.cov(found.T), np.eye(3), atol=1e-3)
 
 
+def test_whitening_does_not_blow_up_what_has_no_variance() -> None:
+    rows = vectors(200)
+    found = fit(Input(pca=6, whiten=True), rows)(vectors(50, seed=3))
+    assert float(found.abs().max()) < 100
+
+
 def test_more_components_than_there_are_is_bad_input() -> None:
     with pytest.raises(BadInput, match="7 components of 50 training vectors of 6 numbers"):
         fit(Input(pca=7), vectors())

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from test_training import ITEMS, LABELS, NAMES, VECTORS, Killed, run_train, schedule
 
 from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.heads.epochs import Member
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.sweeps import Setting, settings_of, stackable
+from featurecache.heads.training import Trained, train_many
 from featurecache.heads.trials import Swept, interval, train_sweep
 
 PHASES = [{"views": "none", "epochs": 2}]
@@ -84,6 +86,23 @@ def test_a_block_that_is_a_name_or_not_there_becomes_a_mapping() -> None:
     assert one.schedule.input is not None and one.schedule.input.pca == 0.9
 
 
+def test_another_kind_leaves_the_keys_of_the_first_behind() -> None:
+    sgd = {"name": "sgd", "lr": 0.1, "nesterov": True}
+    found = settings({"grid": {"optimizer.name": ["sgd", "adam"]}}, optimizer=sgd)
+    assert [one.schedule.optimizer.momentum for one in found] == [0.9, None]
+    assert [one.schedule.optimizer.lr for one in found] == [0.1, 0.1]
+    plateau = {"name": "plateau", "factor": 0.5}
+    found = settings({"grid": {"lr_schedule.name": ["plateau", "cosine"]}}, lr_schedule=plateau)
+    assert [getattr(one.schedule.lr_schedule, "factor", 0) for one in found] == [0.5, None]
+
+
+def test_a_rate_that_every_phase_sets_is_not_swept() -> None:
+    phases = [{"views": "none", "epochs": 2, "optimizer": {"lr": 0.1}}]
+    plan = schedule(sweep={"grid": {"optimizer.lr": [0.1, 0.2]}}, phases=phases)
+    with pytest.raises(BadInput, match="every phase sets its own"):
+        settings_of(plan, "s.yaml")
+
+
 @pytest.mark.parametrize(
     ("sweep", "said"),
     [
@@ -134,11 +153,16 @@ def test_each_trial_is_its_trainings(tmp_path: Path, validation: dict[str, Any])
     found = run_sweep(tmp_path / "sweep", plan)
     for trial, setting in zip(found.trials, settings_of(plan, "s"), strict=True):
         assert trial.setting == setting.values
-        alone = setting.schedule.model_copy(update={"seed": 0})
-        assert trial.n == 2 * (validation.get("folds") or 1)
-        assert trial.low is not None and trial.top1 is not None
-        assert trial.low <= trial.top1
-        assert alone.epochs == 2
+        own = setting.schedule.optimizer
+        members = [Member(seed, own.lr, own.weight_decay) for seed in (3, 4)]
+        folder = tmp_path / str(setting.values)
+        alone = train_many(
+            VECTORS, LABELS, ITEMS, setting.schedule, NAMES, members, folder, identity="x"
+        )
+        tops = [[row["val_top1"] for row in one.kept] for one in alone if isinstance(one, Trained)]
+        assert trial.top1 == pytest.approx(np.mean(tops), abs=0.03)  # stacked: other last digits
+        assert trial.n == (validation.get("folds") or 2)
+        assert trial.low is not None and trial.low <= trial.top1
     best = max(trial.top1 or 0 for trial in found.trials)
     assert found.trials[found.winner].top1 == best
     assert found.last == found.trials[found.winner].last
@@ -176,6 +200,12 @@ def test_a_killed_sweep_does_not_train_what_is_done(tmp_path: Path) -> None:
     assert run_sweep(tmp_path / "killed", on_epoch=seen.append) == whole
     assert first.stat().st_mtime_ns == before
     assert len(seen) == 16
+
+
+def test_trials_of_another_sweep_are_not_taken(tmp_path: Path) -> None:
+    run_sweep(tmp_path)
+    with pytest.raises(BadInput, match="trials of another sweep"):
+        run_sweep(tmp_path, identity="others")
 
 
 WILD = {"head": {"hidden": [16], "norm": "none"}, "optimizer": {"name": "sgd", "momentum": 0.0}}

@@ -107,7 +107,7 @@ def one_epoch(
     perturbations = [curriculum.perturbation(fold.number, at) for fold in folds]
     weights = curriculum.weights(errors)
     if weights is not None:
-        weights = weights.expand(len(group), -1)
+        weights = weights.to(where).expand(len(group), -1)
     dropping = [_dropping(job, at.epoch, where) for job in group]
     # Summed on the device: asking for a number at every step would wait for every step.
     loss = torch.zeros(len(group), dtype=torch.float64, device=where)

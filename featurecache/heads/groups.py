@@ -71,7 +71,7 @@ def train_group(
     fitted = None
     if schedule.input is not None:
         (fold,) = distinct(group)  # what is fitted is of its training rows
-        fitted = inputs.fit(schedule.input, _first_seen(data, fold, schedule))
+        fitted = inputs.fit(schedule.input, _training_rows(data, fold, schedule))
         data = Data({view: fitted(tensor) for view, tensor in data.views.items()}, data.labels)
     width = data.views[schedule.validation.view].shape[1]
     stack = _fresh(group, schedule.head, schedule.optimizer, width, len(classes), data)
@@ -174,9 +174,9 @@ def _fresh(
     return Stack(fresh, head, optimizer, data.labels.device)
 
 
-def _first_seen(data: Data, fold: Fold, schedule: Schedule) -> torch.Tensor:
-    """The training rows through the first view that the phases name, (N, D)."""
-    return data.views[schedule.views()[0]][fold.kept]
+def _training_rows(data: Data, fold: Fold, schedule: Schedule) -> torch.Tensor:
+    """The training rows through the view that is validated on, (N, D): every schedule has it."""
+    return data.views[schedule.validation.view][fold.kept]
 
 
 def _curriculum(
@@ -191,7 +191,7 @@ def _curriculum(
         schedule,
         classes,
         {fold.number: data.labels[fold.kept] for fold in folds},
-        lambda number: _first_seen(data, by_number[number], schedule),
+        lambda number: _training_rows(data, by_number[number], schedule),
         reference,
     )
 

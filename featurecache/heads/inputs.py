@@ -16,6 +16,10 @@ from featurecache.errors import BadInput
 from featurecache.heads.perturb import spread
 from featurecache.heads.settings import Input
 
+_LEAST = (
+    1e-4  # deviation of a component, as a share of the first's, that whitening still divides by
+)
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -65,6 +69,7 @@ def fit(wanted: Input, rows: torch.Tensor) -> Fitted:
     found = PCA(wanted.pca, whiten=wanted.whiten, svd_solver="covariance_eigh").fit(scaled)
     components = torch.from_numpy(found.components_.T.copy()).to(rows)
     if wanted.whiten:
-        kept = torch.from_numpy(found.explained_variance_).to(rows)
-        components = components / kept.clamp_min(torch.finfo(kept.dtype).tiny).sqrt()
+        deviations = torch.from_numpy(found.explained_variance_).to(rows).clamp_min(0).sqrt()
+        # What has no variance but of rounding is not blown up to as much as the rest.
+        components = components / deviations.clamp_min(float(deviations[0]) * _LEAST)
     return Fitted(mean, scale, scale[:, None] * components)

@@ -7,6 +7,8 @@ import torch
 
 from featurecache.heads.settings import Features
 
+_FEATURES_AT_ONCE = 128  # bounds the memory of float64 copies
+
 
 class Perturbation:
     """Changes the vectors of one fold's minibatches, in one epoch, by draws of its own."""
@@ -56,5 +58,9 @@ class Perturbation:
 
 def spread(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation (D,) of vectors (N, D), float32, summed in float64."""
-    wide = rows.double()
-    return wide.mean(0).float(), wide.std(0, correction=0).float()
+    means, deviations = [], []
+    for some in torch.split(rows, _FEATURES_AT_ONCE, dim=1):
+        wide = some.double()
+        means.append(wide.mean(0).float())
+        deviations.append(wide.std(0, correction=0).float())
+    return torch.cat(means), torch.cat(deviations)

@@ -109,8 +109,9 @@ class LrSchedule(pydantic.BaseModel):
     """What becomes of the learning rate that the optimizer, or a phase, sets. In YAML a name alone,
     or a mapping.
 
-    `cosine`: at every step times (1 + cos(pi * done)) / 2, `done` being the share of the steps of
-    the training, or of the phase, that are over. `step`: times `factor` after every `every` epochs.
+    `cosine`: at every step times (1 + cos(pi * done)) / 2, `done` being the share of the epochs of
+    the training, or of the phase, that are over, and of the steps in this one. `step`: times
+    `factor` after every `every` epochs.
     `plateau`: times `factor` when the validation loss was not the lowest so far for `patience`
     epochs, counted anew after that (Keras' ReduceLROnPlateau, without a least change).
     """

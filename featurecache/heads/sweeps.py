@@ -22,6 +22,9 @@ SWEPT = (
     "mixup", "features", "class_weights", "pruning",
 )  # fmt: skip
 
+# Of a block that changes its kind, the keys that every kind has.
+_OF_ANY = {"optimizer.name": ("lr", "weight_decay"), "lr_schedule.name": ()}
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -43,11 +46,19 @@ def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
         top = key.split(".")[0]
         if top not in SWEPT:
             raise BadInput(f"{where}: sweep: {key} can't be swept; {nearest(top, SWEPT)}")
+        own = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight_decay"}.get(key)
+        if own and all(getattr(phase.optimizer, own) is not None for phase in schedule.phases):
+            raise BadInput(f"{where}: sweep: {key}: every phase sets its own; take those out")
     plain = schedule.model_dump(mode="json", exclude_none=True, exclude={"sweep"})
     found = []
     for values in _combinations(sweep) if sweep.random is None else _draws(sweep):
         changed = plain
         for key, value in values.items():
+            block = changed.get(key.removesuffix(".name"))
+            if key in _OF_ANY and isinstance(block, dict) and block.get("name") != value:
+                # What is only for the kind that stands there would be refused for another.
+                kept = {name: v for name, v in block.items() if name in _OF_ANY[key]}
+                changed = {**changed, key.removesuffix(".name"): kept}
             changed = _with(changed, key.split("."), value)
         shown = ", ".join(f"{key} {value}" for key, value in values.items())
         found.append(Setting(values, records.validated(Schedule, changed, f"{where}: {shown}")))

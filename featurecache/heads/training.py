@@ -185,7 +185,13 @@ def _train_all(
     pairs = [(drop_shared(items, kept, held), held) for kept, held in pairs]
     for fold, (kept, held) in enumerate(pairs, 1):
         _check_sides(fold, len(kept), len(held), schedule)
-    where = _device(device)
+        unseen = np.setdiff1d(labels[held], labels[kept])
+        if len(unseen) > 0:
+            raise BadInput(
+                f"fold {fold}: class {classes[unseen[0]]!r} is validated on and not trained on; "
+                "add images of it, or take it out"
+            )
+    where = device_of(device)
     run.mkdir(parents=True, exist_ok=True)
     data = Data(
         {view: _tensor(vectors[view], where) for view in schedule.views()},
@@ -343,7 +349,8 @@ def _identity(
     )
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that auto, cpu or cuda means here. Raises BadInput."""
     if name not in ("auto", "cpu", "cuda"):
         raise BadInput(f"unknown device {name!r}; there are: auto, cpu, cuda")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):

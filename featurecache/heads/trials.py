@@ -14,14 +14,14 @@ import numpy.typing as npt
 from scipy import stats
 
 from featurecache import durable, records
-from featurecache.errors import FeatureCacheError
+from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads.epochs import Member, Row
 from featurecache.heads.groups import Lost
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import Index, Items, Labels
 from featurecache.heads.sweeps import Setting, settings_of, stackable
-from featurecache.heads.training import Trained, Vectors, train_many
+from featurecache.heads.training import Trained, Vectors, device_of, train_many
 from featurecache.regular import read_regular
 
 _TRIALS = "trials.json"
@@ -30,10 +30,11 @@ _MOST_JSON = 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting: its values by their dotted keys, and validation top-1 over `n` networks (seeds
-    times folds), of the weights that are kept: the mean and a 95% interval by Student's t.
+    """One setting: its values by their dotted keys, and validation top-1 of the weights that are
+    kept: the mean, and a 95% interval by Student's t over `n` folds (each the mean over the seeds),
+    or without folds over `n` seeds.
 
-    `low` and `high` are None for one network, and all of them where the loss of a network was no
+    `low` and `high` are None for n = 1, and all of them where the loss of a network was no
     longer finite (`diverged` says in how many members). `best` and `last` are those of the training
     with the first seed.
     """
@@ -89,6 +90,14 @@ def train_sweep(
     for number, places in enumerate(stackable(settings), 1):
         folder = run / "sweep" / str(number)
         folder_of.update(dict.fromkeys(places, folder))
+        of = records.digest(
+            {
+                "identity": identity,
+                "settings": [settings[place].schedule.model_dump(mode="json") for place in places],
+                "seeds": seeds,
+                "device": device_of(device).type,
+            }
+        )
         if not (folder / _TRIALS).is_file():
             own = [settings[place].schedule.optimizer for place in places]
             members = [Member(seed, o.lr, o.weight_decay) for o in own for seed in seeds]
@@ -104,15 +113,22 @@ def train_sweep(
                 pairs=pairs,
                 on_epoch=None if on_epoch is None else lambda _, row: on_epoch(row),
                 on_done=functools.partial(
-                    _save, folder, [settings[place] for place in places], len(seeds)
+                    _save, folder, of, [settings[place] for place in places], len(seeds)
                 ),
                 device=device,
             )
         elif on_epoch is not None:
             for line in (folder / "metrics.jsonl").read_text().splitlines():
                 on_epoch(json.loads(line))
-        trials = json.loads(read_regular(folder / _TRIALS, _MOST_JSON))
-        found.update(zip(places, [Trial(**trial) for trial in trials], strict=True))
+        kept = json.loads(read_regular(folder / _TRIALS, _MOST_JSON))
+        if kept["of"] != of:
+            raise BadInput(
+                f"{folder}: holds trials of another sweep (schedule, vectors or device differ); "
+                "delete the folder to train them anew, or take another run folder"
+            )
+        for left in folder.glob("stack-*.checkpoint"):  # of a kill right after the trials
+            left.unlink()
+        found.update(zip(places, [Trial(**trial) for trial in kept["trials"]], strict=True))
     ordered = [found[place] for place in range(len(settings))]
     place = _winner(ordered)
     won = None if place is None else ordered[place]
@@ -126,7 +142,11 @@ def train_sweep(
 
 
 def _save(
-    folder: Path, settings: Sequence[Setting], seeds: int, trained: Sequence[Trained | Lost]
+    folder: Path,
+    of: str,
+    settings: Sequence[Setting],
+    seeds: int,
+    trained: Sequence[Trained | Lost],
 ) -> None:
     """Keep the trials of settings that were trained together, and the head of the best of them."""
     each = [trained[at : at + seeds] for at in range(0, len(trained), seeds)]
@@ -136,7 +156,7 @@ def _save(
     best = _winner(trials)
     if best is not None and isinstance(first := each[best][0], Trained):
         first.head.save(folder)
-    content = records.canonical([asdict(trial) for trial in trials])
+    content = records.canonical({"of": of, "trials": [asdict(trial) for trial in trials]})
     durable.replace(folder / _TRIALS, content + b"\n")
 
 
@@ -145,7 +165,9 @@ def _trial(setting: Setting, trained: Sequence[Trained | Lost]) -> Trial:
     if len(finite) < len(trained):
         lost = len(trained) - len(finite)
         return Trial(setting.values, 0, None, None, None, lost, None, None)
-    scores = np.array([row["val_top1"] for one in finite for row in one.kept])
+    by_seed = np.array([[row["val_top1"] for row in one.kept] for one in finite])
+    # Seeds on one fold share its images, so folds are what is independent where there are some.
+    scores = by_seed.mean(0) if by_seed.shape[1] > 1 else by_seed[:, 0]
     low, high = interval(scores)
     first = finite[0]
     mean = float(scores.mean())

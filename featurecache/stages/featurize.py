@@ -30,7 +30,15 @@ from featurecache.stages.make import Batch, make, shards_of
 from featurecache.stages.resolve import resolve
 
 # The libraries that decide a picture's last bits; not in the key, but kept in every shard.
-PIXELS = ("featurecache", "imaug", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
+PIXELS = (
+    "featurecache",
+    "imaug",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "scipy",
+    "simplejpeg",
+)
 Made = TypeVar("Made")
 Started = TypeVar("Started")
 Waiting = Callable[[], np.ndarray]

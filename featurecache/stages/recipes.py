@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
@@ -28,7 +28,7 @@ from featurecache.images.views import View, find_view
 from featurecache.stages.ensemble import HOW
 from featurecache.stages.find import fitting
 
-Names = str | list[str]
+Names = str | Annotated[list[str], Field(min_length=1)]
 
 
 class Featurize(pydantic.BaseModel):
@@ -73,7 +73,7 @@ class Evaluate(pydantic.BaseModel):
 
     split: str = "val"
     view: str = "none"
-    tta: Names = []
+    tta: str | list[str] = []
 
 
 class Ensemble(Evaluate):

@@ -35,8 +35,8 @@ from featurecache.stages.train_head import DEVICES, TrainedRun, read_run, train_
 @dataclass(frozen=True)
 class Ran:
     """What a recipe came to. A row of `table` is {what, split, view, n, top1, low, high, top5,
-    seconds}: the mean top1 and top5 of n seeds, the 95% interval of the mean by Student's t (null
-    for one), the mean seconds of a training. A sweep that was validated on what is evaluated has a
+    seconds}: the mean top1 and top5 of n seeds, the 95% interval of the mean by Student's t, or for
+    one its bootstrap over images, the mean seconds of a training. A sweep that was validated on what is evaluated has a
     row for each setting, without top5; of others the winner has a row, and `trials` the settings as
     `train-head` gives them. `runs` has the run folders of each schedule, one a seed."""
 
@@ -203,6 +203,7 @@ def _evaluated(
         [one.top1 for one in found],
         [one.top5 for one in found],
         round(float(np.mean(seconds)), 1),
+        found[0].interval,
     )
 
 
@@ -244,6 +245,7 @@ def _together(
             [each.ensembles[how]["top1"] for each in found],
             [each.ensembles[how].get("top5") for each in found],
             None,
+            found[0].ensembles[how]["interval"],
         )
         for how in HOW
         if all(how in each.ensembles for each in found)
@@ -260,6 +262,7 @@ def _baselines(step: Baselines, where: _Where, progress: Progress) -> list[dict[
             [row["top1"]],
             [row["top5"]],
             row["seconds"],
+            row["interval"],
         )
         for row in found.table
     ]
@@ -271,10 +274,12 @@ def _row(
     top1: Sequence[float],
     top5: Sequence[float | None],
     seconds: float | None,
+    of_images: Sequence[float],
 ) -> dict[str, Any]:
+    """A row of the table; `of_images` is the interval of the first number, over images."""
     from featurecache.heads.trials import interval  # torch
 
-    low, high = interval(np.array(top1))
+    low, high = of_images if len(top1) == 1 else interval(np.array(top1))
     known = [value for value in top5 if value is not None]
     return {
         "what": what,

@@ -73,6 +73,9 @@ def train_head(
     settings = [] if wanted.sweep is None else settings_of(wanted, path)
     opened = Cache(cache)
     found = trainable(wanted, wanted.views(), path, data, opened, progress)
+    plans = [setting.schedule for setting in settings] or [wanted]
+    for plan in plans:
+        found.check(plan, path)
     notes = list(found.notes)
 
     effective = wanted.model_dump(mode="json", exclude_none=True)
@@ -105,8 +108,8 @@ def train_head(
     make_folder(run)
     _write(run, record)
     durable.replace(run / "schedule.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
-    members = len(settings) * len(wanted.sweep.seeds or [wanted.seed]) if wanted.sweep else 1
-    total = wanted.epochs * (wanted.validation.folds or 1) * members
+    seeds = len(wanted.sweep.seeds or [wanted.seed]) if wanted.sweep else 1
+    total = sum(plan.epochs for plan in plans) * (wanted.validation.folds or 1) * seeds
     epochs = 0
 
     def on_epoch(row: dict[str, Any]) -> None:
@@ -160,7 +163,9 @@ def _overridden(schedule: Schedule, backbone: str | Sequence[str], seed: int | N
     changed: dict[str, Any] = {}
     names = [backbone] if isinstance(backbone, str) else list(backbone)
     if names:
-        changed["backbone"] = tuple(BackboneChoice(name=name) for name in names)
+        changed["backbone"] = tuple(
+            records.validated(BackboneChoice, {"name": name}, "--backbone") for name in names
+        )
     if seed is not None:
         if not 0 <= seed < 2**32:
             raise BadInput(f"seed {seed}: must be 0 or more, and below 2**32")
@@ -186,7 +191,7 @@ def _earlier(run: Path, identity: str) -> TrainedRun | None:
     try:
         record = RunRecord.model_validate_json(read_regular(run / RUN, _MOST_JSON))
     except (OSError, pydantic.ValidationError) as error:
-        raise BadInput(f"{run / RUN} can't be understood; give another --out") from error
+        raise BadInput(f"{run / RUN} can't be understood; give another folder") from error
     if record.identity != identity:
         raise BadInput(
             f"{run}: holds a run of another schedule or other vectors; give another --out"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -55,6 +55,21 @@ class Trainable:
     def vector_hashes(self) -> dict[str, str]:
         """Hash of the vectors of each view."""
         return {name: hashlib.sha256(v.data).hexdigest() for name, v in self.vectors.items()}
+
+    def check(self, schedule: Schedule, where: str | Path) -> None:
+        """Raise BadInput for what a schedule says of classes and components that there are not."""
+        if isinstance(schedule.class_weights, dict):
+            for name in schedule.class_weights:
+                if name not in self.dataset.classes:
+                    raise UnknownName("class of class_weights", name, self.dataset.classes)
+        width = next(iter(self.vectors.values())).shape[1]
+        if schedule.input is not None and type(schedule.input.pca) is int:
+            most = min(width, len(self.rows) - 1)
+            if schedule.input.pca > most:
+                raise BadInput(
+                    f"{where}: input.pca: {schedule.input.pca} components of {len(self.rows)} "
+                    f"vectors of {width} numbers; there can be {most} at most"
+                )
 
     def space_names(self) -> dict[str, list[str]]:
         """The names of the spaces of each view."""

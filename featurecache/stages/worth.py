@@ -306,13 +306,11 @@ def _right(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> np.ndarray:
     """(N,) bool: which of the validation rows of all folds the head of their fold has right."""
-    from featurecache.heads.mlp import Head
-
     vectors, head = found.vectors[schedule.validation.view], trained.head
     parts = []
-    for member, (_, held) in zip(head.members, pairs, strict=True):
-        of_fold = Head([member], head.classes, head.spec)
-        parts.append(of_fold.predict_proba(vectors[held]).argmax(1) == found.labels[held])
+    for place, (_, held) in enumerate(pairs):
+        likely = head.network(place).predict_proba(vectors[held])
+        parts.append(likely.argmax(1) == found.labels[held])
     return np.concatenate(parts)
 
 
