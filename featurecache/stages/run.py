@@ -34,11 +34,14 @@ from featurecache.stages.train_head import DEVICES, TrainedRun, read_run, train_
 
 @dataclass(frozen=True)
 class Ran:
-    """What a recipe came to. A row of `table` is {what, split, view, n, top1, low, high, top5,
-    seconds}: the mean top1 and top5 of n seeds, the 95% interval of the mean by Student's t, or for
-    one its bootstrap over images, the mean seconds of a training. A sweep that was validated on what is evaluated has a
+    """What a recipe came to.
+
+    A row of `table` is {what, split, view, n, top1, low, high, top5, seconds}: the mean top1 and
+    top5 of n seeds, the 95% interval of the mean by Student's t, or for one its bootstrap over
+    images, the mean seconds of a training. A sweep that was validated on what is evaluated has a
     row for each setting, without top5; of others the winner has a row, and `trials` the settings as
-    `train-head` gives them. `runs` has the run folders of each schedule, one a seed."""
+    `train-head` gives them. `runs` are the run folders of each schedule, a seed each.
+    """
 
     recipe: str
     computed: int  # rows
@@ -262,7 +265,7 @@ def _baselines(step: Baselines, where: _Where, progress: Progress) -> list[dict[
             [row["top1"]],
             [row["top5"]],
             row["seconds"],
-            row["interval"],
+            (row["low"], row["high"]),
         )
         for row in found.table
     ]
