@@ -282,8 +282,8 @@ def _schedule(path: Path, setting: Setting, lr: float | None = None) -> Path:
         assert "lr: 1.0e-3" in text
         text = text.replace("lr: 1.0e-3", f"lr: {lr}")
     if setting.small:
-        assert ", crop: 1.0" in text
-        text = text.replace(", crop: 1.0", "")
+        assert ", input_size: 224, crop: 1.0" in text
+        text = text.replace(", input_size: 224, crop: 1.0", "")
     path.write_text(text)
     return path
 

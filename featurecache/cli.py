@@ -729,6 +729,15 @@ def _stop(number: int, _frame: object) -> None:
         signal.alarm(_LEAVING)
     for worker in multiprocessing.active_children():
         worker.kill()
+
+    def swallowed(found: Any) -> None:
+        # Python prints and forgets what is raised in a finaliser or the callback of a weak
+        # reference, and an import has those: the command would go on.
+        if isinstance(found.exc_value, KeyboardInterrupt | SystemExit):
+            _leave(128 + number)
+        sys.__unraisablehook__(found)
+
+    sys.unraisablehook = swallowed
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 

@@ -566,3 +566,21 @@ def test_stopped_it_keeps_what_was_committed(
         assert "stopped; what was committed stays, and the same command goes on" in err
     found = verify(tmp_path / "c")
     assert found.bad == [] and 3 <= found.rows < 300
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_in_a_finaliser_ends_the_command_too(number: str, code: int) -> None:
+    """What is raised there is printed and forgotten by Python; imports have such places."""
+    program = (
+        "import os, signal, time\n"
+        "from featurecache import cli\n"
+        f"signal.signal(signal.{number}, cli._stop)\n"
+        "class Finalised:\n"
+        f"    def __del__(self): os.kill(os.getpid(), signal.{number})\n"
+        "Finalised()\n"
+        "time.sleep(30)\n"
+    )
+    began = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (code, b"")
+    assert time.monotonic() - began < 20

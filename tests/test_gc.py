@@ -28,7 +28,10 @@ validation: {split: val}
 
 @pytest.fixture
 def cache(small_cache: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(small_cache, tmp_path / "cache"))
+    """Without the notes of runs that other tests have trained on the shared cache."""
+    copied = Path(shutil.copytree(small_cache, tmp_path / "cache"))
+    shutil.rmtree(copied / "runs", ignore_errors=True)
+    return copied
 
 
 @pytest.fixture

@@ -461,9 +461,9 @@ def test_rows_that_do_not_fit_are_refused(
 
 
 def test_devices() -> None:
-    assert training._device("cpu") == torch.device("cpu")
+    assert training.device_of("cpu") == torch.device("cpu")
     with pytest.raises(BadInput, match="unknown device 'gpu'"):
-        training._device("gpu")
+        training.device_of("gpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
