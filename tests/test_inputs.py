@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_training import NAMES, schedule
 
 from featurecache.errors import BadInput
 from featurecache.heads.inputs import fit
@@ -78,6 +79,10 @@ def test_whitening_does_not_blow_up_what_has_no_variance() -> None:
     assert float(found.abs().max()) < 100
 
 
-def test_more_components_than_there_are_is_bad_input() -> None:
+def test_more_components_than_there_can_be_is_bad_input() -> None:
+    plan = schedule(input={"pca": 7})
     with pytest.raises(BadInput, match="7 components of 50 training vectors of 6 numbers"):
-        fit(Input(pca=7), vectors())
+        plan.check_fits(NAMES, 50, 6)
+    with pytest.raises(BadInput, match="there can be 6 at most"):
+        plan.check_fits(NAMES, 7, 8)
+    plan.check_fits(NAMES, 8, 8)

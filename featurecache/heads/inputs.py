@@ -12,13 +12,11 @@ import torch
 from sklearn.decomposition import PCA
 from torch import nn
 
-from featurecache.errors import BadInput
 from featurecache.heads.perturb import spread
 from featurecache.heads.settings import Input
 
-_LEAST = (
-    1e-4  # deviation of a component, as a share of the first's, that whitening still divides by
-)
+# Whitening divides by no deviation below this share of the first component's.
+_LEAST = 1e-4
 
 
 @dataclass(frozen=True)
@@ -52,19 +50,13 @@ class Fitted:
 
 
 def fit(wanted: Input, rows: torch.Tensor) -> Fitted:
-    """Fit to the training vectors (N, D). Raises BadInput for more components than there can be."""
+    """Fit to the training vectors (N, D), which `Schedule.check_fits` has found enough."""
     mean, deviation = spread(rows)
     if not wanted.standardise:
         deviation = torch.ones_like(deviation)
     scale = torch.where(deviation > 0, 1 / deviation, 1.0)
     if wanted.pca is None:
         return Fitted(mean, scale, None)
-    most = min(rows.shape[0] - 1, rows.shape[1])
-    if isinstance(wanted.pca, int) and wanted.pca > most:
-        raise BadInput(
-            f"input.pca: {wanted.pca} components of {rows.shape[0]} training vectors of "
-            f"{rows.shape[1]} numbers; there can be {most} at most"
-        )
     scaled = ((rows - mean) * scale).cpu().numpy()
     found = PCA(wanted.pca, whiten=wanted.whiten, svd_solver="covariance_eigh").fit(scaled)
     components = torch.from_numpy(found.components_.T.copy()).to(rows)

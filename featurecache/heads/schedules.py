@@ -7,6 +7,7 @@ torch. The files under `shipped/` are found by their file name.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ import pydantic
 from pydantic import Field
 
 from featurecache import records
-from featurecache.errors import UnknownName
+from featurecache.errors import BadInput, UnknownName
 from featurecache.heads.settings import (
     STRICT,
     EarlyStopping,
@@ -247,6 +248,20 @@ class Schedule(pydantic.BaseModel):
             for epoch in range(1, phase.epochs + 1)
         ]
         return [Planned(at, *each) for at, each in enumerate(within, 1)]
+
+    def check_fits(self, classes: Sequence[str], rows: int, width: int) -> None:
+        """Raise BadInput for what is said of classes that there are not, or of more components than
+        that many training vectors of this width can have."""
+        if isinstance(self.class_weights, dict):
+            for name in self.class_weights:
+                if name not in classes:
+                    raise UnknownName("class of class_weights", name, classes)
+        most = min(rows - 1, width)
+        if self.input is not None and type(self.input.pca) is int and self.input.pca > most:
+            raise BadInput(
+                f"input.pca: {self.input.pca} components of {rows} training vectors of {width} "
+                f"numbers; there can be {most} at most"
+            )
 
     def views(self) -> list[str]:
         """Every view that the phases name, then the validation view, in first-seen order."""

@@ -85,9 +85,7 @@ def _combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:
 def _draws(sweep: Sweep) -> Iterator[dict[str, Any]]:
     """Random settings. Each key has a generator of its own, so that adding one changes no other."""
     over = sweep.over or {}
-    rngs = {
-        key: np.random.default_rng([sweep.seed, *key.encode()]) for key in over
-    }  # a seed and a name are a seed
+    rngs = {key: np.random.default_rng([sweep.seed, *key.encode()]) for key in over}
     for _ in range(sweep.random or 0):
         yield {key: _drawn(drawn, rngs[key]) for key, drawn in over.items()}
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from featurecache import durable, records
-from featurecache.errors import BadInput, FeatureCacheError, UnknownName
+from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads import mlp
 from featurecache.heads.checkpoints import Checkpoint, Timer
 from featurecache.heads.epochs import Data, Fold, Job, Member, Row, distinct
@@ -175,16 +175,13 @@ def _train_all(
     device: str,
 ) -> list[Trained | Lost]:
     check_rows(items, labels, classes)
-    if isinstance(schedule.class_weights, dict):
-        for name in schedule.class_weights:
-            if name not in classes:
-                raise UnknownName("class of class_weights", name, classes)
     _check_vectors(vectors, len(labels), schedule)
     if pairs is None:
         pairs = split_items(items, labels, schedule, classes)
     pairs = [(drop_shared(items, kept, held), held) for kept, held in pairs]
     for fold, (kept, held) in enumerate(pairs, 1):
         _check_sides(fold, len(kept), len(held), schedule)
+        schedule.check_fits(classes, len(kept), vectors[schedule.validation.view].shape[1])
         unseen = np.setdiff1d(labels[held], labels[kept])
         if len(unseen) > 0:
             raise BadInput(

@@ -78,7 +78,7 @@ def train_sweep(
 
     Arguments and errors are those of `training.train`. Members of a sweep see the rows in the same
     order; a seed is of initial weights and dropout. The head that is saved in `run` is that of the
-    winner's first seed. `run/sweep/K` holds the metrics of the settings that share a stack, and
+    winner's first seed. `run/sweep/K` holds the metrics of settings that are trained together, and
     when they are done what came out of them: a sweep that was killed goes on from there.
     Raises FeatureCacheError where every setting diverged.
     """

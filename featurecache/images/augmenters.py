@@ -9,6 +9,7 @@ comes from the generator that imgaug hands them.
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +28,9 @@ class PerImage(Augmenter):  # type: ignore[misc]
     A subclass keeps its parameters under the names that they have in a policy.
     """
 
+    @abstractmethod
     def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
         """The new image, of the same shape, (H, W, 3) uint8; `random` is an RNG of imgaug."""
-        raise NotImplementedError
 
     def _augment_batch_(self, batch: Any, random_state: Any, parents: Any, hooks: Any) -> Any:
         for i, random in enumerate(random_state.derive_rngs_(len(batch.images))):

@@ -75,7 +75,7 @@ def train_head(
     found = trainable(wanted, wanted.views(), path, data, opened, progress)
     plans = [setting.schedule for setting in settings] or [wanted]
     for plan in plans:
-        found.check(plan, path)
+        found.check(plan)
     notes = list(found.notes)
 
     effective = wanted.model_dump(mode="json", exclude_none=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -56,20 +56,11 @@ class Trainable:
         """Hash of the vectors of each view."""
         return {name: hashlib.sha256(v.data).hexdigest() for name, v in self.vectors.items()}
 
-    def check(self, schedule: Schedule, where: str | Path) -> None:
-        """Raise BadInput for what a schedule says of classes and components that there are not."""
-        if isinstance(schedule.class_weights, dict):
-            for name in schedule.class_weights:
-                if name not in self.dataset.classes:
-                    raise UnknownName("class of class_weights", name, self.dataset.classes)
+    def check(self, schedule: Schedule) -> None:
+        """Raise BadInput for what a schedule says of classes and components that there are not.
+        (Of components there may be fewer yet on the training side of a fold.)"""
         width = next(iter(self.vectors.values())).shape[1]
-        if schedule.input is not None and type(schedule.input.pca) is int:
-            most = min(width, len(self.rows) - 1)
-            if schedule.input.pca > most:
-                raise BadInput(
-                    f"{where}: input.pca: {schedule.input.pca} components of {len(self.rows)} "
-                    f"vectors of {width} numbers; there can be {most} at most"
-                )
+        schedule.check_fits(self.dataset.classes, len(self.rows), width)
 
     def space_names(self) -> dict[str, list[str]]:
         """The names of the spaces of each view."""
