@@ -154,6 +154,13 @@ class Validation(pydantic.BaseModel):
     folds: int | None = Field(default=None, ge=2)
     view: str = Field(default="none", min_length=1)
 
+    @pydantic.field_validator("split")
+    @classmethod
+    def _not_train(cls, value: str | None) -> str | None:
+        if value == "train":
+            raise ValueError("'train' is what is trained on; take another")
+        return value
+
     @pydantic.model_validator(mode="after")
     def _exactly_one(self) -> Validation:
         given = [n for n in ("fraction", "split", "folds") if getattr(self, n) is not None]

@@ -215,7 +215,7 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
     dataset, opened = open_dataset(data), Cache(cache)
     held = opened.spaces()
     to_come: list[Space] = []
-    trained: list[Schedule] = []
+    trained: dict[str, Schedule] = {}
     for at, step in recipe.steps:
         if isinstance(step, Featurize):
             to_come += _spaces_of(step, opened, engine)
@@ -225,10 +225,11 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
                 _check_split(dataset, schedule.validation.split, at)
             views = [find_view(name, schedule.augment_seed) for name in schedule.views()]
             _check_vectors(held, to_come, schedule.backbone, views, at)
-            trained.append(schedule)
+            trained[step.schedule] = schedule
         elif isinstance(step, Evaluate):
             _check_split(dataset, step.split, at)
-            for schedule in trained:
+            of = step.of if isinstance(step, Ensemble) and step.of else list(trained)
+            for schedule in (trained[name] for name in of):
                 views = [find_view(name, schedule.augment_seed) for name in views_of_step(step)]
                 _check_vectors(held, to_come, schedule.backbone, views, at)
         else:

@@ -72,7 +72,7 @@ def train_head(
     wanted = _overridden(read_schedule(path), backbone, seed)
     settings = [] if wanted.sweep is None else settings_of(wanted, path)
     opened = Cache(cache)
-    found = trainable(wanted, wanted.views(), path, data, opened, progress)
+    found = trainable(wanted, wanted.views(), data, opened, progress)
     plans = [setting.schedule for setting in settings] or [wanted]
     for plan in plans:
         found.check(plan)

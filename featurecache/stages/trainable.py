@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -70,18 +69,15 @@ class Trainable:
 def trainable(
     schedule: Schedule,
     views: Sequence[str],
-    where: str | Path,
     data: str | Path,
     cache: Cache,
     progress: Progress = silent,
 ) -> Trainable:
-    """The rows that `schedule`, read from the file `where`, trains and validates on, with their
-    vectors through each of `views`. Raises BadInput or NotCached for what is missing."""
+    """The rows that `schedule` trains and validates on, with their vectors through each of `views`.
+    Raises BadInput or NotCached for what is missing."""
     dataset = open_dataset(data)
     wanted = {name: find_view(name, schedule.augment_seed) for name in views}
     val = schedule.validation.split
-    if val == "train":
-        raise BadInput(f"{where}: validation.split: 'train' is what is trained on; take another")
     splits = ["train"] if val is None else ["train", val]
     rows = labelled_rows(dataset, splits, progress)
     spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)

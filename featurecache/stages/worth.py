@@ -119,7 +119,7 @@ def worth(
 
     opened = Cache(cache)
     views = [view for settings in ways.values() for one in settings for view in one.views()]
-    found = trainable(wanted, list(dict.fromkeys(views)), path, data, opened, progress)
+    found = trainable(wanted, list(dict.fromkeys(views)), data, opened, progress)
     found.check(wanted)
     classes = list(found.dataset.classes)
     pairs = found.pairs or split_items(found.items, found.labels, wanted, classes)
