@@ -77,6 +77,25 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "allow_failed": click.option(
         "--allow-failed", is_flag=True, help="Exit 0 although images could not be decoded."
     ),
+    "runs": click.option(
+        "--runs", default="runs", show_default=True, metavar="DIR",
+        help="Where run folders go that are not named.",
+    ),
+    "device": click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu or cuda."
+    ),
+    "split": click.option("--split", default="val", show_default=True, help="A labelled split."),
+    "view": click.option(
+        "--view", default="none", show_default=True, metavar="NAME_N",
+        help="The view to look through.",
+    ),
+    "tta": click.option(
+        "--tta", multiple=True, metavar="NAME_N",
+        help="A view to average the probabilities over too. Repeatable.",
+    ),
+    "held_precision": click.option(
+        "--precision", metavar="NAME", help="As they were made.  [default: what is held]"
+    ),
     "json": click.option(
         "--json", "as_json", is_flag=True, help="One JSON object on stdout, the rest on stderr."
     ),
@@ -85,4 +104,6 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
     ),
 }  # fmt: skip
-COMPUTING = ("weights", "input_size", "crop", "interpolation", "layer", "pooling", "precision")
+_SETTING = ("input_size", "crop", "interpolation", "layer", "pooling")
+COMPUTING = ("weights", *_SETTING, "precision")  # how vectors are made
+HELD = (*_SETTING, "held_precision")  # which of the vectors that are held

@@ -30,7 +30,7 @@ from PIL import Image
 from benchmarks.reliability.harness import Tally, Writer, write_images
 from benchmarks.reliability.jobs import NOTICED
 from featurecache import records
-from featurecache.cli import SOME_FAILED
+from featurecache.commands.printing import SOME_FAILED
 from featurecache.features import backbones, engines, spaces
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import run_rows

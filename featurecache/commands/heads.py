@@ -1,0 +1,243 @@
+"""Commands that train heads on the cache, and ask them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from featurecache import terminal
+from featurecache.commands import printing
+from featurecache.options import HELD, options
+
+
+@click.command("train-head")
+@options("data", "cache")
+@click.option(
+    "--schedule",
+    required=True,
+    metavar="FILE",
+    help="The curriculum: a YAML file, or the name of a shipped one.",
+)
+@click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/SCHEDULE-HASH]")
+@options("runs")
+@click.option(
+    "--backbone",
+    multiple=True,
+    metavar="NAME",
+    help="Stands in for the schedule's backbone entry. Repeatable: vectors side by side.",
+)
+@click.option("--seed", type=int, help="Stands in for the schedule's seed.")
+@options("device", "json", "quiet", "debug")
+def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Train a head on cached vectors under a curriculum."""
+    from featurecache.stages.train_head import train_head
+
+    result = train_head(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return printing.print_json(result)
+    printing.trials(result.trials, result.winner)
+    terminal.table([{"": n, **getattr(result, n)} for n in ("best", "last")], "validation")
+    for note in result.notes:
+        click.echo(note)
+    click.echo(f"run: {result.run}")
+
+
+@click.command()
+@click.option(
+    "--schedule",
+    required=True,
+    metavar="FILE",
+    help="What is weighed: a YAML file, or the name of a shipped one.",
+)
+@options("policy", "data", "cache")
+@click.option(
+    "--lr-schedule",
+    multiple=True,
+    metavar="YAML",
+    help="As a schedule has it. Repeatable.  [default: constant, cosine, the schedule's own]",
+)
+@click.option("--seeds", type=int, default=5, show_default=True, help="Trainings of each kind.")
+@options("runs", "device", "json", "quiet", "debug")
+def worth(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Was the augmentation worth it? Heads with it and without, compared on cached vectors.
+
+    With --policy: each of these policies too takes the place of the schedule's own.
+    """
+    from featurecache.stages.worth import worth
+
+    result = worth(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return printing.print_json(result)
+    rows = [
+        {
+            "trained on": way.policy if way.order == "written" else f"{way.policy}, {way.order}",
+            "lr schedule": way.lr_schedule,
+            "top-1": f"{100 * way.top1:.1f}",
+            "vs clean": _points(way.against_clean),
+            "vs best clean": _points(way.against_best_clean),
+            "views, s": f"{way.views_seconds:,.0f}",
+            "": _mark(way),
+        }
+        for way in result.ways
+    ]
+    terminal.table(rows, f"points of top-1, {result.images:,} images, {len(result.seeds)} seeds")
+    augmented = max((w for w in result.ways if w.policy != "clean"), key=lambda way: way.top1)
+    changed = [
+        {"class": row["name"], "n": row["n"], "points": f"{100 * row['difference']:+.1f}"}
+        for row in [*augmented.gained, *augmented.lost[::-1]]
+    ]
+    where = f"{augmented.policy} under {augmented.lr_schedule}"
+    terminal.table([] if quiet else changed, f"classes that changed most by {where}")
+    for note in result.notes:
+        click.echo(note)
+    click.echo(terminal.printable(result.verdict))
+    click.echo(f"run: {result.run}")
+
+
+@click.command()
+@click.argument("run")
+@options("data", "cache", "split", "view", "tta")
+@click.option("--seed", type=int, help="Seed of the views.  [default: the schedule's augment_seed]")
+@click.option("--against", metavar="RUN2", help="A run to compare with, on the same images.")
+@click.option("--misclassified", metavar="FILE", help="A CSV to write: which images are wrong.")
+@click.option("--confusion", metavar="FILE", help="A CSV to write: class by predicted class.")
+@options("json", "quiet", "debug")
+def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
+    """What the head in RUN is worth on a split of a dataset."""
+    from featurecache.stages.evaluate import evaluate
+
+    result = evaluate(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return printing.print_json(result)
+    names = ("n", "top1", "interval", "top3", "top5", "loss", "ece", "gap")
+    row = {name: getattr(result, name) for name in names}
+    seen = {"split": result.split, "view": " + ".join([result.view, *result.tta])}
+    terminal.table([seen | row | {"interval": printing.interval(result.interval)}], result.run)
+    if not quiet:
+        terminal.table(result.best, "best classes")
+        terminal.table(result.worst, "worst classes")
+    if result.against is not None:
+        terminal.table([result.against | {"p": f"{result.against['p']:.2g}"}], "against")
+    printing.left_out(result.left_out)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True)
+@options("data", "cache")
+@click.option("--how", metavar="NAME", help="mean, vote or stack.  [default: all that can be]")
+@options("split", "view", "tta")
+@click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
+@options("json", "quiet", "debug")
+def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:
+    """What the heads in RUNS are worth together: mean, vote and stack beside each member."""
+    from featurecache.stages.ensemble import ensemble
+
+    result = ensemble(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return printing.print_json(result)
+    names = ("top1", "interval", "top3", "top5", "loss", "ece", "val_top1")
+    rows = [(f"{n}: {m['run']}", m) for n, m in enumerate(result.members, 1)]
+    rows += list(result.ensembles.items())
+    shown = [
+        {"": name, **{n: row.get(n) for n in names}, "interval": printing.interval(row["interval"])}
+        for name, row in rows
+    ]
+    terminal.table(shown, f"{result.split} through {' + '.join([result.view, *result.tta])}")
+    numbered = enumerate(result.correlation, 1)
+    terminal.table(
+        [{"": n, **{str(k): r for k, r in enumerate(row, 1)}} for n, row in numbered],
+        "correlation of errors",
+    )
+    for note in result.notes:
+        click.echo(terminal.printable(note))
+    printing.left_out(result.left_out)
+
+
+@click.command()
+@options("backbone", "data", "cache", "seed", "view")
+@click.option("--split", default="val", show_default=True, help="A labelled split to test on.")
+@options(
+    *HELD,
+    "json",
+    "quiet",
+    "debug",
+)
+def baselines(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Ridge, logistic regression and k-NN on cached vectors: what a head has to beat."""
+    from featurecache.stages.baselines import baselines
+
+    result = baselines(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return printing.print_json(result)
+    title = f"{' + '.join(result.backbone)}, {result.view}: {result.train:,} images fitted on"
+    terminal.table(result.table, f"{title}, {result.n:,} of {result.split} tested")
+    printing.left_out(result.left_out)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True)
+@options("data", "cache")
+@click.option("--out", required=True, metavar="FILE", help="The file to write.")
+@click.option("--split", default="test", show_default=True, help="The split to predict.")
+@options("view", "tta")
+@click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
+@options("allow_failed", "json", "quiet", "debug")
+def submit(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
+    """Write what RUNS, by the mean of their probabilities, say of a split without labels."""
+    from featurecache.stages.submit import submit
+
+    result = submit(**given, progress=terminal.progress(quiet))
+    if as_json:
+        printing.print_json(result)
+    else:
+        click.echo(f"{terminal.printable(result.path)}: {result.n:,} images ({result.format})")
+    return printing.failed(result.failed, allow_failed)
+
+
+@click.command()
+@click.argument("run")
+@click.argument("files", nargs=-1, required=True)
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="FILE",
+    help="Weights that vectors were made with: .safetensors or .pth. Repeatable.",
+)
+@options("engine", "allow_failed", "json", "quiet", "debug")
+def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
+    """The five most probable classes of each of FILES, by the head in RUN."""
+    from featurecache.stages.predict import predict
+
+    results = predict(run, **given)
+    if as_json:
+        printing.print_json(results)
+    else:
+        rows = [
+            {
+                "file": r.path,
+                "class": t["class"],
+                "name": t["name"],
+                "probability": t["probability"],
+            }
+            for r in results
+            for t in r.top
+        ]
+        terminal.table(rows)
+    return printing.failed(
+        [{"path": r.path, "reason": r.error} for r in results if r.error], allow_failed
+    )
+
+
+def _mark(way: Any) -> str:
+    """What a way of training is beside the best: worse, if that is sure."""
+    if way.best:
+        return "best"
+    return "" if way.against_best.sure else "unsure"
+
+
+def _points(found: Any) -> str:
+    """`+0.9 ± 0.4`, in points; nothing where nothing was compared."""
+    if found is None:
+        return ""
+    return f"{100 * found.difference:+.1f} ± {50 * (found.high - found.low):.1f}"

@@ -1,0 +1,115 @@
+"""Commands that look at what is here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from featurecache import terminal
+from featurecache.commands import printing
+from featurecache.options import options
+
+
+@click.command()
+@options("data", "json", "quiet", "debug")
+def inspect(data: str, as_json: bool, quiet: bool) -> None:
+    """What a dataset holds: counts per split and class, sizes, unreadable files."""
+    from featurecache.stages.inspect import inspect
+
+    result = inspect(data, progress=terminal.progress(quiet))
+    if as_json:
+        return printing.print_json(result)
+    splits = [
+        {"split": name, "images": s.images, "labelled": s.labelled, "classes": s.classes}
+        for name, s in result.splits.items()
+    ]
+    terminal.table(splits, f"{result.root}: {result.layout}")
+    per_class = [
+        {
+            "class": name,
+            "name": result.words.get(name, ""),
+            **{s: v.counts.get(name, 0) for s, v in result.splits.items()},
+        }
+        for name in next(iter(result.splits.values())).counts
+    ]
+    terminal.table(per_class)
+    if result.sizes:
+        s = result.sizes
+        click.echo(
+            f"sizes: {s.width_min}-{s.width_max} x {s.height_min}-{s.height_max}, most common "
+            f"{s.common[0]}x{s.common[1]} ({s.common_count:,}); {result.bytes:,} bytes; "
+            f"{result.duplicates} duplicates"
+        )
+    terminal.table([dataclasses.asdict(row) for row in result.unreadable], "unreadable")
+    click.echo(f"unreadable files: {len(result.unreadable)}")
+
+
+@click.group(invoke_without_command=True)
+@options("json", "debug")
+@click.pass_context
+def policies(context: click.Context, as_json: bool) -> None:
+    """List the policies; `show NAME` prints one, `preview NAME` draws it."""
+    from featurecache.stages.policies import policies
+
+    if context.invoked_subcommand is None:
+        printing.print_json(policies()) if as_json else terminal.table(policies())
+
+
+@policies.command()
+@click.argument("name")
+@options("debug")
+def show(name: str) -> None:
+    """Print the YAML of policy NAME."""
+    from featurecache.stages.policies import show
+
+    click.echo(show(name), nl=False)
+
+
+@policies.command()
+@click.argument("name")
+@options("data", "seed")
+@click.option(
+    "--out", default="sheet.png", show_default=True, metavar="FILE", help="The picture to write."
+)
+@click.option("--images", type=int, default=8, show_default=True, help="Rows of the sheet.")
+@click.option("--draws", type=int, default=5, show_default=True, help="Draws beside each original.")
+@options("json", "debug")
+def preview(as_json: bool, **given: Any) -> None:
+    """Draw a contact sheet of policy NAME: originals beside draws."""
+    from featurecache.stages.policies import preview
+
+    result = preview(**given)
+    if as_json:
+        return printing.print_json(result)
+    click.echo(f"{result.path}: {result.images} images, each beside draws 1-{result.draws}")
+
+
+@click.command()
+@click.option("--layers", metavar="NAME", help="List the layers of a network instead.")
+@options("json", "debug")
+def backbones(as_json: bool, layers: str | None) -> None:
+    """List the named backbones and whether their weights are at hand."""
+    from featurecache.stages.backbones import backbones
+
+    rows = backbones(layers)
+    if as_json:
+        return printing.print_json(rows)
+    terminal.table(rows)
+    if layers is None:
+        click.echo("Any other timm model goes by timm's name.")
+
+
+@click.command()
+@options("cache", "json", "debug")
+def doctor(cache: str, as_json: bool) -> int:
+    """Check device, engines, weights, libraries, and a known image."""
+    from featurecache.stages.doctor import doctor
+
+    checks = doctor(cache)
+    if as_json:
+        printing.print_json(checks)
+    else:
+        terminal.table([{**dataclasses.asdict(c), "ok": "ok" if c.ok else "BAD"} for c in checks])
+    return 0 if all(check.ok for check in checks) else 1
