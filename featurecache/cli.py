@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from featurecache import __version__, terminal
-from featurecache.commands import cache, heads, looking, recipes
+from featurecache.commands import cache, heads, looking, recipes, study
 from featurecache.errors import FeatureCacheError
 
 
@@ -48,6 +48,7 @@ for command in (
     looking.policies,
     looking.backbones,
     looking.doctor,
+    study.study,
 ):
     cli.add_command(command)
 

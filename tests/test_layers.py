@@ -27,6 +27,8 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "timm": {"featurecache.features.backbones"},
     "openvino": {"featurecache.features.engines"},
     "h5py": {"featurecache.features.shards"},
+    "jinja2": {"featurecache.study.pages"},
+    "matplotlib": {"featurecache.study.figures"},
     "pyarrow": {"featurecache.stages.export"},
     "click": {
         "featurecache.cli",
@@ -36,6 +38,7 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
         "featurecache.commands.looking",
         "featurecache.commands.printing",
         "featurecache.commands.recipes",
+        "featurecache.commands.study",
     },
     "rich": {"featurecache.terminal"},
 }
