@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import durable
-from featurecache.errors import BadInput, DamagedCache, nearest
+from featurecache.errors import BadInput, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
-from featurecache.regular import read_regular
 from featurecache.stages.find import (
     Row,
     RunRecord,
@@ -29,13 +27,11 @@ from featurecache.stages.find import (
     run_spaces,
     side_by_side,
 )
-from featurecache.stages.train_head import read_run
+from featurecache.stages.train_head import read_epochs, read_run
 from featurecache.study import metrics
 
 if TYPE_CHECKING:
     from featurecache.heads.mlp import Head
-
-_MOST_METRICS = 256 << 20  # bytes; an epoch has 300
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Evaluation:
     bins: list[dict[str, Any]]
     best: list[dict[str, Any]]
     worst: list[dict[str, Any]]
-    against: dict[str, Any] | None  # {run, top1, both, only, only_other, neither, p}
+    against: dict[str, Any] | None = None  # {run, top1, both, only, only_other, neither, p}
 
 
 def evaluate(
@@ -88,51 +84,93 @@ def evaluate(
     `augment_seed`. Raises BadInput for classes that a head does not know, NotCached for vectors
     that are not there.
     """
-    runs = [run] if against is None else [run, against]
-    opened = [read_run(each) for each in runs]
     for file in (misclassified, confusion):
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise BadInput(f"{file}: its folder does not exist")
+    runs = [run] if against is None else [run, against]
+    views = views_of(view, tta)
+    asked = ask(runs, split, views, seed, data, cache, progress)
+    record, likely, labels = asked.records[0], asked.likely[0], asked.labels[0]
+    if misclassified is not None:
+        _write_misclassified(misclassified, asked.rows, likely, labels, record.classes)
+    if confusion is not None:
+        counts = metrics.confusion(labels, likely.argmax(1), len(record.classes)).tolist()
+        table = ([name, *line] for name, line in zip(record.classes, counts, strict=True))
+        write_csv(confusion, ["class", *record.classes], table)
+    found = worth_of(asked, 0, split, views)
+    if against is None:
+        return found
+    rights = [asked.right(0), asked.right(1)]
+    beside = {"run": str(against), "top1": float(rights[1].mean()), **metrics.mcnemar(*rights)}
+    return dataclasses.replace(found, against=beside)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the heads of runs say of the images of a split: of each run the probabilities (N, C) and
+    the labels (N,), as its own head numbers the classes."""
+
+    runs: Sequence[str | Path]
+    records: list[RunRecord]
+    dataset: Dataset
+    rows: list[Row]
+    left_out: int  # images that could not be read or decoded
+    likely: list[npt.NDArray[np.float32]]
+    labels: list[npt.NDArray[np.int64]]
+
+    def right(self, place: int) -> npt.NDArray[np.bool_]:
+        """(N,) which images a run has right."""
+        return np.asarray(self.likely[place].argmax(1) == self.labels[place])
+
+
+def ask(
+    runs: Sequence[str | Path],
+    split: str,
+    views: Sequence[str],
+    seed: int | None,
+    data: str | Path,
+    cache: str | Path,
+    progress: Progress = silent,
+) -> Asked:
+    """Ask the heads of runs, in means over `views`. Raises as `evaluate` does, before any work."""
+    opened = [read_run(each) for each in runs]
     dataset = open_dataset(data)
     numbers = [class_numbers(*pair, dataset) for pair in zip(runs, opened, strict=True)]
-    views = views_of(view, tta)
     rows = labelled_rows(dataset, [split], progress)
     rows, spaces = seen_by(opened, rows, views, seed, data, cache)
     from featurecache.heads.mlp import Head  # torch, after every check
 
     heads = [Head.load(Path(each)) for each in runs]
-    likely = [probabilities(h, s, rows) for h, s in zip(heads, spaces, strict=True)]
-    labels = [each[[row.label for row in rows]] for each in numbers]
-    rights = [p.argmax(1) == label for p, label in zip(likely, labels, strict=True)]
-    classes, words = opened[0].classes, opened[0].words
-    predicted = likely[0].argmax(1)
-    counts = metrics.confusion(labels[0], predicted, len(classes))
-    best, worst = metrics.best_and_worst(counts, classes, words)
-    if misclassified is not None:
-        _write_misclassified(misclassified, rows, likely[0], labels[0], classes)
-    if confusion is not None:
-        table = ([name, *line] for name, line in zip(classes, counts.tolist(), strict=True))
-        write_csv(confusion, ["class", *classes], table)
+    return Asked(
+        runs,
+        opened,
+        dataset,
+        rows,
+        len(dataset.split(split)) - len(rows),
+        [probabilities(h, s, rows) for h, s in zip(heads, spaces, strict=True)],
+        [each[[row.label for row in rows]] for each in numbers],
+    )
+
+
+def worth_of(asked: Asked, place: int, split: str, views: Sequence[str]) -> Evaluation:
+    """What one of the runs that were asked is worth."""
+    run, record = asked.runs[place], asked.records[place]
+    likely, labels = asked.likely[place], asked.labels[place]
+    counts = metrics.confusion(labels, likely.argmax(1), len(record.classes))
+    best, worst = metrics.best_and_worst(counts, record.classes, record.words)
     return Evaluation(
         str(run),
         split,
-        view,
-        len(rows),
-        len(dataset.split(split)) - len(rows),
-        **metrics.evaluate_predictions(likely[0], labels[0], classes),
-        tta=views[1:],
-        interval=metrics.interval(rights[0]),
-        gap=_gap(Path(run), opened[0].schedule.get("early_stopping") is not None),
-        **metrics.calibration(likely[0], labels[0]),
+        views[0],
+        len(asked.rows),
+        asked.left_out,
+        **metrics.evaluate_predictions(likely, labels, record.classes),
+        tta=list(views[1:]),
+        interval=metrics.interval(asked.right(place)),
+        gap=_gap(Path(run), record.schedule.get("early_stopping") is not None),
+        **metrics.calibration(likely, labels),
         best=best,
         worst=worst,
-        against=None
-        if against is None
-        else {
-            "run": str(against),
-            "top1": float(rights[1].mean()),
-            **metrics.mcnemar(rights[0], rights[1]),
-        },
     )
 
 
@@ -229,17 +267,8 @@ def _gap(run: Path, early: bool) -> float | None:
     As it was measured while the head was trained, with dropout and through the phase's views: that
     costs nothing here. None where the folder has no metrics.
     """
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return None
-    try:
-        lines = [json.loads(line) for line in read_regular(path, _MOST_METRICS).splitlines()]
-        if early:  # the kept epoch of each fold comes last
-            lines.sort(key=lambda line: (-line["val_loss"], -line["epoch"]))
-        last = {line["fold"]: line["train_top1"] - line["val_top1"] for line in lines}
-        gap = sum(last.values()) / len(last) if last else None
-        if gap is not None and not math.isfinite(gap):
-            raise ValueError(gap)
-        return gap
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedCache(f"{path}: not the metrics of a run; train it again") from error
+    epochs = read_epochs(run)
+    if early:  # the kept epoch of each fold comes last
+        epochs.sort(key=lambda row: (-row.val_loss, -row.epoch))
+    last = {row.fold: row.train_top1 - row.val_top1 for row in epochs}
+    return sum(last.values()) / len(last) if last else None

@@ -12,7 +12,7 @@ import pydantic
 import yaml
 
 from featurecache import durable, records
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput, DamagedCache, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -27,8 +27,26 @@ if TYPE_CHECKING:
     from featurecache.heads.trials import Swept
 
 RUN = "run.json"
+METRICS = "metrics.jsonl"
 _MOST_JSON = 64 << 20  # bytes; a run of a million classes has less
+_MOST_METRICS = 256 << 20  # bytes; an epoch has 300
 DEVICES = ("auto", "cpu", "cuda")
+
+
+class Epoch(pydantic.BaseModel):
+    """A line of `metrics.jsonl`: an epoch of a fold (heads/training.py says what stands in it)."""
+
+    model_config = pydantic.ConfigDict(extra="ignore")
+    epoch: int
+    fold: int
+    phase: int
+    views: dict[str, float] = {}
+    lr: float | None = None
+    train_loss: pydantic.FiniteFloat
+    train_top1: pydantic.FiniteFloat
+    val_loss: pydantic.FiniteFloat
+    val_top1: pydantic.FiniteFloat
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +175,18 @@ def read_run(run: str | Path) -> RunRecord:
     if record.best is None:
         raise BadInput(f"{run}: its training is not finished; run the same train-head again")
     return record
+
+
+def read_epochs(run: str | Path) -> list[Epoch]:
+    """The epochs of a run, fold by fold; none of a sweep, or where the folder has no metrics."""
+    path = Path(run) / METRICS
+    if not path.is_file():
+        return []
+    try:
+        lines = read_regular(path, _MOST_METRICS).splitlines()
+        return [Epoch.model_validate_json(line) for line in lines]
+    except (OSError, pydantic.ValidationError) as error:
+        raise DamagedCache(f"{path}: not the metrics of a run; train it again") from error
 
 
 def _overridden(schedule: Schedule, backbone: str | Sequence[str], seed: int | None) -> Schedule:
