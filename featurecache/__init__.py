@@ -35,6 +35,7 @@ _HOMES = {
     "predict": "stages.predict",
     "preview": "stages.policies",
     "quickstart": "stages.quickstart",
+    "report": "stages.report",
     "retry": "stages.retry",
     "run": "stages.run",
     "submit": "stages.submit",

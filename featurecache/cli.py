@@ -48,6 +48,7 @@ for command in (
     looking.policies,
     looking.backbones,
     looking.doctor,
+    looking.report,
     study.study,
 ):
     cli.add_command(command)

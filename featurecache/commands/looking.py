@@ -113,3 +113,31 @@ def doctor(cache: str, as_json: bool) -> int:
     else:
         terminal.table([{**dataclasses.asdict(c), "ok": "ok" if c.ok else "BAD"} for c in checks])
     return 0 if all(check.ok for check in checks) else 1
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True)
+@options("data", "cache")
+@click.option(
+    "--out", default="report.html", show_default=True, metavar="FILE", help="The page to write."
+)
+@options("split", "view")
+@click.option("--seed", type=int, help="Seed of the view.  [default: the schedules' augment_seed]")
+@click.option("--study", metavar="DIR", help="A folder of `featurecache study`, to be shown too.")
+@click.option(
+    "--pictures", type=int, default=500, show_default=True, help="Misclassified images at most."
+)
+@options("json", "quiet", "debug")
+def report(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Write what RUNS came to into one HTML file, to look at without a network."""
+    from featurecache.stages.report import report
+
+    result = report(**given, progress=terminal.progress(quiet))
+    if as_json:
+        return printing.print_json(result)
+    for note in result.notes:
+        click.echo(terminal.printable(note))
+    click.echo(
+        f"{terminal.printable(result.path)}: {result.bytes / 1e6:,.1f} MB, {result.shown:,} of "
+        f"{result.wrong:,} misclassified images shown; {result.seconds} s"
+    )

@@ -108,11 +108,13 @@ def evaluate(
 @dataclass(frozen=True)
 class Asked:
     """What the heads of runs say of the images of a split: of each run the probabilities (N, C) and
-    the labels (N,), as its own head numbers the classes."""
+    the labels (N,), as its own head numbers the classes (`numbers`: by the dataset's label)."""
 
     runs: Sequence[str | Path]
     records: list[RunRecord]
+    heads: list[Head]
     dataset: Dataset
+    numbers: list[npt.NDArray[np.int64]]
     rows: list[Row]
     left_out: int  # images that could not be read or decoded
     likely: list[npt.NDArray[np.float32]]
@@ -144,7 +146,9 @@ def ask(
     return Asked(
         runs,
         opened,
+        heads,
         dataset,
+        numbers,
         rows,
         len(dataset.split(split)) - len(rows),
         [probabilities(h, s, rows) for h, s in zip(heads, spaces, strict=True)],

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from featurecache.errors import BadInput
 from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable
 from featurecache.images.policies import find_policy, shipped
 from featurecache.images.samples import items_of
+from featurecache.images.thumbnails import sheet
 from featurecache.images.views import View, original
 
 TILE = 128  # pixels, both sides
@@ -75,16 +75,9 @@ def preview(
         rows.append([pixels, *(view.picture(pixels, item) for view in views)])
     if not rows:
         raise BadInput(f"{data}: no image could be decoded; see `featurecache inspect`")
-    step = TILE + GAP
-    sheet = Image.new("RGB", (step * (draws + 1) + GAP, step * len(rows) + GAP), "white")
-    for y, row in enumerate(rows):
-        for x, pixels in enumerate(row):
-            tile = Image.fromarray(pixels)
-            scale = TILE / max(tile.size)
-            size = (max(1, round(tile.width * scale)), max(1, round(tile.height * scale)))
-            sheet.paste(tile.resize(size), (GAP + x * step, GAP + y * step))
+    picture = sheet(rows, TILE, GAP)
     try:
-        sheet.save(out)
+        picture.save(out)
     except (OSError, ValueError) as error:
         raise BadInput(f"{out}: the sheet can't be written ({error})") from error
     return Sheet(str(out), len(rows), draws)

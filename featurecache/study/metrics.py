@@ -95,6 +95,22 @@ def confusion(labels: Labels, predicted: Labels, classes: int) -> npt.NDArray[np
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
+def order_of_confusion(counts: npt.NDArray[np.int64]) -> list[int]:
+    """The classes of a `confusion` in an order that puts those side by side that are taken for each
+    other: the leaves of a clustering by average linkage, where the similarity of two classes is the
+    mean share of each that is taken for the other."""
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
+    if len(counts) < 3:
+        return list(range(len(counts)))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    distance = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(distance, 0)
+    tree = hierarchy.linkage(squareform(distance, checks=False), "average")
+    return [int(leaf) for leaf in hierarchy.leaves_list(tree)]
+
+
 def best_and_worst(
     counts: npt.NDArray[np.int64],
     classes: Sequence[str],

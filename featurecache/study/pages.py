@@ -7,6 +7,7 @@ file names come from strangers; pictures are data URIs of bytes that were encode
 from __future__ import annotations
 
 import base64
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 def page(template: str, **values: Any) -> str:
     """The HTML of a template in study/templates; a value that is missing there is an error."""
     import jinja2
+    from markupsafe import Markup
+
+    def asset(name: str) -> Markup:
+        return Markup((TEMPLATES / name).read_text(encoding="utf-8"))  # our own file
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -24,9 +29,16 @@ def page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"asset": asset, "script_hash": _script_hash}
     return environment.get_template(template).render(**values)
 
 
 def data_uri(content: bytes, kind: str) -> str:
     """`content` of a media type such as image/png, as the `src` of an image."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _script_hash(name: str) -> str:
+    """What a page's Content-Security-Policy says of the one script that it may run."""
+    text = (TEMPLATES / name).read_bytes()
+    return "sha256-" + base64.b64encode(hashlib.sha256(text).digest()).decode("ascii")

@@ -1,0 +1,39 @@
+"""Thumbnails: small pictures for people, encoded anew, so that nothing of a file but its pixels is
+passed on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+JPEG = "image/jpeg"
+
+
+def thumbnail(pixels: np.ndarray, size: int) -> bytes:
+    """(H, W, 3) uint8 as a JPEG of at most `size` pixels a side; smaller ones stay as they are."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((size, size))
+    return jpeg(picture)
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], tile: int, gap: int) -> Image.Image:
+    """Rows of pictures (H, W, 3) uint8, each scaled to fit into a tile of `tile` pixels."""
+    step = tile + gap
+    widest = max(len(row) for row in rows)
+    whole = Image.new("RGB", (step * widest + gap, step * len(rows) + gap), "white")
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            picture = Image.fromarray(pixels)
+            scale = tile / max(picture.size)
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            whole.paste(picture.resize(size), (gap + x * step, gap + y * step))
+    return whole
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=82)
+    return file.getvalue()
