@@ -109,6 +109,7 @@ RESULTS = {
     "featurecache policies preview": "policies.Sheet",
     "featurecache predict": "predict.Prediction",
     "featurecache submit": "submit.Submission",
+    "featurecache report": "report.Report",
     "featurecache run": "run.Ran",
     "featurecache train-head": "train_head.TrainedRun",
     "featurecache verify": "verify.Verification",

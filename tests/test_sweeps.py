@@ -166,6 +166,12 @@ def test_each_trial_is_its_trainings(tmp_path: Path, validation: dict[str, Any])
     best = max(trial.top1 or 0 for trial in found.trials)
     assert found.trials[found.winner].top1 == best
     assert found.last == found.trials[found.winner].last
+    lines = (tmp_path / "sweep" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    ended = [row["val_top1"] for row in rows if row["epoch"] == found.last["epoch"]]
+    assert len(ended) == validation.get("folds", 1)
+    assert np.mean(ended) == pytest.approx(found.last["top1"])
+    assert all("member" not in row for row in rows)
     head = Head.load(tmp_path / "sweep")
     assert head.spec.hidden == found.trials[found.winner].setting["head.hidden"]
 

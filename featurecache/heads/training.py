@@ -25,6 +25,7 @@ from featurecache.heads.checkpoints import Checkpoint, Timer
 from featurecache.heads.epochs import Data, Fold, Job, Member, Row, distinct
 from featurecache.heads.groups import Lost, train_group
 from featurecache.heads.schedules import Schedule
+from featurecache.heads.settings import METRICS
 from featurecache.heads.splits import Index, Items, Labels, check_rows, drop_shared, split_items
 
 Vectors = npt.NDArray[np.float32]  # (N, D)
@@ -203,7 +204,7 @@ def _train_all(
     groups = _groups(jobs, schedule, _at_once(schedule, width, len(classes), where))
     networks: dict[tuple[int, int], nn.Sequential | Lost] = {}
     checkpoints = []
-    with _Metrics(run / "metrics.jsonl", len(members) > 1) as metrics:
+    with _Metrics(run / METRICS, len(members) > 1) as metrics:
 
         def done(place: int, row: Row) -> None:
             metrics.add(place, row)

@@ -19,6 +19,7 @@ from featurecache.heads.epochs import Member, Row
 from featurecache.heads.groups import Lost
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
+from featurecache.heads.settings import METRICS, MOST_METRICS
 from featurecache.heads.splits import Index, Items, Labels
 from featurecache.heads.sweeps import Setting, settings_of, stackable
 from featurecache.heads.training import Trained, Vectors, device_of, train_many
@@ -77,9 +78,9 @@ def train_sweep(
     """Train every setting of `schedule.sweep` with each of its seeds, and save the winner's head.
 
     Arguments and errors are those of `training.train`. Members of a sweep see the rows in the same
-    order; a seed is of initial weights and dropout. The head that is saved in `run` is that of the
-    winner's first seed. `run/sweep/K` holds the metrics of settings that are trained together, and
-    when they are done what came out of them: a sweep that was killed goes on from there.
+    order; a seed is of initial weights and dropout. The head and the metrics that are saved in
+    `run` are those of the winner's first seed. `run/sweep/K` holds the metrics of settings that are
+    trained together, and when they are done what came out: a killed sweep goes on from there.
     Raises FeatureCacheError where every setting diverged.
     """
     settings = settings_of(schedule, "schedule")
@@ -87,9 +88,11 @@ def train_sweep(
     seeds = schedule.sweep.seeds or [schedule.seed]
     found: dict[int, Trial] = {}
     folder_of: dict[int, Path] = {}
+    member_of: dict[int, int] = {}  # of its first seed, from 1
     for number, places in enumerate(stackable(settings), 1):
         folder = run / "sweep" / str(number)
         folder_of.update(dict.fromkeys(places, folder))
+        member_of.update({place: at * len(seeds) + 1 for at, place in enumerate(places)})
         of = records.digest(
             {
                 "identity": identity,
@@ -118,8 +121,8 @@ def train_sweep(
                 device=device,
             )
         elif on_epoch is not None:
-            for line in (folder / "metrics.jsonl").read_text().splitlines():
-                on_epoch(json.loads(line))
+            for row in _rows(folder):
+                on_epoch(row)
         kept = json.loads(read_regular(folder / _TRIALS, _MOST_JSON))
         if kept["of"] != of:
             raise BadInput(
@@ -135,6 +138,7 @@ def train_sweep(
     if place is None or won is None or won.best is None or won.last is None:
         raise FeatureCacheError("in every setting of the sweep the loss was no longer finite")
     Head.load(folder_of[place]).save(run)
+    _keep_metrics(folder_of[place], member_of[place], run)
     swept = Swept(ordered, place, won.best, won.last)
     if on_done is not None:
         on_done(swept)
@@ -158,6 +162,17 @@ def _save(
         first.head.save(folder)
     content = records.canonical({"of": of, "trials": [asdict(trial) for trial in trials]})
     durable.replace(folder / _TRIALS, content + b"\n")
+
+
+def _rows(folder: Path) -> list[Row]:
+    data = read_regular(folder / METRICS, MOST_METRICS)
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def _keep_metrics(folder: Path, member: int, run: Path) -> None:
+    """Give a run the rows of the head that it has, as a training without a sweep would."""
+    kept = [row for row in _rows(folder) if row.pop("member", member) == member]
+    durable.replace(run / METRICS, b"".join(records.canonical(row) + b"\n" for row in kept))
 
 
 def _trial(setting: Setting, trained: Sequence[Trained | Lost]) -> Trial:

@@ -17,6 +17,7 @@ from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
+from featurecache.heads.settings import METRICS, MOST_METRICS
 from featurecache.heads.sweeps import settings_of
 from featurecache.regular import read_regular
 from featurecache.stages.find import RunBackbone, RunRecord
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
     from featurecache.heads.trials import Swept
 
 RUN = "run.json"
-METRICS = "metrics.jsonl"
 _MOST_JSON = 64 << 20  # bytes; a run of a million classes has less
-_MOST_METRICS = 256 << 20  # bytes; an epoch has 300
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -178,12 +177,12 @@ def read_run(run: str | Path) -> RunRecord:
 
 
 def read_epochs(run: str | Path) -> list[Epoch]:
-    """The epochs of a run, fold by fold; none of a sweep, or where the folder has no metrics."""
+    """The epochs of the head of a run, fold by fold; none where the folder has no metrics."""
     path = Path(run) / METRICS
     if not path.is_file():
         return []
     try:
-        lines = read_regular(path, _MOST_METRICS).splitlines()
+        lines = read_regular(path, MOST_METRICS).splitlines()
         return [Epoch.model_validate_json(line) for line in lines]
     except (OSError, pydantic.ValidationError) as error:
         raise DamagedCache(f"{path}: not the metrics of a run; train it again") from error

@@ -79,6 +79,7 @@ function arrange() {
 
 function draw() {
   const edge = canvas.width / state.span;
+  const pixel = canvas.width / (canvas.clientWidth || canvas.width); // of the page, in the canvas
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
   context.fillStyle = colour("--panel");
@@ -91,25 +92,25 @@ function draw() {
     context.globalAlpha = 0.15 + 0.85 * Math.sqrt(share);
     context.fillStyle = colour(down === across ? "--good" : "--accent");
     context.fillRect(x, y, Math.max(edge - (edge > 6 ? 1 : 0), 1.5), Math.max(edge - (edge > 6 ? 1 : 0), 1.5));
-    if (edge > 34) {
+    if (edge > 20 * pixel) {
       context.globalAlpha = 1;
       context.fillStyle = colour("--ink");
-      context.font = `${Math.min(22, edge / 2.4)}px system-ui, sans-serif`;
+      context.font = `${Math.min(13 * pixel, edge / 2.2)}px system-ui, sans-serif`;
       context.fillText(String(n), x + edge * 0.12, y + edge * 0.62);
     }
   }
   context.globalAlpha = 1;
-  if (edge > 22) { // names of the rows, where there is room for them
-    context.font = "19px system-ui, sans-serif";
+  if (edge > 15 * pixel) { // names of the rows, where there is room for them
+    context.font = `${12 * pixel}px system-ui, sans-serif`;
     for (let row = Math.floor(state.y); row < Math.min(size, state.y + state.span); row++) {
       const text = data.names[state.order[row]].slice(0, 28);
       const y = (row - state.y) * edge;
       context.fillStyle = colour("--paper");
       context.globalAlpha = 0.75;
-      context.fillRect(0, y + edge / 2 - 13, context.measureText(text).width + 10, 26);
+      context.fillRect(0, y + edge / 2 - 8 * pixel, context.measureText(text).width + 8 * pixel, 16 * pixel);
       context.globalAlpha = 1;
       context.fillStyle = colour("--ink");
-      context.fillText(text, 5, y + edge / 2 + 7);
+      context.fillText(text, 4 * pixel, y + edge / 2 + 4 * pixel);
     }
   }
 }

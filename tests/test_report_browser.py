@@ -1,0 +1,237 @@
+"""The report in a real browser: opened from the disk, sorted, filtered, read; hostile names."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurecache.stages.evaluate import evaluate
+from featurecache.stages.featurize import featurize
+from featurecache.stages.report import report
+from featurecache.stages.train_head import read_epochs, train_head
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; Debian: apt install chromium"),
+]
+HOSTILE = {
+    "cat": "<img src=x onerror=\"document.title='broken'\">",
+    "dog": "</script><script>document.title='broken'</script> \"quotes\" 'and' `ticks` {{ 7 * 7 }}",
+    "owl": "\u202eright to left\u202c \u05e9\u05dc\u05d5\u05dd",
+    "yak": "long " * 20 + "x" * 400,
+}
+ODD = "<svg onload=alert(1)>&\"'.png"  # ends the names of all files of the split
+SIZES = (400, 1400)
+
+
+@pytest.fixture(scope="module")
+def reported(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_dataset: Callable[..., Path],
+    load_once: None,
+    tiny: dict[str, Any],
+) -> dict[str, Any]:
+    """A report of two runs on a dataset whose classes, files and policy have hostile names."""
+    root = tmp_path_factory.mktemp("hostile")
+    write_dataset(
+        root / "pictures", {f"train/{n}": 10 for n in HOSTILE} | {f"val/{n}": 5 for n in HOSTILE}
+    )
+    for path in sorted((root / "pictures" / "val").rglob("*.png")):
+        path.rename(path.with_name(f"{path.stem}{ODD}"))
+    data = root / "data.csv"
+    with data.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "split"])
+        for path in sorted((root / "pictures").rglob("*.png")):
+            split, name = path.parts[-3:-1]
+            rows.writerow([path.relative_to(root).as_posix(), HOSTILE[name], split])
+    policy = root / "odd.yaml"
+    policy.write_text("augmenters:\n  - Fliplr: {p: 0.5}\n")
+    view = f"{policy}_1"
+    given: dict[str, Any] = {"data": data, "cache": root / "cache"}
+    featurize(policy=["none", view], **given, **tiny)
+    runs = []
+    for seed, phases in enumerate(([("none", 2), (view, 2), ("none", 1)], [("none", 4)])):
+        schedule = root / f"<b>schedule {seed}.yaml"
+        lines = [f"  - {{views: {name!r}, epochs: {epochs}}}" for name, epochs in phases]
+        schedule.write_text(
+            "backbone: efficientnet_lite0\nhead: {hidden: [8]}\nbatch_size: 8\n"
+            f"optimizer: {{lr: 1.0e-3}}\nseed: {seed}\nphases:\n" + "\n".join(lines) + "\n"
+        )
+        run = train_head(schedule, runs=root / "runs", device="cpu", **given)
+        runs.append(run.run)
+    page = report(runs, out=root / "report.html", **given)
+    return {"path": page.path, "runs": runs, "given": given, "report": page}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    # Chromium refuses its sandbox to root, as whom CI runs; the page is our own.
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.getuid() == 0 else []
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture(params=SIZES)
+def page(browser: Any, reported: dict[str, Any], request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The report, opened from the disk; afterwards no error and no request may have been."""
+    opened = browser.new_page(viewport={"width": request.param, "height": 900})
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    asked: list[str] = []
+    opened.on("request", lambda found: asked.append(found.url))
+    opened_as = Path(reported["path"]).as_uri()
+    opened.goto(opened_as)
+    yield opened
+    opened.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [
+        Path(reported["path"]).as_uri()
+    ]
+
+
+def test_nothing_is_wider_than_the_page_and_no_texts_overlap(page: Any) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    overlaps = page.evaluate(
+        """() => {
+          const found = [];
+          const boxes = Array.from(
+            document.querySelectorAll("h1, h2, h3, h4, p, table, figure, ol, canvas, dl"))
+            .filter((e) => e.checkVisibility() && !e.closest(".tall, .wide, .card"))
+            .map((e) => [e, e.getBoundingClientRect()]).filter(([, r]) => r.width && r.height);
+          for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
+            const [a, p] = boxes[i], [b, q] = boxes[j];
+            if (a.contains(b) || b.contains(a)) continue;
+            const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+            const high = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+            if (wide > 1 && high > 1) found.push(a.tagName + " " + b.tagName);
+          }
+          return found;
+        }"""
+    )
+    assert overlaps == []
+
+
+def test_names_of_strangers_are_text(page: Any) -> None:
+    assert page.title() == "<b>schedule 0-" + page.title().split("-", 1)[1]
+    shown = page.locator("#class-table tbody .class").all_text_contents()
+    assert sorted(shown) == sorted(HOSTILE.values())
+    assert page.locator("bdi img, bdi script, bdi b").count() == 0
+    assert page.locator("script").count() == 2
+    paths = page.locator(".card .path").all_text_contents()
+    assert paths and all(path.endswith(ODD) for path in paths)
+    options = page.locator("#gallery-class option").all_text_contents()
+    assert HOSTILE["cat"] in options
+
+
+def test_tables_sort_by_every_column(page: Any) -> None:
+    rows = page.locator("#class-table tbody tr")
+    cells = "els => els.map(e => parseFloat(e.dataset.v))"
+    button = page.locator("#class-table thead button")
+    button.nth(2).click()
+    first = page.locator("#class-table tbody td:nth-child(3)").evaluate_all(cells)
+    assert first == sorted(first, reverse=True) and len(first) == rows.count() == len(HOSTILE)
+    button.nth(2).click()
+    again = page.locator("#class-table tbody td:nth-child(3)").evaluate_all(cells)
+    assert again == sorted(first)
+    header = page.locator("#class-table thead th").nth(2)
+    assert header.get_attribute("aria-sort") == "ascending"
+    button.nth(0).click()
+    assert header.get_attribute("aria-sort") is None
+    button.nth(1).focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#class-table thead th").nth(1).get_attribute("aria-sort") == "descending"
+
+
+def test_classes_and_wrong_images_are_filtered(page: Any) -> None:
+    page.fill("#class-filter", "RIGHT to")
+    assert page.locator("#class-table tbody tr:visible").count() == 1
+    assert page.inner_text("#class-count") == "1 of 4"
+    page.fill("#class-filter", "")
+    cards = page.locator("#cards .card")
+    for place in range(len(HOSTILE)):
+        page.select_option("#gallery-class", str(place))
+        visible = page.locator("#cards .card:visible")
+        labels = visible.evaluate_all("els => els.map(e => e.dataset.true)")
+        assert labels == [str(place)] * page.locator(f"#cards .card[data-true='{place}']").count()
+    page.select_option("#gallery-class", "")
+    page.select_option("#gallery-run", "1")
+    wrong = cards.evaluate_all("els => els.filter(e => e.dataset.wrong[1] === '1').length")
+    assert page.locator("#cards .card:visible").count() == wrong
+    assert page.inner_text("#gallery-count") == f"{wrong} shown"
+
+
+def test_the_matrix_is_read_zoomed_and_ordered(page: Any) -> None:
+    matrix = page.locator("#matrix")
+    matrix.scroll_into_view_if_needed()
+    page.select_option("#matrix-order", "name")
+    box = matrix.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 8, box["y"] + box["height"] / 8)
+    text = page.inner_text("#matrix-cell")
+    names = page.evaluate("data.names")
+    assert "of 5 right" in text and names[0][:20] in text
+    for name in ("accuracy", "alike"):
+        page.select_option("#matrix-order", name)
+    page.click("#zoom-in")
+    page.click("#zoom-reset")
+    assert page.evaluate("state.span") == len(HOSTILE)
+    page.select_option("#matrix-run", "1")
+    assert page.locator(".confusions:visible").get_attribute("data-run") == "1"
+
+
+def test_the_report_alone_answers_the_questions_of_its_readers(
+    page: Any, reported: dict[str, Any]
+) -> None:
+    """Which classes are worst and what they are taken for, which phase helped, what views cost."""
+    run = reported["runs"][0]
+    found = evaluate(run, **reported["given"])
+    worst = page.locator("#classes .ranked[data-kind=worst]").first.locator("li")
+    names = [worst.nth(i).locator(".class").text_content() for i in range(worst.count())]
+    assert names == [row["class"] for row in found.worst]
+    taken = [worst.nth(i).locator(".taken").all_text_contents() for i in range(worst.count())]
+    said = [[row["confused_with"]] if row["confused_with"] else [] for row in found.worst]
+    assert taken == said
+
+    ended = {row.epoch: row.val_top1 for row in read_epochs(run)}
+    changes = {1: None, 2: ended[4] - ended[2], 3: ended[5] - ended[4]}
+    table = page.locator("#training .phase-table").first.locator("tbody tr")
+    for place, change in changes.items():
+        cell = table.nth(place - 1).locator("td").last.text_content()
+        assert cell.startswith("\u2013" if change is None else f"{100 * change:+.1f}")
+    most = max(change for change in changes.values() if change is not None)
+    tags = page.locator("#training .phase-table").first.locator(".tag").all_text_contents()
+    assert tags == (["helped most"] if most > 0 else [])
+
+    costs = page.locator("#views table").first.locator("tbody tr")
+    assert costs.count() == 2
+    for place in range(2):
+        cells = costs.nth(place).locator("td").all_text_contents()
+        assert cells[0] == "60" and cells[2].endswith(" ms") and float(cells[2][:-3]) > 0
+
+
+def test_a_dark_page_and_a_printed_one_are_whole(browser: Any, reported: dict[str, Any]) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.goto(Path(reported["path"]).as_uri())
+    ink, paper = page.evaluate(
+        "['color', 'backgroundColor'].map((n) => getComputedStyle(document.body)[n])"
+    )
+    assert sum(map(int, ink[4:-1].split(", "))) > 3 * 180 > sum(map(int, paper[4:-1].split(", ")))
+    drawn = page.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
+    assert drawn == ink
+    printed = page.pdf()
+    assert printed.startswith(b"%PDF") and len(printed) > 20_000
+    page.close()
