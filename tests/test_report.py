@@ -150,6 +150,9 @@ def test_studies_are_shown_as_images(
     with pytest.raises(BadInput, match=r"pca\.json: not what a study left"):
         report(small_runs["split"], study=folder, **given)
     (folder / "pca.svg").write_text("<svg><script>alert(1)</script></svg>")
+    with pytest.raises(BadInput, match=r"pca\.json: not what a study left"):
+        report(small_runs["split"], study=folder, **given)
+    (folder / "pca.png").write_bytes(bytes(500))
     report(small_runs["split"], study=folder, **given)
     text = Path(given["out"]).read_text()
     assert "components 90: 41" in text and "&lt;b&gt;&amp;" in text

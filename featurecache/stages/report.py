@@ -37,6 +37,7 @@ from featurecache.study import figures, metrics, pages
 
 PICTURES = 500  # misclassified images that are shown; with names and data about 4 kB each
 _CONFUSIONS = 30  # rows of the table
+_MOST_BYTES = 10_000_000  # of a page that can be mailed
 _MOST_STUDY = 8 << 20  # bytes of a study's picture or numbers
 
 
@@ -145,6 +146,8 @@ def report(
     )  # fmt: skip
     content = page.encode("utf-8")
     durable.replace(Path(out), content)
+    if len(content) > _MOST_BYTES:
+        notes.append(f"{out} has {len(content) / 1e6:.1f} MB; fewer --pictures make it smaller")
     return Report(
         str(out),
         len(content),
@@ -178,6 +181,7 @@ def _backbones(record: RunRecord) -> list[dict[str, Any]]:
             "layer": one["key"].get("layer"),
             "precision": one["precision"],
             "weights": str(one["key"].get("weights")),
+            "key": yaml.safe_dump(one["key"], sort_keys=False, default_flow_style=None),
         }
         for one in record.backbones
     ]
@@ -368,15 +372,18 @@ def _studies(folder: Path) -> list[dict[str, Any]]:
         try:
             value = json.loads(read_regular(path, _MOST_STUDY))
             name, title = str(value["study"]), str(value["title"])
-            drawn = read_regular(path.with_suffix(".svg"), _MOST_STUDY)
+            drawn = {
+                kind: read_regular(path.with_suffix(end), _MOST_STUDY)
+                for end, kind in ((".svg", "image/svg+xml"), (".png", "image/png"))
+            }
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadInput(f"{path}: not what a study left; take it out of the folder") from error
         found.append(
             {
                 "name": name,
                 "title": title,
-                # As an image, so that nothing in it can act.
-                "src": pages.data_uri(drawn, "image/svg+xml"),
+                # As an image, so that nothing in it can act; of the two the smaller.
+                "src": min((pages.data_uri(data, kind) for kind, data in drawn.items()), key=len),
                 "numbers": list(_numbers(value)),
             }
         )
