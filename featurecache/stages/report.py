@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import yaml
 
 from featurecache import __version__, durable
@@ -385,11 +386,32 @@ def _studies(folder: Path) -> list[dict[str, Any]]:
                 # As an image, so that nothing in it can act; of the two the smaller.
                 "src": min((pages.data_uri(data, kind) for kind, data in drawn.items()), key=len),
                 "numbers": list(_numbers(value)),
+                **_points(value, path),
             }
         )
     if not found:
         raise BadInput(f"{folder}: holds no study; `featurecache study` writes them")
     return found
+
+
+class _Point(pydantic.BaseModel):
+    """An image of an embedding, as `study tsne` writes it."""
+
+    x: pydantic.FiniteFloat
+    y: pydantic.FiniteFloat
+    name: str = pydantic.Field(alias="class")
+    path: str
+    src: str = pydantic.Field(pattern=r"^(data:image/jpeg;base64,[A-Za-z0-9+/=]+)?$")
+
+
+def _points(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The points of an embedding, to be shown with their images; none of another study."""
+    try:
+        points = [_Point.model_validate(point) for point in value.get("points", [])]
+    except pydantic.ValidationError as error:
+        raise BadInput(f"{path}: not what a study left; take it out of the folder") from error
+    plain = [point.model_dump(by_alias=True) for point in points]
+    return {"points": figures.placed(plain), "colours": figures.colours_of(plain)}
 
 
 def _numbers(value: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

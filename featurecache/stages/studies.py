@@ -1,20 +1,99 @@
-"""What every study leaves in its folder: NAME.svg and NAME.png to look at, NAME.csv and NAME.json
-with the numbers. `report --study FOLDER` shows them."""
+"""What studies have in common: the images and vectors that they look at, and what each leaves in
+its folder: NAME.svg and NAME.png to look at, NAME.csv and NAME.json with the numbers.
+`report --study FOLDER` shows them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from featurecache import durable
-from featurecache.errors import BadInput
+import numpy as np
+
+from featurecache import durable, records
+from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.executors import Progress, silent
+from featurecache.features.store import Cache
+from featurecache.heads.schedules import BackboneChoice
+from featurecache.images.datasets import Dataset
+from featurecache.images.decode import Undecodable
+from featurecache.images.views import find_view, original
 from featurecache.stages.evaluate import write_csv
+from featurecache.stages.find import Row, decodable, held_spaces, labelled_rows
 from featurecache.study import figures
 
 if TYPE_CHECKING:
     from featurecache.study.figures import Figure
+
+
+Each = TypeVar("Each")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study came to: the files that it wrote, how many images it looked at, and a table;
+    `notes` say what was left out."""
+
+    study: str
+    files: list[str]
+    n: int
+    table: list[dict[str, Any]]
+    notes: list[str]
+
+
+def spread(rows: Sequence[Each], most: int) -> list[Each]:
+    """At most so many of the rows, evenly from all of them, in their order."""
+    places = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
+    return [rows[place] for place in places]
+
+
+def labelled_sample(
+    dataset: Dataset, split: str, images: int, progress: Progress = silent
+) -> list[Row]:
+    """At most so many different images of a split, spread evenly over it."""
+    rows = labelled_rows(dataset, [split], progress)
+    if not rows:
+        raise BadInput(f"split {split!r} of {dataset.root} has no image that can be read")
+    return spread(list({row.item: row for row in rows}.values()), images)
+
+
+def choice_of(backbone: str, setting: Mapping[str, Any]) -> BackboneChoice:
+    """What `setting` (input_size, crop, interpolation, layer, pooling, precision) says of vectors
+    of a backbone. Raises BadInput for other names."""
+    return records.validated(BackboneChoice, {"name": backbone, **setting}, "backbone")
+
+
+def cached_vectors(
+    rows: Sequence[Row],
+    backbone: str,
+    views: Sequence[str],
+    data: str | Path,
+    cache: str | Path,
+    seed: int,
+    setting: Mapping[str, Any],
+) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """The rows that could be decoded in all views, and the vectors (N, D) of each view."""
+    wanted = {name: find_view(name, seed) for name in views}
+    items = [row.item for row in rows]
+    spaces = held_spaces(Cache(cache), wanted, choice_of(backbone, setting), items, data)
+    kept = decodable(rows, spaces.values())
+    chosen = [row.item for row in kept]
+    return kept, {name: space.vectors(chosen)[0] for name, space in spaces.items()}
+
+
+def pictures_of(
+    dataset: Dataset, rows: Sequence[Row], progress: Progress = silent
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place, pixels (H, W, 3) uint8) of each of the rows that can still be read."""
+    samples = {sample.id: sample for sample in dataset.samples}
+    for place, row in enumerate(rows):
+        progress(place + 1, len(rows), "pictures")
+        try:
+            yield place, original(samples[row.id], row.item)
+        except (Undecodable, FeatureCacheError):
+            continue  # it went or changed since its bytes were hashed; what is left is shown
 
 
 def study_folder(out: str | Path) -> Path:

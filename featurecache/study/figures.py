@@ -13,6 +13,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
 
@@ -21,6 +24,7 @@ DPI = 150  # of PNG
 INK = "#010203"  # of text and axes; a page puts its own colour in its place
 ACCENT, MUTED = "#d9622b", "#7f8fa6"  # to be seen on light and on dark
 COLOURS = (ACCENT, "#3f7fbf", "#3d9a6b", "#a865b5", "#b8902a", MUTED)
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 SHOWN = {"train": "training", "val": "validation"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and needs no font here
@@ -134,3 +138,120 @@ def reliability(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         if len(runs) > 1:
             axes.legend(loc="upper left", fontsize=7)
     return figure
+
+
+def retained(curves: Mapping[str, npt.NDArray[np.float64]], shares: Sequence[float]) -> Figure:
+    """The share of variance (K,) that the first 1, 2, … K components keep, of several things."""
+    from matplotlib.figure import Figure
+
+    colours = {"red": "#cc4444", "green": "#3d9a6b", "blue": "#3f7fbf"}
+    with style():
+        figure = Figure(figsize=(6.2, 4))
+        axes = figure.subplots()
+        for place, (name, curve) in enumerate(curves.items()):
+            colour = colours.get(name.rpartition(" ")[2], COLOURS[place % len(COLOURS)])
+            axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, label=name, linewidth=1.5)
+        for share in shares:
+            axes.axhline(share, color=INK, alpha=0.4, linewidth=0.8, linestyle="--")
+        axes.set(xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel="components", ylabel="variance kept", ylim=(0, 1.02))
+        axes.legend(loc="lower right")
+    return figure
+
+
+def scatter(points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Figure:
+    """Points {x, y, class} in the colours of their classes. The axes have no unit, and no ticks."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(6.2, 5.2))
+        axes = figure.subplots()
+        for name, colour in colours.items():
+            own = [point for point in points if point["class"] == name]
+            xs, ys = [point["x"] for point in own], [point["y"] for point in own]
+            axes.scatter(xs, ys, s=12, color=colour, label=_short(name), alpha=0.8, linewidths=0)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=7.5)
+    return figure
+
+
+def colours_of(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A colour for each class of points {class, …}, by the order of their names; a seventh class
+    has the first one's again."""
+    names = sorted({str(point["class"]) for point in points})
+    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+
+
+def placed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Points {x, y, …} with x and y from 0 to 1000 and y downward, as a page draws them."""
+    if not points:
+        return []
+    places = np.array([(point["x"], -point["y"]) for point in points])
+    low = places.min(0)
+    scaled = 1000 * (places - low) / max(float((places.max(0) - low).max()), 1e-9)
+    return [
+        {**point, "x": round(float(x), 1), "y": round(float(y), 1)}
+        for point, (x, y) in zip(points, scaled, strict=True)
+    ]
+
+
+def drift(
+    cosines: Mapping[str, npt.NDArray[np.float64]],
+    agreement: Mapping[str, float],
+    strips: Sequence[tuple[str, Sequence[tuple[Pixels, Pixels, str]]]],
+) -> Figure:
+    """Cosines (N,) of each view as boxes (quartiles, and whiskers from 5 to 95%), the share whose
+    neighbours agree as bars, with a line for `none`; below, of each view the pictures (clean,
+    view, text) that it broke most."""
+    from matplotlib.figure import Figure
+
+    high = 0.6 + 0.32 * len(cosines)
+    with style():
+        figure = Figure(figsize=(7.6, high + 1.7 * len(strips)))
+        heights = [high, *[1.7] * len(strips)]
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        top, below = parts[0], parts[1:]
+        left, right = top.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+        names = list(cosines)
+        left.boxplot(
+            [cosines[name] for name in names], orientation="horizontal", whis=(5, 95),
+            showfliers=False, tick_labels=[_short(name) for name in names], widths=0.6,
+            medianprops={"color": ACCENT},
+        )  # fmt: skip
+        left.set(xlabel="cosine to the clean vector")
+        left.invert_yaxis()
+        right.barh(range(1, len(names) + 1), [agreement[n] for n in names], 0.6, color=MUTED)
+        right.axvline(agreement["none"], color=ACCENT, linewidth=1.2)
+        right.set(xlabel="nearest bear its label (line: clean)", xlim=(0, 1))
+        for part, (name, pairs) in zip(below, strips, strict=True):
+            part.suptitle(f"{_short(name)}: lowest cosines", fontsize=8)
+            cells = part.subplots(2, max(10, len(pairs)), squeeze=False)
+            for cell in cells.flat:
+                cell.axis("off")
+            for column, (clean, seen, said) in enumerate(pairs):
+                cells[0, column].imshow(clean)
+                cells[1, column].imshow(seen)
+                cells[0, column].set_title(said, fontsize=7, pad=2)
+    return figure
+
+
+def tiles(pictures: Sequence[tuple[Pixels, str, str]], columns: int = 5) -> Figure:
+    """Pictures (H, W, 3) with two lines of text each, in rows."""
+    from matplotlib.figure import Figure
+
+    lines = -(-len(pictures) // columns)
+    with style():
+        figure = Figure(figsize=(1.5 * columns, 1.85 * lines))
+        cells = figure.subplots(lines, columns, squeeze=False)
+        for cell in cells.flat:
+            cell.axis("off")
+        for cell, (pixels, first, second) in zip(cells.flat, pictures, strict=False):
+            cell.imshow(pixels)
+            cell.set_title(f"{_short(first, 20)}\n{second}", fontsize=7.5)
+    return figure
+
+
+def _short(name: str, most: int = 32) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

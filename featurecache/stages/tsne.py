@@ -1,0 +1,117 @@
+"""Vectors of some classes in two dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurecache import durable
+from featurecache.errors import BadInput, UnknownName
+from featurecache.executors import Progress, silent
+from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.thumbnails import JPEG, thumbnail
+from featurecache.stages.find import labelled_rows
+from featurecache.stages.studies import (
+    Study,
+    cached_vectors,
+    pictures_of,
+    spread,
+    study_folder,
+    write_study,
+)
+from featurecache.study import figures, pages, projections
+
+_THUMBNAIL = 64  # pixels
+
+
+def study_tsne(
+    backbone: str = "",
+    *,
+    classes: str | Sequence[str] = (),
+    count: int = 5,
+    images: int = 500,
+    method: str = "tsne",
+    perplexity: float = 30.0,
+    view: str = "none",
+    split: str = "train",
+    data: str | Path = "data",
+    cache: str | Path = "data/cache",
+    seed: int = 0,
+    out: str | Path = "study",
+    progress: Progress = silent,
+    **setting: Any,
+) -> Study:
+    """An embedding of the vectors of some classes, by t-SNE or UMAP, after the components that keep
+    90% of their variance (paper 001 §8.3).
+
+    `classes` are names of classes, or their readable names; without any, `count` are drawn by
+    `seed`. Beside the four files of a study there is METHOD.html, where each point shows its image.
+    The table has a row for each class: {class, name, n}. Raises BadInput, NotCached, MissingExtra.
+    """
+    projections.check_method(method)
+    if not backbone:
+        raise BadInput("an embedding needs --backbone NAME; `featurecache ls` lists what is held")
+    if not perplexity > 0:
+        raise BadInput(f"perplexity {perplexity}: must be above 0")
+    folder = study_folder(out)
+    dataset = open_dataset(data)
+    chosen = _chosen(dataset, [classes] if isinstance(classes, str) else classes, count, seed)
+    rows = [row for row in labelled_rows(dataset, [split], progress) if row.label in chosen]
+    rows = spread(list({row.item: row for row in rows}.values()), images)
+    rows, found = cached_vectors(rows, backbone, [view], data, cache, seed, setting)
+    embedded, kept = projections.embed(found[view], method, perplexity, seed)
+    names = {label: dataset.words.get(name := dataset.classes[label], name) for label in chosen}
+    pictures = {place: thumbnail(p, _THUMBNAIL) for place, p in pictures_of(dataset, rows)}
+    shown: list[dict[str, Any]] = [
+        {
+            "x": float(x),
+            "y": float(y),
+            "class": names[row.label],
+            "path": row.id,
+            "src": pages.data_uri(pictures[place], JPEG) if place in pictures else "",
+        }
+        for place, (row, (x, y)) in enumerate(zip(rows, embedded, strict=True))
+    ]
+    by = {"tsne": "t-SNE", "umap": "UMAP"}[method]
+    title = f"{by} of {len(rows):,} vectors of {backbone}, {len(chosen)} classes, {view}"
+    coloured = figures.colours_of(shown)
+    files = write_study(
+        folder,
+        method,
+        title,
+        figures.scatter(shown, coloured),
+        ["x", "y", "class", "path"],
+        [[p["x"], p["y"], p["class"], p["path"]] for p in shown],
+        {"components for 90%": kept, "images": len(rows), "seed": seed, "points": shown},
+    )
+    page = folder / f"{method}.html"
+    points = figures.placed(shown)
+    text = pages.page("scatter_page.html", title=title, points=points, colours=coloured)
+    durable.replace(page, text.encode("utf-8"))
+    table = [
+        {"class": dataset.classes[label], "name": names[label]}
+        | {"n": sum(row.label == label for row in rows)}
+        for label in chosen
+    ]
+    return Study(method, [*files, str(page)], len(rows), table, [])
+
+
+def _chosen(dataset: Dataset, wanted: Sequence[str], count: int, seed: int) -> list[int]:
+    """The labels of the classes that are meant, in the dataset's order."""
+    labels = {name: label for label, name in enumerate(dataset.classes)}
+    by_word = {word: labels[name] for name, word in dataset.words.items() if name in labels}
+    if not wanted:
+        if count < 1:
+            raise BadInput(f"count {count}: must be 1 or more")
+        rng = np.random.default_rng(seed)
+        drawn = rng.choice(len(labels), min(count, len(labels)), replace=False)
+        return sorted(int(label) for label in drawn)
+    found = set()
+    for name in wanted:
+        if name not in labels and name not in by_word:
+            raise UnknownName("class", name, [*labels, *by_word], str(dataset.root))
+        found.add(labels.get(name, by_word.get(name, 0)))
+    return sorted(found)
