@@ -38,6 +38,8 @@ _HOMES = {
     "report": "stages.report",
     "retry": "stages.retry",
     "run": "stages.run",
+    "study_filters": "stages.filters",
+    "study_saliency": "stages.saliency",
     "submit": "stages.submit",
     "train_head": "stages.train_head",
     "vectors": "stages.export",
