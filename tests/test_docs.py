@@ -108,6 +108,8 @@ RESULTS = {
     "featurecache plan": "plan.Plan",
     "featurecache policies preview": "policies.Sheet",
     "featurecache predict": "predict.Prediction",
+    "featurecache study filters": "filters.Filters",
+    "featurecache study saliency": "saliency.Saliency",
     "featurecache submit": "submit.Submission",
     "featurecache report": "report.Report",
     "featurecache run": "run.Ran",
