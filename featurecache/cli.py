@@ -91,6 +91,7 @@ def _leave(code: int) -> None:
 def main() -> None:
     """The entry point: errors that explain themselves get one line and their exit code."""
     debug = "--debug" in sys.argv
+    terminal.escape_what_cannot_be_shown()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import io
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,13 +13,24 @@ from typing import Any
 from featurecache.executors import Progress, silent
 
 LINE_EVERY = 10.0  # seconds between lines when the output is no terminal
+NARROW = 60  # columns below which numbers take the place of a bar
+
+
+def escape_what_cannot_be_shown() -> None:
+    """A name that the output's encoding lacks (a Windows code page) is printed with escapes.
+
+    Python would raise, after the work was done. stderr does so already.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def progress(quiet: bool) -> Progress:
     """A bar with rate and time left on a terminal, a plain line now and then elsewhere."""
     if quiet:
         return silent
-    return _Bar() if sys.stderr.isatty() else _Lines()
+    moves = os.environ.get("TERM", "") not in ("dumb", "unknown")  # else nothing can be redrawn
+    return _Bar() if sys.stderr.isatty() and moves else _Lines()
 
 
 class _Lines:
@@ -54,20 +67,31 @@ class _Bar:
             Progress,
             ProgressColumn,
             Task,
-            TextColumn,
             TimeRemainingColumn,
         )
+        from rich.table import Column
         from rich.text import Text
+
+        class What(ProgressColumn):
+            """Cut where there is no room: the numbers beside it stay whole."""
+
+            def render(self, task: Task) -> Text:
+                return Text(task.description, no_wrap=True, overflow="ellipsis")
 
         class Rate(ProgressColumn):
             def render(self, task: Task) -> Text:
                 return Text(f"{task.speed or 0:,.1f}/s")
 
+        def whole() -> Column:
+            return Column(no_wrap=True)
+
+        console = Console(stderr=True)
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
-            TimeRemainingColumn(),
+            What(), *([] if console.width < NARROW else [BarColumn()]),
+            MofNCompleteColumn(table_column=whole()), Rate(table_column=whole()),
+            TimeRemainingColumn(table_column=whole()),
         )  # fmt: skip
-        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._progress = Progress(*columns, console=console)
         atexit.register(self._progress.stop)  # an error on the way must not leave the cursor hidden
         self._task: Any = None
         self._what = ""
@@ -103,7 +127,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
     if not rows:
         return
     wide = None if sys.stdout.isatty() else 200  # a pipe has no width to fit into
-    shown = Table(title=None if title is None else Text(printable(title)))
+    shown = Table(title=None if title is None else Text(_text(title)))
     for name, value in rows[0].items():
         number = isinstance(value, int | float)
         shown.add_column(name, justify="right" if number else "left", overflow="fold")
@@ -117,4 +141,6 @@ def _text(value: Any) -> str:
         return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return "" if value is None else printable(str(value))
+    encoding = sys.stdout.encoding or "utf-8"
+    text = "" if value is None else printable(str(value))
+    return text.encode(encoding, "backslashreplace").decode(encoding)  # before it is measured

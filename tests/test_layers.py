@@ -17,7 +17,9 @@ PACKAGE = Path(__file__).parent.parent / "featurecache"
 
 # A room may import what stands below it, and only that; wings are three rooms of one height.
 GROUND = {"featurecache.errors", "featurecache.regular"}
-FLOOR = {f"featurecache.{name}" for name in ("durable", "executors", "locks", "records")}
+FLOOR = {
+    f"featurecache.{name}" for name in ("durable", "executors", "locks", "notebook", "records")
+}
 WINGS = ("images", "features", "heads")
 TOP = {"featurecache.cli", "featurecache.options", "featurecache.terminal"}
 
@@ -28,8 +30,9 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "openvino": {"featurecache.features.engines"},
     "h5py": {"featurecache.features.shards"},
     "jinja2": {"featurecache.study.pages"},
+    "tensorboard": {"featurecache.study.events"},
     "markupsafe": {"featurecache.study.pages"},
-    "matplotlib": {"featurecache.study.figures"},
+    "matplotlib": {"featurecache.study.figures", "featurecache.study.sheets"},
     "pyarrow": {"featurecache.stages.export"},
     "click": {
         "featurecache.cli",

@@ -1,6 +1,15 @@
 """What strangers named can be shown: it neither breaks lines nor drives the terminal."""
 
+import contextlib
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+
 import pytest
+from PIL import Image
 
 from featurecache import terminal
 
@@ -21,3 +30,128 @@ def test_hostile_names_are_shown_escaped(capsys):
 @pytest.mark.parametrize("text", ["café 猫 ネコ", "न\u200dक्ष", "👩\u200d🔬", r"a\b [x]", ""])
 def test_names_that_people_write_stay(text):
     assert terminal.printable(text) == text
+
+
+# ---- real terminals, pipes and code pages ----
+
+SHOW = """
+import time
+from featurecache import terminal
+
+show = terminal.progress({quiet})
+for done in range(0, 5001, 500):
+    show(done, 5000, "featurize (12,345 hits; bound by augment)")
+    time.sleep(0.02)
+terminal.table([{{"view": "spatial_2", "class": "na\\u00efve \\u732b", "rows": 5000}}], "a title")
+"""
+NARROW = 40
+
+
+def on_terminal(code: str, columns: int, **environment: str) -> str:
+    """What a terminal of this many columns is sent."""
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    told = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=told | {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"} | environment,
+    )
+    os.close(theirs)
+    sent = b""
+    with contextlib.suppress(OSError), open(ours, "rb", buffering=0) as file:  # noqa: PTH123
+        while piece := file.read(1 << 16):  # Linux ends it with an error
+            sent += piece
+    assert process.wait(60) == 0, sent
+    return sent.decode("utf-8", "replace")
+
+
+def frames(sent: str) -> list[str]:
+    """The lines that were shown one after another, without what moves and colours."""
+    return [
+        re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", part) for part in re.split(r"[\r\n]+", sent) if part
+    ]
+
+
+def test_a_bar_has_rate_time_left_hits_and_the_bound():
+    shown = frames(on_terminal(SHOW.format(quiet=False), 120))
+    (last, *_) = [line for line in shown if "5000/5000" in line]
+    assert "featurize (12,345 hits; bound by augment)" in last
+    assert re.search(r"5000/5000 [\d,.]+/s \d:\d\d:\d\d", last)
+
+
+def test_a_narrow_terminal_keeps_the_numbers():
+    shown = frames(on_terminal(SHOW.format(quiet=False), NARROW))
+    assert all(len(line) <= NARROW for line in shown)
+    (last, *_) = [line for line in shown if "5000/5000" in line]
+    assert last.startswith("featurize") and re.search(r"/s \d:\d\d:\d\d", last)
+    assert any("spatial_2" in line for line in shown)
+
+
+@pytest.mark.parametrize("columns", [NARROW, 80])
+def test_without_colour(columns):
+    sent = on_terminal(SHOW.format(quiet=False), columns, NO_COLOR="1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", sent)  # bold may stay
+    assert "5000/5000" in sent
+
+
+def test_a_dumb_terminal_gets_lines():
+    sent = on_terminal(SHOW.format(quiet=False), 80, TERM="dumb")
+    assert "\x1b" not in sent
+    assert "featurize (12,345 hits; bound by augment): 5,000 of 5,000" in sent
+
+
+def test_quiet_shows_the_table_alone():
+    sent = on_terminal(SHOW.format(quiet=True), 80)
+    assert "featurize" not in sent and "spatial_2" in sent
+
+
+def piped(code: str, encoding: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        encoding=encoding,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        timeout=60,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii", "utf-8"])
+def test_code_pages(encoding):
+    """A table in a Windows code page: of plain lines where it has no others, its columns true."""
+    ended = piped(SHOW.format(quiet=False), encoding)
+    said = "featurize (12,345 hits; bound by augment): 5,000 of 5,000"
+    assert ended.stderr.splitlines()[-1].startswith(said)
+    lines = [line for line in ended.stdout.splitlines() if line[0] in "|+│┃┏┡└"]
+    assert len(lines) == 5
+    name = "naïve 猫".encode(encoding, "backslashreplace").decode(encoding)
+    assert name in lines[3]
+    narrower = 1 if encoding == "utf-8" else 0  # a Chinese character takes two columns
+    assert {len(line) for line in lines} == {len(lines[0]), len(lines[0]) - narrower}
+    assert encoding == "utf-8" or ended.stdout.count("|") == 2 * 4 + 2
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437"])
+def test_the_program_on_a_code_page(tmp_path, encoding):
+    folder = tmp_path / "train" / "猫 naïve"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    words = [sys.executable, "-m", "featurecache", "inspect", "--data", str(tmp_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    plain, as_json = (
+        subprocess.run(
+            [*words, *more], capture_output=True, env=environment, timeout=60, check=True
+        ).stdout.decode(encoding)
+        for more in ([], ["--json"])
+    )
+    assert r"\u732b naïve" in plain and "unreadable files: 0" in plain
+    assert "猫 naïve" in json.loads(as_json)["splits"]["train"]["counts"]
+    refused = subprocess.run(
+        [*words[:-1], "nowhere-猫"], capture_output=True, env=environment, timeout=60, check=False
+    )
+    assert refused.returncode == 2
+    assert rb"nowhere-\u732b: no such file" in refused.stderr

@@ -76,22 +76,42 @@ class Preprocess:
         """
         from PIL import Image
 
-        scale = math.floor(self.input_size / self.crop)
-        height, width = pixels.shape[:2]
-        if self.crop_mode == "squash":
-            size = (scale, scale)
-        elif width <= height:
-            size = (scale, int(scale * height / width))
-        else:
-            size = (int(scale * width / height), scale)
+        (height, width), (top, left) = self.geometry(*pixels.shape[:2])
         picture = Image.fromarray(pixels)
-        if picture.size != size:
+        if picture.size != (width, height):
             filter = Image.Resampling(INTERPOLATIONS[self.interpolation])
-            picture = picture.resize(size, filter)
-        left = round((size[0] - self.input_size) / 2)
-        top = round((size[1] - self.input_size) / 2)
+            picture = picture.resize((width, height), filter)
         box = (left, top, left + self.input_size, top + self.input_size)
         return np.asarray(picture.crop(box))
+
+    def geometry(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of a picture of this size, (height, width) once resized, and (top, left) of the crop."""
+        scale = math.floor(self.input_size / self.crop)
+        if self.crop_mode == "squash":
+            high, wide = scale, scale
+        elif width <= height:
+            high, wide = int(scale * height / width), scale
+        else:
+            high, wide = scale, int(scale * width / height)
+        return (high, wide), (
+            round((high - self.input_size) / 2),
+            round((wide - self.input_size) / 2),
+        )
+
+    def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """What `__call__` does to a picture of this size, but for the rounding to bytes: `down`
+        (input_size, height) and `across` (input_size, width) float64, so that each channel of the
+        result is down @ channel @ across.T."""
+        from PIL import Image
+
+        filter = Image.Resampling(INTERPOLATIONS[self.interpolation])
+        resized, starts = self.geometry(height, width)
+        found = []
+        for before, after, start in zip((height, width), resized, starts, strict=True):
+            unit = Image.fromarray(np.eye(before, dtype=np.float32))
+            lines = np.asarray(unit.resize((before, after), filter), np.float64)
+            found.append(lines[start : start + self.input_size])
+        return found[0], found[1]
 
 
 @dataclass(frozen=True)

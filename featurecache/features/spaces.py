@@ -26,6 +26,7 @@ import pydantic
 from featurecache import durable, locks, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.features import shards
+from featurecache.notebook import html_table
 from featurecache.regular import read_regular
 
 MOST_RECORD = 256 << 20  # bytes; 64 a row, and what is said of the shard
@@ -126,6 +127,9 @@ class Space:
             "bytes": self.size,
             "root_hash": self.root_hash,
         }
+
+    def _repr_html_(self) -> str:
+        return html_table("space", self.summary())
 
     def missing(self, items: Iterable[bytes]) -> list[bytes]:
         """The items that no committed shard holds, each once, in the order given (law 3)."""

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.images.samples import MAX_FILE, Sample
+from featurecache.notebook import html_table
 from featurecache.regular import open_regular
 
 SPLITS = ("train", "val", "test")
@@ -70,6 +71,19 @@ class Dataset:
         if name not in self.splits:
             raise UnknownName("split", name, self.splits, where=self.root)
         return tuple(sample for sample in self.samples if sample.split == name)
+
+    def _repr_html_(self) -> str:
+        counts = Counter(sample.split for sample in self.samples)
+        shown = ", ".join(self.words.get(name, name) for name in self.classes[:_LIST_MOST])
+        more = len(self.classes) - _LIST_MOST
+        return html_table(
+            f"dataset {self.root}",
+            {
+                "layout": self.layout,
+                **{name: counts[name] for name in self.splits},
+                "classes": shown + (f" and {more:,} more" if more > 0 else ""),
+            },
+        )
 
 
 def open_dataset(data: str | Path) -> Dataset:

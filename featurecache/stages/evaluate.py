@@ -19,6 +19,7 @@ from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.notebook import html_table
 from featurecache.stages.find import (
     Row,
     RunRecord,
@@ -60,6 +61,11 @@ class Evaluation:
     best: list[dict[str, Any]]
     worst: list[dict[str, Any]]
     against: dict[str, Any] | None = None  # {run, top1, both, only, only_other, neither, p}
+
+    def _repr_html_(self) -> str:
+        names = ("n", "left_out", "top1", "top3", "top5", "loss", "ece", "gap")
+        seen = {"split": self.split, "view": " + ".join([self.view, *self.tta])}
+        return html_table(f"run {self.run}", seen | {name: getattr(self, name) for name in names})
 
 
 def evaluate(

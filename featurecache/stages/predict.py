@@ -46,7 +46,7 @@ def predict(
         raise BadInput(f"no such file: {', '.join(missing[:5])}")
     record = read_run(run)
     head = Head.load(Path(run))
-    networks = _networks(record, [weights] if isinstance(weights, str | Path) else weights)
+    networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
     decoded, errors = [], {}
     for file in files:
         try:
@@ -84,7 +84,7 @@ def load_head(run: str | Path) -> Head:
     return Head.load(Path(run))
 
 
-def _networks(record: RunRecord, files: Sequence[str | Path]) -> list[Backbone]:
+def run_networks(record: RunRecord, files: Sequence[str | Path]) -> list[Backbone]:
     """The backbones of a run: by the weights file that holds the very weights, else by their own.
 
     Raises BadInput for a file that is of none of them.

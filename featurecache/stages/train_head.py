@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,9 +20,11 @@ from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
 from featurecache.heads.settings import METRICS, MOST_METRICS
 from featurecache.heads.sweeps import settings_of
+from featurecache.notebook import html_table
 from featurecache.regular import read_regular
 from featurecache.stages.find import RunBackbone, RunRecord
 from featurecache.stages.trainable import trainable
+from featurecache.study.events import check_tensorboard, write_events
 
 if TYPE_CHECKING:
     from featurecache.heads.training import Trained
@@ -63,6 +66,15 @@ class TrainedRun:
     trials: list[dict[str, Any]] = field(default_factory=list)
     winner: int | None = None
 
+    def _repr_html_(self) -> str:
+        shown = {
+            f"{name}, {key}": value
+            for name, found in (("best", self.best), ("last", self.last))
+            for key, value in found.items()
+        }
+        notes = {f"note {number}": note for number, note in enumerate(self.notes, 1)}
+        return html_table(f"run {self.run}", shown | notes)
+
 
 def train_head(
     schedule: str | Path,
@@ -74,15 +86,21 @@ def train_head(
     backbone: str | Sequence[str] = (),
     seed: int | None = None,
     device: str = "auto",
+    tensorboard: str | Path | None = None,
     progress: Progress = silent,
 ) -> TrainedRun:
     """Train the head that a schedule describes (a YAML file's path, or a shipped schedule's name).
 
     `backbone` (one name or several) and `seed` stand in for the schedule's own. The run folder is
     `out`, or one in `runs` named by the schedule and what it was trained on: the same training is
-    never done twice, and a killed one resumes to the same numbers. Raises BadInput or NotCached
-    before the first step if anything that the schedule names is missing.
+    never done twice, and a killed one resumes to the same numbers. `tensorboard` is a folder for
+    TensorBoard's events of the finished training, in a folder of the run's name. Raises BadInput or
+    NotCached before the first step if anything that the schedule names is missing, MissingExtra
+    where TensorBoard is.
     """
+    if tensorboard is not None:
+        check_tensorboard()
+        make_folder(Path(tensorboard), "--tensorboard")
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
@@ -110,6 +128,7 @@ def train_head(
         notes.append(f"{cache} can't be written, so `gc` may not spare what this run stands on")
     done = _earlier(run, identity)
     if done is not None:
+        _write_events(run, tensorboard)
         return done
     began = time.time()
     record = RunRecord(
@@ -159,6 +178,7 @@ def train_head(
         on_done=on_done,
         device=device,
     )
+    _write_events(run, tensorboard)
     return _result(run, record)
 
 
@@ -228,19 +248,32 @@ def _earlier(run: Path, identity: str) -> TrainedRun | None:
     return None if record.best is None else _result(run, record)
 
 
+def _write_events(run: Path, tensorboard: str | Path | None) -> None:
+    """The events of a finished run, below a folder of its name. They are made of its metrics, so a
+    run that was trained before has them too, and a resumed one has none twice."""
+    if tensorboard is None:
+        return
+    epochs = read_epochs(run)
+    if not epochs:
+        raise DamagedCache(f"{run}: has no {METRICS} to make events of; train it again")
+    began = calendar.timegm(time.strptime(read_run(run).started, "%Y-%m-%dT%H:%M:%SZ"))
+    write_events(Path(tensorboard) / run.name, [epoch.model_dump() for epoch in epochs], began)
+
+
 def _result(run: Path, record: RunRecord) -> TrainedRun:
     assert record.best is not None and record.last is not None  # they are written together
     trials, winner = record.trials or [], record.winner
     return TrainedRun(str(run), record.best, record.last, record.notes, trials, winner)
 
 
-def make_folder(run: Path) -> None:
-    """Make the folder of a run, where there is none. Raises BadInput where that can't be."""
+def make_folder(run: Path, option: str = "--out") -> None:
+    """Make the folder of a run, where there is none. Raises BadInput where that can't be, with the
+    option that gives another."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         durable.sync_folder(run.parent)
     except OSError as error:
-        raise BadInput(f"{run} can't be made ({error.strerror}); give another --out") from error
+        raise BadInput(f"{run} can't be made ({error.strerror}); give another {option}") from error
 
 
 def _write(run: Path, record: RunRecord) -> None:

@@ -1,4 +1,5 @@
-"""Figures: the only room that draws with matplotlib. Arrays in, a figure or its bytes out.
+"""Figures: the room that draws with matplotlib, sheets.py beside it. Arrays in, a figure or its
+bytes out.
 
 Figures are drawn without pyplot, which keeps figures in a global list and may want a screen. The
 same arrays give the same bytes: no dates, and ids that follow from the content.

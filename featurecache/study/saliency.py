@@ -1,0 +1,203 @@
+"""Saliency: which pixels of a picture the score of a class depends on, through network and head.
+
+- gradient: Simonyan, Vedaldi, Zisserman, "Deep inside convolutional networks" (2013), section 3;
+  shown absolute and signed as in paper 003 (3.2.1), with the dataset's boxes as in 001 (8.1).
+- smoothgrad: Smilkov et al., "SmoothGrad: removing noise by adding noise" (2017).
+- gradcam: Selvaraju et al., "Grad-CAM" (ICCV 2017), equations 1 and 2.
+
+The score is the logit of the class, of several folds their mean. Everything is float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from featurecache.errors import BadInput
+from featurecache.features.backbones import Preprocess
+
+_AT_ONCE = 5  # noisy copies in a pass
+
+Map = npt.NDArray[np.float64]
+
+
+class Whole(nn.Module):
+    """Pictures to logits: networks side by side, each behind its mean and std, then the head.
+
+    `networks` map (n, 3, S, S) to (n, D) each, `members` (n, sum of D) to (n, C), one a fold.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        preprocesses: Sequence[Preprocess],
+        members: Sequence[nn.Module],
+    ) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.preprocesses = list(preprocesses)
+        self.members = nn.ModuleList(members)
+        self.eval()
+
+    def forward(self, given: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(members, n, C) logits of pictures (n, 3, S, S) in 0..1, one tensor for each network."""
+        vectors = []
+        for network, preprocess, x in zip(self.networks, self.preprocesses, given, strict=True):
+            mean = torch.tensor(preprocess.mean).view(1, -1, 1, 1)
+            std = torch.tensor(preprocess.std).view(1, -1, 1, 1)
+            vectors.append(network((x - mean) / std))
+        together = torch.cat(vectors, 1)
+        return torch.stack([member(together) for member in self.members])
+
+    def score(self, given: Sequence[torch.Tensor], label: int) -> torch.Tensor:
+        """The score of class `label`, summed over the pictures, which do not touch each other."""
+        logits: torch.Tensor = self(given)
+        return logits[:, :, label].mean(0).sum()
+
+    def ready(self, pixels: np.ndarray) -> list[torch.Tensor]:
+        """A picture (H, W, 3) uint8 as each network is given it: (1, 3, S, S) float32 in 0..1."""
+        return [
+            torch.tensor(preprocess(pixels)).permute(2, 0, 1)[None].float() / 255
+            for preprocess in self.preprocesses
+        ]
+
+    def on_picture(self, found: Sequence[torch.Tensor], height: int, width: int) -> Map:
+        """(height, width, 3): gradients by what the networks are given, (1, 3, S, S) each, as one
+        by the pixels of the picture.
+
+        Resizing and cropping are linear (but for the rounding to bytes), a matrix a side, and the
+        chain rule multiplies by their transposes. Several networks add up, and what was cropped
+        away is 0.
+        """
+        total: Map = np.zeros((height, width, 3))
+        for gradient, preprocess in zip(found, self.preprocesses, strict=True):
+            down, across = preprocess.matrices(height, width)
+            channels = gradient[0].double().numpy()
+            total += np.stack([down.T @ channel @ across for channel in channels], 2)
+        return total
+
+
+def probabilities(whole: Whole, pixels: np.ndarray) -> npt.NDArray[np.float32]:
+    """(C,) of a picture (H, W, 3) uint8, as the head's predict_proba: a mean over its members."""
+    with torch.no_grad():
+        mean: npt.NDArray[np.float32] = whole(whole.ready(pixels)).softmax(2).mean(0)[0].numpy()
+    return mean
+
+
+def gradient(whole: Whole, pixels: np.ndarray, label: int) -> Map:
+    """(H, W, 3): the gradient of the score of class `label` by the pixels (H, W, 3) uint8 of a
+    picture, in logits for a channel that goes from black to full."""
+    return whole.on_picture(_gradients(whole, whole.ready(pixels), label), *pixels.shape[:2])
+
+
+def smooth_gradient(
+    whole: Whole,
+    pixels: np.ndarray,
+    label: int,
+    rng: np.random.Generator,
+    samples: int,
+    noise: float,
+) -> Map:
+    """As `gradient`, a mean over `samples` copies with noise, whose standard deviation is `noise`
+    times the span of the picture's values. It is added to what the networks are given."""
+    given = whole.ready(pixels)
+    sums = [torch.zeros_like(x) for x in given]
+    for start in range(0, samples, _AT_ONCE):
+        count = min(_AT_ONCE, samples - start)
+        noisy = []
+        for x in given:
+            drawn = rng.standard_normal((count, *x.shape[1:]), np.float32)
+            noisy.append(x + torch.from_numpy(drawn) * (noise * (x.max() - x.min())))
+        for total, found in zip(sums, _gradients(whole, noisy, label), strict=True):
+            total += found.sum(0, keepdim=True)
+    return whole.on_picture([total / samples for total in sums], *pixels.shape[:2])
+
+
+def class_activations(whole: Whole, pixels: np.ndarray, label: int) -> Map:
+    """(H, W): Grad-CAM before its ReLU: of a network's last map that has more than one cell the sum
+    of the channels, each weighted by its mean gradient, drawn out bilinearly over what the network
+    saw of the picture. Several networks add up; what was cropped away is 0.
+
+    Raises BadInput for a network that has no such map: transformers, or channels last.
+    """
+    total = np.zeros(pixels.shape[:2])
+    cells = _weighted_maps(whole, whole.ready(pixels), label)
+    for found, preprocess in zip(cells, whole.preprocesses, strict=True):
+        sides = []
+        resized, starts = preprocess.geometry(*pixels.shape[:2])
+        for count, before, after, start in zip(
+            found.shape, pixels.shape[:2], resized, starts, strict=True
+        ):
+            sides.append(_drawn_out(count, before, after, start, preprocess.input_size))
+        total += sides[0] @ found.double().numpy() @ sides[1].T
+    return total
+
+
+def absolute(gradient: Map) -> Map:
+    """(H, W): the greatest of the channels' absolute values (Simonyan et al., section 3.1)."""
+    return np.asarray(np.abs(gradient).max(2))
+
+
+def signed(gradient: Map) -> Map:
+    """(H, W): the sum of the channels: what a brighter pixel does to the score."""
+    return np.asarray(gradient.sum(2))
+
+
+def share_inside(values: Map, mask: npt.NDArray[np.bool_]) -> float | None:
+    """How much of (H, W) values of 0 or more lies where the mask is; None where all are 0."""
+    total = float(values.sum())
+    return float(values[mask].sum()) / total if total > 0 else None
+
+
+def _gradients(whole: Whole, given: Sequence[torch.Tensor], label: int) -> list[torch.Tensor]:
+    """The gradient of each picture's score by what each network is given, (n, 3, S, S)."""
+    leaves = [x.detach().clone().requires_grad_() for x in given]
+    return list(torch.autograd.grad(whole.score(leaves, label), leaves))
+
+
+def _weighted_maps(whole: Whole, given: Sequence[torch.Tensor], label: int) -> list[torch.Tensor]:
+    """Grad-CAM's map of each network, (h, w) in cells."""
+    last: dict[int, torch.Tensor] = {}
+
+    def look(number: int) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(_: nn.Module, __: Any, out: Any) -> None:
+            if isinstance(out, torch.Tensor) and out.ndim == 3:
+                last.pop(number, None)  # tokens: what came before is no last map
+            elif isinstance(out, torch.Tensor) and out.ndim == 4 and out[0, 0].numel() > 1:
+                last[number] = out
+
+        return keep
+
+    with contextlib.ExitStack() as hooks:
+        for number, network in enumerate(whole.networks):
+            for layer in network.modules():
+                hooks.callback(layer.register_forward_hook(look(number)).remove)
+        score = whole.score([x.detach().clone().requires_grad_() for x in given], label)
+    for number, network in enumerate(whole.networks):
+        inner = getattr(network, "network", network)  # of a Reader
+        if number not in last or getattr(inner, "output_fmt", "NCHW") != "NCHW":
+            raise BadInput(
+                f"Grad-CAM needs a map of channels, and {type(inner).__name__} does not end in "
+                "one; take --method gradient or smoothgrad"
+            )
+    maps = [last[number] for number in range(len(whole.networks))]
+    slopes = torch.autograd.grad(score, maps)
+    return [
+        (slope.mean((2, 3), keepdim=True) * found.detach()).sum(1)[0]
+        for found, slope in zip(maps, slopes, strict=True)
+    ]
+
+
+def _drawn_out(cells: int, pixels: int, resized: int, start: int, size: int) -> Map:
+    """(pixels, cells): the weights of a side's cells at each pixel; 0 for what was cropped away."""
+    at = (np.arange(pixels) + 0.5) * resized / pixels - start  # in the network's pixels
+    places = at * cells / size - 0.5
+    weights = np.stack([np.interp(places, np.arange(cells), one) for one in np.eye(cells)], 1)
+    weights[(at < 0) | (at > size)] = 0
+    return weights

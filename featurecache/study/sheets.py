@@ -1,0 +1,92 @@
+"""Sheets: pictures, maps and filters side by side, drawn with matplotlib as in figures.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from featurecache.study.figures import style
+
+if TYPE_CHECKING:
+    from featurecache.study.figures import Figure
+
+_CELL = 1.5  # inches
+_BRIGHTEST = 99.5  # percent: a few pixels would leave the rest in the dark
+
+
+def _short(text: str, most: int) -> str:
+    """The first of several names, cut where it is too long for its place. What can't be printed is
+    left out: SVG can't hold a control character."""
+    first = "".join(char for char in text.split(",")[0] if char.isprintable())
+    return first if len(first) <= most else first[: most - 1] + "…"
+
+
+class Looked(NamedTuple):
+    """A row of `saliency`. `maps` has for each run the absolute and the signed map (H, W), the name
+    of the class, its probability, and the share of the absolute map in the boxes, or None."""
+
+    name: str
+    truth: str | None
+    pixels: np.ndarray  # (H, W, 3) uint8
+    boxes: Sequence[tuple[int, int, int, int]]  # x0, y0, x1, y1; all four belong to the box
+    area: float | None  # the share of the pixels that is in the boxes
+    maps: Sequence[tuple[np.ndarray, np.ndarray, str, float, float | None]]
+
+
+def saliency(title: str, runs: Sequence[str], rows: Sequence[Looked]) -> Figure:
+    """Images below each other; beside each for every run the absolute map (white is most) and the
+    signed one (red is for the class, blue against it). Each map has a scale of its own."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(_CELL * (1 + 2 * len(runs)), 0.6 + (_CELL + 0.4) * len(rows)))
+        figure.suptitle(title)
+        grid = figure.subplots(len(rows), 1 + 2 * len(runs), squeeze=False)
+        for line, row in zip(grid, rows, strict=True):
+            _picture(line[0], row.pixels, row.boxes)
+            truth = "" if row.truth is None else f"\n{_short(row.truth, 20)}"
+            line[0].set_title(_short(row.name.rpartition("/")[2], 20) + truth, fontsize=7)
+            for place, (absolute, signed, name, probability, inside) in enumerate(row.maps):
+                left, right = line[1 + 2 * place : 3 + 2 * place]
+                most = float(np.percentile(absolute, _BRIGHTEST)) or 1.0
+                _picture(left, absolute, row.boxes, cmap="gray", vmin=0, vmax=most)
+                most = float(np.percentile(np.abs(signed), _BRIGHTEST)) or 1.0
+                _picture(right, signed, row.boxes, cmap="RdBu_r", vmin=-most, vmax=most)
+                head = f"{_short(runs[place], 40)}\n" if row is rows[0] else ""
+                shown = ""
+                if inside is not None and row.area is not None:
+                    shown = (
+                        f"\n{100 * inside:.0f}% in the box ({100 * row.area:.0f}% of the picture)"
+                    )
+                said = f"{_short(name, 30)}, {100 * probability:.0f}%"
+                left.set_title(head + said + shown, fontsize=7, loc="left")
+    return figure
+
+
+def mosaics(title: str, names: Sequence[str], pictures: Sequence[np.ndarray]) -> Figure:
+    """Pictures (H, W, 3) in 0..1 side by side."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(4.5 * len(pictures), 5.2))
+        figure.suptitle(title)
+        for axes, name, picture in zip(
+            figure.subplots(1, len(pictures), squeeze=False)[0], names, pictures, strict=True
+        ):
+            _picture(axes, picture)
+            axes.set_title(name, fontsize=8)
+    return figure
+
+
+def _picture(
+    axes: Any, picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]] = (), **how: Any
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.imshow(picture, interpolation="nearest", **how)
+    axes.set_axis_off()
+    for x0, y0, x1, y1 in boxes:
+        corner, size = (x0 - 0.5, y0 - 0.5), (x1 - x0 + 1, y1 - y0 + 1)
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="#00c853", linewidth=1.2))
