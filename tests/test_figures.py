@@ -13,7 +13,7 @@ from PIL import Image
 
 from featurecache.study import figures
 
-HOSTILE = "<b>&\"' $x^2$ \u202eabc \u05e9 \u4e2d"
+HOSTILE = "<b>&\"' $x^2$ \u202e\x01 \u05e9 \u4e2d"
 RNG = np.random.default_rng(0)
 EPOCHS = [
     {"epoch": e, "fold": f, "train_top1": e / 4, "val_top1": e / 5, "train_loss": 1 / e,
@@ -61,6 +61,11 @@ def test_a_figure_in_a_page_takes_its_colours_and_its_width() -> None:
     assert not [group for group in root.iter("{http://www.w3.org/2000/svg}g") if group.get("id")]
 
 
+def test_a_label_is_one_short_line() -> None:
+    assert figures.label("a\nb\x00\u202e\u200d") == "a\\nb\\x00\\u202e\u200d"
+    assert figures.label("x" * 33) == "x" * 31 + "…" and figures.label("x" * 32) == "x" * 32
+
+
 def test_points_fill_a_square_with_y_upward() -> None:
     found = figures.placed([{"x": 0, "y": 0}, {"x": 10, "y": 5, "class": "a"}])
     assert found == [{"x": 0, "y": 500}, {"x": 1000, "y": 0, "class": "a"}]
@@ -69,5 +74,6 @@ def test_points_fill_a_square_with_y_upward() -> None:
 
 
 def test_classes_have_colours_of_their_own_as_long_as_there_are_some() -> None:
-    found = figures.colours_of([{"class": str(n)} for n in range(8)])
-    assert len(set(list(found.values())[:6])) == 6 and found["6"] == found["0"]
+    found = figures.colours_of([{"class": str(n)} for n in range(12)])
+    ordered = [found[name] for name in sorted(found)]
+    assert len(set(ordered[:10])) == 10 and ordered[10] == ordered[0]

@@ -155,7 +155,7 @@ def test_studies_are_shown_as_images(
     (folder / "pca.png").write_bytes(bytes(500))
     report(small_runs["split"], study=folder, **given)
     text = Path(given["out"]).read_text()
-    assert "components 90: 41" in text and "&lt;b&gt;&amp;" in text
+    assert "components_90: 41" in text and "&lt;b&gt;&amp;" in text
     assert "alert(1)" not in text and "data:image/svg+xml;base64," in text
 
 

@@ -15,6 +15,7 @@ from featurecache.stages.evaluate import evaluate
 from featurecache.stages.featurize import featurize
 from featurecache.stages.report import report
 from featurecache.stages.train_head import read_epochs, train_head
+from featurecache.stages.tsne import study_tsne
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = [
@@ -221,6 +222,33 @@ def test_the_report_alone_answers_the_questions_of_its_readers(
     for place in range(2):
         cells = costs.nth(place).locator("td").all_text_contents()
         assert cells[0] == "60" and cells[2].endswith(" ms") and float(cells[2][:-3]) > 0
+
+
+def test_points_of_an_embedding_show_their_images(
+    browser: Any, reported: dict[str, Any], tmp_path: Path
+) -> None:
+    """By mouse and by keyboard, on the study's own page and in a report."""
+    found = study_tsne("efficientnet_lite0", count=3, out=tmp_path, **reported["given"])
+    whole = tmp_path / "report.html"
+    report(reported["runs"][:1], study=tmp_path, out=whole, **reported["given"])
+    for path in (Path(found.files[-1]), whole):
+        page = browser.new_page()
+        said: list[str] = []
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.goto(path.as_uri())
+        point = page.locator(".scatter g").nth(7)
+        shown = "g => getComputedStyle(g.querySelector('image')).visibility"
+        assert point.evaluate(shown) == "hidden"
+        point.focus()
+        assert point.evaluate(shown) == "visible"
+        point.locator("circle").hover(force=True)
+        assert point.evaluate(shown) == "visible"
+        assert point.locator("image").evaluate("i => i.getBoundingClientRect().width") > 20
+        assert page.locator(".legend bdi").all_text_contents() == sorted(
+            {row["name"] for row in found.table}
+        )
+        assert said == []
+        page.close()
 
 
 def test_a_dark_page_and_a_printed_one_are_whole(browser: Any, reported: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def test_an_embedding_shows_the_images_of_its_classes(where: dict[str, Any]) -> 
         assert point["path"].startswith(f"train/{point['class']}/")
         assert point["src"].startswith("data:image/jpeg;base64,")
     page = Path(found.files[-1]).read_text()
-    assert page.count("<circle") == page.count("<image") == 20
+    assert page.count("<circle") == 2 * page.count("<image") == 40
     assert "http:" not in page.replace("http://www.w3.org", "") and "<script" not in page
     drawn = [study_tsne(NET, count=1, seed=seed, **where).table[0]["class"] for seed in range(6)]
     assert len(set(drawn)) > 1
@@ -110,6 +110,25 @@ def test_drift_takes_the_views_that_are_held(where: dict[str, Any]) -> None:
         study_drift(NET, "spatial_1", **where)
     with pytest.raises(BadInput, match="holds no view"):
         study_drift(NET, seed=5, **where)
+
+
+def test_drift_finds_a_policy_of_ones_own_and_says_what_it_leaves_out(
+    where: dict[str, Any], small_data: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    own = tmp_path / "flip.yaml"
+    own.write_text("augmenters:\n  - Fliplr: {p: 1.0}\n")
+    with pytest.raises(NotCached, match=rf"--policy {own}_1"):
+        study_drift(NET, f"{own}_1", **where)
+    featurize(small_data, policy=["none", f"{own}_1"], cache=cache, **tiny)
+    own.unlink()
+    fewer = Path(shutil.copytree(small_data, tmp_path / "fewer"))
+    for path in (fewer / "train").rglob("00[0-5].png"):
+        path.unlink()
+    featurize(fewer, policy="color_1", cache=cache, **tiny)
+    found = study_drift(NET, **{**where, "cache": cache})
+    assert [row["view"] for row in found.table] == ["none", "flip_1"]
+    assert found.notes == ["color_1 lacks 18 of these images, and is left out"]
 
 
 def test_neighbours_of_a_cached_image_and_of_a_new_one(
@@ -202,7 +221,7 @@ def test_the_commands_write_and_the_report_shows(
     found = report(small_runs["split"], study=where["out"], **given)
     text = page.read_text()
     assert found.bytes < 2_000_000 and text.count('class="study"') == 4
-    assert text.count("<circle") == 24  # the embedding, with its images
+    assert text.count("<circle") == 48  # the embedding, with its images
 
 
 def test_points_that_no_study_wrote_are_refused(

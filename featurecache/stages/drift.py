@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featurecache import records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
-from featurecache.images.views import View, find_view
-from featurecache.stages.find import fitting
+from featurecache.images.views import View, find_view, view_of_key
+from featurecache.stages.find import Row, fitting, labelled_rows
 from featurecache.stages.studies import (
     Study,
     cached_vectors,
     choice_of,
-    labelled_sample,
+    different,
     pictures_of,
+    spread,
     study_folder,
     write_study,
 )
@@ -44,7 +47,8 @@ def study_drift(
     **setting: Any,
 ) -> Study:
     """The cosine of each vector of a view to the clean one of its image, and how many views still
-    have their label's neighbours: most of the nearest `neighbours` clean vectors of other images.
+    have their label's neighbours: most of the nearest `neighbours` clean vectors of other images of
+    the split.
 
     `policy` are views, without any all that the cache holds of the backbone for these images. The
     table has a row for each: {view, cosine_5 … cosine_95 (quantiles), agreement, broken: the images
@@ -57,33 +61,32 @@ def study_drift(
         raise BadInput("drift needs at least 2 images and 1 neighbour")
     folder = study_folder(out)
     dataset = open_dataset(data)
-    rows = labelled_sample(dataset, split, images, progress)
-    given = [policy] if isinstance(policy, str) else list(dict.fromkeys(policy))
-    if not given:
+    every = different(labelled_rows(dataset, [split], progress))
+    rows = spread(every, images)
+    notes: list[str] = []
+    names = [policy] if isinstance(policy, str) else policy
+    views = [find_view(name, seed) for name in dict.fromkeys(names) if name != "none"]
+    if not views:
         held = fitting(Cache(cache).spaces(), choice_of(backbone, setting), cache)
-        items = [row.item for row in rows]
-        whole = [s for s in held if s.key["view"] is not None and not s.missing(items)]
-        given = sorted(s.view for s in whole if s.key["view"]["seed"] == seed)
-        if not given:
-            raise BadInput(
-                f"{cache} holds no view of {backbone} but `none` for these images; featurize one, "
-                "or name it with --policy"
-            )
-    given = [name for name in given if name != "none"]
-    if not given:
-        raise BadInput("`none` does not drift from itself; give another --policy")
-    views = [find_view(name, seed) for name in given]
-    rows, found = cached_vectors(rows, backbone, ["none", *given], data, cache, seed, setting)
-    clean, labels = found["none"], np.array([row.label for row in rows])
-    own = np.arange(len(rows))
+        views = list(_held(held, rows, seed, notes))
+    if not views:
+        raise BadInput(
+            f"{cache} holds no view of {backbone} but `none` for these images; featurize one, "
+            "or name it with --policy"
+        )
+    every, clean = cached_vectors(every, backbone, View(None), data, cache, setting)
+    place_of = {row.item: place for place, row in enumerate(every)}
+    labels = np.array([row.label for row in every])
     cosines: dict[str, np.ndarray] = {}
+    lines: list[list[object]] = []
     table: list[dict[str, Any]] = []
     strips = []
-    for place, (name, view) in enumerate(zip(["none", *given], [View(None), *views], strict=True)):
-        progress(place, len(views) + 1, f"drift: {view.name}")
-        cosine = projections.cosines(found[name], clean)
-        agreed = projections.agreement(found[name], own, clean, labels, neighbours)
-        worst = [rows[row] for row in np.argsort(cosine, kind="stable")[:BROKEN]]
+    for number, view in enumerate([View(None), *views]):
+        progress(number, len(views) + 1, f"drift: {view.name}")
+        seen, vectors = cached_vectors(rows, backbone, view, data, cache, setting)
+        seen, vectors, own = _beside(seen, vectors, place_of)
+        cosine = projections.cosines(vectors, clean[own])
+        agreed = projections.agreement(vectors, own, clean, labels, neighbours)
         row: dict[str, Any] = {"view": view.name}
         row |= {f"cosine_{q * 100:.0f}": float(np.quantile(cosine, q)) for q in QUANTILES}
         row |= {"agreement": float(agreed.mean()), "broken": []}
@@ -91,10 +94,15 @@ def study_drift(
         if view.policy is None:
             continue
         cosines[view.name] = cosine
+        order = np.argsort(cosine, kind="stable")[:BROKEN]
+        worst = [seen[at] for at in order]
         row["broken"] = [image.id for image in worst]
-        lowest = np.sort(cosine)
+        lines += [
+            [view.name, image.id, dataset.classes[image.label], float(value)]
+            for image, value in zip(seen, cosine, strict=True)
+        ]
         pairs = [
-            (pixels, view.picture(pixels, worst[at].item), f"{lowest[at]:.2f}")
+            (pixels, view.picture(pixels, worst[at].item), f"{cosine[order[at]]:.2f}")
             for at, pixels in pictures_of(dataset, worst)
         ]
         strips.append((view.name, pairs))
@@ -107,13 +115,36 @@ def study_drift(
         title,
         figures.drift(cosines, shares, strips),
         ["view", "path", "class", "cosine"],
-        [
-            [name, image.id, dataset.classes[image.label], float(cosine)]
-            for name, each in cosines.items()
-            for image, cosine in zip(rows, each, strict=True)
-        ],
+        lines,
         {f"{row['view']}: median cosine": row["cosine_50"] for row in table[1:]}
         | {f"{row['view']}: neighbours agree": row["agreement"] for row in table}
         | {"table": table},
     )
-    return Study("drift", files, len(rows), table, [])
+    return Study("drift", files, len(rows), table, notes)
+
+
+def _held(
+    spaces: Sequence[Space], rows: Sequence[Row], seed: int, notes: list[str]
+) -> Iterator[View]:
+    """The views that the cache holds for these images with this seed, by their names; a note for
+    each that can't be drawn again here, or lacks some of them."""
+    for space in sorted(spaces, key=lambda space: space.view):
+        view = view_of_key(space.key["view"], space.view)
+        if view.policy is None or view.seed != seed:
+            continue
+        missing = len(space.missing(row.item for row in rows))
+        if records.digest(view.key()) != records.digest(space.key["view"]):
+            notes.append(f"{space.view} was made by other versions, and is left out")
+        elif missing:
+            notes.append(f"{space.view} lacks {missing} of these images, and is left out")
+        else:
+            yield view
+
+
+def _beside(
+    rows: Sequence[Row], vectors: np.ndarray, place_of: Mapping[bytes, int]
+) -> tuple[list[Row], np.ndarray, np.ndarray]:
+    """The rows that have a clean vector too, theirs, and the places of the clean ones."""
+    both = [at for at, row in enumerate(rows) if row.item in place_of]
+    kept = [rows[at] for at in both]
+    return kept, vectors[both], np.array([place_of[row.item] for row in kept], np.int64)

@@ -23,6 +23,7 @@ from featurecache.stages.find import decodable, held_spaces, labelled_rows
 from featurecache.stages.studies import (
     Study,
     choice_of,
+    different,
     pictures_of,
     study_folder,
     write_study,
@@ -66,7 +67,7 @@ def study_neighbours(
                                          if x.split == s)]  # fmt: skip
     rows = labelled_rows(dataset, labelled if split is None else [split], progress)
     item = hashlib.sha256(content).digest()
-    rows = list({row.item: row for row in rows if row.item != item}.values())
+    rows = [row for row in different(rows) if row.item != item]
     if not rows:
         raise BadInput(f"{data}: there is no other image to compare with")
     choice = choice_of(backbone, setting)

@@ -11,6 +11,7 @@ from PIL import Image
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.images.datasets import open_dataset
+from featurecache.images.views import find_view
 from featurecache.stages.studies import (
     Study,
     cached_vectors,
@@ -53,8 +54,8 @@ def study_pca(
     rows = labelled_sample(dataset, split, images, progress)
     vectors = None
     if backbone:
-        rows, found = cached_vectors(rows, backbone, [view], data, cache, seed, setting)
-        vectors = found[view]
+        wanted = find_view(view, seed)
+        rows, vectors = cached_vectors(rows, backbone, wanted, data, cache, setting)
     flat = [
         np.asarray(Image.fromarray(picture).resize((pixels, pixels)), np.float32).reshape(-1, 3)
         for _, picture in pictures_of(dataset, rows, progress)

@@ -19,7 +19,7 @@ from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset
 from featurecache.images.decode import Undecodable
-from featurecache.images.views import find_view, original
+from featurecache.images.views import View, original
 from featurecache.stages.evaluate import write_csv
 from featurecache.stages.find import Row, decodable, held_spaces, labelled_rows
 from featurecache.study import figures
@@ -53,10 +53,15 @@ def labelled_sample(
     dataset: Dataset, split: str, images: int, progress: Progress = silent
 ) -> list[Row]:
     """At most so many different images of a split, spread evenly over it."""
-    rows = labelled_rows(dataset, [split], progress)
+    rows = different(labelled_rows(dataset, [split], progress))
     if not rows:
         raise BadInput(f"split {split!r} of {dataset.root} has no image that can be read")
-    return spread(list({row.item: row for row in rows}.values()), images)
+    return spread(rows, images)
+
+
+def different(rows: Sequence[Row]) -> list[Row]:
+    """Of rows with the same bytes the first; in their order."""
+    return list({row.item: row for row in reversed(rows)}.values())[::-1]
 
 
 def choice_of(backbone: str, setting: Mapping[str, Any]) -> BackboneChoice:
@@ -68,19 +73,19 @@ def choice_of(backbone: str, setting: Mapping[str, Any]) -> BackboneChoice:
 def cached_vectors(
     rows: Sequence[Row],
     backbone: str,
-    views: Sequence[str],
+    view: View,
     data: str | Path,
     cache: str | Path,
-    seed: int,
     setting: Mapping[str, Any],
-) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """The rows that could be decoded in all views, and the vectors (N, D) of each view."""
-    wanted = {name: find_view(name, seed) for name in views}
+) -> tuple[list[Row], np.ndarray]:
+    """The rows that could be decoded, and their vectors (N, D) through a view. Raises NotCached."""
     items = [row.item for row in rows]
-    spaces = held_spaces(Cache(cache), wanted, choice_of(backbone, setting), items, data)
-    kept = decodable(rows, spaces.values())
-    chosen = [row.item for row in kept]
-    return kept, {name: space.vectors(chosen)[0] for name, space in spaces.items()}
+    choice = choice_of(backbone, setting)
+    source = None if view.policy is None else view.policy.source
+    name = view.name if source is None else f"{source}_{view.draw}"  # as a command would have it
+    space = held_spaces(Cache(cache), {name: view}, choice, items, data)[name]
+    kept = decodable(rows, [space])
+    return kept, space.vectors([row.item for row in kept])[0]
 
 
 def pictures_of(

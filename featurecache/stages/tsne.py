@@ -13,10 +13,12 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.thumbnails import JPEG, thumbnail
+from featurecache.images.views import find_view
 from featurecache.stages.find import labelled_rows
 from featurecache.stages.studies import (
     Study,
     cached_vectors,
+    different,
     pictures_of,
     spread,
     study_folder,
@@ -60,9 +62,10 @@ def study_tsne(
     dataset = open_dataset(data)
     chosen = _chosen(dataset, [classes] if isinstance(classes, str) else classes, count, seed)
     rows = [row for row in labelled_rows(dataset, [split], progress) if row.label in chosen]
-    rows = spread(list({row.item: row for row in rows}.values()), images)
-    rows, found = cached_vectors(rows, backbone, [view], data, cache, seed, setting)
-    embedded, kept = projections.embed(found[view], method, perplexity, seed)
+    rows = spread(different(rows), images)
+    wanted = find_view(view, seed)
+    rows, vectors = cached_vectors(rows, backbone, wanted, data, cache, setting)
+    embedded, kept = projections.embed(vectors, method, perplexity, seed)
     names = {label: dataset.words.get(name := dataset.classes[label], name) for label in chosen}
     pictures = {place: thumbnail(p, _THUMBNAIL) for place, p in pictures_of(dataset, rows)}
     shown: list[dict[str, Any]] = [

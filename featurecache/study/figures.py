@@ -24,7 +24,11 @@ FORMATS = ("svg", "png")
 DPI = 150  # of PNG
 INK = "#010203"  # of text and axes; a page puts its own colour in its place
 ACCENT, MUTED = "#d9622b", "#7f8fa6"  # to be seen on light and on dark
-COLOURS = (ACCENT, "#3f7fbf", "#3d9a6b", "#a865b5", "#b8902a", MUTED)
+COLOURS = (  # of classes and runs
+    ACCENT, "#3f7fbf", "#3d9a6b", "#a865b5", "#b8902a", "#44a5a5", "#d4679a", "#9a6b3f", "#8a9a3f",
+    MUTED,
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D")  # of the first ten classes, the next ten, …
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 SHOWN = {"train": "training", "val": "validation"}
 STYLE: dict[Any, Any] = {
@@ -61,8 +65,29 @@ def rendered(figure: Figure, form: str) -> bytes:
     with style(), warnings.catch_warnings():
         # The browser has the glyphs of a class name; matplotlib's own font need not.
         warnings.filterwarnings("ignore", message="Glyph")
+        _settle(figure)
         figure.savefig(file, format=form, dpi=DPI, metadata=metadata)
     return file.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay a figure out, for good: the solver behind that may differ in last bits from one time to
+    the next, and ids in an SVG follow from them."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        bounds = axes.get_position(original=True).bounds
+        left, bottom, width, height = (round(value, 6) for value in bounds)
+        axes.set_position((left, bottom, width, height))
+
+
+def label(name: str, most: int = 32) -> str:
+    """A name that comes from strangers, as it can stand in a figure: at most so many characters on
+    one line; what XML can't hold or what turns the direction of writing stands as escapes."""
+    plain = "".join(
+        char if char.isprintable() or char in "\u200c\u200d" else ascii(char)[1:-1] for char in name
+    )
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
 
 
 def inline(figure: Figure) -> str:
@@ -108,7 +133,7 @@ def curves(epochs: Sequence[Mapping[str, float]], phases: Sequence[tuple[int, in
             axes.set_ylabel({"top1": "top-1", "loss": "loss, nats"}[what])
         for first, last, name in phases:
             top.annotate(
-                name, ((first + last) / 2, 1.02), xycoords=("data", "axes fraction"),
+                label(name, 24), ((first + last) / 2, 1.02), xycoords=("data", "axes fraction"),
                 rotation=30, ha="left", fontsize=7.5,
             )  # fmt: skip
         bottom.set_xlabel("epoch")
@@ -132,7 +157,7 @@ def reliability(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             most = max(row["n"] for row in full)
             x, y = [row["confidence"] for row in full], [row["top1"] for row in full]
             colour = COLOURS[place % len(COLOURS)]
-            axes.plot(x, y, "-", color=colour, linewidth=1.5, label=name)
+            axes.plot(x, y, "-", color=colour, linewidth=1.5, label=label(name))
             sizes = [6 + 60 * (row["n"]) / most for row in full]
             axes.scatter(x, y, s=sizes, color=colour)
         axes.set(xlabel="confidence", ylabel="top-1", xlim=(0, 1), ylim=(0, 1))
@@ -151,7 +176,9 @@ def retained(curves: Mapping[str, npt.NDArray[np.float64]], shares: Sequence[flo
         axes = figure.subplots()
         for place, (name, curve) in enumerate(curves.items()):
             colour = colours.get(name.rpartition(" ")[2], COLOURS[place % len(COLOURS)])
-            axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, label=name, linewidth=1.5)
+            axes.plot(
+                np.arange(1, len(curve) + 1), curve, color=colour, label=label(name), linewidth=1.5
+            )
         for share in shares:
             axes.axhline(share, color=INK, alpha=0.4, linewidth=0.8, linestyle="--")
         axes.set(xscale="log")
@@ -168,10 +195,14 @@ def scatter(points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> 
     with style():
         figure = Figure(figsize=(6.2, 5.2))
         axes = figure.subplots()
-        for name, colour in colours.items():
+        for place, (name, colour) in enumerate(colours.items()):
+            marker = MARKERS[place // len(COLOURS) % len(MARKERS)]
             own = [point for point in points if point["class"] == name]
             xs, ys = [point["x"] for point in own], [point["y"] for point in own]
-            axes.scatter(xs, ys, s=12, color=colour, label=_short(name), alpha=0.8, linewidths=0)
+            axes.scatter(
+                xs, ys, s=14, color=colour, marker=marker, label=label(name), alpha=0.8,
+                linewidths=0,
+            )  # fmt: skip
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
         figure.legend(loc="outside lower center", ncols=2, fontsize=7.5)
@@ -179,8 +210,8 @@ def scatter(points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> 
 
 
 def colours_of(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """A colour for each class of points {class, …}, by the order of their names; a seventh class
-    has the first one's again."""
+    """A colour for each class of points {class, …}, by the order of their names; an eleventh
+    class has the first one's again."""
     names = sorted({str(point["class"]) for point in points})
     return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
 
@@ -218,7 +249,7 @@ def drift(
         names = list(cosines)
         left.boxplot(
             [cosines[name] for name in names], orientation="horizontal", whis=(5, 95),
-            showfliers=False, tick_labels=[_short(name) for name in names], widths=0.6,
+            showfliers=False, tick_labels=[label(name) for name in names], widths=0.6,
             medianprops={"color": ACCENT},
         )  # fmt: skip
         left.set(xlabel="cosine to the clean vector")
@@ -227,7 +258,7 @@ def drift(
         right.axvline(agreement["none"], color=ACCENT, linewidth=1.2)
         right.set(xlabel="nearest bear its label (line: clean)", xlim=(0, 1))
         for part, (name, pairs) in zip(below, strips, strict=True):
-            part.suptitle(f"{_short(name)}: lowest cosines", fontsize=8)
+            part.suptitle(f"{label(name)}: lowest cosines", fontsize=8)
             cells = part.subplots(2, max(10, len(pairs)), squeeze=False)
             for cell in cells.flat:
                 cell.axis("off")
@@ -250,9 +281,5 @@ def tiles(pictures: Sequence[tuple[Pixels, str, str]], columns: int = 5) -> Figu
             cell.axis("off")
         for cell, (pixels, first, second) in zip(cells.flat, pictures, strict=False):
             cell.imshow(pixels)
-            cell.set_title(f"{_short(first, 20)}\n{second}", fontsize=7.5)
+            cell.set_title(f"{label(first, 20)}\n{second}", fontsize=7.5)
     return figure
-
-
-def _short(name: str, most: int = 32) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
