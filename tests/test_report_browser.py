@@ -218,7 +218,7 @@ def test_the_report_alone_answers_the_questions_of_its_readers(
     assert tags == (["helped most"] if most > 0 else [])
 
     costs = page.locator("#views table").first.locator("tbody tr")
-    assert costs.count() == 2
+    assert costs.locator("th").all_text_contents() == ["none", "odd_1"]
     for place in range(2):
         cells = costs.nth(place).locator("td").all_text_contents()
         assert cells[0] == "60" and cells[2].endswith(" ms") and float(cells[2][:-3]) > 0

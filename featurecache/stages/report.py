@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -198,7 +199,7 @@ def _phases(record: RunRecord, epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     done = 0
     for place, phase in enumerate(record.schedule.get("phases", []), 1):
-        views = {str(name): float(share) for name, share in phase.get("views", {}).items()}
+        views = {_shown(name): float(share) for name, share in phase.get("views", {}).items()}
         own = [row for row in epochs if row.phase == place]
         last = max((row.epoch for row in own), default=None)
         before, after = ended.get(done), None if last is None else ended[last]
@@ -227,6 +228,11 @@ def _phases(record: RunRecord, epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
     for row in found:
         row["most"] = bool(gains) and row["change"] == max(gains) > 0
     return found
+
+
+def _shown(view: str) -> str:
+    """A view as `ls` calls it: a policy's file, with where it lies and its ending, by its name."""
+    return re.sub(r"^.*/|\.ya?ml(?=_\d+$|$)", "", view)
 
 
 def _curves(record: RunRecord, epochs: Sequence[Epoch]) -> str | None:
@@ -262,7 +268,7 @@ def _views(
         ) / folds  # fmt: skip
         found.append(
             {
-                "view": view,
+                "view": _shown(view),
                 "spaces": len(held),
                 "gone": len(names) - len(held),
                 "rows": count,
@@ -286,12 +292,12 @@ def _through(
             of_record = [asked.records[place]]
             rows, spaces = seen_by(of_record, asked.rows, [view], seed, data, cache)
         except NotCached:
-            found.append({"view": view, "top1": None, "interval": None})
+            found.append({"view": _shown(view), "top1": None, "interval": None})
             continue
         said = probabilities(asked.heads[place], spaces[0], rows).argmax(1)
         right = said == asked.numbers[place][[row.label for row in rows]]
         found.append(
-            {"view": view, "top1": float(right.mean()), "interval": metrics.interval(right)}
+            {"view": _shown(view), "top1": float(right.mean()), "interval": metrics.interval(right)}
         )
     return found
 
