@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,11 @@ def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
         "precision": precision,
         "dtype": "float32",
     }
+
+
+def utf8(name: str | Path) -> str:
+    """`name` with bytes that are not UTF-8 escaped: names go into JSON, HDF5, CSV and HTML."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def versions(*distributions: str) -> dict[str, str]:

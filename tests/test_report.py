@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,9 +18,14 @@ from click.testing import CliRunner
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached
+from featurecache.features.store import Cache
 from featurecache.stages import gallery
+from featurecache.stages import report as stage
+from featurecache.stages.course import course_of
 from featurecache.stages.evaluate import ask, evaluate
+from featurecache.stages.featurize import featurize
 from featurecache.stages.report import report
+from featurecache.stages.train_head import read_epochs, train_head
 
 Runs = dict[str, Path]
 
@@ -153,6 +160,13 @@ def test_studies_are_shown_as_images(
     with pytest.raises(BadInput, match=r"pca\.json: not what a study left"):
         report(small_runs["split"], study=folder, **given)
     (folder / "pca.png").write_bytes(bytes(500))
+    (folder / "tsne.json").write_text('{"study": "tsne", "title": "t", "points": 5}')
+    for end in (".svg", ".png"):
+        (folder / f"tsne{end}").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"tsne\.json: not what a study left"):
+        report(small_runs["split"], study=folder, **given)
+    for path in folder.glob("tsne.*"):
+        path.unlink()
     report(small_runs["split"], study=folder, **given)
     text = Path(given["out"]).read_text()
     assert "components_90: 41" in text and "&lt;b&gt;&amp;" in text
@@ -188,3 +202,130 @@ def test_the_command_writes_the_page(
     assert "r.html: 0." in done.output.replace("\n", "")
     done = CliRunner().invoke(cli, [*words, "--json"])
     assert json.loads(done.output)["path"] == str(tmp_path / "r.html")
+
+
+def test_a_dataset_without_a_split_to_train_on(
+    small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_data / "val", tmp_path / "data" / "val")
+    given: dict[str, Any] = {"data": tmp_path / "data", "cache": small_cache}
+    found = report(small_runs["split"], out=tmp_path / "r.html", **given)
+    assert found.n == 12
+    warned = "These are images of the split that heads are trained on"
+    assert warned not in Path(found.path).read_text()
+    given["data"] = small_data
+    report(small_runs["split"], split="train", out=tmp_path / "r.html", **given)
+    assert warned in (tmp_path / "r.html").read_text()
+
+
+def test_a_page_stays_below_what_can_be_mailed(
+    small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given: dict[str, Any] = {"data": small_data, "cache": small_cache, "out": tmp_path / "r.html"}
+    bare = report(small_runs["split"], pictures=0, **given)
+    whole = report(small_runs["split"], **given)
+    assert (bare.shown, whole.shown) == (0, whole.wrong) and whole.wrong >= 4
+    monkeypatch.setattr(stage, "MOST_BYTES", (bare.bytes + whole.bytes) // 2)
+    less = report(small_runs["split"], **given)
+    assert 0 < less.shown < whole.shown and less.bytes <= stage.MOST_BYTES
+    assert less.notes == [
+        f"{less.shown} wrong images are shown, so that the page stays below 10 MB"
+    ]
+    monkeypatch.setattr(stage, "MOST_BYTES", 10)
+    none = report(small_runs["split"], **given)
+    assert none.shown == 0 and none.notes[-1].startswith("the page has ")
+
+
+def test_a_run_folder_whose_name_is_not_utf_8(
+    small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(small_runs["split"], run)
+    report(run, data=small_data, cache=small_cache, out=tmp_path / "r.html")
+    assert "caf\\xe9" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_phases_are_those_that_were_trained(
+    small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    """Ramps, mixtures and what comes after pruning, of the setting that won a sweep."""
+    schedule = tmp_path / "s.yaml"
+    schedule.write_text(
+        "backbone: efficientnet_lite0\nhead: {hidden: [8]}\nbatch_size: 8\n"
+        "sweep: {grid: {optimizer.lr: [1.0e-2, 1.0e-9]}}\n"
+        "pruning: {share: 0.5, epochs: 1}\nphases:\n"
+        "  - {views: none, epochs: 2}\n"
+        "  - {views: none, ramp_to: color_1, epochs: 2}\n"
+        "  - {views: {none: 0.25, color_1: 0.75}, epochs: 1}\n"
+    )
+    given: dict[str, Any] = {"data": small_data, "cache": small_cache}
+    run = train_head(schedule, out=tmp_path / "run", device="cpu", **given).run
+    asked = ask([run], "val", ["none"], None, small_data, small_cache)
+    spaces = {space.path.name: space for space in Cache(small_cache).spaces()}
+    found = course_of(asked, 0, spaces)
+    assert [(p["views"], p["augmented"], p["first"], p["last"]) for p in found["phases"]] == [
+        ("none", False, 1, 2),
+        ("none to color_1", True, 3, 4),
+        ("color_1 75% + none 25%", True, 5, 5),
+        ("color_1 75% + none 25% after pruning", True, 6, 6),
+    ]
+    rows = read_epochs(run)
+    tops = {row.epoch: row.val_top1 for row in rows}
+    for phase in found["phases"][1:]:
+        assert phase["change"] == pytest.approx(tops[phase["last"]] - tops[phase["first"] - 1])
+    reads = {row["view"]: row["reads"] for row in found["views"]}
+    assert reads["none"] == pytest.approx(2 + 1 + 0.5) and sum(reads.values()) == pytest.approx(6)
+    report(run, out=tmp_path / "r.html", **given)
+    text = (tmp_path / "r.html").read_text()
+    assert "winner" in text and "0.01 to" not in text
+
+
+def test_a_policy_file_that_was_moved_since(
+    small_data: Path, tiny: dict[str, Any], load_once: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    policy = tmp_path / "flip.yaml"
+    policy.write_text("augmenters:\n  - Fliplr: {p: 1.0}\n")
+    given: dict[str, Any] = {"data": small_data, "cache": tmp_path / "cache"}
+    featurize(policy=["none", "flip.yaml_1"], **given, **tiny)
+    (tmp_path / "s.yaml").write_text(
+        "backbone: efficientnet_lite0\nhead: {hidden: [8]}\nbatch_size: 8\n"
+        "phases: [{views: flip.yaml_1, epochs: 1}]\n"
+    )
+    run = train_head("s.yaml", out=tmp_path / "run", device="cpu", **given).run
+    policy.unlink()
+    found = report(run, out="r.html", **given)
+    text = Path("r.html").read_text()
+    assert found.notes == [] and "flip_1" in text and "not cached" not in text
+    assert "<b><bdi>flip</bdi></b>: originals, then draw 1" in text
+
+
+def test_ten_thousand_images_of_two_hundred_classes(
+    small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What the page itself costs; asking and decoding grow with the images alone."""
+    asked = ask([small_runs["split"]], "val", ["none"], None, small_data, small_cache)
+    rng = np.random.default_rng(0)
+    names = [f"class {number}" for number in range(200)]
+    record = asked.records[0].model_copy(update={"classes": names})
+    labels = np.repeat(np.arange(200), 50)
+    likely = rng.dirichlet(np.full(200, 0.05), 10_000).astype(np.float32)
+    likely[np.arange(10_000), labels] += 0.3
+    rows = [asked.rows[place % 12] for place in range(10_000)]
+    large = dataclasses.replace(
+        asked, records=[record], rows=rows, likely=[likely], labels=[labels]
+    )
+    monkeypatch.setattr(stage, "ask", lambda *_, **__: large)
+    monkeypatch.setattr(stage, "course_of", lambda *_: COURSE)
+    found = report(small_runs["split"], data=small_data, cache=small_cache, out=tmp_path / "r.html")
+    assert found.n == 10_000 and found.shown == 500 and found.bytes < 10_000_000
+    assert found.seconds < 30
+    text = Path(found.path).read_text()
+    cells = json.loads(re.search(r'id="matrix-data">(.*?)</script>', text)[1])["runs"][0]["cells"]  # type: ignore[index]
+    assert sum(n for _, _, n in cells) == 10_000
+
+
+COURSE = {"epochs": 0, "folds": 0, "phases": [], "curves": None, "views": [], "through": []}

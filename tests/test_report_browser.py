@@ -170,6 +170,12 @@ def test_classes_and_wrong_images_are_filtered(page: Any) -> None:
         labels = visible.evaluate_all("els => els.map(e => e.dataset.true)")
         assert labels == [str(place)] * page.locator(f"#cards .card[data-true='{place}']").count()
     page.select_option("#gallery-class", "")
+    said = cards.first.get_attribute("data-said").split()[0]
+    page.select_option("#gallery-said", said)
+    taken = page.locator("#cards .card:visible").evaluate_all("e => e.map(c => c.dataset.said)")
+    assert taken and all(said in one.split(" ") for one in taken)
+    assert len(taken) < cards.count()
+    page.select_option("#gallery-said", "")
     page.select_option("#gallery-run", "1")
     wrong = cards.evaluate_all("els => els.filter(e => e.dataset.wrong[1] === '1').length")
     assert page.locator("#cards .card:visible").count() == wrong
@@ -187,9 +193,27 @@ def test_the_matrix_is_read_zoomed_and_ordered(page: Any) -> None:
     assert "of 5 right" in text and names[0][:20] in text
     for name in ("accuracy", "alike"):
         page.select_option("#matrix-order", name)
+    span = "state.span"
     page.click("#zoom-in")
+    assert page.evaluate(span) == 3
+    before = page.evaluate("[state.x, state.y]")
+    page.mouse.move(box["x"] + 150, box["y"] + 150)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 20, box["y"] + 20, steps=3)
+    page.mouse.up()
+    moved = page.evaluate("[state.x, state.y]")
+    assert moved > before and max(moved) <= 1
     page.click("#zoom-reset")
-    assert page.evaluate("state.span") == len(HOSTILE)
+    assert page.evaluate(span) == len(HOSTILE)
+    page.mouse.move(box["x"] + 30, box["y"] + 30)
+    page.mouse.wheel(0, -100)
+    page.wait_for_function("state.span < 4")
+    page.mouse.wheel(0, 100)
+    page.wait_for_function("state.span === 4")
+    page.mouse.dblclick(box["x"] + 30, box["y"] + 30)
+    assert page.evaluate(span) == 3
+    page.click("#zoom-out")
+    assert page.evaluate(span) == len(HOSTILE)
     page.select_option("#matrix-run", "1")
     assert page.locator(".confusions:visible").get_attribute("data-run") == "1"
 
@@ -219,8 +243,9 @@ def test_the_report_alone_answers_the_questions_of_its_readers(
 
     costs = page.locator("#views table").first.locator("tbody tr")
     assert costs.locator("th").all_text_contents() == ["none", "odd_1"]
-    for place in range(2):
+    for place, reads in enumerate(("3", "2")):
         cells = costs.nth(place).locator("td").all_text_contents()
+        assert cells[-1] == reads
         assert cells[0] == "60" and cells[2].endswith(" ms") and float(cells[2][:-3]) > 0
 
 
@@ -260,6 +285,19 @@ def test_a_dark_page_and_a_printed_one_are_whole(browser: Any, reported: dict[st
     assert sum(map(int, ink[4:-1].split(", "))) > 3 * 180 > sum(map(int, paper[4:-1].split(", ")))
     drawn = page.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
     assert drawn == ink
-    printed = page.pdf()
-    assert printed.startswith(b"%PDF") and len(printed) > 20_000
+    assert page.locator("details[open]").count() == 0  # of two runs
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.locator("details[open]").count() == 2
+    assert page.locator(".confusions:visible").count() == 2
+    assert not page.locator("nav").is_visible() and not page.locator(".controls").first.is_visible()
+    assert page.locator("#cards .card:visible").count() == min(60, reported["report"].shown)
+    inside = page.locator("#results table").first.evaluate("t => t.getBoundingClientRect().right")
+    assert inside <= page.evaluate("window.innerWidth")
+    pixel = "document.getElementById('matrix').getContext('2d').getImageData(1190, 10, 1, 1).data"
+    assert min(page.evaluate(f"Array.from({pixel})")) > 200  # paper is light, in the dark too
+    page.emulate_media(media="screen")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator(".confusions:visible").count() == 1
+    assert page.pdf().startswith(b"%PDF")
     page.close()

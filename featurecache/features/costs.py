@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -22,16 +23,21 @@ def seconds_to_make(space: Space, items: Iterable[bytes], spaces: Sequence[Space
     total = 0.0
     for number, rows in used.items():
         record = space.records[number]
-        beside = [o.read_record(o.path / f"{record.shard}.json") for o in others
-                  if o.has(record.shard)]  # fmt: skip
-        together = 1 + sum(_made_together(record, other) for other in beside)
+        beside = [_begun(other, record.shard) for other in others if other.has(record.shard)]
+        together = 1 + sum(_at_once((record.made["host"], _began(record)), one) for one in beside)
         total += float(record.made["seconds"]) * rows / len(record.item_list) / together
     return total
 
 
-def _made_together(one: Record, other: Record) -> bool:
-    apart = abs(_began(one) - _began(other))
-    return one.made["host"] == other.made["host"] and apart < _AT_ONCE
+@functools.lru_cache(maxsize=1 << 16)  # a report asks for each as often as it has views
+def _begun(space: Space, shard: str) -> tuple[str | float, float]:
+    """The host that made a shard, and when it began."""
+    record = space.read_record(space.path / f"{shard}.json")
+    return record.made["host"], _began(record)
+
+
+def _at_once(one: tuple[str | float, float], other: tuple[str | float, float]) -> bool:
+    return one[0] == other[0] and abs(one[1] - other[1]) < _AT_ONCE
 
 
 def _began(record: Record) -> float:

@@ -11,11 +11,10 @@ import pydantic
 from pydantic import Field
 
 # Strict: `epochs: yes` or `lr: "1"` is a mistake to be told, not a number to be guessed.
-METRICS = "metrics.jsonl"  # of a run folder: a line for each epoch and fold
-MOST_METRICS = 256 << 20  # bytes; a line has 300
-
 STRICT = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 _MOMENTUM = 0.9
+METRICS = "metrics.jsonl"  # of a run folder: a line for each epoch and fold
+MOST_METRICS = 256 << 20  # bytes; a line has 300
 
 
 def _each_layer(below: float) -> pydantic.PlainValidator:

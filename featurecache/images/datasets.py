@@ -27,6 +27,7 @@ from pathlib import Path
 from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.images.samples import MAX_FILE, Sample
 from featurecache.notebook import html_table
+from featurecache.records import utf8
 from featurecache.regular import open_regular
 
 SPLITS = ("train", "val", "test")
@@ -95,12 +96,12 @@ def open_dataset(data: str | Path) -> Dataset:
         return _digits()
     path = Path(data)
     if not path.exists():
-        raise BadInput(f"{_shown(path)}: no such file or folder; a dataset is {LAYOUTS}")
+        raise BadInput(f"{utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
     if path.is_dir():
         return _folder(path)
     if path.suffix.lower() == ".csv":
         return _csv(path)
-    raise BadInput(f"{_shown(path)}: not a dataset; a dataset is {LAYOUTS}")
+    raise BadInput(f"{utf8(path)}: not a dataset; a dataset is {LAYOUTS}")
 
 
 def _digits() -> Dataset:
@@ -413,33 +414,28 @@ def _dataset(
             )
     classes = sorted({label for _, label, _, _ in found if label is not None})
     for label in classes:
-        if _shown(label) != label:
+        if utf8(label) != label:
             raise BadInput(
-                f"{_shown(root)}: class {_shown(label)} has a name that is not UTF-8; rename it"
+                f"{utf8(root)}: class {utf8(label)} has a name that is not UTF-8; rename it"
             )
     number = {label: index for index, label in enumerate(classes)}
     here = Path.cwd()  # sources are absolute, as workers may stand elsewhere
     samples = [
         Sample(
-            _shown(name),
+            utf8(name),
             None if label is None else number[label],
             split,
             here / file,
-            "" if _shown(name) == name else "its name is not UTF-8; rename it",
+            "" if utf8(name) == name else "its name is not UTF-8; rename it",
         )
         for split, label, file, name in found
     ]
     known = {label: words[label] for label in classes if label in words}
-    return Dataset(_shown(root), layout, _sorted(samples), tuple(classes), known)
+    return Dataset(utf8(root), layout, _sorted(samples), tuple(classes), known)
 
 
 def _sorted(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     return tuple(sorted(samples, key=lambda sample: (SPLITS.index(sample.split), sample.id)))
-
-
-def _shown(name: str | Path) -> str:
-    """`name` with bytes that are not UTF-8 escaped: ids go into JSON, HDF5 and CSV files."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _text(path: Path) -> str:

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from featurecache import records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import View, find_view, view_of_key
-from featurecache.stages.find import Row, fitting, labelled_rows
+from featurecache.stages.find import OTHER_VERSIONS, Row, drawn_alike, fitting, labelled_rows
 from featurecache.stages.studies import (
     Study,
     cached_vectors,
@@ -24,11 +23,13 @@ from featurecache.stages.studies import (
     pictures_of,
     spread,
     study_folder,
+    unread,
     write_study,
 )
 from featurecache.study import figures, projections
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CLEAN = 50_000  # images among whom neighbours are looked for, at most: 250 MB of 1,280 numbers
 BROKEN = 10  # images shown of each view
 
 
@@ -48,7 +49,7 @@ def study_drift(
 ) -> Study:
     """The cosine of each vector of a view to the clean one of its image, and how many views still
     have their label's neighbours: most of the nearest `neighbours` clean vectors of other images of
-    the split.
+    the split (of a larger one 50,000, spread evenly).
 
     `policy` are views, without any all that the cache holds of the backbone for these images. The
     table has a row for each: {view, cosine_5 … cosine_95 (quantiles), agreement, broken: the images
@@ -61,7 +62,7 @@ def study_drift(
         raise BadInput("drift needs at least 2 images and 1 neighbour")
     folder = study_folder(out)
     dataset = open_dataset(data)
-    every = different(labelled_rows(dataset, [split], progress))
+    every = spread(different(labelled_rows(dataset, [split], progress)), max(images, CLEAN))
     rows = spread(every, images)
     notes: list[str] = []
     names = [policy] if isinstance(policy, str) else policy
@@ -81,8 +82,9 @@ def study_drift(
     lines: list[list[object]] = []
     table: list[dict[str, Any]] = []
     strips = []
+    lost = 0
     for number, view in enumerate([View(None), *views]):
-        progress(number, len(views) + 1, f"drift: {view.name}")
+        progress(number, len(views) + 1, f"drift ({view.name})")
         seen, vectors = cached_vectors(rows, backbone, view, data, cache, setting)
         seen, vectors, own = _beside(seen, vectors, place_of)
         cosine = projections.cosines(vectors, clean[own])
@@ -106,6 +108,7 @@ def study_drift(
             for at, pixels in pictures_of(dataset, worst)
         ]
         strips.append((view.name, pairs))
+        lost += len(worst) - len(pairs)
     progress(len(views) + 1, len(views) + 1, "drift")
     shares = {str(of["view"]): float(of["agreement"]) for of in table}
     title = f"Drift of views from clean vectors of {backbone}, {len(rows):,} images of {split}"
@@ -120,7 +123,7 @@ def study_drift(
         | {f"{row['view']}: neighbours agree": row["agreement"] for row in table}
         | {"table": table},
     )
-    return Study("drift", files, len(rows), table, notes)
+    return Study("drift", files, len(rows), table, [*notes, *unread(lost)])
 
 
 def _held(
@@ -133,8 +136,8 @@ def _held(
         if view.policy is None or view.seed != seed:
             continue
         missing = len(space.missing(row.item for row in rows))
-        if records.digest(view.key()) != records.digest(space.key["view"]):
-            notes.append(f"{space.view} was made by other versions, and is left out")
+        if not drawn_alike(view, space):
+            notes.append(f"{space.view} is left out: {OTHER_VERSIONS}")
         elif missing:
             notes.append(f"{space.view} lacks {missing} of these images, and is left out")
         else:

@@ -28,7 +28,7 @@ from featurecache.stages.find import (
     run_spaces,
     side_by_side,
 )
-from featurecache.stages.train_head import read_epochs, read_run
+from featurecache.stages.train_head import read_epochs, read_run, schedule_of
 from featurecache.study import metrics
 
 if TYPE_CHECKING:
@@ -139,9 +139,15 @@ def ask(
     data: str | Path,
     cache: str | Path,
     progress: Progress = silent,
+    alike: bool = False,
 ) -> Asked:
-    """Ask the heads of runs, in means over `views`. Raises as `evaluate` does, before any work."""
+    """Ask the heads of runs, in means over `views`.
+
+    Raises as `evaluate` does before any work, with `alike` for runs of different classes too.
+    """
     opened = [read_run(each) for each in runs]
+    if alike:
+        check_classes(runs, opened)
     dataset = open_dataset(data)
     numbers = [class_numbers(*pair, dataset) for pair in zip(runs, opened, strict=True)]
     rows = labelled_rows(dataset, [split], progress)
@@ -177,7 +183,7 @@ def worth_of(asked: Asked, place: int, split: str, views: Sequence[str]) -> Eval
         **metrics.evaluate_predictions(likely, labels, record.classes),
         tta=list(views[1:]),
         interval=metrics.interval(asked.right(place)),
-        gap=_gap(Path(run), record.schedule.get("early_stopping") is not None),
+        gap=_gap(Path(run), schedule_of(record).early_stopping is not None),
         **metrics.calibration(likely, labels),
         best=best,
         worst=worst,

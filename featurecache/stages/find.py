@@ -267,6 +267,14 @@ def fitting(spaces: Iterable[Space], choice: BackboneChoice, where: object) -> l
     return found
 
 
+OTHER_VERSIONS = "it was made by other versions of what draws it"
+
+
+def drawn_alike(view: View, space: Space) -> bool:
+    """Would this view, drawn here and now, give the pictures that a space was made of?"""
+    return records.digest(view.key()) == records.digest(space.key["view"])
+
+
 def not_cached(
     cache: Cache,
     lacking: Mapping[str, Sequence[bytes]],

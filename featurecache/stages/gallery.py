@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from featurecache import records
 from featurecache.errors import FeatureCacheError
 from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable
-from featurecache.images.samples import Sample
+from featurecache.images.samples import Sample, items_of
 from featurecache.images.thumbnails import JPEG, jpeg, sheet, thumbnail
 from featurecache.images.views import View, original, view_of_key
 from featurecache.stages.evaluate import Asked
-from featurecache.stages.find import Row, RunRecord
+from featurecache.stages.find import OTHER_VERSIONS, RunRecord, drawn_alike
 from featurecache.study import pages
 
 THUMBNAIL = 96  # pixels
@@ -29,26 +30,24 @@ class Pictures:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._samples = _samples(asked)
+        self._samples = {sample.id: sample for sample in asked.dataset.samples}
         self._made: dict[int, str] = {}
 
     def uri(self, place: int) -> str:
         """The picture of a row as a data URI; empty for an image that can't be had any more."""
         if place not in self._made:
-            pixels = _pixels(self._samples, self._asked.rows[place])
+            row = self._asked.rows[place]
+            pixels = _pixels(self._samples[row.id], row.item)
             made = None if pixels is None else thumbnail(pixels, THUMBNAIL)
             self._made[place] = "" if made is None else pages.data_uri(made, JPEG)
         return self._made[place]
 
 
-def _samples(asked: Asked) -> dict[str, Sample]:
-    return {sample.id: sample for sample in asked.dataset.samples}
-
-
-def _pixels(samples: Mapping[str, Sample], row: Row) -> np.ndarray | None:
-    """The decoded pixels of a row; None if the file went or changed since its bytes were hashed."""
+def _pixels(sample: Sample, item: bytes) -> np.ndarray | None:
+    """The decoded pixels of a sample; None if it can't be decoded, or if its file went or changed
+    since its bytes were hashed: a card says so."""
     try:
-        return original(samples[row.id], row.item)
+        return original(sample, item)
     except (FeatureCacheError, Undecodable):
         return None
 
@@ -102,34 +101,38 @@ def card(asked: Asked, row: int, seen: Pictures) -> dict[str, Any]:
     }
 
 
-def sheets(
-    asked: Asked, spaces: Mapping[str, Space], train: Sequence[Row], notes: list[str]
-) -> list[dict[str, Any]]:
-    """A contact sheet of each policy that the runs were trained through: originals beside the very
-    draws that they saw."""
-    of_policy: dict[str, dict[int, View]] = {}
+def sheets(asked: Asked, spaces: Mapping[str, Space], notes: list[str]) -> list[dict[str, Any]]:
+    """A contact sheet of each policy that the runs were trained through: training images beside the
+    very draws that the network saw. Notes say of which there is none."""
+    of_policy: dict[str, dict[int, View]] = {}  # by the policy itself and the seed
     for record in asked.records:
         for view, names in record.spaces.items():
             space = next((spaces[name] for name in names if name in spaces), None)
-            if view == "none":
-                continue
             if space is None:
                 notes.append(f"no contact sheet of {view}: its vectors are not in this cache")
-                continue
-            found = view_of_key(space.key["view"], space.view)
-            of_policy.setdefault(space.view.rpartition("_")[0], {})[found.draw] = found
-    samples = _samples(asked)
-    spread = np.linspace(0, len(train) - 1, min(len(train), _SHEET_IMAGES)).astype(int)
+            elif space.key["view"] is not None:
+                found = view_of_key(space.key["view"], space.view)
+                if drawn_alike(found, space):
+                    key = records.digest({**space.key["view"], "draw": None})
+                    of_policy.setdefault(key, {})[found.draw] = found
+                else:
+                    notes.append(f"no contact sheet of {view}: {OTHER_VERSIONS}")
+    notes[:] = dict.fromkeys(notes)
+    samples = [sample for sample in asked.dataset.samples if sample.label is not None]
+    samples = [sample for sample in samples if sample.split == "train"] or samples
+    spread = np.linspace(0, len(samples) - 1, min(len(samples), _SHEET_IMAGES)).astype(int)
+    shown = [samples[place] for place in spread]
     made = []
-    for policy, draws in of_policy.items():
+    for draws in of_policy.values():
         views = [draws[draw] for draw in sorted(draws)][:_SHEET_DRAWS]
+        policy = views[0].name.rpartition("_")[0]
         try:
             views[0].check()
             rows = []
-            for row in (train[i] for i in spread):
-                pixels = _pixels(samples, row)
-                if pixels is not None:
-                    rows.append([pixels, *(view.picture(pixels, row.item) for view in views)])
+            for sample, item in zip(shown, items_of(shown)[0], strict=True):
+                pixels = None if item is None else _pixels(sample, item)
+                if pixels is not None and item is not None:
+                    rows.append([pixels, *(view.picture(pixels, item) for view in views)])
         except FeatureCacheError as error:
             notes.append(f"no contact sheet of {policy}: {error}")
             continue

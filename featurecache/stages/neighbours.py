@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from featurecache import records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import backbone_of_key
@@ -26,6 +27,7 @@ from featurecache.stages.studies import (
     different,
     pictures_of,
     study_folder,
+    unread,
     write_study,
 )
 from featurecache.study import figures, projections
@@ -63,8 +65,9 @@ def study_neighbours(
         raise BadInput(f"{image}: can't be read as an image ({error})") from error
     folder = study_folder(out)
     dataset = open_dataset(data)
-    labelled = [s for s in SPLITS if any(x.label is not None for x in dataset.samples
-                                         if x.split == s)]  # fmt: skip
+    unlabelled = {sample.split for sample in dataset.samples if sample.label is None}
+    here = {sample.split for sample in dataset.samples}
+    labelled = [name for name in SPLITS if name in here - unlabelled]
     rows = labelled_rows(dataset, labelled if split is None else [split], progress)
     item = hashlib.sha256(content).digest()
     rows = [row for row in different(rows) if row.item != item]
@@ -91,7 +94,7 @@ def study_neighbours(
         for row, cosine in zip(near, cosines, strict=True)
     ]
     pictures = dict(pictures_of(dataset, near))
-    tiles = [(pixels, Path(image).name, "")] + [
+    tiles = [(pixels, records.utf8(Path(image).name), "")] + [
         (pictures[place], str(row["name"]), f"{row['cosine']:.3f}")
         for place, row in enumerate(table)
         if place in pictures
@@ -99,13 +102,13 @@ def study_neighbours(
     files = write_study(
         folder,
         "neighbours",
-        f"Nearest images to {Path(image).name} by {backbone}, of {len(rows):,}",
+        f"Nearest images to {records.utf8(Path(image).name)} by {backbone}, of {len(rows):,}",
         figures.tiles(tiles),
         ["path", "class", "name", "split", "cosine"],
         [list(row.values()) for row in table],
         {"computed": not known, "table": table},
     )
-    return Study("neighbours", files, len(rows), table, [])
+    return Study("neighbours", files, len(rows), table, unread(len(near) - len(pictures)))
 
 
 def _computed(

@@ -18,6 +18,7 @@ from featurecache.stages.studies import (
     labelled_sample,
     pictures_of,
     study_folder,
+    unread,
     write_study,
 )
 from featurecache.study import figures, projections
@@ -49,6 +50,8 @@ def study_pca(
     """
     if pixels < 2 or images < 2:
         raise BadInput("principal components need at least 2 images of at least 2 pixels a side")
+    if not backbone and (setting or view != "none"):
+        raise BadInput("a view and settings are of vectors; say whose by --backbone NAME")
     folder = study_folder(out)
     dataset = open_dataset(data)
     rows = labelled_sample(dataset, split, images, progress)
@@ -56,14 +59,17 @@ def study_pca(
     if backbone:
         wanted = find_view(view, seed)
         rows, vectors = cached_vectors(rows, backbone, wanted, data, cache, setting)
-    flat = [
-        np.asarray(Image.fromarray(picture).resize((pixels, pixels)), np.float32).reshape(-1, 3)
-        for _, picture in pictures_of(dataset, rows, progress)
-    ]
-    stacked = np.stack(flat) / 255
+    flat, kept = [], []
+    for place, picture in pictures_of(dataset, rows, progress):
+        scaled = Image.fromarray(picture).resize((pixels, pixels))
+        flat.append(np.asarray(scaled, np.float32).reshape(-1, 3) / 255)
+        kept.append(place)
+    if len(flat) < 2:
+        raise BadInput(f"split {split!r} of {data} has fewer than 2 images that can be decoded")
+    stacked = np.stack(flat)
     parts = {f"pixels, {name}": stacked[:, :, place] for place, name in enumerate(CHANNELS)}
     if vectors is not None:
-        parts[f"vectors, {backbone}"] = vectors
+        parts[f"vectors, {backbone}" + ("" if view == "none" else f", {view}")] = vectors[kept]
     table, curves = [], {}
     for place, (name, part) in enumerate(parts.items()):
         progress(place, len(parts), "principal components")
@@ -95,4 +101,4 @@ def study_pca(
         {f"{row['of']}: components for 90%": row["components_90"] for row in table}
         | {"table": table},
     )
-    return Study("pca", files, len(stacked), table, [])
+    return Study("pca", files, len(stacked), table, unread(len(rows) - len(kept)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ def study_saliency(
             maps.append(
                 {
                     "image": picture.id,
-                    "run": str(path),
+                    "run": records.utf8(path),
                     "class": name,
                     "name": record.words.get(name, name),
                     "probability": float(said[label]),
@@ -200,7 +199,7 @@ def _given(files: Sequence[str | Path]) -> list[_Picture]:
     missing = [str(file) for file in files if not Path(file).is_file()]
     if missing:
         raise BadInput(f"no such file: {', '.join(missing[:5])}")
-    names = [os.fsencode(file).decode("utf-8", "backslashreplace") for file in files]
+    names = [records.utf8(file) for file in files]
     return [
         _picture(Sample(name, None, "test", Path(file)), None)
         for name, file in zip(names, files, strict=True)

@@ -60,8 +60,11 @@ def labelled_sample(
 
 
 def different(rows: Sequence[Row]) -> list[Row]:
-    """Of rows with the same bytes the first; in their order."""
-    return list({row.item: row for row in reversed(rows)}.values())[::-1]
+    """Of rows with the same bytes the first, in their order."""
+    found: dict[bytes, Row] = {}
+    for row in rows:
+        found.setdefault(row.item, row)
+    return list(found.values())
 
 
 def choice_of(backbone: str, setting: Mapping[str, Any]) -> BackboneChoice:
@@ -99,6 +102,11 @@ def pictures_of(
             yield place, original(samples[row.id], row.item)
         except (Undecodable, FeatureCacheError):
             continue  # it went or changed since its bytes were hashed; what is left is shown
+
+
+def unread(count: int) -> list[str]:
+    """A note of pictures that `pictures_of` could not give."""
+    return [f"{count} images can't be read or decoded any more, and are not shown"] if count else []
 
 
 def study_folder(out: str | Path) -> Path:

@@ -196,6 +196,14 @@ def read_run(run: str | Path) -> RunRecord:
     return record
 
 
+def schedule_of(record: RunRecord) -> Schedule:
+    """The schedule of the head that a run saved: of a sweep that of its winner."""
+    schedule = records.validated(Schedule, record.schedule, RUN)
+    if schedule.sweep is None or record.winner is None:
+        return schedule
+    return settings_of(schedule, RUN)[record.winner].schedule
+
+
 def read_epochs(run: str | Path) -> list[Epoch]:
     """The epochs of the head of a run, fold by fold; none where the folder has no metrics."""
     path = Path(run) / METRICS
@@ -255,7 +263,9 @@ def _write_events(run: Path, tensorboard: str | Path | None) -> None:
         return
     epochs = read_epochs(run)
     if not epochs:
-        raise DamagedCache(f"{run}: has no {METRICS} to make events of; train it again")
+        raise DamagedCache(
+            f"{run}: has no {METRICS} to make events of; train it into another --out"
+        )
     began = calendar.timegm(time.strptime(read_run(run).started, "%Y-%m-%dT%H:%M:%SZ"))
     write_events(Path(tensorboard) / run.name, [epoch.model_dump() for epoch in epochs], began)
 

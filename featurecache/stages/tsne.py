@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from featurecache.stages.studies import (
     pictures_of,
     spread,
     study_folder,
+    unread,
     write_study,
 )
 from featurecache.study import figures, pages, projections
@@ -66,7 +68,7 @@ def study_tsne(
     wanted = find_view(view, seed)
     rows, vectors = cached_vectors(rows, backbone, wanted, data, cache, setting)
     embedded, kept = projections.embed(vectors, method, perplexity, seed)
-    names = {label: dataset.words.get(name := dataset.classes[label], name) for label in chosen}
+    names = _names(dataset, chosen)
     pictures = {place: thumbnail(p, _THUMBNAIL) for place, p in pictures_of(dataset, rows)}
     shown: list[dict[str, Any]] = [
         {
@@ -99,13 +101,15 @@ def study_tsne(
         | {"n": sum(row.label == label for row in rows)}
         for label in chosen
     ]
-    return Study(method, [*files, str(page)], len(rows), table, [])
+    return Study(method, [*files, str(page)], len(rows), table, unread(len(rows) - len(pictures)))
 
 
 def _chosen(dataset: Dataset, wanted: Sequence[str], count: int, seed: int) -> list[int]:
     """The labels of the classes that are meant, in the dataset's order."""
     labels = {name: label for label, name in enumerate(dataset.classes)}
-    by_word = {word: labels[name] for name, word in dataset.words.items() if name in labels}
+    by_word: dict[str, list[int]] = {}
+    for name, word in dataset.words.items():
+        by_word.setdefault(word, []).append(labels[name])
     if not wanted:
         if count < 1:
             raise BadInput(f"count {count}: must be 1 or more")
@@ -116,5 +120,19 @@ def _chosen(dataset: Dataset, wanted: Sequence[str], count: int, seed: int) -> l
     for name in wanted:
         if name not in labels and name not in by_word:
             raise UnknownName("class", name, [*labels, *by_word], str(dataset.root))
-        found.add(labels.get(name, by_word.get(name, 0)))
+        meant = [labels[name]] if name in labels else by_word[name]
+        if len(meant) > 1:
+            classes = ", ".join(dataset.classes[label] for label in meant)
+            raise BadInput(f"class {name!r} means {classes}; give one of these")
+        found.add(meant[0])
     return sorted(found)
+
+
+def _names(dataset: Dataset, labels: Sequence[int]) -> dict[int, str]:
+    """The readable name of each class, with the class where two of them have the same."""
+    read = {label: dataset.words.get(name := dataset.classes[label], name) for label in labels}
+    count = Counter(read.values())
+    return {
+        label: name if count[name] == 1 else f"{name} ({dataset.classes[label]})"
+        for label, name in read.items()
+    }

@@ -65,7 +65,7 @@ const data = JSON.parse(document.getElementById("matrix-data").textContent);
 const canvas = document.getElementById("matrix");
 const context = canvas.getContext("2d");
 const size = data.names.length;
-const state = { run: 0, order: [], place: [], cells: new Map(), x: 0, y: 0, span: size };
+const state = { print: false, run: 0, order: [], place: [], cells: new Map(), x: 0, y: 0, span: size };
 
 function arrange() {
   const run = data.runs[state.run];
@@ -81,7 +81,9 @@ function draw() {
   const edge = canvas.width / state.span;
   const pixel = canvas.width / (canvas.clientWidth || canvas.width); // of the page, in the canvas
   const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
+  const printed = { "--panel": "#f4f4f4", "--paper": "#fff", "--ink": "#000", "--good": "#1f7a4a", "--accent": "#a33c08" };
+  const colour = (name) => state.print ? printed[name] : style.getPropertyValue(name).trim();
+  canvas.classList.toggle("zoomed", state.span < size); // then a finger moves the matrix
   context.fillStyle = colour("--panel");
   context.fillRect(0, 0, canvas.width, canvas.height);
   for (const [key, n] of state.cells) {
@@ -136,7 +138,7 @@ function describe(event) {
 function zoom(factor, event) {
   const box = canvas.getBoundingClientRect();
   const [u, v] = event ? [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height] : [0.5, 0.5];
-  const span = Math.min(size, Math.max(Math.min(size, 6), state.span / factor));
+  const span = Math.min(size, Math.max(Math.min(size, 3), state.span / factor));
   const limit = (low) => Math.min(size - span, Math.max(0, low));
   state.x = limit(state.x + u * (state.span - span));
   state.y = limit(state.y + v * (state.span - span));
@@ -156,10 +158,10 @@ canvas.addEventListener("pointermove", (event) => {
   dragged = [event.clientX, event.clientY];
   draw();
 });
-window.addEventListener("pointerup", () => { dragged = null; });
+for (const name of ["pointerup", "pointercancel"]) window.addEventListener(name, () => { dragged = null; });
 canvas.addEventListener("wheel", (event) => {
   const into = event.deltaY < 0;
-  if (into ? state.span <= Math.min(size, 6) : state.span >= size) return; // the page scrolls on
+  if (into ? state.span <= Math.min(size, 3) : state.span >= size) return; // the page scrolls on
   event.preventDefault();
   zoom(into ? 1.25 : 0.8, event);
 }, { passive: false });
@@ -174,6 +176,30 @@ document.getElementById("matrix-run")?.addEventListener("change", (event) => {
     table.hidden = table.dataset.run !== event.target.value;
   }
   arrange();
+});
+
+// ---- paper ----
+
+const PRINTED = 60; // wrong images
+const hiddenTables = () => document.querySelectorAll(".confusions");
+
+window.addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details")) part.open = true;
+  for (const table of hiddenTables()) table.hidden = false;
+  const shown = cards.filter((card) => !card.hidden);
+  shown.forEach((card, place) => card.classList.toggle("unprinted", place >= PRINTED));
+  const note = document.getElementById("print-note");
+  note.hidden = shown.length <= PRINTED;
+  note.textContent = `Printed: the first ${PRINTED} of ${shown.length} shown.`;
+  state.print = true;
+  draw();
+});
+window.addEventListener("afterprint", () => {
+  for (const table of hiddenTables()) table.hidden = table.dataset.run !== String(state.run);
+  for (const card of cards) card.classList.remove("unprinted");
+  document.getElementById("print-note").hidden = true;
+  state.print = false;
+  draw();
 });
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 arrange();
