@@ -74,6 +74,9 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--precision", default="f32", show_default=True, help="f32, bf16 or fp16."
     ),
     "shard_rows": click.option("--shard-rows", type=int, help="Rows a shard; a kill loses one."),
+    "part": click.option(
+        "--part", metavar="I/N", help="One job's share of what is missing, of N at one cache."
+    ),
     "allow_failed": click.option(
         "--allow-failed", is_flag=True, help="Exit 0 although images could not be decoded."
     ),

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from featurecache.errors import BadInput
 from featurecache.features.store import Cache
 from featurecache.stages import make as module
 from featurecache.stages.augment import augment
 from featurecache.stages.featurize import featurize
 from featurecache.stages.ls import ls
+from featurecache.stages.make import of_part, shards_of
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
@@ -87,3 +96,82 @@ def test_threads_share_too(
     assert all(result.computed + result.hits == 48 for result in results)
     (space,) = Cache(tmp_path).spaces()
     assert len(space.records) == 12
+
+
+ITEMS = [hashlib.sha256(bytes([n // 256, n % 256])).digest() for n in range(400)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 9), st.lists(st.integers(0, 399), max_size=60), st.data())
+def test_parts_divide_a_plan_whatever_others_have_committed(
+    rows: int, of: int, held: list[int], data: st.DataObject
+) -> None:
+    """Every job plans anew: after each shard that one of them commits the others' shares hold."""
+
+    class Held:
+        def __init__(self) -> None:
+            self.rows = {ITEMS[n] for n in held}
+
+        def missing(self, items: list[bytes]) -> list[bytes]:
+            return [item for item in items if item not in self.rows]
+
+    space: Any = Held()
+    first = shards_of(ITEMS, [space], rows)
+    whole = [of_part(first, ITEMS, rows, (place, of)) for place in range(1, of + 1)]
+    assert sorted(s.name for part in whole for s in part) == sorted(s.name for s in first)
+    owner = {s.name: place for place, part in enumerate(whole, 1) for s in part}
+    while True:
+        left = shards_of(ITEMS, [space], rows)
+        if not left:
+            break
+        for place in range(1, of + 1):
+            assert all(owner[s.name] == place for s in of_part(left, ITEMS, rows, (place, of)))
+        space.rows |= set(data.draw(st.sampled_from(left)).items)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3", ""])
+def test_parts_that_there_are_not(part: str, small_data: Path, tiny: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="must be I/N"):
+        featurize(small_data, part=part, **tiny)
+    with pytest.raises(BadInput, match="must be I/N"):
+        augment(small_data, policy="mirror_1", part=part, workers=0)
+
+
+def test_parts_make_together_what_one_job_makes(
+    small_cache: Path, small_data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    cache, policy = tmp_path / "cache", ["none", "color_1"]
+    given: dict[str, Any] = {"policy": policy, "cache": cache, "shard_rows": 5, **tiny}
+    made = [featurize(small_data, part=f"{place}/3", **given) for place in (2, 3, 1)]
+    assert sum(one.computed for one in made) == 96 and min(one.computed for one in made) > 0
+    assert [one.hits for one in made] == [0, made[0].computed, made[0].computed + made[1].computed]
+    assert featurize(small_data, **given).computed == 0
+    whole = {row["view"]: row["root_hash"] for row in ls(small_cache)}
+    assert {row["view"]: row["root_hash"] for row in ls(cache)} == whole
+    pictures = [augment(small_data, policy="mirror_1", cache=tmp_path / "p", shard_rows=5,
+                        workers=0, part=f"{place}/2") for place in (1, 2)]  # fmt: skip
+    assert sum(one.computed for one in pictures) == 48
+
+
+@pytest.mark.slow
+def test_parts_and_a_whole_job_at_once(small_cache: Path, small_data: Path, tmp_path: Path) -> None:
+    """Four processes at one folder, one of them killed: complete, equal, and nothing twice."""
+    cache = tmp_path / "cache"
+    words = [sys.executable, "-m", "featurecache", "featurize", "--data", str(small_data)]
+    words += ["--cache", str(cache), "--backbone", "efficientnet_lite0", "--input-size", "32"]
+    words += ["--policy", "none", "--policy", "color_1", "--engine", "torch-cpu", "--workers", "0"]
+    words += ["--shard-rows", "3", "--json", "--quiet"]
+    jobs = [subprocess.Popen([*words, "--part", part], stdout=subprocess.PIPE)
+            for part in ("1/3", "2/3", "3/3")]  # fmt: skip
+    jobs.append(subprocess.Popen(words, stdout=subprocess.PIPE))
+    deadline = time.monotonic() + 120
+    while not list(cache.glob("spaces/*/[0-9a-f]*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    jobs[1].kill()
+    said = [job.communicate(timeout=120)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, -9, 0, 0]
+    whole = {row["view"]: row["root_hash"] for row in ls(small_cache)}
+    assert {row["view"]: row["root_hash"] for row in ls(cache)} == whole
+    computed = sum(json.loads(said[place])["computed"] for place in (0, 2, 3))
+    rows = sum(len(r.item_list) for space in Cache(cache).spaces() for r in space.records)
+    assert rows == 96 and computed <= 96

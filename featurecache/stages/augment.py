@@ -17,7 +17,7 @@ from featurecache.executors import Progress, checked_workers, silent
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
 from featurecache.stages.featurize import PIXELS, bound_of, timed, timed_each
-from featurecache.stages.make import Batch, make, shards_of
+from featurecache.stages.make import Batch, checked_part, make, of_part, rows_of, shards_of
 from featurecache.stages.resolve import resolve
 
 SHARD_ROWS = 256  # 10-40 MB of pictures
@@ -47,21 +47,24 @@ def augment(
     workers: int | None = None,
     seed: int = 0,
     shard_rows: int = SHARD_ROWS,
+    part: str | None = None,
     progress: Progress = silent,
 ) -> Augmented:
     """Keep the pictures of these views in the cache, as PNG in shards under the same laws as
-    vectors. `featurize` then covers them without being told. Raises BadInput before any work.
+    vectors. `featurize` then covers them without being told. `part` (`i/n`) is one job's
+    share of the missing shards, of n at one cache. Raises BadInput before any work.
     """
     start = time.perf_counter()
     if not policy:
         raise BadInput("augment needs --policy NAME_N; `featurecache policies` lists them")
     workers = checked_workers(workers)
+    mine = None if part is None else checked_part(part)
     request = resolve(data, cache, policy, seed=seed, progress=progress)
     sources = request.sources
     spaces = [request.picture_space(view) for view in request.views]
-    todo = shards_of(sources, spaces, shard_rows)
-    total = sum(len(shard.items) * len(shard.spaces) for shard in todo)
-    hits = len(sources) * len(spaces) - total
+    missing = shards_of(sources, spaces, shard_rows)
+    todo = missing if mine is None else of_part(missing, sources, shard_rows, mine)
+    total, hits = rows_of(todo), len(sources) * len(spaces) - rows_of(missing)
     computed = 0
     spent = dict.fromkeys(("pictures", "decode", "augment", "disk"), 0.0)
 

@@ -26,7 +26,7 @@ from featurecache.features.engines import (
 from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View, original
-from featurecache.stages.make import Batch, make, shards_of
+from featurecache.stages.make import Batch, checked_part, make, of_part, rows_of, shards_of
 from featurecache.stages.resolve import resolve
 
 # The libraries that decide a picture's last bits; not in the key, but kept in every shard.
@@ -101,6 +101,7 @@ def featurize(
     workers: int | None = None,
     seed: int = 0,
     shard_rows: int = SHARD_ROWS,
+    part: str | None = None,
     progress: Progress = silent,
 ) -> Featurized:
     """Fill the cache with the vectors of these views under these backbones.
@@ -108,13 +109,15 @@ def featurize(
     Computes the images that no committed shard holds, and nothing else (law 3): stopped at any
     moment and started again it goes on where it was, and ends with the same bytes. Without
     `policy`: `none` and every view that `augment` has kept; with it, views are augmented on the
-    fly, to the same vectors. Raises BadInput before any work, SourceChanged if an image file is
+    fly, to the same vectors. `part` (`i/n`) is one job's share of the missing shards, of n that
+    fill one cache together. Raises BadInput before any work, SourceChanged if an image file is
     edited meanwhile.
     """
     start = time.perf_counter()
     if not backbone:
         raise BadInput("featurize needs --backbone NAME; `featurecache backbones` lists them")
     workers = checked_workers(workers)
+    mine = None if part is None else checked_part(part)
     choose_engine(engine, precision)
     request = resolve(
         data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
@@ -124,9 +127,9 @@ def featurize(
     sources = request.sources
     targets = [(v, b) for v in range(len(request.views)) for b in range(len(request.backbones))]
     spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
-    todo = shards_of(sources, spaces, shard_rows)
-    total = sum(len(shard.items) * len(shard.spaces) for shard in todo)
-    hits = len(sources) * len(spaces) - total
+    missing = shards_of(sources, spaces, shard_rows)
+    todo = missing if mine is None else of_part(missing, sources, shard_rows, mine)
+    total, hits = rows_of(todo), len(sources) * len(spaces) - rows_of(missing)
     computed = 0
     cosines: dict[str, float] = {}
     spent = dict.fromkeys(("pictures", "decode", "augment", "network", "disk"), 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,34 @@ def shards_of(items: Iterable[bytes], spaces: Sequence[Space], rows: int) -> lis
     position = {item: i for i, item in enumerate(wanted)}
     in_order = sorted(found.items(), key=lambda pair: position[pair[0][0]])
     return [Shard(shard_name(items), items, tuple(numbers)) for items, numbers in in_order]
+
+
+def rows_of(shards: Iterable[Shard]) -> int:
+    """How many rows these shards are, in all their spaces."""
+    return sum(len(shard.items) * len(shard.spaces) for shard in shards)
+
+
+def checked_part(part: str) -> tuple[int, int]:
+    """(i, n) of `i/n`, a job's place in an array of n. Raises BadInput."""
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    place, of = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= place <= of:
+        raise BadInput(f"part {part!r}: must be I/N with I from 1 to N, as 1/8 for the first of 8")
+    return place, of
+
+
+def of_part(
+    shards: Sequence[Shard], items: Iterable[bytes], rows: int, part: tuple[int, int]
+) -> list[Shard]:
+    """Of a plan the shards that are one job's, of n that know nothing of each other.
+
+    A shard belongs to the place in the dataset of its first item, and not to its place in the plan,
+    which others shorten while they work: so jobs that begin at other times divide it alike, and
+    what one of them fails to do is its own again.
+    """
+    place, of = part
+    position = {item: number for number, item in enumerate(dict.fromkeys(items))}
+    return [s for s in shards if position[s.items[0]] // rows % of == place - 1]
 
 
 def make(
