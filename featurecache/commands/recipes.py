@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
@@ -45,3 +46,6 @@ def quickstart(as_json: bool, quiet: bool, **given: Any) -> None:
         return printing.print_json(result)
     terminal.table(result.table, "top-1 on val, seen through each view")
     click.echo(f"{result.computed:,} rows computed, {result.hits:,} held; {result.seconds} s")
+    runs = shlex.join(str(row["run"]) for row in result.table)
+    where = shlex.join(["--data", "digits", "--cache", str(given["cache"])])
+    click.echo(f"to look at: featurecache report {runs} {where}")
