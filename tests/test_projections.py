@@ -113,15 +113,15 @@ def test_agreement_is_that_of_a_plain_loop(n: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     clean, labels = rng.normal(size=(n, 5)), rng.integers(0, 3, n)
     rows = clean + 0.5 * rng.normal(size=clean.shape)
-    found = projections.agreement(rows, np.arange(n), clean, labels, k)
+    found = projections.Neighbourhood(clean, labels).agreement(rows, np.arange(n), k)
     assert found.tolist() == agreed(rows, clean, labels, min(k, n - 1))
 
 
 def test_an_image_is_no_neighbour_of_itself() -> None:
     clean, labels = np.eye(4), np.arange(4)
-    assert not projections.agreement(clean, np.arange(4), clean, labels, 1).any()
+    assert not projections.Neighbourhood(clean, labels).agreement(clean, np.arange(4), 1).any()
     with pytest.raises(BadInput, match="at least 2"):
-        projections.agreement(clean[:1], np.arange(1), clean[:1], labels[:1])
+        projections.Neighbourhood(clean[:1], labels[:1])
 
 
 def test_the_nearest_come_first() -> None:

@@ -77,7 +77,7 @@ def study_drift(
         )
     every, clean = cached_vectors(every, backbone, View(None), data, cache, setting)
     place_of = {row.item: place for place, row in enumerate(every)}
-    labels = np.array([row.label for row in every])
+    neighbourhood = projections.Neighbourhood(clean, np.array([row.label for row in every]))
     cosines: dict[str, np.ndarray] = {}
     lines: list[list[object]] = []
     table: list[dict[str, Any]] = []
@@ -88,7 +88,7 @@ def study_drift(
         seen, vectors = cached_vectors(rows, backbone, view, data, cache, setting)
         seen, vectors, own = _beside(seen, vectors, place_of)
         cosine = projections.cosines(vectors, clean[own])
-        agreed = projections.agreement(vectors, own, clean, labels, neighbours)
+        agreed = neighbourhood.agreement(vectors, own, neighbours)
         row: dict[str, Any] = {"view": view.name}
         row |= {f"cosine_{q * 100:.0f}": float(np.quantile(cosine, q)) for q in QUANTILES}
         row |= {"agreement": float(agreed.mean()), "broken": []}

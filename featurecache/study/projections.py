@@ -101,28 +101,33 @@ def cosines(a: Rows, b: Rows) -> npt.NDArray[np.float64]:
     return np.asarray((_unit(a) * _unit(b)).sum(1))
 
 
-def agreement(rows: Rows, own: npt.NDArray[np.integer[Any]], clean: Rows, labels: Labels,
-              k: int = 10) -> npt.NDArray[np.bool_]:  # fmt: skip
-    """(N,) whether most of the k clean rows that are nearest to a row by cosine bear its label.
+class Neighbourhood:
+    """Clean rows (N, D) with their labels (N,), among which neighbours are looked for by cosine."""
 
-    Row i is a view of clean row `own[i]`, which is left out of its neighbours. Of equal votes the
-    nearest label counts.
-    """
-    from sklearn.neighbors import NearestNeighbors
+    def __init__(self, clean: Rows, labels: Labels) -> None:
+        from sklearn.neighbors import NearestNeighbors
 
-    if len(clean) < 2:
-        raise BadInput("neighbours need at least 2 images; take more")
-    k = min(k, len(clean) - 1)
-    found = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(_unit(clean))
-    near = found.kneighbors(_unit(rows), return_distance=False)
-    right = np.zeros(len(rows), bool)
-    for row, (places, self_) in enumerate(zip(near, own, strict=True)):
-        voted = labels[places[places != self_][:k]]
-        names, first, counts = np.unique(voted, return_index=True, return_counts=True)
-        most = counts == counts.max()
-        winner = names[most][np.argmin(first[most])]
-        right[row] = winner == labels[self_]
-    return right
+        if len(clean) < 2:
+            raise BadInput("neighbours need at least 2 images; take more")
+        self._labels = labels
+        # Of rows of length 1 the nearest are those of the highest cosine.
+        self._index = NearestNeighbors(algorithm="brute").fit(_unit(clean))
+
+    def agreement(
+        self, rows: Rows, own: npt.NDArray[np.integer[Any]], k: int = 10
+    ) -> npt.NDArray[np.bool_]:
+        """(M,) whether most of the k clean rows that are nearest to each of these (M, D) bear its
+        label. Row i is a view of clean row `own[i]`, which is left out of its neighbours. Of equal
+        votes the nearest label counts."""
+        k = min(k, len(self._labels) - 1)
+        near = self._index.kneighbors(_unit(rows), k + 1, return_distance=False)
+        right = np.zeros(len(rows), bool)
+        for row, (places, self_) in enumerate(zip(near, own, strict=True)):
+            voted = self._labels[places[places != self_][:k]]
+            names, first, counts = np.unique(voted, return_index=True, return_counts=True)
+            most = counts == counts.max()
+            right[row] = names[most][np.argmin(first[most])] == self._labels[self_]
+        return right
 
 
 def nearest(row: npt.NDArray[np.floating[Any]], rows: Rows, k: int) -> npt.NDArray[np.int64]:
