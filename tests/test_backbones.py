@@ -456,7 +456,8 @@ def test_listing_and_preprocessing_need_no_torch(tmp_path: Path) -> None:
     script = """
 import json, sys
 import numpy as np
-from featurecache.features.backbones import Preprocess, at_hand
+from featurecache.features.backbones import at_hand
+from featurecache.features.preprocess import Preprocess
 rows = at_hand()
 Preprocess(8, "bicubic", 1.0, "center", (0.5,) * 3, (0.5,) * 3)(np.zeros((9, 9, 3), np.uint8))
 print(json.dumps([rows, [m for m in ("torch", "timm", "openvino") if m in sys.modules]]))

@@ -14,8 +14,8 @@ import pytest
 
 from featurecache.errors import BackboneUnavailable, FeatureCacheError
 from featurecache.features import backbones
-from featurecache.features.backbones import Preprocess
 from featurecache.features.engines import engines_here
+from featurecache.features.preprocess import Preprocess
 from featurecache.stages import doctor as room
 from featurecache.stages.doctor import Check, doctor, known_image
 

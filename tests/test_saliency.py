@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from featurecache.errors import BadInput
-from featurecache.features.backbones import INTERPOLATIONS, Preprocess
+from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
 from featurecache.study import saliency
 from featurecache.study.saliency import Whole
 

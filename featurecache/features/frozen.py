@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurecache.features.backbones import Backbone, Preprocess
+from featurecache.features.backbones import Backbone
+from featurecache.features.preprocess import Preprocess
 
 MOST_SHIFTED = 1e-4  # of the greatest element, by folding: what is more comes of no rounding
 

@@ -14,7 +14,6 @@ import numpy as np
 from featurecache import records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, checked_workers, silent
-from featurecache.features.backbones import Preprocess
 from featurecache.features.engines import (
     Engine,
     choose_engine,
@@ -23,6 +22,7 @@ from featurecache.features.engines import (
     run_rows,
     start_rows,
 )
+from featurecache.features.preprocess import Preprocess
 from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View, original

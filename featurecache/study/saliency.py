@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from featurecache.errors import BadInput
-from featurecache.features.backbones import Preprocess
+from featurecache.features.preprocess import Preprocess
 
 _AT_ONCE = 5  # noisy copies in a pass
 

@@ -1,0 +1,71 @@
+"""Preprocessing: what a network wants done to a picture before it sees it.
+
+`Preprocess` travels to worker processes, which never pay for torch or timm.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a network wants done to a picture before it: resize, centre crop, then mean and std."""
+
+    input_size: int
+    interpolation: str
+    crop: float
+    crop_mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to (input_size, input_size, 3) uint8.
+
+        The geometry of timm's evaluation transform (timm/data/transforms_factory.py): resize to
+        floor(input_size / crop) on the shorter side (`center`) or on both (`squash`), centre crop.
+        Mean and std are left to the engine, so that bytes travel and not floats.
+        """
+        from PIL import Image
+
+        (height, width), (top, left) = self.geometry(*pixels.shape[:2])
+        picture = Image.fromarray(pixels)
+        if picture.size != (width, height):
+            filter = Image.Resampling(INTERPOLATIONS[self.interpolation])
+            picture = picture.resize((width, height), filter)
+        box = (left, top, left + self.input_size, top + self.input_size)
+        return np.asarray(picture.crop(box))
+
+    def geometry(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of a picture of this size, (height, width) once resized, and (top, left) of the crop."""
+        scale = math.floor(self.input_size / self.crop)
+        if self.crop_mode == "squash":
+            high, wide = scale, scale
+        elif width <= height:
+            high, wide = int(scale * height / width), scale
+        else:
+            high, wide = scale, int(scale * width / height)
+        return (high, wide), (
+            round((high - self.input_size) / 2),
+            round((wide - self.input_size) / 2),
+        )
+
+    def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """What `__call__` does to a picture of this size, but for the rounding to bytes: `down`
+        (input_size, height) and `across` (input_size, width) float64, so that each channel of the
+        result is down @ channel @ across.T."""
+        from PIL import Image
+
+        filter = Image.Resampling(INTERPOLATIONS[self.interpolation])
+        resized, starts = self.geometry(height, width)
+        found = []
+        for before, after, start in zip((height, width), resized, starts, strict=True):
+            unit = Image.fromarray(np.eye(before, dtype=np.float32))
+            lines = np.asarray(unit.resize((before, after), filter), np.float64)
+            found.append(lines[start : start + self.input_size])
+        return found[0], found[1]
