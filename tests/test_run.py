@@ -360,3 +360,33 @@ def test_the_command_prints_one_table(
     printed = json.loads(CliRunner().invoke(cli, [*words, "--quiet", "--json"]).stdout)
     assert [row["what"] for row in printed["table"]] == ["linear.yaml", "mlp.yaml"]
     assert all(Path(each).parent == tmp_path / "other" for each in printed["runs"]["mlp.yaml"])
+
+
+def test_a_report_is_a_step(go: Callable[..., Ran], tmp_path: Path) -> None:
+    steps = [*STEPS[:4], {"report": {}}, {"report": {"name": "one.html", "of": ["mlp.yaml"]}}]
+    found = go(steps)
+    assert [note for note in found.notes if note.startswith("report: ")] == [
+        f"report: {tmp_path / 'r' / name}" for name in ("report.html", "one.html")
+    ]
+    both = (tmp_path / "r" / "report.html").read_text()
+    names = [Path(found.runs[name][0]).name for name in ("linear.yaml", "mlp.yaml")]
+    assert all(f"<bdi>{name}</bdi>" in both for name in names)
+    assert names[0] not in (tmp_path / "r" / "one.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"name": "../r.html"}, "step 3, report: name: "),
+        ({"of": ["mlp.yml"]}, "unknown schedule 'mlp.yml'; nearest: "),
+        ({"of": ["linear.yaml"] * 2}, "a schedule is listed twice"),
+        ({"view": "spatial_1"}, "no featurize step above makes view spatial_1"),
+        ({"split": "nope"}, "nope"),
+    ],
+)
+def test_a_bad_report_is_refused_before_any_work(
+    go: Callable[..., Ran], tmp_path: Path, step: Step, said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        go([*STEPS[:2], {"report": step}])
+    assert not (tmp_path / "c").exists()

@@ -84,6 +84,17 @@ class Ensemble(Evaluate):
     of: list[str] | None = Field(default=None, min_length=1)  # None: of all schedules above
 
 
+class Report(pydantic.BaseModel):
+    """A step of `featurecache report`, of some schedules above it, each by its first seed."""
+
+    model_config = STRICT
+
+    name: str = Field(default="report.html", pattern=r"^[\w-]+\.html$")  # in the folder of runs
+    split: str = "val"
+    view: str = "none"
+    of: list[str] | None = Field(default=None, min_length=1)  # None: of all schedules above
+
+
 class Baselines(pydantic.BaseModel):
     """A step of `featurecache baselines`."""
 
@@ -101,12 +112,13 @@ class Baselines(pydantic.BaseModel):
     seed: int = Field(default=0, ge=0)
 
 
-Step = Featurize | TrainHead | Evaluate | Ensemble | Baselines
+Step = Featurize | TrainHead | Evaluate | Ensemble | Report | Baselines
 COMMANDS: dict[str, type[Step]] = {
     "featurize": Featurize,
     "train-head": TrainHead,
     "evaluate": Evaluate,
     "ensemble": Ensemble,
+    "report": Report,
     "baselines": Baselines,
 }
 
@@ -162,27 +174,29 @@ def read_recipe(recipe: str | Path) -> Recipe:
                 if step.seeds is not None:
                     raise BadInput(f"{at}: {step.schedule} is a sweep; give its seeds there")
             schedules[step.schedule] = where, schedule
-        elif isinstance(step, Evaluate):
+        elif isinstance(step, Evaluate | Report):
             _check_runs(step, [s for _, s in steps if isinstance(s, TrainHead)], at)
         steps.append((at, step))
     return Recipe(path, file, steps, schedules)
 
 
-def _check_runs(step: Evaluate, above: Sequence[TrainHead], at: str) -> None:
+def _check_runs(step: Evaluate | Report, above: Sequence[TrainHead], at: str) -> None:
     """That the steps above give runs to evaluate."""
     if not above:
         raise BadInput(f"{at}: there is no train-head step above it, and so no run")
-    if not isinstance(step, Ensemble):
+    if not isinstance(step, Ensemble | Report):
         return
-    if step.how is not None and step.how not in HOW:
-        raise UnknownName("ensemble", step.how, HOW, at)
     seeds = {train.schedule: len(train.seeds or [None]) for train in above}
     for name in step.of or ():
         if name not in seeds:
             raise UnknownName("schedule", name, seeds, f"{at}: of the train-head steps above")
-    counts = [seeds[name] for name in step.of or seeds]
     if len(set(step.of or ())) < len(step.of or ()):
         raise BadInput(f"{at}: of: a schedule is listed twice in {step.of}")
+    if isinstance(step, Report):
+        return
+    if step.how is not None and step.how not in HOW:
+        raise UnknownName("ensemble", step.how, HOW, at)
+    counts = [seeds[name] for name in step.of or seeds]
     if counts == [1]:
         raise BadInput(f"{at}: one run is no ensemble; give more schedules or seeds")
     if len(set(counts)) > 1:
@@ -226,9 +240,11 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
             views = [find_view(name, schedule.augment_seed) for name in schedule.views()]
             _check_vectors(held, to_come, schedule.backbone, views, at)
             trained[step.schedule] = schedule
-        elif isinstance(step, Evaluate):
+        elif isinstance(step, Evaluate | Report):
             _check_split(dataset, step.split, at)
-            of = step.of if isinstance(step, Ensemble) and step.of else list(trained)
+            of = list(trained)
+            if isinstance(step, Ensemble | Report) and step.of:
+                of = step.of
             for schedule in (trained[name] for name in of):
                 views = [find_view(name, schedule.augment_seed) for name in views_of_step(step)]
                 _check_vectors(held, to_come, schedule.backbone, views, at)
@@ -290,7 +306,7 @@ def _check_vectors(
                 raise BadInput(f"{at}: no featurize step above makes view {view.name} of {asked}")
 
 
-def views_of_step(step: Evaluate | Baselines) -> list[str]:
+def views_of_step(step: Evaluate | Report | Baselines) -> list[str]:
     """The views that a step looks through."""
     return [step.view, *(listed(step.tta) if isinstance(step, Evaluate) else ())]
 

@@ -24,11 +24,13 @@ from featurecache.stages.recipes import (
     Ensemble,
     Evaluate,
     Featurize,
+    Report,
     TrainHead,
     check_recipe,
     read_recipe,
     views_of_step,
 )
+from featurecache.stages.report import report
 from featurecache.stages.train_head import DEVICES, TrainedRun, read_run, train_head
 
 
@@ -113,6 +115,18 @@ def run(
             ]
         elif isinstance(step, Ensemble):
             made.table += _together(step, made, where, progress)
+        elif isinstance(step, Report):
+            first = [made.runs[name][0].run for name in step.of or made.runs]
+            page = report(
+                first,
+                out=Path(where.runs) / step.name,
+                split=step.split,
+                view=step.view,
+                data=where.data,
+                cache=where.cache,
+                progress=progress,
+            )
+            made.notes += [f"report: {page.path}", *page.notes]
         elif isinstance(step, Evaluate):
             for name in made.runs:
                 _, schedule = wanted.schedules[name]
