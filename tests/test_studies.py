@@ -15,13 +15,14 @@ from PIL import Image
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached, UnknownName
+from featurecache.images.datasets import Dataset
 from featurecache.stages.drift import study_drift
 from featurecache.stages.export import vectors
 from featurecache.stages.featurize import featurize
 from featurecache.stages.neighbours import study_neighbours
 from featurecache.stages.pca import study_pca
 from featurecache.stages.report import report
-from featurecache.stages.tsne import study_tsne
+from featurecache.stages.tsne import chosen_classes, readable_names, study_tsne
 
 pytestmark = pytest.mark.usefixtures("load_once")
 NET = "efficientnet_lite0"
@@ -79,6 +80,19 @@ def test_an_embedding_shows_the_images_of_its_classes(where: dict[str, Any]) -> 
     assert len(set(drawn)) > 1
     with pytest.raises(UnknownName, match="nearest: owl"):
         study_tsne(NET, classes="owls", **where)
+
+
+def test_classes_go_by_their_names_and_by_each_readable_one() -> None:
+    words = {"n1": "crane", "n2": "goldfish, Carassius auratus", "n3": "crane, derrick"}
+    dataset = Dataset("root", "csv", (), ("n1", "n2", "n3"), words)
+    for name in ("n2", "goldfish", "Carassius auratus", "goldfish, Carassius auratus"):
+        assert chosen_classes(dataset, [name], 5, 0) == [1]
+    assert chosen_classes(dataset, ["derrick", "n1", "n3"], 5, 0) == [0, 2]
+    with pytest.raises(BadInput, match="class 'crane' means n1, n3; give one of these"):
+        chosen_classes(dataset, ["crane"], 5, 0)
+    assert readable_names(dataset, [0, 2]) == {0: "crane", 2: "crane, derrick"}
+    alike = Dataset("root", "csv", (), ("n1", "n3"), {"n1": "crane", "n3": "crane"})
+    assert readable_names(alike, [0, 1]) == {0: "crane (n1)", 1: "crane (n3)"}
 
 
 def test_drift_orders_views_by_what_they_break(

@@ -51,8 +51,8 @@ def study_tsne(
     """An embedding of the vectors of some classes, by t-SNE or UMAP, after the components that keep
     90% of their variance (paper 001 §8.3).
 
-    `classes` are names of classes, or their readable names; without any, `count` are drawn by
-    `seed`. Beside the four files of a study there is METHOD.html, where each point shows its image.
+    `classes` are names of classes, or readable names, whole or one of them; without any, `count` are
+    drawn by `seed`. Beside the four files of a study there is METHOD.html, where each point shows its image.
     The table has a row for each class: {class, name, n}. Raises BadInput, NotCached, MissingExtra.
     """
     projections.check_method(method)
@@ -62,13 +62,15 @@ def study_tsne(
         raise BadInput(f"perplexity {perplexity}: must be above 0")
     folder = study_folder(out)
     dataset = open_dataset(data)
-    chosen = _chosen(dataset, [classes] if isinstance(classes, str) else classes, count, seed)
+    chosen = chosen_classes(
+        dataset, [classes] if isinstance(classes, str) else classes, count, seed
+    )
     rows = [row for row in labelled_rows(dataset, [split], progress) if row.label in chosen]
     rows = spread(different(rows), images)
     wanted = find_view(view, seed)
     rows, vectors = cached_vectors(rows, backbone, wanted, data, cache, setting)
     embedded, kept = projections.embed(vectors, method, perplexity, seed)
-    names = _names(dataset, chosen)
+    names = readable_names(dataset, chosen)
     pictures = {place: thumbnail(p, _THUMBNAIL) for place, p in pictures_of(dataset, rows)}
     shown: list[dict[str, Any]] = [
         {
@@ -104,12 +106,13 @@ def study_tsne(
     return Study(method, [*files, str(page)], len(rows), table, unread(len(rows) - len(pictures)))
 
 
-def _chosen(dataset: Dataset, wanted: Sequence[str], count: int, seed: int) -> list[int]:
+def chosen_classes(dataset: Dataset, wanted: Sequence[str], count: int, seed: int) -> list[int]:
     """The labels of the classes that are meant, in the dataset's order."""
     labels = {name: label for label, name in enumerate(dataset.classes)}
     by_word: dict[str, list[int]] = {}
-    for name, word in dataset.words.items():
-        by_word.setdefault(word, []).append(labels[name])
+    for name, words in dataset.words.items():
+        for word in dict.fromkeys([words, *words.split(", ")]):  # `goldfish, Carassius auratus`
+            by_word.setdefault(word, []).append(labels[name])
     if not wanted:
         if count < 1:
             raise BadInput(f"count {count}: must be 1 or more")
@@ -128,7 +131,7 @@ def _chosen(dataset: Dataset, wanted: Sequence[str], count: int, seed: int) -> l
     return sorted(found)
 
 
-def _names(dataset: Dataset, labels: Sequence[int]) -> dict[int, str]:
+def readable_names(dataset: Dataset, labels: Sequence[int]) -> dict[int, str]:
     """The readable name of each class, with the class where two of them have the same."""
     read = {label: dataset.words.get(name := dataset.classes[label], name) for label in labels}
     count = Counter(read.values())
