@@ -51,8 +51,9 @@ def study_tsne(
     """An embedding of the vectors of some classes, by t-SNE or UMAP, after the components that keep
     90% of their variance (paper 001 §8.3).
 
-    `classes` are names of classes, or readable names, whole or one of them; without any, `count` are
-    drawn by `seed`. Beside the four files of a study there is METHOD.html, where each point shows its image.
+    `classes` are names of classes, or readable names, whole or one of them; without any, `count`
+    are drawn by `seed`. Beside the four files of a study there is METHOD.html, where each point
+    shows its image.
     The table has a row for each class: {class, name, n}. Raises BadInput, NotCached, MissingExtra.
     """
     projections.check_method(method)
