@@ -71,6 +71,18 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return " ".join(str(error).split())[:most]
 
 
+def printable(text: str) -> str:
+    """`text` as a terminal or a figure can show it on one line: what they would act on (escape
+    sequences, line ends, marks that turn the direction of writing) and what can't be encoded stand
+    as escapes.
+
+    File and class names come from strangers. The joiners of Persian, Hindi and emoji stay.
+    """
+    return "".join(
+        char if char.isprintable() or char in "\u200c\u200d" else ascii(char)[1:-1] for char in text
+    )
+
+
 def nearest(name: str, known: Iterable[str], most: int = 5) -> str:
     """A phrase with the names nearest to `name`, or the first few where none is near."""
     names = sorted(set(known))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from featurecache.errors import printable as printable
 from featurecache.executors import Progress, silent
 
 LINE_EVERY = 10.0  # seconds between lines when the output is no terminal
@@ -105,17 +106,6 @@ class _Bar:
         self._progress.update(self._task, completed=done, total=total or None, description=what)
         if done >= total > 0:
             self._progress.stop()
-
-
-def printable(text: str) -> str:
-    """`text` as a terminal can show it on one line: what it would act on (escape sequences, line
-    ends, marks that turn the direction of writing) and what can't be encoded stand as escapes.
-
-    File and class names come from strangers. The joiners of Persian, Hindi and emoji stay.
-    """
-    return "".join(
-        char if char.isprintable() or char in "\u200c\u200d" else ascii(char)[1:-1] for char in text
-    )
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:

@@ -110,7 +110,7 @@ def test_every_class_is_shown_before_one_is_shown_twice(
     mistaken = gallery.wrong(asked)
     assert len(mistaken) == 12
     for most in (0, 1, 3, 4, 7, 12, 50):
-        shown = gallery.spread(mistaken, asked, most)
+        shown = gallery.of_each_class(mistaken, asked, most)
         assert len(shown) == len(set(shown)) == min(most, 12)
         counts = np.bincount(asked.labels[0][shown], minlength=3) if shown else np.zeros(3)
         assert counts.max() - counts.min() <= 1

@@ -135,6 +135,10 @@ def test_drift_finds_a_policy_of_ones_own_and_says_what_it_leaves_out(
     with pytest.raises(NotCached, match=rf"--policy {own}_1"):
         study_drift(NET, f"{own}_1", **where)
     featurize(small_data, policy=["none", f"{own}_1"], cache=cache, **tiny)
+    (tmp_path / "other").mkdir()
+    namesake = tmp_path / "other" / "flip.yaml"
+    namesake.write_text("augmenters:\n  - Flipud: {p: 1.0}\n")
+    featurize(small_data, policy=f"{namesake}_1", cache=cache, **tiny)
     own.unlink()
     fewer = Path(shutil.copytree(small_data, tmp_path / "fewer"))
     for path in (fewer / "train").rglob("00[0-5].png"):
@@ -142,7 +146,10 @@ def test_drift_finds_a_policy_of_ones_own_and_says_what_it_leaves_out(
     featurize(fewer, policy="color_1", cache=cache, **tiny)
     found = study_drift(NET, **{**where, "cache": cache})
     assert [row["view"] for row in found.table] == ["none", "flip_1"]
-    assert found.notes == ["color_1 lacks 18 of these images, and is left out"]
+    assert found.notes == [
+        "color_1 lacks 18 of these images, and is left out",
+        "several policies are called flip_1, of which one is looked at",
+    ]
 
 
 def test_neighbours_of_a_cached_image_and_of_a_new_one(

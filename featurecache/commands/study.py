@@ -36,7 +36,7 @@ def pca(as_json: bool, quiet: bool, **given: Any) -> None:
     """How many components keep the variance of pixels, and with --backbone of vectors."""
     from featurecache.stages.pca import study_pca
 
-    _print(study_pca(**_given(given), progress=terminal.progress(quiet)), as_json)
+    _print(study_pca(**given, progress=terminal.progress(quiet)), as_json)
 
 
 @study.command()
@@ -56,7 +56,7 @@ def tsne(as_json: bool, quiet: bool, **given: Any) -> None:
     """Vectors of some classes in two dimensions, with their images."""
     from featurecache.stages.tsne import study_tsne
 
-    _print(study_tsne(**_given(given), progress=terminal.progress(quiet)), as_json)
+    _print(study_tsne(**given, progress=terminal.progress(quiet)), as_json)
 
 
 @study.command()
@@ -71,7 +71,7 @@ def drift(as_json: bool, quiet: bool, **given: Any) -> None:
     """How far views move vectors, and the images that they break most."""
     from featurecache.stages.drift import study_drift
 
-    _print(study_drift(**_given(given), progress=terminal.progress(quiet)), as_json)
+    _print(study_drift(**given, progress=terminal.progress(quiet)), as_json)
 
 
 @study.command()
@@ -86,7 +86,7 @@ def neighbours(as_json: bool, quiet: bool, **given: Any) -> None:
     """The cached images whose vectors are nearest to that of IMAGE."""
     from featurecache.stages.neighbours import study_neighbours
 
-    _print(study_neighbours(**_given(given), progress=terminal.progress(quiet)), as_json)
+    _print(study_neighbours(**given, progress=terminal.progress(quiet)), as_json)
 
 
 @study.command()
@@ -151,12 +151,6 @@ def filters(as_json: bool, **given: Any) -> None:
     for note in result.notes:
         click.echo(terminal.printable(note))
     _wrote(result.files)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Without the settings of vectors that were not given."""
-    held = ("input_size", "crop", "interpolation", "layer", "pooling", "precision")
-    return {k: v for k, v in options.items() if k not in held or v is not None}
 
 
 def _print(result: Any, as_json: bool) -> None:

@@ -6,6 +6,7 @@ import datetime
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from featurecache.features.spaces import Record, Space
 
@@ -23,16 +24,20 @@ def seconds_to_make(space: Space, items: Iterable[bytes], spaces: Sequence[Space
     total = 0.0
     for number, rows in used.items():
         record = space.records[number]
-        beside = [_begun(other, record.shard) for other in others if other.has(record.shard)]
+        beside = [
+            _begun(other.path / f"{record.shard}.json")
+            for other in others
+            if other.has(record.shard)
+        ]
         together = 1 + sum(_at_once((record.made["host"], _began(record)), one) for one in beside)
         total += float(record.made["seconds"]) * rows / len(record.item_list) / together
     return total
 
 
 @functools.lru_cache(maxsize=1 << 16)  # a report asks for each as often as it has views
-def _begun(space: Space, shard: str) -> tuple[str | float, float]:
-    """The host that made a shard, and when it began."""
-    record = space.read_record(space.path / f"{shard}.json")
+def _begun(path: Path) -> tuple[str | float, float]:
+    """The host that made the shard of a commit record, and when it began."""
+    record = Space(path.parent, {}, "", None).read_record(path)
     return record.made["host"], _began(record)
 
 

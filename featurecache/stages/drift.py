@@ -130,7 +130,8 @@ def _held(
     spaces: Sequence[Space], rows: Sequence[Row], seed: int, notes: list[str]
 ) -> Iterator[View]:
     """The views that the cache holds for these images with this seed, by their names; a note for
-    each that can't be drawn again here, or lacks some of them."""
+    each that can't be drawn again here, lacks some of them, or has the name of another."""
+    names = set()
     for space in sorted(spaces, key=lambda space: space.view):
         view = view_of_key(space.key["view"], space.view)
         if view.policy is None or view.seed != seed:
@@ -140,7 +141,10 @@ def _held(
             notes.append(f"{space.view} is left out: {OTHER_VERSIONS}")
         elif missing:
             notes.append(f"{space.view} lacks {missing} of these images, and is left out")
+        elif view.name in names:
+            notes.append(f"several policies are called {space.view}, of which one is looked at")
         else:
+            names.add(view.name)
             yield view
 
 

@@ -17,6 +17,7 @@ from featurecache.images.thumbnails import JPEG, jpeg, sheet, thumbnail
 from featurecache.images.views import View, original, view_of_key
 from featurecache.stages.evaluate import Asked
 from featurecache.stages.find import OTHER_VERSIONS, RunRecord, drawn_alike
+from featurecache.stages.studies import spread
 from featurecache.study import pages
 
 THUMBNAIL = 96  # pixels
@@ -58,7 +59,7 @@ def wrong(asked: Asked) -> list[int]:
     return [int(row) for row in np.flatnonzero(~rights.all(0))]
 
 
-def spread(wrong: Sequence[int], asked: Asked, most: int) -> list[int]:
+def of_each_class(wrong: Sequence[int], asked: Asked, most: int) -> list[int]:
     """At most so many of the wrong rows: of each class in turn the one that the runs are surest of,
     and so each class is seen. In the order of classes."""
     sure = np.max(
@@ -120,8 +121,7 @@ def sheets(asked: Asked, spaces: Mapping[str, Space], notes: list[str]) -> list[
     notes[:] = dict.fromkeys(notes)
     samples = [sample for sample in asked.dataset.samples if sample.label is not None]
     samples = [sample for sample in samples if sample.split == "train"] or samples
-    spread = np.linspace(0, len(samples) - 1, min(len(samples), _SHEET_IMAGES)).astype(int)
-    shown = [samples[place] for place in spread]
+    shown = spread(samples, _SHEET_IMAGES)
     made = []
     for draws in of_policy.values():
         views = [draws[draw] for draw in sorted(draws)][:_SHEET_DRAWS]

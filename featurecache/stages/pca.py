@@ -12,11 +12,13 @@ from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
+from featurecache.stages.find import labelled_rows
 from featurecache.stages.studies import (
     Study,
     cached_vectors,
-    labelled_sample,
+    different,
     pictures_of,
+    spread,
     study_folder,
     unread,
     write_study,
@@ -50,11 +52,12 @@ def study_pca(
     """
     if pixels < 2 or images < 2:
         raise BadInput("principal components need at least 2 images of at least 2 pixels a side")
-    if not backbone and (setting or view != "none"):
+    of_vectors = [view != "none", *(value is not None for value in setting.values())]
+    if not backbone and any(of_vectors):
         raise BadInput("a view and settings are of vectors; say whose by --backbone NAME")
     folder = study_folder(out)
     dataset = open_dataset(data)
-    rows = labelled_sample(dataset, split, images, progress)
+    rows = spread(different(labelled_rows(dataset, [split], progress)), images)
     vectors = None
     if backbone:
         wanted = find_view(view, seed)

@@ -23,7 +23,15 @@ from featurecache.regular import read_regular
 from featurecache.stages.course import course_of, shown_view
 from featurecache.stages.evaluate import Asked, Evaluation, ask, worth_of
 from featurecache.stages.find import RunRecord
-from featurecache.stages.gallery import Pictures, card, examples, readable, sheets, spread, wrong
+from featurecache.stages.gallery import (
+    Pictures,
+    card,
+    examples,
+    of_each_class,
+    readable,
+    sheets,
+    wrong,
+)
 from featurecache.study import figures, metrics, pages
 
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -123,7 +131,7 @@ def report(
     most = min(pictures, len(mistaken))
     while True:
         gallery = []
-        for place in spread(mistaken, asked, most):
+        for place in of_each_class(mistaken, asked, most):
             gallery.append(card(asked, place, seen))
             progress(len(gallery), most, "pictures")
         page = pages.page("report.html", gallery=gallery, wrong=len(mistaken), **content)
@@ -134,7 +142,7 @@ def report(
     if most < min(pictures, len(mistaken)):
         notes.append(f"{most} wrong images are shown, so that the page stays below 10 MB")
     if len(written) > MOST_BYTES:
-        notes.append(f"the page has {len(written) / 1e6:.1f} MB; most of it are the studies")
+        notes.append(f"the page has {len(written) / 1e6:.1f} MB, and that without wrong images")
     durable.replace(Path(out), written)
     return Report(
         str(out),

@@ -21,7 +21,7 @@ from featurecache.images.datasets import Dataset
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
 from featurecache.stages.evaluate import write_csv
-from featurecache.stages.find import Row, decodable, held_spaces, labelled_rows
+from featurecache.stages.find import Row, decodable, held_spaces
 from featurecache.study import figures
 
 if TYPE_CHECKING:
@@ -49,16 +49,6 @@ def spread(rows: Sequence[Each], most: int) -> list[Each]:
     return [rows[place] for place in places]
 
 
-def labelled_sample(
-    dataset: Dataset, split: str, images: int, progress: Progress = silent
-) -> list[Row]:
-    """At most so many different images of a split, spread evenly over it."""
-    rows = different(labelled_rows(dataset, [split], progress))
-    if not rows:
-        raise BadInput(f"split {split!r} of {dataset.root} has no image that can be read")
-    return spread(rows, images)
-
-
 def different(rows: Sequence[Row]) -> list[Row]:
     """Of rows with the same bytes the first, in their order."""
     found: dict[bytes, Row] = {}
@@ -68,8 +58,8 @@ def different(rows: Sequence[Row]) -> list[Row]:
 
 
 def choice_of(backbone: str, setting: Mapping[str, Any]) -> BackboneChoice:
-    """What `setting` (input_size, crop, interpolation, layer, pooling, precision) says of vectors
-    of a backbone. Raises BadInput for other names."""
+    """What `setting` (input_size, crop, interpolation, layer, pooling, precision; None says
+    nothing) says of vectors of a backbone. Raises BadInput for other names."""
     return records.validated(BackboneChoice, {"name": backbone, **setting}, "backbone")
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.errors import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
 
@@ -83,10 +85,8 @@ def _settle(figure: Figure) -> None:
 
 def label(name: str, most: int = 32) -> str:
     """A name that comes from strangers, as it can stand in a figure: at most so many characters on
-    one line; what XML can't hold or what turns the direction of writing stands as escapes."""
-    plain = "".join(
-        char if char.isprintable() or char in "\u200c\u200d" else ascii(char)[1:-1] for char in name
-    )
+    one line, and nothing that XML can't hold."""
+    plain = printable(name)
     return plain if len(plain) <= most else plain[: most - 1] + "…"
 
 
@@ -158,7 +158,7 @@ def reliability(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             x, y = [row["confidence"] for row in full], [row["top1"] for row in full]
             colour = COLOURS[place % len(COLOURS)]
             axes.plot(x, y, "-", color=colour, linewidth=1.5, label=label(name))
-            sizes = [6 + 60 * (row["n"]) / most for row in full]
+            sizes = [6 + 60 * row["n"] / most for row in full]
             axes.scatter(x, y, s=sizes, color=colour)
         axes.set(xlabel="confidence", ylabel="top-1", xlim=(0, 1), ylim=(0, 1))
         if len(runs) > 1:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from featurecache.study.figures import style
+from featurecache.study.figures import label, style
 
 if TYPE_CHECKING:
     from featurecache.study.figures import Figure
@@ -16,11 +16,9 @@ _CELL = 1.5  # inches
 _BRIGHTEST = 99.5  # percent: a few pixels would leave the rest in the dark
 
 
-def _short(text: str, most: int) -> str:
-    """The first of several names, cut where it is too long for its place. What can't be printed is
-    left out: SVG can't hold a control character."""
-    first = "".join(char for char in text.split(",")[0] if char.isprintable())
-    return first if len(first) <= most else first[: most - 1] + "…"
+def _short(names: str, most: int) -> str:
+    """The first of several names, cut where it is too long for its place."""
+    return label(names.split(",")[0], most)
 
 
 class Looked(NamedTuple):
