@@ -15,7 +15,7 @@ from benchmarks.datasets import encoded, write_files
 from benchmarks.harness import OURS, Case, Check, Setting, compare
 from benchmarks.network import normalised, pictures, through, timm_module
 from benchmarks.pipeline import opened_once
-from featurecache.executors import checked_workers
+from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.engines import least_cosine, open_engine
 from featurecache.stages.featurize import Featurized, featurize

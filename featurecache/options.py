@@ -77,6 +77,22 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "part": click.option(
         "--part", metavar="I/N", help="One job's share of what is missing, of N at one cache."
     ),
+    "executor": click.option(
+        "--executor", default="local", show_default=True,
+        help="local, processes (of this machine) or ray (a cluster); docs/cluster.md.",
+    ),
+    "address": click.option(
+        "--address", metavar="HOST:PORT",
+        help="Of the Ray cluster.  [default: the one that runs here, or a new one]",
+    ),
+    "gpus_per_worker": click.option(
+        "--gpus-per-worker", type=float, metavar="N",
+        help="GPUs of each worker.  [default: 1 where there are some]",
+    ),
+    "max_workers": click.option(
+        "--max-workers", type=int, metavar="N",
+        help="Workers at a time.  [default: as many as there is room for]",
+    ),
     "allow_failed": click.option(
         "--allow-failed", is_flag=True, help="Exit 0 although images could not be decoded."
     ),
@@ -109,4 +125,5 @@ SHARED: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 _SETTING = ("input_size", "crop", "interpolation", "layer", "pooling")
 COMPUTING = ("weights", *_SETTING, "precision")  # how vectors are made
+SPREAD = ("part", "executor", "address", "gpus_per_worker", "max_workers")  # of many machines
 HELD = (*_SETTING, "held_precision")  # which of the vectors that are held

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from featurecache import executors
 from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.executors import checked_workers, ordered
+from featurecache.executors import pool
+from featurecache.executors.pool import checked_workers, ordered
 
 
 class Context:
@@ -121,7 +121,7 @@ PARENT = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import test_executors as t
-from featurecache.executors import ordered
+from featurecache.executors.pool import ordered
 if __name__ == "__main__":
     pids = []
     for pid in ordered(t.process, None, range(100000), 2):
@@ -163,9 +163,13 @@ def test_checked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked_workers(7) == 7
     with pytest.raises(BadInput, match="workers -1"):
         checked_workers(-1)
-    for cores, workers in ((1, 0), (2, 1), (8, 7), (64, 16), (None, 0)):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+    for cores, workers in ((1, 0), (2, 1), (8, 7), (64, 16)):
+        mine = set(range(cores))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, mine=mine: mine, raising=False)
         assert checked_workers(None) == workers
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on a Mac
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert checked_workers(None) == 0
 
 
 def shared_memory() -> set[str]:
@@ -179,7 +183,7 @@ def test_arrays_arrive_as_they_were_made(
     scale: int, room: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not room:  # a container has 64 MB by default
-        monkeypatch.setattr(executors.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        monkeypatch.setattr(pool.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     before = shared_memory()
     found = list(ordered(arrays, scale, range(30), 2))  # all kept, while blocks are used again
     for task, one in enumerate(found):
@@ -218,7 +222,7 @@ def test_shared_memory_is_given_back_however_it_ends(end: str) -> None:
 def test_where_shared_memory_can_not_be_made_pipes_will_do(
     made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, count = executors.SharedMemory, 0
+    real, count = pool.SharedMemory, 0
 
     def scarce(*given: object, **named: object) -> object:
         nonlocal count
@@ -228,7 +232,7 @@ def test_where_shared_memory_can_not_be_made_pipes_will_do(
                 raise OSError(28, "No space left on device")
         return real(*given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(executors, "SharedMemory", scarce)
+    monkeypatch.setattr(pool, "SharedMemory", scarce)
     before = shared_memory()
     found = list(ordered(arrays, 10, range(12), 2))
     np.testing.assert_array_equal(found[11]["made"], arrays(10, 11)["made"])
@@ -240,7 +244,7 @@ def test_shared_memory_goes_with_a_killed_parent() -> None:
     before = shared_memory()
     code = """
 from tests.test_executors import arrays
-from featurecache.executors import ordered
+from featurecache.executors.pool import ordered
 if __name__ == "__main__":
     for number, _ in enumerate(ordered(arrays, 10, range(10**6), 2)):
         if number == 20:

@@ -116,12 +116,13 @@ def test_parts_divide_a_plan_whatever_others_have_committed(
             return [item for item in items if item not in self.rows]
 
     space: Any = Held()
-    first = shards_of(ITEMS, [space], rows)
+    sources: Any = dict.fromkeys(ITEMS)
+    first = shards_of(sources, [space], rows)
     whole = [of_part(first, ITEMS, rows, (place, of)) for place in range(1, of + 1)]
     assert sorted(s.name for part in whole for s in part) == sorted(s.name for s in first)
     owner = {s.name: place for place, part in enumerate(whole, 1) for s in part}
     while True:
-        left = shards_of(ITEMS, [space], rows)
+        left = shards_of(sources, [space], rows)
         if not left:
             break
         for place in range(1, of + 1):
@@ -135,6 +136,57 @@ def test_parts_that_there_are_not(part: str, small_data: Path, tiny: dict[str, A
         featurize(small_data, part=part, **tiny)
     with pytest.raises(BadInput, match="must be I/N"):
         augment(small_data, policy="mirror_1", part=part, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"executor": "rai"}, "unknown executor 'rai'; nearest: ray"),
+        ({"address": "a:1"}, "--address belongs to --executor ray"),
+        ({"executor": "processes", "address": "a:1"}, "--address belongs to --executor ray"),
+        ({"max_workers": 2}, "belong to --executor processes or ray"),
+        ({"executor": "processes", "max_workers": 0}, "max workers 0: must be 1 or more"),
+        ({"executor": "ray", "gpus_per_worker": -1}, "gpus per worker -1: must be 0 or more"),
+        ({"executor": "processes", "gpus_per_worker": 0.5}, "processes gives whole ones"),
+    ],
+)
+def test_executors_that_there_are_not(
+    wrong: dict[str, Any], said: str, small_data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        featurize(small_data, cache=tmp_path / "cache", **tiny, **wrong)
+
+
+@pytest.mark.parametrize("lacks", ["cache", "dataset"])
+def test_a_worker_that_sees_other_folders_does_not_begin(
+    lacks: str, small_data: Path, tmp_path: Path
+) -> None:
+    picture = small_data / "train/cat/000.png"
+    with module._probe(tmp_path) as probe:
+        assert probe.is_file()
+        seen = (probe, picture.with_name("no.png")) if lacks == "dataset" else (
+            tmp_path / "elsewhere", picture)  # fmt: skip
+        with pytest.raises(BadInput, match=f"does not see the {lacks}"):
+            module._begin((lambda job: 1 / 0, None, *seen))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_processes_make_what_one_makes(
+    small_cache: Path, small_data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    said: list[str] = []
+    given: dict[str, Any] = {"cache": tmp_path, "shard_rows": 4, "executor": "processes"}
+    made = featurize(
+        small_data, policy=["none", "color_1"], max_workers=2, **given, **tiny,
+        progress=lambda done, total, what: said.append(what),
+    )  # fmt: skip
+    assert (made.computed, made.hits) == (96, 0) and made.bound and made.spent["network"] > 0
+    whole = {row["view"]: row["root_hash"] for row in ls(small_cache)}
+    assert {row["view"]: row["root_hash"] for row in ls(tmp_path)} == whole
+    assert "process 1 " in said[-1] and "process 2 " in said[-1]
+    pictures = augment(small_data, policy="mirror_1", max_workers=2, workers=0, **given)
+    assert pictures.computed == 48
 
 
 def test_parts_make_together_what_one_job_makes(

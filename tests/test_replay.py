@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import FeatureCacheError
-from featurecache.executors import ordered
+from featurecache.executors.pool import ordered
 from featurecache.images.policies import Augmentation, Policy, find_policy, shipped
 from featurecache.images.replay import colours, seeds, tree
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from featurecache.errors import BadInput, SourceChanged
-from featurecache.executors import ordered
+from featurecache.executors.pool import ordered
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.policies import Policy, augmenters
 from featurecache.images.samples import Sample

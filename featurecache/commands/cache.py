@@ -9,7 +9,7 @@ import click
 
 from featurecache import terminal
 from featurecache.commands import printing
-from featurecache.options import COMPUTING, HELD, options
+from featurecache.options import COMPUTING, HELD, SPREAD, options
 
 
 @click.command()
@@ -20,7 +20,7 @@ from featurecache.options import COMPUTING, HELD, options
     "workers",
     "seed",
     "shard_rows",
-    "part",
+    *SPREAD,
     "allow_failed",
     "json",
     "quiet",
@@ -48,7 +48,7 @@ def augment(
     "workers",
     "seed",
     "shard_rows",
-    "part",
+    *SPREAD,
     "allow_failed",
     "json",
     "quiet",

@@ -283,6 +283,14 @@ def choose_engine(engine: str, precision: str) -> str:
     return engine
 
 
+def devices(engine: str, precision: str) -> int:
+    """The GPUs of this machine that `engine` would run on; 0 for one that runs on the CPU."""
+    import torch
+
+    cuda: Any = torch.cuda  # parts of it have no types
+    return int(cuda.device_count()) if "cuda" in choose_engine(engine, precision) else 0
+
+
 @functools.cache
 def engines_here() -> dict[str, tuple[str, ...]]:
     """The engines of this machine, each with the precisions it computes in."""

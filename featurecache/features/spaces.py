@@ -67,6 +67,11 @@ class Space:
         self.backbone = backbone
         self._loaded: tuple[str, dict[str, np.ndarray]] | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """What goes to a worker, which may stand in another folder: its place, not its rows."""
+        path, key, view, backbone = self.path.absolute(), self.key, self.view, self.backbone
+        return {"path": path, "key": key, "view": view, "backbone": backbone, "_loaded": None}
+
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """The records of the shards that were committed when this was first read, by name."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +14,30 @@ from PIL import Image
 
 from featurecache import records
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, checked_workers, silent
+from featurecache.executors import Progress, silent
+from featurecache.executors.pool import checked_workers
+from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
-from featurecache.stages.featurize import PIXELS, bound_of, timed, timed_each
-from featurecache.stages.make import Batch, checked_part, make, of_part, rows_of, shards_of
+from featurecache.stages.featurize import PIXELS, timed, timed_each
+from featurecache.stages.make import (
+    Batch,
+    Done,
+    Shard,
+    Tally,
+    checked_part,
+    checked_where,
+    make,
+    of_part,
+    rows_of,
+    shards_of,
+    share,
+)
 from featurecache.stages.resolve import resolve
 
 SHARD_ROWS = 256  # 10-40 MB of pictures
 BATCH_ROWS = 16
+SPENT = ("pictures", "decode", "augment", "disk")
 
 
 @dataclass(frozen=True)
@@ -48,70 +64,91 @@ def augment(
     seed: int = 0,
     shard_rows: int = SHARD_ROWS,
     part: str | None = None,
+    executor: str = "local",
+    address: str | None = None,
+    gpus_per_worker: float | None = None,
+    max_workers: int | None = None,
     progress: Progress = silent,
 ) -> Augmented:
     """Keep the pictures of these views in the cache, as PNG in shards under the same laws as
-    vectors. `featurize` then covers them without being told. `part` (`i/n`) is one job's
-    share of the missing shards, of n at one cache. Raises BadInput before any work.
+    vectors. `featurize` then covers them without being told. `part`, `executor` and its settings
+    are as in `featurize`; errors too.
     """
     start = time.perf_counter()
     if not policy:
         raise BadInput("augment needs --policy NAME_N; `featurecache policies` lists them")
-    workers = checked_workers(workers)
+    if workers is not None or executor == "local":  # else every worker knows its own cores
+        workers = checked_workers(workers)
     mine = None if part is None else checked_part(part)
+    where = checked_where(executor, address, gpus_per_worker, max_workers)
     request = resolve(data, cache, policy, seed=seed, progress=progress)
     sources = request.sources
     spaces = [request.picture_space(view) for view in request.views]
     missing = shards_of(sources, spaces, shard_rows)
     todo = missing if mine is None else of_part(missing, sources, shard_rows, mine)
-    total, hits = rows_of(todo), len(sources) * len(spaces) - rows_of(missing)
-    computed = 0
-    spent = dict.fromkeys(("pictures", "decode", "augment", "disk"), 0.0)
-
-    def show(waiting: int = 0) -> None:
-        bound = f"; bound by {bound_of(spent)}" if computed else ""
-        others = f"; waiting for {waiting} shards of other processes" if waiting else ""
-        progress(computed, total, f"augment ({hits:,} hits{bound}{others})")
-
-    def found(rows: int, waiting: int) -> None:
-        nonlocal hits, total
-        hits, total = hits + rows, total - rows
-        show(waiting)
-
+    hits = len(sources) * len(spaces) - rows_of(missing)
+    tally = Tally("augment", rows_of(todo), hits, progress)
     for space in spaces:
         if space.rows:
             space.describe()  # a no-op, unless a damaged description was set aside
     if todo:
         request.cache.create()
-        shards = make(todo, spaces, sources, BATCH_ROWS, render, request.views, workers, found)
-        for shard, batches in shards:
-            began = time.perf_counter()
-            pictures: list[list[bytes]] = [[] for _ in shard.spaces]
-            failed: dict[bytes, str] = {}
-            for made in timed_each(batches, spent, "pictures"):
-                failed |= made.failed
-                spent["decode"] += made.decode
-                spent["augment"] += made.augment
-                for kept, new in zip(pictures, made.pictures, strict=True):
-                    kept += new
-                    computed += len(new)
-                show()
-            took = time.perf_counter() - began
-            with timed(spent, "disk"):
-                for s, kept in zip(shard.spaces, pictures, strict=True):
-                    spaces[s].commit(shard.items, arrays_of(kept), failed, provenance(), took)
+        job = Job(tuple(spaces), request.views, workers)
+        share(Augmenter, job, todo, where, request.cache.root, 0, tally)
     spaces = [request.picture_space(view) for view in request.views]
     seconds = time.perf_counter() - start
     return Augmented(
-        computed,
-        hits,
+        tally.computed,
+        tally.hits,
         request.failures(spaces),
         round(seconds, 3),
-        round(computed / seconds, 1),
-        bound_of(spent) if computed else "",
-        {part: round(value, 3) for part, value in spent.items()},
+        round(tally.computed / seconds, 1),
+        tally.bound if tally.computed else "",
+        {part: round(tally.spent[part], 3) for part in SPENT},
         [space.summary() for space in spaces],
     )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a crew knows: what it makes, and where it goes."""
+
+    spaces: tuple[Space, ...]
+    views: tuple[View, ...]  # of each space
+    workers: int | None
+
+
+class Augmenter:
+    """The Maker of pictures."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._workers = checked_workers(job.workers)
+
+    def work(
+        self, shards: Iterable[Shard | None], told: Callable[[int], None]
+    ) -> Generator[Done, None, None]:
+        job = self._job
+        made = make(shards, job.spaces, BATCH_ROWS, render, job.views, self._workers)
+        with contextlib.closing(made):
+            for shard, batches, found, left in made:
+                began = time.perf_counter()
+                spent = dict.fromkeys(SPENT, 0.0)
+                pictures: list[list[bytes]] = [[] for _ in shard.spaces]
+                failed: dict[bytes, str] = {}
+                for batch in timed_each(batches, spent, "pictures"):
+                    failed |= batch.failed
+                    spent["decode"] += batch.decode
+                    spent["augment"] += batch.augment
+                    for kept, new in zip(pictures, batch.pictures, strict=True):
+                        kept += new
+                    told(sum(map(len, batch.pictures)))
+                took = time.perf_counter() - began
+                with timed(spent, "disk"):
+                    for s, kept in zip(shard.spaces, pictures, strict=True):
+                        arrays = arrays_of(kept)
+                        job.spaces[s].commit(shard.items, arrays, failed, provenance(), took)
+                yield Done(len(shard.rows) * len(shard.spaces), found, left, spent)
 
 
 def arrays_of(pictures: Sequence[bytes]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,10 +13,13 @@ import numpy as np
 
 from featurecache import records
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, checked_workers, silent
+from featurecache.executors import Progress, silent
+from featurecache.executors.pool import checked_workers
+from featurecache.features.backbones import Backbone
 from featurecache.features.engines import (
     Engine,
     choose_engine,
+    devices,
     least_cosine,
     open_engine,
     run_rows,
@@ -26,7 +29,19 @@ from featurecache.features.preprocess import Preprocess
 from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View, original
-from featurecache.stages.make import Batch, checked_part, make, of_part, rows_of, shards_of
+from featurecache.stages.make import (
+    Batch,
+    Done,
+    Shard,
+    Tally,
+    checked_part,
+    checked_where,
+    make,
+    of_part,
+    rows_of,
+    shards_of,
+    share,
+)
 from featurecache.stages.resolve import resolve
 
 # The libraries that decide a picture's last bits; not in the key, but kept in every shard.
@@ -39,6 +54,7 @@ PIXELS = (
     "scipy",
     "simplejpeg",
 )
+SPENT = ("pictures", "decode", "augment", "network", "disk")
 Made = TypeVar("Made")
 Started = TypeVar("Started")
 Waiting = Callable[[], np.ndarray]
@@ -102,6 +118,10 @@ def featurize(
     seed: int = 0,
     shard_rows: int = SHARD_ROWS,
     part: str | None = None,
+    executor: str = "local",
+    address: str | None = None,
+    gpus_per_worker: float | None = None,
+    max_workers: int | None = None,
     progress: Progress = silent,
 ) -> Featurized:
     """Fill the cache with the vectors of these views under these backbones.
@@ -110,15 +130,20 @@ def featurize(
     moment and started again it goes on where it was, and ends with the same bytes. Without
     `policy`: `none` and every view that `augment` has kept; with it, views are augmented on the
     fly, to the same vectors. `part` (`i/n`) is one job's share of the missing shards, of n that
-    fill one cache together. Raises BadInput before any work, SourceChanged if an image file is
-    edited meanwhile.
+    fill one cache together. `executor` is where the work is done: `local`, `processes` of this
+    machine or a `ray` cluster (docs/cluster.md), with the three settings that follow it. Raises
+    BadInput before any work, SourceChanged if an image file is edited meanwhile, FeatureCacheError
+    for shards that no worker could make.
     """
     start = time.perf_counter()
     if not backbone:
         raise BadInput("featurize needs --backbone NAME; `featurecache backbones` lists them")
-    workers = checked_workers(workers)
+    if workers is not None or executor == "local":  # else every worker knows its own cores
+        workers = checked_workers(workers)
     mine = None if part is None else checked_part(part)
-    choose_engine(engine, precision)
+    where = checked_where(executor, address, gpus_per_worker, max_workers)
+    if executor != "ray":  # whose machines are others
+        choose_engine(engine, precision)
     request = resolve(
         data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
         interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
@@ -129,82 +154,122 @@ def featurize(
     spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
     missing = shards_of(sources, spaces, shard_rows)
     todo = missing if mine is None else of_part(missing, sources, shard_rows, mine)
-    total, hits = rows_of(todo), len(sources) * len(spaces) - rows_of(missing)
-    computed = 0
-    cosines: dict[str, float] = {}
-    spent = dict.fromkeys(("pictures", "decode", "augment", "network", "disk"), 0.0)
-
-    def show(waiting: int = 0) -> None:
-        bound = f"; bound by {bound_of(spent)}" if computed else ""
-        others = f"; waiting for {waiting} shards of other processes" if waiting else ""
-        progress(computed, total, f"featurize ({hits:,} hits{bound}{others})")
-
-    def found(rows: int, waiting: int) -> None:
-        nonlocal hits, total
-        hits, total = hits + rows, total - rows
-        show(waiting)
-
+    hits = len(sources) * len(spaces) - rows_of(missing)
+    tally = Tally("featurize", rows_of(todo), hits, progress)
     for space in spaces:
         if space.rows:
             space.describe()  # a no-op, unless a damaged description was set aside
     if todo:
         request.cache.create()
-        progress(0, total, "loading the network")
-        eager = engine.removesuffix("-compiled")  # for one batch; nobody compiles for that
-        needed = sorted({targets[s][1] for shard in todo for s in shard.spaces})
-        engines = {b: open_engine(request.backbones[b], engine, precision) for b in needed}
-        size = engines[needed[0]].batch_rows  # one kind of engine, one size
-        recipe = Recipe(
-            request.views,
-            tuple(request.picture_space(view) for view in request.views),
-            tuple(backbone.preprocess for backbone in request.backbones),
-            tuple(targets),
+        progress(0, rows_of(todo), "loading the network")
+        needed = {targets[s][1] for shard in todo for s in shard.spaces}
+        job = Job(
+            tuple(spaces),
+            Recipe(
+                request.views,
+                tuple(request.picture_space(view) for view in request.views),
+                tuple(backbone.preprocess for backbone in request.backbones),
+                tuple(targets),
+            ),
+            {b: request.backbones[b] for b in sorted(needed)},
+            engine,
+            precision,
+            workers,
         )
-        for shard, batches in make(todo, spaces, sources, size, prepare, recipe, workers, found):
-            began = time.perf_counter()
-            rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
-            failed: dict[bytes, str] = {}
-            running = [engines[targets[s][1]] for s in shard.spaces]
-
-            def begin(batch: Prepared, running: list[Engine] = running) -> list[Waiting]:
-                with timed(spent, "network"):
-                    return [start_rows(e, p) for e, p in zip(running, batch.pixels, strict=True)]
-
-            for batch, started in one_ahead(timed_each(batches, spent, "pictures"), begin):
-                failed |= batch.failed
-                spent["decode"] += batch.decode
-                spent["augment"] += batch.augment
-                with timed(spent, "network"):
-                    for s, wait in zip(shard.spaces, started, strict=True):
-                        rows[s].append(wait())
-                        computed += len(rows[s][-1])
-                if precision != "f32":
-                    for s, pixels in zip(shard.spaces, batch.pixels, strict=True):
-                        b = targets[s][1]
-                        name = request.backbones[b].name
-                        if name not in cosines:
-                            exact = open_engine(request.backbones[b], eager, "f32")
-                            cosines[name] = least_cosine(rows[s][0], run_rows(exact, pixels))
-                show()
-            with timed(spent, "disk"):
-                for s, used in zip(shard.spaces, running, strict=True):
-                    arrays = {"features": vectors_of(shard.items, rows[s], failed)}
-                    took = time.perf_counter() - began
-                    spaces[s].commit(shard.items, arrays, failed, provenance(used), took)
+        gpus = devices(engine, precision) if executor == "processes" else 0
+        share(Featurizer, job, todo, where, request.cache.root, gpus, tally)
     # The answer describes what is on the disk now, not what was meant to be there.
     spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
     seconds = time.perf_counter() - start
     return Featurized(
-        computed,
-        hits,
+        tally.computed,
+        tally.hits,
         request.failures(spaces),
         round(seconds, 3),
-        round(computed / seconds, 1),
-        bound_of(spent) if computed else "",
-        {part: round(value, 3) for part, value in spent.items()},
+        round(tally.computed / seconds, 1),
+        tally.bound if tally.computed else "",
+        {part: round(tally.spent[part], 3) for part in SPENT},
         [space.summary() for space in spaces],
-        cosines,
+        tally.least_cosine,
     )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a crew knows: what it makes, how, and where it goes."""
+
+    spaces: tuple[Space, ...]
+    recipe: Recipe
+    backbones: dict[int, Backbone]  # those that are needed, by their number
+    engine: str
+    precision: str
+    workers: int | None
+
+
+class Featurizer:
+    """The Maker of vectors: its networks are opened once."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._workers = checked_workers(job.workers)
+        self._engines = {
+            b: open_engine(backbone, job.engine, job.precision)
+            for b, backbone in job.backbones.items()
+        }
+        self._cosines: dict[str, float] = {}
+
+    def work(
+        self, shards: Iterable[Shard | None], told: Callable[[int], None]
+    ) -> Generator[Done, None, None]:
+        job, targets = self._job, self._job.recipe.spaces
+        size = next(iter(self._engines.values())).batch_rows  # one kind of engine, one size
+        made = make(shards, job.spaces, size, prepare, job.recipe, self._workers)
+        with contextlib.closing(made):
+            for shard, batches, found, left in made:
+                began = time.perf_counter()
+                spent = dict.fromkeys(SPENT, 0.0)
+                rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
+                failed: dict[bytes, str] = {}
+                running = [self._engines[targets[s][1]] for s in shard.spaces]
+
+                def begin(
+                    batch: Prepared,
+                    running: list[Engine] = running,
+                    spent: dict[str, float] = spent,
+                ) -> list[Waiting]:
+                    with timed(spent, "network"):
+                        both = zip(running, batch.pixels, strict=True)
+                        return [start_rows(engine, pixels) for engine, pixels in both]
+
+                for batch, started in one_ahead(timed_each(batches, spent, "pictures"), begin):
+                    failed |= batch.failed
+                    spent["decode"] += batch.decode
+                    spent["augment"] += batch.augment
+                    with timed(spent, "network"):
+                        for s, wait in zip(shard.spaces, started, strict=True):
+                            rows[s].append(wait())
+                    self._compare(shard.spaces, rows, batch)
+                    told(sum(len(rows[s][-1]) for s in shard.spaces))
+                with timed(spent, "disk"):
+                    for s, used in zip(shard.spaces, running, strict=True):
+                        arrays = {"features": vectors_of(shard.items, rows[s], failed)}
+                        took = time.perf_counter() - began
+                        job.spaces[s].commit(shard.items, arrays, failed, provenance(used), took)
+                computed = len(shard.rows) * len(shard.spaces)
+                yield Done(computed, found, left, spent, self._cosines)
+
+    def _compare(
+        self, spaces: Sequence[int], rows: Mapping[int, list[np.ndarray]], batch: Prepared
+    ) -> None:
+        """What the precision costs, on the first batch of each network (law 9)."""
+        if self._job.precision == "f32":
+            return
+        eager = self._job.engine.removesuffix("-compiled")  # nobody compiles for one batch
+        for s, pixels in zip(spaces, batch.pixels, strict=True):
+            backbone = self._job.backbones[self._job.recipe.spaces[s][1]]
+            if backbone.name not in self._cosines:
+                exact = run_rows(open_engine(backbone, eager, "f32"), pixels)
+                self._cosines[backbone.name] = least_cosine(rows[s][0], exact)
 
 
 def one_ahead(
@@ -236,14 +301,6 @@ def timed_each(made: Iterable[Made], spent: dict[str, float], part: str) -> Iter
         if one is None:
             return
         yield one
-
-
-def bound_of(spent: Mapping[str, float]) -> str:
-    """What was waited for most; of pictures, what takes the most of making them."""
-    part = max(("network", "disk", "pictures"), key=lambda part: spent.get(part, 0.0))
-    if part == "pictures":
-        return max(("decode", "augment"), key=lambda part: spent[part])
-    return part
 
 
 def vectors_of(

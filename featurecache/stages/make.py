@@ -1,7 +1,9 @@
-"""Make: cut what is missing into shards, and share them among the processes at one cache.
+"""Make: cut what is missing into shards, and share them among those who work at one cache.
 
 What `augment` and `featurize` have in common. The plan is pure. A shard of it is claimed before its
-first image is decoded; what another process is at, or has committed meanwhile, is left to it.
+first image is decoded; what another process is at, or has committed meanwhile, is left to it. The
+work is done in this process, or by the crew of an executor: shard by shard, each committed by the
+worker that made it.
 """
 
 from __future__ import annotations
@@ -10,13 +12,17 @@ import collections
 import contextlib
 import itertools
 import re
+import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from featurecache.errors import BadInput
-from featurecache.executors import ordered
+from featurecache.errors import BadInput, FeatureCacheError, UnknownName
+from featurecache.executors import Progress
+from featurecache.executors.crew import Later, Line, TasksFailed, spread
+from featurecache.executors.pool import cores, ordered
 from featurecache.features.shards import shard_name
 from featurecache.features.spaces import Space
 from featurecache.images.samples import Sample
@@ -24,8 +30,12 @@ from featurecache.locks import Claim
 
 Context = TypeVar("Context")
 Made = TypeVar("Made")
+Row = tuple[Sample, bytes]  # an image and its item
 
+EXECUTORS = ("local", "processes", "ray")
 _LOOK_AGAIN = 0.5  # seconds until shards that others are at are looked at again
+_CORES = 8  # for each worker of `processes`, where there are no GPUs: one feeds that many
+_SHOWN = 3  # machines whose share progress shows, and failed shards that an error does
 
 
 @dataclass(frozen=True)
@@ -33,19 +43,23 @@ class Shard:
     """Rows to be computed together, for every space that lacks just these."""
 
     name: str
-    items: tuple[bytes, ...]
+    rows: tuple[Row, ...]
     spaces: tuple[int, ...]  # numbers of the spaces
+
+    @property
+    def items(self) -> tuple[bytes, ...]:
+        return tuple(item for _, item in self.rows)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows that a worker makes at once, for some of the numbered spaces."""
 
-    rows: tuple[tuple[Sample, bytes], ...]
+    rows: tuple[Row, ...]
     spaces: tuple[int, ...]
 
 
-def shards_of(items: Iterable[bytes], spaces: Sequence[Space], rows: int) -> list[Shard]:
+def shards_of(sources: dict[bytes, Sample], spaces: Sequence[Space], rows: int) -> list[Shard]:
     """The missing items of each space in dataset order, cut into shards of `rows` (law 3).
 
     Spaces that miss the same shard share it, so their images are decoded and augmented once. A
@@ -54,20 +68,22 @@ def shards_of(items: Iterable[bytes], spaces: Sequence[Space], rows: int) -> lis
     """
     if rows < 1:
         raise BadInput(f"shard rows {rows}: must be 1 or more")
-    wanted = list(dict.fromkeys(items))
     found: dict[tuple[bytes, ...], list[int]] = {}
     for number, space in enumerate(spaces):
-        missing = space.missing(wanted)
+        missing = space.missing(sources)
         for start in range(0, len(missing), rows):
             found.setdefault(tuple(missing[start : start + rows]), []).append(number)
-    position = {item: i for i, item in enumerate(wanted)}
+    position = {item: i for i, item in enumerate(sources)}
     in_order = sorted(found.items(), key=lambda pair: position[pair[0][0]])
-    return [Shard(shard_name(items), items, tuple(numbers)) for items, numbers in in_order]
+    return [
+        Shard(shard_name(items), tuple((sources[item], item) for item in items), tuple(numbers))
+        for items, numbers in in_order
+    ]
 
 
 def rows_of(shards: Iterable[Shard]) -> int:
     """How many rows these shards are, in all their spaces."""
-    return sum(len(shard.items) * len(shard.spaces) for shard in shards)
+    return sum(len(shard.rows) * len(shard.spaces) for shard in shards)
 
 
 def checked_part(part: str) -> tuple[int, int]:
@@ -89,78 +105,278 @@ def of_part(
     what one of them fails to do is its own again.
     """
     place, of = part
-    position = {item: number for number, item in enumerate(dict.fromkeys(items))}
+    position = {item: number for number, item in enumerate(items)}
     return [s for s in shards if position[s.items[0]] // rows % of == place - 1]
 
 
-def make(
+@dataclass(frozen=True)
+class Where:
+    """Where shards are made: `executor` is one of EXECUTORS, the others are its settings."""
+
+    executor: str = "local"
+    address: str | None = None
+    gpus_per_worker: float | None = None
+    max_workers: int | None = None
+
+
+def checked_where(
+    executor: str, address: str | None, gpus_per_worker: float | None, max_workers: int | None
+) -> Where:
+    """These as a Where. Raises BadInput."""
+    if executor not in EXECUTORS:
+        raise UnknownName("executor", executor, EXECUTORS)
+    if address is not None and executor != "ray":
+        raise BadInput("--address belongs to --executor ray")
+    if executor == "local" and (gpus_per_worker, max_workers) != (None, None):
+        raise BadInput("--gpus-per-worker and --max-workers belong to --executor processes or ray")
+    if gpus_per_worker is not None and gpus_per_worker < 0:
+        raise BadInput(f"gpus per worker {gpus_per_worker:g}: must be 0 or more")
+    if max_workers is not None and max_workers < 1:
+        raise BadInput(f"max workers {max_workers}: must be 1 or more")
+    return Where(executor, address, gpus_per_worker, max_workers)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a shard. Small, since it may come from another machine."""
+
+    rows: int  # computed here, and committed
+    found: int  # committed by others meanwhile
+    left: Shard | None  # what others are at
+    spent: dict[str, float]  # seconds by part
+    least_cosine: dict[str, float] = field(default_factory=dict)  # featurize's
+
+
+class Maker(Protocol):
+    """Makes the shards of one job, whatever has to be opened once for all of them open."""
+
+    def work(
+        self, shards: Iterable[Shard | None], told: Callable[[int], None]
+    ) -> Generator[Done, None, None]:
+        """Make and commit each shard; what became of them, in their order. None stands for one that
+        is not there yet. `told` of the rows of each batch."""
+        ...
+
+
+class Tally:
+    """What a run has done so far, and its progress."""
+
+    def __init__(self, what: str, total: int, hits: int, progress: Progress) -> None:
+        self.computed = 0
+        self.hits = hits
+        self.spent: collections.Counter[str] = collections.Counter()
+        self.least_cosine: dict[str, float] = {}
+        self._what = what
+        self._total = total
+        self._progress = progress
+        self._shares: collections.Counter[str] = collections.Counter()  # rows made by each place
+        self._lost = 0
+
+    def rows(self, count: int, place: str = "") -> None:
+        self.computed += count
+        self._shares[place] += count
+        self.show()
+
+    def done(self, done: Done) -> None:
+        self.hits += done.found
+        self._total -= done.found
+        self.spent.update(done.spent)
+        self.least_cosine = {**done.least_cosine, **self.least_cosine}
+        self.show()
+
+    def lost(self, why: str) -> None:
+        self._lost += 1
+        self.show(why)
+
+    def show(self, note: str = "") -> None:
+        said = [f"{self.hits:,} hits"]
+        said += [f"bound by {self.bound}"] if self.spent and self.computed else []
+        if any(self._shares.keys()):
+            first = self._shares.most_common(_SHOWN)
+            shares = [f"{place} {count / max(self.computed, 1):.0%}" for place, count in first]
+            more = len(self._shares) - len(first)
+            said.append(", ".join(shares) + (f" and {more} more" if more else ""))
+        if self._lost:
+            said.append(f"{self._lost} workers lost")
+        said += [note] if note else []
+        self._progress(self.computed, self._total, f"{self._what} ({'; '.join(said)})")
+
+    @property
+    def bound(self) -> str:
+        """What was waited for most; of pictures, what takes the most of making them."""
+        part = max(("network", "disk", "pictures"), key=lambda part: self.spent[part])
+        if part == "pictures":
+            return max(("decode", "augment"), key=lambda part: self.spent[part])
+        return part
+
+
+def share(
+    maker: Callable[[Any], Maker],
+    job: Any,
     todo: Sequence[Shard],
+    where: Where,
+    cache: Path,
+    gpus: int,
+    tally: Tally,
+) -> None:
+    """Make all of `todo` with `maker(job)`, here or by an executor's workers, each of which opens
+    one of its own. `gpus` are those of this machine that `job` would use.
+
+    Raises FeatureCacheError, with the shards that could not be made and why, when all others are.
+    """
+    if where.executor == "local":
+        here = maker(job)
+        while todo:
+            left = []
+            for done in here.work(todo, tally.rows):
+                tally.done(done)
+                left += [done.left] if done.left else []
+            todo = left
+            if todo:
+                tally.show(f"waiting for {len(todo)} shards of other processes")
+                time.sleep(_LOOK_AGAIN)
+        return
+    source = todo[0].rows[0][0].source
+    with _probe(cache) as probe:
+        context = (maker, job, probe, source if isinstance(source, Path) else None)
+        tally.show("starting workers")
+        with contextlib.closing(_crew(where, context, gpus)) as crew:
+            results = spread(crew, todo, tally.lost)
+            try:
+                for done, place in results:
+                    tally.rows(done.rows, place)
+                    tally.done(done)
+            except TasksFailed as error:
+                raise _not_made(error, len(todo)) from error
+
+
+def _crew(where: Where, context: Any, gpus: int) -> Any:
+    if where.executor == "ray":
+        from featurecache.executors.cluster import Cluster
+
+        return Cluster(_begin, context, where.address, where.gpus_per_worker, where.max_workers)
+    from featurecache.executors.processes import Processes
+
+    each = 1.0 if where.gpus_per_worker is None else where.gpus_per_worker
+    if each != int(each):
+        raise BadInput(f"gpus per worker {each:g}: --executor processes gives whole ones")
+    if not gpus or not each:
+        gpus, count = 0, max(1, cores() // _CORES)
+    elif gpus < each:
+        raise BadInput(f"gpus per worker {each:g}: there are {gpus} here")
+    else:
+        count = gpus // int(each)
+    return Processes(_begin, context, where.max_workers or count, gpus)
+
+
+def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> Any:
+    """A worker's beginning: what does a shard when it is called."""
+    maker, job, probe, source = context
+    if not probe.is_file():
+        raise BadInput(
+            f"does not see the cache {probe.parent}: it must be one folder, at one path, on every "
+            "machine"
+        )
+    if source is not None and not source.is_file():
+        raise BadInput(
+            f"does not see the dataset ({source}): it must be at the same path on every machine"
+        )
+    made = maker(job)
+
+    def work(shards: Iterable[Shard | None]) -> Iterator[Done | Later]:
+        for done in made.work(shards, lambda rows: None):
+            yield Later(replace(done, left=None), done.left) if done.left else done
+
+    return Line(work)
+
+
+@contextlib.contextmanager
+def _probe(cache: Path) -> Iterator[Path]:
+    """A file in the cache, by which workers see that it is the same one."""
+    probe = cache.absolute() / f".probe.{secrets.token_hex(8)}.tmp"
+    probe.touch()
+    try:
+        yield probe
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _not_made(error: TasksFailed, total: int) -> FeatureCacheError:
+    lines = [
+        f"{shard.name[:12]} ({shard.rows[0][0].id} and {len(shard.rows) - 1} more): {why}"
+        for shard, why in error.failed
+    ]
+    return FeatureCacheError(
+        f"{len(lines)} of {total} shards could not be made; the others are committed, and the same "
+        "command tries these again: " + "; ".join(lines)
+    )
+
+
+def make(
+    todo: Iterable[Shard | None],
     spaces: Sequence[Space],
-    sources: Mapping[bytes, Sample],
     size: int,
     function: Callable[[Context, Batch], Made],
     context: Context,
     workers: int,
-    found: Callable[[int, int], None],
-) -> Iterator[tuple[Shard, Iterator[Made]]]:
-    """Each shard that is to be made here, with `function(context, batch)` of its batches of `size`
-    rows, in their order. Commit the shard before asking for the next, which ends the claim on it.
+) -> Generator[tuple[Shard, Iterator[Made], int, Shard | None], None, None]:
+    """Each shard, with what is to be made of it here, and `function(context, batch)` of its batches
+    of `size` rows, in their order; beside it the number of rows that another process has committed
+    meanwhile, and what of the shard another is at.
 
-    When only shards are left that others are at, their end is waited for: what a killed process
-    leaves is made. `found(rows, waiting)` is told of rows that another process has committed
-    meanwhile, and of the number of shards that are waited for.
+    Commit the shard before asking for the next, which ends the claim on it. A shard of which
+    nothing is to be made here has one batch, of no rows.
     """
+    claimed: collections.deque[_Claimed] = collections.deque()
 
-    def once(todo: Sequence[Shard], busy: list[Shard]) -> Iterator[tuple[Shard, Iterator[Made]]]:
-        claimed: collections.deque[tuple[Shard, list[Claim]]] = collections.deque()
+    def batches() -> Iterator[Batch | None]:
+        for shard in todo:
+            if shard is None:
+                yield None
+                continue
+            one = _claim(shard, spaces)
+            claimed.append(one)
+            rows = one.mine.rows if one.mine.spaces else ()
+            for i in range(0, max(len(rows), 1), size):
+                yield Batch(rows[i : i + size], one.mine.spaces)
 
-        def batches() -> Iterator[Batch]:
-            for shard in todo:
-                mine, claims = _claim(shard, spaces, busy, found)
-                if mine.spaces:
-                    claimed.append((mine, claims))
-                    rows = [(sources[item], item) for item in mine.items]
-                    for i in range(0, len(rows), size):
-                        yield Batch(tuple(rows[i : i + size]), mine.spaces)
-
-        try:
-            with contextlib.closing(ordered(function, context, batches(), workers)) as results:
-                for first in results:
-                    shard, claims = claimed[0]
-                    others = -(-len(shard.items) // size) - 1
-                    yield shard, itertools.chain([first], itertools.islice(results, others))
-                    claimed.popleft()
-                    for claim in claims:
-                        claim.release()
-        finally:
-            for _, claims in claimed:
-                for claim in claims:
-                    claim.release()
-
-    while todo:
-        busy: list[Shard] = []
-        yield from once(todo, busy)
-        todo = busy
-        if busy:
-            found(0, len(busy))
-            time.sleep(_LOOK_AGAIN)
+    try:
+        with contextlib.closing(ordered(function, context, batches(), workers)) as results:
+            for first in results:
+                one = claimed[0]
+                count = -(-len(one.mine.rows) // size) if one.mine.spaces else 1
+                made = itertools.chain([first], itertools.islice(results, count - 1))
+                yield one.mine, made, one.found, one.left
+                claimed.popleft().release()
+    finally:
+        for one in claimed:
+            one.release()
 
 
-def _claim(
-    shard: Shard, spaces: Sequence[Space], busy: list[Shard], found: Callable[[int, int], None]
-) -> tuple[Shard, list[Claim]]:
+@dataclass(frozen=True)
+class _Claimed:
+    mine: Shard
+    claims: list[Claim]
+    found: int
+    left: Shard | None
+
+    def release(self) -> None:
+        for claim in self.claims:
+            claim.release()
+
+
+def _claim(shard: Shard, spaces: Sequence[Space]) -> _Claimed:
     """The part of a shard that is to be made here, with the claims on it."""
-    mine, others, claims = [], [], []
+    mine, others, claims, found = [], [], [], 0
     for number in shard.spaces:
         claim = spaces[number].claim(shard.name)
         if claim is None:
             others.append(number)
         elif spaces[number].has(shard.name):  # asked under the claim: now nobody else can do it
             claim.release()
-            found(len(shard.items), 0)
+            found += len(shard.rows)
         else:
             claims.append(claim)
             mine.append(number)
-    if others:
-        busy.append(replace(shard, spaces=tuple(others)))
-    return replace(shard, spaces=tuple(mine)), claims
+    left = replace(shard, spaces=tuple(others)) if others else None
+    return _Claimed(replace(shard, spaces=tuple(mine)), claims, found, left)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, checked_workers, silent
+from featurecache.executors import Progress, silent
+from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import Engine, choose_engine, open_engine, run_rows
 from featurecache.images.decode import Undecodable, decode

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import UnknownName
-from featurecache.executors import Progress, checked_workers, silent
+from featurecache.executors import Progress, silent
+from featurecache.executors.pool import checked_workers
 from featurecache.heads.schedules import Schedule
 from featurecache.stages.baselines import baselines
 from featurecache.stages.ensemble import HOW, ensemble

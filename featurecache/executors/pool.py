@@ -1,7 +1,7 @@
-"""Where work runs: in this process, or in worker processes beside it.
+"""A pool: worker processes beside this one, or none.
 
-An executor knows nothing of features: it calls a function on tasks and gives the results in the
-order of the tasks, so that what is computed never depends on who computed it.
+It calls a function on tasks and gives the results in the order of the tasks, so that what is
+computed never depends on who computed it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from featurecache.errors import BadInput, FeatureCacheError
 
@@ -32,34 +32,31 @@ _LEAST_SHARED = 64 << 10  # bytes of arrays in a result, below which a pipe does
 _SHARED = Path("/dev/shm")  # where Linux keeps shared memory, which a container may have little of
 
 
-class Progress(Protocol):
-    """How a stage shows its progress (law 10): `done` of `total`, and what is being done."""
-
-    def __call__(self, done: int, total: int, what: str) -> None: ...
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """The Progress that shows nothing."""
-
-
 def checked_workers(workers: int | None) -> int:
     """The number of workers asked for, or by default one for each core but one, at most 16: the
     last core is left to the network. Raises BadInput for a negative number."""
     if workers is None:
-        return min((os.cpu_count() or 1) - 1, 16)
+        return min(cores() - 1, 16)
     if workers < 0:
         raise BadInput(f"workers {workers}: must be 0 (in this process) or more")
     return workers
 
 
+def cores() -> int:
+    """The cores that this process may use, which can be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def ordered(
     function: Callable[[Context, Task], Result],
     context: Context,
-    tasks: Iterable[Task],
+    tasks: Iterable[Task | None],
     workers: int,
 ) -> Generator[Result, None, None]:
     """`function(context, task)` of each task, in the order of the tasks; `workers` 0 means in this
-    process.
+    process. A task that is None says that there is none yet: what is begun is waited for first.
 
     The context is sent to a worker once. Tasks are taken as they are needed, at most a few for each
     worker ahead of the results. `function` must be importable by name, since workers are started
@@ -67,7 +64,7 @@ def ordered(
     exception of `function` is raised here. Raises FeatureCacheError if a worker process dies.
     """
     if workers == 0:
-        yield from (function(context, task) for task in tasks)
+        yield from (function(context, task) for task in tasks if task is not None)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,
@@ -81,9 +78,10 @@ def ordered(
     waiting = collections.deque()
     try:
         for task in tasks:
-            block = blocks.take()
-            waiting.append((pool.submit(_run, task, block.name if block else None), block))
-            if len(waiting) > ahead:
+            if task is not None:
+                block = blocks.take()
+                waiting.append((pool.submit(_run, task, block.name if block else None), block))
+            if len(waiting) > (ahead if task is not None else 0):
                 future, block = waiting.popleft()
                 yield blocks.unpacked(future.result(), block)
         while waiting:
@@ -164,7 +162,7 @@ def _start_worker(function: Any, context: Any) -> None:
     _worker.update(function=function, context=context)
     # Ctrl-C reaches the whole group: only the parent answers it, and takes the workers along.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def _run(task: Any, block: str | None) -> _Packed:
@@ -186,8 +184,8 @@ def _run(task: Any, block: str | None) -> _Packed:
     return _Packed(body, sizes, None)
 
 
-def _follow_parent() -> None:
-    """End this worker when its parent does, however it ends: a killed parent says no goodbye."""
+def follow_parent() -> None:
+    """End this process when its parent does, however it ends: a killed parent says no goodbye."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
