@@ -13,9 +13,13 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from featurecache import places
+
 
 def link_new(path: Path, data: bytes) -> bool:
     """Give `data` this name unless it is taken: of several writers at once one wins (True)."""
+    if places.is_remote(path):
+        return places.put_new(path, data)
     first = True
     with _temporary(path, data) as temporary:
         try:
@@ -28,6 +32,8 @@ def link_new(path: Path, data: bytes) -> bool:
 
 def replace(path: Path, data: bytes) -> None:
     """Give `data` this name; readers see the old bytes or the new ones, whole."""
+    if places.is_remote(path):
+        return places.put(path, data)
     with _temporary(path, data) as temporary:
         temporary.replace(path)
     sync_folder(path.parent)
@@ -35,7 +41,8 @@ def replace(path: Path, data: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    if os.name != "posix":  # elsewhere a folder can't be opened, and the rename must do
+    # Elsewhere a folder can't be opened, and the rename must do.
+    if os.name != "posix" or places.is_remote(folder):
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

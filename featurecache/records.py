@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ DECODE_RULE = {
 }
 
 Json = dict[str, Any]
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
@@ -71,6 +73,15 @@ def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
 def utf8(name: str | Path) -> str:
     """`name` with bytes that are not UTF-8 escaped: names go into JSON, HDF5, CSV and HTML."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def bytes_of(size: str, what: str) -> int:
+    """The bytes that a size such as `500M` or `20G` says. Raises BadInput, which begins with
+    `what`."""
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)([kmgt]?)b?", size.lower())
+    if match is None:
+        raise BadInput(f"{what} {size!r}: expected a size such as 500M or 20G")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def versions(*distributions: str) -> dict[str, str]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from featurecache import places
 
 # Not to wait, not to be had by a child, and on Windows not to have line ends translated.
 _NAMES = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
@@ -31,6 +34,10 @@ def open_regular(path: Path, most: int, *, follow: bool = True) -> Iterator[tupl
 
     Raises OSError, whose `strerror` says what is wrong and what to do, for anything else.
     """
+    if places.is_remote(path):
+        data = places.read(path, most)
+        yield io.BytesIO(data), len(data)
+        return
     try:
         _check(path.stat(follow_symlinks=follow), most)
         flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)

@@ -16,9 +16,14 @@ from featurecache.features.store import Cache
 PACKAGE = Path(__file__).parent.parent / "featurecache"
 
 # A room may import what stands below it, and only that; wings are three rooms of one height.
-GROUND = {"featurecache.errors", "featurecache.regular"}
+GROUND = {"featurecache.errors", "featurecache.places", "featurecache.regular"}
+BELOW = {  # the ground has steps too
+    "featurecache.places": {"featurecache.errors"},
+    "featurecache.regular": {"featurecache.places"},
+}
 FLOOR = {
-    f"featurecache.{name}" for name in ("durable", "executors", "locks", "notebook", "records")
+    f"featurecache.{name}"
+    for name in ("copies", "durable", "executors", "locks", "notebook", "records")
 }
 EXECUTORS = ("crew", "cluster", "pool", "processes")  # on the floor too, in a room of their own
 FLOOR |= {f"featurecache.executors.{name}" for name in EXECUTORS}
@@ -46,6 +51,7 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
         "featurecache.commands.recipes",
         "featurecache.commands.study",
     },
+    "upath": {"featurecache.places"},
     "ray": {"featurecache.executors.cluster"},
     "rich": {"featurecache.terminal"},
 }
@@ -96,9 +102,11 @@ def allowed(importer: str, target: str) -> bool:
     wing = importer.split(".")[1] if importer.count(".") else ""
     room = target.split(".")[1]
     if importer in GROUND:
-        return False
+        return target in BELOW.get(importer, ())
     if wing == "executors":
         return target in GROUND | {"featurecache.records"} or room == "executors"
+    if importer == "featurecache.copies":
+        return target in GROUND | {"featurecache.durable", "featurecache.records"}
     if importer in FLOOR:
         return target in GROUND
     if wing in WINGS:

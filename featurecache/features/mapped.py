@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from featurecache import copies, places
 from featurecache.errors import BadInput
 from featurecache.features import shards
 from featurecache.features.spaces import Space, damaged
@@ -84,7 +85,10 @@ class MappedVectors:
         record = self._space.records[number]
         path = self._space.path / record.file
         try:
-            with open_regular(path, record.size, follow=False) as (file, size):
+            local = path
+            if places.is_remote(path):
+                local = copies.path_of(path, record.size, record.sha256)
+            with open_regular(local, record.size, follow=False) as (file, size):
                 data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise damaged(path, f"can't be read ({error})") from error

@@ -13,24 +13,28 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import pydantic
 
-from featurecache import durable, locks, records
+from featurecache import copies, durable, locks, places, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.features import shards
 from featurecache.notebook import html_table
 from featurecache.regular import read_regular
 
+_RECORD = re.compile(r"(?!space\.).*\.json")
+_REQUESTS = 16  # to an object store at a time
 MOST_RECORD = 256 << 20  # bytes; 64 a row, and what is said of the shard
 
+Found = TypeVar("Found")
 Hex64 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -75,14 +79,12 @@ class Space:
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """The records of the shards that were committed when this was first read, by name."""
-        if not self.path.is_dir():
-            return ()
-        names = sorted(e.name for e in os.scandir(self.path))
-        return tuple(
-            self.read_record(self.path / name)
-            for name in names
-            if name.endswith(".json") and name != "space.json"
-        )
+        names = [name for name in places.names(self.path) if _RECORD.fullmatch(name)]
+        paths = [self.path / name for name in names]
+        if places.is_remote(self.path):  # each is a wait, and no work
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                return tuple(pool.map(self.read_record, paths))
+        return tuple(map(self.read_record, paths))
 
     @cached_property
     def rows(self) -> dict[bytes, tuple[int, int]]:
@@ -206,11 +208,15 @@ class Space:
         """The arrays of one committed shard, its bytes hashed first. Raises DamagedCache."""
         return shards.unpack(self.read_bytes(self.records[number]), self.records[number].arrays)
 
-    def read_bytes(self, record: Record) -> bytes:
-        """The bytes of a shard, if they are the ones that were committed."""
+    def read_bytes(self, record: Record, fresh: bool = False) -> bytes:
+        """The bytes of a shard, if they are the ones that were committed; of one in an object store
+        its copy here, unless they are to be `fresh`."""
         path = self.path / record.file
         try:
-            data = read_own(path, record.size)
+            if places.is_remote(path):
+                data = copies.read(path, record.size, record.sha256, fresh)
+            else:
+                data = read_own(path, record.size)
         except OSError as error:
             if error.errno != errno.EFBIG:
                 raise damaged(path, f"can't be read ({error.strerror})") from error
@@ -221,6 +227,9 @@ class Space:
 
     def read_record(self, path: Path) -> Record:
         """A commit record, if its checksum and its names hold. Raises DamagedCache, BadInput."""
+        return insisted(path, lambda: self._record(path))
+
+    def _record(self, path: Path) -> Record:
         try:
             data = read_own(path, MOST_RECORD)
             value = json.loads(data)
@@ -264,7 +273,7 @@ class Space:
 
     def has(self, shard: str) -> bool:
         """Is this shard committed now? Looks at the disk, unlike `records`."""
-        return (self.path / f"{shard}.json").is_file()
+        return places.has(self.path / f"{shard}.json")
 
     def commit(
         self,
@@ -317,7 +326,7 @@ class Space:
             self.describe()
             with locks.together(self.path):  # until the record is there, the data is nobody's
                 path = self.path / str(record["file"])
-                if not durable.link_new(path, data) and _hash_of(path) != sha256:
+                if not durable.link_new(path, data) and _hash_of(path, len(data)) != sha256:
                     # The remains of a crash or a bad disk under our exact name.
                     durable.replace(path, data)
                 first = durable.link_new(
@@ -336,9 +345,10 @@ class Space:
 
     def describe(self) -> None:
         """Make the folder with the description of this space, where there is none."""
-        if not (self.path / "space.json").is_file():
-            self.path.mkdir(parents=True, exist_ok=True)
-            durable.sync_folder(self.path.parent)
+        if not places.has(self.path / "space.json"):
+            if not places.is_remote(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                durable.sync_folder(self.path.parent)
             names = {"view": self.view, "backbone": self.backbone}
             space: records.Json = {"key": self.key, "names": names}
             space["checksum"] = records.digest(space)
@@ -350,6 +360,10 @@ class Space:
     def quarantine(self, name: str) -> None:
         """Move one file of this space out of every reader's sight, keeping it to be looked at."""
         aside = self.path / "quarantine"
+        if places.is_remote(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                places.move(self.path / name, aside / name)
+            return
         aside.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another repair was first
             (self.path / name).replace(aside / name)
@@ -367,11 +381,24 @@ def read_own(path: Path, most: int) -> bytes:
     return read_regular(path, most, follow=False)
 
 
+def insisted(path: Path, read: Callable[[], Found]) -> Found:
+    """`read()` of a file of a cache; of an object that comes damaged again: a reply may be cut."""
+    for _ in range(copies.FETCHES - 1 if places.is_remote(path) else 0):
+        with contextlib.suppress(DamagedCache, BadInput):
+            return read()
+    return read()
+
+
 def damaged(path: Path, what: str) -> DamagedCache:
     """The error for a file of a cache that is not what it should be."""
     return DamagedCache(f"{path}: {what}; `featurecache verify --repair` sets it aside", what)
 
 
-def _hash_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_of(path: Path, size: int) -> str:
+    """ "" for a file that is larger."""
+    try:
+        return hashlib.sha256(read_own(path, size)).hexdigest()
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        return ""

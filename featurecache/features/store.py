@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from featurecache import durable, locks, records
+from featurecache import durable, locks, places, records
 from featurecache.errors import BadInput
-from featurecache.features.spaces import MOST_RECORD, Space, damaged, read_own
+from featurecache.features.spaces import MOST_RECORD, Space, damaged, insisted, read_own
 
 MARKER = "CACHE.json"
 FORMAT_NAME = "featurecache cache"
@@ -22,26 +22,32 @@ class Cache:
     """A folder of spaces. Opening never writes; the folder is made by the first commit."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = places.place(root)
+        if places.is_remote(self.root):
+            places.reachable(self.root)
         if self.exists:
-            _check_marker(self.root / MARKER)
-        elif self.root.is_dir() and not _unmarked(self.root):
+            insisted(self.root, lambda: _check_marker(self.root / MARKER))
+        elif (places.is_remote(self.root) or self.root.is_dir()) and not _unmarked(self.root):
             raise BadInput(
                 f"{self.root} is not a featurecache cache (it has no {MARKER}) and is not empty; "
                 "give another --cache"
             )
-        elif self.root.exists() and not self.root.is_dir():
+        elif not places.is_remote(self.root) and self.root.is_file():
             raise BadInput(f"{self.root} is not a folder; give another --cache")
 
     @property
     def exists(self) -> bool:
-        return (self.root / MARKER).is_file()
+        return places.has(self.root / MARKER)
 
     def create(self) -> None:
         """Make the folder and its marker, if need be. Raises BadInput if it can't be written."""
         marker = {"format": FORMAT_NAME, "version": records.FORMAT_VERSION}
+        data = json.dumps(marker, indent=1).encode() + b"\n"
+        if places.is_remote(self.root):
+            with places.told(f"cache {self.root} can't be written"):
+                durable.link_new(self.root / MARKER, data)
+            return
         try:
-            data = json.dumps(marker, indent=1).encode() + b"\n"
             root = self.root.resolve()  # it may be a link to where nothing is yet
             if not root.exists():
                 # Appears with its marker in it: a bare folder among images would look like a class.
@@ -73,8 +79,9 @@ class Cache:
         path = self.root / "runs" / f"{records.digest(note['run'])[:16]}.json"
         data = json.dumps(note).encode() + b"\n"
         try:
-            if not path.is_file() or path.read_bytes() != data:
-                path.parent.mkdir(exist_ok=True)
+            if not places.has(path) or path.read_bytes() != data:
+                if not places.is_remote(path):
+                    path.parent.mkdir(exist_ok=True)
                 with locks.together(path.parent):
                     durable.replace(path, data)
         except OSError:
@@ -84,7 +91,8 @@ class Cache:
     def runs(self) -> dict[str, list[Path]]:
         """The run folders that were trained on each space, by its name, and are still there."""
         found: dict[str, list[Path]] = {}
-        for path in sorted(self.root.glob("runs/*.json")):
+        folder = self.root / "runs"
+        for path in [folder / name for name in places.names(folder) if name.endswith(".json")]:
             try:
                 note = json.loads(path.read_bytes())
                 run, spaces = Path(note["run"]), list(note["spaces"])
@@ -102,8 +110,8 @@ class Cache:
     def spaces(self) -> list[Space]:
         """All spaces, by view and backbone."""
         folder = self.root / "spaces"
-        paths = folder.iterdir() if folder.is_dir() else ()
-        found = [self.space_in(path) for path in paths if not path.name.startswith(".")]
+        names = (name for name in places.names(folder) if not name.startswith("."))
+        found = [self.space_in(folder / name) for name in names]
         return sorted(
             (space for space in found if space is not None),
             key=lambda space: (space.view, space.backbone or "", space.path.name),
@@ -112,8 +120,11 @@ class Cache:
     def space_in(self, path: Path) -> Space | None:
         """The space in a folder, or None for one in which none was finished being made."""
         description = path / "space.json"
-        if not description.is_file():
+        if not places.has(description):
             return None
+        return insisted(description, lambda: self._described(path, description))
+
+    def _described(self, path: Path, description: Path) -> Space:
         try:
             if path.is_symlink():
                 raise ValueError("its folder is a link; a cache holds none")
@@ -131,8 +142,8 @@ class Cache:
 
 def _unmarked(root: Path) -> bool:
     """Is this folder empty, or a cache whose making was cut short before its marker was there?"""
-    names = {path.name for path in root.iterdir() if not path.name.startswith(".")}
-    return names <= {"spaces"} or (root / MARKER).is_file()  # another process may be making it
+    names = {name for name in places.names(root) if not name.startswith(".")}
+    return names <= {"spaces"} or places.has(root / MARKER)  # another process may be making it
 
 
 def _check_marker(marker: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featurecache import places
 from featurecache.errors import FeatureCacheError
 from featurecache.features.backbones import at_hand, load_backbone, load_module
 from featurecache.features.engines import engines_here, open_engine, run_rows
@@ -93,7 +94,9 @@ def _imgaug() -> str:
 
 def _cache(path: str | Path) -> str:
     cache = Cache(path)
-    root = Path(path).absolute()
+    if places.is_remote(cache.root):
+        return f"{len(cache.spaces())} spaces, in an object store"
+    root = cache.root.absolute()
     while not root.exists():
         root = root.parent
     if not os.access(root, os.W_OK):

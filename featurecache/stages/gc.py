@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache import locks
+from featurecache import locks, records
 from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _SPANS = {"h": 1, "d": 24, "w": 24 * 7}  # in hours
 
 
@@ -79,7 +78,9 @@ def gc(
         and (not backbones or _networks(space) & set(backbones))
         and (before is None or _last(space) < before)
     ]
-    surplus = sum(s.size for s in spaces) - _bytes(max_size) if max_size else None
+    surplus = (
+        sum(s.size for s in spaces) - records.bytes_of(max_size, "--max-size") if max_size else None
+    )
     found = []
     for number, space in enumerate(chosen, 1):
         if surplus is not None and surplus <= 0:
@@ -144,13 +145,6 @@ def _moment(span: str) -> str:
     hours = int(match[1]) * _SPANS[match[2]]
     moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=hours)
     return moment.isoformat(timespec="seconds")
-
-
-def _bytes(size: str) -> int:
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)([kmgt]?)b?", size.lower())
-    if match is None:
-        raise BadInput(f"--max-size {size!r}: expected a size such as 500M or 20G")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _runs_in(folder: Path) -> dict[str, list[Path]]:

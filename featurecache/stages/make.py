@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from featurecache import durable, places
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.executors import Progress
 from featurecache.executors.crew import Later, Line, TasksFailed, spread
@@ -272,7 +273,7 @@ def _crew(where: Where, context: Any, gpus: int) -> Any:
 def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> Any:
     """A worker's beginning: what does a shard when it is called."""
     maker, job, probe, source = context
-    if not probe.is_file():
+    if not places.has(probe):
         raise BadInput(
             f"does not see the cache {probe.parent}: it must be one folder, at one path, on every "
             "machine"
@@ -294,7 +295,7 @@ def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> An
 def _probe(cache: Path) -> Iterator[Path]:
     """A file in the cache, by which workers see that it is the same one."""
     probe = cache.absolute() / f".probe.{secrets.token_hex(8)}.tmp"
-    probe.touch()
+    durable.replace(probe, b"")
     try:
         yield probe
     finally:

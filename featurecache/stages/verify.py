@@ -208,7 +208,7 @@ def _look(space: Space, path: Path) -> tuple[str, Record | None]:
     except DamagedCache as error:
         return error.reason, None
     try:
-        data = space.read_bytes(record)
+        data = space.read_bytes(record, fresh=True)
         arrays = shards.unpack(data, record.arrays)
         if arrays["items"].tobytes().hex() != record.items:
             return "its items are not those of its record", record

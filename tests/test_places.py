@@ -1,0 +1,360 @@
+"""Caches elsewhere: a real server that speaks S3, and one before it that fails as stores do."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurecache import copies, durable, places
+from featurecache.errors import BadInput, DamagedCache, MissingExtra
+from featurecache.features.mapped import MappedVectors
+from featurecache.features.store import Cache
+from featurecache.stages.diff import diff
+from featurecache.stages.featurize import featurize
+from featurecache.stages.ls import ls
+from featurecache.stages.train_head import train_head
+from featurecache.stages.verify import verify
+
+# The client of the store leaves sockets open in its own thread.
+pytestmark = [pytest.mark.usefixtures("load_once"), pytest.mark.filterwarnings("default")]
+BUCKET = "tiles"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, int]]:
+    """moto's S3, with one bucket."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    found = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    found.start()
+    host, port = found.get_host_and_port()
+    client = boto3.client(
+        "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1",
+        aws_access_key_id="somebody", aws_secret_access_key="secret",
+    )  # fmt: skip
+    client.create_bucket(Bucket=BUCKET)
+    client.close()
+    yield host, port
+    found.stop()
+
+
+class Faults(ThreadingHTTPServer):
+    """Stands before a server; `wrong` is the share of requests of each kind that go wrong."""
+
+    daemon_threads = True
+
+    def __init__(self, behind: tuple[str, int]) -> None:
+        super().__init__(("127.0.0.1", 0), _Fault)
+        self.behind = behind
+        self.chance = random.Random(0)
+        self.wrong: dict[str, float] = {}
+        self.done: Counter[str] = Counter()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are what this is for."""
+
+
+class _Fault(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Faults
+
+    def do(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        kind = next(
+            (k for k, p in self.server.wrong.items() if self.server.chance.random() < p), ""
+        )
+        if (kind == "lost") != (self.command == "PUT") and kind in ("lost", "cut", "lying"):
+            kind = ""
+        self.server.done[kind] += 1
+        if kind == "503":
+            return self.answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+        if kind == "slow":
+            time.sleep(0.2)
+        connection = http.client.HTTPConnection(*self.server.behind)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        got = connection.getresponse()
+        data = got.read()
+        connection.close()
+        if kind == "lost":  # it was put, and nobody is told
+            self.close_connection = True
+            return None
+        headers = {n: v for n, v in got.getheaders() if n.lower() != "transfer-encoding"}
+        if kind == "cut" and len(data) > 1:
+            return self.answer(got.status, headers, data, len(data) // 2)
+        if kind == "lying" and len(data) > 1 and got.status == 200 and "list-type" not in self.path:
+            data = data[: len(data) // 2]
+            headers |= {"Content-Length": str(len(data))}
+        self.answer(got.status, headers, data)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = do
+
+    def answer(
+        self, status: int, headers: dict[str, str], data: bytes, most: int | None = None
+    ) -> None:
+        self.send_response_only(status)
+        for name, value in ({"Content-Length": str(len(data))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[:most])
+        if most is not None:
+            self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def faults(server: tuple[str, int]) -> Iterator[Faults]:
+    found = Faults(server)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+@pytest.fixture(autouse=True)
+def credentials(
+    server: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    use(monkeypatch, server)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # its own tries wait for seconds
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("FEATURECACHE_COPIES", str(tmp_path / "copies"))
+    monkeypatch.setattr(places, "WAIT", 0.01)
+    yield
+    close_clients()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, address: tuple[Any, ...]) -> None:
+    """Let s3:// mean the server at this address."""
+    close_clients()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address[0]}:{address[1]}")
+
+
+def close_clients() -> None:
+    """They are kept by fsspec, with their sockets, and do not look at the environment again."""
+    import s3fs
+
+    for client in list(s3fs.S3FileSystem._cache.values()):
+        if client._s3 is not None:
+            s3fs.S3FileSystem.close_session(client.loop, client._s3)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> str:
+    return f"s3://{BUCKET}/{tmp_path.name}/cache"
+
+
+def made(small_data: Path, cache: str, tiny: dict[str, Any], rows: int = 8) -> Any:
+    return featurize(small_data, policy=["none", "color_1"], cache=cache, shard_rows=rows, **tiny)
+
+
+def hashes(cache: str | Path) -> dict[Any, Any]:
+    return {row["view"]: row["root_hash"] for row in ls(cache)}
+
+
+def copied(folder: Path) -> list[Path]:
+    return [path for path in (folder / "copies").rglob("*") if path.is_file()]
+
+
+# ---- a cache in a store ----
+
+
+def test_a_cache_in_a_store_is_one_like_others(
+    small_data: Path, small_cache: Path, elsewhere: str, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    with pytest.raises(BadInput, match=r"no cache at s3://.* yet"):
+        ls(elsewhere)
+    first = made(small_data, elsewhere, tiny)
+    assert (first.computed, first.hits) == (96, 0)
+    assert made(small_data, elsewhere, tiny).computed == 0
+    assert hashes(elsewhere) == hashes(small_cache)
+    assert all(row.same for row in diff(small_cache, elsewhere))
+    found = verify(elsewhere)
+    assert (found.rows, found.bad, found.stray) == (96, [], [])
+    schedule = tmp_path / "schedule.yaml"
+    schedule.write_text(
+        "backbone: efficientnet_lite0\nhead: {hidden: [8]}\n"
+        "phases: [{views: [none, color_1], epochs: 2}]\n"
+    )
+    trained = [
+        train_head(schedule, data=small_data, cache=cache, out=tmp_path / name, device="cpu")
+        for cache, name in ((elsewhere, "there"), (str(small_cache), "here"))
+    ]
+    assert trained[0].last == trained[1].last
+    assert list(Cache(elsewhere).runs()) and len(copied(tmp_path)) == 12
+
+
+def test_rows_stay_in_copies_that_are_mapped(
+    small_data: Path, elsewhere: str, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    made(small_data, elsewhere, tiny)
+    (space,) = (s for s in Cache(elsewhere).spaces() if s.view == "none")
+    items = list(space.rows)
+    mapped = MappedVectors(space, items)
+    np.testing.assert_array_equal(mapped[:], space.vectors(items)[0])
+    for copy in copied(tmp_path):
+        copy.unlink()  # it is mapped, and stays so
+        copy.write_bytes(b"damaged")
+    np.testing.assert_array_equal(MappedVectors(space, items)[:], mapped[:])
+    assert all(len(copy.read_bytes()) > 1000 for copy in copied(tmp_path)[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"503": 0.2},
+        {"lost": 0.3},
+        {"cut": 0.2},
+        {"lying": 0.2},
+        {"slow": 0.1, "503": 0.1, "lost": 0.1, "cut": 0.1, "lying": 0.1},
+    ],
+    ids=lambda wrong: "+".join(wrong),
+)
+def test_a_store_that_fails_again_and_again(
+    wrong: dict[str, float],
+    faults: Faults,
+    small_data: Path,
+    small_cache: Path,
+    elsewhere: str,
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same rows, and no reply that was cut is ever taken for whole."""
+    use(monkeypatch, faults.server_address)
+    faults.wrong = wrong
+    result = made(small_data, elsewhere, tiny, rows=4)
+    assert result.computed + result.hits == 96
+    assert hashes(elsewhere) == hashes(small_cache)
+    for space in Cache(elsewhere).spaces():
+        rows, _ = space.vectors(list(space.rows))  # hashes every byte
+        assert rows.shape == (48, 1280)
+        assert sum(len(record.item_list) for record in space.records) == 48
+    assert all(faults.done[kind] for kind in wrong), faults.done
+    for copy in copied(tmp_path):
+        assert hashlib.sha256(copy.read_bytes()).hexdigest() == copy.name
+
+
+def test_of_many_writers_one_wins(elsewhere: str) -> None:
+    path = places.place(elsewhere) / "record.json"
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: durable.link_new(path, b"%d" % n), range(8)))
+    assert won.count(True) == 1
+    assert path.read_bytes() == b"%d" % won.index(True)
+    assert places.put_new(path, path.read_bytes())  # as if the first reply had been lost
+
+
+def test_writers_of_other_bits_where_the_last_one_wins(
+    elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that can't refuse a name that is taken: whichever record stays, its bytes do."""
+
+    def overwritten(path: Path, data: bytes) -> bool:
+        places.put(path, data)
+        return True
+
+    monkeypatch.setattr(places, "put_new", overwritten)
+    items = [hashlib.sha256(bytes([n])).digest() for n in range(3)]
+    for value in (1.0, 2.0, 1.0):
+        space = Cache(elsewhere).space({"a": "key"}, "none", "network")
+        features = np.full((3, 4), value, np.float32)
+        assert space.commit(items, {"features": features}, {}, {}, 0.0)
+        again = Cache(elsewhere).space({"a": "key"}, "none", "network")
+        np.testing.assert_array_equal(again.vectors(items)[0], features)
+
+
+def test_damage_in_the_store_is_found_and_mended(
+    small_data: Path, small_cache: Path, elsewhere: str, tiny: dict[str, Any]
+) -> None:
+    """`verify` asks the store, not the copies."""
+    made(small_data, elsewhere, tiny)
+    space = next(s for s in Cache(elsewhere).spaces() if s.view == "none")
+    path = space.path / space.records[2].file
+    space.read(2)  # makes a copy
+    data = path.read_bytes()
+    places.put(path, data[:500] + bytes([data[500] ^ 1]) + data[501:])
+    assert [row["file"] for row in verify(elsewhere).bad] == [f"{space.records[2].shard}.json"]
+    shutil.rmtree(copies.folder())
+    with pytest.raises(DamagedCache, match="its bytes are not the ones that were committed"):
+        Cache(elsewhere).space(space.key, "none").read(2)
+    assert verify(elsewhere, data=small_data, repair=True).left == []
+    assert hashes(elsewhere) == hashes(small_cache) and verify(elsewhere).bad == []
+
+
+# ---- what is not there ----
+
+
+def test_a_store_that_does_not_let_us_in(
+    elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match=r"s3://no-such-bucket/x.*(can't be written|be reached)"):
+        Cache("s3://no-such-bucket/x").create()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    environment = os.environ | {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    job = subprocess.run(
+        [sys.executable, "-m", "featurecache", "ls", "--cache", elsewhere],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert job.returncode == 2
+    (line,) = job.stderr.splitlines()
+    assert "can't be reached" in line and "AWS_ACCESS_KEY_ID" in line
+
+
+def test_protocols_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="nonsense"):
+        Cache("nonsense://x/y")
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'featurecache\[gs\]'"):
+        Cache("gs://bucket/x")
+    assert places.place(f"file://{tmp_path}") == tmp_path
+
+
+# ---- copies ----
+
+
+def test_copies_keep_to_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATURECACHE_COPIES_SIZE", "2500")
+    objects = {name: os.urandom(1000) for name in "abcd"}
+    asked: list[str] = []
+
+    def read(path: Path, most: int) -> bytes:
+        asked.append(path.name)
+        return objects[path.name]
+
+    monkeypatch.setattr(places, "read", read)
+
+    def get(name: str) -> bytes:
+        sha256 = hashlib.sha256(objects[name]).hexdigest()
+        time.sleep(0.01)  # files are told apart by when they were used
+        return copies.read(Path(name), 1000, sha256)
+
+    assert [get(name) == objects[name] for name in "abacbb"] == [True] * 6
+    assert asked == ["a", "b", "c", "b"]  # c drove out b, since a was used again
+    assert sum(copy.stat().st_size for copy in copied(tmp_path)) <= 2500
+    monkeypatch.setenv("FEATURECACHE_COPIES_SIZE", "lots")
+    with pytest.raises(BadInput, match="FEATURECACHE_COPIES_SIZE 'lots': expected a size"):
+        get("d")
