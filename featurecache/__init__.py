@@ -26,6 +26,7 @@ _HOMES = {
     "export": "stages.export",
     "featurize": "stages.featurize",
     "gc": "stages.gc",
+    "index": "stages.index",
     "inspect": "stages.inspect",
     "load_head": "stages.predict",
     "ls": "stages.ls",

@@ -45,6 +45,7 @@ for command in (
     recipes.run,
     recipes.quickstart,
     looking.inspect,
+    cache.index,
     looking.policies,
     looking.backbones,
     looking.doctor,

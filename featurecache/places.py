@@ -82,7 +82,7 @@ def has(path: Path) -> bool:
 def names(folder: Path) -> list[str]:
     """The names in a folder, sorted; none where there is no such folder. Raises OSError."""
     if not is_remote(folder):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return sorted(entry.name for entry in os.scandir(folder))
         return []
 

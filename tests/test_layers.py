@@ -23,7 +23,7 @@ BELOW = {  # the ground has steps too
 }
 FLOOR = {
     f"featurecache.{name}"
-    for name in ("copies", "durable", "executors", "locks", "notebook", "records")
+    for name in ("copies", "durable", "executors", "items", "locks", "notebook", "records")
 }
 EXECUTORS = ("crew", "cluster", "pool", "processes")  # on the floor too, in a room of their own
 FLOOR |= {f"featurecache.executors.{name}" for name in EXECUTORS}
@@ -40,7 +40,7 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "tensorboard": {"featurecache.study.events"},
     "markupsafe": {"featurecache.study.pages"},
     "matplotlib": {"featurecache.study.figures", "featurecache.study.sheets"},
-    "pyarrow": {"featurecache.stages.export"},
+    "pyarrow": {"featurecache.images.indexes", "featurecache.stages.export"},
     "click": {
         "featurecache.cli",
         "featurecache.options",

@@ -12,17 +12,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
+from featurecache.items import Items
 from featurecache.stages import make as module
 from featurecache.stages.augment import augment
 from featurecache.stages.featurize import featurize
 from featurecache.stages.ls import ls
-from featurecache.stages.make import of_part, shards_of
+from featurecache.stages.make import shards_of
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
@@ -112,22 +114,23 @@ def test_parts_divide_a_plan_whatever_others_have_committed(
         def __init__(self) -> None:
             self.rows = {ITEMS[n] for n in held}
 
-        def missing(self, items: list[bytes]) -> list[bytes]:
-            return [item for item in items if item not in self.rows]
+        def holds(self, items: np.ndarray) -> np.ndarray:
+            return np.array([item.tobytes() in self.rows for item in items], bool)
 
     space: Any = Held()
-    sources: Any = dict.fromkeys(ITEMS)
-    first = shards_of(sources, [space], rows)
-    whole = [of_part(first, ITEMS, rows, (place, of)) for place in range(1, of + 1)]
+    samples: Any = [None] * len(ITEMS)
+    items = Items.of(ITEMS)
+    first = shards_of(samples, items, [space], rows)
+    whole = [list(first.of_part((place, of), rows)) for place in range(1, of + 1)]
     assert sorted(s.name for part in whole for s in part) == sorted(s.name for s in first)
     owner = {s.name: place for place, part in enumerate(whole, 1) for s in part}
     while True:
-        left = shards_of(sources, [space], rows)
-        if not left:
+        left = shards_of(samples, items, [space], rows)
+        if not len(left):
             break
         for place in range(1, of + 1):
-            assert all(owner[s.name] == place for s in of_part(left, ITEMS, rows, (place, of)))
-        space.rows |= set(data.draw(st.sampled_from(left)).items)
+            assert all(owner[s.name] == place for s in left.of_part((place, of), rows))
+        space.rows |= set(data.draw(st.sampled_from(list(left))).items)
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3", ""])

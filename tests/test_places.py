@@ -166,7 +166,7 @@ def elsewhere(tmp_path: Path) -> str:
     return f"s3://{BUCKET}/{tmp_path.name}/cache"
 
 
-def made(small_data: Path, cache: str, tiny: dict[str, Any], rows: int = 8) -> Any:
+def made(small_data: Path | str, cache: str, tiny: dict[str, Any], rows: int = 8) -> Any:
     return featurize(small_data, policy=["none", "color_1"], cache=cache, shard_rows=rows, **tiny)
 
 
@@ -358,3 +358,39 @@ def test_copies_keep_to_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FEATURECACHE_COPIES_SIZE", "lots")
     with pytest.raises(BadInput, match="FEATURECACHE_COPIES_SIZE 'lots': expected a size"):
         get("d")
+
+
+# ---- datasets elsewhere ----
+
+
+def test_datasets_in_a_store(
+    small_data: Path, small_cache: Path, elsewhere: str, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    """A CSV file, tar shards and an index, with their images beside them."""
+    import io
+    import tarfile
+
+    root = places.place(elsewhere)
+    lines, tars = ["path,label,split"], {"train": io.BytesIO(), "val": io.BytesIO()}
+    for split, file in tars.items():
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for path in sorted((small_data / split).rglob("*.png")):
+                name = path.relative_to(small_data).as_posix()
+                places.put(root / "images" / name, path.read_bytes())
+                lines.append(f"images/{name},{path.parent.name},{split}")
+                key = name.replace("/", "-").removesuffix(".png")
+                for member, data in ((f"{key}.png", path.read_bytes()),
+                                     (f"{key}.cls", path.parent.name.encode())):  # fmt: skip
+                    info = tarfile.TarInfo(member)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        places.put(root / "shards" / f"{split}-0.tar", file.getvalue())
+    places.put(root / "list.csv", "\n".join(lines).encode())
+    for number, data in enumerate((f"{elsewhere}/list.csv", f"{elsewhere}/shards")):
+        cache = str(tmp_path / f"cache{number}")
+        assert made(data, cache, tiny).computed == 96
+        assert hashes(cache) == hashes(small_cache)
+    with pytest.raises(BadInput, match="a dataset elsewhere is"):
+        featurize(f"{elsewhere}/x.zip", cache=tmp_path / "c", **tiny)
+    with pytest.raises(BadInput, match=r"no-list\.csv: can't be read"):
+        featurize(f"{elsewhere}/no-list.csv", cache=tmp_path / "c", **tiny)

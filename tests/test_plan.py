@@ -19,6 +19,7 @@ from featurecache.errors import BadInput
 from featurecache.features.shards import shard_name
 from featurecache.features.store import Cache
 from featurecache.images.policies import shipped
+from featurecache.items import Items
 from featurecache.stages.augment import augment
 from featurecache.stages.featurize import featurize
 from featurecache.stages.find import featurize_command
@@ -36,6 +37,9 @@ class Held:
     def __init__(self, items: Sequence[bytes] = ()) -> None:
         self.items = set(items)
 
+    def holds(self, items: np.ndarray) -> np.ndarray:
+        return np.array([item.tobytes() in self.items for item in items], bool)
+
     def missing(self, items: Sequence[bytes]) -> list[bytes]:
         return [item for item in dict.fromkeys(items) if item not in self.items]
 
@@ -45,8 +49,8 @@ def item(number: int) -> bytes:
 
 
 def planned(items: Sequence[bytes], spaces: Sequence[Held], rows: int) -> Any:
-    sources: Any = dict.fromkeys(items)
-    return shards_of(sources, spaces, rows)  # type: ignore[arg-type]
+    samples: Any = [None] * len(items)
+    return list(shards_of(samples, Items.of(items), spaces, rows))  # type: ignore[arg-type]
 
 
 datasets = st.lists(st.integers(0, 40), max_size=40).map(lambda ns: [item(n) for n in ns])

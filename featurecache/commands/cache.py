@@ -114,6 +114,22 @@ def why(as_json: bool, **given: Any) -> None:
     terminal.table([{name: getattr(row, name) for name in names} for row in rows])
 
 
+@click.command()
+@options("data")
+@click.option("--out", required=True, metavar="FILE.parquet", help="The file to write.")
+@options("allow_failed", "json", "quiet", "debug")
+def index(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
+    """List and hash a dataset once: `--data FILE.parquet` then begins at once, anywhere."""
+    from featurecache.stages.index import index
+
+    result = index(**given, progress=terminal.progress(quiet))
+    if as_json:
+        printing.print_json(result)
+    else:
+        click.echo(f"{result.path}: {result.rows:,} images")
+    return printing.failed(result.unreadable, allow_failed)
+
+
 @click.command("ls")
 @options("cache", "json", "debug")
 def list_spaces(cache: str, as_json: bool) -> None:

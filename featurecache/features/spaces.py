@@ -27,6 +27,7 @@ import pydantic
 from featurecache import copies, durable, locks, places, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.features import shards
+from featurecache.items import Items, Lookup
 from featurecache.notebook import html_table
 from featurecache.regular import read_regular
 
@@ -35,6 +36,11 @@ _REQUESTS = 16  # to an object store at a time
 MOST_RECORD = 256 << 20  # bytes; 64 a row, and what is said of the shard
 
 Found = TypeVar("Found")
+Packed = Annotated[
+    bytes,
+    pydantic.BeforeValidator(lambda v: bytes.fromhex(v) if isinstance(v, str) else v),
+    pydantic.PlainSerializer(bytes.hex),
+]
 Hex64 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -49,7 +55,7 @@ class Record(pydantic.BaseModel):
     size: pydantic.NonNegativeInt
     sha256: str
     arrays: dict[str, shards.Array]
-    items: str  # 64 hex digits a row
+    items: Packed  # 32 bytes a row; in the file 64 hex digits
     row_sum: Hex64
     failed: dict[Hex64, str]  # item -> why it could not be decoded
     provenance: dict[str, str]
@@ -57,8 +63,7 @@ class Record(pydantic.BaseModel):
 
     @cached_property
     def item_list(self) -> list[bytes]:
-        raw = bytes.fromhex(self.items)
-        return [raw[i : i + 32] for i in range(0, len(raw), 32)]
+        return [self.items[i : i + 32] for i in range(0, len(self.items), 32)]
 
 
 class Space:
@@ -106,6 +111,18 @@ class Space:
                     (bad.add if item in failed else bad.discard)(item)
         return found
 
+    @cached_property
+    def lookup(self) -> Lookup:
+        """Where its items are, end to end in the order of the records. For plans over millions of
+        rows, for which `rows` takes too much memory."""
+        packed = [np.frombuffer(record.items, np.uint8) for record in self.records]
+        return Lookup(np.concatenate(packed or [np.empty(0, np.uint8)]).reshape(-1, 32))
+
+    @cached_property
+    def count(self) -> int:
+        """The number of items that it holds."""
+        return len(Items(self.lookup.array).distinct)
+
     @property
     def size(self) -> int:
         return sum(record.size for record in self.records)
@@ -117,12 +134,12 @@ class Space:
         From the records alone, unless shards overlap (two writers at once cut them differently).
         """
         total = sum(int(record.row_sum, 16) for record in self.records)
-        if sum(len(r.item_list) for r in self.records) != len(self.rows):
+        if len(self.lookup.array) != self.count:
             chosen: dict[int, list[int]] = {}
             for number, row in self.rows.values():
                 chosen.setdefault(number, []).append(row)
             total = sum(shards.sum_of_rows(self.read(n), rows) for n, rows in chosen.items())
-        return shards.root_hash(len(self.rows), total % 2**256)
+        return shards.root_hash(self.count, total % 2**256)
 
     def summary(self) -> dict[str, object]:
         """What `ls` and `--json` show of a space."""
@@ -130,7 +147,7 @@ class Space:
             "space": self.path.name,
             "view": self.view,
             "backbone": self.backbone,
-            "rows": len(self.rows),
+            "rows": self.count,
             "bytes": self.size,
             "root_hash": self.root_hash,
         }
@@ -138,9 +155,20 @@ class Space:
     def _repr_html_(self) -> str:
         return html_table("space", self.summary())
 
+    def holds(self, items: np.ndarray) -> np.ndarray:
+        """(N,) bool: which of `items` (N, 32) uint8 are held."""
+        return self.lookup.places(items) >= 0
+
     def missing(self, items: Iterable[bytes]) -> list[bytes]:
         """The items that no committed shard holds, each once, in the order given (law 3)."""
         return [item for item in dict.fromkeys(items) if item not in self.rows]
+
+    @property
+    def failed(self) -> dict[bytes, str]:
+        """The items whose image could not be decoded, with the reason."""
+        listed = {bytes.fromhex(i): why for r in self.records for i, why in r.failed.items()}
+        # Where shards overlap, a row that could be decoded counts.
+        return listed if len(self.lookup.array) == self.count else self.failures(listed)
 
     def failures(self, items: Iterable[bytes]) -> dict[bytes, str]:
         """Those of `items` whose image could not be decoded, with the reason."""
@@ -238,15 +266,14 @@ class Space:
             if whole and value["format"] > records.FORMAT_VERSION:
                 raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
             record = Record.model_validate(value)
-            raw = bytes.fromhex(record.items)
-            shards.check_layout(record.arrays, len(record.item_list))
-            if len(raw) % 32:
+            shards.check_layout(record.arrays, -(-len(record.items) // 32))
+            if len(record.items) % 32:
                 raise ValueError("half an item")
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise damaged(path, "not a commit record") from error
         if (
             not whole
-            or record.shard != hashlib.sha256(raw).hexdigest()
+            or record.shard != hashlib.sha256(record.items).hexdigest()
             or path.name != f"{record.shard}.json"
             or record.space != self.path.name
         ):
@@ -311,7 +338,7 @@ class Space:
             size=len(data),
             sha256=sha256,
             arrays=layout,
-            items=b"".join(items).hex(),
+            items=b"".join(items),
             row_sum=f"{shards.sum_of_rows(whole):064x}",
             failed={item.hex(): reason for item, reason in failed.items()},
             provenance=dict(provenance),

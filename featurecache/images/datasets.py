@@ -1,6 +1,8 @@
 """Datasets: an ordered list of samples with class names and splits, found in what a path holds.
 
     digits                                   scikit-learn's 1,797 pictures of 8x8, in memory
+    FILE.parquet                             an index: indexes.py
+    FILE.tar, NAME-{000..099}.tar, a folder of .tar     shards as webdataset has them: tars.py
     FILE.csv                                 path,label[,split], paths relative to the file's folder
     ROOT/train/WNID/images/*.JPEG, ROOT/val/val_annotations.txt, ROOT/test/images     Tiny ImageNet
     ROOT/{train,val,test}/CLASS/**           split folders; pictures right in test/ are unlabelled
@@ -24,16 +26,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from featurecache import places
 from featurecache.errors import BadInput, UnknownName, nearest
-from featurecache.images.samples import MAX_FILE, Sample
+from featurecache.images import tars
+from featurecache.images.indexes import Indexed, read_index
+from featurecache.images.samples import MAX_FILE, SPLITS, Member, Sample
 from featurecache.notebook import html_table
 from featurecache.records import utf8
 from featurecache.regular import open_regular
 
-SPLITS = ("train", "val", "test")
 LAYOUTS = (
     "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, Tiny ImageNet's own folders, "
-    "a .csv file with the columns path,label[,split], or the word digits"
+    "a .csv file with the columns path,label[,split], an index (.parquet), tar shards, or the word "
+    "digits"
 )
 
 _SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -57,20 +64,24 @@ class Dataset:
 
     root: str
     layout: str
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     classes: tuple[str, ...]
     words: Mapping[str, str]
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that hold samples, in the order train, val, test."""
+        if isinstance(self.samples, Indexed):
+            return tuple(SPLITS[number] for number in np.unique(self.samples.splits))
         present = {sample.split for sample in self.samples}
         return tuple(name for name in SPLITS if name in present)
 
-    def split(self, name: str) -> tuple[Sample, ...]:
+    def split(self, name: str) -> Sequence[Sample]:
         """The samples of one split, in order. Raises UnknownName where the dataset lacks it."""
         if name not in self.splits:
             raise UnknownName("split", name, self.splits, where=self.root)
+        if isinstance(self.samples, Indexed):
+            return self.samples.split(name)
         return tuple(sample for sample in self.samples if sample.split == name)
 
     def _repr_html_(self) -> str:
@@ -94,7 +105,16 @@ def open_dataset(data: str | Path) -> Dataset:
     """
     if isinstance(data, str) and data == "digits":
         return _digits()
-    path = Path(data)
+    path = places.place(data)
+    if str(data).endswith(".tar") or (places.is_remote(path) and not path.suffix):
+        return _tars(str(data), tars.shards(data))
+    if path.suffix.lower() == ".parquet" and (places.is_remote(path) or path.is_file()):
+        samples, classes = read_index(path)
+        return Dataset(str(data), "index", samples, classes, {})
+    if places.is_remote(path):
+        if path.suffix.lower() == ".csv":
+            return _csv(path)
+        raise BadInput(f"{data}: a dataset elsewhere is a .csv file, an index or tar shards")
     if not path.exists():
         raise BadInput(f"{utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
     if path.is_dir():
@@ -226,6 +246,9 @@ def _folder(path: Path) -> Dataset:
     elif layout == "class folders":
         found = [("train", label, file) for label, file in _class_folders(root)]
     else:
+        shards = tars.shards(path)
+        if shards:
+            return _tars(given, shards)
         found = []
     if not found:
         raise BadInput(f"{root}: holds no images in folders; a dataset is {LAYOUTS}")
@@ -335,7 +358,8 @@ def _words(path: Path) -> dict[str, str]:
 
 
 def _csv(path: Path) -> Dataset:
-    folder = os.path.normpath(path.parent.absolute())
+    remote = places.is_remote(path)
+    folder = str(path.parent) if remote else os.path.normpath(path.parent.absolute())
     seen: dict[str, tuple[str | None, str, int]] = {}  # path -> class name, split, line
     found: list[tuple[str, str | None, str, str]] = []
     missing: list[str] = []
@@ -348,7 +372,11 @@ def _csv(path: Path) -> Dataset:
             raise UnknownName("split", row["split"], SPLITS, where=f"{path} line {line}")
         if label is None and split != "test":
             raise BadInput(f"{path} line {line}: no label; only split test may lack one")
-        file = os.path.normpath(os.path.join(folder, given))  # noqa: PTH118  one spelling
+        elsewhere = remote or "://" in given
+        if elsewhere:
+            file = given if "://" in given else f"{folder.rstrip('/')}/{given}"
+        else:
+            file = os.path.normpath(os.path.join(folder, given))  # noqa: PTH118  one spelling
         if file in seen:
             if seen[file][:2] == (label, split):
                 continue
@@ -357,16 +385,16 @@ def _csv(path: Path) -> Dataset:
                 f"{path} lines {seen[file][2]} and {line}: {given} has two {what}; keep one line"
             )
         seen[file] = (label, split, line)
-        inside = file.startswith(f"{folder}{os.sep}")
-        name = Path(file).relative_to(folder) if inside else Path(given)
-        found.append((split, label, file, name.as_posix()))
-        if not os.path.lexists(file):  # else reading it says what is wrong with it
+        inside = not elsewhere and file.startswith(f"{folder}{os.sep}")
+        name = Path(file).relative_to(folder).as_posix() if inside else given
+        found.append((split, label, file, name if elsewhere else Path(name).as_posix()))
+        if not elsewhere and not os.path.lexists(file):  # else reading it says so
             missing.append(f"{given} (line {line})")
     if missing:
         raise BadInput(f"{path}: {len(missing)} files are not there: {_some(missing)}")
     if not found:
         raise BadInput(f"{path}: holds no rows; expected a line of path,label[,split] per image")
-    return _dataset(path.as_posix(), "csv", found, {})
+    return _dataset(str(path) if remote else path.as_posix(), "csv", found, {})
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -395,13 +423,26 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise BadInput(f"{path} line {reader.line_num}: not valid CSV ({error})") from error
 
 
+# ---- tar shards ----
+
+
+def _tars(data: str, found: Sequence[Path]) -> Dataset:
+    if not found:
+        raise BadInput(f"{data}: holds no .tar shards")
+    rows = [row for shard in found for row in tars.members(shard, _SUFFIXES, _SPLIT_OF)]
+    twice = [name for name, count in Counter(row[3] for row in rows).items() if count > 1]
+    if twice:
+        raise BadInput(f"{data}: {len(twice)} names stand twice in shards: {_some(twice)}")
+    return _dataset(data, "tar shards", rows, {})
+
+
 # ---- what the layouts share ----
 
 
 def _dataset(
     root: str,
     layout: str,
-    found: Sequence[tuple[str, str | None, str, str]],
+    found: Sequence[tuple[str, str | None, str | Member, str]],
     words: Mapping[str, str],
 ) -> Dataset:
     """The dataset of (split, class name, path, id) rows; `words` may name other classes too."""
@@ -425,13 +466,19 @@ def _dataset(
             utf8(name),
             None if label is None else number[label],
             split,
-            here / file,
+            _source(here, file),
             "" if utf8(name) == name else "its name is not UTF-8; rename it",
         )
         for split, label, file, name in found
     ]
     known = {label: words[label] for label in classes if label in words}
     return Dataset(utf8(root), layout, _sorted(samples), tuple(classes), known)
+
+
+def _source(here: Path, file: str | Member) -> Path | Member:
+    if isinstance(file, Member):
+        return file
+    return places.place(file) if "://" in file else here / file
 
 
 def _sorted(samples: Sequence[Sample]) -> tuple[Sample, ...]:

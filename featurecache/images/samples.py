@@ -11,10 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from featurecache import places
 from featurecache.executors import Progress, silent
+from featurecache.items import Items
 from featurecache.regular import open_regular
 
+_MOST_SHARD = 1 << 50  # bytes of a file that holds many images
 MAX_FILE = 1 << 30  # bytes; decode.MAX_PIXELS pixels of 16-bit RGBA, not compressed, are 800 MB
+
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Bytes that lie in a larger file: an image of a tar shard."""
+
+    path: Path
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        """Raises OSError."""
+        if places.is_remote(self.path):
+            return places.read_range(self.path, self.start, self.start + self.size)
+        with open_regular(self.path, _MOST_SHARD) as (file, _):
+            file.seek(self.start)
+            return file.read(self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +52,22 @@ class Sample:
     id: str
     label: int | None
     split: str
-    source: Path | bytes
+    source: Path | bytes | Member
     refused: str = ""
 
     def read(self) -> bytes:
         """The encoded bytes. Raises OSError, whose `strerror` says why they can't be had."""
         if isinstance(self.source, bytes):
             return self.source
+        if isinstance(self.source, Member):
+            return self.source.read()
         with self._opened(self.source) as (file, size):
             return file.read(size + 1)  # one more: a file that grew has other bytes
 
     def item(self) -> bytes:
         """SHA-256 of what `read` gives, without holding it. Raises OSError as `read` does."""
-        if isinstance(self.source, bytes):
-            return hashlib.sha256(self.source).digest()
+        if isinstance(self.source, bytes | Member):
+            return hashlib.sha256(self.read()).digest()
         digest = hashlib.sha256()
         with self._opened(self.source) as (file, size):
             left = size + 1
@@ -70,11 +95,15 @@ def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict
 
 def items_of(
     samples: Sequence[Sample], progress: Progress = silent, threads: int = 8
-) -> tuple[list[bytes | None], dict[str, str]]:
-    """The item (SHA-256 of the encoded bytes, 32 bytes) of each sample, in order.
+) -> tuple[Items, dict[str, str]]:
+    """The item (SHA-256 of the encoded bytes, 32 bytes) of each sample, in order. An index knows
+    them; what reads an image sees whether they still hold.
 
     A sample whose bytes can't be read has None there, and its id with the reason in the dict.
     """
+    known = getattr(samples, "items", None)
+    if known is not None:
+        return known, {}
     reasons: dict[str, str] = {}
 
     def hashed(some: Sequence[Sample]) -> list[bytes | None]:
@@ -94,4 +123,6 @@ def items_of(
         for part in pool.map(hashed, slices):
             items += part
             progress(len(items), len(samples), "hash images")
-    return items, {sample.id: reasons[sample.id] for sample in samples if sample.id in reasons}
+    return Items.of(items), {
+        sample.id: reasons[sample.id] for sample in samples if sample.id in reasons
+    }

@@ -28,8 +28,6 @@ from featurecache.stages.make import (
     checked_part,
     checked_where,
     make,
-    of_part,
-    rows_of,
     shards_of,
     share,
 )
@@ -82,14 +80,13 @@ def augment(
     mine = None if part is None else checked_part(part)
     where = checked_where(executor, address, gpus_per_worker, max_workers)
     request = resolve(data, cache, policy, seed=seed, progress=progress)
-    sources = request.sources
     spaces = [request.picture_space(view) for view in request.views]
-    missing = shards_of(sources, spaces, shard_rows)
-    todo = missing if mine is None else of_part(missing, sources, shard_rows, mine)
-    hits = len(sources) * len(spaces) - rows_of(missing)
-    tally = Tally("augment", rows_of(todo), hits, progress)
+    missing = shards_of(request.dataset.samples, request.items, spaces, shard_rows)
+    todo = missing if mine is None else missing.of_part(mine, shard_rows)
+    hits = request.images * len(spaces) - missing.rows
+    tally = Tally("augment", todo.rows, hits, progress)
     for space in spaces:
-        if space.rows:
+        if space.records:
             space.describe()  # a no-op, unless a damaged description was set aside
     if todo:
         request.cache.create()

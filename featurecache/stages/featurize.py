@@ -37,8 +37,6 @@ from featurecache.stages.make import (
     checked_part,
     checked_where,
     make,
-    of_part,
-    rows_of,
     shards_of,
     share,
 )
@@ -149,20 +147,19 @@ def featurize(
         interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
         progress=progress,
     )  # fmt: skip
-    sources = request.sources
     targets = [(v, b) for v in range(len(request.views)) for b in range(len(request.backbones))]
     spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
-    missing = shards_of(sources, spaces, shard_rows)
-    todo = missing if mine is None else of_part(missing, sources, shard_rows, mine)
-    hits = len(sources) * len(spaces) - rows_of(missing)
-    tally = Tally("featurize", rows_of(todo), hits, progress)
+    missing = shards_of(request.dataset.samples, request.items, spaces, shard_rows)
+    todo = missing if mine is None else missing.of_part(mine, shard_rows)
+    hits = request.images * len(spaces) - missing.rows
+    tally = Tally("featurize", todo.rows, hits, progress)
     for space in spaces:
-        if space.rows:
+        if space.records:
             space.describe()  # a no-op, unless a damaged description was set aside
     if todo:
         request.cache.create()
-        progress(0, rows_of(todo), "loading the network")
-        needed = {targets[s][1] for shard in todo for s in shard.spaces}
+        progress(0, todo.rows, "loading the network")
+        needed = {targets[s][1] for s in todo.spaces}
         job = Job(
             tuple(spaces),
             Recipe(

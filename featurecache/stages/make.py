@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import hashlib
 import itertools
 import re
 import secrets
@@ -19,14 +20,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from featurecache import durable, places
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.executors import Progress
 from featurecache.executors.crew import Later, Line, TasksFailed, spread
 from featurecache.executors.pool import cores, ordered
-from featurecache.features.shards import shard_name
 from featurecache.features.spaces import Space
-from featurecache.images.samples import Sample
+from featurecache.images.samples import Member, Sample
+from featurecache.items import Items
 from featurecache.locks import Claim
 
 Context = TypeVar("Context")
@@ -36,6 +39,7 @@ Row = tuple[Sample, bytes]  # an image and its item
 EXECUTORS = ("local", "processes", "ray")
 _LOOK_AGAIN = 0.5  # seconds until shards that others are at are looked at again
 _CORES = 8  # for each worker of `processes`, where there are no GPUs: one feeds that many
+_SPARSE = 8  # times more images between the first and the last of a shard than in it
 _SHOWN = 3  # machines whose share progress shows, and failed shards that an error does
 
 
@@ -60,7 +64,58 @@ class Batch:
     spaces: tuple[int, ...]
 
 
-def shards_of(sources: dict[bytes, Sample], spaces: Sequence[Space], rows: int) -> list[Shard]:
+class Todo:
+    """A plan: shards that are missing, in dataset order. Of each it has the places of its images in
+    the dataset; the images themselves are looked up as it is gone through."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        items: Items,
+        cuts: Sequence[tuple[str, np.ndarray, tuple[int, ...]]],
+    ) -> None:
+        self._samples, self._items, self._cuts = samples, items, cuts
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def __iter__(self) -> Iterator[Shard]:
+        for name, at, spaces in self._cuts:
+            first, last = int(at[0]), int(at[-1])
+            if last - first < _SPARSE * len(at):  # samples that lie together are cheaper together
+                near = list(self._samples[first : last + 1])
+                samples = [near[place - first] for place in at.tolist()]
+            else:
+                samples = [self._samples[place] for place in at.tolist()]
+            items = [item.tobytes() for item in self._items.array[at]]
+            yield Shard(name, tuple(zip(samples, items, strict=True)), spaces)
+
+    @property
+    def rows(self) -> int:
+        """How many rows these shards are, in all their spaces."""
+        return sum(len(at) * len(spaces) for _, at, spaces in self._cuts)
+
+    @property
+    def spaces(self) -> list[int]:
+        """The numbers of the spaces that lack something."""
+        return sorted({number for _, _, spaces in self._cuts for number in spaces})
+
+    def of_part(self, part: tuple[int, int], rows: int) -> Todo:
+        """Those of the shards, cut by `rows`, that are one job's of n that know nothing of each
+        other.
+
+        A shard belongs to the place among the images of its first one, and not to its place in the
+        plan, which others shorten while they work: so jobs that begin at other times divide it
+        alike, and what one of them fails to do is its own again.
+        """
+        place, of = part
+        firsts = np.array([at[0] for _, at, _ in self._cuts], np.int64)
+        mine = np.searchsorted(self._items.distinct, firsts) // rows % of == place - 1
+        cuts = [cut for cut, taken in zip(self._cuts, mine.tolist(), strict=True) if taken]
+        return Todo(self._samples, self._items, cuts)
+
+
+def shards_of(samples: Sequence[Sample], items: Items, spaces: Sequence[Space], rows: int) -> Todo:
     """The missing items of each space in dataset order, cut into shards of `rows` (law 3).
 
     Spaces that miss the same shard share it, so their images are decoded and augmented once. A
@@ -69,22 +124,18 @@ def shards_of(sources: dict[bytes, Sample], spaces: Sequence[Space], rows: int) 
     """
     if rows < 1:
         raise BadInput(f"shard rows {rows}: must be 1 or more")
-    found: dict[tuple[bytes, ...], list[int]] = {}
+    distinct = items.distinct
+    images = items.array if len(distinct) == len(items) else items.array[distinct]
+    found: dict[str, tuple[np.ndarray, list[int]]] = {}
     for number, space in enumerate(spaces):
-        missing = space.missing(sources)
+        missing = distinct[~space.holds(images)]
         for start in range(0, len(missing), rows):
-            found.setdefault(tuple(missing[start : start + rows]), []).append(number)
-    position = {item: i for i, item in enumerate(sources)}
-    in_order = sorted(found.items(), key=lambda pair: position[pair[0][0]])
-    return [
-        Shard(shard_name(items), tuple((sources[item], item) for item in items), tuple(numbers))
-        for items, numbers in in_order
-    ]
-
-
-def rows_of(shards: Iterable[Shard]) -> int:
-    """How many rows these shards are, in all their spaces."""
-    return sum(len(shard.rows) * len(shard.spaces) for shard in shards)
+            at = missing[start : start + rows]
+            name = hashlib.sha256(items.array[at].tobytes()).hexdigest()
+            found.setdefault(name, (at, []))[1].append(number)
+    in_order = sorted(found.items(), key=lambda pair: int(pair[1][0][0]))
+    cuts = [(name, at, tuple(numbers)) for name, (at, numbers) in in_order]
+    return Todo(samples, items, cuts)
 
 
 def checked_part(part: str) -> tuple[int, int]:
@@ -94,20 +145,6 @@ def checked_part(part: str) -> tuple[int, int]:
     if not 1 <= place <= of:
         raise BadInput(f"part {part!r}: must be I/N with I from 1 to N, as 1/8 for the first of 8")
     return place, of
-
-
-def of_part(
-    shards: Sequence[Shard], items: Iterable[bytes], rows: int, part: tuple[int, int]
-) -> list[Shard]:
-    """Of a plan the shards that are one job's, of n that know nothing of each other.
-
-    A shard belongs to the place in the dataset of its first item, and not to its place in the plan,
-    which others shorten while they work: so jobs that begin at other times divide it alike, and
-    what one of them fails to do is its own again.
-    """
-    place, of = part
-    position = {item: number for number, item in enumerate(items)}
-    return [s for s in shards if position[s.items[0]] // rows % of == place - 1]
 
 
 @dataclass(frozen=True)
@@ -214,7 +251,7 @@ class Tally:
 def share(
     maker: Callable[[Any], Maker],
     job: Any,
-    todo: Sequence[Shard],
+    todo: Todo,
     where: Where,
     cache: Path,
     gpus: int,
@@ -227,19 +264,22 @@ def share(
     """
     if where.executor == "local":
         here = maker(job)
-        while todo:
+        shards: Iterable[Shard] = todo
+        while True:
             left = []
-            for done in here.work(todo, tally.rows):
+            for done in here.work(shards, tally.rows):
                 tally.done(done)
                 left += [done.left] if done.left else []
-            todo = left
-            if todo:
-                tally.show(f"waiting for {len(todo)} shards of other processes")
-                time.sleep(_LOOK_AGAIN)
-        return
-    source = todo[0].rows[0][0].source
+            if not left:
+                return
+            shards = left
+            tally.show(f"waiting for {len(left)} shards of other processes")
+            time.sleep(_LOOK_AGAIN)
+    source = next(iter(todo)).rows[0][0].source
+    if isinstance(source, Member):
+        source = source.path
     with _probe(cache) as probe:
-        context = (maker, job, probe, source if isinstance(source, Path) else None)
+        context = (maker, job, probe, None if isinstance(source, bytes) else source)
         tally.show("starting workers")
         with contextlib.closing(_crew(where, context, gpus)) as crew:
             results = spread(crew, todo, tally.lost)
@@ -278,7 +318,7 @@ def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> An
             f"does not see the cache {probe.parent}: it must be one folder, at one path, on every "
             "machine"
         )
-    if source is not None and not source.is_file():
+    if source is not None and not places.has(source):
         raise BadInput(
             f"does not see the dataset ({source}): it must be at the same path on every machine"
         )

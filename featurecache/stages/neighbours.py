@@ -15,9 +15,9 @@ from featurecache.features.backbones import backbone_of_key
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.images.datasets import SPLITS, open_dataset
+from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable, decode
-from featurecache.images.samples import MAX_FILE
+from featurecache.images.samples import MAX_FILE, SPLITS
 from featurecache.images.views import View
 from featurecache.regular import read_regular
 from featurecache.stages.find import decodable, held_spaces, labelled_rows

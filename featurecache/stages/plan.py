@@ -67,19 +67,19 @@ def plan(
     rows = []
     for loaded in request.backbones:
         spaces = [(view, request.vector_space(view, loaded)) for view in request.views]
-        lacking = {view.name: space.missing(request.sources) for view, space in spaces}
+        images = request.items.array[request.items.distinct]
         probe = None
-        for view, _ in spaces:
-            missing = lacking[view.name]
-            held = len(request.sources) - len(missing)
-            hits, misses = hits + held, misses + len(missing)
-            size += len(missing) * (loaded.dim * 4 + 100)  # a row, its item, its record
+        for view, space in spaces:
+            held = int(space.holds(images).sum())
+            missing = request.images - held
+            hits, misses = hits + held, misses + missing
+            size += missing * (loaded.dim * 4 + 100)  # a row, its item, its record
             rows.append(
-                {"view": view.name, "backbone": loaded.name, "hits": held, "misses": len(missing)}
+                {"view": view.name, "backbone": loaded.name, "hits": held, "misses": missing}
             )
             if missing:
                 probe = probe or open_engine(loaded, engine, precision)
-                seconds += len(missing) * _seconds_a_row(request, view, loaded, probe, workers)
+                seconds += missing * _seconds_a_row(request, view, loaded, probe, workers)
     progress(1, 1, "probe")
     return Plan(hits, misses, size, round(seconds, 1), rows)
 
@@ -90,9 +90,10 @@ def _seconds_a_row(
     """Measured on up to 32 images: pictures are made by `workers` while the network runs."""
     start = time.perf_counter()
     pictures = []
-    for item, sample in list(request.sources.items())[:32]:
+    for place in request.items.distinct[:32].tolist():
+        item = request.items.array[place].tobytes()
         try:
-            pixels = decode(sample.read())
+            pixels = decode(request.dataset.samples[place].read())
         except (Undecodable, OSError):  # costs nothing here; featurize lists it
             continue
         pictures.append(backbone.preprocess(view.picture(pixels, item)))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from featurecache import records
 from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
@@ -16,6 +18,7 @@ from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
 from featurecache.images.views import View, find_view, view_of_key
+from featurecache.items import Items, Lookup
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Request:
     """A dataset with the items of its samples, and what to make of them."""
 
     dataset: Dataset
-    items: tuple[bytes | None, ...]  # beside dataset.samples; None where the file can't be read
+    items: Items  # beside dataset.samples; None where the file can't be read
     unreadable: dict[str, str]  # sample id -> reason
     cache: Cache
     views: tuple[View, ...]
@@ -34,6 +37,11 @@ class Request:
     def sources(self) -> dict[bytes, Sample]:
         """item -> the first sample with these bytes, in dataset order."""
         return sources_of(self.dataset.samples, self.items)
+
+    @property
+    def images(self) -> int:
+        """The number of images that can be read, each once."""
+        return len(self.items.distinct)
 
     def picture_space(self, view: View) -> Space:
         """The space of a view's kept pictures."""
@@ -46,13 +54,14 @@ class Request:
 
     def failures(self, spaces: Sequence[Space]) -> list[dict[str, str]]:
         """Every sample without a row, `{path, reason}`: unreadable, or undecodable in a space."""
-        reasons = {
-            item: why for space in spaces for item, why in space.failures(self.sources).items()
-        }
+        reasons = {item: why for space in spaces for item, why in space.failed.items()}
         rows = [{"path": path, "reason": why} for path, why in self.unreadable.items()]
-        for sample, item in zip(self.dataset.samples, self.items, strict=True):
-            if item in reasons:
-                rows.append({"path": sample.id, "reason": reasons[item]})
+        if reasons:
+            listed = Lookup(Items.of(list(reasons)).array).places(self.items.array)
+            for place in np.flatnonzero(listed >= 0).tolist():
+                reason = reasons.get(self.items[place] or b"")
+                if reason is not None:
+                    rows.append({"path": self.dataset.samples[place].id, "reason": reason})
         return rows
 
 
@@ -105,7 +114,7 @@ def resolve(
     items, unreadable = items_of(dataset.samples, progress)
     return Request(
         dataset,
-        tuple(items),
+        items,
         unreadable,
         opened,
         tuple(dict.fromkeys(views)),

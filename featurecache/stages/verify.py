@@ -210,7 +210,7 @@ def _look(space: Space, path: Path) -> tuple[str, Record | None]:
     try:
         data = space.read_bytes(record, fresh=True)
         arrays = shards.unpack(data, record.arrays)
-        if arrays["items"].tobytes().hex() != record.items:
+        if arrays["items"].tobytes() != record.items:
             return "its items are not those of its record", record
         if f"{shards.sum_of_rows(arrays):064x}" != record.row_sum:
             return "its rows are not those of its record", record

@@ -53,8 +53,8 @@ def why(
     for view in request.views:
         for loaded in request.backbones:
             space = request.vector_space(view, loaded)
-            misses = len(space.missing(request.sources))
-            hits = len(request.sources) - misses
+            hits = int(space.holds(request.items.array[request.items.distinct]).sum())
+            misses = request.images - hits
             ranked = sorted(
                 ((records.differences(space.key, other.key), other.path.name) for other in held),
                 key=lambda pair: (len(pair[0]), pair[1]),

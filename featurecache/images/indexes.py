@@ -1,0 +1,236 @@
+"""Indexes: a dataset as a Parquet file, one row for each sample, with its item.
+
+Who has one needs no listing, no hashing and no Python object for each image: `--data tiles.parquet`
+plans ten million images in seconds. What an index says of an image's bytes is believed until they
+are read (views.original): a file that was edited since is an error then, never a wrong vector.
+
+Columns: `id` and `split` (text), `label` (text; null only in split test), `item` (32 bytes), and
+`path` (text: relative to the file's folder, absolute, or s3://… and the like). The order is that of
+a dataset: split in the order train, val, test, then id.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from featurecache import places
+from featurecache.errors import BadInput, MissingExtra, one_line
+from featurecache.images.samples import SPLITS, Member, Sample
+from featurecache.items import Items
+
+COLUMNS = ("id", "split", "label", "path", "item")
+_ROWS = 1 << 17  # of a row group
+
+
+class Indexed(Sequence[Sample]):
+    """The samples of an index from place `start` on. What is 32 bytes or a number of each is held;
+    names are read from the file, a row group at a time, as samples are asked for."""
+
+    def __init__(
+        self, file: _Names, labels: np.ndarray, splits: np.ndarray, items: Items, start: int = 0
+    ) -> None:
+        self._file, self._start = file, start
+        self.labels = labels  # (N,) int32; -1 for none
+        self.splits = splits  # (N,) int8, places in SPLITS
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if not isinstance(index, slice):
+            place = range(len(self))[index]
+            return next(iter(self[place : place + 1]))
+        start, stop, step = index.indices(len(self))
+        if step != 1:
+            return [self[place] for place in range(start, stop, step)]
+        some = slice(start, max(start, stop))
+        return Indexed(
+            self._file,
+            self.labels[some],
+            self.splits[some],
+            self.items[some],
+            self._start + start,
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        labels, splits = self.labels.tolist(), self.splits.tolist()
+        names = self._file.between(self._start, self._start + len(self))
+        for (name, source), label, split in zip(names, labels, splits, strict=True):
+            yield Sample(name, None if label < 0 else label, SPLITS[split], source)
+
+    def split(self, name: str) -> Sequence[Sample]:
+        """The samples of one split, which lie together."""
+        first, last = np.searchsorted(self.splits, [SPLITS.index(name), SPLITS.index(name) + 1])
+        return self[int(first) : int(last)]
+
+
+class _Names:
+    """The ids and sources of an index; the row group that was asked for last is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._root = path.parent if places.is_remote(path) else path.absolute().parent
+        self._group: tuple[int, list[str], list[str]] = (-1, [], [])
+        self._file: Any = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "_root": self._root, "_group": (-1, [], []), "_file": None}
+
+    @property
+    def file(self) -> Any:
+        if self._file is None:
+            self._file = _opened(self.path)
+            sizes = [self._file.metadata.row_group(n).num_rows for n in range(self.groups)]
+            self._ends = np.cumsum([0, *sizes])
+        return self._file
+
+    @property
+    def groups(self) -> int:
+        return int(self._file.metadata.num_row_groups)
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[str, Path]]:
+        file = self.file
+        while start < stop:
+            group = int(np.searchsorted(self._ends, start, side="right")) - 1
+            first, end = int(self._ends[group]), min(stop, int(self._ends[group + 1]))
+            if self._group[0] != group:
+                table = file.read_row_group(group, columns=["id", "path"])
+                self._group = (group, table["id"].to_pylist(), table["path"].to_pylist())
+            _, ids, paths = self._group
+            for place in range(start - first, end - first):
+                path = paths[place]
+                yield ids[place], places.place(path) if "://" in path else self._root / path
+            start = end
+
+
+def read_index(path: Path) -> tuple[Indexed, tuple[str, ...]]:
+    """The samples of an index and its class names, sorted. Raises BadInput, MissingExtra."""
+    pa, _, _ = _arrow(path)
+    names = _Names(path)
+    try:
+        file = names.file
+        count = int(file.metadata.num_rows)
+        if not count:
+            raise BadInput(f"{path}: holds no rows")
+        codes: dict[str | None, int] = {}  # class -> its number by first appearance
+        labels, splits = np.empty(count, np.int32), np.empty(count, np.int8)
+        items = np.empty((count, 32), np.uint8)
+        last, start = (-1, ""), 0
+        for group in range(names.groups):
+            table = file.read_row_group(group, columns=["id", "split", "label", "item"])
+            stop = start + len(table)
+            columns = {name: table[name].combine_chunks() for name in table.column_names}
+            lacking = [n for n in ("id", "split", "item") if columns[n].null_count]
+            if lacking:
+                raise BadInput(f"{path}: column {lacking[0]!r} has rows without a value")
+            splits[start:stop] = _numbers(columns["split"], {n: i for i, n in enumerate(SPLITS)})
+            if (splits[start:stop] < 0).any():
+                raise BadInput(f"{path}: has splits other than {', '.join(SPLITS)}")
+            for name in columns["label"].unique().to_pylist():
+                codes.setdefault(name, len(codes))
+            labels[start:stop] = _numbers(columns["label"], codes)
+            item = columns["item"].cast(pa.binary(32))
+            raw = np.frombuffer(item.buffers()[1], np.uint8, 32 * len(item), 32 * item.offset)
+            items[start:stop] = raw.reshape(-1, 32)
+            last = _sorted_after(last, splits[start:stop], columns["id"], path)
+            start = stop
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise BadInput(
+            f"{path}: not an index ({one_line(error)}); `featurecache index` writes one, with the "
+            f"columns {', '.join(COLUMNS)}"
+        ) from error
+    classes = sorted(name for name in codes if name is not None)
+    number = {name: place for place, name in enumerate(classes)}
+    labels[:] = np.array([number.get(name or "", -1) for name in codes], np.int32)[labels]
+    if (labels[splits != SPLITS.index("test")] < 0).any():
+        raise BadInput(f"{path}: has rows without a label; only split test may lack one")
+    return Indexed(names, labels, splits, Items(items)), tuple(classes)
+
+
+def _numbers(column: Any, codes: Mapping[str | None, int]) -> np.ndarray:
+    """The number of each text of a column; -1 for one that has none."""
+    encoded = column.dictionary_encode(null_encoding="encode")
+    table = [codes.get(name, -1) for name in encoded.dictionary.to_pylist()]
+    numbers: np.ndarray = np.array(table, np.int32)[encoded.indices.to_numpy()]
+    return numbers
+
+
+def _sorted_after(
+    last: tuple[int, str], splits: np.ndarray, ids: Any, path: Path
+) -> tuple[int, str]:
+    """The last (split, id) of a group of rows; raises BadInput where they are not sorted, or do not
+    come after `last`."""
+    _, pc, _ = _arrow(path)
+    count = len(ids)
+    following = pc.less(ids.slice(0, count - 1), ids.slice(1)).to_numpy(zero_copy_only=False)
+    first = (int(splits[0]), ids[0].as_py())
+    rising = (splits[1:] > splits[:-1]) | ((splits[1:] == splits[:-1]) & following)
+    if not (last < first and rising.all()):
+        raise BadInput(
+            f"{path}: its rows must be sorted by split (train, val, test) and id, each id once in "
+            "a split; `featurecache index` sorts"
+        )
+    return int(splits[-1]), ids[count - 1].as_py()
+
+
+def _opened(path: Path) -> Any:
+    _, _, pq = _arrow(path)
+    if places.is_remote(path):
+        return pq.ParquetFile(io.BytesIO(places.read(path, 1 << 40)))
+    return pq.ParquetFile(path, memory_map=True)
+
+
+def write_index(
+    out: Path, samples: Sequence[Sample], items: Items, classes: Sequence[str], to: Path
+) -> int:
+    """Write to the file `to` the samples whose items are known, in their order; gives how many.
+    Paths below the folder of `out`, where it will be, are written relative to it. Raises BadInput,
+    MissingExtra."""
+    pa, _, pq = _arrow(out)
+    schema = pa.schema(
+        [(name, pa.large_string()) for name in COLUMNS[:4]] + [("item", pa.binary(32))]
+    )
+    folder = out.absolute().parent
+    written = 0
+    with pq.ParquetWriter(to, schema, compression="zstd") as writer:
+        for start in range(0, len(samples), _ROWS):
+            rows: list[tuple[Any, ...]] = []
+            some = zip(samples[start : start + _ROWS], items[start : start + _ROWS], strict=True)
+            for sample, item in some:
+                if item is not None:
+                    label = None if sample.label is None else classes[sample.label]
+                    rows.append((sample.id, sample.split, label, _path(sample, folder), item))
+            columns = zip(*rows, strict=True) if rows else [[] for _ in schema]
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+            writer.write_table(pa.table(arrays, schema=schema), _ROWS)
+            written += len(rows)
+    return written
+
+
+def _path(sample: Sample, folder: Path) -> str:
+    source = sample.source
+    if isinstance(source, bytes | Member):
+        raise BadInput("an index is of files, not of images in memory or in tar shards")
+    if places.is_remote(source):
+        return str(source)
+    return str(source.relative_to(folder) if source.is_relative_to(folder) else source)
+
+
+def _arrow(path: Path) -> tuple[Any, Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"an index ({path})", "pyarrow", "parquet") from error
+    return pyarrow, pyarrow.compute, pyarrow.parquet

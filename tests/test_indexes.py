@@ -1,0 +1,210 @@
+"""Datasets by the million: indexes, tar shards and lists elsewhere are the dataset they were of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import resource
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurecache.errors import BadInput, SourceChanged
+from featurecache.images import indexes
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
+from featurecache.stages.featurize import featurize
+from featurecache.stages.index import index
+from featurecache.stages.ls import ls
+from featurecache.stages.train_head import train_head
+
+pytestmark = pytest.mark.usefixtures("load_once")
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def written(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The index of the small dataset, in row groups of 10."""
+    monkeypatch.setattr(indexes, "_ROWS", 10)
+    assert index(small_data, out=tmp_path / "small.parquet").rows == 48
+    return tmp_path / "small.parquet"
+
+
+def test_an_index_is_the_dataset(written: Path, small_data: Path) -> None:
+    whole, again = open_dataset(small_data), open_dataset(written)
+    assert list(again.samples) == list(whole.samples)
+    assert again.classes == whole.classes and again.splits == whole.splits
+    assert list(items_of(again.samples)[0]) == list(items_of(whole.samples)[0])
+    for name in ("train", "val"):
+        assert list(again.split(name)) == list(whole.split(name))
+    for part in (slice(7, 23), slice(40, None), slice(30, 3, -4), slice(5, 5), slice(-3, None)):
+        assert list(again.samples[part]) == list(whole.samples[part])
+    assert [again.samples[n] for n in (0, 13, -1)] == [whole.samples[n] for n in (0, 13, -1)]
+    assert list(pickle.loads(pickle.dumps(again.samples))) == list(whole.samples)
+    with pytest.raises(BadInput, match="split 'test'"):
+        again.split("test")
+
+
+def test_an_index_is_believed_until_an_image_is_read(
+    written: Path, small_data: Path, small_cache: Path, tmp_path: Path, tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Nothing is hashed to plan; vectors and heads are those of the folder."""
+    made = featurize(written, policy=["none", "color_1"], cache=tmp_path / "c", **tiny)
+    assert made.computed == 96
+    assert {r["root_hash"] for r in ls(tmp_path / "c")} == {r["root_hash"] for r in ls(small_cache)}
+    schedule = tmp_path / "schedule.yaml"
+    schedule.write_text(
+        "backbone: efficientnet_lite0\nhead: {hidden: [8]}\nphases: [{views: none, epochs: 2}]\n"
+    )
+    heads = [
+        train_head(schedule, data=data, cache=small_cache, out=tmp_path / name, device="cpu")
+        for data, name in ((written, "a"), (small_data, "b"))
+    ]
+    assert heads[0].last == heads[1].last
+    table = pq.read_table(written)
+    other = hashlib.sha256(b"other").digest()
+    column = pa.array([other, *table["item"].to_pylist()[1:]], pa.binary(32))
+    pq.write_table(table.set_column(4, "item", column), written)
+    with pytest.raises(SourceChanged, match=r"train/cat/000\.png: was edited"):
+        featurize(written, cache=tmp_path / "other", **tiny)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.drop_columns(["item"]), "not an index"),
+        (lambda t: t.slice(0, 0), "holds no rows"),
+        (lambda t: t.take(list(range(47, -1, -1))), "must be sorted"),
+        (lambda t: pa.concat_tables([t, t]), "must be sorted"),
+        (lambda t: t.set_column(1, "split", pa.array(["dev"] * 48)), "splits other than"),
+        (lambda t: t.set_column(2, "label", pa.array([None] * 48, pa.string())), "without a label"),
+        (lambda t: t.set_column(0, "id", pa.array([None] * 48, pa.string())), "'id' has rows"),
+        (lambda t: t.set_column(4, "item", pa.array([b"x"] * 48)), "not an index"),
+    ],
+)
+def test_what_is_no_index(written: Path, change: Callable[[Any], Any], said: str) -> None:
+    pq.write_table(change(pq.read_table(written)), written)
+    with pytest.raises(BadInput, match=said):
+        open_dataset(written)
+
+
+def test_files_that_are_no_index(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(BadInput, match="not an index"):
+        open_dataset(tmp_path / "x.parquet")
+    with pytest.raises(BadInput, match=r"ends in \.parquet"):
+        index("digits", out=tmp_path / "x.csv")
+    with pytest.raises(BadInput, match="in memory"):
+        index("digits", out=tmp_path / "y.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
+
+
+PLAN = """
+import resource, sys
+from featurecache.features.store import Cache
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
+from featurecache.stages.make import shards_of
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+dataset = open_dataset(sys.argv[1])
+items, _ = items_of(dataset.samples)
+space = Cache(sys.argv[2]).space({"a": "key"}, "none", "network")
+todo = shards_of(dataset.samples, items, [space], 512)
+assert todo.rows == len(dataset.samples)
+for number, shard in enumerate(todo):
+    assert len(shard.rows) <= 512
+    if number == 20:
+        break
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_plan_takes_little_memory_an_image(tmp_path: Path) -> None:
+    """A Python object for each image would take 500 bytes and more. (docs/scale.md: 10 million.)"""
+    rng, count = np.random.default_rng(0), 400_000
+    ids = [f"slide_{n // 1000:05}/tile_{n % 1000:03}.jpg" for n in range(count)]
+    columns = {
+        "id": ids, "split": ["train"] * count, "label": [name[:11] for name in ids], "path": ids,
+        "item": pa.array([rng.bytes(32) for _ in ids], pa.binary(32)),
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=1 << 16)
+    taken = subprocess.run(
+        [sys.executable, "-c", PLAN, str(tmp_path / "x.parquet"), str(tmp_path / "cache")],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert resource.getpagesize()  # ru_maxrss is in KB on Linux
+    assert int(taken.stdout) * 1024 / count < 250
+
+
+# ---- tar shards ----
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def tars(small_data: Path, tmp_path: Path) -> Path:
+    """The small dataset in two shards of train and one of val."""
+    for split, number, names in (("train", 0, "cat dog"), ("train", 1, "owl"), ("val", 0, "")):
+        members = {}
+        for path in sorted((small_data / split).rglob("*.png")):
+            name = path.parent.name
+            if name in names.split() or split == "val":
+                members[f"{name}-{path.stem}.png"] = path.read_bytes()
+                members[f"{name}-{path.stem}.cls"] = name.encode()
+        shard(tmp_path / f"shards/{split}-{number:03}.tar", members)
+    return tmp_path / "shards"
+
+
+def test_tar_shards_are_the_dataset(
+    tars: Path, small_data: Path, small_cache: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    whole, found = open_dataset(small_data), open_dataset(tars)
+    assert found.layout == "tar shards" and found.classes == whole.classes
+    items = [dict.fromkeys(items_of(d.split("val"))[0]) for d in (whole, found)]
+    assert items[0].keys() == items[1].keys()
+    made = featurize(tars, policy=["none", "color_1"], cache=tmp_path / "c", **tiny)
+    assert made.computed == 96
+    assert {r["root_hash"] for r in ls(tmp_path / "c")} == {r["root_hash"] for r in ls(small_cache)}
+    pattern = open_dataset(f"{tars}/train-{{000..001}}.tar")
+    assert len(pattern.samples) == 36 and pattern.splits == ("train",)
+    assert len(open_dataset(tars / "val-000.tar").samples) == 12
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"a.txt": b"x"}, "holds no images"),
+        ({"a.jpg": b"x"}, r"a\.jpg has no label; expected a\.cls"),
+        ({"a.jpg": b"x", "a.cls": b"\xff"}, "not a tar shard that can be read"),
+        (None, "not a tar shard that can be read"),
+    ],
+)
+def test_what_is_no_tar_shard(members: dict[str, bytes] | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    if members is None:
+        path.write_bytes(b"no tar" * 200)
+    else:
+        shard(path, members)
+    with pytest.raises(BadInput, match=said):
+        open_dataset(path)
+    with pytest.raises(BadInput, match=r"x\{1\.\.2\}|x1\.tar"):
+        open_dataset(str(tmp_path / "x{1..2}.tar"))
