@@ -23,7 +23,8 @@ def options(*names: str) -> Callable[[Command], Command]:
 
 SHARED: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
-        "--data", default="data", show_default=True, metavar="DIR|CSV|PARQUET|TAR|digits", help="The dataset."
+        "--data", default="data", show_default=True, metavar="DIR|FILE|digits",
+        help="The dataset: a folder, or a .csv, .parquet or .tar file."
     ),
     "cache": click.option(
         "--cache", default="data/cache", show_default=True, metavar="DIR", help="The cache."

@@ -28,6 +28,7 @@ from featurecache.options import HELD, options
     help="Stands in for the schedule's backbone entry. Repeatable: vectors side by side.",
 )
 @click.option("--seed", type=int, help="Stands in for the schedule's seed.")
+@click.option("--memory", metavar="SIZE", help="Of vectors at a time: 4G.  [default: half of it]")
 @click.option("--tensorboard", metavar="DIR", help="Where TensorBoard's events go, if anywhere.")
 @options("device", "json", "quiet", "debug")
 def train_head(as_json: bool, quiet: bool, **given: Any) -> None:

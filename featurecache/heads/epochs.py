@@ -23,6 +23,8 @@ from featurecache.heads.perturb import Perturbation
 from featurecache.heads.schedules import Planned
 from featurecache.heads.splits import Index
 from featurecache.heads.stacks import Stack
+from featurecache.heads.streams import windowed
+from featurecache.heads.windows import Windowed
 
 Row = records.Json  # metrics of one epoch of one network
 
@@ -60,8 +62,14 @@ class Job:
 class Data:
     """The rows of all views and folds, on the device."""
 
-    views: Mapping[str, torch.Tensor]  # (N, D) each
+    views: Mapping[str, torch.Tensor | Windowed]  # (N, D) each
     labels: torch.Tensor  # (N,)
+
+    @property
+    def window(self) -> int | None:
+        """Rows of a window, where the vectors are not in memory."""
+        one = next(iter(self.views.values()))
+        return one.window if isinstance(one, Windowed) else None
 
 
 class Minibatch(NamedTuple):
@@ -99,7 +107,10 @@ def one_epoch(
         rng = epoch_rng(schedule.seed, fold.number, at.epoch)
         own = functools.partial(row_losses, stack, data, fold.kept, schedule.validation.view)
         taken = curriculum.places(fold.number, len(fold.kept), at, own)
-        order = torch.from_numpy(taken[rng.permutation(len(taken))]).to(where)
+        if data.window is None:
+            order = torch.from_numpy(taken[rng.permutation(len(taken))]).to(where)
+        else:
+            order = torch.from_numpy(windowed(taken, data.window, rng)).to(where)
         orders.append(fold.kept[order])
         if len(shown) > 1:
             places = torch.from_numpy(mixture(shares, len(fold.kept), rng)).to(where)
@@ -134,6 +145,11 @@ def one_epoch(
 
     parts = [stack.part(network) for network in range(len(group))] if len(folds) > 1 else [stack]
     for number, spans in enumerate(itertools.zip_longest(*cuts, fillvalue=(0, 0))):
+        if data.window is not None and spans[0][0] % data.window == 0:
+            start = spans[0][0]  # of a window; there is one fold, see training._groups
+            for vectors in shown:
+                if isinstance(vectors, Windowed):
+                    vectors.hold(orders[0][start : start + data.window])
         rows = [
             _minibatch(
                 data, shown, orders[f][a:b], drawn[f][a:b] if drawn else None, perturbations[f]
@@ -205,7 +221,7 @@ def batches(rows: int, size: int) -> list[tuple[int, int]]:
 
 
 def gather(
-    views: Sequence[torch.Tensor], rows: torch.Tensor, drawn: torch.Tensor | None = None
+    views: Sequence[torch.Tensor | Windowed], rows: torch.Tensor, drawn: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Vectors (B, D): each of `rows` from the view whose place was drawn for it."""
     result = views[0].index_select(0, rows)
@@ -227,7 +243,7 @@ def epoch_rng(seed: int, fold: int, epoch: int) -> np.random.Generator:
 
 def _minibatch(
     data: Data,
-    shown: Sequence[torch.Tensor],
+    shown: Sequence[torch.Tensor | Windowed],
     rows: torch.Tensor,
     drawn: torch.Tensor | None,
     perturbation: Perturbation | None,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from featurecache.errors import BadInput
 from featurecache.heads import inputs, mlp
 from featurecache.heads.checkpoints import Checkpoint
 from featurecache.heads.curricula import Curriculum, RowLosses
@@ -72,7 +73,8 @@ def train_group(
     if schedule.input is not None:
         (fold,) = distinct(group)  # what is fitted is of its training rows
         fitted = inputs.fit(schedule.input, _training_rows(data, fold, schedule))
-        data = Data({view: fitted(tensor) for view, tensor in data.views.items()}, data.labels)
+        resident = {n: fitted(v) for n, v in data.views.items() if isinstance(v, torch.Tensor)}
+        data = Data(resident, data.labels)
     width = data.views[schedule.validation.view].shape[1]
     stack = _fresh(group, schedule.head, schedule.optimizer, width, len(classes), data)
     record = _Record([[] for _ in group], {}, {})
@@ -176,6 +178,11 @@ def _fresh(
 
 def _training_rows(data: Data, fold: Fold, schedule: Schedule) -> torch.Tensor:
     """The training rows through the view that is validated on, (N, D): every schedule has it."""
+    if data.window is not None:
+        raise BadInput(
+            "what a schedule fits on all training vectors (input, noise) needs them in memory; "
+            "give a larger --memory, or leave it out"
+        )
     return data.views[schedule.validation.view][fold.kept]
 
 

@@ -27,13 +27,16 @@ from featurecache.heads.groups import Lost, train_group
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.settings import METRICS
 from featurecache.heads.splits import Index, Items, Labels, check_rows, drop_shared, split_items
+from featurecache.heads.streams import Stream
+from featurecache.heads.windows import Windowed
 
-Vectors = npt.NDArray[np.float32]  # (N, D)
+Vectors = npt.NDArray[np.float32] | Stream  # (N, D)
 
 # A stack of this many float32 of weights and activations stays, with its gradients and moments, in
 # the cache of a CPU; larger ones were slower than their members one after another.
 _STACK_FLOATS = 1 << 21
 _STACK_FLOATS_CUDA = 1 << 29
+_ROWS = 1 << 16  # that are checked at a time
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def train(
     `identity` says what the vectors are (their space keys, say), since they are not hashed here.
     `on_epoch` is called with the row of each epoch as it is done, and at once with those resumed;
     `on_done` with the result, before the checkpoints are deleted that could give it again.
+    Vectors may be a Stream, which is gone through in windows (streams.py): in another order, so
+    `identity` must say the window too.
     `device` is auto (CUDA where there is one), cpu or cuda.
 
     A row holds fold, epoch (from 1, over all phases), phase (from 1), views, lr, train_loss,
@@ -201,7 +206,9 @@ def _train_all(
     ]
     jobs = [Job(place, member, fold) for fold in folds for place, member in enumerate(members)]
     width = vectors[schedule.validation.view].shape[1]
-    groups = _groups(jobs, schedule, _at_once(schedule, width, len(classes), where))
+    groups = _groups(
+        jobs, schedule, data.window is not None, _at_once(schedule, width, len(classes), where)
+    )
     networks: dict[tuple[int, int], nn.Sequential | Lost] = {}
     checkpoints = []
     with _Metrics(run / METRICS, len(members) > 1) as metrics:
@@ -275,16 +282,18 @@ def _at_once(schedule: Schedule, width: int, classes: int, device: torch.device)
     return max(1, floats // (weights + activations))
 
 
-def _groups(jobs: Sequence[Job], schedule: Schedule, at_once: int) -> list[list[Job]]:
+def _groups(
+    jobs: Sequence[Job], schedule: Schedule, streamed: bool, at_once: int
+) -> list[list[Job]]:
     """Jobs that are trained together: of one fold, or of one member on several folds.
 
     Of one fold those of equal rates are neighbours, since the optimizer takes them in one call.
-    Input is fitted for each fold, and a head that orders its rows by itself has an order of its
-    own, so the one keeps folds apart, and the other all networks.
+    Input is fitted for each fold, a window holds rows of one, and a head that orders its rows by
+    itself has an order of its own: the first two keep folds apart, and the other all networks.
     """
     if any(phase.order is not None and phase.order.by == "self" for phase in schedule.phases):
         at_once = 1
-    if len({job.place for job in jobs}) == 1 and schedule.input is None:
+    if len({job.place for job in jobs}) == 1 and schedule.input is None and not streamed:
         together = [list(jobs)]
     else:
         together = [
@@ -315,7 +324,8 @@ def _check_vectors(vectors: Mapping[str, Vectors], rows: int, schedule: Schedule
             raise BadInput(f"view {view!r}: expected vectors ({rows}, D), not {array.shape}")
         if array.shape != vectors[schedule.views()[0]].shape:
             raise BadInput(f"view {view!r}: its vectors are of another width than the first view's")
-        if not np.isfinite(array).all():
+        parts = (array[start : start + _ROWS] for start in range(0, rows, _ROWS))
+        if not all(np.isfinite(part).all() for part in parts):
             raise BadInput(f"view {view!r}: the vectors hold NaN or infinity")
 
 
@@ -358,7 +368,9 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _tensor(vectors: Vectors, device: torch.device) -> torch.Tensor:
+def _tensor(vectors: Vectors, device: torch.device) -> torch.Tensor | Windowed:
+    if isinstance(vectors, Stream):
+        return Windowed(vectors, device)
     # Writable, since torch warns of memory maps and other arrays that are not.
     return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"])).to(device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -86,6 +87,7 @@ def train_head(
     backbone: str | Sequence[str] = (),
     seed: int | None = None,
     device: str = "auto",
+    memory: str | None = None,
     tensorboard: str | Path | None = None,
     progress: Progress = silent,
 ) -> TrainedRun:
@@ -96,7 +98,8 @@ def train_head(
     never done twice, and a killed one resumes to the same numbers. `tensorboard` is a folder for
     TensorBoard's events of the finished training, in a folder of the run's name. Raises BadInput or
     NotCached before the first step if anything that the schedule names is missing, MissingExtra
-    where TensorBoard is.
+    where TensorBoard is. Vectors that take more than `memory` (`4G`; half of the machine's by
+    default) stay on the disk, and minibatches are drawn from windows of them (heads/streams.py).
     """
     if tensorboard is not None:
         check_tensorboard()
@@ -107,7 +110,8 @@ def train_head(
     wanted = _overridden(read_schedule(path), backbone, seed)
     settings = [] if wanted.sweep is None else settings_of(wanted, path)
     opened = Cache(cache)
-    found = trainable(wanted, wanted.views(), data, opened, progress)
+    limit = _half_of_memory() if memory is None else records.bytes_of(memory, "--memory")
+    found = trainable(wanted, wanted.views(), data, opened, progress, limit)
     plans = [setting.schedule for setting in settings] or [wanted]
     for plan in plans:
         found.check(plan)
@@ -122,7 +126,9 @@ def train_head(
         "spaces": {name: one[0] if len(one) == 1 else one for name, one in named.items()},
         "rows": found.rows_hash(),
     }
-    identity = records.digest({**described, "vectors": found.vector_hashes()})
+    # Windows are another order of the rows, and so another training.
+    windows = {} if found.window is None else {"window": found.window}
+    identity = records.digest({**described, "vectors": found.vector_hashes(), **windows})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
     if not opened.note_run(run, [space for one in named.values() for space in one]):
         notes.append(f"{cache} can't be written, so `gc` may not spare what this run stands on")
@@ -180,6 +186,14 @@ def train_head(
     )
     _write_events(run, tensorboard)
     return _result(run, record)
+
+
+def _half_of_memory() -> int | None:
+    """Half of the memory of this machine, in bytes; None where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def read_run(run: str | Path) -> RunRecord:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from featurecache.executors import Progress, silent
+from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
+from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.views import find_view
 from featurecache.stages.find import (
@@ -25,6 +28,19 @@ from featurecache.stages.find import (
     training_rows,
 )
 
+_ROWS = 1 << 14  # that are hashed at a time
+
+
+class _Mapped:
+    """Vectors of several spaces side by side, which stay on the disk."""
+
+    def __init__(self, parts: Sequence[MappedVectors]) -> None:
+        self._parts = parts
+        self.shape = (len(parts[0]), sum(part.shape[1] for part in parts))
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return np.concatenate([part[rows] for part in self._parts], axis=-1)
+
 
 @dataclass(frozen=True)
 class Trainable:
@@ -33,7 +49,8 @@ class Trainable:
     dataset: Dataset
     rows: list[Row]  # in dataset order
     spaces: dict[str, list[Space]]  # of each view, one a backbone
-    vectors: dict[str, np.ndarray]  # of each view, (N, D) float32
+    # Of each view, (N, D) float32; a Stream where they take more memory than there may be.
+    vectors: Mapping[str, np.ndarray | Stream]
     pairs: list[tuple[np.ndarray, np.ndarray]] | None  # of validation by split: train, validation
     notes: list[str]  # what was left out, and why
 
@@ -53,7 +70,19 @@ class Trainable:
 
     def vector_hashes(self) -> dict[str, str]:
         """Hash of the vectors of each view."""
-        return {name: hashlib.sha256(v.data).hexdigest() for name, v in self.vectors.items()}
+        found = {}
+        for name, vectors in self.vectors.items():
+            digest = hashlib.sha256()
+            for start in range(0, len(vectors), _ROWS):
+                digest.update(np.ascontiguousarray(vectors[start : start + _ROWS]).data)
+            found[name] = digest.hexdigest()
+        return found
+
+    @property
+    def window(self) -> int | None:
+        """The rows of a window of Streams."""
+        one = next(iter(self.vectors.values()))
+        return one.window if isinstance(one, Stream) else None
 
     def check(self, schedule: Schedule) -> None:
         """Raise BadInput for what a schedule says of classes and components that there are not.
@@ -72,9 +101,13 @@ def trainable(
     data: str | Path,
     cache: Cache,
     progress: Progress = silent,
+    memory: int | None = None,
 ) -> Trainable:
-    """The rows that `schedule` trains and validates on, with their vectors through each of `views`.
-    Raises BadInput or NotCached for what is missing."""
+    """The rows that `schedule` trains and validates on, with their vectors through each of `views`;
+    those are streamed where they take more than `memory` bytes (None: they never are).
+
+    Raises BadInput or NotCached for what is missing.
+    """
     dataset = open_dataset(data)
     wanted = {name: find_view(name, schedule.augment_seed) for name in views}
     val = schedule.validation.split
@@ -84,7 +117,26 @@ def trainable(
     every = [space for of_view in spaces.values() for space in of_view]
     rows, notes = training_rows(dataset, splits, rows, every, progress)
     items = [row.item for row in rows]
-    vectors = {name: side_by_side(of_view, items) for name, of_view in spaces.items()}
+    width = sum(space.dim for space in next(iter(spaces.values())))
+    vectors: dict[str, np.ndarray | Stream]
+    size = 4 * width * len(rows) * len(spaces)
+    if memory is None or size <= memory:
+        vectors = {name: side_by_side(of_view, items) for name, of_view in spaces.items()}
+    else:
+        shown = max(len(phase.views) for phase in schedule.phases)
+        window = window_of(memory, width, shown, schedule.batch_size)
+        vectors = {
+            name: Stream(_Mapped([MappedVectors(space, items) for space in of_view]), window)
+            for name, of_view in spaces.items()
+        }
+        labels = np.array([row.label for row in rows], np.int64)
+        apart = mixing(labels, window, len(dataset.classes))
+        notes.append(
+            f"the vectors ({size / 1e9:.2f} GB) take more than the memory given "
+            f"({memory / 1e9:.2f} GB): minibatches are drawn from windows of {window:,} of "
+            f"{len(rows):,} rows, in {CHUNKS} chunks; the labels of a window are {apart.here:.3f} "
+            f"from those of all (total variation; {apart.shuffled:.3f} if all were shuffled)"
+        )
     held = np.array([row.split != "train" for row in rows])
     pairs = None if val is None else [(np.flatnonzero(~held), np.flatnonzero(held))]
     return Trainable(dataset, rows, spaces, vectors, pairs, notes)

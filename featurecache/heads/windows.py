@@ -1,0 +1,37 @@
+"""A window of a Stream in memory, for epochs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from featurecache.heads.streams import Stream
+
+
+class Windowed:
+    """A Stream as epochs look at vectors: a tensor (N, D) on a device, but for its place."""
+
+    def __init__(self, stream: Stream, device: torch.device) -> None:
+        self.shape, self.window = stream.shape, stream.window
+        self._stream, self._device = stream, device
+        self._rows: np.ndarray = np.empty(0, np.int64)  # that are held, sorted
+        self._held: torch.Tensor = torch.empty(0)
+
+    def hold(self, rows: torch.Tensor) -> None:
+        """Have these rows in memory, and no others."""
+        self._held = torch.empty(0)  # before there are two windows
+        self._rows = np.unique(rows.cpu().numpy())
+        self._held = self._read(self._rows)
+
+    def index_select(self, _: int, rows: torch.Tensor) -> torch.Tensor:
+        wanted = rows.cpu().numpy()
+        at = np.searchsorted(self._rows, wanted).clip(max=max(len(self._rows) - 1, 0))
+        if not len(self._rows) or (self._rows[at] != wanted).any():
+            return self._read(wanted)
+        return self._held.index_select(0, torch.from_numpy(at).to(self._device))
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._read(rows.cpu().numpy())
+
+    def _read(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(self._stream[rows], np.float32)).to(self._device)
