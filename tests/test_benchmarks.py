@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import hand_written, report
+from benchmarks import hand_written, report, scale
 from benchmarks.__main__ import main
 from benchmarks.datasets import tiny_imagenet
 from benchmarks.harness import Case, Check, Setting, compare
@@ -104,3 +104,33 @@ def test_the_hand_written_script_reads_both_splits(tmp_path: Path) -> None:
     assert len(hand_written.TinyImageNet(root, "val")) == 6
     image, label = hand_written.TinyImageNet(root, "val")[5]
     assert image.shape == (64, 64, 3) and label == 5
+
+
+# ---- the model of docs/scale.md ----
+
+
+def test_the_page_of_scale_is_what_the_model_says() -> None:
+    text = scale.PAGE.read_text(encoding="utf-8")
+    assert text.split(scale.BEGIN)[1].split(scale.END)[0] == "".join(scale.page())
+
+
+def test_the_model_plays_a_queue() -> None:
+    """Known answers: no failures and equal workers; a failure that costs what it must."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scale.F, "spread", 0.0)
+        patch.setitem(scale.F, "failure", float("inf"))
+        run = scale.Run(images=10_240, gpus=4, rows=512)
+        assert scale.played(run, rate=512.0) == pytest.approx((scale.F["start"] + 5.0, 0, 0))
+        patch.setitem(scale.F, "failure", 3.0)
+        seconds, failures, lost = scale.played(run, rate=512.0)
+        assert failures > 0 and lost > 0 and seconds > scale.F["start"] + 5.0
+    long = scale.played(scale.Run(1e9, 1000, 512), 5000.0)[0]
+    assert long == pytest.approx(1e9 / 5e6, rel=0.1)
+
+
+def test_the_model_finds_what_binds() -> None:
+    assert scale.simulate(scale.Run(1e8, 100)).bound == "gets"
+    assert scale.simulate(scale.Run(1e8, 1)).bound == "decoding"
+    assert scale.simulate(scale.Run(1e8, 1000, tar=True)).bound == "driver"
+    few, many = (scale.simulate(scale.Run(1e7, gpus, tar=True)) for gpus in (1, 8))
+    assert 7 < few.seconds / many.seconds < 8.1

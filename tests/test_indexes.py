@@ -67,7 +67,7 @@ def test_an_index_is_believed_until_an_image_is_read(
         "backbone: efficientnet_lite0\nhead: {hidden: [8]}\nphases: [{views: none, epochs: 2}]\n"
     )
     heads = [
-        train_head(schedule, data=data, cache=small_cache, out=tmp_path / name, device="cpu")
+        train_head(schedule, data=data, cache=tmp_path / "c", out=tmp_path / name, device="cpu")
         for data, name in ((written, "a"), (small_data, "b"))
     ]
     assert heads[0].last == heads[1].last

@@ -193,6 +193,7 @@ def test_a_cache_in_a_store_is_one_like_others(
     assert all(row.same for row in diff(small_cache, elsewhere))
     found = verify(elsewhere)
     assert (found.rows, found.bad, found.stray) == (96, [], [])
+    here = shutil.copytree(small_cache, tmp_path / "here-cache")
     schedule = tmp_path / "schedule.yaml"
     schedule.write_text(
         "backbone: efficientnet_lite0\nhead: {hidden: [8]}\n"
@@ -200,7 +201,7 @@ def test_a_cache_in_a_store_is_one_like_others(
     )
     trained = [
         train_head(schedule, data=small_data, cache=cache, out=tmp_path / name, device="cpu")
-        for cache, name in ((elsewhere, "there"), (str(small_cache), "here"))
+        for cache, name in ((elsewhere, "there"), (str(here), "here"))
     ]
     assert trained[0].last == trained[1].last
     assert list(Cache(elsewhere).runs()) and len(copied(tmp_path)) == 12
