@@ -20,6 +20,7 @@ import pytest
 import featurecache
 from featurecache import records
 from featurecache.errors import BadInput, MissingExtra
+from featurecache.executors import cluster as module
 from featurecache.executors.cluster import Cluster
 from featurecache.executors.crew import spread
 from featurecache.features.store import Cache
@@ -73,6 +74,15 @@ class TestCluster(CrewContract):
     def test_gpus_that_there_are_not(self) -> None:
         with pytest.raises(BadInput, match=r"no machine .* has 1 GPUs.*--max-workers"):
             Cluster(start, None, self.address, gpus=1)
+
+    def test_machines_that_never_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "PATIENCE", 1.0)
+        crew = Cluster(start, None, self.address, gpus=1, most=2)
+        try:
+            with pytest.raises(BadInput, match="no machine with 1 GPUs and a core came in 1 s"):
+                list(spread(crew, [("do", 1)]))
+        finally:
+            crew.close()
 
     @pytest.mark.parametrize(
         ("address", "said"),

@@ -25,6 +25,7 @@ from featurecache.executors.crew import AHEAD, Ended, Joined, Lost, attempt
 from featurecache.executors.processes import RESTARTS
 
 LOOK = 1.0  # seconds between looks at which machines there are
+PATIENCE = 600.0  # seconds without a machine, in which an autoscaler may bring one
 REACH = 5.0  # seconds in which an address must answer
 OWN = ("featurecache", "imaug", "numpy", "timm", "torch")  # of one version on all machines
 
@@ -71,6 +72,7 @@ class Cluster:
         self._seats: dict[str, list[_Seat]] = {}  # of each machine that was seen alive
         self._of: dict[Any, tuple[_Seat, str, int | None]] = {}  # what is waited for, and whose
         self._looked = float("-inf")
+        self._alive = time.monotonic()  # when there was a machine last
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._gpus = float(any(n.get("GPU") for n in nodes)) if gpus is None else gpus
         fitting = [n for n in nodes if n.get("CPU", 0) >= 1 and n.get("GPU", 0) >= self._gpus]
@@ -127,7 +129,9 @@ class Cluster:
     def stranded(self) -> str:
         seats = [seat for seats in self._seats.values() for seat in seats]
         if self._most is not None and not seats:
-            return ""  # an autoscaler may bring some
+            if time.monotonic() - self._alive < PATIENCE:
+                return ""  # an autoscaler may bring some
+            return f"no machine with {self._gpus:g} GPUs and a core came in {PATIENCE:.0f} s"
         if any(not seat.why for seat in seats):
             return ""
         whys = [seat.why for seat in seats] or ["the cluster has no machine left"]
@@ -169,6 +173,8 @@ class Cluster:
             for seat in self._seats[identity]:
                 self._fill(seat)
         self._looked = time.monotonic()
+        if self._seats:
+            self._alive = self._looked
         return lost
 
     def _fill(self, seat: _Seat) -> None:
