@@ -174,6 +174,28 @@ def test_a_worker_that_sees_other_folders_does_not_begin(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("there", "each", "most", "wanted"),
+    [(4, None, None, (4, 1)), (4, 2, None, (2, 2)), (4, 1, 2, (2, 1)), (4, None, 9, (4, 1)),
+     (4, 0, 3, (3, 0)), (0, None, 5, (5, 0))],
+)  # fmt: skip
+def test_processes_that_gpus_are_given_to(
+    there: int, each: float | None, most: int | None, wanted: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """No two have the same GPU, and none that should have one is without."""
+    from featurecache.executors import processes
+
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        processes, "Processes", lambda *given: asked.append((given[2], *(given[3:] or (0,))))
+    )
+    module._crew(module.Where("processes", None, each, most), None, there)
+    assert asked == [wanted]
+    with pytest.raises(BadInput, match="gpus per worker 3: there are 2 here"):
+        module._crew(module.Where("processes", None, 3.0, None), None, 2)
+
+
 @pytest.mark.slow
 def test_processes_make_what_one_makes(
     small_cache: Path, small_data: Path, tmp_path: Path, tiny: dict[str, Any]

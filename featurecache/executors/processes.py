@@ -37,8 +37,8 @@ class _Seat:
 
 
 class Processes:
-    """A Crew of `count` processes. With `gpus`, each sees its own ones of them; without, its share
-    of the cores."""
+    """A Crew of `count` processes, each with its share of the cores, and with `gpus` GPUs that no
+    other has."""
 
     def __init__(
         self, start: Callable[[Any], Callable[[Any], Any]], context: Any, count: int, gpus: int = 0
@@ -51,7 +51,7 @@ class Processes:
             environment = {}
             share = mine[seat * len(mine) // count : (seat + 1) * len(mine) // count]
             if gpus:
-                each = range(seat * (gpus // count), (seat + 1) * (gpus // count))
+                each = range(seat * gpus, (seat + 1) * gpus)
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, _visible(each)))
             self._seats.append(_Seat(f"process {seat + 1}", environment, share or mine))
         for one in self._seats:

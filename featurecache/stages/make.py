@@ -302,12 +302,11 @@ def _crew(where: Where, context: Any, gpus: int) -> Any:
     if each != int(each):
         raise BadInput(f"gpus per worker {each:g}: --executor processes gives whole ones")
     if not gpus or not each:
-        gpus, count = 0, max(1, cores() // _CORES)
-    elif gpus < each:
+        return Processes(_begin, context, where.max_workers or max(1, cores() // _CORES))
+    if gpus < each:
         raise BadInput(f"gpus per worker {each:g}: there are {gpus} here")
-    else:
-        count = gpus // int(each)
-    return Processes(_begin, context, where.max_workers or count, gpus)
+    count = min(gpus // int(each), where.max_workers or gpus)
+    return Processes(_begin, context, count, int(each))
 
 
 def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> Any:
