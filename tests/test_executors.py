@@ -158,6 +158,35 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     assert not [pid for pid in pids if alive(pid)]
 
 
+POOL = """
+from featurecache.executors.pool import ordered
+print(list(ordered(max, 3, range(6), 2)))
+"""
+CREW = """
+import contextlib, operator
+from featurecache.executors.crew import spread
+from featurecache.executors.processes import Processes
+with contextlib.closing(Processes(operator.itemgetter, 0, 2)) as crew:
+    print(sorted(result for result, _ in spread(crew, [(task,) for task in range(3)])))
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "printed"), [(POOL, "[3, 3, 3, 3, 4, 5]"), (CREW, "[0, 1, 2]")], ids=["pool", "crew"]
+)
+@pytest.mark.parametrize("how", ["file", "stdin"])
+def test_a_script_needs_no_guard_and_runs_once(
+    tmp_path: Path, body: str, printed: str, how: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"print('begun')\n{body}")
+    arguments = [sys.executable, str(script)] if how == "file" else [sys.executable, "-"]
+    child = subprocess.run(
+        arguments, input=script.read_text(), capture_output=True, text=True, timeout=30
+    )
+    assert child.stdout.splitlines() == ["begun", printed], child.stderr
+
+
 def test_checked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked_workers(0) == 0
     assert checked_workers(7) == 7

@@ -18,6 +18,8 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable
+from multiprocessing import spawn
+from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -59,16 +61,17 @@ def ordered(
     process. A task that is None says that there is none yet: what is begun is waited for first.
 
     The context is sent to a worker once. Tasks are taken as they are needed, at most a few for each
-    worker ahead of the results. `function` must be importable by name, since workers are started
-    afresh ("spawn"). Arrays in results come through shared memory, where there is enough. An
-    exception of `function` is raised here. Raises FeatureCacheError if a worker process dies.
+    worker ahead of the results. `function` must be importable by name, and not from the caller's
+    script, since workers are fresh processes that do not run it. Arrays in results come through
+    shared memory, where there is enough. An exception of `function` is raised here. Raises
+    FeatureCacheError if a worker process dies.
     """
     if workers == 0:
         yield from (function(context, task) for task in tasks if task is not None)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,
-        multiprocessing.get_context("spawn"),
+        worker_processes(),
         initializer=_start_worker,
         initargs=(function, context),
     )
@@ -95,6 +98,42 @@ def ordered(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         blocks.unlink()
+
+
+_starting = threading.Lock()
+
+
+class _Worker(SpawnProcess):
+    """A fresh process that does not run the caller's script.
+
+    A spawned process runs the main script once more, for functions that it may be sent from there.
+    Ours come from this package; and a script that calls it without `if __name__ == "__main__":`
+    would start workers in every worker. So the data for the start leaves the script out.
+    """
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:
+        whole = spawn.get_preparation_data
+
+        def without_script(name: str) -> dict[str, Any]:
+            data = whole(name)
+            return {key: data[key] for key in data if not key.startswith("init_main_from_")}
+
+        with _starting:  # that module is shared by all threads
+            spawn.get_preparation_data = without_script
+            try:
+                return SpawnProcess._Popen(process)
+            finally:
+                spawn.get_preparation_data = whole
+
+
+class _WorkerContext(SpawnContext):
+    Process = _Worker
+
+
+def worker_processes() -> SpawnContext:
+    """What starts the worker processes of this package."""
+    return _WorkerContext()
 
 
 class _Packed(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
@@ -17,7 +16,7 @@ from typing import Any
 
 from featurecache.errors import FeatureCacheError, one_line
 from featurecache.executors.crew import AHEAD, Ended, Joined, Lost, attempt
-from featurecache.executors.pool import cores, follow_parent
+from featurecache.executors.pool import cores, follow_parent, worker_processes
 
 RESTARTS = 3  # of a process that ends again and again without having ended a task
 
@@ -95,10 +94,10 @@ class Processes:
                 seat.process.join()
 
     def _fill(self, seat: _Seat) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        seat.pipe, theirs = spawn.Pipe()
+        context = worker_processes()
+        seat.pipe, theirs = context.Pipe()
         seat.worker = f"{seat.name}, {next(self._numbers)}"
-        seat.process = spawn.Process(
+        seat.process = context.Process(
             target=_serve, args=(theirs, seat.environment, seat.cores, self._payload)
         )
         seat.process.start()
