@@ -6,7 +6,9 @@ FeatureCacheError          exit code 1: work was begun and failed; what was comm
 │   ├── MissingExtra       an optional package, with the command that installs it
 │   └── NotCached          rows that a stage needs and the cache does not hold
 ├── BackboneUnavailable    weights that can't be had (law 7: never a silent stand-in)
+├── CannotRead             a file that may be sound and could not be read: the system's error
 ├── DamagedCache           bytes that are not what their record says
+├── DamagedRun             a file of a run folder that is not what it should be
 └── SourceChanged          an image file that changed while the work ran
 """
 
@@ -60,6 +62,30 @@ class DamagedCache(FeatureCacheError):
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason or message
+
+
+class DamagedRun(FeatureCacheError):
+    """A file of a run folder is not what it should be; `reason` is that alone."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
+class CannotRead(FeatureCacheError):
+    """A file that could not be read, and so may be sound; `error` is what the system said."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        super().__init__(f"{path}: can't be read ({error.strerror or error})")
+        self.path, self.error = path, error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.error)
+
+
+class NotAFile(OSError):
+    """A name under which there is no regular file of the size allowed. Nothing was refused by the
+    system: what is there was looked at."""
 
 
 class SourceChanged(FeatureCacheError):

@@ -12,19 +12,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from featurecache.errors import BadInput, FeatureCacheError, MissingExtra, one_line
-
-Found = TypeVar("Found")
+from featurecache.errors import BadInput, MissingExtra, NotAFile, one_line
+from featurecache.retries import Verdict, retried, retried_on_disk, verdict
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # which pip extra has a protocol
-TRIES = 6  # of one request, beside those of the store's own client
-WAIT = 0.2  # seconds before the second try; twice as long before each that follows
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
 
 
 def place(root: str | Path) -> Path:
@@ -58,7 +53,10 @@ def is_remote(path: object) -> bool:
 def reachable(root: Path) -> None:
     """Raise BadInput, with what to do, where a store does not let us in."""
     try:
-        asked(lambda: root.exists(), root, tries=2)
+        fs, name = _parts(root)
+        retried(lambda: fs.info(name), tries=2)
+    except FileNotFoundError:
+        return  # the store let us look
     except OSError as error:
         raise BadInput(
             f"{root} can't be reached ({error.strerror or error}); see that the bucket is there, "
@@ -67,58 +65,59 @@ def reachable(root: Path) -> None:
         ) from error
 
 
-def has(path: Path) -> bool:
-    """Is there a file of this name? Unlike a UPath's own answer, no failure of the store is a no.
-    Raises OSError."""
+def has(path: Path, listed: bool = False) -> bool:
+    """Is there a file of this name? Unlike a UPath's own answer, no failure of the store is a no;
+    where a listing may have named it just now (`listed`), a no of the store is checked against a
+    new listing. Raises OSError."""
     if not is_remote(path):
-        return path.is_file()
+        return retried_on_disk(path.is_file)
     fs, name = _parts(path)
-    try:
-        return asked(lambda: bool(fs.info(name)["type"] == "file"), path)
-    except FileNotFoundError:
-        return False
+    with contextlib.suppress(FileNotFoundError):
+        return retried(lambda: bool(fs.info(name)["type"] == "file"))
+    return listed and path.name in names(path.parent)
 
 
 def names(folder: Path) -> list[str]:
     """The names in a folder, sorted; none where there is no such folder. Raises OSError."""
-    if not is_remote(folder):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return sorted(entry.name for entry in os.scandir(folder))
-        return []
-
-    def listed() -> list[str]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not is_remote(folder):
+            return retried_on_disk(lambda: sorted(entry.name for entry in os.scandir(folder)))
         fs, path = _parts(folder)
-        with contextlib.suppress(FileNotFoundError):
-            found = (entry["name"].rstrip("/") for entry in fs.ls(path, detail=True))
-            return sorted({name.rpartition("/")[2] for name in found if name != path.rstrip("/")})
-        return []
-
-    return asked(listed, folder)
+        found = (entry["name"].rstrip("/") for entry in retried(lambda: fs.ls(path, detail=True)))
+        return sorted({name.rpartition("/")[2] for name in found if name != path.rstrip("/")})
+    return []
 
 
-def read(path: Path, most: int) -> bytes:
-    """An object of at most `most` bytes. Raises OSError."""
+def read(path: Path, most: int, listed: bool = False) -> bytes:
+    """An object of at most `most` bytes; of one that was `listed` just now, "not found" may pass.
+    Raises OSError."""
     fs, name = _parts(path)
 
     def whole() -> bytes:
         data = fs.cat_file(name)
         if len(data) > most:
-            raise OSError(errno.EFBIG, f"{len(data):,} bytes, more than the {most:,} allowed")
+            raise NotAFile(errno.EFBIG, f"{len(data):,} bytes, more than the {most:,} allowed")
         return bytes(data)
 
-    return asked(whole, path)
+    return retried(whole, absent_passes=listed)
 
 
 def read_range(path: Path, start: int, end: int) -> bytes:
     """The bytes from `start` to `end` of an object. Raises OSError."""
     fs, name = _parts(path)
-    return asked(lambda: bytes(fs.cat_file(name, start=start, end=end)), path)
+    return retried(lambda: bytes(fs.cat_file(name, start=start, end=end)))
+
+
+def size(path: Path) -> int:
+    """The bytes that an object has, as its store says without sending them. Raises OSError."""
+    fs, name = _parts(path)
+    return retried(lambda: int(fs.info(name)["size"]), absent_passes=True)
 
 
 def put(path: Path, data: bytes) -> None:
     """Give `data` this name, whatever had it. Raises OSError."""
     fs, name = _parts(path)
-    asked(lambda: fs.pipe_file(name, data), path)
+    retried(lambda: fs.pipe_file(name, data))
 
 
 def put_new(path: Path, data: bytes) -> bool:
@@ -129,36 +128,20 @@ def put_new(path: Path, data: bytes) -> bool:
     def once() -> bool:
         try:
             fs.pipe_file(name, data, mode="create")
-        except FileExistsError:
+        except Exception as error:
+            if verdict(error) is not Verdict.TAKEN:
+                raise
             # The reply to our own put may have been lost, and this was the client's second try.
             return bytes(fs.cat_file(name)) == data
         return True
 
-    return asked(once, path)
+    return retried(once, absent_passes=True)
 
 
 def move(path: Path, to: Path) -> None:
     """Give an object another name, in two steps. Raises OSError."""
     fs, name = _parts(path)
-    asked(lambda: fs.mv(name, _parts(to)[1]), path)
-
-
-def asked(call: Callable[[], Found], path: Path, tries: int = TRIES) -> Found:
-    """`call()`, tried again where it fails for what may pass. Raises OSError, of one kind for all
-    that the clients of stores raise."""
-    for number in range(tries):
-        try:
-            return call()
-        except FeatureCacheError:
-            raise
-        except Exception as error:
-            final = isinstance(error, _FINAL) or getattr(error, "errno", None) == errno.EFBIG
-            if final:
-                raise
-            if "redential" in str(error) or number == tries - 1:
-                raise OSError(errno.EIO, one_line(error) or type(error).__name__) from error
-            time.sleep(WAIT * 2**number)
-    raise AssertionError("not reached")
+    retried(lambda: fs.mv(name, _parts(to)[1]))
 
 
 @contextlib.contextmanager

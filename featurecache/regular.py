@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from featurecache import places
+from featurecache.errors import NotAFile
+from featurecache.retries import retried_on_disk
 
 # Not to wait, not to be had by a child, and on Windows not to have line ends translated.
 _NAMES = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
@@ -35,31 +37,53 @@ def open_regular(path: Path, most: int, *, follow: bool = True) -> Iterator[tupl
     Raises OSError, whose `strerror` says what is wrong and what to do, for anything else.
     """
     if places.is_remote(path):
-        data = places.read(path, most)
+        data = _read_object(path, most, follow)
         yield io.BytesIO(data), len(data)
         return
-    try:
-        _check(path.stat(follow_symlinks=follow), most)
-        flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            found = os.fstat(file.fileno())
-            _check(found, most)  # since the first look something else may have taken the name
-            yield file, found.st_size
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise OSError(error.errno, "a link that leads nowhere; mend or remove it") from error
-        raise
+    file, size = retried_on_disk(lambda: _open(path, most, follow))
+    with file:
+        yield file, size
 
 
 def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
     """The bytes of such a file."""
-    with open_regular(path, most, follow=follow) as (file, size):
-        return file.read(size)
+
+    def whole() -> bytes:
+        file, size = _open(path, most, follow)
+        with file:
+            return file.read(size)
+
+    if places.is_remote(path):
+        return _read_object(path, most, follow)
+    return retried_on_disk(whole)
+
+
+def _read_object(path: Path, most: int, follow: bool) -> bytes:
+    # Only the files of a cache are not followed, and their names come from its listings.
+    return places.read(path, most, listed=not follow)
+
+
+def _open(path: Path, most: int, follow: bool) -> tuple[BinaryIO, int]:
+    try:
+        _check(path.stat(follow_symlinks=follow), most)
+        flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
+        file = os.fdopen(os.open(path, flags), "rb")
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise OSError(error.errno, "a link that leads nowhere; mend or remove it") from error
+        raise
+    try:
+        found = os.fstat(file.fileno())
+        _check(found, most)  # since the first look something else may have taken the name
+    except OSError:
+        file.close()
+        raise
+    return file, found.st_size
 
 
 def _check(found: os.stat_result, most: int) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "nothing known")
-        raise OSError(errno.EINVAL, f"{kind}, not a regular file; move it away")
+        raise NotAFile(errno.EINVAL, f"{kind}, not a regular file; move it away")
     if found.st_size > most:
-        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, more than the {most:,} allowed")
+        raise NotAFile(errno.EFBIG, f"{found.st_size:,} bytes, more than the {most:,} allowed")

@@ -16,10 +16,11 @@ from featurecache.features.store import Cache
 PACKAGE = Path(__file__).parent.parent / "featurecache"
 
 # A room may import what stands below it, and only that; wings are three rooms of one height.
-GROUND = {"featurecache.errors", "featurecache.places", "featurecache.regular"}
+GROUND = {f"featurecache.{name}" for name in ("errors", "places", "regular", "retries")}
 BELOW = {  # the ground has steps too
-    "featurecache.places": {"featurecache.errors"},
-    "featurecache.regular": {"featurecache.places"},
+    "featurecache.retries": {"featurecache.errors"},
+    "featurecache.places": {"featurecache.errors", "featurecache.retries"},
+    "featurecache.regular": {f"featurecache.{name}" for name in ("errors", "places", "retries")},
 }
 FLOOR = {
     f"featurecache.{name}"

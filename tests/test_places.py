@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurecache import copies, durable, places
+from featurecache import copies, durable, places, retries
 from featurecache.errors import BadInput, DamagedCache, MissingExtra
 from featurecache.features.mapped import MappedVectors
 from featurecache.features.store import Cache
@@ -140,7 +140,7 @@ def credentials(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("FEATURECACHE_COPIES", str(tmp_path / "copies"))
-    monkeypatch.setattr(places, "WAIT", 0.01)
+    monkeypatch.setattr(retries, "WAIT", 0.01)
     yield
     close_clients()
 
@@ -342,7 +342,7 @@ def test_copies_keep_to_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     objects = {name: os.urandom(1000) for name in "abcd"}
     asked: list[str] = []
 
-    def read(path: Path, most: int) -> bytes:
+    def read(path: Path, most: int, listed: bool) -> bytes:
         asked.append(path.name)
         return objects[path.name]
 
