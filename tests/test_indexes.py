@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurecache.errors import BadInput, SourceChanged
-from featurecache.images import indexes
 from featurecache.images.datasets import open_dataset
+from featurecache.images.layouts import indexes
 from featurecache.images.samples import items_of
 from featurecache.stages.featurize import featurize
 from featurecache.stages.index import index

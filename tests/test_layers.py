@@ -41,7 +41,7 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "tensorboard": {"featurecache.study.events"},
     "markupsafe": {"featurecache.study.pages"},
     "matplotlib": {"featurecache.study.figures", "featurecache.study.sheets"},
-    "pyarrow": {"featurecache.images.indexes", "featurecache.stages.export"},
+    "pyarrow": {"featurecache.images.layouts.indexes", "featurecache.stages.export"},
     "click": {
         "featurecache.cli",
         "featurecache.options",

@@ -44,6 +44,8 @@ def inspect(data: str, as_json: bool, quiet: bool) -> None:
         )
     terminal.table([dataclasses.asdict(row) for row in result.unreadable], "unreadable")
     click.echo(f"unreadable files: {len(result.unreadable)}")
+    for note in result.notes:
+        click.echo(terminal.printable(f"note: {note}"))
 
 
 @click.group(invoke_without_command=True)

@@ -11,7 +11,7 @@ from featurecache import durable
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.images.datasets import open_dataset
-from featurecache.images.indexes import write_index
+from featurecache.images.layouts.indexes import write_index
 from featurecache.images.samples import items_of
 
 

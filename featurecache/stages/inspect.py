@@ -57,7 +57,8 @@ class Inspection:
     """What `inspect` found; `dataclasses.asdict` of it can be written as JSON.
 
     `bytes` is the sum of the encoded sizes; `duplicates` is how many images repeat the bytes of
-    another one; `sizes` is None where no image could be decoded.
+    another one; `sizes` is None where no image could be decoded. `notes` say what looks like a part
+    of the dataset and is not used.
     """
 
     root: str
@@ -70,6 +71,7 @@ class Inspection:
     bytes: int
     duplicates: int
     unreadable: list[Unreadable]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspec
             for sample, one in zip(samples, seen, strict=True)
             if one.reason
         ],
+        notes=list(dataset.notes),
     )
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from featurecache import places
 from featurecache.errors import BadInput, one_line
+from featurecache.images.layouts.contents import Contents, Entry, first_few
+from featurecache.images.names import PICTURE_SUFFIXES, is_picture, split_of
 from featurecache.images.samples import MAX_FILE, Member
 
 _MOST_LABEL = 1024  # bytes of a .cls file
 _BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
 
 
-def shards(data: str | Path) -> list[Path]:
+def shard_paths(data: str | Path) -> list[Path]:
     """The tar files that `data` means: one, `NAME-{000..099}.tar`, or those of a folder."""
     text = str(data)
     match = _BRACES.fullmatch(text)
@@ -37,12 +40,21 @@ def shards(data: str | Path) -> list[Path]:
         raise BadInput(f"{data}: can't be listed ({error.strerror or error})") from error
 
 
-def members(
-    shard: Path, suffixes: tuple[str, ...], splits: dict[str, str]
-) -> Iterator[tuple[str, str | None, Member, str]]:
-    """(split, class or None, where, id) of each image of a shard. Raises BadInput."""
+def tar_shards(data: str, paths: Sequence[Path]) -> Contents:
+    """The images of the tar files `paths`, which `data` means. Raises BadInput."""
+    if not paths:
+        raise BadInput(f"{data}: holds no .tar shards")
+    found = [entry for path in paths for entry in _members(path)]
+    twice = [name for name, count in Counter(e.id for e in found).items() if count > 1]
+    if twice:
+        raise BadInput(f"{data}: {len(twice)} names stand twice in shards: {first_few(twice)}")
+    return Contents(root=data, layout="tar shards", entries=found)
+
+
+def _members(shard: Path) -> Iterator[Entry]:
+    """The images of one shard."""
     words = (re.split(r"[-_.]", shard.name.lower())[0], shard.parent.name.lower())
-    split = next((splits[word] for word in words if word in splits), "train")
+    split = next((split for word in words if (split := split_of(word))), "train")
     labels: dict[str, str] = {}
     found: list[tuple[str, str, Member]] = []
     try:
@@ -54,14 +66,14 @@ def members(
                 if ending.lower() == "cls" and one.size <= _MOST_LABEL:
                     reader = tar.extractfile(one)
                     labels[key] = reader.read().decode("utf-8").strip() if reader else ""
-                elif f".{ending.lower()}" in suffixes and one.size <= MAX_FILE:
+                elif is_picture(one.name) and one.size <= MAX_FILE:
                     found.append((key, one.name, Member(shard, one.offset_data, one.size)))
     except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
         raise BadInput(f"{shard}: not a tar shard that can be read ({one_line(error)})") from error
     if not found:
-        raise BadInput(f"{shard}: holds no images ({', '.join(suffixes)})")
+        raise BadInput(f"{shard}: holds no images ({', '.join(PICTURE_SUFFIXES)})")
     for key, name, member in found:
         label = labels.get(key) or None
         if label is None and split != "test":
             raise BadInput(f"{shard}: {name} has no label; expected {key}.cls beside it")
-        yield split, label, member, f"{shard.stem}/{name}"
+        yield Entry(split, label, member, f"{shard.stem}/{name}")
