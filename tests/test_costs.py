@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurecache import records
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from tests.keys import vector_key, view_key
 
 ITEMS = [hashlib.sha256(bytes([n])).digest() for n in range(8)]
 
@@ -24,7 +24,7 @@ def cache(tmp_path: Path) -> Cache:
 
 
 def space(cache: Cache, view: int) -> Space:
-    key = records.vector_key({"draw": view}, {"name": "net"}, "f32")
+    key = vector_key(view_key(view))
     return cache.space(key, f"view_{view}", "net")
 
 

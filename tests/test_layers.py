@@ -24,7 +24,16 @@ BELOW = {  # the ground has steps too
 }
 FLOOR = {
     f"featurecache.{name}"
-    for name in ("copies", "durable", "executors", "items", "locks", "notebook", "records")
+    for name in [
+        "copies",
+        "durable",
+        "executors",
+        "items",
+        "json_files",
+        "locks",
+        "notebook",
+        "records",
+    ]
 }
 EXECUTORS = ("crew", "cluster", "pool", "processes")  # on the floor too, in a room of their own
 FLOOR |= {f"featurecache.executors.{name}" for name in EXECUTORS}

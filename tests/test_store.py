@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,9 @@ from featurecache import durable, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from tests.keys import vector_key, view_key
 
-KEY = {"format": 1, "view": None, "backbone": {"name": "b"}, "precision": "f32"}
+KEY = vector_key()
 DIM = 5
 
 
@@ -127,7 +129,9 @@ def test_pictures_are_read(tmp_path: Path) -> None:
         "offsets": np.cumsum([0, *map(len, contents)], dtype=np.uint64),
     }
     items = [item(n) for n in range(3)]
-    cache.space({"view": 1}, "spatial_1").commit(items, arrays, {items[1]: "bad"}, {}, 0.1)
+    cache.space(records.picture_key(view_key()), "spatial_1").commit(
+        items, arrays, {items[1]: "bad"}, {}, 0.1
+    )
     (space,) = cache.spaces()
     assert (space.view, space.backbone) == ("spatial_1", None)
     assert [space.picture(i) for i in items] == contents
@@ -147,7 +151,7 @@ def test_the_record_says_what_the_shard_is(tmp_path: Path) -> None:
     assert record.item_list == [item(3), item(1), item(2)]
     assert record.shard == hashlib.sha256(b"".join(record.item_list)).hexdigest()
     assert record.provenance == {"engine": "test"}
-    assert record.made["seconds"] == 0.5
+    assert record.made.seconds == 0.5
     data = (space.path / record.file).read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (record.size, record.sha256)
     assert files_of(space) == {"space.json", f"{record.shard}.json", record.file}
@@ -386,7 +390,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     [
         ('{"format": "featurecache cache", "version": 2}', "format 2; this featurecache reads up"),
         ('{"format": "another cache", "version": 1}', "not of a featurecache cache"),
-        ('{"format": "featurecache cache", "version": "1"}', "not of a featurecache cache"),
+        ('{"format": "featurecache cache", "version": "1"}', "can't be understood: version"),
         ('{"format": "featurecache cache"}', "can't be understood"),
         ("[]", "can't be understood"),
         ("", "can't be understood"),
@@ -500,3 +504,11 @@ def test_a_failing_fsync_commits_nothing(
     commit(tmp_path, [1, 2, 3])
     assert set(space_of(tmp_path).rows) == {item(n) for n in (1, 2, 3, 9)}
     used(tmp_path)
+
+
+def test_a_note_names_a_run_folder_of_any_bytes(tmp_path: Path) -> None:
+    space, _ = commit(tmp_path / "cache", [1])
+    run = Path(os.fsdecode(bytes(tmp_path) + b"/r\xff"))
+    run.mkdir()
+    assert Cache(tmp_path / "cache").note_run(run, [space.path.name])
+    assert Cache(tmp_path / "cache").runs() == {space.path.name: [run]}

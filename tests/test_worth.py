@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 
-from featurecache import records
 from featurecache.errors import BadInput, DamagedCache, NotCached, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads import checkpoints, stacks, training
@@ -23,6 +22,7 @@ from featurecache.images.views import find_view
 from featurecache.stages.gc import gc
 from featurecache.stages.worth import Worth, same_steps, worth
 from featurecache.study.gains import Gain
+from tests.keys import vector_key
 
 SCHEDULE: dict[str, Any] = {
     "backbone": "net",
@@ -78,7 +78,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = dict(zip(VIEWS, (none, spatial, none, color), strict=True))
     unique = {item: place for place, item in enumerate(items)}
     for view, array in shown.items():
-        key = records.vector_key(find_view(view).key(), {"name": "net", "weights": "w"}, "f32")
+        key = vector_key(find_view(view).key())
         places = list(unique.values())
         made.space(key, view, "net").commit(list(unique), {"features": array[places]}, {}, {}, 8.0)
     return root

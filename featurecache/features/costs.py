@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from featurecache.features.spaces import Record, Space
+from featurecache.features.space_files import Record
+from featurecache.features.spaces import Space
 
 _AT_ONCE = 2.0  # seconds between the beginnings of shards that one command made together
 
@@ -29,22 +30,22 @@ def seconds_to_make(space: Space, items: Iterable[bytes], spaces: Sequence[Space
             for other in others
             if other.has(record.shard)
         ]
-        together = 1 + sum(_at_once((record.made["host"], _began(record)), one) for one in beside)
-        total += float(record.made["seconds"]) * rows / len(record.item_list) / together
+        together = 1 + sum(_at_once((record.made.host, _began(record)), one) for one in beside)
+        total += record.made.seconds * rows / len(record.item_list) / together
     return total
 
 
 @functools.lru_cache(maxsize=1 << 16)  # a report asks for each as often as it has views
-def _begun(path: Path) -> tuple[str | float, float]:
+def _begun(path: Path) -> tuple[str, float]:
     """The host that made the shard of a commit record, and when it began."""
     record = Space(path.parent, {}, "", None).read_record(path)
-    return record.made["host"], _began(record)
+    return record.made.host, _began(record)
 
 
-def _at_once(one: tuple[str | float, float], other: tuple[str | float, float]) -> bool:
+def _at_once(one: tuple[str, float], other: tuple[str, float]) -> bool:
     return one[0] == other[0] and abs(one[1] - other[1]) < _AT_ONCE
 
 
 def _began(record: Record) -> float:
-    ended = datetime.datetime.fromisoformat(str(record.made["time"])).timestamp()
-    return ended - float(record.made["seconds"])
+    ended = datetime.datetime.fromisoformat(record.made.time).timestamp()
+    return ended - record.made.seconds

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featurecache import locks
-from featurecache.errors import BadInput, DamagedCache
+from featurecache.errors import BadInput, CannotRead, DamagedCache
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 
@@ -70,5 +70,5 @@ def _may_name(space: Space, shard: str, file: str) -> bool:
     record = space.path / f"{shard}.json"
     try:
         return record.exists() and space.read_record(record).file == file
-    except (DamagedCache, BadInput):
+    except (CannotRead, DamagedCache, BadInput):
         return True

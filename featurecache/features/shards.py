@@ -19,17 +19,17 @@ import pydantic
 
 from featurecache import records
 from featurecache.errors import DamagedCache
+from featurecache.json_files import Strict
 
 FLAT = ("status", "offsets", "pictures")  # arrays of one dimension; the others have two
 OK, UNDECODABLE = 0, 1  # the status of a row; an undecodable image keeps its slot, in zeros
 
 
-class Array(pydantic.BaseModel):
+class Array(Strict):
     """Where one array lies in a shard's bytes."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
     dtype: str = pydantic.Field(pattern=r"^(<f4|\|u1|<u8)$")
-    shape: tuple[pydantic.NonNegativeInt, ...]
+    shape: tuple[pydantic.NonNegativeInt, ...] = pydantic.Field(strict=False)  # JSON has lists
     offset: pydantic.NonNegativeInt
 
 

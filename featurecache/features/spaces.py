@@ -19,51 +19,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import pydantic
 
 from featurecache import copies, durable, locks, places, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.features import shards
+from featurecache.features.space_files import MAX_RECORD, Made, Record, check_checksum
 from featurecache.items import Items, Lookup
+from featurecache.json_files import read_model
 from featurecache.notebook import html_table
 from featurecache.regular import read_regular
 
 _RECORD = re.compile(r"(?!space\.).*\.json")
 _REQUESTS = 16  # to an object store at a time
-MOST_RECORD = 256 << 20  # bytes; 64 a row, and what is said of the shard
 
 Found = TypeVar("Found")
-Packed = Annotated[
-    bytes,
-    pydantic.BeforeValidator(lambda v: bytes.fromhex(v) if isinstance(v, str) else v),
-    pydantic.PlainSerializer(bytes.hex),
-]
-Hex64 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Record(pydantic.BaseModel):
-    """The commit record of a shard: it exists, therefore the shard does, with these bytes."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-    format: int
-    space: str
-    shard: str
-    file: str = pydantic.Field(pattern=r"^[0-9a-f]{64}-[0-9a-f]{16}\.h5$")
-    size: pydantic.NonNegativeInt
-    sha256: str
-    arrays: dict[str, shards.Array]
-    items: Packed  # 32 bytes a row; in the file 64 hex digits
-    row_sum: Hex64
-    failed: dict[Hex64, str]  # item -> why it could not be decoded
-    provenance: dict[str, str]
-    made: dict[str, str | float]
-
-    @cached_property
-    def item_list(self) -> list[bytes]:
-        return [self.items[i : i + 32] for i in range(0, len(self.items), 32)]
 
 
 class Space:
@@ -258,26 +230,21 @@ class Space:
         return insisted(path, lambda: self._record(path))
 
     def _record(self, path: Path) -> Record:
-        try:
-            data = read_own(path, MOST_RECORD)
-            value = json.loads(data)
-            whole = value.pop("checksum") == records.digest(value) and data.endswith(b"\n")
+        def check(value: records.Json, data: bytes) -> None:
+            check_checksum(value, data)
             # Asked before the fields are looked at: a newer format may have others.
-            if whole and value["format"] > records.FORMAT_VERSION:
+            version = value.get("format")
+            if isinstance(version, int) and version > records.FORMAT_VERSION:
                 raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
-            record = Record.model_validate(value)
-            shards.check_layout(record.arrays, -(-len(record.items) // 32))
-            if len(record.items) % 32:
-                raise ValueError("half an item")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise damaged(path, "not a commit record") from error
-        if (
-            not whole
-            or record.shard != hashlib.sha256(record.items).hexdigest()
-            or path.name != f"{record.shard}.json"
-            or record.space != self.path.name
-        ):
-            raise damaged(path, "a commit record that does not match its checksum")
+
+        def damage(path: Path, what: str) -> DamagedCache:
+            return damaged(path, f"not a commit record: {what}")
+
+        record = read_model(path, Record, MAX_RECORD, damage, check, follow=False)
+        try:
+            record.check_names(self.path.name, path.name)
+        except ValueError as error:
+            raise damaged(path, str(error)) from None
         return record
 
     def claim(self, shard: str) -> locks.Claim | None:
@@ -342,11 +309,11 @@ class Space:
             row_sum=f"{shards.sum_of_rows(whole):064x}",
             failed={item.hex(): reason for item, reason in failed.items()},
             provenance=dict(provenance),
-            made={
-                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "host": socket.gethostname(),
-                "seconds": round(seconds, 3),
-            },
+            made=Made(
+                time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                host=socket.gethostname(),
+                seconds=round(seconds, 3),
+            ),
         ).model_dump(mode="json")
         record["checksum"] = records.digest(record)
         try:

@@ -11,8 +11,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from featurecache import durable, locks, places, records
-from featurecache.errors import BadInput
-from featurecache.features.spaces import MOST_RECORD, Space, damaged, insisted, read_own
+from featurecache.errors import BadInput, DamagedCache
+from featurecache.features.space_files import (
+    MAX_NOTE,
+    MAX_RECORD,
+    Description,
+    Marker,
+    RunNote,
+    check_checksum,
+)
+from featurecache.features.spaces import Space, damaged, insisted
+from featurecache.json_files import read_model
 
 MARKER = "CACHE.json"
 FORMAT_NAME = "featurecache cache"
@@ -93,13 +102,10 @@ class Cache:
         found: dict[str, list[Path]] = {}
         folder = self.root / "runs"
         for path in [folder / name for name in places.names(folder) if name.endswith(".json")]:
-            try:
-                note = json.loads(path.read_bytes())
-                run, spaces = Path(note["run"]), list(note["spaces"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise damaged(path, f"not a note of a run ({error})") from error
-            for space in spaces if run.is_dir() else []:
-                found.setdefault(str(space), []).append(run)
+            note = read_note(path)
+            run = Path(note.run)
+            for space in note.spaces if run.is_dir() else []:
+                found.setdefault(space, []).append(run)
         return found
 
     def space(self, key: records.Json, view: str = "", backbone: str | None = None) -> Space:
@@ -125,19 +131,30 @@ class Cache:
         return insisted(description, lambda: self._described(path, description))
 
     def _described(self, path: Path, description: Path) -> Space:
-        try:
-            if path.is_symlink():
-                raise ValueError("its folder is a link; a cache holds none")
-            data = read_own(description, MOST_RECORD)
-            value = json.loads(data)
-            if value.pop("checksum") != records.digest(value) or not data.endswith(b"\n"):
-                raise ValueError("its checksum does not hold")
-            key, names = value["key"], value["names"]
-            if records.digest(key) != path.name:
+        if path.is_symlink():
+            raise damaged(description, "its folder is a link; a cache holds none")
+        kept: records.Json = {}
+
+        def check(value: records.Json, data: bytes) -> None:
+            check_checksum(value, data)
+            if records.digest(value.get("key")) != path.name:
                 raise ValueError("the key is not the folder's")
-            return Space(path, key, str(names["view"]), names["backbone"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise damaged(description, f"not a space's description ({error})") from error
+            kept.update(value)
+
+        def damage(path: Path, what: str) -> DamagedCache:
+            return damaged(path, f"not a space's description: {what}")
+
+        found = read_model(description, Description, MAX_RECORD, damage, check, follow=False)
+        return Space(path, kept["key"], found.names.view, found.names.backbone)
+
+
+def read_note(path: Path) -> RunNote:
+    """A note of a run in a cache. Raises CannotRead, DamagedCache."""
+
+    def damage(path: Path, what: str) -> DamagedCache:
+        return damaged(path, f"not a note of a run: {what}")
+
+    return read_model(path, RunNote, MAX_NOTE, damage, follow=False, file_names=True)
 
 
 def _unmarked(root: Path) -> bool:
@@ -147,18 +164,18 @@ def _unmarked(root: Path) -> bool:
 
 
 def _check_marker(marker: Path) -> None:
-    try:
-        data = read_own(marker, MOST_RECORD)
-        value = json.loads(data)
-        name, version = value["format"], value["version"]
+    def damage(marker: Path, what: str) -> BadInput:
+        return BadInput(f"{marker} can't be understood: {what}; is this a featurecache cache?")
+
+    def check(value: records.Json, data: bytes) -> None:
         if not data.endswith(b"\n"):
             raise ValueError("it is cut short")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadInput(f"{marker} can't be understood; is this a featurecache cache?") from error
-    if name != FORMAT_NAME or not isinstance(version, int) or version < 1:
+
+    found = read_model(marker, Marker, MAX_NOTE, damage, check, follow=False)
+    if found.format != FORMAT_NAME:
         raise BadInput(f"{marker} is not of a featurecache cache; give another --cache")
-    if version > records.FORMAT_VERSION:
+    if found.version > records.FORMAT_VERSION:
         raise BadInput(
-            f"cache {marker.parent} has format {version}; this featurecache reads up to "
+            f"cache {marker.parent} has format {found.version}; this featurecache reads up to "
             f"{records.FORMAT_VERSION}: upgrade it, or give another --cache"
         )

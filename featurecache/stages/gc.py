@@ -129,7 +129,7 @@ def _networks(space: Space) -> set[str]:
 
 
 def _last(space: Space) -> str:
-    return max((str(record.made["time"]) for record in space.records), default="")
+    return max((record.made.time for record in space.records), default="")
 
 
 def _known(kind: str, names: Sequence[str], known: set[str]) -> None:

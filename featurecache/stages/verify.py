@@ -15,7 +15,8 @@ from featurecache.executors import Progress, silent
 from featurecache.features import shards
 from featurecache.features.engines import engines_here
 from featurecache.features.leftovers import leftovers, sweep
-from featurecache.features.spaces import Record, Space
+from featurecache.features.space_files import Record
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of, sources_of

@@ -1,0 +1,170 @@
+"""What the JSON files of a cache say, as typed models (docs/format.md): the marker, the description
+of a space, the commit record of a shard, and the note of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Annotated, Any
+
+import pydantic
+
+from featurecache import records
+from featurecache.features import shards
+from featurecache.json_files import Hex64, Json, Open, Strict, UtcTime
+
+MAX_RECORD = 256 << 20  # bytes; 64 per row, and what is said of the shard
+MAX_NOTE = 1 << 20  # bytes; a run of a thousand spaces has a tenth
+_MAX_PATH = 4096  # bytes of a path, and 255 of a part of it, on the file systems of today
+_MAX_PART = 255
+
+Packed = Annotated[
+    bytes,
+    pydantic.BeforeValidator(lambda v: bytes.fromhex(v) if isinstance(v, str) else v),
+    pydantic.PlainSerializer(bytes.hex),
+]
+Seconds = Annotated[float, pydantic.Field(ge=0)]
+
+
+class Marker(Open):
+    """`CACHE.json`."""
+
+    format: str
+    version: pydantic.PositiveInt
+
+
+class PolicyKey(Open):
+    library: str
+    tree: list[Any]
+    own: dict[str, Any] | None = None
+
+
+class ViewKey(Open):
+    policy: PolicyKey
+    draw: pydantic.PositiveInt
+    seed: pydantic.NonNegativeInt
+
+
+class BackboneKey(Open):
+    """The backbone's part of a key (features/backbones.py)."""
+
+    name: str = pydantic.Field(min_length=1)
+    weights: str
+    input_size: pydantic.PositiveInt
+    interpolation: str
+    crop: float = pydantic.Field(gt=0)
+    crop_mode: str
+    mean: list[float]
+    std: list[float]
+    layer: str
+    pooling: str
+
+
+class Key(Open):
+    """The key of a space of vectors, or, without the last three fields, of pictures."""
+
+    format: pydantic.PositiveInt
+    decode: dict[str, str]
+    view: ViewKey | None
+    backbone: BackboneKey | None = None
+    precision: str | None = None
+    dtype: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _of_vectors_or_pictures(self) -> Key:
+        given = {"backbone", "precision", "dtype"} & self.model_fields_set
+        lacking = [name for name in sorted(given) if getattr(self, name) is None]
+        if given and (lacking or len(given) < 3):
+            raise ValueError("backbone, precision and dtype belong together")
+        return self
+
+
+class Names(Open):
+    """The names of a view and a backbone (None in a space of pictures), for people."""
+
+    view: str
+    backbone: str | None
+
+
+class Description(Open):
+    """`space.json`, without its checksum."""
+
+    key: Key
+    names: Names
+
+    @pydantic.model_validator(mode="after")
+    def _names_of_the_key(self) -> Description:
+        view, name = self.key.view, self.names.view
+        if not (name == "none" if view is None else name.endswith(f"_{view.draw}")):
+            raise ValueError("names.view is not the name of the key's view")
+        if (self.names.backbone is None) != (self.key.backbone is None):
+            raise ValueError("names.backbone and key.backbone: one of them is missing")
+        return self
+
+
+class Made(Open):
+    """When and where a shard was made, and how long it took."""
+
+    time: UtcTime
+    host: str
+    seconds: Seconds
+
+
+class Record(Strict):
+    """The commit record of a shard. It is written last, so its existence means that the shard is
+    complete, with these bytes."""
+
+    format: pydantic.PositiveInt
+    space: str
+    shard: str
+    file: str = pydantic.Field(pattern=r"^[0-9a-f]{64}-[0-9a-f]{16}\.h5$")
+    size: pydantic.NonNegativeInt
+    sha256: str
+    arrays: dict[str, shards.Array]
+    items: Packed  # 32 bytes a row; in the file 64 hex digits
+    row_sum: Hex64
+    failed: dict[Hex64, str]  # item -> why it could not be decoded
+    provenance: dict[str, str]
+    made: Made
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Record:
+        if len(self.items) % 32:
+            raise ValueError("items: half an item")
+        shards.check_layout(self.arrays, len(self.items) // 32)
+        return self
+
+    @cached_property
+    def item_list(self) -> list[bytes]:
+        return [self.items[i : i + 32] for i in range(0, len(self.items), 32)]
+
+    def check_names(self, space: str, file: str) -> None:
+        """Raise ValueError unless this is the record of that name in that space."""
+        if self.space != space:
+            raise ValueError("space: a commit record that is of another space")
+        if self.shard != hashlib.sha256(self.items).hexdigest() or file != f"{self.shard}.json":
+            raise ValueError("shard: a commit record that does not match its items and its name")
+
+
+def _file_name(path: object) -> str:
+    if not isinstance(path, str):
+        raise ValueError("not text")
+    parts = [part.encode("utf-8", "surrogateescape") for part in path.split("/")]
+    if "\0" in path or sum(map(len, parts)) > _MAX_PATH or max(map(len, parts)) > _MAX_PART:
+        raise ValueError("no path that can be")
+    return path
+
+
+class RunNote(Open):
+    """A file in `runs/`: a run folder, and the spaces that it was trained on."""
+
+    run: Annotated[Any, pydantic.AfterValidator(_file_name)]  # may hold bytes that are not UTF-8
+    spaces: list[str]
+
+
+def check_checksum(value: Json, data: bytes) -> None:
+    """Take the checksum out of a parsed file. Raises ValueError if it does not hold."""
+    if value.pop("checksum", None) != records.digest(value):
+        raise ValueError("a checksum that does not match")
+    if not data.endswith(b"\n"):
+        raise ValueError("cut short: it does not end in a newline")

@@ -1,0 +1,198 @@
+"""JSON files of a cache or a run folder: read, parsed strictly, and checked against a model.
+
+Others may have written them, or a bad disk changed them, and a checksum that holds says nothing
+about what a field means. Two failures stay apart: a file that cannot be read (CannotRead) may be
+sound, and only one that was read and does not fit its model is damaged (DESIGN law 4).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+
+from featurecache.errors import CannotRead, DamagedRun, FeatureCacheError, NotAFile, one_line
+from featurecache.regular import read_regular
+
+MAX_DEPTH = 100  # lists and objects in each other; a key holds a policy of up to 64 levels
+MAX_RUN_JSON = 64 << 20  # bytes; a run of a million classes has less
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+Json = dict[str, Any]
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+Damage = Callable[[Path, str], FeatureCacheError]  # the error for a file, and what is wrong with it
+
+
+class Strict(pydantic.BaseModel):
+    """The base of all models of files: no field is converted, none changes, none is unknown."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class Open(Strict):
+    """As `Strict`, for objects to which later versions may add fields; those are ignored."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+
+def _utc(text: str) -> str:
+    moment = datetime.datetime.fromisoformat(text)
+    if moment.utcoffset() != datetime.timedelta(0):
+        raise ValueError("not a time in UTC")
+    return text
+
+
+UtcTime = Annotated[str, pydantic.AfterValidator(_utc)]  # ISO 8601, as it was written
+Hex64 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+def damaged_run(
+    path: Path, what: str, remedy: str = "remove this run and train it again"
+) -> DamagedRun:
+    """The error for a file of a run folder that is not what it should be."""
+    return DamagedRun(f"{path}: {what}; {remedy}", what)
+
+
+def read_model(
+    path: Path,
+    model: type[Model],
+    max_bytes: int,
+    damage: Damage = damaged_run,
+    check: Callable[[Json, bytes], None] | None = None,
+    *,
+    follow: bool = True,
+    file_names: bool = False,
+) -> Model:
+    """The object in a JSON file as a `model`.
+
+    `check` gets the parsed object and the bytes before the model does, may take fields away, and
+    raises ValueError for what is wrong. With `file_names` text may hold lone surrogates, which
+    stand for bytes that are not UTF-8. Raises CannotRead where the file can't be read, and what
+    `damage` makes of the path and a phrase that names the field where it was read and does not fit.
+    """
+    data = read_file(path, max_bytes, damage, follow=follow)
+    try:
+        value = parse_json(data, file_names)
+        if not isinstance(value, dict):
+            raise ValueError(f"not an object but {_kind(value)}")
+        if check is not None:
+            check(value, data)
+        return fit(model, value)
+    except ValueError as error:
+        raise damage(path, one_line(error)) from None
+
+
+def read_lines(
+    path: Path, model: type[Model], max_bytes: int, damage: Damage = damaged_run
+) -> list[Model]:
+    """The objects of a file of JSON lines as models. Errors are those of `read_model`."""
+    data = read_file(path, max_bytes, damage)
+    found = []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            found.append(fit(model, parse_json(line)))
+        except ValueError as error:
+            raise damage(path, f"line {number}: {one_line(error)}") from None
+    return found
+
+
+def read_file(path: Path, max_bytes: int, damage: Damage, *, follow: bool = True) -> bytes:
+    """The bytes of a regular file of at most `max_bytes`. Raises CannotRead, what `damage` makes
+    of one that is too large or no regular file."""
+    try:
+        return read_regular(path, max_bytes, follow=follow)
+    except NotAFile as error:
+        raise damage(path, f"is {error.strerror}") from error
+    except OSError as error:
+        raise CannotRead(path, error) from error
+
+
+def fit(model: type[Model], value: object) -> Model:
+    """`value`, as `parse_json` gave it, as a `model`. Raises ValueError, which names the field."""
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise ValueError(explained(error)) from None
+
+
+def explained(error: pydantic.ValidationError) -> str:
+    """What is wrong with the first field that does not fit: `made.time: Field required`."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = one_line(ValueError(".".join(str(part) for part in first["loc"])), 100)
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message
+
+
+def parse_json(data: bytes, file_names: bool = False) -> Any:
+    """The value that JSON in UTF-8 says. Raises ValueError for what two readers may take for two
+    values (repeated names, NaN, infinity, half a surrogate pair) and for what is too deep."""
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_not_finite,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error})" if data.strip() else "empty") from None
+    except RecursionError:
+        raise ValueError(f"more than {MAX_DEPTH} levels deep") from None
+    _check_values(value, not file_names and _SURROGATE.search(data) is not None)
+    return value
+
+
+def _check_values(value: object, surrogates: bool) -> None:
+    """Raise ValueError for what is too deep, and if there may be any for lone `surrogates`."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.values()
+                inner += item if surrogates else ()
+            elif isinstance(item, list):
+                inner += item
+            elif surrogates and isinstance(item, str):
+                item.encode("utf-8")  # raises ValueError
+        if not inner:
+            return
+        level = inner
+    raise ValueError(f"more than {MAX_DEPTH} levels deep")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Json:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"{name[:100]}: is there twice")
+            seen.add(name)
+    return value
+
+
+def _not_finite(text: str) -> float:
+    raise ValueError(f"{text} is not a number that JSON can say")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large")
+    return value
+
+
+def _kind(value: object) -> str:
+    kinds = {list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number")
