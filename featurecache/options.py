@@ -46,7 +46,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "weights": click.option(
         "--weights", metavar="FILE",
-        help="Weights of the one backbone: .safetensors or .pth. (`random`: for tests.)",
+        help="Weights of the one backbone: .safetensors, .pth or .ckpt. (`random`: for tests.)",
     ),
     "input_size": click.option(
         "--input-size", type=int, help="Pixels, both sides.  [default: the model's own]"

@@ -186,18 +186,18 @@ def read_csv(data: bytes) -> None:
 
 def read_safetensors(data: bytes) -> None:
     """A weights file of safetensors."""
-    from featurecache.features.backbones import _read_tensors
+    from featurecache.features.weights import read_tensors
 
     path = _file("weights.safetensors", data)
-    _told(lambda: _read_tensors(path))
+    _told(lambda: read_tensors(path))
 
 
 def read_pickle(data: bytes) -> None:
     """A weights file of torch."""
-    from featurecache.features.backbones import _read_tensors
+    from featurecache.features.weights import read_tensors
 
     path = _file("weights.pth", data)
-    _told(lambda: _read_tensors(path))
+    _told(lambda: read_tensors(path))
 
 
 def _told(read: Callable[[], Any]) -> None:

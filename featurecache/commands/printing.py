@@ -31,6 +31,8 @@ def made(result: Any, as_json: bool, allow_failed: bool) -> int:
             f"{result.seconds:.1f} s, {result.images_per_second:,.1f} images/s"
             + (f", bound by {result.bound}" if getattr(result, "bound", "") else "")
         )
+    for note in getattr(result, "notes", ()):
+        click.echo(terminal.printable(note), err=True)
     return failed(result.failed, allow_failed)
 
 

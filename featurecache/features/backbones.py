@@ -9,8 +9,6 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-import pickle
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,13 @@ from featurecache.errors import (
     one_line,
 )
 from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
+from featurecache.features.weights import (
+    check_weights,
+    digest_of_tensors,
+    load_weights,
+    read_tensors,
+    without_counters,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +56,8 @@ PACKAGED = {
     ),
 }
 
+MIN_INPUT_SIZE, MAX_INPUT_SIZE = 8, 4096  # pixels; a batch of 16 at 4096 takes 800 MB by itself
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -64,6 +71,7 @@ class Backbone:
     module: torch.nn.Module = field(compare=False, repr=False)
     layer: str = "pre_logits"
     pooling: str = "model"
+    notes: tuple[str, ...] = field(default=(), compare=False)  # which weights a file gave
 
     def key(self) -> records.Json:
         """The backbone's part of a space key (law 2)."""
@@ -104,14 +112,14 @@ def load_backbone(
     model = check_name(name)
     preprocess = _preprocess(model, input_size, crop, interpolation)
     layer, pooling = check_layer(name, layer, pooling)
-    module = load_module(name, model, weights, classifier=False)
-    digest = _digest_of_tensors(module)  # of all of it: one network has one digest
+    module, notes = _load(name, model, weights, classifier=False)
+    digest = digest_of_tensors(module)  # of all of it: one network has one digest
     if weights == "random":
         digest = f"random-{digest}"
     if layer != PRE_LOGITS:
         module = Reader(module, layer, pooling)
     dim = _dim(model, module, preprocess)
-    return Backbone(name, model, digest, preprocess, dim, module, layer, pooling)
+    return Backbone(name, model, digest, preprocess, dim, module, layer, pooling, tuple(notes))
 
 
 def backbone_of_key(name: str, key: records.Json, weights: str | Path | None = None) -> Backbone:
@@ -137,6 +145,13 @@ def load_module(
     name: str, model: str, weights: str | Path | None, *, classifier: bool
 ) -> torch.nn.Module:
     """The network in evaluation mode, without its classifier (a vector) or with it (logits)."""
+    return _load(name, model, weights, classifier=classifier)[0]
+
+
+def _load(
+    name: str, model: str, weights: str | Path | None, *, classifier: bool
+) -> tuple[torch.nn.Module, list[str]]:
+    """The network, its numbers checked whatever their source; notes on the choice of weights."""
     import timm
     import torch
 
@@ -147,11 +162,16 @@ def load_module(
         else:
             kwargs: dict[str, Any] = {} if classifier else {"num_classes": 0}
             module = timm.create_model(model, pretrained=False, **kwargs)
-    if weights is None and name in PACKAGED:
-        _load_packaged(name, module)
-    elif weights is not None and weights != "random":
-        _load_file(Path(weights), module, timm.get_pretrained_cfg(model).classifier)
-    return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    notes: list[str] = []
+    if weights is not None and weights != "random":
+        notes = load_weights(Path(weights), module, timm.get_pretrained_cfg(model).classifier)
+        check_weights(module, BadInput, f"--weights {weights}")
+    else:
+        if weights is None and name in PACKAGED:
+            _load_packaged(name, module)
+        kind = "published" if weights is None else weights
+        check_weights(module, BackboneUnavailable, f"backbone {name}: its {kind} weights")
+    return module.eval().requires_grad_(False), notes
 
 
 def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str, str]:
@@ -237,10 +257,15 @@ def _preprocess(
     size = height if input_size is None else input_size
     if input_size is None and height != width:
         raise BadInput(f"backbone {model}: its input is {height}x{width}; give --input-size")
-    if size < 8:
-        raise BadInput(f"input size {size}: must be 8 or more")
+    if not MIN_INPUT_SIZE <= size <= MAX_INPUT_SIZE:
+        raise BadInput(f"input size {size}: must be {MIN_INPUT_SIZE} to {MAX_INPUT_SIZE}")
     if config.fixed_input_size and size != height:
         raise BadInput(f"backbone {model} only takes input size {height}, not {size}")
+    if crop is None and data["crop_pct"] > 1:
+        raise BadInput(
+            f"backbone {model}: its own crop is {data['crop_pct']:g}, which surrounds the picture "
+            "with a black frame; that is not supported: give --crop 1, or less"
+        )
     crop = float(data["crop_pct"] if crop is None else crop)
     if not 0 < crop <= 1:
         raise BadInput(f"crop {crop}: must be above 0 and at most 1 (1 keeps the whole image)")
@@ -261,15 +286,29 @@ def _dim(model: str, module: torch.nn.Module, preprocess: Preprocess) -> int:
     size = preprocess.input_size
     try:
         with torch.inference_mode():
-            out = module(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError) as error:  # most shrink the map, until nothing is left
+            # Not zeros: a network without biases would give zeros whatever its weights.
+            out = module(torch.linspace(-1, 1, 3 * size * size).reshape(1, 3, size, size))
+    except (RuntimeError, AssertionError) as error:
+        # Most shrink the map until nothing is left; some divide it, or run out of memory.
         raise BadInput(
-            f"backbone {model} does not take input size {size} ({one_line(error)}); give a larger "
-            "--input-size"
+            f"backbone {model} does not take input size {size} ({one_line(error)}); give another "
+            f"--input-size, or none: its own is {_own_size(model)}"
         ) from error
     if out.ndim != 2:
         raise BadInput(f"backbone {model} gives {tuple(out.shape)}, not one vector an image")
+    if not torch.isfinite(out).all():  # large weights, each of them finite, can overflow
+        raise BadInput(
+            f"backbone {model}: its vector of a test picture is not finite (NaN or infinity); "
+            "take other --weights"
+        )
     return int(out.shape[1])
+
+
+def _own_size(model: str) -> int:
+    import timm
+
+    config = timm.get_pretrained_cfg(model)
+    return int(timm.data.resolve_data_config(pretrained_cfg=config.to_dict())["input_size"][-1])
 
 
 def _from_hub(model: str, classifier: bool) -> Any:
@@ -321,8 +360,8 @@ def _load_packaged(name: str, module: Any) -> None:
             f"backbone {name}: {path} is missing or is not the file that was tested; reinstall "
             f"{package.replace('_', '-')}==0.1.0"
         )
-    given = _without_counters(_read_tensors(path))
-    wanted = _without_counters(module.state_dict())
+    given = without_counters(read_tensors(path)[0])
+    wanted = without_counters(module.state_dict())
     # The package names the same tensors otherwise, in the same order; shapes guard the mapping.
     # The classifier is last: a module without it takes all but those two.
     spare = len(given) - len(wanted)
@@ -332,73 +371,3 @@ def _load_packaged(name: str, module: Any) -> None:
     if spare not in (0, 2) or not shapes_match:
         raise BackboneUnavailable(f"backbone {name}: {path} does not fit timm's {type(module)}")
     module.load_state_dict(dict(zip(wanted, given.values(), strict=False)), strict=False)
-
-
-def _load_file(path: Path, module: Any, classifier: str | tuple[str, ...] | None) -> None:
-    """Load a weights file: every tensor of the network must be in it, in the right shape."""
-    if not path.is_file():
-        raise BadInput(f"--weights {path}: no such file")
-    given = _read_tensors(path)
-    wanted = module.state_dict()
-    ends = (classifier,) if isinstance(classifier, str) else classifier or ()
-    # Counters of batches seen are no weights; a classifier is not part of a vector.
-    missing = _without_counters({n: t for n, t in wanted.items() if n not in given})
-    extra = [n for n in given if n not in wanted and not n.startswith(tuple(f"{e}." for e in ends))]
-    misfit = [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
-    if missing or extra or misfit:
-        counts = f"{len(missing)} missing, {len(extra)} unknown, {len(misfit)} of another shape"
-        first = next(iter([*missing, *extra, *misfit]))
-        raise BadInput(
-            f"--weights {path}: does not fit the backbone ({counts}; first: {first}); "
-            "name the backbone that these weights were trained as"
-        )
-    module.load_state_dict({n: t for n, t in given.items() if n in wanted}, strict=False)
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or .pth file, by name. Never runs code from the file."""
-    import torch
-    from safetensors.torch import load_file
-
-    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
-        raise BadInput(f"--weights {path}: expected a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)  # type: ignore[no-any-return]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's version: what matters is raised
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own words advise to run the file's code
-        raise BadInput(
-            f"--weights {path}: not a weights file that can be read safely: no pickle, or one that "
-            "holds more than tensors and could run code; save the state_dict alone, or .safetensors"
-        ) from error
-    except Exception as error:
-        raise BadInput(
-            f"--weights {path}: not a weights file that can be read safely ({one_line(error)})"
-        ) from error
-    for wrapper in ("state_dict", "model"):  # how training scripts commonly wrap them
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(torch.is_tensor(t) for t in loaded.values()):
-        raise BadInput(f"--weights {path}: holds no mapping of names to tensors")
-    return loaded
-
-
-def _without_counters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}
-
-
-def _digest_of_tensors(module: Any) -> str:
-    """SHA-256 over name, dtype, shape and bytes of all tensors, in order of their names.
-
-    Not of the file: the same weights as .pth and as .safetensors are one key.
-    """
-    import torch
-
-    total = hashlib.sha256()
-    for name, tensor in sorted(_without_counters(module.state_dict()).items()):
-        head = [name, str(tensor.dtype), list(tensor.shape)]
-        total.update(records.canonical(head))
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()

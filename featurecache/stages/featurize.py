@@ -76,6 +76,7 @@ class Featurized:
     # Another precision than f32 has a cost, which is measured (law 9): for each backbone, the least
     # cosine between its vectors and those in f32, on the first batch.
     least_cosine: dict[str, float]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ def featurize(
         {part: round(tally.spent[part], 3) for part in SPENT},
         [space.summary() for space in spaces],
         tally.least_cosine,
+        [note for backbone in request.backbones for note in backbone.notes],
     )
 
 

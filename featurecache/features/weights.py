@@ -1,0 +1,200 @@
+"""Weights files: the tensors of a checkpoint that are a network's, and the check of their numbers.
+
+docs/cli.md has the table of the names that are recognised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache import records
+from featurecache.errors import BadInput, FeatureCacheError, one_line
+
+if TYPE_CHECKING:
+    import torch
+
+# What training scripts call the weights in what they save, the first that is there counts. Averaged
+# weights (EMA) come before the others, as in timm.models.load_state_dict.
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema")
+PLAIN = ("state_dict", "model", "model_state_dict", "params", "net", "module")
+# The modules around a network whose names stand before those of its tensors: of DDP, of a
+# LightningModule, of an average.
+AROUND = ("module", "model", "net", "network", "backbone", "encoder")
+AROUND_AVERAGED = ("model_ema", "ema_model", "ema", "averaged_model")
+# What torch.compile, FSDP and activation checkpointing put anywhere into a name.
+INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+
+def load_weights(path: Path, module: Any, classifier: str | tuple[str, ...] | None) -> list[str]:
+    """Load a weights file: every tensor of the network must be in it, in the right shape.
+
+    Notes say which weights were taken where the file holds several. Raises BadInput.
+    """
+    if not path.is_file():
+        raise BadInput(f"--weights {path}: no such file")
+    tensors, notes = read_tensors(path)
+    wanted = without_counters(module.state_dict())
+    prefix = _prefix(path, tensors, wanted, notes)
+    inner = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    ends = (classifier,) if isinstance(classifier, str) else classifier or ()
+    # Counters of batches seen are no weights; a classifier is not part of a vector.
+    missing = [name for name in wanted if name not in inner]
+    known = module.state_dict()
+    extra = [n for n in inner if n not in known and not n.startswith(tuple(f"{e}." for e in ends))]
+    misfit = [n for n in wanted if n in inner and wanted[n].shape != inner[n].shape]
+    if missing or extra or misfit:
+        counts = f"{len(missing)} missing, {len(extra)} unknown, {len(misfit)} of another shape"
+        first = next(iter([*missing, *extra, *misfit]))
+        raise BadInput(
+            f"--weights {path}: does not fit the backbone ({counts}; first: {first}); "
+            "name the backbone that these weights were trained as"
+        )
+    for name, tensor in wanted.items():
+        if tensor.is_floating_point() and not inner[name].is_floating_point():
+            raise BadInput(
+                f"--weights {path}: {name} holds {inner[name].dtype}, not floating-point numbers; "
+                "quantised weights are not supported: give those from before quantisation"
+            )
+    module.load_state_dict({n: t for n, t in inner.items() if n in known}, strict=False)
+    return notes
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors of a weights file by name, and notes. Never runs code from the file."""
+    import torch
+
+    loaded, chosen = _read(path), []
+    while isinstance(loaded, Mapping):
+        held = [n for n in (*AVERAGED, *PLAIN) if isinstance(loaded.get(n), Mapping)]
+        if not held:
+            break
+        loaded = loaded[held[0]]
+        chosen.append(held)
+    tensors = {}
+    for name, tensor in loaded.items() if isinstance(loaded, Mapping) else ():
+        if isinstance(name, str) and torch.is_tensor(tensor):
+            tensors[_without(name, INSIDE)] = tensor
+    if not tensors:
+        raise BadInput(
+            f"--weights {path}: holds no mapping of names to tensors, not under any of "
+            f"{', '.join((*AVERAGED, *PLAIN))} either"
+        )
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
+            raise BadInput(f"--weights {path}: {name} is not a plain tensor; save it dense")
+    notes = [_note(path, held[0], held[1:]) for held in chosen if len(held) > 1]
+    return tensors, notes
+
+
+def _read(path: Path) -> Any:
+    import torch
+    from safetensors.torch import load_file
+
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise BadInput(
+            f"--weights {path}: expected a .safetensors, .pth, .pt, .bin, .ckpt or .tar file"
+        )
+    try:
+        if suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's version: what matters is raised
+            # timm's own training script saves its arguments too; a Namespace only holds values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own words advise to run the file's code
+        raise BadInput(
+            f"--weights {path}: not a weights file that can be read safely: no pickle, or one that "
+            "holds more than tensors and could run code; save the state_dict alone, or .safetensors"
+        ) from error
+    except Exception as error:
+        raise BadInput(
+            f"--weights {path}: not a weights file that can be read safely ({one_line(error)})"
+        ) from error
+
+
+def _prefix(path: Path, tensors: Iterable[str], wanted: Iterable[str], notes: list[str]) -> str:
+    """What stands before the network's names in a file: "" or modules around it (`model.`)."""
+    names, anchor = set(tensors), next(iter(wanted), "")
+    before = {name.removesuffix(anchor) for name in names if name.endswith(anchor)}
+    known = {*AROUND, *AROUND_AVERAGED, ""}
+    before = {p for p in before if known.issuperset(p.split(".")) and p[-1:] in ("", ".")}
+    whole = sorted(p for p in before if all(p + name in names for name in wanted))
+    averaged = [p for p in whole if not set(AROUND_AVERAGED).isdisjoint(p.split("."))]
+    plain = [p for p in whole if p not in averaged]
+    chosen = averaged or plain
+    if len(chosen) > 1:
+        raise BadInput(
+            f"--weights {path}: holds several networks of these names, below "
+            f"{', '.join(map(repr, chosen))}; save the one that is meant by itself"
+        )
+    if averaged and plain:
+        notes.append(_note(path, averaged[0], plain))
+    # Of a file that does not fit, the error speaks of the names below the likeliest prefix.
+    return chosen[0] if chosen else max(sorted(before), key=len, default="")
+
+
+def _note(path: Path, taken: str, others: Iterable[str]) -> str:
+    also = ", ".join(repr(name) for name in others)
+    kind = "the averaged ones (EMA)" if _is_averaged(taken) else "those"
+    return f"--weights {path}: took {kind} below {taken!r}; the file also holds {also}"
+
+
+def _is_averaged(name: str) -> bool:
+    return name in AVERAGED or not set(AROUND_AVERAGED).isdisjoint(name.split("."))
+
+
+def _without(name: str, parts: Iterable[str]) -> str:
+    for part in parts:
+        name = name.replace(part, "")
+    return name
+
+
+def check_weights(module: Any, error: type[FeatureCacheError], source: str) -> None:
+    """Raise `error` if a number of the network is not finite, or a variance is negative.
+
+    Some engines turn NaN into 0 on their way (ReLU as max(x, 0)), so vectors alone don't show it.
+    """
+    import torch
+
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        low, high = (float(end) for end in torch.aminmax(tensor))
+        if not (-float("inf") < low and high < float("inf")):  # False for NaN too
+            raise error(
+                f"{source}: {name} holds numbers that are not finite (NaN or infinity); "
+                "take an earlier checkpoint, or download the weights again"
+            )
+        if name.endswith("running_var") and low < 0:
+            raise error(
+                f"{source}: {name} holds a negative variance ({low:g}); "
+                "take an earlier checkpoint, or download the weights again"
+            )
+
+
+def without_counters(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}
+
+
+def digest_of_tensors(module: Any) -> str:
+    """SHA-256 over name, dtype, shape and bytes of all tensors, in order of their names.
+
+    Not of the file: the same weights as .pth and as .safetensors are one key.
+    """
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(without_counters(module.state_dict()).items()):
+        head = [name, str(tensor.dtype), list(tensor.shape)]
+        total.update(records.canonical(head))
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
