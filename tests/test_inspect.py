@@ -49,6 +49,22 @@ def test_inspect(tmp_path):
     assert json.loads(json.dumps(dataclasses.asdict(found)))["sizes"]["common"] == [8, 6]
 
 
+def test_pictures_by_other_names_are_counted(tmp_path):
+    save(tmp_path / "cat/1.jfif", (8, 6), format="JPEG")
+    save(tmp_path / "cat/2.JPE", (8, 6), format="JPEG")
+    save(tmp_path / "cat/photo", (8, 6), format="PNG")
+    save(tmp_path / "cat/4.jpg_large", (8, 6), format="JPEG")
+    (tmp_path / "cat/5.heic").write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic")
+    (tmp_path / "cat/6.DNG").write_bytes(b"")
+    (tmp_path / "cat/readme.txt").write_text("photos of cats")
+    found = inspect(tmp_path)
+    assert (found.images, found.unreadable) == (2, [])
+    assert found.notes == [
+        f"pictures that are not read: 1 {suffix}; convert or rename them"
+        for suffix in ("without a suffix", ".dng", ".heic", ".jpg_large")
+    ]
+
+
 def test_nothing_decodable(tmp_path):
     (tmp_path / "cat").mkdir()
     for name in ("1.jpg", "2.jpg", "3.jpg"):

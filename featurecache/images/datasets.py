@@ -46,6 +46,7 @@ LAYOUTS = (
     "digits"
 )
 
+FOLDER_LAYOUTS = {"tiny-imagenet", "split folders", "class folders"}  # others list their images
 _MAX_SHOWN = 5  # classes that a notebook shows
 
 

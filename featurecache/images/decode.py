@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin, features
 
 MAX_PIXELS = 100_000_000
 MAX_SCANS = 32  # of MAX_PIXELS: a second's work. Encoders write 1 to 12; a megabyte can hold 50,000
@@ -42,8 +42,14 @@ MAX_RATIO = 256  # a network scales the shorter side up: a line of pixels would 
 
 # Pillow opens an MPO through its JPEG plugin; naming MPO here would be a KeyError in Pillow.
 # Importing the plugins that are not Pillow's first choice registers them without all the others.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", TiffImagePlugin.TiffImageFile.format,
-           WebPImagePlugin.WebPImageFile.format)  # fmt: skip
+FORMATS: tuple[str, ...] = (
+    "JPEG", "PNG", "BMP", "GIF", "PPM", TiffImagePlugin.TiffImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+)  # fmt: skip
+if features.check("avif"):  # since Pillow 11.3, in most builds
+    from PIL import AvifImagePlugin
+
+    FORMATS += (AvifImagePlugin.AvifImageFile.format,)
 
 # What Pillow's parsers raise on broken files; test_decode.py mutates files to see it is enough.
 # MemoryError is not here: it may be the machine's fault, and then the image must not be blamed.

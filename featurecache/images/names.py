@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 PICTURE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp",
+    ".avif", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 SPLIT_WORDS = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",

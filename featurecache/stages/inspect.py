@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.executors import Progress, silent
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import FOLDER_LAYOUTS, Dataset, open_dataset
 from featurecache.images.decode import Undecodable, decode
+from featurecache.images.layouts.unread import unread_pictures
 from featurecache.images.samples import Sample
 
 _THREADS = 8  # reading waits for disks, and Pillow lets go of the interpreter while it decodes
@@ -117,8 +118,19 @@ def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspec
             for sample, one in zip(samples, seen, strict=True)
             if one.reason
         ],
-        notes=list(dataset.notes),
+        notes=[*dataset.notes, *_unread_notes(dataset)],
     )
+
+
+def _unread_notes(dataset: Dataset) -> list[str]:
+    if dataset.layout not in FOLDER_LAYOUTS or not Path(dataset.root).is_dir():
+        return []
+    counts = unread_pictures(dataset.root).items()
+    return [
+        f"pictures that are not read: {count:,} {suffix or 'without a suffix'}; convert or rename "
+        "them"
+        for suffix, count in counts
+    ]
 
 
 def _look_at_all(samples: Sequence[Sample]) -> list[_Seen]:

@@ -1,0 +1,42 @@
+"""Pictures in a dataset's folders that are not part of it because of their names."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from featurecache.images.layouts.listing import Tree
+from featurecache.images.names import is_picture
+from featurecache.images.signatures import HEAD, is_unread_picture
+from featurecache.regular import open_regular
+
+_MAX_OTHER = 1 << 50  # bytes of a file of which the first few are read
+
+
+def unread_pictures(root: str) -> dict[str, int]:
+    """Suffix -> number of the pictures below `root` that are no samples. Raises BadInput."""
+    counts: Counter[str] = Counter()
+    tree, waiting, seen = Tree(), [root], set()
+    while waiting:
+        folder = waiting.pop()
+        listing = tree.listing(folder)
+        real = os.path.realpath(folder)
+        if listing.is_own or real in seen:
+            continue
+        seen.add(real)
+        waiting += [f"{folder}/{name}" for name in listing.folders]
+        for path in Path(folder).iterdir():
+            if path.name.startswith(".") or is_picture(path.name):
+                continue
+            if is_unread_picture(path.name, _head(path)):
+                counts[path.suffix.lower()] += 1
+    return dict(sorted(counts.items()))
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open_regular(path, _MAX_OTHER) as (file, _):
+            return file.read(HEAD)
+    except OSError:  # nothing that could be read as a picture: its name decides
+        return b""
