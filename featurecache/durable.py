@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache import places
+from featurecache import locks, places
+
+_TEMPORARY = re.compile(r"\..{1,16}\.\d+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 
 def link_new(path: Path, data: bytes) -> bool:
@@ -34,6 +37,7 @@ def replace(path: Path, data: bytes) -> None:
     """Give `data` this name; readers see the old bytes or the new ones, whole."""
     if places.is_remote(path):
         return places.put(path, data)
+    sweep(path.parent)
     with _temporary(path, data) as temporary:
         temporary.replace(path)
     sync_folder(path.parent)
@@ -51,12 +55,45 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_name(path: Path) -> Path:
+    """A new name in the same folder, for what is not whole yet, or no longer."""
+    return path.with_name(f".{path.name[:16]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Is this a name that `temporary_name` gave, here or in another process?"""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+@contextlib.contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """A new, empty file beside `path`, removed in the end unless it has another name by then. It is
+    locked meanwhile, so that `sweep` leaves it alone."""
+    with contextlib.ExitStack() as held:
+        while True:
+            temporary = temporary_name(path)
+            try:
+                descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            except OSError as error:
+                error.filename = str(path)
+                raise
+            if not locks.available():  # and where an open file can't be renamed
+                os.close(descriptor)
+                break
+            locks.hold_open(descriptor)
+            if locks.is_name_of(temporary, descriptor):
+                held.callback(os.close, descriptor)
+                break
+            os.close(descriptor)  # a sweep was quicker than the lock
+        held.callback(temporary.unlink, missing_ok=True)
+        yield temporary
+
+
 @contextlib.contextmanager
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name[:16]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
-    try:
+    with temporary_file(path) as temporary:
         try:
-            with temporary.open("xb") as file:
+            with temporary.open("r+b") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -65,5 +102,27 @@ def _temporary(path: Path, data: bytes) -> Iterator[Path]:
                 error.filename = str(path)  # write and fsync do not say which file was refused
             raise
         yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove the temporary files in a folder whose owner is gone; gives those that are removed.
+
+    An owner holds a lock on its file, which the kernel drops when it ends, however it ends. Where
+    there are no locks nothing is removed.
+    """
+    names = (entry.name for entry in os.scandir(folder))
+    temporary = sorted(folder / name for name in names if is_temporary(name))
+    return [path for path in temporary if remove_abandoned(path)]
+
+
+def remove_abandoned(path: Path) -> bool:
+    """Remove a temporary file, if its owner is gone and this user may."""
+    with contextlib.suppress(OSError):  # of another user, or removed by another sweep
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            if locks.is_abandoned(descriptor) and locks.is_name_of(path, descriptor):
+                path.unlink()
+                return True
+        finally:
+            os.close(descriptor)
+    return False

@@ -23,6 +23,11 @@ except ImportError:  # not a POSIX system
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 
 
+def available() -> bool:
+    """Does this platform have locks? A file system may still have none."""
+    return fcntl is not None
+
+
 class Claim:
     """A piece of work that this process is at, until `release`."""
 
@@ -33,25 +38,55 @@ class Claim:
     def release(self) -> None:
         """Let others have it. The second call does nothing."""
         if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)  # while it is held: nobody else owns the name
+            # Of those who share it the last one removes the name: nobody else owns it then.
+            if _lock(self._descriptor, exclusive=True, wait=False, without=False):
+                self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def claim(path: Path) -> Claim | None:
     """Claim the work that the lock file `path` stands for; None while another process has it."""
+    return _claim(path, exclusive=True)
+
+
+def claim_shared(path: Path) -> Claim:
+    """Claim it together with others who share it, once nobody has it alone."""
+    claim = _claim(path, exclusive=False)
+    assert claim is not None
+    return claim
+
+
+def _claim(path: Path, exclusive: bool) -> Claim | None:
     if places.is_remote(path):
         return Claim(path, None)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        if not _lock(descriptor, exclusive=True, wait=False):
+        descriptor = os.open(path, (os.O_RDWR if exclusive else os.O_RDONLY) | os.O_CREAT, 0o666)
+        if not _lock(descriptor, exclusive=exclusive, wait=not exclusive):
             os.close(descriptor)
             return None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return Claim(path, descriptor)
+        if is_name_of(path, descriptor):
+            return Claim(path, descriptor)
         os.close(descriptor)  # the last holder removed this name as we opened it: once more
+
+
+def is_name_of(path: Path, descriptor: int) -> bool:
+    """Does an open file still have this name?"""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+    return False
+
+
+def hold_open(descriptor: int) -> None:
+    """Lock an open file until it is closed."""
+    _lock(descriptor, exclusive=True, wait=True)
+
+
+def is_abandoned(descriptor: int) -> bool:
+    """Does nobody else hold this open file? Until it is closed nobody will. False where there are
+    no locks."""
+    return _lock(descriptor, exclusive=True, wait=False, without=False)
 
 
 @contextlib.contextmanager

@@ -16,10 +16,11 @@ from featurecache.features.store import Cache
 PACKAGE = Path(__file__).parent.parent / "featurecache"
 
 # A room may import what stands below it, and only that; wings are three rooms of one height.
-GROUND = {f"featurecache.{name}" for name in ("errors", "places", "regular", "retries")}
+GROUND = {f"featurecache.{name}" for name in ("errors", "locks", "places", "regular", "retries")}
 BELOW = {  # the ground has steps too
     "featurecache.retries": {"featurecache.errors"},
     "featurecache.places": {"featurecache.errors", "featurecache.retries"},
+    "featurecache.locks": {"featurecache.places"},
     "featurecache.regular": {f"featurecache.{name}" for name in ("errors", "places", "retries")},
 }
 FLOOR = {
@@ -30,7 +31,6 @@ FLOOR = {
         "executors",
         "items",
         "json_files",
-        "locks",
         "notebook",
         "records",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurecache import durable, records
+from featurecache import durable, locks, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -436,10 +437,25 @@ def test_a_read_only_cache_is_said_at_once(tmp_path: Path, monkeypatch: pytest.M
     def refused(path: Path, *_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refused)
+    monkeypatch.setattr(durable, "temporary_file", refused)
     with pytest.raises(BadInput, match=r"can't be written \(Permission denied\)"):
         Cache(tmp_path).create()
     assert set(space_of(tmp_path).rows) == {item(1)}  # and yet it can be read
+
+
+def test_a_cache_whose_making_was_killed_is_swept_by_the_next(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    begun = durable.temporary_name(root)
+    begun.mkdir()
+    (begun / "CACHE.json").write_text("{}\n")
+    with locks.together(tmp_path):  # a process makes one now
+        Cache(root).create()
+    assert begun.exists()
+    shutil.rmtree(root)
+    mine = durable.temporary_name(root)  # its name fits, what is in it does not
+    (mine / "pictures").mkdir(parents=True)
+    Cache(root).create()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, "cache"])
 
 
 # ---- a disk that refuses ----

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache import locks
+from featurecache import durable, locks
 from featurecache.errors import BadInput, CannotRead, DamagedCache
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -34,17 +34,25 @@ def sweep(cache: Cache) -> list[Path]:
     gone = []
     for folder in _folders(cache):
         with locks.alone(folder) as undisturbed:
-            for path in _in(cache, folder) if undisturbed else []:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-                gone.append(path)
+            gone += [path for path in _in(cache, folder) if undisturbed and remove(path)]
     for path in sorted((cache.root / "locks").glob("*-*")):
         claim = locks.claim(path)
         if claim is not None:
             claim.release()
     return sorted(gone)
+
+
+def remove(path: Path) -> bool:
+    """Remove what a killed process left. False where its process is still alive."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return True
+    if not path.is_dir():
+        return durable.remove_abandoned(path)
+    with locks.alone(path) as undisturbed:
+        if undisturbed:
+            shutil.rmtree(path)
+    return undisturbed
 
 
 def _folders(cache: Cache) -> Iterator[Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,21 +60,22 @@ class Cache:
             if not root.exists():
                 # Appears with its marker in it: a bare folder among images would look like a class.
                 root.parent.mkdir(parents=True, exist_ok=True)
-                fresh = root.with_name(f".{root.name}.{secrets.token_hex(8)}.tmp")
-                fresh.mkdir()
-                durable.link_new(fresh / MARKER, data)
-                with contextlib.suppress(OSError):  # another process was first
-                    fresh.rename(root)
-                shutil.rmtree(fresh, ignore_errors=True)
+                sweep_unfinished(root)
+                fresh = durable.temporary_name(root)
+                with locks.together(root.parent):  # so that nobody sweeps it
+                    fresh.mkdir()
+                    durable.link_new(fresh / MARKER, data)
+                    with contextlib.suppress(OSError):  # another process was first
+                        fresh.rename(root)
+                    shutil.rmtree(fresh, ignore_errors=True)
             durable.sync_folder(root.parent)
             with locks.together(self.root):
                 if not self.exists:
                     durable.link_new(self.root / MARKER, data)
                 (self.root / "spaces").mkdir(exist_ok=True)
                 durable.sync_folder(self.root)
-                probe = self.root / f".probe.{secrets.token_hex(8)}.tmp"
-                probe.touch()
-                probe.unlink()
+                with durable.temporary_file(self.root / "probe"):
+                    pass
         except OSError as error:
             raise BadInput(
                 f"cache {self.root} can't be written ({error.strerror}); give another --cache"
@@ -155,6 +155,24 @@ def read_note(path: Path) -> RunNote:
         return damaged(path, f"not a note of a run: {what}")
 
     return read_model(path, RunNote, MAX_NOTE, damage, follow=False, file_names=True)
+
+
+def unfinished(root: Path) -> list[Path]:
+    """Folders beside a cache in which a process makes it, or was killed as it did."""
+    names = places.names(root.parent) if not places.is_remote(root) else []
+    beside = (root.parent / name for name in names if name.startswith(f".{root.name[:16]}."))
+    return [path for path in beside if durable.is_temporary(path.name) and path.is_dir()]
+
+
+def sweep_unfinished(root: Path) -> list[Path]:
+    """Remove those whose process is gone. Gives what is removed."""
+    gone = []
+    with locks.alone(root.parent) as undisturbed:
+        for path in unfinished(root) if undisturbed else []:
+            if all(name == MARKER or durable.is_temporary(name) for name in places.names(path)):
+                shutil.rmtree(path)
+                gone.append(path)
+    return gone
 
 
 def _unmarked(root: Path) -> bool:

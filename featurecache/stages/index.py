@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +34,11 @@ def index(data: str | Path = "data", *, out: str | Path, progress: Progress = si
         raise BadInput(f"{out}: its folder does not exist")
     dataset = open_dataset(data)
     items, unreadable = items_of(dataset.samples, progress)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
+    durable.sweep(path.absolute().parent)
+    with durable.temporary_file(path) as temporary:
         rows = write_index(path, dataset.samples, items, dataset.classes, temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
         durable.sync_folder(path.absolute().parent)
-    finally:
-        temporary.unlink(missing_ok=True)
     return Index(str(path), rows, [{"path": p, "reason": r} for p, r in unreadable.items()])

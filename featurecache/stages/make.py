@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import itertools
 import re
-import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -333,7 +332,12 @@ def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> An
 @contextlib.contextmanager
 def _probe(cache: Path) -> Iterator[Path]:
     """A file in the cache, by which workers see that it is the same one."""
-    probe = cache.absolute() / f".probe.{secrets.token_hex(8)}.tmp"
+    probe = cache.absolute() / "probe"
+    if not places.is_remote(cache):
+        with durable.temporary_file(probe) as temporary:
+            yield temporary
+        return
+    probe = durable.temporary_name(probe)
     durable.replace(probe, b"")
     try:
         yield probe
