@@ -105,6 +105,10 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--device", default="auto", show_default=True, help="auto, cpu or cuda."
     ),
     "split": click.option("--split", default="val", show_default=True, help="A labelled split."),
+    "run_split": click.option(
+        "--split", default="val", show_default=True,
+        help="A labelled split, or `held-out`: what the run was validated on.",
+    ),
     "view": click.option(
         "--view", default="none", show_default=True, metavar="NAME_N",
         help="The view to look through.",

@@ -143,10 +143,11 @@ def test_no_stack_is_fitted_on_what_it_is_tested_on(
     with pytest.raises(BadInput, match=r"can't be fitted on what it is tested on.*folds: 5"):
         together("split", "split_1", how="stack")
     # All rows that were held out are among those that are evaluated.
-    (note,) = together("folds", "fraction", split="train").notes
+    *trained_on, note = together("folds", "fraction", split="train").notes
+    assert [line.split(" of these")[0] for line in trained_on] == ["36", "27"]
     assert note.startswith("no stack: no image was held out for all of these runs")
     # Other rows may be evaluated, and then the split that was validated on is held out.
-    (note,) = together("split", "split_1", split="train").notes
+    *_, note = together("split", "split_1", split="train").notes
     assert note.endswith("fitted on 12 held-out images")
 
 
@@ -157,12 +158,26 @@ def test_what_can_not_be_held_out_for_all(
     small_cache: Path,
     tmp_path: Path,
 ) -> None:
-    (note,) = together("folds", "split", split="train").notes
+    *_, note = together("folds", "split", split="train").notes
     assert "no image was held out for all of these runs" in note
     grown = Path(shutil.copytree(small_data, tmp_path / "data"))
     (grown / "train/cat/000.png").rename(grown / "train/dog/moved.png")
     (note,) = together("folds", "fraction", data=grown).notes
-    assert f"{small_runs['folds']} was trained on other images or labels than {grown}" in note
+    assert note.endswith("fitted on 9 held-out images")
+    old = Path(shutil.copytree(small_runs["folds"], tmp_path / "old"))
+    (old / "trained_items.bin").unlink()  # a run of an earlier version
+    runs = [old, small_runs["fraction"]]
+    assert ensemble(runs, data=small_data, cache=small_cache).notes == [note]
+    (other,) = ensemble(runs, data=grown, cache=small_cache).notes
+    assert f"{old} was trained on other images or labels than {grown}" in other
+
+
+def test_members_on_held_out_images(together: Callable[..., Ensemble], small_runs: Runs) -> None:
+    found = together("folds", "fraction", split="held-out")
+    assert (found.n, found.left_out) == (9, 0)
+    assert found.members[1]["top1"] == pytest.approx(found.members[1]["val_top1"])
+    (note,) = found.notes
+    assert note.startswith("no stack: ") and "validated on held-out images" in note
 
 
 def test_averaged_views(together: Callable[..., Ensemble], small_runs: Runs) -> None:

@@ -14,7 +14,7 @@ from featurecache.errors import BadInput, DamagedCache, NotCached
 from featurecache.heads.mlp import Head
 from featurecache.stages.evaluate import Evaluation, evaluate
 from featurecache.stages.export import vectors
-from featurecache.stages.train_head import train_head
+from featurecache.stages.train_head import read_run, train_head
 from featurecache.study import metrics
 
 pytestmark = pytest.mark.usefixtures("load_once")
@@ -44,6 +44,59 @@ def test_the_numbers_are_those_of_the_metrics(
     counts = metrics.confusion(labels, probabilities.argmax(1), 3)
     assert (found.best, found.worst) == metrics.best_and_worst(counts, NAMES, {})
     assert (found.tta, found.against) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "seen"), [("split", 12, "36 of these 36"), ("fraction", 9, "27 of these 36"),
+                            ("folds", 36, "36 of these 36")]
+)  # fmt: skip
+def test_held_out_images_are_those_that_the_training_was_validated_on(
+    small_runs: Runs, small_data: Path, small_cache: Path, kind: str, n: int, seen: str
+) -> None:
+    run, given = small_runs[kind], {"data": small_data, "cache": small_cache}
+    held = evaluate(run, split="held-out", **given)
+    assert (held.n, held.left_out, held.notes) == (n, 0, [])
+    assert held.top1 == pytest.approx(read_run(run).last["top1"])
+    (note,) = evaluate(run, split="train", **given).notes
+    assert note.startswith(f"{seen} images were trained on") and "--split held-out" in note
+    assert ("by 2 of its 3 networks" in note) == (kind == "folds")
+    assert evaluate(run, split="val", **given).notes == []
+
+
+def test_what_a_run_was_trained_on_outlives_its_dataset(
+    small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    """Images that were trained on and now lie in another split are counted all the same."""
+    moved = Path(shutil.copytree(small_data, tmp_path / "data"))
+    for place in (0, 1):
+        (moved / f"train/cat/{place:03}.png").rename(moved / f"val/cat/moved-{place}.png")
+    given = {"data": moved, "cache": small_cache}
+    (note,) = evaluate(small_runs["split"], **given).notes
+    assert note.startswith("2 of these 14 images were trained on")
+    assert evaluate(small_runs["fraction"], split="held-out", **given).n <= 9
+    old = Path(shutil.copytree(small_runs["fraction"], tmp_path / "old"))
+    (old / "trained_items.bin").unlink()  # as a run of an earlier version
+    assert evaluate(old, split="held-out", data=small_data, cache=small_cache).n == 9
+    with pytest.raises(BadInput, match="was trained on other images or labels"):
+        evaluate(old, split="held-out", **given)
+    (note,) = evaluate(old, split="train", **given).notes
+    assert "may have been trained on some of these images" in note
+    for damage in (b"", b"x" * 66, (small_runs["fraction"] / "trained_items.bin").read_bytes()[1:]):
+        (old / "trained_items.bin").write_bytes(damage)
+        with pytest.raises(DamagedCache, match=r"trained_items\.bin: not the images of a run"):
+            evaluate(old, data=small_data, cache=small_cache)
+
+
+def test_two_runs_are_compared_on_what_neither_was_trained_on(
+    small_runs: Runs, small_data: Path, small_cache: Path
+) -> None:
+    given = {"data": small_data, "cache": small_cache, "split": "held-out"}
+    found = evaluate(small_runs["folds"], against=small_runs["fraction"], **given)
+    assert found.n == 9 and found.against is not None
+    with pytest.raises(BadInput, match="no image was held out for all of these runs"):
+        evaluate(small_runs["split"], against=small_runs["folds"], **given)
+    with pytest.raises(BadInput, match="unknown split 'holdout'; nearest: held-out"):
+        evaluate(small_runs["split"], split="holdout", data=small_data, cache=small_cache)
 
 
 def test_averaged_views_are_means_of_probabilities(

@@ -101,6 +101,7 @@ def test_a_run_folder_holds_what_decided_the_run(
         "metrics.jsonl",
         "run.json",
         "schedule.yaml",
+        "trained_items.bin",
     }
     record = json.loads((run / "run.json").read_text())
     views = {space.view: [space.path.name] for space in Cache(small_cache).spaces()}
@@ -172,14 +173,17 @@ def test_validation_by_split_fraction_and_folds(
     val_rows: int,
 ) -> None:
     seen = []
-    real = training.drop_shared
+    real = training.checked_pairs
 
-    def recorded(items: np.ndarray, kept: np.ndarray, held: np.ndarray) -> np.ndarray:
-        kept = real(items, kept, held)
-        seen.append(({items[i].tobytes() for i in kept}, {items[i].tobytes() for i in held}))
-        return kept
+    def recorded(given: Any, items: np.ndarray, *more: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        checked = real(given, items, *more)
+        seen.extend(
+            ({items[i].tobytes() for i in kept}, {items[i].tobytes() for i in held})
+            for kept, held in checked
+        )
+        return checked
 
-    monkeypatch.setattr(training, "drop_shared", recorded)
+    monkeypatch.setattr(training, "checked_pairs", recorded)
     made = train({"validation": validation})
     assert [(len(kept), len(held)) for kept, held in seen] == [(train_rows, val_rows)] * pairs
     assert all(not kept & held for kept, held in seen)
@@ -207,6 +211,57 @@ def test_held_out_images_are_not_trained_on(
     assert read_run(made.run).data["rows"] == 20
     inside = train_head(write_schedule(validation={"fraction": 0.25}), **arguments)
     assert read_run(inside.run).data["rows"] == 16
+
+
+def test_notes_are_of_the_data_as_it_is_now(
+    write_dataset: Write, write_schedule: Callable[..., Path], tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    """A finished run is found by what was trained on; what is left out beside it may have changed.
+    The record keeps what was so when the head was trained."""
+    data = write_dataset(tmp_path / "data", {"train/a": 8, "train/b": 8, "val/a": 2, "val/b": 2})
+    given = {"data": data, "cache": tmp_path / "cache", "runs": tmp_path / "runs"}
+    fill = {"policy": ["none", "color_1"], "cache": tmp_path / "cache", **tiny}
+    featurize(data, **fill)
+    first = train_head(write_schedule(), **given)
+    assert first.notes == []
+    (data / "train/b/bad.png").write_bytes(b"no picture")
+    featurize(data, **fill)
+    second = train_head(write_schedule(), **given)
+    assert second.run == first.run
+    assert second.notes == ["1 images could not be read or decoded, and were left out"]
+    assert read_run(first.run).notes == []
+    (data / "train/b/bad.png").unlink()
+    assert train_head(write_schedule(), **given).notes == []
+
+
+@pytest.mark.parametrize(
+    ("validation", "other"), [({"split": "val"}, "val"), ({"fraction": 0.5}, "test")]
+)
+def test_a_class_whose_training_images_are_all_copies_is_named(
+    write_dataset: Write,
+    write_schedule: Callable[..., Path],
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    validation: dict[str, Any],
+    other: str,
+) -> None:
+    """They are left out (law 8); that there are none would be a riddle to who sees them lie there.
+    It is said before the folder of the run is made."""
+    counts = {"train/a": 8, "train/b": 8, "val/a": 2, "val/b": 2}
+    data = write_dataset(tmp_path / "data", counts)
+    shutil.rmtree(data / "train/b")
+    shutil.copytree(data / "val/b", data / "train/b")
+    (data / "val").rename(data / other)
+    given = {"data": data, "cache": tmp_path / "cache", "runs": tmp_path / "runs"}
+    featurize(data, policy=["none", "color_1"], cache=tmp_path / "cache", **tiny)
+    schedule = write_schedule(validation=validation)
+    if other == "val":
+        with pytest.raises(BadInput, match=r"class 'b' .* its 2 training image\(s\) are copies of"):
+            train_head(schedule, **given)
+        assert not (tmp_path / "runs").exists()
+    else:
+        made = train_head(schedule, **given)
+        assert "class 'b' has no training images left" in " ".join(made.notes)
 
 
 # ---- said before any work ----

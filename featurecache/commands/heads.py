@@ -99,7 +99,7 @@ def worth(as_json: bool, quiet: bool, **given: Any) -> None:
 
 @click.command()
 @click.argument("run")
-@options("data", "cache", "split", "view", "tta")
+@options("data", "cache", "run_split", "view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedule's augment_seed]")
 @click.option("--against", metavar="RUN2", help="A run to compare with, on the same images.")
 @click.option("--misclassified", metavar="FILE", help="A CSV to write: which images are wrong.")
@@ -121,6 +121,8 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
         terminal.table(result.worst, "worst classes")
     if result.against is not None:
         terminal.table([result.against | {"p": f"{result.against['p']:.2g}"}], "against")
+    for note in result.notes:
+        click.echo(terminal.printable(note))
     printing.left_out(result.left_out)
 
 
@@ -128,7 +130,7 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
 @click.argument("runs", nargs=-1, required=True)
 @options("data", "cache")
 @click.option("--how", metavar="NAME", help="mean, vote or stack.  [default: all that can be]")
-@options("split", "view", "tta")
+@options("run_split", "view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
 @options("json", "quiet", "debug")
 def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:

@@ -123,7 +123,7 @@ def doctor(cache: str, as_json: bool) -> int:
 @click.option(
     "--out", default="report.html", show_default=True, metavar="FILE", help="The page to write."
 )
-@options("split", "view")
+@options("run_split", "view")
 @click.option("--seed", type=int, help="Seed of the view.  [default: the schedules' augment_seed]")
 @click.option("--study", metavar="DIR", help="A folder of `featurecache study`, to be shown too.")
 @click.option(

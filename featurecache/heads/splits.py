@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,55 @@ def drop_shared(items: Items, train_idx: Index, val_idx: Index) -> Index:
     """`train_idx` without the rows whose item is also a validation item (law 8)."""
     keys = _as_keys(items)
     return train_idx[~np.isin(keys[train_idx], np.unique(keys[val_idx]))]
+
+
+def checked_pairs(
+    pairs: Sequence[tuple[Index, Index]],
+    items: Items,
+    labels: Labels,
+    schedule: Schedule,
+    classes: Sequence[str],
+    copies: Mapping[int, int] = MappingProxyType({}),
+) -> list[tuple[Index, Index]]:
+    """The pairs without training rows whose item is a validation item too (law 8).
+
+    `copies` counts by label the training images that were dropped before for the same reason.
+    Raises BadInput where a side is empty, or a class is validated on and not trained on.
+    """
+    checked = []
+    for fold, (train_idx, val_idx) in enumerate(pairs, 1):
+        kept = drop_shared(items, train_idx, val_idx)
+        dropped = len(train_idx) - len(kept)
+        if len(kept) == 0 or len(val_idx) == 0:
+            side = "training" if len(kept) == 0 else "validation"
+            shared = dropped + sum(copies.values())
+            if len(kept) == 0 and shared:
+                raise BadInput(
+                    f"fold {fold}: there are no training rows: the {shared} training images are "
+                    "copies of images that are held out; add others"
+                )
+            raise BadInput(
+                f"fold {fold}: there are no {side} rows; see `validation` in the schedule"
+            )
+        if len(kept) == 1 and schedule.head.norm == "batch" and schedule.head.hidden:
+            raise BadInput(f"fold {fold}: batch norm needs more than one training row")
+        unseen = np.setdiff1d(labels[val_idx], labels[kept])
+        if len(unseen) > 0:
+            label = int(unseen[0])
+            shared = int((labels[train_idx] == label).sum()) + copies.get(label, 0)
+            raise BadInput(f"fold {fold}: class {classes[label]!r} {_why_unseen(shared)}")
+        checked.append((kept, val_idx))
+    return checked
+
+
+def _why_unseen(copies: int) -> str:
+    if copies:
+        return (
+            f"is validated on and not trained on: its {copies} training image(s) are copies of "
+            "images that are held out, and are left out; add other images of it to train, or "
+            "take the copies out of the other split"
+        )
+    return "is validated on and not trained on; add images of it to train, or take it out"
 
 
 def check_rows(items: Items, labels: Labels, classes: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from featurecache.heads.epochs import Data, Fold, Job, Member, Row, distinct
 from featurecache.heads.groups import Lost, train_group
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.settings import METRICS
-from featurecache.heads.splits import Index, Items, Labels, check_rows, drop_shared, split_items
+from featurecache.heads.splits import Index, Items, Labels, check_rows, checked_pairs, split_items
 from featurecache.heads.streams import Stream
 from featurecache.heads.windows import Windowed
 
@@ -184,16 +184,9 @@ def _train_all(
     _check_vectors(vectors, len(labels), schedule)
     if pairs is None:
         pairs = split_items(items, labels, schedule, classes)
-    pairs = [(drop_shared(items, kept, held), held) for kept, held in pairs]
-    for fold, (kept, held) in enumerate(pairs, 1):
-        _check_sides(fold, len(kept), len(held), schedule)
+    pairs = checked_pairs(pairs, items, labels, schedule, classes)
+    for kept, _ in pairs:
         schedule.check_fits(classes, len(kept), vectors[schedule.validation.view].shape[1])
-        unseen = np.setdiff1d(labels[held], labels[kept])
-        if len(unseen) > 0:
-            raise BadInput(
-                f"fold {fold}: class {classes[unseen[0]]!r} is validated on and not trained on; "
-                "add images of it, or take it out"
-            )
     where = device_of(device)
     run.mkdir(parents=True, exist_ok=True)
     data = Data(
@@ -305,14 +298,6 @@ def _groups(
         for group in together
         for start in range(0, len(group), at_once)
     ]
-
-
-def _check_sides(fold: int, kept: int, held: int, schedule: Schedule) -> None:
-    if kept == 0 or held == 0:
-        side = "training" if kept == 0 else "validation"
-        raise BadInput(f"fold {fold}: there are no {side} rows; see `validation` in the schedule")
-    if kept == 1 and schedule.head.norm == "batch" and schedule.head.hidden:
-        raise BadInput(f"fold {fold}: batch norm needs more than one training row")
 
 
 def _check_vectors(vectors: Mapping[str, Vectors], rows: int, schedule: Schedule) -> None:

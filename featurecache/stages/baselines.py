@@ -87,7 +87,7 @@ def baselines(
     dataset = open_dataset(data)
     rows = labelled_rows(dataset, ["train", split], progress)
     spaces = spaces_of(Cache(cache), wanted, choices, [row.item for row in rows], data)[view]
-    used, _ = training_rows(dataset, ["train", split], rows, spaces, progress)
+    used = training_rows(dataset, ["train", split], rows, spaces, progress).rows
     first = {row.item: row for row in reversed(used) if row.split == "train"}
     train = list(reversed(first.values()))
     tested = decodable([row for row in rows if row.split == split], spaces)

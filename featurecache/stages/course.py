@@ -12,8 +12,8 @@ import numpy as np
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.spaces import Space
 from featurecache.heads.schedules import Phase, Schedule
-from featurecache.stages.evaluate import Asked, probabilities
-from featurecache.stages.find import RunRecord, decodable
+from featurecache.stages.evaluate import Asked
+from featurecache.stages.find import RunRecord
 from featurecache.stages.train_head import Epoch, read_epochs, schedule_of
 from featurecache.study import figures, metrics
 
@@ -130,7 +130,6 @@ def _through(view: str, asked: Asked, place: int, spaces: Mapping[str, Space]) -
     row: dict[str, Any] = {"view": shown_view(view), "top1": None, "interval": None}
     if len(held) < len(names) or any(space.missing(items) for space in held):
         return row
-    rows = decodable(asked.rows, held)
-    said = probabilities(asked.heads[place], [held], rows).argmax(1)
-    right = said == asked.numbers[place][[one.label for one in rows]]
+    likely, labels = asked.through(place, held)
+    right = likely.argmax(1) == labels
     return row | {"top1": float(right.mean()), "interval": metrics.interval(right)}

@@ -5,37 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import records
 from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
-from featurecache.features.spaces import Space
-from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.stages.evaluate import (
+    Images,
     check_classes,
     class_numbers,
-    every_space,
-    probabilities,
-    seen_by,
+    images_of,
     views_of,
 )
-from featurecache.stages.find import (
-    Row,
-    RunRecord,
-    labelled_rows,
-    rows_digest,
-    training_rows,
-)
-from featurecache.stages.train_head import read_run
+from featurecache.stages.find import Row, RunRecord
+from featurecache.stages.held_out import HELD_OUT
+from featurecache.stages.train_head import read_run, schedule_of
 from featurecache.study import metrics
-
-if TYPE_CHECKING:
-    from featurecache.heads.mlp import Head
 
 HOW = ("mean", "vote", "stack")
 Runs = Sequence[str | Path]
@@ -91,10 +79,9 @@ def ensemble(
     dataset = open_dataset(data)
     numbers = class_numbers(runs[0], opened[0], dataset)
     views = views_of(view, tta)
-    rows = labelled_rows(dataset, [split], progress)
-    rows, spaces = seen_by(opened, rows, views, seed, data, cache)
-    notes: list[str] = []
-    unseen: _Unseen | None = None
+    images = images_of(runs, opened, dataset, split, views, seed, data, cache, progress)
+    rows, notes = images.rows, list(images.notes)
+    unseen: Images | None = None
     if how in (None, "stack"):
         try:
             unseen = _unseen(runs, opened, dataset, split, rows, views, seed, data, cache, progress)
@@ -106,7 +93,7 @@ def ensemble(
     from featurecache.heads.mlp import Head  # torch, after every check
 
     heads = [Head.load(Path(run)) for run in runs]
-    likely = [probabilities(h, s, rows) for h, s in zip(heads, spaces, strict=True)]
+    likely = [images.probabilities(place, head) for place, head in enumerate(heads)]
     labels = numbers[[row.label for row in rows]]
     members = [
         {"run": str(run), "val_top1": top1, **_worth(each, labels)}
@@ -131,7 +118,7 @@ def ensemble(
         view,
         views[1:],
         len(rows),
-        len(dataset.split(split)) - len(rows),
+        images.left_out,
         members,
         found,
         metrics.error_correlation([each.argmax(1) == labels for each in likely]),
@@ -160,28 +147,6 @@ def _worth(likely: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64])
     }
 
 
-@dataclass(frozen=True)
-class _Unseen:
-    """Rows that every member was validated on and none was trained on, but for other folds.
-
-    `networks` has for each member and row the place of the network that was not trained on it.
-    """
-
-    rows: list[Row]
-    spaces: list[list[list[Space]]]  # of each member and view that is looked through
-    networks: list[npt.NDArray[np.int64]]
-
-    def probabilities(self, member: int, head: Head) -> npt.NDArray[np.float32]:
-        """(N, C) of the rows, each by the network of the member's head that has not seen it."""
-        places = self.networks[member]
-        result = np.empty((len(self.rows), len(head.classes)), np.float32)
-        for place in np.unique(places):
-            here = np.flatnonzero(places == place)
-            rows = [self.rows[i] for i in here]
-            result[here] = probabilities(head.network(int(place)), self.spaces[member], rows)
-        return result
-
-
 def _unseen(
     runs: Runs,
     opened: Sequence[RunRecord],
@@ -193,56 +158,29 @@ def _unseen(
     data: str | Path,
     cache: str | Path,
     progress: Progress,
-) -> _Unseen:
-    """What a stack may be fitted on: none of the rows that are evaluated, either.
+) -> Images:
+    """What a stack may be fitted on: rows that every member was validated on and none was trained
+    on, but for other folds; and none of the rows that are evaluated.
 
     Raises BadInput where a run's rows are not to be had, or no row is left.
     """
-    rows_of: dict[str | None, list[Row]] = {}
-    network_of: list[dict[bytes, int]] = []
-    spaces: list[list[list[Space]]] = []
-    for run, record in zip(runs, opened, strict=True):
-        schedule = records.validated(Schedule, record.schedule, run)
-        val = schedule.validation.split
-        if val == split:
+    validated = [schedule_of(record).validation.split for record in opened]
+    for run, val in zip(runs, validated, strict=True):
+        if split in (val, HELD_OUT):
+            on = f"on split {val}, which is" if split == val else "on held-out images, which are"
             raise BadInput(
-                f"{run} was validated on split {val}, which is evaluated here, and a stack can't "
-                "be fitted on what it is tested on; train with validation: {folds: 5}, or give "
-                "another --split"
+                f"{run} was validated {on} evaluated here, and a stack can't be fitted on what it "
+                "is tested on; train with validation: {folds: 5}, or give another --split"
             )
-        if val not in rows_of:
-            splits = ["train"] if val is None else ["train", val]
-            rows = labelled_rows(dataset, splits, progress)
-            rows, spaces = seen_by(opened, rows, views, seed, data, cache)
-            every = every_space(spaces)
-            rows_of[val] = training_rows(dataset, splits, rows, every, progress)[0]
-        if rows_digest(rows_of[val]) != record.rows:
-            raise BadInput(
-                f"{run} was trained on other images or labels than {dataset.root} has now, so what "
-                "it was not trained on is not known; train it again"
-            )
-        network_of.append(_networks(rows_of[val], schedule, record.classes))
-    taken = {row.item for row in evaluated}
-    rows = [
-        row
-        for row in next(iter(rows_of.values()))
-        if row.item not in taken and all(row.item in each for each in network_of)
-    ]
-    if not rows:
-        raise BadInput(
-            "no image was held out for all of these runs; train them with validation: {folds: 5}, "
-            "which holds every image out once, or with a fraction and the same seed"
-        )
-    networks = [np.array([each[row.item] for row in rows], np.int64) for each in network_of]
-    return _Unseen(rows, spaces, networks)
-
-
-def _networks(rows: Sequence[Row], schedule: Schedule, classes: Sequence[str]) -> dict[bytes, int]:
-    """For each item that a training held out, the place of the network that it was held out for."""
-    from featurecache.heads.splits import split_items
-
-    if schedule.validation.split is not None:
-        return {row.item: 0 for row in rows if row.split != "train"}
-    items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
-    pairs = split_items(items, np.array([row.label for row in rows]), schedule, classes)
-    return {rows[i].item: place for place, (_, held) in enumerate(pairs) for i in held}
+    return images_of(
+        runs,
+        opened,
+        dataset,
+        HELD_OUT,
+        views,
+        seed,
+        data,
+        cache,
+        progress,
+        without={row.item for row in evaluated},
+    )

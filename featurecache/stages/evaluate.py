@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import durable
-from featurecache.errors import BadInput, nearest
+from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -27,6 +27,13 @@ from featurecache.stages.find import (
     labelled_rows,
     run_spaces,
     side_by_side,
+)
+from featurecache.stages.held_out import (
+    HELD_OUT,
+    held_out_rows,
+    networks_of,
+    trained_items,
+    trained_on_note,
 )
 from featurecache.stages.train_head import read_epochs, read_run, schedule_of
 from featurecache.study import metrics
@@ -61,6 +68,7 @@ class Evaluation:
     best: list[dict[str, Any]]
     worst: list[dict[str, Any]]
     against: dict[str, Any] | None = None  # {run, top1, both, only, only_other, neither, p}
+    notes: list[str] = field(default_factory=list)  # what makes the numbers less than they seem
 
     def _repr_html_(self) -> str:
         names = ("n", "left_out", "top1", "top3", "top5", "loss", "ece", "gap")
@@ -84,6 +92,9 @@ def evaluate(
 ) -> Evaluation:
     """What a run's head is worth on a split, seen through a view.
 
+    The split `held-out` is of the images that the run was validated on, and none of its training;
+    after a training with folds each by the network that has not seen it. With `against` those that
+    neither run was trained on. Where a run was trained on images of the split, `notes` say so.
     With `tta` the probabilities are means over these views too. `against` is another run, whose
     predictions of the same images are compared by McNemar's test. `misclassified` and `confusion`
     are CSV files to write. `seed` is the one the views were made with; by default the schedule's
@@ -125,6 +136,21 @@ class Asked:
     left_out: int  # images that could not be read or decoded
     likely: list[npt.NDArray[np.float32]]
     labels: list[npt.NDArray[np.int64]]
+    # Of held-out images: for each run and row the place of the network that has not seen it.
+    networks: list[npt.NDArray[np.int64]] | None
+    notes: list[str]
+
+    def through(
+        self, place: int, spaces: Sequence[Space]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Probabilities and labels by a run of the images that these spaces, one per backbone of
+        the run, could be made of."""
+        rows = decodable(self.rows, spaces)
+        kept = {row.id for row in rows}
+        index = [n for n, row in enumerate(self.rows) if row.id in kept]
+        networks = None if self.networks is None else self.networks[place][index]
+        likely = probabilities(self.heads[place], [spaces], rows, networks)
+        return likely, self.labels[place][index]
 
     def right(self, place: int) -> npt.NDArray[np.bool_]:
         """(N,) which images a run has right."""
@@ -150,8 +176,7 @@ def ask(
         check_classes(runs, opened)
     dataset = open_dataset(data)
     numbers = [class_numbers(*pair, dataset) for pair in zip(runs, opened, strict=True)]
-    rows = labelled_rows(dataset, [split], progress)
-    rows, spaces = seen_by(opened, rows, views, seed, data, cache)
+    shown = images_of(runs, opened, dataset, split, views, seed, data, cache, progress)
     from featurecache.heads.mlp import Head  # torch, after every check
 
     heads = [Head.load(Path(each)) for each in runs]
@@ -161,11 +186,67 @@ def ask(
         heads,
         dataset,
         numbers,
-        rows,
-        len(dataset.split(split)) - len(rows),
-        [probabilities(h, s, rows) for h, s in zip(heads, spaces, strict=True)],
-        [each[[row.label for row in rows]] for each in numbers],
+        shown.rows,
+        shown.left_out,
+        [shown.probabilities(place, head) for place, head in enumerate(heads)],
+        [each[[row.label for row in shown.rows]] for each in numbers],
+        shown.networks,
+        shown.notes,
     )
+
+
+@dataclass(frozen=True)
+class Images:
+    """The rows of a split that could be decoded, and for each run and view the spaces that hold
+    them. Of held-out images `networks` has for each run and row the place of the network that was
+    not trained on it; `notes` say where a run was trained on some of the rows."""
+
+    rows: list[Row]
+    left_out: int  # images that could not be read or decoded
+    spaces: list[list[list[Space]]]
+    networks: list[npt.NDArray[np.int64]] | None
+    notes: list[str]
+
+    def probabilities(self, place: int, head: Head) -> npt.NDArray[np.float32]:
+        """(N, C) of the rows by the head of the run at this place."""
+        networks = None if self.networks is None else self.networks[place]
+        return probabilities(head, self.spaces[place], self.rows, networks)
+
+
+def images_of(
+    runs: Sequence[str | Path],
+    opened: Sequence[RunRecord],
+    dataset: Dataset,
+    split: str,
+    views: Sequence[str],
+    seed: int | None,
+    data: str | Path,
+    cache: str | Path,
+    progress: Progress = silent,
+    without: Collection[bytes] = (),
+) -> Images:
+    """The images of a split, or of HELD_OUT those that none of the runs was trained on, but for
+    the items `without`. Raises BadInput and NotCached."""
+    store = Cache(cache)
+    if split == HELD_OUT:
+        trained = [
+            trained_items(run, record, dataset, store, progress)
+            for run, record in zip(runs, opened, strict=True)
+        ]
+        listed = held_out_rows(dataset, opened, trained, without, progress)
+        rows, spaces = seen_by(opened, listed, views, seed, data, cache)
+        networks = [networks_of(each, rows) for each in trained]
+        return Images(rows, len(listed) - len(rows), spaces, networks, [])
+    if split not in dataset.splits:
+        raise UnknownName("split", split, [*dataset.splits, HELD_OUT], where=str(dataset.root))
+    listed = labelled_rows(dataset, [split], progress)
+    rows, spaces = seen_by(opened, listed, views, seed, data, cache)
+    notes = [
+        note
+        for run, record in zip(runs, opened, strict=True)
+        for note in trained_on_note(run, record, dataset, store, rows, split)
+    ]
+    return Images(rows, len(dataset.split(split)) - len(rows), spaces, None, notes)
 
 
 def worth_of(asked: Asked, place: int, split: str, views: Sequence[str]) -> Evaluation:
@@ -187,6 +268,7 @@ def worth_of(asked: Asked, place: int, split: str, views: Sequence[str]) -> Eval
         **metrics.calibration(likely, labels),
         best=best,
         worst=worst,
+        notes=asked.notes,
     )
 
 
@@ -244,9 +326,20 @@ def every_space(spaces: Sequence[Sequence[Sequence[Space]]]) -> list[Space]:
 
 
 def probabilities(
-    head: Head, spaces: Sequence[Sequence[Space]], rows: Sequence[Row]
+    head: Head,
+    spaces: Sequence[Sequence[Space]],
+    rows: Sequence[Row],
+    networks: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """(N, C) of the rows: what the head says, a mean over the views that the spaces are of."""
+    """(N, C) of the rows: what the head says, a mean over the views that the spaces are of. With
+    `networks` each row is for the one network of the head at that place."""
+    if networks is not None:
+        result = np.empty((len(rows), len(head.classes)), np.float32)
+        for place in np.unique(networks):
+            index = np.flatnonzero(networks == place)
+            some = [rows[row] for row in index]
+            result[index] = probabilities(head.network(int(place)), spaces, some)
+        return result
     items = [row.item for row in rows]
     each = (head.predict_proba(side_by_side(of_view, items)) for of_view in spaces)
     return np.asarray(sum(each) / np.float32(len(spaces)), np.float32)

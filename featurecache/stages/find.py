@@ -39,6 +39,15 @@ class Row(NamedTuple):
     id: str
 
 
+class TrainingRows(NamedTuple):
+    """The rows that a training takes; `notes` say what is left out or odd, a sentence each, and
+    `copies` counts by label the training images that are left out as copies of held-out ones."""
+
+    rows: list[Row]
+    notes: list[str]
+    copies: Counter[int]
+
+
 class RunBackbone(TypedDict):
     """The name that vectors were made by, the backbone's part of their keys, their precision."""
 
@@ -119,9 +128,8 @@ def training_rows(
     rows: Sequence[Row],
     spaces: Iterable[Space],
     progress: Progress = silent,
-) -> tuple[list[Row], list[str]]:
-    """Those of the `labelled_rows` of these splits that a training on `spaces` takes, and what is
-    left out or odd, a sentence each.
+) -> TrainingRows:
+    """Those of the `labelled_rows` of these splits that a training on `spaces` takes.
 
     Law 8: an image of any split but train, used here or not, is not trained on.
     """
@@ -133,14 +141,14 @@ def training_rows(
     others = [sample for sample in dataset.samples if sample.split != "train"]
     held_out = set(items_of(others, progress)[0])
     kept = [row for row in decoded if row.split != "train" or row.item not in held_out]
-    shared = len(decoded) - len(kept)
-    if shared:
+    copies = Counter(row.label for row in decoded if row.split == "train" and row.item in held_out)
+    if shared := copies.total():
         notes.append(f"{shared} training images are in another split too, and were left out")
     labels = Counter(item for item, _ in {(row.item, row.label) for row in kept})
     contradicting = sum(count > 1 for count in labels.values())
     if contradicting:
         notes.append(f"{contradicting} images stand under more than one class")
-    return kept, notes
+    return TrainingRows(kept, notes, copies)
 
 
 def side_by_side(spaces: Sequence[Space], items: Sequence[bytes]) -> np.ndarray:

@@ -27,6 +27,7 @@ from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.views import View, find_view
 from featurecache.stages.ensemble import HOW
 from featurecache.stages.find import fitting
+from featurecache.stages.held_out import HELD_OUT
 
 Names = str | Annotated[list[str], Field(min_length=1)]
 
@@ -241,7 +242,8 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
             _check_vectors(held, to_come, schedule.backbone, views, at)
             trained[step.schedule] = schedule
         elif isinstance(step, Evaluate | Report):
-            _check_split(dataset, step.split, at)
+            if step.split != HELD_OUT:
+                _check_split(dataset, step.split, at)
             of = list(trained)
             if isinstance(step, Ensemble | Report) and step.of:
                 of = step.of

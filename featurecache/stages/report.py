@@ -125,6 +125,7 @@ def report(
         "confusion": _confusion_data(asked, names),
         "sheets": sheets(asked, spaces, notes),
         "studies": studies,
+        "warnings": asked.notes,
         "notes": notes,
     }
     mistaken = wrong(asked)
@@ -152,7 +153,7 @@ def report(
         len(mistaken),
         len(gallery),
         round(time.perf_counter() - began, 1),
-        notes,
+        [*asked.notes, *notes],
     )
 
 

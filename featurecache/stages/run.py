@@ -213,6 +213,7 @@ def _evaluated(
         )
         for each in runs
     ]
+    made.notes += [f"{name}: {note}" for one in found for note in one.notes]
     seconds = [read_run(each).seconds or 0.0 for each in runs]
     what = f"{name}, its winner" if made.runs[name][0].trials else name
     return _row(

@@ -21,6 +21,7 @@ from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
 from featurecache.heads.settings import METRICS, MOST_METRICS
 from featurecache.heads.sweeps import settings_of
+from featurecache.heads.trained_items import TrainedItems
 from featurecache.notebook import html_table
 from featurecache.regular import read_regular
 from featurecache.stages.find import RunBackbone, RunRecord
@@ -115,6 +116,7 @@ def train_head(
     plans = [setting.schedule for setting in settings] or [wanted]
     for plan in plans:
         found.check(plan)
+    pairs = found.folds(wanted)
     notes = list(found.notes)
 
     effective = wanted.model_dump(mode="json", exclude_none=True)
@@ -135,7 +137,7 @@ def train_head(
     done = _earlier(run, identity)
     if done is not None:
         _write_events(run, tensorboard)
-        return done
+        return _result(run, done, notes)
     began = time.time()
     record = RunRecord(
         identity=identity,
@@ -160,6 +162,7 @@ def train_head(
         progress(epochs, total, f"train-head (top-1 {row['val_top1']:.4f})")
 
     def on_done(trained: Trained | Swept) -> None:
+        TrainedItems.of(found.items, pairs).save(run)
         record.best, record.last = trained.best, trained.last
         if isinstance(trained, Swept):
             record.trials = [asdict(trial) for trial in trained.trials]
@@ -179,13 +182,13 @@ def train_head(
         found.dataset.classes,
         run,
         identity=identity,
-        pairs=found.pairs,
+        pairs=pairs,
         on_epoch=on_epoch,
         on_done=on_done,
         device=device,
     )
     _write_events(run, tensorboard)
-    return _result(run, record)
+    return _result(run, record, notes)
 
 
 def _half_of_memory() -> int | None:
@@ -252,8 +255,8 @@ def _backbone(space: Space) -> RunBackbone:
     }
 
 
-def _earlier(run: Path, identity: str) -> TrainedRun | None:
-    """The result of the same training, finished before; None if it is to be begun or resumed."""
+def _earlier(run: Path, identity: str) -> RunRecord | None:
+    """The record of the same training, finished before; None if it is to be begun or resumed."""
     if not (run / RUN).is_file():
         # Hidden files may be left of a run that was killed as it began.
         if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
@@ -267,7 +270,7 @@ def _earlier(run: Path, identity: str) -> TrainedRun | None:
         raise BadInput(
             f"{run}: holds a run of another schedule or other vectors; give another --out"
         )
-    return None if record.best is None else _result(run, record)
+    return None if record.best is None else record
 
 
 def _write_events(run: Path, tensorboard: str | Path | None) -> None:
@@ -284,10 +287,11 @@ def _write_events(run: Path, tensorboard: str | Path | None) -> None:
     write_events(Path(tensorboard) / run.name, [epoch.model_dump() for epoch in epochs], began)
 
 
-def _result(run: Path, record: RunRecord) -> TrainedRun:
+def _result(run: Path, record: RunRecord, notes: list[str]) -> TrainedRun:
+    """`notes` are of the data as it is now, those in the record of when it was trained."""
     assert record.best is not None and record.last is not None  # they are written together
     trials, winner = record.trials or [], record.winner
-    return TrainedRun(str(run), record.best, record.last, record.notes, trials, winner)
+    return TrainedRun(str(run), record.best, record.last, notes, trials, winner)
 
 
 def make_folder(run: Path, option: str = "--out") -> None:

@@ -53,6 +53,7 @@ class Trainable:
     vectors: Mapping[str, np.ndarray | Stream]
     pairs: list[tuple[np.ndarray, np.ndarray]] | None  # of validation by split: train, validation
     notes: list[str]  # what was left out, and why
+    copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -90,6 +91,15 @@ class Trainable:
         width = next(iter(self.vectors.values())).shape[1]
         schedule.check_fits(self.dataset.classes, len(self.rows), width)
 
+    def folds(self, schedule: Schedule) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The training and validation row numbers of each fold. Raises BadInput where a schedule
+        can't be validated on these rows."""
+        from featurecache.heads.splits import checked_pairs, split_items  # scikit-learn
+
+        classes = list(self.dataset.classes)
+        pairs = self.pairs or split_items(self.items, self.labels, schedule, classes)
+        return checked_pairs(pairs, self.items, self.labels, schedule, classes, self.copies)
+
     def space_names(self) -> dict[str, list[str]]:
         """The names of the spaces of each view."""
         return {view: [space.path.name for space in each] for view, each in self.spaces.items()}
@@ -115,7 +125,14 @@ def trainable(
     rows = labelled_rows(dataset, splits, progress)
     spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)
     every = [space for of_view in spaces.values() for space in of_view]
-    rows, notes = training_rows(dataset, splits, rows, every, progress)
+    rows, notes, copies = training_rows(dataset, splits, rows, every, progress)
+    trained = {row.label for row in rows if row.split == "train"}
+    notes += [
+        f"class {dataset.classes[label]!r} has no training images left: its {count} are in another "
+        "split too"
+        for label, count in sorted(copies.items())
+        if label not in trained
+    ]
     items = [row.item for row in rows]
     width = sum(space.dim for space in next(iter(spaces.values())))
     vectors: dict[str, np.ndarray | Stream]
@@ -139,4 +156,4 @@ def trainable(
         )
     held = np.array([row.split != "train" for row in rows])
     pairs = None if val is None else [(np.flatnonzero(~held), np.flatnonzero(held))]
-    return Trainable(dataset, rows, spaces, vectors, pairs, notes)
+    return Trainable(dataset, rows, spaces, vectors, pairs, notes, copies)

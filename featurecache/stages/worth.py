@@ -24,7 +24,6 @@ from featurecache.features.costs import seconds_to_make
 from featurecache.features.store import Cache
 from featurecache.heads import arms
 from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
-from featurecache.heads.splits import split_items
 from featurecache.regular import read_regular
 from featurecache.stages.train_head import DEVICES, make_folder
 from featurecache.stages.trainable import Trainable, trainable
@@ -122,7 +121,7 @@ def worth(
     found = trainable(wanted, list(dict.fromkeys(views)), data, opened, progress)
     found.check(wanted)
     classes = list(found.dataset.classes)
-    pairs = found.pairs or split_items(found.items, found.labels, wanted, classes)
+    pairs = found.folds(wanted)
     base = records.digest({"schedule": plan, "classes": classes, "rows": found.rows_hash()})
     run = Path(runs) / f"worth-{base[:8]}"
     make_folder(run / "trained")

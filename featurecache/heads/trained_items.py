@@ -1,0 +1,89 @@
+"""Which images a head was trained on: a file in its run folder, written when it is trained.
+
+A dataset changes; what a run has seen does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache import durable
+from featurecache.errors import DamagedCache
+from featurecache.items import Lookup
+from featurecache.regular import read_regular
+
+FILE = "trained_items.bin"
+_DTYPE = np.dtype([("item", "u1", (32,)), ("fold", "<u2")])
+_MAX_BYTES = 4 << 30  # 126 million images
+
+
+@dataclass(frozen=True)
+class TrainedItems:
+    """The images of a training: `items` (N, 32) uint8, each once, and `folds` (N,) uint16: the fold
+    that held it out, from 1, or 0 where every network was trained on it. With one network a
+    held-out image is unseen; of K networks the one of its fold has not seen it, the others have."""
+
+    items: npt.NDArray[np.uint8]
+    folds: npt.NDArray[np.uint16]
+
+    @classmethod
+    def of(
+        cls, items: npt.NDArray[np.uint8], pairs: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> TrainedItems:
+        """Of the rows of a training, `items` (N, 32), and its folds of row numbers."""
+        folds = np.zeros(len(items), np.uint16)
+        used = np.zeros(len(items), bool)
+        for number, (train_idx, val_idx) in enumerate(pairs, 1):
+            folds[val_idx] = number
+            used[train_idx] = used[val_idx] = True
+        rows = np.flatnonzero(used)
+        _, first = np.unique(items[rows].view("V32").ravel(), return_index=True)
+        rows = rows[first]
+        return cls(items[rows], folds[rows])
+
+    @property
+    def networks(self) -> int:
+        """The number of networks, one per fold."""
+        return int(self.folds.max(initial=1))
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.items)
+
+    def folds_of(self, items: Sequence[bytes]) -> npt.NDArray[np.int64]:
+        """(M,) the fold of each of these images as in `folds`; -1 where the run has not seen it."""
+        wanted = np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)
+        places = self._lookup.places(wanted)
+        return np.where(places >= 0, self.folds[places].astype(np.int64), -1)
+
+    def save(self, run: Path) -> None:
+        """Write 34 bytes per image, its item and its fold, then the SHA-256 of them all."""
+        rows = np.zeros(len(self.items), _DTYPE)
+        rows["item"], rows["fold"] = self.items, self.folds
+        content = rows.tobytes()
+        durable.replace(run / FILE, content + hashlib.sha256(content).digest())
+
+    @classmethod
+    def load(cls, run: Path) -> TrainedItems | None:
+        """What `save` wrote; None in the folder of an older run. Raises DamagedCache."""
+        path = run / FILE
+        if not path.exists():
+            return None
+        try:
+            data = read_regular(path, _MAX_BYTES)
+        except OSError as error:
+            raise DamagedCache(f"{path}: {error.strerror or error}") from error
+        content = data[:-32]
+        if not content or hashlib.sha256(content).digest() != data[-32:]:
+            raise DamagedCache(
+                f"{path}: not the images of a run; delete it, or train into another --out"
+            )
+        rows = np.frombuffer(content, _DTYPE)
+        return cls(np.ascontiguousarray(rows["item"]), rows["fold"])
