@@ -67,10 +67,13 @@ class Again:
         recipe = featurize.Recipe((view,), (), (backbone.preprocess,), ((0, 0),))
         parts = []
         failed: dict[bytes, str] = {}
+        check = featurize.vector_check(space)
         for batch in _batches(rows, running.batch_rows):
             made = featurize.prepare(recipe, batch)
             parts.append(run_rows(running, made.pixels[0]))
+            check.add(made.pixels[0], parts[-1], made.decoded)
             failed |= made.failed
+        check.finish()
         features = featurize.vectors_of([item for _, item in rows], parts, failed)
         return Remade({"features": features}, failed, featurize.provenance(running))
 

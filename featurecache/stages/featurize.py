@@ -26,6 +26,7 @@ from featurecache.features.engines import (
     start_rows,
 )
 from featurecache.features.preprocess import Preprocess
+from featurecache.features.soundness import VectorCheck
 from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View, original
@@ -94,6 +95,7 @@ class Prepared:
     """(n, S, S, 3) uint8 for each space of a batch; zeros for an image that failed."""
 
     pixels: list[np.ndarray]
+    decoded: np.ndarray  # (n,) bool
     failed: dict[bytes, str]
     decode: float  # seconds, with reading and resizing
     augment: float
@@ -229,6 +231,7 @@ class Featurizer:
                 spent = dict.fromkeys(SPENT, 0.0)
                 rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
                 failed: dict[bytes, str] = {}
+                checks = {s: vector_check(job.spaces[s]) for s in shard.spaces}
                 running = [self._engines[targets[s][1]] for s in shard.spaces]
 
                 def begin(
@@ -245,10 +248,15 @@ class Featurizer:
                     spent["decode"] += batch.decode
                     spent["augment"] += batch.augment
                     with timed(spent, "network"):
-                        for s, wait in zip(shard.spaces, started, strict=True):
+                        for s, pixels, wait in zip(
+                            shard.spaces, batch.pixels, started, strict=True
+                        ):
                             rows[s].append(wait())
+                            checks[s].add(pixels, rows[s][-1], batch.decoded)
                     self._compare(shard.spaces, rows, batch)
                     told(sum(len(rows[s][-1]) for s in shard.spaces))
+                for check in checks.values():
+                    check.finish()
                 with timed(spent, "disk"):
                     for s, used in zip(shard.spaces, running, strict=True):
                         arrays = {"features": vectors_of(shard.items, rows[s], failed)}
@@ -302,6 +310,10 @@ def timed_each(made: Iterable[Made], spent: dict[str, float], part: str) -> Iter
         yield one
 
 
+def vector_check(space: Space) -> VectorCheck:
+    return VectorCheck(f"view {space.view}, backbone {space.backbone}")
+
+
 def vectors_of(
     items: Sequence[bytes], rows: Sequence[np.ndarray], failed: Collection[bytes]
 ) -> np.ndarray:
@@ -326,6 +338,7 @@ def prepare(recipe: Recipe, batch: Batch) -> Prepared:
         size = recipe.preprocesses[p].input_size
         made.append(np.zeros((len(batch.rows), size, size, 3), np.uint8))
     failed = {}
+    decoded = np.ones(len(batch.rows), bool)
     for row, (sample, item) in enumerate(batch.rows):
         pixels: np.ndarray | None = None
         pictures: dict[int, np.ndarray] = {}
@@ -341,8 +354,9 @@ def prepare(recipe: Recipe, batch: Batch) -> Prepared:
                     pictures[v] = recipe.views[v].picture(pixels, item)
         except Undecodable as error:
             failed[item] = str(error)
+            decoded[row] = False
             continue
         for out, (v, p) in zip(made, targets, strict=True):
             out[row] = recipe.preprocesses[p](pictures[v])
     whole = time.perf_counter() - start
-    return Prepared(made, failed, whole - spent["augment"], spent["augment"])
+    return Prepared(made, decoded, failed, whole - spent["augment"], spent["augment"])
