@@ -110,19 +110,41 @@ def sweep(folder: Path) -> list[Path]:
     An owner holds a lock on its file, which the kernel drops when it ends, however it ends. Where
     there are no locks nothing is removed.
     """
-    names = (entry.name for entry in os.scandir(folder))
-    temporary = sorted(folder / name for name in names if is_temporary(name))
-    return [path for path in temporary if remove_abandoned(path)]
+    return [path for path in temporaries(folder) if remove_abandoned(path)]
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """The files in a folder whose name `temporary_name` gave, of processes alive or dead."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            folder / entry.name
+            for entry in entries
+            if is_temporary(entry.name) and entry.is_file(follow_symlinks=False)
+        )
+
+
+def is_abandoned(path: Path) -> bool:
+    """Is the owner of a temporary file gone? False, too, for one of another user."""
+    with _abandoned(path) as abandoned:
+        return abandoned
 
 
 def remove_abandoned(path: Path) -> bool:
     """Remove a temporary file, if its owner is gone and this user may."""
-    with contextlib.suppress(OSError):  # of another user, or removed by another sweep
+    with _abandoned(path) as abandoned:
+        if abandoned:
+            path.unlink(missing_ok=True)
+        return abandoned
+
+
+@contextlib.contextmanager
+def _abandoned(path: Path) -> Iterator[bool]:
+    try:
         descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-        try:
-            if locks.is_abandoned(descriptor) and locks.is_name_of(path, descriptor):
-                path.unlink()
-                return True
-        finally:
-            os.close(descriptor)
-    return False
+    except OSError:  # of another user, or removed by another sweep
+        yield False
+        return
+    try:
+        yield locks.is_abandoned(descriptor) and locks.is_name_of(path, descriptor)
+    finally:
+        os.close(descriptor)

@@ -234,19 +234,33 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
 @options("json", "quiet", "debug")
 def gc(as_json: bool, quiet: bool, **given: Any) -> None:
     """Show the spaces that fit all criteria, and with --delete delete them."""
-    from featurecache.stages.gc import gc
+    from featurecache.stages.gc import absent_names, gc
 
+    absent = absent_names(given["cache"], given["policy"], given["backbone"])
     found = gc(**given, progress=terminal.progress(quiet))
+    for line in absent:
+        click.echo(terminal.printable(line), err=True)
     if as_json:
         return printing.print_json(found)
+    spaces = [c for c in found if not c.leftover]
     names = ("view", "backbone", "rows", "bytes", "last", "kept")
     terminal.table(
-        [{"space": c.space[:12]} | {name: getattr(c, name) for name in names} for c in found]
+        [{"space": c.space[:12]} | {name: getattr(c, name) for name in names} for c in spaces]
     )
-    going = [c for c in found if not c.kept]
+    left = [c for c in found if c.leftover]
+    terminal.table(
+        [{name: getattr(c, name) for name in ("leftover", "bytes", "last", "kept")} for c in left],
+        "left by killed commands",
+    )
+    going = [c for c in spaces if not c.kept]
     done = "deleted" if given["delete"] else "to go; --delete deletes them"
     size = sum(c.bytes for c in going)
-    click.echo(f"{len(going)} spaces, {size:,} bytes {done}; {len(found) - len(going)} kept")
+    click.echo(f"{len(going)} spaces, {size:,} bytes {done}; {len(spaces) - len(going)} kept")
+    if left:
+        size = sum(c.bytes for c in left)
+        gone = sum(c.deleted for c in left)
+        done = f"{gone} deleted" if given["delete"] else "--delete deletes them"
+        click.echo(f"{len(left)} leftovers of killed commands, {size:,} bytes; {done}")
 
 
 @click.command()

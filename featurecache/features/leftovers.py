@@ -42,6 +42,22 @@ def sweep(cache: Cache) -> list[Path]:
     return sorted(gone)
 
 
+def of_run(run: Path) -> list[Path]:
+    """Temporary files in the folder of a run, of processes alive or dead."""
+    folders = [run, run / "trained", *run.glob("sweep/*"), *run.glob("training-*")]
+    real = [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
+    return [path for folder in real for path in durable.temporaries(folder)]
+
+
+def is_abandoned(path: Path) -> bool:
+    """Is the process gone that left this?"""
+    with locks.alone(path.parent) as undisturbed:
+        if path.is_symlink() or not path.is_dir():
+            return undisturbed and (path.is_symlink() or durable.is_abandoned(path))
+    with locks.alone(path) as undisturbed:
+        return undisturbed
+
+
 def remove(path: Path) -> bool:
     """Remove what a killed process left. False where its process is still alive."""
     if path.is_symlink():

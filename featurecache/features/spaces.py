@@ -15,7 +15,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -251,10 +251,42 @@ class Space:
         """The right to make this shard, or None while another process has it."""
         return locks.claim(self._locks / f"{self.path.name[:16]}-{shard[:16]}")
 
+    def reserve(self) -> locks.Claim:
+        """Keep this space, there or not yet, from being deleted until the claim is released. Any
+        number of processes may; who deletes it now is waited for."""
+        try:
+            return locks.claim_shared(self._reservation)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return locks.Claim(self._reservation, None)  # a cache that is only read here
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Is nobody filling this space, or writing to it? While it is held, nobody begins to."""
+        reservation = locks.claim(self._reservation)
+        try:
+            if reservation is None or self._shard_claimed:
+                yield False
+            else:
+                with locks.alone(self.path) as undisturbed:
+                    yield undisturbed
+        finally:
+            if reservation is not None:
+                reservation.release()
+
     @property
     def in_use(self) -> bool:
-        """Is a process making a shard of this space now?"""
-        for path in self._locks.glob(f"{self.path.name[:16]}-*"):
+        """Is a process filling this space now?"""
+        reservation = locks.claim(self._reservation)
+        if reservation is None:
+            return True
+        reservation.release()
+        return self._shard_claimed
+
+    @property
+    def _shard_claimed(self) -> bool:
+        for path in self._locks.glob(f"{self.path.name[:16]}-{16 * '[0-9a-f]'}"):
             claim = locks.claim(path)
             if claim is None:
                 return True
@@ -264,6 +296,10 @@ class Space:
     @property
     def _locks(self) -> Path:
         return self.path.parent.parent / "locks"
+
+    @property
+    def _reservation(self) -> Path:
+        return self._locks / f"{self.path.name[:16]}-reserved"
 
     def has(self, shard: str) -> bool:
         """Is this shard committed now? Looks at the disk, unlike `records`."""
@@ -361,6 +397,15 @@ class Space:
         aside.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another repair was first
             (self.path / name).replace(aside / name)
+
+
+@contextlib.contextmanager
+def reserved(spaces: Iterable[Space]) -> Iterator[None]:
+    """Keep these spaces from being deleted meanwhile."""
+    with contextlib.ExitStack() as claims:
+        for space in spaces:
+            claims.callback(space.reserve().release)
+        yield
 
 
 def _run(numbers: np.ndarray) -> slice | np.ndarray:

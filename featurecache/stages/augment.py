@@ -16,7 +16,7 @@ from featurecache import records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
-from featurecache.features.spaces import Space
+from featurecache.features.spaces import Space, reserved
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
 from featurecache.stages.featurize import PIXELS, timed, timed_each
@@ -26,6 +26,7 @@ from featurecache.stages.make import (
     Shard,
     Tally,
     checked_part,
+    checked_shard_rows,
     checked_where,
     make,
     shards_of,
@@ -78,21 +79,26 @@ def augment(
     if workers is not None or executor == "local":  # else every worker knows its own cores
         workers = checked_workers(workers)
     mine = None if part is None else checked_part(part)
+    checked_shard_rows(shard_rows)
     where = checked_where(executor, address, gpus_per_worker, max_workers)
     request = resolve(data, cache, policy, seed=seed, progress=progress)
     spaces = [request.picture_space(view) for view in request.views]
-    missing = shards_of(request.dataset.samples, request.items, spaces, shard_rows)
-    todo = missing if mine is None else missing.of_part(mine, shard_rows)
-    hits = request.images * len(spaces) - missing.rows
-    tally = Tally("augment", todo.rows, hits, progress)
-    for space in spaces:
-        if space.records:
-            space.describe()  # a no-op, unless a damaged description was set aside
-    if todo:
+    if request.images and not request.cache.exists:
         request.cache.create()
-        job = Job(tuple(spaces), request.views, workers)
-        share(Augmenter, job, todo, where, request.cache.root, 0, tally)
-    spaces = [request.picture_space(view) for view in request.views]
+    with reserved(spaces):  # before it is read which rows they hold
+        missing = shards_of(request.dataset.samples, request.items, spaces, shard_rows)
+        todo = missing if mine is None else missing.of_part(mine, shard_rows)
+        hits = request.images * len(spaces) - missing.rows
+        tally = Tally("augment", todo.rows, hits, progress)
+        for space in spaces:
+            if space.records:
+                space.describe()  # a no-op, unless a damaged description was set aside
+        if todo:
+            request.cache.create()
+            job = Job(tuple(spaces), request.views, workers)
+            share(Augmenter, job, todo, where, request.cache.root, 0, tally)
+        spaces = [request.picture_space(view) for view in request.views]
+        summaries = [space.summary() for space in spaces]
     seconds = time.perf_counter() - start
     return Augmented(
         tally.computed,
@@ -102,7 +108,7 @@ def augment(
         round(tally.computed / seconds, 1),
         tally.bound if tally.computed else "",
         {part: round(tally.spent[part], 3) for part in SPENT},
-        [space.summary() for space in spaces],
+        summaries,
     )
 
 

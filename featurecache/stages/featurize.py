@@ -27,7 +27,7 @@ from featurecache.features.engines import (
 )
 from featurecache.features.preprocess import Preprocess
 from featurecache.features.soundness import VectorCheck
-from featurecache.features.spaces import Space
+from featurecache.features.spaces import Space, reserved
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View, original
 from featurecache.stages.make import (
@@ -36,6 +36,7 @@ from featurecache.stages.make import (
     Shard,
     Tally,
     checked_part,
+    checked_shard_rows,
     checked_where,
     make,
     shards_of,
@@ -142,6 +143,7 @@ def featurize(
     if workers is not None or executor == "local":  # else every worker knows its own cores
         workers = checked_workers(workers)
     mine = None if part is None else checked_part(part)
+    checked_shard_rows(shard_rows)
     where = checked_where(executor, address, gpus_per_worker, max_workers)
     if executor != "ray":  # whose machines are others
         choose_engine(engine, precision)
@@ -152,34 +154,39 @@ def featurize(
     )  # fmt: skip
     targets = [(v, b) for v in range(len(request.views)) for b in range(len(request.backbones))]
     spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
-    missing = shards_of(request.dataset.samples, request.items, spaces, shard_rows)
-    todo = missing if mine is None else missing.of_part(mine, shard_rows)
-    hits = request.images * len(spaces) - missing.rows
-    tally = Tally("featurize", todo.rows, hits, progress)
-    for space in spaces:
-        if space.records:
-            space.describe()  # a no-op, unless a damaged description was set aside
-    if todo:
+    pictures = [request.picture_space(view) for view in request.views]
+    if request.images and not request.cache.exists:
         request.cache.create()
-        progress(0, todo.rows, "loading the network")
-        needed = {targets[s][1] for s in todo.spaces}
-        job = Job(
-            tuple(spaces),
-            Recipe(
-                request.views,
-                tuple(request.picture_space(view) for view in request.views),
-                tuple(backbone.preprocess for backbone in request.backbones),
-                tuple(targets),
-            ),
-            {b: request.backbones[b] for b in sorted(needed)},
-            engine,
-            precision,
-            workers,
-        )
-        gpus = devices(engine, precision) if executor == "processes" else 0
-        share(Featurizer, job, todo, where, request.cache.root, gpus, tally)
-    # The answer describes what is on the disk now, not what was meant to be there.
-    spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
+    with reserved([*spaces, *pictures]):  # before it is read which rows they hold
+        missing = shards_of(request.dataset.samples, request.items, spaces, shard_rows)
+        todo = missing if mine is None else missing.of_part(mine, shard_rows)
+        hits = request.images * len(spaces) - missing.rows
+        tally = Tally("featurize", todo.rows, hits, progress)
+        for space in spaces:
+            if space.records:
+                space.describe()  # a no-op, unless a damaged description was set aside
+        if todo:
+            request.cache.create()
+            progress(0, todo.rows, "loading the network")
+            needed = {targets[s][1] for s in todo.spaces}
+            job = Job(
+                tuple(spaces),
+                Recipe(
+                    request.views,
+                    tuple(pictures),
+                    tuple(backbone.preprocess for backbone in request.backbones),
+                    tuple(targets),
+                ),
+                {b: request.backbones[b] for b in sorted(needed)},
+                engine,
+                precision,
+                workers,
+            )
+            gpus = devices(engine, precision) if executor == "processes" else 0
+            share(Featurizer, job, todo, where, request.cache.root, gpus, tally)
+        # The answer describes what is on the disk now, not what was meant to be there.
+        spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
+        summaries = [space.summary() for space in spaces]
     seconds = time.perf_counter() - start
     return Featurized(
         tally.computed,
@@ -189,7 +196,7 @@ def featurize(
         round(tally.computed / seconds, 1),
         tally.bound if tally.computed else "",
         {part: round(tally.spent[part], 3) for part in SPENT},
-        [space.summary() for space in spaces],
+        summaries,
         tally.least_cosine,
         [note for backbone in request.backbones for note in backbone.notes],
     )

@@ -5,27 +5,28 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache import locks, records
-from featurecache.errors import BadInput, UnknownName
+from featurecache import durable, places, records
+from featurecache.errors import BadInput, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES
+from featurecache.features.leftovers import is_abandoned, leftovers, of_run, remove
 from featurecache.features.spaces import Space
-from featurecache.features.store import Cache
+from featurecache.features.store import Cache, unfinished
 
 _SPANS = {"h": 1, "d": 24, "w": 24 * 7}  # in hours
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A space that the criteria fit. `kept` says why it stays nevertheless; `runs` stand on it."""
+    """A space that the criteria fit, or what a killed command left. `kept` says why it stays
+    nevertheless; `runs` stand on it."""
 
-    space: str
+    space: str  # "" for what is none, or no longer a whole one
     view: str
     backbone: str | None
     rows: int
@@ -34,6 +35,7 @@ class Candidate:
     runs: list[str]
     kept: str
     deleted: bool
+    leftover: str = ""  # the path of what a killed command left
 
 
 def gc(
@@ -48,25 +50,24 @@ def gc(
     force: bool = False,
     progress: Progress = silent,
 ) -> list[Candidate]:
-    """The spaces of the cache that fit every criterion given; with `delete` they are deleted.
+    """The spaces of the cache that fit every criterion given, and what killed commands left in the
+    cache and in the runs; with `delete` they are deleted.
 
     `policy` is a view (`spatial_2`), a policy for all of its draws, or `none`; `backbone` a
     network's name, or `pictures`. `older_than` (`30d`, `12h`, `2w`) goes by the newest shard.
     `max_size` (`20G`) takes the oldest of the spaces that fit until the cache is no larger.
     What a run in `runs` or a run noted in the cache was trained on is spared without `force`; what
-    a process is filling is always spared. Raises BadInput without any criterion.
+    a process is filling is always spared. A deletion that was interrupted is finished. Names that
+    no space has are no error (`absent_names` has them). Raises BadInput without any criterion.
     """
     opened = Cache(cache)
     if not opened.exists:
         raise BadInput(f"no cache at {cache}")
-    policies = [policy] if isinstance(policy, str) else list(policy)
-    backbones = [backbone] if isinstance(backbone, str) else list(backbone)
+    policies, backbones = _listed(policy), _listed(backbone)
     if not (policies or backbones or older_than or max_size):
         raise BadInput("gc needs --policy, --backbone, --older-than or --max-size")
     before = _moment(older_than) if older_than else None
     spaces = sorted(opened.spaces(), key=lambda space: (_last(space), space.path.name))
-    _known("policy", policies, {n for s in spaces for n in (s.view, _policy(s))})
-    _known("backbone", backbones, {n for s in spaces for n in _networks(s)})
     used = opened.runs()
     for name, folders in _runs_in(Path(runs)).items():
         used.setdefault(name, []).extend(folders)
@@ -89,9 +90,10 @@ def gc(
         stands = sorted({str(run) for run in used.get(space.path.name, [])})
         kept = ""
         if stands and not force:
-            kept = f"{len(stands)} runs stand on it; --force deletes it nevertheless"
+            kept = f"used by {len(stands)} run{'s' * (len(stands) > 1)}; --force deletes it anyway"
         elif space.in_use:
             kept = "a process is filling it"
+        # A living process may have begun to fill it only now.
         deleted = delete and not kept and _delete(space)
         if delete and not kept and not deleted:
             kept = "a process is writing to it, or its disk has no locks"
@@ -103,17 +105,59 @@ def gc(
                 _last(space), stands, kept, deleted,
             )
         )  # fmt: skip
-    return found
+    return found + [_leftover(path, delete) for path in _abandoned(opened, Path(runs))]
+
+
+def absent_names(
+    cache: str | Path, policy: str | Sequence[str] = (), backbone: str | Sequence[str] = ()
+) -> list[str]:
+    """What to say of each of these names that no space of the cache goes by."""
+    spaces = Cache(cache).spaces()
+    views = {name for space in spaces for name in (space.view, _policy(space))}
+    networks = {name for space in spaces for name in _networks(space)}
+    given = [("policy", name, views) for name in _listed(policy)]
+    given += [("backbone", name, networks) for name in _listed(backbone)]
+    return [
+        f"the cache holds no space of {kind} {name!r}; {nearest(name, known)}"
+        for kind, name, known in given
+        if name not in known
+    ]
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _delete(space: Space) -> bool:
-    """Take a space away from every reader in one step, then delete its files."""
-    with locks.alone(space.path) as undisturbed:
-        if undisturbed:
-            aside = space.path.with_name(f".{space.path.name[:16]}.{secrets.token_hex(8)}.tmp")
+    """Take a space away from every reader in one step, then delete its files. What a kill leaves
+    of it is a leftover, which the next gc deletes."""
+    with space.alone() as undisturbed:
+        if undisturbed and space.path.is_dir():
+            aside = durable.temporary_name(space.path)
             space.path.rename(aside)
             shutil.rmtree(aside)
     return undisturbed
+
+
+def _abandoned(cache: Cache, runs: Path) -> list[Path]:
+    """What killed commands left in a cache, beside it and in the runs."""
+    if places.is_remote(cache.root):
+        return []
+    found = [*leftovers(cache), *unfinished(cache.root)]
+    folders = sorted(runs.iterdir()) if runs.is_dir() else []
+    found += [path for folder in [runs, *folders] if folder.is_dir() for path in of_run(folder)]
+    return [path for path in found if is_abandoned(path)]
+
+
+def _leftover(path: Path, delete: bool) -> Candidate:
+    inside = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    size = sum(file.lstat().st_size for file in inside)
+    moment = datetime.datetime.fromtimestamp(path.lstat().st_mtime, datetime.UTC)
+    deleted = delete and remove(path)
+    kept = "a process is writing to it" if delete and not deleted else ""
+    return Candidate(
+        "", "", None, 0, size, moment.isoformat(timespec="seconds"), [], kept, deleted, str(path)
+    )
 
 
 def _policy(space: Space) -> str:
@@ -130,12 +174,6 @@ def _networks(space: Space) -> set[str]:
 
 def _last(space: Space) -> str:
     return max((record.made.time for record in space.records), default="")
-
-
-def _known(kind: str, names: Sequence[str], known: set[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise UnknownName(kind, name, known, where="the cache")
 
 
 def _moment(span: str) -> str:

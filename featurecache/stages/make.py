@@ -121,8 +121,7 @@ def shards_of(samples: Sequence[Sample], items: Items, spaces: Sequence[Space], 
     resumed plan names the same shards as the first: whole shards were committed, so the cut falls
     in the same places.
     """
-    if rows < 1:
-        raise BadInput(f"shard rows {rows}: must be 1 or more")
+    checked_shard_rows(rows)
     distinct = items.distinct
     images = items.array if len(distinct) == len(items) else items.array[distinct]
     found: dict[str, tuple[np.ndarray, list[int]]] = {}
@@ -135,6 +134,13 @@ def shards_of(samples: Sequence[Sample], items: Items, spaces: Sequence[Space], 
     in_order = sorted(found.items(), key=lambda pair: int(pair[1][0][0]))
     cuts = [(name, at, tuple(numbers)) for name, (at, numbers) in in_order]
     return Todo(samples, items, cuts)
+
+
+def checked_shard_rows(rows: int) -> int:
+    """Raises BadInput."""
+    if rows < 1:
+        raise BadInput(f"shard rows {rows}: must be 1 or more")
+    return rows
 
 
 def checked_part(part: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress, silent
+from featurecache.features.spaces import reserved
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
@@ -54,25 +55,28 @@ def retry(
     spaces = opened.spaces()
     for number, space in enumerate(spaces, 1):
         progress(number, len(spaces), "retry")
-        rows = [(sources[item], item) for item in space.failures(sources)]
-        failed += len(rows)
-        fine = []
-        for start in range(0, len(rows), SHARD_ROWS):
-            part = rows[start : start + SHARD_ROWS]
-            try:
-                made = again.make(space, part)
-            except FeatureCacheError as error:
-                left |= {sample.id: str(error) for sample, _ in part}
-                continue
-            left |= {sample.id: made.failed[item] for sample, item in part if item in made.failed}
-            fine += [row for row in part if row[1] not in made.failed]
-        if fine:
-            began = time.perf_counter()
-            made = again.make(space, fine)
-            took = time.perf_counter() - began
-            space.commit([item for _, item in fine], made.arrays, {}, made.provenance, took)
-            mended += len(fine)
-            changed.append(opened.space(space.key, space.view, space.backbone).summary())
+        with reserved([space]):
+            rows = [(sources[item], item) for item in space.failures(sources)]
+            failed += len(rows)
+            fine = []
+            for start in range(0, len(rows), SHARD_ROWS):
+                part = rows[start : start + SHARD_ROWS]
+                try:
+                    made = again.make(space, part)
+                except FeatureCacheError as error:
+                    left |= {sample.id: str(error) for sample, _ in part}
+                    continue
+                left |= {
+                    sample.id: made.failed[item] for sample, item in part if item in made.failed
+                }
+                fine += [row for row in part if row[1] not in made.failed]
+            if fine:
+                began = time.perf_counter()
+                made = again.make(space, fine)
+                took = time.perf_counter() - began
+                space.commit([item for _, item in fine], made.arrays, {}, made.provenance, took)
+                mended += len(fine)
+                changed.append(opened.space(space.key, space.view, space.backbone).summary())
     return Retried(
         failed,
         mended,
