@@ -15,6 +15,7 @@ FeatureCacheError          exit code 1: work was begun and failed; what was comm
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -76,7 +77,7 @@ class CannotRead(FeatureCacheError):
     """A file that could not be read, and so may be sound; `error` is what the system said."""
 
     def __init__(self, path: object, error: OSError) -> None:
-        super().__init__(f"{path}: can't be read ({error.strerror or error})")
+        super().__init__(f"{path}: can't be read ({why(error)})")
         self.path, self.error = path, error
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -90,6 +91,20 @@ class NotAFile(OSError):
 
 class SourceChanged(FeatureCacheError):
     """An image file no longer has the bytes it had when the work was planned."""
+
+
+_ADVICE = {
+    errno.EACCES: "give yourself permission to read it",
+    errno.EPERM: "give yourself permission to read it",
+    errno.EMFILE: "raise the limit of open files, `ulimit -n`",
+    errno.ENFILE: "close other programs: the system has no more open files",
+}
+
+
+def why(error: OSError) -> str:
+    """What the system, or a store, says, and what to do."""
+    advice = _ADVICE.get(error.errno or 0, "it may be sound: run again once it can be read")
+    return f"{error.strerror or one_line(error)}; {advice}"
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

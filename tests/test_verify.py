@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from featurecache import locks, records
-from featurecache.errors import BadInput
+from featurecache import locks, records, retries
+from featurecache.errors import BadInput, CannotRead
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
@@ -88,6 +95,7 @@ def test_without_the_images_a_repair_only_sets_aside(
     repaired = verify(cache, repair=True, data=tmp_path / "gone")
     assert (len(repaired.bad), repaired.remade, len(repaired.left)) == (1, 0, 1)
     assert "no such file or folder" in repaired.left[0] and "--data" in repaired.left[0]
+    assert [shard["rows"] for shard in verify(cache).pending] == [16]
     made = featurize(small_data, policy=VIEWS, cache=cache, shard_rows=16, **tiny)
     assert (made.computed, made.hits) == (16, 80)
     assert ls(cache) == before
@@ -128,27 +136,212 @@ def test_other_harm_to_a_data_file(
     assert ls(cache) == before
 
 
-@pytest.mark.parametrize("harm", ["in its items", "in another field"])
+@pytest.mark.parametrize("harm", ["in its items", "in another field", "in both files"])
 def test_a_damaged_record_is_repaired(
     cache: Path, small_data: Path, tiny: dict[str, Any], harm: str
 ) -> None:
     before = ls(cache)
     path = a_file(cache, ".json")
     data = path.read_bytes()
-    flip(path, data.index(b'"items": "' if harm == "in its items" else b'"made"') + 20)
+    flip(path, data.index(b'"made"' if harm == "in another field" else b'"items": "') + 20)
     (bad,) = verify(cache).bad
     assert bad["file"] == path.name
     assert "commit record" in bad["reason"]
+    # A record's name is the hash of its items: where they still fit, they are what it held. Where
+    # not, the data file says them, if its bytes are those that its own name is the hash of.
+    known = harm != "in both files"
+    if not known:
+        flip(next(path.parent.glob(f"{path.stem}-*.h5")), -1)
     repaired = verify(cache, repair=True, data=small_data)
-    # A record's name is the hash of its items: where they still fit, they are what it held.
-    known = harm == "in another field"
     assert (repaired.remade, len(repaired.left)) == ((16, 0) if known else (0, 1))
     found = verify(cache)
     assert (found.bad, found.stray, found.shards) == ([], [], 6 if known else 5)
-    kept = {p.suffix for p in (path.parent / "quarantine").iterdir()}
-    assert kept == {".json", ".h5"}
+    name = path.name if known else f"unknown-{path.name}"
+    waiting = [] if known else [{"space": path.parent.name, "file": name, "rows": None}]
+    assert found.pending == repaired.pending == waiting
+    assert known or "can't be told" in repaired.left[0]
+    kept = {p.name for p in (path.parent / "quarantine").iterdir()}
+    assert len(kept) == 2 and name in kept
     featurize(small_data, policy=VIEWS, cache=cache, shard_rows=16, **tiny)
     assert ls(cache) == before
+    assert verify(cache).pending == []  # the shard of this name is there again
+
+
+# ---- what could not be read ----
+
+
+class Refusals:
+    """Opening the files whose names have an ending fails, the first `times` times."""
+
+    def __init__(self, ending: str, number: int, times: int) -> None:
+        self.ending, self.number, self.left = ending, number, times
+        self.open = os.open
+
+    def __call__(self, path: Any, *arguments: Any, **named: Any) -> int:
+        if self.left and str(path).endswith(self.ending):
+            self.left -= 1
+            raise OSError(self.number, os.strerror(self.number), str(path))
+        return self.open(path, *arguments, **named)
+
+
+KINDS = ["record", "data", "space.json"]
+
+
+def ending_of(cache: Path, kind: str) -> str:
+    if kind == "space.json":
+        return "/space.json"
+    return a_file(cache, ".json" if kind == "record" else ".h5").name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE])
+def test_what_fails_once_is_read_the_next_time(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int
+) -> None:
+    monkeypatch.setattr(retries, "DISK_WAIT", 0.001)
+    refusals = Refusals(ending_of(cache, kind), number, times=2)
+    monkeypatch.setattr(os, "open", refusals)
+    found = verify(cache, repair=True)
+    assert (found.bad, found.unreadable, found.pending, found.rows) == ([], [], [], 96)
+    assert refusals.left == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_read_is_never_set_aside(
+    cache: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int
+) -> None:
+    monkeypatch.setattr(retries, "DISK_WAIT", 0.001)
+    files = sorted(cache.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", Refusals(ending_of(cache, kind), number, times=-1))
+        for repair in (False, True):
+            found = verify(cache, repair=repair, data=small_data)
+            assert found.bad == [] and found.pending == []
+            assert len(found.unreadable) == (1 if kind == "data" else 2)  # of both spaces
+            assert os.strerror(number) in found.unreadable[0]["reason"]
+        with pytest.raises(CannotRead, match="can't be read") as caught:
+            for space in Cache(cache).spaces():
+                space.vectors(list(space.rows))
+        assert "--repair" not in str(caught.value)
+    assert sorted(cache.rglob("*")) == files
+    assert verify(cache).rows == 96
+
+
+# ---- a repair that was interrupted ----
+
+
+class Stopped(BaseException):
+    """As of a signal: nothing catches it."""
+
+
+@pytest.mark.slow
+def test_a_repair_goes_on_wherever_it_was_stopped(
+    cache: Path, small_data: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each step that changes the disk, and with other images before it goes on."""
+    before = ls(cache)
+    flip(a_file(cache, ".h5"), 500)
+    record = a_file(cache, ".json")
+    other = sorted(set(record.parent.glob("*.json")) - {record, record.parent / "space.json"})[0]
+    flip(other, other.read_bytes().index(b'"items": "') + 20)
+    broken = shutil.copytree(cache, cache.with_name("broken"))
+    steps = 0
+    for stop in itertools.count(1):
+        shutil.rmtree(cache)
+        shutil.copytree(broken, cache)
+        left = stop
+
+        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise Stopped
+                return function(*arguments, **named)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", counted(Path.replace))
+            patch.setattr(Path, "mkdir", counted(Path.mkdir))
+            for name in ("link", "fsync"):
+                patch.setattr(os, name, counted(getattr(os, name)))
+            try:
+                verify(cache, repair=True, data=small_data)
+                break
+            except Stopped:
+                steps += 1
+        found = verify(cache)
+        assert found.bad or found.pending or ls(cache) == before
+        wrong = verify(cache, repair=True, data=cache / "no images")
+        assert bool(wrong.pending) == bool(wrong.left) == (ls(cache) != before)
+        assert verify(cache).pending == wrong.pending
+        repaired = verify(cache, repair=True, data=small_data)
+        assert (repaired.left, repaired.pending) == ([], [])
+        found = verify(cache)
+        assert (found.bad, found.pending, found.stray, found.rows) == ([], [], [], 96)
+        assert ls(cache) == before
+    assert steps >= 12
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from featurecache.stages.verify import verify
+replace = Path.replace
+def killed(path, target):
+    replace(path, target)
+    if path.suffix == ".json":
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = killed
+verify(sys.argv[1], repair=True, data=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_a_repair_goes_on_after_a_kill(cache: Path, small_data: Path) -> None:
+    before = ls(cache)
+    flip(a_file(cache, ".h5"), 500)
+    script = [sys.executable, "-c", KILLED, str(cache), str(small_data)]
+    assert subprocess.run(script, check=False).returncode == -signal.SIGKILL
+    assert [shard["rows"] for shard in verify(cache).pending] == [16]
+    assert verify(cache, repair=True, data=small_data).remade == 16
+    found = verify(cache)
+    assert (found.bad, found.pending, found.rows) == ([], [], 96)
+    assert ls(cache) == before
+
+
+def test_a_quarantine_of_an_older_version(cache: Path, small_data: Path) -> None:
+    """Its files are those of today, but for records that can't be told: their rows may be back."""
+    path = a_file(cache, ".json")
+    aside = path.parent / "quarantine"
+    aside.mkdir()
+    for file in (path, next(path.parent.glob(f"{path.stem}-*.h5"))):
+        shutil.copy(file, aside / file.name)
+    (aside / f"{'0' * 64}.json").write_bytes(b"damaged")
+    assert verify(cache).pending == []
+    path.unlink()
+    waiting = [{"space": path.parent.name, "file": path.name, "rows": 16}]
+    assert verify(cache).pending == waiting
+    assert verify(cache, repair=True, data=small_data).remade == 16
+    assert verify(cache).pending == []
+    shutil.rmtree(aside)
+
+
+def test_rows_whose_images_are_gone_are_given_up_with_the_quarantine(
+    cache: Path, tmp_path: Path
+) -> None:
+    flip(bad := a_file(cache, ".h5"), 500)
+    (tmp_path / "other/a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "other/a/1.png")
+    repaired = verify(cache, repair=True, data=tmp_path / "other")
+    (line,) = repaired.left
+    aside = bad.parent / "quarantine"
+    assert f"delete {aside}" in line and repaired.pending[0]["rows"] == 16
+    shutil.rmtree(aside)
+    found = verify(cache)
+    assert (found.bad, found.pending, found.rows) == ([], [], 80)
 
 
 def test_a_damaged_description_is_repaired(

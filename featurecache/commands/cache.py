@@ -172,11 +172,15 @@ def verify(as_json: bool, quiet: bool, **given: Any) -> int:
         printing.print_json(result)
     else:
         terminal.table(result.bad, "bad")
+        terminal.table(result.unreadable, "unreadable")
         terminal.table(
             [{**dataclasses.asdict(d), "space": d.space[:12]} for d in result.drift], "recomputed"
         )
-        stray = f"; {len(result.stray)} stray files" if result.stray else ""
-        click.echo(f"{result.shards} shards, {result.rows:,} rows, {len(result.bad)} bad{stray}")
+        counts = [f"{result.shards} shards", f"{result.rows:,} rows", f"{len(result.bad)} bad"]
+        counts += [f"{len(result.unreadable)} unreadable"] if result.unreadable else []
+        click.echo(
+            ", ".join(counts) + (f"; {len(result.stray)} stray files" if result.stray else "")
+        )
         if given["repair"]:
             click.echo(
                 f"repair: {len(result.bad)} set aside, {result.remade:,} rows computed again, "
@@ -184,10 +188,18 @@ def verify(as_json: bool, quiet: bool, **given: Any) -> int:
             )
     for line in result.left:
         click.echo(terminal.printable(f"left: {line}"), err=True)
-    if result.bad and not given["repair"]:
+    if result.pending:
+        known = sum(int(shard["rows"] or 0) for shard in result.pending)
+        unknown = sum(shard["rows"] is None for shard in result.pending)
+        parts = [f"{known:,} rows"] if known else []
+        parts += [f"{unknown} shards whose rows can't be told"] if unknown else []
+        click.echo(f"{' and '.join(parts)} in quarantine not yet computed again", err=True)
+    if (result.bad or result.pending) and not given["repair"]:
         command = f"featurecache verify --repair --cache {given['cache']} --data DIR"
-        click.echo(f"{command} sets them aside and computes their rows again", err=True)
-    return 1 if result.left or (result.bad and not given["repair"]) else 0
+        does = [f"sets {len(result.bad)} bad files aside"] if result.bad else []
+        click.echo(f"{command} {' and '.join([*does, 'computes the rows again'])}", err=True)
+    undone = result.bad and not given["repair"]
+    return 1 if undone or result.left or result.unreadable or result.pending else 0
 
 
 @click.command()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from featurecache import copies, places
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, CannotRead, NotAFile
 from featurecache.features import shards
 from featurecache.features.spaces import Space, damaged
 from featurecache.regular import open_regular
@@ -90,8 +90,12 @@ class MappedVectors:
                 local = copies.path_of(path, record.size, record.sha256)
             with open_regular(local, record.size, follow=False) as (file, size):
                 data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file
-            raise damaged(path, f"can't be read ({error})") from error
+        except (NotAFile, FileNotFoundError) as error:
+            raise self._space.absent(record, error) from error
+        except OSError as error:
+            raise CannotRead(path, error) from error
+        except ValueError as error:  # an empty file can't be mapped
+            raise damaged(path, "its bytes are not the ones that were committed") from error
         if size != record.size or (
             number not in self._sound and hashlib.sha256(data).hexdigest() != record.sha256
         ):

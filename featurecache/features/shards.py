@@ -13,6 +13,7 @@ import io
 import mmap
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -108,17 +109,8 @@ def check_hdf5(data: bytes, layout: Mapping[str, Array]) -> str | None:
             if set(file) != set(layout):
                 return f"holds {sorted(file)}, not {sorted(layout)}"
             for name, array in layout.items():
-                if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                    return f"{name!r} is a link"
-                dataset = file[name]
-                plain = (
-                    isinstance(dataset, h5py.Dataset)
-                    and dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
-                    and dataset.external is None
-                    and not dataset.is_virtual
-                )
-                if not plain:
-                    return f"{name!r} is not a contiguous array"
+                if isinstance(dataset := _plain(file, name), str):
+                    return dataset
                 if (dataset.dtype.str, dataset.shape) != (array.dtype, array.shape):
                     return f"{name!r} is {dataset.dtype.str} {dataset.shape}"
                 if (dataset.id.get_offset() or 0) != array.offset:
@@ -126,6 +118,40 @@ def check_hdf5(data: bytes, layout: Mapping[str, Array]) -> str | None:
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         return f"HDF5 can't open it ({error})"
     return None
+
+
+def items_in(data: bytes, sha256: str) -> bytes:
+    """The items in the data file of a shard, end to end, where its record can't say them; nothing
+    where the file is not of plain arrays, or its bytes have no hash that begins with `sha256`."""
+    import h5py
+
+    if not hashlib.sha256(data).hexdigest().startswith(sha256):
+        return b""
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            items = _plain(file, "items")
+            if isinstance(items, str) or (items.dtype.str, items.shape[1:]) != ("|u1", (32,)):
+                return b""
+            start = items.id.get_offset() or 0
+            return data[start : start + 32 * items.shape[0]]
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return b""
+
+
+def _plain(file: Any, name: str) -> Any:
+    """An array of an open HDF5 file, or why it is no contiguous array in the file itself."""
+    import h5py
+
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        return f"{name!r} is a link"
+    dataset = file[name]
+    plain = (
+        isinstance(dataset, h5py.Dataset)
+        and dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+        and dataset.external is None
+        and not dataset.is_virtual
+    )
+    return dataset if plain else f"{name!r} is not a contiguous array"
 
 
 def row_bytes(arrays: Mapping[str, np.ndarray], row: int) -> bytes:

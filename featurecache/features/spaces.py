@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from featurecache import copies, durable, locks, places, records
-from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
+from featurecache.errors import BadInput, CannotRead, DamagedCache, FeatureCacheError, NotAFile
 from featurecache.features import shards
 from featurecache.features.space_files import MAX_RECORD, Made, Record, check_checksum
 from featurecache.items import Items, Lookup
@@ -205,7 +205,8 @@ class Space:
         return shards.row_bytes(self._loaded[1], row)
 
     def read(self, number: int) -> dict[str, np.ndarray]:
-        """The arrays of one committed shard, its bytes hashed first. Raises DamagedCache."""
+        """The arrays of one committed shard, its bytes hashed first. Raises DamagedCache,
+        CannotRead."""
         return shards.unpack(self.read_bytes(self.records[number]), self.records[number].arrays)
 
     def read_bytes(self, record: Record, fresh: bool = False) -> bytes:
@@ -217,16 +218,31 @@ class Space:
                 data = copies.read(path, record.size, record.sha256, fresh)
             else:
                 data = read_own(path, record.size)
+        except (NotAFile, FileNotFoundError) as error:
+            raise self.absent(record, error) from error
         except OSError as error:
-            if error.errno != errno.EFBIG:
-                raise damaged(path, f"can't be read ({error.strerror})") from error
-            data = b""  # it has grown
+            raise CannotRead(path, error) from error
         if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
             raise damaged(path, "its bytes are not the ones that were committed")
         return data
 
+    def absent(self, record: Record, error: OSError) -> FeatureCacheError:
+        """The error for a committed shard under whose name there is no file of its size."""
+        path = self.path / record.file
+        if isinstance(error, NotAFile):
+            if error.errno == errno.EFBIG:  # it has grown
+                return damaged(path, "its bytes are not the ones that were committed")
+            return damaged(path, f"is {error.strerror}")
+        if not places.has(self.path / f"{record.shard}.json", listed=True):
+            gone = FileNotFoundError(errno.ENOENT, "another process removed the shard; run again")
+            return CannotRead(path, gone)
+        if places.is_remote(path) and record.file in places.names(self.path):
+            return CannotRead(path, error)
+        return damaged(path, "is missing")
+
     def read_record(self, path: Path) -> Record:
-        """A commit record, if its checksum and its names hold. Raises DamagedCache, BadInput."""
+        """A commit record, if its checksum and its names hold. Raises DamagedCache, CannotRead,
+        BadInput."""
         return insisted(path, lambda: self._record(path))
 
     def _record(self, path: Path) -> Record:
@@ -386,17 +402,6 @@ class Space:
                 durable.link_new(
                     self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n"
                 )
-
-    def quarantine(self, name: str) -> None:
-        """Move one file of this space out of every reader's sight, keeping it to be looked at."""
-        aside = self.path / "quarantine"
-        if places.is_remote(self.path):
-            with contextlib.suppress(FileNotFoundError):
-                places.move(self.path / name, aside / name)
-            return
-        aside.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another repair was first
-            (self.path / name).replace(aside / name)
 
 
 @contextlib.contextmanager

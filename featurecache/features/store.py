@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from featurecache import durable, locks, places, records
-from featurecache.errors import BadInput, DamagedCache
+from featurecache.errors import BadInput, CannotRead, DamagedCache
 from featurecache.features.space_files import (
     MAX_NOTE,
     MAX_RECORD,
@@ -45,7 +45,7 @@ class Cache:
 
     @property
     def exists(self) -> bool:
-        return places.has(self.root / MARKER)
+        return places.has(self.root / MARKER, listed=True)
 
     def create(self) -> None:
         """Make the folder and its marker, if need be. Raises BadInput if it can't be written."""
@@ -126,8 +126,11 @@ class Cache:
     def space_in(self, path: Path) -> Space | None:
         """The space in a folder, or None for one in which none was finished being made."""
         description = path / "space.json"
-        if not places.has(description):
-            return None
+        try:
+            if not places.has(description, listed=True):
+                return None
+        except OSError as error:
+            raise CannotRead(description, error) from error
         return insisted(description, lambda: self._described(path, description))
 
     def _described(self, path: Path, description: Path) -> Space:

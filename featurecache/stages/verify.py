@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import re
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
+from featurecache import places
+from featurecache.errors import BadInput, CannotRead, DamagedCache, FeatureCacheError, NotAFile, why
 from featurecache.executors import Progress, silent
-from featurecache.features import shards
-from featurecache.features.engines import engines_here
+from featurecache.features import quarantine, shards
 from featurecache.features.leftovers import leftovers, sweep
-from featurecache.features.space_files import Record
+from featurecache.features.space_files import MAX_RECORD, Record
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of, sources_of
-from featurecache.regular import read_regular
 from featurecache.stages.again import Again
+from featurecache.stages.repair import Lost, compute_lost
+
+_ID = re.compile("[0-9a-f]{64}").fullmatch
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,15 @@ class Drift:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. `bad` is `{space, file, reason}`; `stray` are files that no record
-    names, of the killed or of a process at work: harmless, and never read. After a repair,
-    `removed` are those that were deleted, `remade` counts the rows that were computed again, and
-    `left` says what could not be, and what to do."""
+    """What `verify` found.
+
+    `bad` is `{space, file, reason}` of what was read and is not what was committed; `unreadable`
+    the same of what could not be read, and so may be sound: it is never set aside. `pending` is
+    `{space, file, rows}` of the shards in quarantine whose rows are not computed again yet (`rows`
+    is None where they can't be told). `stray` are files that no record names, of the killed or of a
+    process at work: harmless, and never read. After a repair, `removed` are those that were
+    deleted, `remade` counts the rows that were computed again, `pending` is what is left to do, and
+    `left` says why, and what to do."""
 
     shards: int
     rows: int
@@ -53,15 +60,20 @@ class Verification:
     removed: list[str]
     remade: int
     left: list[str]
+    unreadable: list[dict[str, str]]
+    pending: list[dict[str, str | int | None]]
 
 
-@dataclass(frozen=True)
-class _Lost:
-    """A shard that was set aside, and what it held (None if that can't be told)."""
+@dataclass
+class _Found:
+    """What the folders of spaces hold."""
 
-    folder: Path
-    items: list[bytes] | None
-    engine: str = ""  # that made it, where its record could be read
+    shards: int = 0
+    rows: int = 0
+    bad: list[dict[str, str]] = field(default_factory=list)
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
 
 
 def verify(
@@ -79,9 +91,9 @@ def verify(
 
     `repair` moves bad shards to a folder `quarantine`, computes again those of their rows whose
     images are in `data`, with the engine that made them where it is here, and deletes what killed
-    processes left. `recompute` rows of every space of vectors, drawn at random with `seed` from
-    those of the images in `data`, are computed again and compared. `weights` are those of the
-    spaces that were made with such an option.
+    processes left. It goes on with what an earlier repair left undone. `recompute` rows of every
+    space of vectors, drawn at random with `seed` from those of the images in `data`, are computed
+    again and compared. `weights` are those of the spaces that were made with such an option.
     """
     opened = Cache(cache)
     if not opened.exists:
@@ -90,120 +102,141 @@ def verify(
         raise BadInput(f"--recompute {recompute}: must be 0 or more")
     dataset = open_dataset(data) if recompute else None
     again = Again(engine, weights)
-    bad: list[dict[str, str]] = []
-    lost: list[_Lost] = []
-    left: list[str] = []
-    count = rows = done = 0
-    folders = sorted(opened.root.glob(f"spaces/{64 * '[0-9a-f]'}"))
-    real = [folder for folder in folders if not folder.is_symlink()]
-    total = sum(path.name != "space.json" for folder in real for path in folder.glob("*.json"))
-    for folder in folders:
-        if folder.is_symlink():  # nothing is listed, moved or deleted behind it
-            bad.append({"space": folder.name, "file": "", "reason": "is a link; a cache has none"})
-            left.append(f"{folder}: is a link; put the folder itself in its place")
-            continue
-        try:
-            space, reason = opened.space_in(folder), ""
-        except DamagedCache as error:
-            space, reason = None, error.reason
-        named = sorted(path for path in folder.glob("*.json") if path.name != "space.json")
-        if space is None:
-            space = Space(folder, {}, "", None)
-            if named or reason:
-                reason = reason or "is not there; the featurize that made the space writes it again"
-                bad.append({"space": folder.name, "file": "space.json", "reason": reason})
-                if repair:
-                    space.quarantine("space.json")
-                    lost.append(_Lost(folder, None))
-        for path in named:
-            done += 1
-            progress(done, total, "verify")
-            count += 1
-            reason, record = _look(space, path)
-            rows += len(record.item_list) if record else 0
-            if reason:
-                bad.append({"space": folder.name, "file": path.name, "reason": reason})
-                if repair:
-                    lost.append(_set_aside(space, path, record))
+    found = _Found()
+    listed = _listed(opened, found)
+    total = sum(len(_records(names)) for names in listed.values())
+
+    def show() -> None:
+        progress(found.shards, total, "verify")
+
+    for folder, names in listed.items():
+        _look_through(opened, folder, names, repair, found, show)
     stray = [str(path) for path in leftovers(opened)]
     removed = [str(path) for path in sweep(opened)] if repair else []
-    remade = _remade(opened, lost, data, again, left, progress) if lost else 0
+    lost = found.lost
+    remade = 0
+    if repair and lost:
+        done = compute_lost(lost, data, again, progress)
+        lost, remade = done.lost, done.rows
+        found.left += done.left
+    pending = [
+        {"space": space.path.name, "file": shard.file, "rows": shard.rows} for space, shard in lost
+    ]
     drift = []
-    if dataset is not None and not bad:
+    if dataset is not None and not (found.bad or found.unreadable):
         drift = _recomputed(opened, recompute, dataset, again, seed)
-    return Verification(count, rows, bad, stray, drift, removed, remade, left if repair else [])
+    return Verification(
+        found.shards, found.rows, found.bad, stray, drift, removed, remade,
+        found.left if repair else [], found.unreadable, pending,
+    )  # fmt: skip
 
 
-def _set_aside(space: Space, path: Path, record: Record | None) -> _Lost:
-    items = record.item_list if record else _claimed_items(path)
-    space.quarantine(path.name)  # first: without its record a shard is absent
-    for file in space.path.glob(f"{path.stem}-*.h5"):
-        space.quarantine(file.name)
-    return _Lost(space.path, items, record.provenance.get("engine", "") if record else "")
-
-
-def _claimed_items(path: Path) -> list[bytes] | None:
-    """The items that a damaged record still lists, if they are the ones its name is the hash of."""
-    try:
-        data = read_regular(path, 256 << 20, follow=False)
-    except OSError:  # a pipe, a device, a link: it lists nothing
-        return None
-    found = re.search(rb'"items": "((?:[0-9a-f]{64})+)"', data)
-    raw = bytes.fromhex(found[1].decode()) if found else b""
-    items = [raw[i : i + 32] for i in range(0, len(raw), 32)]
-    return items if items and shards.shard_name(items) == path.stem else None
-
-
-def _remade(
-    cache: Cache,
-    lost: Sequence[_Lost],
-    data: str | Path,
-    again: Again,
-    left: list[str],
-    progress: Progress,
-) -> int:
-    """Compute lost rows again: how many. Adds to `left` what could not be, and what to do."""
-    try:
-        dataset = open_dataset(data)
-    except BadInput as error:
-        left.append(f"nothing was computed again ({error}); give --data, or run featurize")
-        return 0
-    sources = sources_of(dataset.samples, items_of(dataset.samples, progress)[0])
-    spaces = {shard.folder: cache.space_in(shard.folder) for shard in lost}
-    count = 0
-    for number, shard in enumerate(lost, 1):
-        progress(number, len(lost), "repair")
-        space = spaces[shard.folder]
-        about = f"{space.view} / {space.backbone or 'pictures'}" if space else shard.folder.name
-        if space is None or shard.items is None:
-            left.append(
-                f"{about}: what a damaged file held can't be told; the featurize or augment that "
-                "made it computes what is missing"
-            )
+def _listed(cache: Cache, found: _Found) -> dict[Path, list[str]]:
+    """The names in the folder of each space."""
+    listed = {}
+    spaces = cache.root / "spaces"
+    for name in filter(_ID, places.names(spaces)):
+        folder = spaces / name
+        if folder.is_symlink():  # nothing is listed, moved or deleted behind it
+            found.bad.append({"space": name, "file": "", "reason": "is a link; a cache has none"})
+            found.left.append(f"{folder}: is a link; put the folder itself in its place")
             continue
-        missing = space.missing(shard.items)
-        here = [item for item in missing if item in sources]
-        if len(here) < len(missing):
-            lacking = len(missing) - len(here)
-            left.append(f"{about}: {lacking} images of a bad shard are not in {dataset.root}")
-        if here:
-            began = time.perf_counter()
-            others = (record.provenance.get("engine", "") for record in space.records)
-            maker = shard.engine or next(others, "")  # the same bytes, if it can be (law 5)
-            maker = maker if maker in engines_here() else ""
+        try:
+            listed[folder] = places.names(folder)
+        except OSError as error:
+            found.unreadable.append({"space": name, "file": "", "reason": why(error)})
+    return listed
+
+
+def _records(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith(".json") and name != "space.json"]
+
+
+def _look_through(
+    cache: Cache,
+    folder: Path,
+    names: Sequence[str],
+    repair: bool,
+    found: _Found,
+    progress: Callable[[], None],
+) -> None:
+    """Look at one space's folder, which holds `names`; with `repair`, set aside what is bad."""
+    plain = Space(folder, {}, "", None)  # which needs no description
+
+    def report(file: str, error: DamagedCache | CannotRead | str) -> None:
+        entry = {"space": folder.name, "file": file}
+        if isinstance(error, CannotRead):
+            found.unreadable.append({**entry, "reason": why(error.error)})
+            return
+        found.bad.append({**entry, "reason": error if isinstance(error, str) else error.reason})
+        if repair:
             try:
-                made = again.make(space, [(sources[item], item) for item in here], maker)
-            except FeatureCacheError as error:
-                left.append(f"{about}: {error}")
-                continue
-            took = time.perf_counter() - began
-            space.commit(here, made.arrays, made.failed, made.provenance, took)
-            count += len(here)
-    return count
+                quarantine.set_aside(plain, file, names)
+            except CannotRead as error:
+                report(file, error)
+
+    space: Space | None = None
+    try:
+        space = cache.space_in(folder)
+        if space is None and _records(names):
+            reason = "is not there; the featurize that made the space writes it again"
+            found.bad.append({"space": folder.name, "file": "space.json", "reason": reason})
+    except (DamagedCache, CannotRead) as error:
+        report("space.json", error)
+    if repair and space is None and (_records(names) or "space.json" in names):
+        found.left.append(
+            f"{folder.name}: its space.json has to be there and readable before rows can be "
+            "computed again; the featurize or augment that made the space writes it"
+        )
+    held = []
+    for name in _records(names):
+        found.shards += 1
+        progress()
+        try:
+            reason, record = _look(plain, folder / name)
+        except CannotRead as error:
+            if isinstance(error.error, FileNotFoundError) and name not in places.names(folder):
+                found.shards -= 1  # removed by another process since it was listed
+            else:
+                report(name, error)
+            continue
+        found.rows += len(record.items) // 32 if record else 0
+        if reason:
+            report(name, reason)
+        elif record is not None and (repair or quarantine.FOLDER in names):
+            held.append(record)
+    try:
+        found.lost += [(space or plain, shard) for shard in quarantine.pending(plain, held)]
+    except CannotRead as error:
+        report(f"{quarantine.FOLDER}/{Path(str(error.path)).name}", error)
 
 
 def _look(space: Space, path: Path) -> tuple[str, Record | None]:
-    """What is wrong with a shard ("" if nothing), and its record if that can be read."""
+    """What is wrong with a shard ("" if nothing), and its record if that can be read. Raises
+    CannotRead."""
+    reason, record = _judge(space, path)
+    if reason and places.is_remote(path):  # a reply may be cut, or be another one the next time
+        _check_sent(path, MAX_RECORD)
+        if record is not None and record.file in places.names(space.path):
+            _check_sent(space.path / record.file, record.size)
+        reason, record = _judge(space, path)
+    return reason, record
+
+
+def _check_sent(path: Path, max_bytes: int) -> None:
+    """Raise CannotRead unless the store sends the same bytes twice, and as many as it says that
+    there are."""
+    try:
+        first, second = (places.read(path, max_bytes, listed=True) for _ in range(2))
+        if first != second or len(first) != places.size(path):
+            raise OSError(errno.EIO, "the store sends other bytes each time, or too few")
+    except NotAFile:
+        return
+    except OSError as error:
+        raise CannotRead(path, error) from error
+
+
+def _judge(space: Space, path: Path) -> tuple[str, Record | None]:
     try:
         record = space.read_record(path)
     except DamagedCache as error:
