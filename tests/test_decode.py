@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featurecache.images import decode as module
-from featurecache.images.decode import MAX_RATIO, Undecodable, decode
+from featurecache.images import picture_checks
+from featurecache.images.decode import Undecodable, decode
+from featurecache.images.picture_checks import MAX_RATIO
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 WHITE = [255, 255, 255]
@@ -232,7 +234,7 @@ def test_too_many_pixels_are_refused_from_the_header(width, monkeypatch):
 
 
 def test_at_the_limit_pillow_neither_warns_nor_refuses(monkeypatch):
-    monkeypatch.setattr(module, "MAX_PIXELS", 35)
+    monkeypatch.setattr(picture_checks, "MAX_PIXELS", 35)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     assert decode(encoded(Image.fromarray(RGB), "PNG")).shape == (5, 7, 3)
     with pytest.raises(Undecodable, match="6x6"):

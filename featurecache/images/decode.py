@@ -8,13 +8,13 @@ A picture is a pure function of its bytes. The rule is what Pillow gives:
 - grey is replicated into the three channels; 1-bit pixels become 0 and 255;
 - palettes are expanded;
 - alpha (RGBA, LA, PA, palette transparency, a transparent colour) is composited over white,
-  round(alpha * colour + (1 - alpha) * 255);
-- 16 bits a channel: the high byte is kept (Netpbm is scaled by its maxval to 255 instead; the
+  round(alpha * colour + (1 - alpha) * 255). A further band of a TIFF is alpha if the file says so;
+  alpha that is 0 everywhere in a BMP or TIFF is a band that was never filled, and none;
+- 12 or 16 bits a channel: the high byte is kept (Netpbm is scaled by its maxval to 255 instead; the
   transparent colour of a 16-bit RGB or a 2- or 4-bit grey PNG is not applied, Pillow lacks it);
-- frames: the first frame of GIF, APNG, WebP, multi-page TIFF and MPO (what phones write);
-- refused: 32-bit integer and float pixels, more than MAX_PIXELS, or one side more than MAX_RATIO
-  times the other (both seen in the header, before decoding), a JPEG whose scans times its pixels
-  are more than MAX_SCANS times MAX_PIXELS, truncated files, and every format not in FORMATS.
+- frames: the first frame of GIF, APNG, WebP, AVIF, multi-page TIFF and MPO (what phones write);
+- refused by name: signed, 32-bit and float pixels, what picture_checks.py limits (seen in the
+  header, before decoding), truncated files, and every format not in FORMATS.
 
 Pillow takes most of its time for a small JPEG around the pixels, not in them. So the pixels of a
 grey or colour JPEG come from simplejpeg, which runs the same library (libjpeg-turbo) to the same
@@ -23,6 +23,7 @@ bytes and refuses whatever that library warns of; then, and for all other files,
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import re
@@ -34,11 +35,19 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin, features
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
-MAX_PIXELS = 100_000_000
-MAX_SCANS = 32  # of MAX_PIXELS: a second's work. Encoders write 1 to 12; a megabyte can hold 50,000
-MAX_RATIO = 256  # a network scales the shorter side up: a line of pixels would fill the memory
+from featurecache.images.picture_checks import (
+    MAX_PIXELS,
+    Undecodable,
+    jpeg_refusal,
+    size_refusal,
+)
+from featurecache.images.pngs import without_text
+from featurecache.images.signatures import DECODED, HEAD, kind_of
+from featurecache.images.tiffs import broken_tiff, check_tiff, has_alpha, high_bytes
+
+__all__ = ["FORMATS", "Undecodable", "decode"]
 
 # Pillow opens an MPO through its JPEG plugin; naming MPO here would be a KeyError in Pillow.
 # Importing the plugins that are not Pillow's first choice registers them without all the others.
@@ -46,7 +55,7 @@ FORMATS: tuple[str, ...] = (
     "JPEG", "PNG", "BMP", "GIF", "PPM", TiffImagePlugin.TiffImageFile.format,
     WebPImagePlugin.WebPImageFile.format,
 )  # fmt: skip
-if features.check("avif"):  # since Pillow 11.3, in most builds
+if importlib.util.find_spec("PIL._avif"):  # since Pillow 11.3, in most builds
     from PIL import AvifImagePlugin
 
     FORMATS += (AvifImagePlugin.AvifImageFile.format,)
@@ -74,10 +83,6 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-class Undecodable(Exception):
-    """The bytes are no picture by the decode rule; the message is the reason, on one line."""
-
-
 def decode(data: bytes) -> NDArray[np.uint8]:
     """The pixels of an encoded image: (H, W, 3) uint8 RGB, C-contiguous, owned by the caller.
 
@@ -85,19 +90,31 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     warnings are switched off in the process from the first call on.
     """
     plain = _plain_jpeg_size(data)
-    if plain is not None and _refusal(*plain, _scans(data)) is None:
+    if plain is not None and jpeg_refusal(data, *plain) is None:
         pixels = _turbo(data)
         if pixels is not None:
             return pixels
     _quieten_pillow()
     try:
+        return _decode_by_pillow(data, plain is None)
+    except Undecodable:
+        bare = without_text(data)
+        if bare is None:
+            raise
+    return _decode_by_pillow(bare, False)
+
+
+def _decode_by_pillow(data: bytes, may_be_turned: bool) -> NDArray[np.uint8]:
+    try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            scans = _scans(data) if image.format in ("JPEG", "MPO") else 1
-            refusal = _refusal(*image.size, scans)
+            is_jpeg = image.format in ("JPEG", "MPO")
+            refusal = jpeg_refusal(data, *image.size) if is_jpeg else size_refusal(*image.size)
             if refusal is not None:
                 raise Undecodable(refusal)
+            if image.format == "TIFF":
+                check_tiff(image)
             jpeg = image.format == "JPEG" and image.mode in ("L", "RGB")
-            pixels = _turbo(data) if jpeg and plain is None else None
+            pixels = _turbo(data) if jpeg and may_be_turned else None
             if pixels is None:
                 image.load()
                 pixels = _rgb(image)
@@ -105,11 +122,11 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             return np.array(pixels if turn is None else Image.fromarray(pixels).transpose(turn))
     except UnidentifiedImageError:
         # Pillow's own message holds a memory address.
-        raise Undecodable(f"not a whole {', '.join(FORMATS)} file" if data else "empty") from None
+        raise Undecodable(_unopened(data)) from None
     except Image.DecompressionBombError:
         raise Undecodable(f"more than {MAX_PIXELS:,} pixels") from None
     except _BROKEN as error:
-        raise Undecodable(_reason(error)) from error
+        raise Undecodable(_unloaded(data, _reason(error))) from error
 
 
 # The last plain header, whole, and what it says: small pictures of one set often share theirs, and
@@ -164,41 +181,57 @@ def _turbo(data: bytes) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def _refusal(width: int, height: int, scans: int) -> str | None:
-    """Why a picture is not decoded: it would take too much memory or time; None if it is."""
-    if width * height > MAX_PIXELS:
-        return f"{width}x{height} is more than {MAX_PIXELS:,} pixels"
-    if width * height == 0:
-        return f"{width}x{height} has no pixels"
-    if max(width, height) > MAX_RATIO * min(width, height):
-        return f"{width}x{height} is longer than {MAX_RATIO} times its width"
-    if scans * width * height > MAX_SCANS * MAX_PIXELS:
-        return f"{scans:,} scans of {width}x{height} pixels take too long"
-    return None
+def _unopened(data: bytes) -> str:
+    """What a file is that Pillow can't open."""
+    kind = kind_of(data[:HEAD])
+    if kind == "AVIF" and "AVIF" not in FORMATS:
+        return "AVIF, which this Pillow can't decode; upgrade it, or convert the picture"
+    if kind in DECODED:
+        reason = _reason_of_plugin(data, {"Netpbm": "PPM", "WebP": "WEBP"}.get(kind, kind))
+        return broken_tiff(data, reason) if kind == "TIFF" else f"a broken {kind} file ({reason})"
+    if kind:
+        return f"{kind}; expected a {', '.join(FORMATS)} file"
+    return f"not a whole {', '.join(FORMATS)} file" if data else "empty"
 
 
-def _scans(data: bytes) -> int:
-    """Scans of a JPEG: not exact, as other parts may hold these two bytes; but never too few."""
-    return data.count(b"\xff\xda")
+def _reason_of_plugin(data: bytes, format: str) -> str:
+    try:
+        Image.OPEN[format][0](io.BytesIO(data), "")
+    except _BROKEN as error:
+        return _reason(error)
+    return "not whole"
+
+
+def _unloaded(data: bytes, reason: str) -> str:
+    """Why the pixels of an opened file could not be had; Pillow's words for some are riddles."""
+    riddle = "raw mode" in reason or "decoder error" in reason
+    return broken_tiff(data, reason) if riddle and kind_of(data[:HEAD]) == "TIFF" else reason
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     """The loaded image as it is stored (not turned): (H, W, 3) uint8."""
+    is_tiff = image.format == "TIFF"
     if image.mode == "I" and image.format == "PPM":  # a deep PGM, which Pillow scales to 65535
         grey = ((np.asarray(image).astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise Undecodable(f"32-bit pixels (Pillow mode {image.mode}) have no 8-bit meaning")
+    if is_tiff and image.mode.startswith("I;16"):
+        return np.repeat(high_bytes(image)[:, :, None], 3, axis=2)
     if image.mode.startswith("I;16"):
         wide = np.asarray(image)
         rgb = np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
         if "transparency" in image.info:
             rgb[wide == image.info["transparency"]] = 255
         return rgb
-    if not image.has_transparency_data:
+    if not image.has_transparency_data or (is_tiff and not has_alpha(image)):
         return np.asarray(image.convert("RGB"))
+    if image.mode == "La":
+        image = image.convert("LA")
     rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
     colour, alpha = rgba[:, :, :3], rgba[:, :, 3:]
+    if image.format in ("BMP", "TIFF") and not alpha.any():
+        return colour.astype(np.uint8)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 

@@ -1,0 +1,55 @@
+"""The limits of a picture, which hold for files and after every step of an augmentation.
+
+A picture past them would take all memory or minutes of time, here or when it is scaled up to a
+network's input.
+"""
+
+from __future__ import annotations
+
+MAX_PIXELS = 100_000_000
+MAX_SCANS = 32  # of MAX_PIXELS: a second's work. Encoders write 1 to 12; a megabyte can hold 50,000
+MAX_RATIO = 256  # a network scales the shorter side up: a line of pixels would fill the memory
+
+
+class Undecodable(Exception):
+    """There is no picture by the decode rule, or none of this view; the message is the reason, on
+    one line."""
+
+
+def size_refusal(width: int, height: int, scans: int = 1) -> str | None:
+    """Why a picture of this size is refused; None if it is not."""
+    if width * height > MAX_PIXELS:
+        return f"{width}x{height} is more than {MAX_PIXELS:,} pixels"
+    if width * height == 0:
+        return f"{width}x{height} has no pixels"
+    if max(width, height) > MAX_RATIO * min(width, height):
+        return f"{width}x{height} is longer than {MAX_RATIO} times its width"
+    if scans * width * height > MAX_SCANS * MAX_PIXELS:
+        return f"{scans:,} scans of {width}x{height} pixels take too long"
+    return None
+
+
+def jpeg_refusal(data: bytes, width: int, height: int) -> str | None:
+    """Why a JPEG of this size is refused; None if it is not."""
+    most = data.count(b"\xff\xda")  # other parts, and what lies behind the end, hold these too
+    refusal = size_refusal(width, height, most)
+    return refusal and size_refusal(width, height, _count_scans(data, most))
+
+
+def _count_scans(data: bytes, most: int) -> int:
+    """The scans of a JPEG up to its end marker, where a decoder stops, by the lengths of the parts;
+    `most` where a part has no length that could be believed. Never too few."""
+    scans, position = 0, 2
+    while (position := data.find(b"\xff", position)) >= 0 and position + 1 < len(data):
+        marker = data[position + 1]
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD7:  # of scans, and padding
+            position += 1 if marker == 0xFF else 2
+            continue
+        if marker == 0xD9:
+            return scans
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker < 0xC0 or marker == 0xD8 or length < 2:
+            return most
+        scans += marker == 0xDA
+        position += 2 + length
+    return scans

@@ -1,0 +1,127 @@
+"""What Pillow makes of TIFF files, put right where it is wrong, and refused by name where it can't.
+
+Bands, depth, photometric interpretation, extra samples and planes are independent of each other in
+a TIFF, and Pillow knows some of their combinations.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import ImagePalette, TiffImagePlugin
+
+from featurecache.images.picture_checks import Undecodable
+
+_WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 258, 259, 262, 266
+_STRIP_SIZES, _BANDS, _PLANES, _COLORMAP, _TILE_SIZES = 279, 277, 284, 320, 325
+_EXTRA, _SAMPLE_FORMAT = 338, 339
+_SAMPLE_KINDS = {1: "uint", 2: "int", 3: "float", 4: "untyped ", 5: "complex int", 6: "complex"}
+_COLOURS = {
+    0: "grey, white is 0", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr",
+    8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32803: "colour filter array", 32844: "LogL",
+    32845: "LogLuv", 34892: "linear raw",
+}  # fmt: skip
+_HOW = "save it as grey, RGB or RGBA of 8 or 16 unsigned bits"
+_UNASSOCIATED = (2,)
+
+
+def check_tiff(image: Any) -> None:
+    """Make an opened TIFF, not loaded yet, one that Pillow loads rightly, or raise Undecodable."""
+    tags = image.tag_v2
+    if _sample_format(tags) != 1:
+        bits = _first(tags, _BITS, 1)
+        raise Undecodable(
+            f"{tiff_name(tags)}: {'float' if _sample_format(tags) == 3 else 'signed'} {bits}-bit "
+            f"pixels have no 8-bit meaning; {_HOW}"
+        )
+    if image.mode in ("I", "F"):
+        raise Undecodable(f"{tiff_name(tags)}: 32-bit pixels have no 8-bit meaning; {_HOW}")
+    is_raw = image.tile[0].codec_name == "raw"
+    if is_raw:
+        _check_subsampling(image, tags)
+    if _first(tags, _PLANES, 1) == 2 and len(image.getbands()) > 1:
+        _check_planes(image, tags, is_raw)
+    if image.mode in ("P", "PA"):
+        colormap = tags[_COLORMAP]
+        if max(colormap) < 256:  # of 8 bits, against the rule; libtiff takes it for that too
+            image.palette = ImagePalette.raw("RGB;L", bytes(colormap))
+
+
+def _check_subsampling(image: Any, tags: Any) -> None:
+    if _first(tags, _PHOTOMETRIC, 0) == 6:
+        sizes = tags.get(_STRIP_SIZES) or tags.get(_TILE_SIZES) or ()
+        if sum(sizes) < 3 * image.width * image.height:
+            raise Undecodable(f"{tiff_name(tags)}: subsampled without compression; {_HOW}")
+
+
+def _check_planes(image: Any, tags: Any, is_raw: bool) -> None:
+    """Bands that are stored one after the other; of those without compression Pillow, and not
+    libtiff, puts the picture together."""
+    extra = tuple(tags.get(_EXTRA, ()))
+    if image.mode in ("LA", "La", "PA"):  # taken for bands that alternate
+        raise Undecodable(f"{tiff_name(tags)}: its planes are apart; save it with bands together")
+    if not is_raw:
+        return
+    plain = image.mode in ("RGB", "RGBA", "CMYK") and extra in ((), _UNASSOCIATED)
+    if not plain or _first(tags, _FILL_ORDER, 1) != 1:
+        raise Undecodable(
+            f"{tiff_name(tags)}: its planes are apart without compression; save it with compression"
+        )
+    if _first(tags, _BITS, 1) == 16:  # Pillow would take each plane for one of 8 bits
+        depth = ";16L" if tags.prefix == b"II" else ";16B"
+        image.tile = [
+            tile._replace(args=(tile.args[0] + depth, *tile.args[1:])) for tile in image.tile
+        ]
+
+
+def has_alpha(image: Any) -> bool:
+    """Is the last band of a TIFF with RGBA or grey and alpha declared as such? Pillow takes one
+    that is not for alpha too."""
+    return bool(image.tag_v2.get(_EXTRA))
+
+
+def high_bytes(image: Any) -> np.ndarray:
+    """(H, W) uint8: the high byte of each pixel of a loaded grey TIFF of 12 or 16 bits."""
+    bits = _first(image.tag_v2, _BITS, 16)
+    high = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    return ~high if _first(image.tag_v2, _PHOTOMETRIC, 1) == 0 else high
+
+
+def broken_tiff(data: bytes, reason: str) -> str:
+    """Why Pillow, which gave `reason`, could not open a TIFF: what is in it, if it says so."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:3] == b"+" else 8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        if not tags.get(_WIDTH):
+            return f"a broken TIFF file ({reason})"
+        name = tiff_name(tags)
+    except (LookupError, OSError, SyntaxError, TypeError, ValueError, ArithmeticError):
+        return f"a broken TIFF file ({reason})"
+    compression = _first(tags, _COMPRESSION, 1)
+    if compression not in TiffImagePlugin.COMPRESSION_INFO:
+        return f"{name} with compression {compression} is not supported; {_HOW}, compressed by LZW"
+    if reason in ("unknown pixel mode", "unknown raw mode for given image mode"):
+        return f"{name} is not supported; {_HOW}"
+    return f"{name} can't be decoded ({reason}); if it is whole, {_HOW}"
+
+
+def tiff_name(tags: Any) -> str:
+    """What is in a TIFF by its tags, as `5-band uint8 TIFF (RGB)`."""
+    bands = _first(tags, _BANDS, 1)
+    kind = _SAMPLE_KINDS.get(_sample_format(tags), "unknown ")
+    colours = _COLOURS.get(_first(tags, _PHOTOMETRIC, 0), "unknown colours")
+    many = f"{bands}-band " if bands > 1 else ""
+    return f"{many}{kind}{_first(tags, _BITS, 1)} TIFF ({colours})"
+
+
+def _sample_format(tags: Any) -> int:
+    return _first(tags, _SAMPLE_FORMAT, 1)
+
+
+def _first(tags: Any, tag: int, default: int) -> int:
+    value = tags.get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
