@@ -9,19 +9,21 @@ import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from typing import Any
 
 import click
 
-from featurecache import __version__, terminal
+from featurecache import __version__, places, terminal
 from featurecache.commands import cache, heads, looking, recipes, study
-from featurecache.errors import FeatureCacheError
+from featurecache.errors import FeatureCacheError, FeatureCacheWarning
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="featurecache")
 def cli() -> None:
     """Augment once, run the frozen network once, keep the vector; train heads in seconds."""
+    places.working_folder()  # before each command, but for --help
 
 
 for command in (
@@ -89,9 +91,19 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+) -> None:
+    if issubclass(category, FeatureCacheWarning):
+        click.echo(terminal.printable(f"note: {message}"), err=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
 def main() -> None:
     """The entry point: errors that explain themselves get one line and their exit code."""
     debug = "--debug" in sys.argv
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     terminal.escape_what_cannot_be_shown()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)

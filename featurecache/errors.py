@@ -93,6 +93,10 @@ class SourceChanged(FeatureCacheError):
     """An image file no longer has the bytes it had when the work was planned."""
 
 
+class FeatureCacheWarning(UserWarning):
+    """What may not be meant as it was said; the work goes on."""
+
+
 _ADVICE = {
     errno.EACCES: "give yourself permission to read it",
     errno.EPERM: "give yourself permission to read it",

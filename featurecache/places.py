@@ -46,6 +46,14 @@ def place(root: str | Path) -> Path:
     return cast(Path, found)
 
 
+def working_folder() -> Path:
+    """The working folder. Raises BadInput where it was deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise BadInput("the working folder was deleted; change to one that is there") from error
+
+
 def is_remote(path: object) -> bool:
     return not isinstance(path, str | Path | bytes)
 

@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName
 from featurecache.images.datasets import open_dataset
+from featurecache.images.layouts.own_output import GAP, MARK, TILE
 from featurecache.images.samples import MAX_FILE, items_of
+from featurecache.images.thumbnails import save_signed, sheet
 
 
 @pytest.fixture
@@ -65,7 +68,15 @@ def test_a_folder_called_digits_is_a_folder(make, monkeypatch):
     monkeypatch.chdir(make("digits/cat/a.jpg", "digits/dog/b.jpg"))
     assert open_dataset(Path("digits")).classes == ("cat", "dog")
     assert open_dataset("./digits").classes == ("cat", "dog")
-    assert open_dataset("digits").layout == "digits"
+    with pytest.warns(FeatureCacheWarning, match=r"for the folder .* give \./digits"):
+        assert open_dataset("digits").layout == "digits"
+
+
+def test_an_open_dataset_is_given_as_it_is(make):
+    dataset = open_dataset(make("cat/1.jpg"))
+    assert open_dataset(dataset) is dataset and str(dataset) == dataset.root
+    with pytest.raises(BadInput, match="not a path or a dataset"):
+        open_dataset([dataset])
 
 
 # ---- class folders and split folders ----
@@ -128,6 +139,14 @@ def test_a_labelled_test(make):
         (["1.jpg"], "no images in folders.*path,label"),
         ([".gitkeep"], "no images in folders.*path,label"),
         (["CACHE.json", "cat/1.jpg"], "a cache or a run"),
+        (["train/1.jpg", "test/2.jpg", "dev/3.jpg"], r"If 'dev' is a class.*train/dev/"),
+        (["dev/1.jpg", "cat/2.jpg"], r"holds both split folders and cat/.*If 'dev' is a class"),
+        (["train/a/1.jpg", "training/a/2.jpg"], "are both split train"),
+        (["train/a/1.jpg", "holdout/a/2.jpg"], "both split folders and holdout/"),
+        (["caf\u00e9/1.jpg", "cafe\u0301/2.jpg"], "look the same and differ in .*NFC and NFD"),
+        (["cat/1.jpg", "cat /2.jpg"], "'cat' and 'cat ' look the same and differ in spaces"),
+        (["train/caf\u00e9/1.jpg", "val/cafe\u0301/2.jpg"], "not in split train; it differs from"),
+        (["train/cat/1.jpg", "val/Cat/2.jpg"], "differs from 'cat' in upper and lower case"),
     ],
 )
 def test_folders_that_are_refused(make, names, message):
@@ -151,6 +170,73 @@ def test_caches_and_runs_are_passed_over(make):
         "cat/cache/CACHE.json", "cat/cache/5.jpg",
     )  # fmt: skip
     assert [sample.id for sample in open_dataset(root).samples] == ["cat/1.jpg", "dog/2.jpg"]
+
+
+def test_classes_named_by_splits_have_a_way_in(make):
+    dataset = open_dataset(make("train/train/1.jpg", "train/test/2.jpg", "train/dev/3.jpg"))
+    assert dataset.classes == ("dev", "test", "train") and dataset.splits == ("train",)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("training", "dev", "testing"), ("Train Set", "ValSet", "test_images"),
+     ("coco_train2017", "coco_val2017", "coco_test2017")],
+)  # fmt: skip
+def test_splits_by_other_names(make, names):
+    train, val, test = names
+    dataset = open_dataset(make(f"{train}/a/1.jpg", f"{val}/a/2.jpg", f"{test}/a/3.jpg"))
+    assert [sample.split for sample in dataset.samples] == ["train", "val", "test"]
+
+
+def test_a_class_with_a_splits_word_in_its_name_is_a_class_and_noted(make):
+    dataset = open_dataset(make("bullet_train/1.jpg", "test tube/2.jpg", "cat/3.jpg"))
+    assert dataset.classes == ("bullet_train", "cat", "test tube")
+    assert dataset.notes == (
+        "taken for classes, though a split's word is in their names: bullet_train, test tube",
+    )
+
+
+def test_folders_of_other_systems_are_passed_over(make):
+    root = make(
+        "cat/1.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "@eaDir/x.jpg", "__MACOSX/cat/1.jpg",
+        "lost+found/1.jpg", "$RECYCLE.BIN/1.jpg", "#recycle/1.jpg",
+        "System Volume Information/1.jpg",
+        ".ipynb_checkpoints/1.jpg", "dog/2.jpg", "dog/.git/2.jpg", "dog/._2.jpg", "found.000/1.jpg",
+    )  # fmt: skip
+    dataset = open_dataset(root)
+    assert [sample.id for sample in dataset.samples] == ["cat/1.jpg", "dog/2.jpg"]
+    (note,) = dataset.notes
+    assert note.startswith("passed over, folders of other systems: #recycle, $RECYCLE.BIN, @eaDir")
+
+
+STUDY = b'{\n "study": "pca",\n "title": "x"\n}\n'
+
+
+def test_what_featurecache_writes_is_passed_over_where_it_lies(make):
+    """Caches, runs, studies and sheets, bare folders of them, and defaults that are empty."""
+    root = make(
+        "cat/1.png", "dog/2.png", "data/cache/CACHE.json", "runs/a/run.json", "worth/b/run.json",
+        "worth/worth.csv", "tb/run/events.out.tfevents.1", "figures/pca.svg", "figures/pca.png",
+        "cat/study/pca.svg", "cat/study/pca.png", "cat/study/mine.png", "report.html", "x.parquet",
+    )  # fmt: skip
+    for folder in ("figures", "cat/study"):
+        (root / folder / "pca.json").write_bytes(STUDY)
+    (root / "study").mkdir()
+    rows = [[np.zeros((9, 9, 3), np.uint8)] * 2]
+    save_signed(sheet(rows, TILE, GAP), root / "preview.png", MARK)
+    sheet(rows, TILE, GAP).save(root / "sheet.png")  # as earlier versions wrote it
+    sheet(rows, TILE, GAP).save(root / "cat/sheet.png")
+    dataset = open_dataset(root)
+    assert [sample.id for sample in dataset.samples] == [
+        "cat/1.png", "cat/study/mine.png", "dog/2.png"
+    ]  # fmt: skip
+    assert any("written by featurecache" in note for note in dataset.notes)
+
+
+def test_a_picture_beside_json_and_a_foreign_run_are_data(make):
+    root = make("cat/1.png", "cat/1.json", "cat/1.svg", "dog/sheet.png", "dog/run.json")
+    (root / "dog/run.json").write_text('{"name": "of another tool"}')
+    assert len(open_dataset(root).samples) == 2
 
 
 def test_a_single_folder_stands_for_what_it_holds(make):
@@ -330,6 +416,18 @@ def test_tiny_imagenet(make):
     assert open_dataset(root.parent).samples == dataset.samples
 
 
+def test_tiny_imagenet_with_val_regrouped(make):
+    """`test/images/` is no class, as long as no class is called so."""
+    root = make("train/n01/images/0.JPEG", "val/n01/images/1.JPEG", "test/images/2.JPEG")
+    assert rows(open_dataset(root)) == [
+        ("train/n01/images/0.JPEG", "n01", "train"),
+        ("val/n01/images/1.JPEG", "n01", "val"),
+        ("test/images/2.JPEG", None, "test"),
+    ]
+    make("train/images/3.JPEG")
+    assert rows(open_dataset(root))[-1] == ("test/images/2.JPEG", "images", "test")
+
+
 @pytest.mark.parametrize(
     ("annotations", "message"),
     [
@@ -392,6 +490,13 @@ def test_csv_in_the_working_directory_without_splits(make, monkeypatch):
         ("path,label,split\n1.jpg,a,train\n1.jpg,a,val\n", "lines 2 and 3: .* has two splits"),
         ("path,label,split\n1.jpg,a,train\n2.jpg,b,val\n", "class 'b'.*not in split train"),
         ('path,label\n"1.jpg,a\n', "not valid CSV"),
+        ("path,label,subset\n1.jpg,a,train\n", "'subset' looks like 'split'.*rename it 'split'"),
+        ("path,label,splits\n1.jpg,a,train\n", "'splits' looks like 'split'"),
+        ("path,label,grp\n1.jpg,a,train\n2.jpg,a,val\n", "'grp' holds names of splits"),
+        ("path,label,Label\n1.jpg,a,b\n", "expected one column 'label'"),
+        ("path;label\n1.jpg;a\n", "not separated by commas"),
+        ("file_name,label\n1.jpg,a\n", "expected one column 'path'; .*file_name"),
+        ("path,label,split\n1.jpg,a,trainval\n", "unknown split 'trainval'"),
         (
             "path,label\n" + "".join(f"no{i}.jpg,a\n" for i in range(7)),
             r"7 files are not there: no0.jpg \(line 2\), .*no4.jpg \(line 6\) and 2 more",
@@ -401,6 +506,17 @@ def test_csv_in_the_working_directory_without_splits(make, monkeypatch):
 def test_csv_that_is_refused(make, text, message):
     with pytest.raises(BadInput, match=message):
         open_dataset(make("1.jpg", "2.jpg", t=text) / "t.csv")
+
+
+@pytest.mark.parametrize("header", ["path,label,Split", " Path ,LABEL, SPLIT\u00a0"])
+def test_csv_columns_in_any_case_are_honoured(make, header):
+    root = make("1.jpg", "2.jpg", t=f"{header}\n1.jpg,a,train\n2.jpg,a,Validation\n")
+    assert [sample.split for sample in open_dataset(root / "t.csv").samples] == ["train", "val"]
+
+
+def test_csv_columns_that_are_not_used_are_noted(make):
+    root = make("1.jpg", t="id,path,label,width\n1,1.jpg,a,7\n")
+    assert open_dataset(root / "t.csv").notes == ("columns that are not used: 'id', 'width'",)
 
 
 def test_csv_that_is_not_utf8(make):

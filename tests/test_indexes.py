@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import pickle
@@ -208,3 +209,90 @@ def test_what_is_no_tar_shard(members: dict[str, bytes] | None, said: str, tmp_p
         open_dataset(path)
     with pytest.raises(BadInput, match=r"x\{1\.\.2\}|x1\.tar"):
         open_dataset(str(tmp_path / "x{1..2}.tar"))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("imagenet1k-train-0000", "train"), ("imagenet1k-validation-00", "val"),
+        ("imagenet_val-000000-val", "val"), ("eval-0", "val"), ("test/0", "test"),
+        ("val/x-0", "val"), ("deep/test/0", "test"), ("0", "train"),
+    ],
+)  # fmt: skip
+def test_the_split_of_a_shard(name: str, split: str, tmp_path: Path) -> None:
+    shard(tmp_path / f"ds/{name}.tar", {"a.jpg": b"1", "a.cls": b"x"})
+    shard(tmp_path / "ds/train-9.tar", {"a.jpg": b"1", "a.cls": b"x"})
+    found = open_dataset(tmp_path / "ds")
+    assert {sample.id: sample.split for sample in found.samples} == {
+        f"{name}/a.jpg": split, "train-9/a.jpg": "train"
+    }  # fmt: skip
+    assert found.notes == (
+        ("shards whose names tell no split, and are train: 0.tar",) if name == "0" else ()
+    )
+
+
+@pytest.mark.parametrize("name", ["trainval-0", "held-out", "train-val-1", "test/train-0"])
+def test_a_shard_of_no_single_split_is_refused(name: str, tmp_path: Path) -> None:
+    shard(tmp_path / f"ds/{name}.tar", {"a.jpg": b"1", "a.cls": b"x"})
+    with pytest.raises(BadInput, match="tells no single split"):
+        open_dataset(tmp_path / "ds")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_that_is_cut_anywhere_ends_early(form: int, tmp_path: Path) -> None:
+    """At every block and at some bytes between them, with long names as each format has them."""
+    file, path = io.BytesIO(), tmp_path / "x.tar"
+    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        for number in range(6):
+            for ending, data in (("jpg", b"x" * (600 + number)), ("cls", b"cat")):
+                long = "" if form == tarfile.USTAR_FORMAT else "long" * 30
+                info = tarfile.TarInfo(f"{number}{long}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        end = tar.offset
+    whole = file.getvalue()
+    for cut in (*range(0, end + 512, 512), *range(1, end + 512, 397)):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(BadInput, match=r"x\.tar: ends early"):
+            open_dataset(path)
+    for cut in (end + 512, end + 1024, len(whole)):  # one block of zeros is an end, too
+        path.write_bytes(whole[:cut])
+        assert len(open_dataset(path).samples) == 6
+
+
+def test_odd_archives(tmp_path: Path) -> None:
+    path = shard(tmp_path / "x.tar", {"a.jpg": b"1", "a.cls": b"x"})
+    one = path.read_bytes()
+    shard(tmp_path / "y.tar", {"b.jpg": b"2", "b.cls": b"x"})
+    path.write_bytes(one + (tmp_path / "y.tar").read_bytes())
+    with pytest.raises(BadInput, match=r"members behind its end.*--concatenate"):
+        open_dataset(path)
+    path.write_bytes(gzip.compress(one))
+    with pytest.raises(BadInput, match=r"compressed \(gzip\).*unpack"):
+        open_dataset(path)
+    path.write_bytes(one[:512] + b"1" + one[513:1024] + b"\x07" * 512 + one[1536:])
+    with pytest.raises(BadInput, match="damaged: at byte 1,024"):
+        open_dataset(path)
+
+
+def test_members_that_are_links_or_hidden(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+
+    def write(kind: bytes) -> None:
+        with tarfile.open(path, "w") as tar:
+            for name, data in (("./a.jpg", b"1"), ("./a.cls", b"x"), ("b.cls", b"x"),
+                               ("._a.jpg", b"0"), ("__MACOSX/._a.jpg", b"0"), ("c/.d/e.jpg", b"0"),
+                               ("__MACOSX/a.jpg", b"0")):  # fmt: skip
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+            info = tarfile.TarInfo("b.jpg")
+            info.type, info.linkname = kind, "./a.jpg"
+            tar.addfile(info)
+
+    write(tarfile.LNKTYPE)
+    samples = open_dataset(path).samples
+    assert [(s.id, s.read()) for s in samples] == [("x/./a.jpg", b"1"), ("x/b.jpg", b"1")]
+    write(tarfile.SYMTYPE)
+    with pytest.raises(BadInput, match=r"b\.jpg is no regular file.*--dereference"):
+        open_dataset(path)

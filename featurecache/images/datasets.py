@@ -19,23 +19,24 @@ refused one by one, unread. Links to files and folders are followed, wherever th
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from featurecache import places
-from featurecache.errors import BadInput, UnknownName, nearest
-from featurecache.images.layouts.contents import Contents
+from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName, nearest
+from featurecache.images.layouts.contents import Contents, first_few
 from featurecache.images.layouts.csv_files import csv_file
-from featurecache.images.layouts.folders import class_folders, entries, split_folders
+from featurecache.images.layouts.folders import class_folders, class_notes, entries, split_folders
 from featurecache.images.layouts.indexes import Indexed, read_index
 from featurecache.images.layouts.listing import MAX_DEPTH, Tree
 from featurecache.images.layouts.tar_shards import shard_paths, tar_shards
 from featurecache.images.layouts.tiny_imagenet import readable_names, tiny_imagenet
-from featurecache.images.names import split_of
+from featurecache.images.names import difference, looking_alike, split_folders_of
 from featurecache.images.samples import SPLITS, Member, Sample
 from featurecache.notebook import html_table
 from featurecache.records import utf8
@@ -81,6 +82,9 @@ class Dataset:
             return self.samples.split(name)
         return tuple(sample for sample in self.samples if sample.split == name)
 
+    def __str__(self) -> str:
+        return self.root  # where a command or a record names the dataset
+
     def _repr_html_(self) -> str:
         counts = Counter(sample.split for sample in self.samples)
         shown = ", ".join(self.words.get(name, name) for name in self.classes[:_MAX_SHOWN])
@@ -95,13 +99,25 @@ class Dataset:
         )
 
 
-def open_dataset(data: str | Path) -> Dataset:
-    """The dataset at `data`: a folder, a .csv file, or the literal string `digits`.
+def open_dataset(data: str | Path | Dataset) -> Dataset:
+    """The dataset at `data`: a folder, a file, or the literal string `digits`. An open one is given
+    as it is, so that every function takes it where it takes a path.
 
     Lists files and reads no image. Raises BadInput, with what to do, for what is no dataset.
     """
+    if isinstance(data, Dataset):
+        return data
     if isinstance(data, str) and data == "digits":
+        if Path("digits").is_dir():
+            warnings.warn(
+                "digits means scikit-learn's 1,797 pictures; for the folder of that name here give "
+                "./digits",
+                FeatureCacheWarning,
+                stacklevel=2,
+            )
         return _digits()
+    if not isinstance(data, str | Path) and not hasattr(data, "fs"):
+        raise BadInput(f"{data!r}: not a path or a dataset; give one at a time")
     path = places.place(data)
     if str(data).endswith(".tar") or (places.is_remote(path) and not path.suffix):
         return _numbered(tar_shards(str(data), shard_paths(data)))
@@ -140,6 +156,7 @@ def _folder(path: Path) -> Contents:
         raise BadInput(f"{given}: a cache or a run of featurecache, not a dataset")
     root, layout = _detect(tree, given) or (given, "")
     words: dict[str, str] = {}
+    notes: list[str] = []
     if layout == "tiny-imagenet":
         found = tiny_imagenet(tree, root)
         words = readable_names(Path(root, "words.txt"))
@@ -147,6 +164,7 @@ def _folder(path: Path) -> Contents:
         found = split_folders(tree, root)
     elif layout == "class folders":
         found = list(entries(root, "train", class_folders(tree, root)))
+        notes = class_notes(tree, root)
     else:
         paths = shard_paths(path)
         if paths:
@@ -154,7 +172,8 @@ def _folder(path: Path) -> Contents:
         found = []
     if not found:
         raise BadInput(f"{root}: holds no images in folders; a dataset is {LAYOUTS}")
-    return Contents(root=root, layout=layout, entries=found, words=words)
+    notes += tree.notes(given)
+    return Contents(root=root, layout=layout, entries=found, words=words, notes=notes)
 
 
 def _detect(tree: Tree, folder: str, above: tuple[str, ...] = ()) -> tuple[str, str] | None:
@@ -162,17 +181,16 @@ def _detect(tree: Tree, folder: str, above: tuple[str, ...] = ()) -> tuple[str, 
     if Path(folder, "val", "val_annotations.txt").is_file():
         return folder, "tiny-imagenet"
     top = tree.top(folder)
-    if any(split_of(name) for name in top.folders):
+    has_images = any(True for name in top.folders for _ in tree.pictures(f"{folder}/{name}"))
+    if has_images and split_folders_of(top.folders):
         return folder, "split folders"
     real = os.path.realpath(folder)
-    only = len(top.folders) == 1 and not top.pictures
+    only = len(top.folders) == 1 and tree.stray(folder) is None
     if only and real not in above and len(above) < MAX_DEPTH:
         inside = _detect(tree, f"{folder}/{top.folders[0]}", (*above, real))
         if inside:
             return inside
-    if any(True for name in top.folders for _ in tree.pictures(f"{folder}/{name}")):
-        return folder, "class folders"
-    return None
+    return (folder, "class folders") if has_images else None
 
 
 def _numbered(contents: Contents) -> Dataset:
@@ -183,16 +201,12 @@ def _numbered(contents: Contents) -> Dataset:
         if train and entry.label is not None and entry.label not in train:
             raise BadInput(
                 f"{root}: class {entry.label!r} (of {entry.source}) is not in split train; "
-                f"{nearest(entry.label, train)}"
+                f"{_alike(entry.label, train)}"
             )
     classes = sorted({entry.label for entry in found if entry.label is not None})
-    for label in classes:
-        if utf8(label) != label:
-            raise BadInput(
-                f"{utf8(root)}: class {utf8(label)} has a name that is not UTF-8; rename it"
-            )
+    notes = tuple(map(utf8, [*contents.notes, *_check_classes(classes, root)]))
     number = {label: index for index, label in enumerate(classes)}
-    here = Path.cwd()  # sources are absolute, as workers may stand elsewhere
+    here = places.working_folder()  # sources are absolute, as workers may stand elsewhere
     samples = [
         Sample(
             utf8(name),
@@ -204,8 +218,39 @@ def _numbered(contents: Contents) -> Dataset:
         for split, label, source, name in found
     ]
     known = {label: contents.words[label] for label in classes if label in contents.words}
-    notes = tuple(map(utf8, contents.notes))
-    return Dataset(utf8(root), contents.layout, _sorted(samples), tuple(classes), known, notes)
+    return Dataset(
+        utf8(root),
+        contents.layout,
+        _sorted(samples),
+        tuple(classes),
+        known,
+        tuple(map(utf8, notes)),
+    )
+
+
+def _check_classes(classes: Sequence[str], root: str) -> list[str]:
+    """What is odd about the names of classes. Raises BadInput for those that can't be."""
+    for label in classes:
+        if utf8(label) != label:
+            raise BadInput(
+                f"{utf8(root)}: class {utf8(label)} has a name that is not UTF-8; rename it"
+            )
+    for first, second in looking_alike(classes):
+        raise BadInput(
+            f"{root}: classes {first!a} and {second!a} look the same and differ in "
+            f"{difference(first, second)}; rename one of them"
+        )
+    cased = [f"{first} and {second}" for first, second in looking_alike(classes, cased=False)]
+    return [f"classes that differ in upper and lower case alone: {first_few(cased)}"] * bool(cased)
+
+
+def _alike(label: str, others: Iterable[str]) -> str:
+    """The names nearest to a class that is not there; what differs, where one looks the same."""
+    for other in others:
+        what = difference(label, other)
+        if what is not None:
+            return f"it differs from {other!a} in {what}; rename one of them"
+    return nearest(label, others)
 
 
 def _source(here: Path, source: str | Member) -> Path | Member:

@@ -1,22 +1,170 @@
-"""The rules about names of files and folders, for every layout (table in docs/quickstart.md)."""
+"""The rules about names, one set per idea for every layout (table in docs/quickstart.md).
+
+Splits of folders, shards and CSV values; columns of CSV files; folders that belong to other
+systems; endings of pictures; class names that look alike.
+"""
 
 from __future__ import annotations
+
+import difflib
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".tif", ".tiff", ".webp",
     ".avif", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
+
 SPLIT_WORDS = {
-    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "development": "val",
+    "eval": "val", "evaluation": "val",
+    "test": "test", "testing": "test",
 }  # fmt: skip
-OWN_MARKERS = {"CACHE.json", "run.json"}  # a folder with one of these is featurecache's own
+_FILLERS = "sets?|data|datasets?|images?|imgs?|pictures?|photos?|samples?|splits?|shards?"
+_FILLED = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?:{_FILLERS})?")
+_FILLER = re.compile(_FILLERS)
+_UNDECIDED = re.compile(r"train[-_. ]?val(?:id)?(?![a-z])|(?:held|hold)[-_. ]?out", re.IGNORECASE)
+_LETTERS = re.compile(r"[^\W\d_]+")
+_CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
+COLUMNS = ("path", "label", "split")  # of a CSV file
+_COLUMN_LIKE = {
+    "path": {
+        "file", "files", "filename", "filepath", "image", "images", "img", "imagepath", "imgpath",
+        "imagefile", "imageid", "paths",
+    },
+    "label": {"labels", "class", "classes", "classname", "category", "target", "targets"},
+    "split": {
+        "splits", "subset", "subsets", "set", "sets", "partition", "partitions", "phase", "usage",
+        "datasplit", "splitname", "datasetsplit", "settype",
+    },
+}  # fmt: skip
+_NEAR = 0.75  # difflib's ratio of a column name that is probably a slip
 
-def split_of(name: str) -> str | None:
-    """The split that a name means, None for other names."""
-    return SPLIT_WORDS.get(name.lower())
+_FOREIGN = {  # folders that file systems, network drives and archivers add; in lower case
+    "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot",
+    "__macosx", "lost+found", "$recycle.bin", "recycler", "recycled", "system volume information",
+    "__pycache__",
+}  # fmt: skip
+_INVISIBLE = {"Cf", "Cc"}  # Unicode categories
+_JOINERS = "\u200c\u200d"  # of Persian, Hindi and emoji: seen in what they join
 
 
 def is_picture(name: str) -> bool:
     """Has a file of this name the ending of a picture?"""
     return name.lower().endswith(PICTURE_SUFFIXES)
+
+
+def is_hidden(name: str) -> bool:
+    """Is a file or folder of this name nobody's data: does its name start with a dot, or is it a
+    folder of another system?"""
+    return name.startswith(".") or is_foreign(name)
+
+
+def is_foreign(name: str) -> bool:
+    """Is a folder of this name another system's, with thumbnails or deleted files in it?"""
+    lower = name.lower()
+    return lower in _FOREIGN or re.fullmatch(r"found\.\d{3}", lower) is not None
+
+
+# ---- splits ----
+
+
+@functools.lru_cache(maxsize=4096)  # a CSV file of a million rows has three of them
+def split_of(name: str) -> str | None:
+    """The split that a name means: `train`, `Training set`, `val_images`. None for other names."""
+    words = [word for word in _LETTERS.findall(name.lower()) if not _FILLER.fullmatch(word)]
+    match = _FILLED.fullmatch(words[0]) if len(words) == 1 else None
+    return SPLIT_WORDS[match[1]] if match and not re.search(r"\d", name) else None
+
+
+def splits_in(name: str) -> list[str]:
+    """The splits whose words stand anywhere in a name, between what is no letter or in camel case:
+    `imagenet_val-0001`, `train2017`, `cocoVal`."""
+    words = {*_LETTERS.findall(name.lower()), *map(str.lower, _CAMEL.findall(name))}
+    matches = (_FILLED.fullmatch(word) for word in words)
+    return sorted({SPLIT_WORDS[match[1]] for match in matches if match})
+
+
+def is_undecided(name: str) -> bool:
+    """Does a name mean several splits, or one that is not certain: `trainval`, `holdout`?"""
+    return len(splits_in(name)) > 1 or _UNDECIDED.search(name) is not None
+
+
+def split_folders_of(names: Sequence[str]) -> dict[str, str]:
+    """Those of the folders beside each other that are named by splits, with their splits.
+
+    A name that only has a split's word in it counts where another differs from it in that word
+    alone: `coco_train2017` and `coco_val2017`, but neither `bullet_train` nor `test tube`.
+    """
+    found = {name: split for name in names if (split := split_of(name))}
+    beside: dict[str, dict[str, str]] = {}
+    for name in names:
+        splits = splits_in(name)
+        if name not in found and len(splits) == 1:
+            rest = re.sub("|".join(sorted(SPLIT_WORDS, key=len, reverse=True)), "*", name.lower())
+            beside.setdefault(rest, {})[name] = splits[0]
+    for alike in beside.values():
+        if len(set(alike.values())) > 1:
+            found |= alike
+    return {name: found[name] for name in names if name in found}
+
+
+def is_plain_folder(name: str) -> bool:
+    """Does a name say no more than that images are in a folder: `images`, `imgs`, `data`?"""
+    return _FILLER.fullmatch(name.lower()) is not None
+
+
+# ---- columns ----
+
+
+def column_of(header: str) -> str:
+    """The name of a column of a CSV file as its header means it: one of COLUMNS in any case, with
+    spaces or marks that can't be seen around it; other names as they are."""
+    name = _seen(header)
+    return name.casefold() if name.casefold() in COLUMNS else name
+
+
+def looks_like_column(header: str, column: str) -> bool:
+    """Is a header probably meant to be this one of COLUMNS: `Subset`, `splt`, `file_name`?"""
+    name = "".join(_LETTERS.findall(header.casefold()))
+    near = difflib.SequenceMatcher(None, name, column).ratio() >= _NEAR
+    return near or name in _COLUMN_LIKE[column]
+
+
+# ---- class names ----
+
+
+def _seen(name: str) -> str:
+    """A name as it is seen: composed, one space for several, without marks that can't be seen."""
+    composed = unicodedata.normalize("NFC", name)
+    shown = (c for c in composed if unicodedata.category(c) not in _INVISIBLE or c in _JOINERS)
+    return " ".join("".join(shown).split())
+
+
+def difference(name: str, other: str) -> str | None:
+    """What two different names that look alike differ in; None where they look different."""
+    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
+        return "how their accents are encoded (NFC and NFD)"
+    if _seen(name) == _seen(other):
+        spaced = [" ".join(each.split()) for each in (name, other)]
+        return "spaces" if spaced[0] == spaced[1] else "characters that can't be seen"
+    if _seen(name).casefold() == _seen(other).casefold():
+        return "upper and lower case"
+    return None
+
+
+def looking_alike(names: Iterable[str], *, cased: bool = True) -> list[tuple[str, str]]:
+    """Pairs of different names that look the same; with `cased` false, but for upper and lower
+    case."""
+    first: dict[str, str] = {}
+    pairs = []
+    for name in sorted(names):
+        seen = _seen(name) if cased else _seen(name).casefold()
+        other = first.setdefault(seen, name)
+        if other != name:
+            pairs.append((other, name))
+    return pairs

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 JPEG = "image/jpeg"
 
@@ -31,6 +33,14 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], tile: int, gap: int) -> Image.Im
             size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
             whole.paste(picture.resize(size), (gap + x * step, gap + y * step))
     return whole
+
+
+def save_signed(picture: Image.Image, path: str | Path, software: str) -> None:
+    """Write a picture whose first bytes name the software, in the formats that can. Raises OSError,
+    ValueError."""
+    named = PngInfo()
+    named.add_text("Software", software)
+    picture.save(path, pnginfo=named, comment=software)
 
 
 def jpeg(picture: Image.Image) -> bytes:

@@ -95,6 +95,8 @@ def find_view(name: str, seed: int = 0) -> View:
 
     Raises BadInput for an unknown policy or a draw below 1.
     """
+    if not isinstance(name, str):
+        raise BadInput(f"view {name!r}: expected one name, such as color_1; give views one by one")
     if name == "none":
         return View(None)
     match = re.fullmatch(r"(.+)_(\d+)", name)

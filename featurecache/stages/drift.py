@@ -49,7 +49,7 @@ def study_drift(
 ) -> Study:
     """The cosine of each vector of a view to the clean one of its image, and how many views still
     have their label's neighbours: most of the nearest `neighbours` clean vectors of other images of
-    the split (of a larger one 50,000, spread evenly).
+    the split (of a larger one 50,000, spread evenly); at most one less than the smallest class has.
 
     `policy` are views, without any all that the cache holds of the backbone for these images. The
     table has a row for each: {view, cosine_5 … cosine_95 (quantiles), agreement, broken: the images
@@ -60,9 +60,9 @@ def study_drift(
         raise BadInput("drift needs --backbone NAME; `featurecache ls` lists what is held")
     if images < 2 or neighbours < 1:
         raise BadInput("drift needs at least 2 images and 1 neighbour")
-    folder = study_folder(out)
     dataset = open_dataset(data)
     every = spread(different(labelled_rows(dataset, [split], progress)), max(images, CLEAN))
+    folder = study_folder(out)
     rows = spread(every, images)
     notes: list[str] = []
     names = [policy] if isinstance(policy, str) else policy
@@ -78,6 +78,13 @@ def study_drift(
     every, clean = cached_vectors(every, backbone, View(None), data, cache, setting)
     place_of = {row.item: place for place, row in enumerate(every)}
     neighbourhood = projections.Neighbourhood(clean, np.array([row.label for row in every]))
+    smallest = int(np.unique([row.label for row in every], return_counts=True)[1].min())
+    if neighbours > max(smallest - 1, 1):  # more of them than a class has could only be wrong
+        notes.append(
+            f"the smallest class has {smallest} images, so {max(smallest - 1, 1)} neighbours vote "
+            f"and not {neighbours}"
+        )
+        neighbours = max(smallest - 1, 1)
     cosines: dict[str, np.ndarray] = {}
     lines: list[list[object]] = []
     table: list[dict[str, Any]] = []

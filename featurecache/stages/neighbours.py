@@ -63,12 +63,12 @@ def study_neighbours(
         pixels = decode(content)
     except (OSError, Undecodable) as error:
         raise BadInput(f"{image}: can't be read as an image ({error})") from error
-    folder = study_folder(out)
     dataset = open_dataset(data)
     unlabelled = {sample.split for sample in dataset.samples if sample.label is None}
     here = {sample.split for sample in dataset.samples}
     labelled = [name for name in SPLITS if name in here - unlabelled]
     rows = labelled_rows(dataset, labelled if split is None else [split], progress)
+    folder = study_folder(out)
     item = hashlib.sha256(content).digest()
     rows = [row for row in different(rows) if row.item != item]
     if not rows:

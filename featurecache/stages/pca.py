@@ -55,9 +55,9 @@ def study_pca(
     of_vectors = [view != "none", *(value is not None for value in setting.values())]
     if not backbone and any(of_vectors):
         raise BadInput("a view and settings are of vectors; say whose by --backbone NAME")
-    folder = study_folder(out)
     dataset = open_dataset(data)
     rows = spread(different(labelled_rows(dataset, [split], progress)), images)
+    folder = study_folder(out)
     vectors = None
     if backbone:
         wanted = find_view(view, seed)

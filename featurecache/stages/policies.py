@@ -10,13 +10,11 @@ import numpy as np
 from featurecache.errors import BadInput
 from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable
+from featurecache.images.layouts.own_output import GAP, MARK, TILE
 from featurecache.images.policies import find_policy, shipped
 from featurecache.images.samples import items_of
-from featurecache.images.thumbnails import sheet
+from featurecache.images.thumbnails import save_signed, sheet
 from featurecache.images.views import View, original
-
-TILE = 128  # pixels, both sides
-GAP = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def preview(
         raise BadInput(f"{data}: no image could be decoded; see `featurecache inspect`")
     picture = sheet(rows, TILE, GAP)
     try:
-        picture.save(out)
+        save_signed(picture, out, MARK)
     except (OSError, ValueError) as error:
         raise BadInput(f"{out}: the sheet can't be written ({error})") from error
     return Sheet(str(out), len(rows), draws)

@@ -14,6 +14,10 @@ from featurecache.features.backbones import Backbone, backbone_of_key
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.heads.mlp import Head
 from featurecache.images.decode import Undecodable, decode
+from featurecache.images.layouts.contents import first_few
+from featurecache.images.layouts.listing import Tree
+from featurecache.images.samples import MAX_FILE
+from featurecache.regular import read_regular
 from featurecache.stages.find import RunRecord
 from featurecache.stages.train_head import read_run
 
@@ -35,24 +39,23 @@ def predict(
     weights: str | Path | Sequence[str | Path] = (),
     engine: str = "auto",
 ) -> list[Prediction]:
-    """The five most probable classes of each image file, in the order given.
+    """The five most probable classes of each image file, in the order given. A folder stands for
+    all images below it, sorted.
 
     The networks are built as the run's record says and must be the very ones (their keys are
     compared). `weights` are the files of those whose vectors were made with `--weights`; each finds
     its network. Nothing is cached.
     """
-    missing = [str(file) for file in files if not Path(file).is_file()]
-    if missing:
-        raise BadInput(f"no such file: {', '.join(missing[:5])}")
+    files = _files(files)
     record = read_run(run)
     head = Head.load(Path(run))
     networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
     decoded, errors = [], {}
     for file in files:
         try:
-            decoded.append(decode(Path(file).read_bytes()))
+            decoded.append(decode(read_regular(Path(file), MAX_FILE)))
         except (Undecodable, OSError) as error:
-            errors[str(file)] = str(error)
+            errors[str(file)] = getattr(error, "strerror", None) or str(error)
     tops = []
     if decoded:
         rows = [
@@ -76,6 +79,25 @@ def predict(
         else Prediction(str(f), next(given))
         for f in files
     ]
+
+
+def _files(paths: Sequence[str | Path]) -> list[str]:
+    """The files of these paths, of a folder all images below it. Raises BadInput."""
+    files: list[str] = []
+    missing = []
+    for path in map(str, paths):
+        if Path(path).is_dir():
+            below = sorted(Tree().pictures(Path(path).as_posix()))
+            if not below:
+                raise BadInput(f"{path}: a folder without images")
+            files += below
+        elif Path(path).exists():
+            files.append(path)
+        else:
+            missing.append(path)
+    if missing:
+        raise BadInput(f"no such file: {first_few(missing)}")
+    return files
 
 
 def load_head(run: str | Path) -> Head:

@@ -100,7 +100,8 @@ def unread(count: int) -> list[str]:
 
 
 def study_folder(out: str | Path) -> Path:
-    """The folder, made where there is none. Raises BadInput where that can't be, before work."""
+    """The folder, made where there is none. Call this after the dataset was read, in which it may
+    lie, and before work. Raises BadInput where that can't be."""
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -104,7 +104,6 @@ def train_head(
     """
     if tensorboard is not None:
         check_tensorboard()
-        make_folder(Path(tensorboard), "--tensorboard")
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
@@ -113,6 +112,8 @@ def train_head(
     opened = Cache(cache)
     limit = _half_of_memory() if memory is None else records.bytes_of(memory, "--memory")
     found = trainable(wanted, wanted.views(), data, opened, progress, limit)
+    if tensorboard is not None:  # not before the dataset was read, in which it may lie
+        make_folder(Path(tensorboard), "--tensorboard")
     plans = [setting.schedule for setting in settings] or [wanted]
     for plan in plans:
         found.check(plan)

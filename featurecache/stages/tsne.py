@@ -61,12 +61,12 @@ def study_tsne(
         raise BadInput("an embedding needs --backbone NAME; `featurecache ls` lists what is held")
     if not perplexity > 0:
         raise BadInput(f"perplexity {perplexity}: must be above 0")
-    folder = study_folder(out)
     dataset = open_dataset(data)
     chosen = chosen_classes(
         dataset, [classes] if isinstance(classes, str) else classes, count, seed
     )
     rows = [row for row in labelled_rows(dataset, [split], progress) if row.label in chosen]
+    folder = study_folder(out)
     rows = spread(different(rows), images)
     wanted = find_view(view, seed)
     rows, vectors = cached_vectors(rows, backbone, wanted, data, cache, setting)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "png")
 DPI = 150  # of PNG
+SOFTWARE = "featurecache"  # that a PNG names; by it datasets pass it over
 INK = "#010203"  # of text and axes; a page puts its own colour in its place
 ACCENT, MUTED = "#d9622b", "#7f8fa6"  # to be seen on light and on dark
 COLOURS = (  # of classes and runs
@@ -63,7 +64,7 @@ def style() -> Iterator[None]:
 def rendered(figure: Figure, form: str) -> bytes:
     """The bytes of a figure as `svg` or `png`."""
     file = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": SOFTWARE}
     with style(), warnings.catch_warnings():
         # The browser has the glyphs of a class name; matplotlib's own font need not.
         warnings.filterwarnings("ignore", message="Glyph")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from featurecache import places
 from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.images.layouts.contents import Contents, Entry, first_few, read_text
-from featurecache.images.names import split_of
+from featurecache.images.names import COLUMNS, column_of, looks_like_column, split_of
 from featurecache.images.samples import SPLITS
 
 
@@ -22,7 +23,8 @@ def csv_file(path: Path) -> Contents:
     seen: dict[str, tuple[str | None, str, int]] = {}  # path -> class name, split, line
     found: list[Entry] = []
     missing: list[str] = []
-    for line, row in _rows(path):
+    unused: list[str] = []
+    for line, row in _rows(path, unused):
         given, label = row["path"], row["label"] or None
         split = split_of(row.get("split", "") or "train")
         if not given:
@@ -54,19 +56,19 @@ def csv_file(path: Path) -> Contents:
     if not found:
         raise BadInput(f"{path}: holds no rows; expected a line of path,label[,split] per image")
     root = str(path) if remote else path.as_posix()
-    return Contents(root=root, layout="csv", entries=found)
+    notes = [f"columns that are not used: {first_few([*map(repr, unused)])}"] * bool(unused)
+    return Contents(root=root, layout="csv", entries=found, notes=notes)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row with its values stripped) of each row of a CSV file with a header."""
+def _rows(path: Path, unused: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row with its values stripped) of each row of a CSV file with a header; columns
+    that are not used are added to `unused`."""
     reader = csv.reader(io.StringIO(read_text(path)), strict=True)
     try:
-        header = [name.strip() for name in next(reader, [])]
-        for column in ("path", "label"):
-            if header.count(column) != 1:
-                raise BadInput(
-                    f"{path} line 1: expected one column {column!r}; {nearest(column, header)}"
-                )
+        header = _header(path, next(reader, []))
+        unused += [name for name in header if name not in COLUMNS]
+        unread = set() if "split" in header else set(unused)  # and all of splits, so far
+        count = 0
         for values in reader:
             if not values:
                 continue
@@ -75,9 +77,36 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     f"{path} line {reader.line_num}: {len(values)} values, "
                     f"the header has {len(header)}"
                 )
-            yield (
-                reader.line_num,
-                dict(zip(header, (value.strip() for value in values), strict=True)),
-            )
+            row = dict(zip(header, (value.strip() for value in values), strict=True))
+            unread = {name for name in unread if split_of(row[name])}
+            count += 1
+            yield reader.line_num, row
+        if count and unread:
+            raise _not_used(path, min(unread), "split", "holds names of splits")
     except csv.Error as error:
         raise BadInput(f"{path} line {reader.line_num}: not valid CSV ({error})") from error
+
+
+def _header(path: Path, names: Sequence[str]) -> list[str]:
+    """The names of the columns. Raises BadInput where one of COLUMNS is missing, or may be meant by
+    a name that is not it."""
+    if len(names) == 1 and len(re.split("[;\t|]", names[0])) > 1:
+        raise BadInput(
+            f"{path} line 1: its columns are not separated by commas; write it with commas"
+        )
+    header = [column_of(name) for name in names]
+    for column in COLUMNS:
+        similar = [name for name in header if looks_like_column(name, column)]
+        if header.count(column) > 1 or (column != "split" and column not in header):
+            near = nearest(column, similar or header)
+            raise BadInput(f"{path} line 1: expected one column {column!r}; {near}")
+        if column not in header and similar:
+            raise _not_used(path, similar[0], column, f"looks like {column!r}")
+    return header
+
+
+def _not_used(path: Path, name: str, column: str, why: str) -> BadInput:
+    return BadInput(
+        f"{path} line 1: column {name!r} {why} and would not be used; rename it {column!r}, or "
+        "remove it"
+    )

@@ -9,23 +9,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from featurecache.errors import BadInput
-from featurecache.images.layouts.contents import Entry
+from featurecache.images.layouts.contents import Entry, first_few
 from featurecache.images.layouts.listing import Tree
-from featurecache.images.names import PICTURE_SUFFIXES, is_picture, split_of
+from featurecache.images.names import (
+    PICTURE_SUFFIXES,
+    is_picture,
+    is_plain_folder,
+    is_undecided,
+    split_folders_of,
+    split_of,
+    splits_in,
+)
 
 
 def class_folders(tree: Tree, folder: str) -> Iterator[tuple[str, str]]:
     """(class, path) of all pictures in the class folders of `folder`."""
     top = tree.top(folder)
-    if top.pictures:
+    stray = tree.stray(folder)
+    if stray:
         raise BadInput(
-            f"{folder}/{top.pictures[0]}: an image outside the class folders "
-            f"({len(top.pictures)} such); move it into the folder of its class"
+            f"{stray}: an image outside the class folders ({len(top.pictures)} such); "
+            f"move it into the folder of its class{_way_out(folder)}"
         )
     if not top.folders:
-        raise BadInput(f"{folder}: holds no class folders; expected {folder}/CLASS/*.jpg")
+        raise BadInput(
+            f"{folder}: holds no class folders; expected {folder}/CLASS/*.jpg{_way_out(folder)}"
+        )
     for name in top.folders:
-        if any(split_of(inner) for inner in tree.top(f"{folder}/{name}").folders):
+        if split_folders_of(tree.top(f"{folder}/{name}").folders):
             raise BadInput(
                 f"{folder}/{name} holds split folders, so it is a dataset and no class; "
                 f"give --data {folder}/{name}"
@@ -42,6 +53,25 @@ def class_folders(tree: Tree, folder: str) -> Iterator[tuple[str, str]]:
             )
 
 
+def _way_out(folder: str) -> str:
+    """What to do where a folder is named by a split and was meant as a class."""
+    name = folder.rpartition("/")[2]
+    if split_of(name) is None:
+        return ""
+    return (
+        f". (If {name!r} is a class, put all class folders into one folder `train`, as in "
+        f"train/{name}/, or list the images in a .csv file)"
+    )
+
+
+def class_notes(tree: Tree, root: str) -> list[str]:
+    """Which class folders have the word of a split in their names."""
+    named = [name for name in tree.top(root).folders if splits_in(name) or is_undecided(name)]
+    if not named:
+        return []
+    return [f"taken for classes, though a split's word is in their names: {first_few(named)}"]
+
+
 def unlabelled(tree: Tree, folder: str) -> Iterator[tuple[None, str]]:
     """(None, path) of all pictures below `folder`."""
     return ((None, file) for file in tree.pictures(folder))
@@ -55,27 +85,37 @@ def entries(root: str, split: str, files: Iterable[tuple[str | None, str]]) -> I
 def split_folders(tree: Tree, root: str) -> list[Entry]:
     """The images of the split folders of `root`."""
     top = tree.top(root)
+    named = split_folders_of(top.folders)
     folder_of: dict[str, str] = {}
+    for name, split in named.items():
+        if split in folder_of:
+            raise BadInput(
+                f"{root}: {folder_of[split]}/ and {name}/ are both split {split}; put their "
+                "images into one of them"
+            )
+        folder_of[split] = name
     for name in top.folders:
-        split = split_of(name)
-        if split is None:
-            stray = next(tree.pictures(f"{root}/{name}"), None)
-            if stray:
-                raise BadInput(
-                    f"{root}: holds both split folders and {name}/ with images ({stray}); "
-                    "a dataset has either split folders or class folders at its top"
-                )
-        elif split in folder_of:
-            raise BadInput(f"{root}: {folder_of[split]}/ and {name}/ are both split {split}")
-        else:
-            folder_of[split] = name
-    if top.pictures:
-        raise BadInput(f"{root}/{top.pictures[0]}: an image outside the split folders")
+        stray = None if name in named else next(tree.pictures(f"{root}/{name}"), None)
+        if stray:
+            first = next(iter(named))
+            raise BadInput(
+                f"{root}: holds both split folders and {name}/ with images ({stray}); a dataset "
+                f"has either split folders or class folders at its top: move {name}/ away"
+                f"{_way_out(first)}"
+            )
+    stray = tree.stray(root)
+    if stray:
+        raise BadInput(
+            f"{stray}: an image outside the split folders ({', '.join(named)}); move it into one"
+        )
     found: list[Entry] = []
+    train = folder_of.get("train")
+    classes = tree.top(f"{root}/{train}").folders if train else []
     for split, name in folder_of.items():
         inside = tree.top(f"{root}/{name}")
         odd = inside.pictures and all(map(is_picture, inside.folders))  # no classes, surely
-        if split == "test" and (odd or not inside.folders):
+        plain = [is_plain_folder(inner) and inner not in classes for inner in inside.folders]
+        if split == "test" and (odd or all(plain)):
             found += entries(root, "test", unlabelled(tree, f"{root}/{name}"))
         else:
             found += entries(root, split, class_folders(tree, f"{root}/{name}"))

@@ -1,8 +1,12 @@
 """Tar shards, as webdataset lays them out: `KEY.jpg` beside `KEY.cls`, a thousand or so in a file.
 
-The class is what `KEY.cls` says: a number or a name. The split is the first word of the shard's
-name, or its folder's name (`train-0001.tar`, `val/0001.tar`); else it is train. Images are read
-from the shard where they lie, by offset; of a shard in an object store just those bytes.
+The class is what `KEY.cls` says: a number or a name. The split is the one whose word stands in the
+shard's name, or in that of its folder (`imagenet-train-0001.tar`, `val/0001.tar`); else it is
+train. Images are read from the shard where they lie, by offset; of a shard in an object store just
+those bytes.
+
+An archive ends with a block of zeros after its last member; two of them by the standard, one by
+some writers. One without is refused, since it may have been cut between two members.
 """
 
 from __future__ import annotations
@@ -12,19 +16,40 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from featurecache import places
 from featurecache.errors import BadInput, one_line
 from featurecache.images.layouts.contents import Contents, Entry, first_few
-from featurecache.images.names import PICTURE_SUFFIXES, is_picture, split_of
+from featurecache.images.names import (
+    PICTURE_SUFFIXES,
+    is_hidden,
+    is_picture,
+    is_undecided,
+    split_of,
+    splits_in,
+)
 from featurecache.images.samples import MAX_FILE, Member
 
-_MOST_LABEL = 1024  # bytes of a .cls file
+_MAX_LABEL = 1024  # bytes of a .cls file
 _BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
+_BLOCK = tarfile.BLOCKSIZE
+_PIECE = 1 << 20  # bytes that are read at a time behind the end of an archive
+_COMPRESSED = {  # how files begin that are no plain tar
+    b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"(\xb5/\xfd": "zstd", b"PK": "zip",
+}  # fmt: skip
+
+
+_CUT = ("unexpected end", "truncated", "empty", "end of file")  # what tarfile says of a cut one
+
+
+class _Refused(Exception):
+    """Why an archive can't be used."""
 
 
 def shard_paths(data: str | Path) -> list[Path]:
-    """The tar files that `data` means: one, `NAME-{000..099}.tar`, or those of a folder."""
+    """The tar files that `data` means: one, `NAME-{000..099}.tar`, or those of a folder and of its
+    sub-folders."""
     text = str(data)
     match = _BRACES.fullmatch(text)
     if match and text.endswith(".tar"):
@@ -35,45 +60,154 @@ def shard_paths(data: str | Path) -> list[Path]:
     if text.endswith(".tar"):
         return [path]
     try:
-        return [path / name for name in places.names(path) if name.endswith(".tar")]
+        return list(_below(path))
     except OSError as error:
         raise BadInput(f"{data}: can't be listed ({error.strerror or error})") from error
+
+
+def _below(folder: Path, deep: int = 0) -> Iterator[Path]:
+    """The tar files in a folder, and in its sub-folders of two levels."""
+    for name in places.names(folder):
+        path = folder / name
+        if name.endswith(".tar"):
+            yield path
+            continue
+        looked_into = splits_in(name) or not places.is_remote(folder)  # elsewhere it is a request
+        if looked_into and deep < 2 and not path.suffix and not is_hidden(name):
+            yield from _below(path, deep + 1)
 
 
 def tar_shards(data: str, paths: Sequence[Path]) -> Contents:
     """The images of the tar files `paths`, which `data` means. Raises BadInput."""
     if not paths:
         raise BadInput(f"{data}: holds no .tar shards")
-    found = [entry for path in paths for entry in _members(path)]
+    root = places.place(data)
+    split_by = {path: _split_of(path, root) for path in paths}
+    found = [entry for path in paths for entry in _members(path, split_by[path] or "train", root)]
     twice = [name for name, count in Counter(e.id for e in found).items() if count > 1]
     if twice:
         raise BadInput(f"{data}: {len(twice)} names stand twice in shards: {first_few(twice)}")
-    return Contents(root=data, layout="tar shards", entries=found)
+    notes = []
+    unnamed = [path.name for path, split in split_by.items() if split is None]
+    if unnamed:
+        notes.append(f"shards whose names tell no split, and are train: {first_few(unnamed)}")
+    return Contents(root=data, layout="tar shards", entries=found, notes=notes)
 
 
-def _members(shard: Path) -> Iterator[Entry]:
+def _split_of(shard: Path, root: Path) -> str | None:
+    """The split that a shard's name tells, or that of its folder; None where neither does. Raises
+    BadInput where they tell several."""
+    own, folder = splits_in(shard.stem), shard.parent.name
+    if root in shard.parent.parents:  # a folder of the dataset itself
+        told = {*own, *splits_in(folder)}
+        unclear = is_undecided(shard.stem) or is_undecided(folder)
+    else:  # what lies above the dataset may be called anything
+        told = set(own) or {split for split in [split_of(folder)] if split}
+        unclear = is_undecided(shard.stem)
+    if unclear or len(told) > 1:
+        raise BadInput(
+            f"{shard}: its name tells no single split; rename it with one of train, val, test"
+        )
+    return told.pop() if told else None
+
+
+def _members(shard: Path, split: str, root: Path) -> Iterator[Entry]:
     """The images of one shard."""
-    words = (re.split(r"[-_.]", shard.name.lower())[0], shard.parent.name.lower())
-    split = next((split for word in words if (split := split_of(word))), "train")
     labels: dict[str, str] = {}
     found: list[tuple[str, str, Member]] = []
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for one in tar:
-                key, _, ending = one.name.rpartition(".")
-                if not one.isreg() or one.issparse() or one.name.rpartition("/")[2][:1] == ".":
-                    continue
-                if ending.lower() == "cls" and one.size <= _MOST_LABEL:
-                    reader = tar.extractfile(one)
-                    labels[key] = reader.read().decode("utf-8").strip() if reader else ""
-                elif is_picture(one.name) and one.size <= MAX_FILE:
-                    found.append((key, one.name, Member(shard, one.offset_data, one.size)))
-    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
-        raise BadInput(f"{shard}: not a tar shard that can be read ({one_line(error)})") from error
+        with shard.open("rb") as opened:
+            file = cast(BinaryIO, opened)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for info in tar:
+                    if any(part != "." and is_hidden(part) for part in info.name.split("/")):
+                        continue
+                    key, _, ending = info.name.rpartition(".")
+                    if ending.lower() == "cls":
+                        member = _member(tar, info)
+                        if member.size <= _MAX_LABEL:
+                            reader = tar.extractfile(member)
+                            labels[key] = reader.read().decode("utf-8").strip() if reader else ""
+                    elif is_picture(info.name):
+                        member = _member(tar, info)
+                        found.append(
+                            (key, info.name, Member(shard, member.offset_data, member.size))
+                        )
+                _check_end(file, tar.offset)
+    except (OSError, tarfile.TarError, ValueError, _Refused) as error:
+        raise BadInput(f"{shard}: {_reason(shard, error)}") from error
     if not found:
         raise BadInput(f"{shard}: holds no images ({', '.join(PICTURE_SUFFIXES)})")
-    for key, name, member in found:
+    for key, name, where in found:
         label = labels.get(key) or None
         if label is None and split != "test":
             raise BadInput(f"{shard}: {name} has no label; expected {key}.cls beside it")
-        yield Entry(split, label, member, f"{shard.stem}/{name}")
+        yield Entry(split, label, where, f"{_stem(shard, root)}/{name}")
+
+
+def _stem(shard: Path, root: Path) -> str:
+    """What tells a shard of a dataset from the others: its path below the root, without `.tar`."""
+    if root not in shard.parents:
+        return shard.stem
+    return shard.relative_to(root).with_suffix("").as_posix()
+
+
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The member that has the bytes of one; a hard link has those of an earlier one."""
+    if info.islnk():
+        try:
+            info = tar.getmember(info.linkname)
+        except KeyError as error:
+            raise _Refused(
+                f"{info.name} is a link to {info.linkname}, which is not in it"
+            ) from error
+    if info.issparse():
+        raise _Refused(f"{info.name} is stored as a sparse file; pack it without --sparse")
+    if not info.isreg():
+        raise _Refused(f"{info.name} is no regular file; pack it with tar --dereference")
+    if info.size > MAX_FILE:
+        raise _Refused(f"{info.name} has {info.size:,} bytes, more than the {MAX_FILE:,} allowed")
+    return info
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Raise _Refused where an archive does not end at `offset`, where no member follows."""
+    file.seek(offset)
+    block = file.read(_BLOCK)
+    if len(block) < _BLOCK:
+        raise _Refused(
+            f"ends early: at byte {offset + len(block):,} there is neither a member nor the end of "
+            "the archive; copy or pack it again"
+        )
+    if any(block):
+        raise _Refused(f"is damaged: at byte {offset:,} there is no header of a member")
+    while piece := file.read(_PIECE):
+        for start in range(0, len(piece) if any(piece) else 0, _BLOCK):
+            block = piece[start : start + _BLOCK]
+            if any(block) and _is_header(block):
+                raise _Refused(
+                    "has members behind its end: archives were joined as files; join them with "
+                    "tar --concatenate, or give them one by one"
+                )
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _reason(shard: Path, error: Exception) -> str:
+    if isinstance(error, _Refused):
+        return str(error)
+    if isinstance(error, tarfile.ReadError):
+        with shard.open("rb") as file:
+            head = file.read(8)
+        for start, name in _COMPRESSED.items():
+            if head.startswith(start):
+                return f"is compressed ({name}); images are read where they lie, so unpack it"
+        if any(words in str(error) for words in _CUT):
+            return "ends early: its last member is cut; copy or pack it again"
+    return f"not a tar shard that can be read ({one_line(error)})"
