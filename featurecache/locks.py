@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featurecache import places
@@ -20,6 +23,9 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
+_LOOK_AGAIN = 0.2  # seconds
+_SIGNATURE = re.compile(r"(\d+) ([\w.-]+)\n")
+_MAX_SIGNATURE = 300  # bytes
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 
 
@@ -35,11 +41,18 @@ class Claim:
         self._path = path
         self._descriptor = descriptor  # None where there are no locks
 
+    def sign(self) -> None:
+        """Say in the lock file who has it."""
+        if self._descriptor is not None:
+            signature = f"{os.getpid()} {socket.gethostname()}\n".encode("ascii", "replace")
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, signature)
+
     def release(self) -> None:
         """Let others have it. The second call does nothing."""
         if self._descriptor is not None:
             # Of those who share it the last one removes the name: nobody else owns it then.
-            if _lock(self._descriptor, exclusive=True, wait=False, without=False):
+            if _lock(self._descriptor, exclusive=True, wait=False):
                 self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
@@ -48,6 +61,28 @@ class Claim:
 def claim(path: Path) -> Claim | None:
     """Claim the work that the lock file `path` stands for; None while another process has it."""
     return _claim(path, exclusive=True)
+
+
+@contextlib.contextmanager
+def claimed(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Claim it, once nobody else has it. `waiting` is called again and again with who has it."""
+    while (held := claim(path)) is None:
+        waiting(_holder(path))
+        time.sleep(_LOOK_AGAIN)
+    try:
+        held.sign()
+        yield
+    finally:
+        held.release()
+
+
+def _holder(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        with path.open("rb") as file:
+            found = _SIGNATURE.fullmatch(file.read(_MAX_SIGNATURE).decode("ascii", "replace"))
+        if found:
+            return f"process {found[1]} on {found[2]}"
+    return "another process"
 
 
 def claim_shared(path: Path) -> Claim:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import pytest
 import yaml
 
 import featurecache
+from featurecache import locks
 from featurecache.cli import cli
 from featurecache.errors import BadInput, DamagedCache, NotCached, UnknownName
 from featurecache.features.store import Cache
@@ -143,6 +146,42 @@ def test_the_same_training_is_never_done_twice(
     first = train()
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
     assert train() == first
+
+
+def test_a_second_training_of_a_folder_waits_for_the_first(
+    run: Path, train: Callable[..., TrainedRun], tmp_path: Path
+) -> None:
+    """`run` is what the first comes to while the second waits."""
+    out = tmp_path / "mine"
+    out.mkdir()
+    claim = locks.claim(out / ".training.lock")
+    assert claim is not None
+    claim.sign()
+    shown = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        shown.append(what)
+        if "waiting" in what:
+            shutil.copytree(run, out, dirs_exist_ok=True)
+            claim.release()
+
+    second = train(out=out, progress=progress)
+    who = f"process {os.getpid()} on {socket.gethostname()}"
+    assert [what for what in shown if what.startswith("train-head")] == [
+        f"train-head (waiting for {who}, which trains it)"
+    ]
+    assert second.best == read_run(run).best
+    assert {path.name for path in out.iterdir()} == {path.name for path in run.iterdir()}
+
+
+def test_a_second_training_finishes_what_a_killed_first_one_began(
+    run: Path, train: Callable[..., TrainedRun], tmp_path: Path
+) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / ".training.lock").write_text("12345 elsewhere\n")  # its lock went with the process
+    assert train(out=out).best == read_run(run).best
+    assert not (out / ".training.lock").exists()
 
 
 def test_a_seed_changes_the_numbers(train: Callable[..., TrainedRun]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +292,31 @@ def test_the_same_is_never_trained_twice(
     kept = json.loads((Path(first.run) / "worth.json").read_text())
     assert [way["policy"] for way in kept["ways"]] == ["clean", "spatial", "spatial"] * 2
     assert {path.name for path in Path(first.run).iterdir()} == {"worth.json", "trained"}
+
+
+def test_two_at_once_train_nothing_twice(
+    weigh: Callable[..., Worth], trainings: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The second begins in the first training of the first, and waits for it."""
+    begun: list[Future[Worth]] = []
+    waited = threading.Event()
+
+    def wait(done: int, total: int, what: str) -> None:
+        if "waiting for process" in what:
+            waited.set()
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def begin(done: int, total: int, what: str) -> None:
+            if what.startswith("worth") and not begun:
+                begun.append(pool.submit(weigh, progress=wait))
+                assert waited.wait(60)
+
+        first = weigh(progress=begin)
+        second = begun[0].result()
+    assert len(trainings) == 6
+    assert timeless(first) == timeless(second)
+    assert not list((tmp_path / "runs").rglob("*.lock"))
 
 
 @pytest.mark.parametrize("after", [1, 9, 13])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import calendar
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 import yaml
 
-from featurecache import durable, records
+from featurecache import durable, locks, records
 from featurecache.errors import BadInput, DamagedCache, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
@@ -150,9 +151,6 @@ def train_head(
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         notes=notes,
     )
-    make_folder(run)
-    _write(run, record)
-    durable.replace(run / "schedule.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
     seeds = len(wanted.sweep.seeds or [wanted.seed]) if wanted.sweep else 1
     total = sum(plan.epochs for plan in plans) * (wanted.validation.folds or 1) * seeds
     epochs = 0
@@ -171,25 +169,42 @@ def train_head(
         record.seconds = round(time.time() - began, 3)
         _write(run, record)
 
-    # torch is imported only now, when nothing the user wrote can still be wrong.
-    from featurecache.heads.training import train
-    from featurecache.heads.trials import Swept, train_sweep
+    make_folder(run)
+    with claimed_run(run, lambda why: progress(0, total, f"train-head ({why})")):
+        finished = _earlier(run, identity)  # by the process that was waited for
+        if finished is None:
+            _write(run, record)
+            text = yaml.safe_dump(effective, sort_keys=False)
+            durable.replace(run / "schedule.yaml", text.encode())
+            # torch is imported only now, when nothing the user wrote can still be wrong.
+            from featurecache.heads.training import train
+            from featurecache.heads.trials import Swept, train_sweep
 
-    (train_sweep if settings else train)(
-        found.vectors,
-        found.labels,
-        found.items,
-        wanted,
-        found.dataset.classes,
-        run,
-        identity=identity,
-        pairs=pairs,
-        on_epoch=on_epoch,
-        on_done=on_done,
-        device=device,
+            (train_sweep if settings else train)(
+                found.vectors,
+                found.labels,
+                found.items,
+                wanted,
+                found.dataset.classes,
+                run,
+                identity=identity,
+                pairs=pairs,
+                on_epoch=on_epoch,
+                on_done=on_done,
+                device=device,
+            )
+        _write_events(run, tensorboard)
+    return _result(run, finished or record, notes)
+
+
+def claimed_run(
+    run: Path, waiting: Callable[[str], None], name: str = "training"
+) -> AbstractContextManager[None]:
+    """Only one process at a time trains in the folder of a run. The next one waits, and calls
+    `waiting` with what for. Trainings that share a folder have names of their own."""
+    return locks.claimed(
+        run / f".{name}.lock", lambda holder: waiting(f"waiting for {holder}, which trains it")
     )
-    _write_events(run, tensorboard)
-    return _result(run, record, notes)
 
 
 def _half_of_memory() -> int | None:

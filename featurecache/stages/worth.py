@@ -25,7 +25,7 @@ from featurecache.features.store import Cache
 from featurecache.heads import arms
 from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
 from featurecache.regular import read_regular
-from featurecache.stages.train_head import DEVICES, make_folder
+from featurecache.stages.train_head import DEVICES, claimed_run, make_folder
 from featurecache.stages.trainable import Trainable, trainable
 from featurecache.study.gains import CLEAN, SHUFFLED, WRITTEN, Gain, Way, gains, verdict
 
@@ -132,6 +132,10 @@ def worth(
     epochs = wanted.epochs * len(pairs)
     done, total = 0, epochs * len(ways) * seeds
     kept: dict[Way, list[Kept]] = {way: [] for way in ways}
+
+    def waiting(why: str) -> None:
+        progress(done, total, f"worth ({why})")
+
     for place, seed in enumerate(numbers):  # seed after seed: stopped early, some are complete
         for way, settings in ways.items():
             one = settings[place]
@@ -139,7 +143,8 @@ def worth(
             effective = one.model_dump(mode="json", exclude_none=True)
             key = records.digest({"base": base, "schedule": effective, "vectors": seen})
             show = functools.partial(_show, progress, done, total, f"worth ({way}, seed {seed})")
-            kept[way].append(_trained(run, key, one, found, pairs, device, show))
+            with claimed_run(run, waiting, f"training-{key[:16]}"):
+                kept[way].append(_trained(run, key, one, found, pairs, device, show))
             done += epochs
             progress(done, total, f"worth ({way}, seed {seed})")
 
