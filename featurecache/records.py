@@ -34,6 +34,8 @@ DECODE_RULE = {
     "sixteen_bit": "high byte",
 }
 
+PIXEL_CANARY = "pixel_canary"  # in the provenance of a shard (images/canary.py)
+
 Json = dict[str, Any]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 Model = TypeVar("Model", bound=pydantic.BaseModel)

@@ -112,6 +112,9 @@ def why(as_json: bool, **given: Any) -> None:
         return printing.print_json(rows)
     names = ("view", "backbone", "hits", "misses", "reason")
     terminal.table([{name: getattr(row, name) for name in names} for row in rows])
+    for row in rows:
+        if row.note:
+            click.echo(f"{row.view} / {row.backbone}: {row.note}")
 
 
 @click.command()
@@ -139,10 +142,16 @@ def list_spaces(cache: str, as_json: bool) -> None:
     rows = ls(cache)
     if as_json:
         return printing.print_json(rows)
+    names = ("space", "view", "backbone", "rows", "bytes", "root_hash")
     short = [
         {**r, "space": str(r["space"])[:12], "root_hash": str(r["root_hash"])[:12]} for r in rows
     ]
-    terminal.table([{**r, "backbone": r["backbone"] or "(pictures)"} for r in short])
+    terminal.table([{n: "(pictures)" if r[n] is None else r[n] for n in names} for r in short])
+    for row in short:
+        several = row["pixel_canaries"]
+        if isinstance(several, list) and len(several) > 1:
+            shown = ", ".join(several)
+            click.echo(f"{row['space']}: from machines that make other pixels (canaries {shown})")
     if not rows:
         click.echo("no spaces yet")
 

@@ -4,6 +4,7 @@ of a space, the commit record of a shard, and the note of a run."""
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -137,6 +138,12 @@ class Record(Strict):
     @cached_property
     def item_list(self) -> list[bytes]:
         return [self.items[i : i + 32] for i in range(0, len(self.items), 32)]
+
+    @property
+    def pixel_canaries(self) -> set[str]:
+        """Of the machines that made the pixels of this shard; several where `augment` kept them."""
+        text = self.provenance.get(records.PIXEL_CANARY, "")
+        return {word for word in text.split()[:16] if re.fullmatch("[0-9a-f]{16}", word)}
 
     def check_names(self, space: str, file: str) -> None:
         """Raise ValueError unless this is the record of that name in that space."""

@@ -113,6 +113,12 @@ class Space:
             total = sum(shards.sum_of_rows(self.read(n), rows) for n, rows in chosen.items())
         return shards.root_hash(self.count, total % 2**256)
 
+    @property
+    def pixel_canaries(self) -> list[str]:
+        """Those that its shards record: of several kinds of machine, several. Older ones record
+        none."""
+        return sorted(set().union(*(record.pixel_canaries for record in self.records)))
+
     def summary(self) -> dict[str, object]:
         """What `ls` and `--json` show of a space."""
         return {
@@ -122,6 +128,7 @@ class Space:
             "rows": self.count,
             "bytes": self.size,
             "root_hash": self.root_hash,
+            "pixel_canaries": self.pixel_canaries,
         }
 
     def _repr_html_(self) -> str:

@@ -75,7 +75,8 @@ class Again:
             failed |= made.failed
         check.finish()
         features = featurize.vectors_of([item for _, item in rows], parts, failed)
-        return Remade({"features": features}, failed, featurize.provenance(running))
+        made_by = featurize.provenance(running, recipe, 0, ())
+        return Remade({"features": features}, failed, made_by)
 
     def _pictures(self, space: Space, rows: Sequence[tuple[Sample, bytes]]) -> Remade:
         view = view_of_key(space.key["view"], space.view)
@@ -86,7 +87,7 @@ class Again:
             made = augment.render((view,), batch)
             kept += made.pictures[0]
             failed |= made.failed
-        return Remade(augment.arrays_of(kept), failed, augment.provenance())
+        return Remade(augment.arrays_of(kept), failed, augment.provenance(view))
 
 
 def _batches(rows: Sequence[tuple[Sample, bytes]], size: int) -> list[Batch]:

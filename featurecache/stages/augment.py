@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featurecache import records
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
 from featurecache.features.spaces import Space, reserved
+from featurecache.images.canary import pixel_provenance
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
-from featurecache.stages.featurize import PIXELS, timed, timed_each
+from featurecache.stages.featurize import pixel_notes, timed, timed_each
 from featurecache.stages.make import (
     Batch,
     Done,
@@ -52,6 +52,7 @@ class Augmented:
     spent: dict[str, float]  # seconds: waited for pictures and disk; workers' own on the pictures,
     # by decode (with reading) and augment (with encoding)
     spaces: list[dict[str, object]]
+    notes: list[str]
 
 
 def augment(
@@ -109,6 +110,7 @@ def augment(
         tally.bound if tally.computed else "",
         {part: round(tally.spent[part], 3) for part in SPENT},
         summaries,
+        pixel_notes(spaces) if tally.computed else [],
     )
 
 
@@ -150,7 +152,8 @@ class Augmenter:
                 with timed(spent, "disk"):
                     for s, kept in zip(shard.spaces, pictures, strict=True):
                         arrays = arrays_of(kept)
-                        job.spaces[s].commit(shard.items, arrays, failed, provenance(), took)
+                        made_by = provenance(job.views[s])
+                        job.spaces[s].commit(shard.items, arrays, failed, made_by, took)
                 yield Done(len(shard.rows) * len(shard.spaces), found, left, spent)
 
 
@@ -162,9 +165,9 @@ def arrays_of(pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
     }
 
 
-def provenance() -> dict[str, str]:
+def provenance(view: View) -> dict[str, str]:
     """What may shift a picture's last bits and is not in its key."""
-    return {"pictures": "png"} | records.versions(*PIXELS)
+    return {"pictures": "png"} | pixel_provenance(view)
 
 
 @dataclass(frozen=True)

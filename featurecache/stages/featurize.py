@@ -28,6 +28,7 @@ from featurecache.features.engines import (
 from featurecache.features.preprocess import Preprocess
 from featurecache.features.soundness import VectorCheck
 from featurecache.features.spaces import Space, reserved
+from featurecache.images.canary import pixel_canary, pixel_provenance
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View, original
 from featurecache.stages.make import (
@@ -44,16 +45,6 @@ from featurecache.stages.make import (
 )
 from featurecache.stages.resolve import resolve
 
-# The libraries that decide a picture's last bits; not in the key, but kept in every shard.
-PIXELS = (
-    "featurecache",
-    "imaug",
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "scipy",
-    "simplejpeg",
-)
 SPENT = ("pictures", "decode", "augment", "network", "disk")
 Made = TypeVar("Made")
 Started = TypeVar("Started")
@@ -198,7 +189,8 @@ def featurize(
         {part: round(tally.spent[part], 3) for part in SPENT},
         summaries,
         tally.least_cosine,
-        [note for backbone in request.backbones for note in backbone.notes],
+        [note for backbone in request.backbones for note in backbone.notes]
+        + (pixel_notes(spaces) if tally.computed else []),
     )
 
 
@@ -268,7 +260,8 @@ class Featurizer:
                     for s, used in zip(shard.spaces, running, strict=True):
                         arrays = {"features": vectors_of(shard.items, rows[s], failed)}
                         took = time.perf_counter() - began
-                        job.spaces[s].commit(shard.items, arrays, failed, provenance(used), took)
+                        made_by = provenance(used, job.recipe, targets[s][0], shard.items)
+                        job.spaces[s].commit(shard.items, arrays, failed, made_by, took)
                 computed = len(shard.rows) * len(shard.spaces)
                 yield Done(computed, found, left, spent, self._cosines)
 
@@ -330,9 +323,38 @@ def vectors_of(
     return features
 
 
-def provenance(engine: Engine) -> dict[str, str]:
-    """What may shift a vector's last bits and is not in its key."""
-    return engine.provenance() | records.versions(*PIXELS)
+def provenance(engine: Engine, recipe: Recipe, view: int, items: Sequence[bytes]) -> dict[str, str]:
+    """What may shift these vectors' last bits and is not in their key. Where `augment` has kept the
+    pictures of the view, the canaries are those of the machines that made them."""
+    made = engine.provenance() | pixel_provenance(recipe.views[view])
+    kept = recipe.kept[view] if recipe.kept else None
+    rows = [kept.rows.get(item) for item in items] if kept and kept.records else []
+    if kept and any(rows):
+        numbers = {row[0] for row in rows if row is not None}
+        canaries = set().union(*(kept.records[number].pixel_canaries for number in numbers))
+        if None in rows:  # made here
+            canaries.add(made[records.PIXEL_CANARY])
+        made[records.PIXEL_CANARY] = " ".join(sorted(canaries))
+    return made
+
+
+def pixel_notes(spaces: Iterable[Space]) -> list[str]:
+    """What there is to say of spaces whose rows come from machines that make other pixels."""
+    return [
+        f"view {space.view}, backbone {space.backbone or '(pictures)'}: its rows come from "
+        f"machines that make other pixels (canaries {', '.join(space.pixel_canaries)}); "
+        "`featurecache verify --recompute 100` measures by how much vectors differ"
+        for space in spaces
+        if len(space.pixel_canaries) > 1
+    ]
+
+
+def other_pixels(view: View, space: Space) -> str:
+    """What there is to say where a space's pixels are not all those that this machine makes."""
+    recorded = space.pixel_canaries
+    if not recorded or recorded == [pixel_canary(view)]:
+        return ""
+    return f"pixel canaries {', '.join(recorded)}; this machine's is {pixel_canary(view)}"
 
 
 def prepare(recipe: Recipe, batch: Batch) -> Prepared:

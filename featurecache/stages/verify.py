@@ -20,7 +20,9 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of, sources_of
+from featurecache.images.views import view_of_key
 from featurecache.stages.again import Again
+from featurecache.stages.featurize import other_pixels
 from featurecache.stages.repair import Lost, compute_lost
 
 _ID = re.compile("[0-9a-f]{64}").fullmatch
@@ -29,7 +31,8 @@ _ID = re.compile("[0-9a-f]{64}").fullmatch
 @dataclass(frozen=True)
 class Drift:
     """Rows of one space computed again: `identical` of `rows` to the byte; `relative` is the
-    greatest |new - old| over the greatest |old|. `note` says why nothing could be recomputed."""
+    greatest |new - old| over the greatest |old|. `note` says why nothing could be recomputed, or
+    that the space's pixels come from machines that make others than this one."""
 
     space: str
     view: str
@@ -274,7 +277,8 @@ def _recomputed(cache: Cache, most: int, dataset: Dataset, again: Again, seed: i
             continue
         old, _ = space.vectors(chosen)
         same, relative = compared(old, made.arrays["features"])
-        found.append(Drift(*about, len(chosen), same, relative))
+        note = other_pixels(view_of_key(space.key["view"], space.view), space)
+        found.append(Drift(*about, len(chosen), same, relative, note))
     return found
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from featurecache import records
 from featurecache.errors import BadInput
+from featurecache.stages.featurize import other_pixels
 from featurecache.stages.resolve import resolve
 
 
 @dataclass(frozen=True)
 class Why:
-    """One space asked for. `differs` lists fields as `field: asked for / held`, against `nearest`,
+    """One space asked for. `note` says so where its rows were made from other pixels than this
+    machine makes. `differs` lists fields as `field: asked for / held`, against `nearest`,
     the space of the cache whose key differs in the fewest fields (None for an empty cache)."""
 
     space: str
@@ -24,6 +26,7 @@ class Why:
     reason: str
     nearest: str | None
     differs: list[str]
+    note: str = ""
 
 
 def why(
@@ -69,6 +72,16 @@ def why(
             else:
                 reason = "no space has this key; the nearest differs in: " + "; ".join(differs)
             found.append(
-                Why(space.path.name, view.name, loaded.name, hits, misses, reason, nearest, differs)
+                Why(
+                    space.path.name,
+                    view.name,
+                    loaded.name,
+                    hits,
+                    misses,
+                    reason,
+                    nearest,
+                    differs,
+                    other_pixels(view, space),
+                )
             )
     return found
