@@ -7,6 +7,7 @@ FeatureCacheError          exit code 1: work was begun and failed; what was comm
 │   └── NotCached          rows that a stage needs and the cache does not hold
 ├── BackboneUnavailable    weights that can't be had (law 7: never a silent stand-in)
 ├── CannotRead             a file that may be sound and could not be read: the system's error
+│   └── RemovedMeanwhile   a shard that another process removed since it was listed
 ├── DamagedCache           bytes that are not what their record says
 ├── DamagedRun             a file of a run folder that is not what it should be
 └── SourceChanged          an image file that changed while the work ran
@@ -82,6 +83,14 @@ class CannotRead(FeatureCacheError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.path, self.error)
+
+
+class RemovedMeanwhile(CannotRead):
+    """A file of a cache that was listed, and that another process has removed since."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        super().__init__(path, error)
+        self.args = (f"{path}: another process removed it meanwhile; run the same command again",)
 
 
 class NotAFile(OSError):

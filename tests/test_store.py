@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurecache import durable, locks, records
-from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
+from featurecache import durable, locks, places, records
+from featurecache.errors import BadInput, DamagedCache, FeatureCacheError, RemovedMeanwhile
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from tests.keys import vector_key, view_key
@@ -528,3 +528,63 @@ def test_a_note_names_a_run_folder_of_any_bytes(tmp_path: Path) -> None:
     run.mkdir()
     assert Cache(tmp_path / "cache").note_run(run, [space.path.name])
     assert Cache(tmp_path / "cache").runs() == {space.path.name: [run]}
+
+
+# ---- another process removes what was listed ----
+
+
+@pytest.mark.parametrize("gone", ["space", "record", "shard"])
+@pytest.mark.parametrize("when", ["before the records", "before the data"])
+def test_what_another_process_removes_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str, when: str
+) -> None:
+    commit(tmp_path, [1, 2])
+    commit(tmp_path, [3])
+    space = space_of(tmp_path)
+
+    def remove() -> None:
+        if gone == "space":  # as gc does
+            space.path.rename(durable.temporary_name(space.path))
+            return
+        record = space.read_record(sorted(space.path.glob("[0-9a-f]*.json"))[-1])
+        (space.path / f"{record.shard}.json").unlink()
+        if gone == "shard":
+            (space.path / record.file).unlink()
+
+    if when == "before the data":
+        if gone == "record":
+            return  # the data is still there, and is what was asked for
+        assert len(space.records) == 2
+        remove()
+        with pytest.raises(RemovedMeanwhile, match="another process removed it meanwhile; run the"):
+            space.vectors([item(n) for n in (1, 2, 3)])
+        return
+    names = places.names
+
+    def listed(folder: Path) -> list[str]:
+        found = names(folder)
+        if folder == space.path and found:
+            monkeypatch.setattr(places, "names", names)
+            remove()
+        return found
+
+    monkeypatch.setattr(places, "names", listed)
+    with pytest.raises(RemovedMeanwhile, match=r"\.json: another process removed it meanwhile"):
+        _ = space.records
+
+
+def test_a_space_that_goes_as_its_description_is_read_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(tmp_path, [1])
+    has = places.has
+
+    def gone_after(path: Path, **named: Any) -> bool:
+        found = has(path, **named)
+        if path.name == "space.json" and found:
+            shutil.rmtree(path.parent)
+        return found
+
+    cache = Cache(tmp_path)
+    monkeypatch.setattr(places, "has", gone_after)
+    assert cache.spaces() == []

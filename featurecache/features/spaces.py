@@ -24,7 +24,14 @@ from typing import TypeVar
 import numpy as np
 
 from featurecache import copies, durable, locks, places, records
-from featurecache.errors import BadInput, CannotRead, DamagedCache, FeatureCacheError, NotAFile
+from featurecache.errors import (
+    BadInput,
+    CannotRead,
+    DamagedCache,
+    FeatureCacheError,
+    NotAFile,
+    RemovedMeanwhile,
+)
 from featurecache.features import shards
 from featurecache.features.space_files import MAX_RECORD, Made, Record, check_checksum
 from featurecache.items import Items, Lookup
@@ -241,8 +248,7 @@ class Space:
                 return damaged(path, "its bytes are not the ones that were committed")
             return damaged(path, f"is {error.strerror}")
         if not places.has(self.path / f"{record.shard}.json", listed=True):
-            gone = FileNotFoundError(errno.ENOENT, "another process removed the shard; run again")
-            return CannotRead(path, gone)
+            return RemovedMeanwhile(path, error)
         if places.is_remote(path) and record.file in places.names(self.path):
             return CannotRead(path, error)
         return damaged(path, "is missing")
@@ -263,7 +269,13 @@ class Space:
         def damage(path: Path, what: str) -> DamagedCache:
             return damaged(path, f"not a commit record: {what}")
 
-        record = read_model(path, Record, MAX_RECORD, damage, check, follow=False)
+        try:
+            record = read_model(path, Record, MAX_RECORD, damage, check, follow=False)
+        except CannotRead as error:
+            gone = isinstance(error.error, FileNotFoundError)
+            if gone and path.name not in places.names(self.path):
+                raise RemovedMeanwhile(path, error.error) from error
+            raise
         try:
             record.check_names(self.path.name, path.name)
         except ValueError as error:

@@ -131,7 +131,12 @@ class Cache:
                 return None
         except OSError as error:
             raise CannotRead(description, error) from error
-        return insisted(description, lambda: self._described(path, description))
+        try:
+            return insisted(description, lambda: self._described(path, description))
+        except CannotRead as error:
+            if isinstance(error.error, FileNotFoundError) and not places.names(path):
+                return None  # another process has deleted it
+            raise
 
     def _described(self, path: Path, description: Path) -> Space:
         if path.is_symlink():

@@ -11,12 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from featurecache import places
-from featurecache.errors import BadInput, CannotRead, DamagedCache, FeatureCacheError, NotAFile, why
+from featurecache.errors import (
+    BadInput,
+    CannotRead,
+    DamagedCache,
+    FeatureCacheError,
+    NotAFile,
+    RemovedMeanwhile,
+    why,
+)
 from featurecache.executors import Progress, silent
 from featurecache.features import quarantine, shards
 from featurecache.features.leftovers import leftovers, sweep
 from featurecache.features.space_files import MAX_RECORD, Record
-from featurecache.features.spaces import Space
+from featurecache.features.spaces import Space, reserved
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of, sources_of
@@ -112,16 +120,18 @@ def verify(
     def show() -> None:
         progress(found.shards, total, "verify")
 
-    for folder, names in listed.items():
-        _look_through(opened, folder, names, repair, found, show)
-    stray = [str(path) for path in leftovers(opened)]
-    removed = [str(path) for path in sweep(opened)] if repair else []
-    lost = found.lost
-    remade = 0
-    if repair and lost:
-        done = compute_lost(lost, data, again, progress)
-        lost, remade = done.lost, done.rows
-        found.left += done.left
+    filled = [Space(folder, {}, "", None) for folder in listed] if repair else []
+    with reserved(filled):
+        for folder, names in listed.items():
+            _look_through(opened, folder, names, repair, found, show)
+        stray = [str(path) for path in leftovers(opened)]
+        removed = [str(path) for path in sweep(opened)] if repair else []
+        lost = found.lost
+        remade = 0
+        if repair and lost:
+            done = compute_lost(lost, data, again, progress)
+            lost, remade = done.lost, done.rows
+            found.left += done.left
     pending = [
         {"space": space.path.name, "file": shard.file, "rows": shard.rows} for space, shard in lost
     ]
@@ -198,8 +208,8 @@ def _look_through(
         try:
             reason, record = _look(plain, folder / name)
         except CannotRead as error:
-            if isinstance(error.error, FileNotFoundError) and name not in places.names(folder):
-                found.shards -= 1  # removed by another process since it was listed
+            if isinstance(error, RemovedMeanwhile):
+                found.shards -= 1
             else:
                 report(name, error)
             continue
