@@ -95,7 +95,7 @@ def claim_shared(path: Path) -> Claim:
 def _claim(path: Path, exclusive: bool) -> Claim | None:
     if places.is_remote(path):
         return Claim(path, None)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     while True:
         descriptor = os.open(path, (os.O_RDWR if exclusive else os.O_RDONLY) | os.O_CREAT, 0o666)
         if not _lock(descriptor, exclusive=exclusive, wait=not exclusive):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurecache.errors import BadInput, SourceChanged
+from featurecache.errors import BadInput, FeatureCacheError, SourceChanged
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import open_engine
 from featurecache.features.spaces import Space
@@ -421,3 +421,30 @@ def test_bad_arguments_touch_nothing(
     with pytest.raises(BadInput, match=message):
         featurize(data, cache=tmp_path / "cache", **(tiny | change))
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("stage", ["featurize", "augment"])
+@pytest.mark.parametrize("how", ["renamed", "removed"])
+def test_a_cache_that_goes_away_meanwhile_is_not_made_again(
+    small_data: Path, tmp_path: Path, tiny: dict[str, Any], stage: str, how: str
+) -> None:
+    cache = tmp_path / "cache"
+
+    def progress(done: int, _total: int, _what: str) -> None:
+        if done >= 24 and cache.exists():
+            if how == "renamed":
+                cache.rename(tmp_path / "elsewhere")
+            else:
+                shutil.rmtree(cache)
+
+    with pytest.raises(FeatureCacheError, match=r"is no longer a cache: it was removed or renamed"):
+        if stage == "featurize":
+            featurize(small_data, cache=cache, shard_rows=8, progress=progress, **tiny)
+        else:
+            augment(
+                small_data, policy="color_1", cache=cache, shard_rows=8, workers=0,
+                progress=progress,
+            )  # fmt: skip
+    assert not cache.exists()
+    if how == "renamed":
+        assert sum(space.count for space in Cache(tmp_path / "elsewhere").spaces()) >= 16

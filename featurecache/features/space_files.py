@@ -14,6 +14,7 @@ from featurecache import records
 from featurecache.features import shards
 from featurecache.json_files import Hex64, Json, Open, Strict, UtcTime
 
+MARKER = "CACHE.json"
 MAX_RECORD = 256 << 20  # bytes; 64 per row, and what is said of the shard
 MAX_NOTE = 1 << 20  # bytes; a run of a thousand spaces has a tenth
 _MAX_PATH = 4096  # bytes of a path, and 255 of a part of it, on the file systems of today

@@ -33,7 +33,7 @@ from featurecache.errors import (
     RemovedMeanwhile,
 )
 from featurecache.features import shards
-from featurecache.features.space_files import MAX_RECORD, Made, Record, check_checksum
+from featurecache.features.space_files import MARKER, MAX_RECORD, Made, Record, check_checksum
 from featurecache.items import Items, Lookup
 from featurecache.json_files import read_model
 from featurecache.notebook import html_table
@@ -283,7 +283,9 @@ class Space:
         return record
 
     def claim(self, shard: str) -> locks.Claim | None:
-        """The right to make this shard, or None while another process has it."""
+        """The right to make this shard, or None while another process has it. Raises
+        FeatureCacheError where the cache is gone."""
+        self._check_cache()
         return locks.claim(self._locks / f"{self.path.name[:16]}-{shard[:16]}")
 
     def reserve(self) -> locks.Claim:
@@ -340,6 +342,12 @@ class Space:
         """Is this shard committed now? Looks at the disk, unlike `records`."""
         return places.has(self.path / f"{shard}.json")
 
+    def _check_cache(self) -> None:
+        """A cache that is removed while it is filled is not made again without its marker. An
+        object store is not asked for each shard: that takes a request."""
+        if not places.is_remote(self.path):
+            check_cache(self.path.parent.parent)
+
     def commit(
         self,
         items: Sequence[bytes],
@@ -352,8 +360,9 @@ class Space:
 
         `arrays` is `features` (N, D) float32, or `pictures` (bytes end to end, uint8) with
         `offsets` (N + 1, uint64). Rows of `failed` items are zeros. Raises FeatureCacheError when
-        the disk refuses; then nothing of this shard is visible to any reader.
+        the disk refuses, or the cache is gone; then nothing of this shard is visible to any reader.
         """
+        self._check_cache()
         name = shards.shard_name(items)
         status = [shards.UNDECODABLE if item in failed else shards.OK for item in items]
         whole = {
@@ -402,6 +411,7 @@ class Space:
                     if winner.file != record["file"]:
                         path.unlink(missing_ok=True)
         except OSError as error:
+            self._check_cache()
             raise FeatureCacheError(
                 f"{self.path}: a shard could not be written ({error.strerror}). What was "
                 "committed before stays; make room or repair the disk, then run again"
@@ -412,7 +422,8 @@ class Space:
         """Make the folder with the description of this space, where there is none."""
         if not places.has(self.path / "space.json"):
             if not places.is_remote(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
+                self.path.parent.mkdir(exist_ok=True)
+                self.path.mkdir(exist_ok=True)
                 durable.sync_folder(self.path.parent)
             names = {"view": self.view, "backbone": self.backbone}
             space: records.Json = {"key": self.key, "names": names}
@@ -437,6 +448,18 @@ def _run(numbers: np.ndarray) -> slice | np.ndarray:
     first = int(numbers[0])
     follow = np.array_equal(numbers, np.arange(first, first + len(numbers)))
     return slice(first, first + len(numbers)) if follow else numbers
+
+
+def check_cache(root: Path) -> None:
+    """Raise FeatureCacheError where there is no cache, or no longer."""
+    try:
+        there = places.has(root / MARKER, listed=True)
+    except OSError as error:
+        raise CannotRead(root / MARKER, error) from error
+    if not there:
+        raise FeatureCacheError(
+            f"{root} is no longer a cache: it was removed or renamed while it was filled; run again"
+        )
 
 
 def read_own(path: Path, most: int) -> bytes:

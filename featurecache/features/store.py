@@ -12,6 +12,7 @@ from pathlib import Path
 from featurecache import durable, locks, places, records
 from featurecache.errors import BadInput, CannotRead, DamagedCache
 from featurecache.features.space_files import (
+    MARKER,
     MAX_NOTE,
     MAX_RECORD,
     Description,
@@ -19,10 +20,9 @@ from featurecache.features.space_files import (
     RunNote,
     check_checksum,
 )
-from featurecache.features.spaces import Space, damaged, insisted
+from featurecache.features.spaces import Space, check_cache, damaged, insisted
 from featurecache.json_files import read_model
 
-MARKER = "CACHE.json"
 FORMAT_NAME = "featurecache cache"
 
 
@@ -46,6 +46,10 @@ class Cache:
     @property
     def exists(self) -> bool:
         return places.has(self.root / MARKER, listed=True)
+
+    def check(self) -> None:
+        """Raise FeatureCacheError where a cache that was there is there no longer."""
+        check_cache(self.root)
 
     def create(self) -> None:
         """Make the folder and its marker, if need be. Raises BadInput if it can't be written."""

@@ -95,11 +95,14 @@ def augment(
             if space.records:
                 space.describe()  # a no-op, unless a damaged description was set aside
         if todo:
+            request.cache.check()
             request.cache.create()
             job = Job(tuple(spaces), request.views, workers)
             share(Augmenter, job, todo, where, request.cache.root, 0, tally)
         spaces = [request.picture_space(view) for view in request.views]
         summaries = [space.summary() for space in spaces]
+        if request.images:
+            request.cache.check()
     seconds = time.perf_counter() - start
     return Augmented(
         tally.computed,

@@ -157,6 +157,7 @@ def featurize(
             if space.records:
                 space.describe()  # a no-op, unless a damaged description was set aside
         if todo:
+            request.cache.check()
             request.cache.create()
             progress(0, todo.rows, "loading the network")
             needed = {targets[s][1] for s in todo.spaces}
@@ -178,6 +179,8 @@ def featurize(
         # The answer describes what is on the disk now, not what was meant to be there.
         spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
         summaries = [space.summary() for space in spaces]
+        if request.images:
+            request.cache.check()
     seconds = time.perf_counter() - start
     return Featurized(
         tally.computed,
