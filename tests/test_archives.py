@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
+from featurecache.images.datasets import open_dataset
 from featurecache.records import FORMAT_VERSION
+from featurecache.stages.evaluate import evaluate
 from featurecache.stages.ls import ls
+from featurecache.stages.run import run
+from featurecache.stages.train_head import train_head
 from featurecache.stages.verify import verify
 
 ARCHIVES = Path(__file__).parent / "archives"
+RUNS = ARCHIVES / "runs-2"  # a dataset, an index, a cache, runs of format 2 and a recipe
 
 
 def test_every_format_has_its_archive() -> None:
@@ -49,3 +55,47 @@ def test_a_format_of_the_future_is_refused_with_the_reason(tmp_path: Path) -> No
     (cache / "CACHE.json").write_text(json.dumps(marker | {"version": FORMAT_VERSION + 1}) + "\n")
     with pytest.raises(BadInput, match=f"has format {FORMAT_VERSION + 1}.*upgrade"):
         ls(cache)
+
+
+@pytest.fixture
+def old_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A copy of the archive as the working folder, and what was seen when it was made."""
+    monkeypatch.chdir(shutil.copytree(RUNS, tmp_path / "runs-2"))
+    expected: dict[str, Any] = json.loads(Path("expected.json").read_text())
+    return expected
+
+
+def test_old_runs_give_the_same_metrics(old_runs: dict[str, Any]) -> None:
+    assert {space["view"]: space["root_hash"] for space in ls("cache")} == old_runs["roots"]
+    for folder, name in ((old_runs["run"], "evaluate"), ("runs/sweep", "sweep")):
+        evaluation = evaluate(folder, data="photos", cache="cache")
+        for metric, value in old_runs[name].items():
+            assert getattr(evaluation, metric) == pytest.approx(value, rel=1e-5)
+
+
+def test_old_trainings_are_found_and_not_repeated(old_runs: dict[str, Any]) -> None:
+    record = Path(old_runs["run"], "run.json").read_bytes()
+    trained = train_head("linear.yaml", data="photos", cache="cache", device="cpu")
+    assert (trained.run, trained.best, trained.last) == tuple(
+        old_runs[name] for name in ("run", "best", "last")
+    )
+    swept = train_head("sweep.yaml", data="photos", cache="cache", out="runs/sweep", device="cpu")
+    assert swept.winner == old_runs["winner"]
+    assert Path(old_runs["run"], "run.json").read_bytes() == record
+
+
+def test_an_old_recipe_computes_nothing_and_prints_the_same_table(
+    old_runs: dict[str, Any],
+) -> None:
+    done = run("recipe.yaml", workers=0)
+    assert (done.computed, done.failed) == (0, [])
+    assert done.table == old_runs["recipe"]
+
+
+def test_an_old_index_opens_with_its_images(old_runs: dict[str, Any]) -> None:
+    pytest.importorskip("pyarrow", reason="an index is a Parquet file")
+    dataset = open_dataset("photos.parquet")
+    assert len(dataset.samples) == old_runs["index"]["images"]
+    assert dataset.classes == ("cat", "dog")
+    evaluation = evaluate(old_runs["run"], data="photos.parquet", cache="cache")
+    assert evaluation.top1 == old_runs["evaluate"]["top1"]
