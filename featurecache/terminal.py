@@ -5,16 +5,24 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import printable as printable
 from featurecache.executors import Progress, silent
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 LINE_EVERY = 10.0  # seconds between lines when the output is no terminal
 NARROW = 60  # columns below which numbers take the place of a bar
+PIPE_WIDTH = 200  # of tables in a pipe, which has no width to fit into
+MAX_LINES = 25  # of the terminal, which no table looks at
+LIST_COLUMNS = ("", "value")  # of a row that is shown as a list
+MAX_WHOLE = 16  # columns of text that is not broken; of longer text those that are left to it
 
 
 def escape_what_cannot_be_shown() -> None:
@@ -109,21 +117,80 @@ class _Bar:
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """Rows of the same keys as a table on stdout. Text is shown as it is, markup and all."""
+    """Rows of the same keys as a table on stdout. Text is shown as it is, markup and all.
+
+    Numbers and short words are never broken. Where they leave too little room for a table of all
+    columns, one row is shown as a list of names and values, and several rows as tables below each
+    other, each beginning with the first column.
+    """
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     if not rows:
         return
-    wide = None if sys.stdout.isatty() else 200  # a pipe has no width to fit into
-    shown = Table(title=None if title is None else Text(_text(title)))
-    for name, value in rows[0].items():
-        number = isinstance(value, int | float)
-        shown.add_column(name, justify="right" if number else "left", overflow="fold")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(width=width, height=MAX_LINES)  # both, or a dumb terminal has 80 columns
+    names = list(rows[0])
+    parts = _fitting(rows, names, width)
+    if len(parts) > 1 and len(rows) == 1:
+        rows = [{"": name, "value": _text(rows[0][name])} for name in names]
+        parts = [list(LIST_COLUMNS)]
+    for number, part in enumerate(parts):
+        _print_table(console, rows, part, None if number else title)
+
+
+def _fitting(rows: Sequence[Mapping[str, Any]], names: list[str], width: int) -> list[list[str]]:
+    """The columns in parts that each fit into a width, the first column in each of them."""
+    least = {name: min(_width(rows, name), MAX_WHOLE) if _is_text(rows, name)
+             else _width(rows, name) for name in names}  # fmt: skip
+
+    def needed(part: Sequence[str]) -> int:
+        return sum(least[name] + 3 for name in part) + 1  # with a space on each side and a line
+
+    parts = [names[:1]]
+    for name in names[1:]:
+        if needed([*parts[-1], name]) > width and len(parts[-1]) > 1:
+            parts.append(names[:1])
+        parts[-1].append(name)
+    return parts
+
+
+def _print_table(
+    console: Console,
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    title: str | None,
+) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    is_list = tuple(names) == LIST_COLUMNS
+    shown = Table(title=None if title is None else Text(_text(title)), show_header=not is_list)
+    for name in names:
+        is_text, width = _is_text(rows, name), _width(rows, name)
+        header = _text(name)
+        shown.add_column(
+            Text(header if len(header) <= width else header.replace(" ", "\n")),
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=not is_text or width <= MAX_WHOLE,
+        )
     for row in rows:
-        shown.add_row(*(Text(_text(value)) for value in row.values()))
-    Console(width=wide).print(shown)
+        shown.add_row(*(Text(_text(row[name])) for name in names))
+    console.print(shown)
+
+
+def _width(rows: Sequence[Mapping[str, Any]], name: str) -> int:
+    """The columns that the widest cell of a column takes, or the longest word of its name."""
+    from rich.cells import cell_len
+
+    cells = [*(_text(row[name]) for row in rows), *_text(name).split()]
+    return max(map(cell_len, cells), default=0)
+
+
+def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Does a column hold text? It may be broken, and numbers may not."""
+    values = [row[name] for row in rows if row[name] is not None]
+    return not values or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values)
 
 
 def _text(value: Any) -> str:

@@ -101,7 +101,12 @@ def agreed(rows: np.ndarray, clean: np.ndarray, labels: np.ndarray, k: int) -> l
     for number, row in enumerate(rows):
         others = [n for n in range(len(clean)) if n != number]
         cosine = [row @ clean[n] / (np.linalg.norm(row) * np.linalg.norm(clean[n])) for n in others]
-        near = [labels[others[place]] for place in np.argsort(-np.array(cosine), kind="stable")[:k]]
+        voters = min(k, list(labels).count(labels[number]) - 1)
+        if voters == 0:
+            found.append(False)
+            continue
+        order = np.argsort(-np.array(cosine), kind="stable")[:voters]
+        near = [labels[others[place]] for place in order]
         most = max(near.count(label) for label in near)
         found.append(next(label for label in near if near.count(label) == most) == labels[number])
     return found
@@ -114,7 +119,18 @@ def test_agreement_is_that_of_a_plain_loop(n: int, k: int, seed: int) -> None:
     clean, labels = rng.normal(size=(n, 5)), rng.integers(0, 3, n)
     rows = clean + 0.5 * rng.normal(size=clean.shape)
     found = projections.Neighbourhood(clean, labels).agreement(rows, np.arange(n), k)
-    assert found.tolist() == agreed(rows, clean, labels, min(k, n - 1))
+    assert found.tolist() == agreed(rows, clean, labels, k)
+
+
+def test_small_classes_that_are_far_apart_agree() -> None:
+    """More neighbours than a class has other images are of other classes, however far."""
+    clean = np.repeat(np.eye(6), 5, axis=0) + 0.01 * np.random.default_rng(0).normal(size=(30, 6))
+    labels = np.repeat(np.arange(6), 5)
+    near = projections.Neighbourhood(clean, labels)
+    assert near.agreement(clean, np.arange(30), 10).all()
+    assert near.voters(labels, 10).tolist() == [4] * 30
+    uneven = projections.Neighbourhood(clean, np.repeat([0, 1, 2], [14, 15, 1]))
+    assert uneven.voters(np.arange(3), 10).tolist() == [10, 10, 0]
 
 
 def test_an_image_is_no_neighbour_of_itself() -> None:

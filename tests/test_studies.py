@@ -76,10 +76,45 @@ def test_an_embedding_shows_the_images_of_its_classes(where: dict[str, Any]) -> 
     page = Path(found.files[-1]).read_text()
     assert page.count("<circle") == 2 * page.count("<image") == 40
     assert "http:" not in page.replace("http://www.w3.org", "") and "<script" not in page
-    drawn = [study_tsne(NET, count=1, seed=seed, **where).table[0]["class"] for seed in range(6)]
+    drawn = [
+        study_tsne(NET, count=1, sampling_seed=seed, **where).table[0]["class"] for seed in range(6)
+    ]
     assert len(set(drawn)) > 1
     with pytest.raises(UnknownName, match="nearest: owl"):
         study_tsne(NET, classes="owls", **where)
+
+
+def test_each_seed_of_an_embedding_is_of_one_thing(where: dict[str, Any]) -> None:
+    """Other classes and another start need no other vectors. (t-SNE starts from components.)"""
+    given = {"view": "color_1", "count": 2, "images": 12, **where}
+    first = study_tsne(NET, **given)
+    assert study_tsne(NET, embedding_seed=3, **given).table == first.table
+    numbers = written(where, "tsne")
+    assert [numbers[f"{name}seed"] for name in ("", "sampling_", "embedding_")] == [0, 0, 3]
+    assert {
+        tuple(row["class"] for row in study_tsne(NET, sampling_seed=seed, **given).table)
+        for seed in range(4)
+    } != {tuple(row["class"] for row in first.table)}
+    with pytest.raises(NotCached, match="--seed 3 --policy color_1"):
+        study_tsne(NET, seed=3, **given)
+    with pytest.raises(BadInput, match="embedding_seed -1"):
+        study_tsne(NET, embedding_seed=-1, **given)
+    assert any("--sampling-seed draws" in n for n in study_tsne(NET, seed=1, **where).notes)
+
+
+def test_more_than_there_is_is_said(where: dict[str, Any], small_data: Path) -> None:
+    found = study_tsne(NET, count=9, images=10, **where)
+    assert found.notes == [
+        f"{small_data} has 3 classes, fewer than 9",
+        "perplexity 3 instead of 30: at most a third of the other images",
+    ]
+    assert written(where, "tsne")["perplexity"] == 3
+    image = small_data / "train/cat/000.png"
+    near = study_neighbours(image, NET, count=99, **where)
+    assert len(near.table) == 47 and near.notes == ["there are 47 other images, fewer than 99"]
+    drift = study_drift(NET, neighbours=20, **where)
+    (note,) = drift.notes
+    assert note.startswith("3 of 3 classes have at most 20 images;") and "(11 in cat)" in note
 
 
 def test_classes_go_by_their_names_and_by_each_readable_one() -> None:

@@ -155,3 +155,27 @@ def test_the_program_on_a_code_page(tmp_path, encoding):
     )
     assert refused.returncode == 2
     assert rb"nowhere-\u732b: no such file" in refused.stderr
+
+
+TABLES = """
+from featurecache import terminal
+
+row = {"split": "held-out", "view": "none + spatial_1", "n": 12345, "top1": 0.71604}
+row |= {"gap": -0.025, "interval": "0.7041-0.7282", "loss": 1.2345, "ece": 0.05432}
+row |= {"path": "photos/" + 9 * "name-"}
+terminal.table([row], "one row")
+terminal.table([row | {"top1": None}, row | {"n": 1234567890}, row], "several")
+"""
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+@pytest.mark.parametrize("kind", ["xterm-256color", "dumb"])
+def test_no_number_is_broken_on_a_narrow_terminal(columns, kind):
+    """Columns that find no room go into a table below, a single row into a list."""
+    lines = on_terminal(TABLES, columns, TERM=kind).replace("\r", "").split("\n")
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in lines]
+    assert all(len(line) <= columns for line in lines)
+    cells = [cell.strip() for line in lines for cell in re.split("[│┃]", line)]
+    whole = {"12,345", "0.7160", "-0.0250", "0.7041-0.7282", "1.2345", "0.0543", "1,234,567,890"}
+    assert whole <= set(cells) and "none + spatial_1" in cells
+    assert cells.count("0.7160") == 3

@@ -170,7 +170,15 @@ def list_spaces(cache: str, as_json: bool) -> None:
     is_flag=True,
     help="Set bad shards aside, compute their rows again, delete what killed processes left.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which rows are drawn.")
+@click.option(
+    "--sampling-seed",
+    "--seed",
+    "seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the rows that are drawn.",
+)
 @options("weights", "engine", "json", "quiet", "debug")
 def verify(as_json: bool, quiet: bool, **given: Any) -> int:
     """Hash every shard and compare it with its record; exit 1 if any is bad and stays so."""

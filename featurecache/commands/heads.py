@@ -117,8 +117,8 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
     seen = {"split": result.split, "view": " + ".join([result.view, *result.tta])}
     terminal.table([seen | row | {"interval": printing.interval(result.interval)}], result.run)
     if not quiet:
-        terminal.table(result.best, "best classes")
-        terminal.table(result.worst, "worst classes")
+        terminal.table(printing.classes(result.best), "best classes")
+        terminal.table(printing.classes(result.worst), "worst classes")
     if result.against is not None:
         terminal.table([result.against | {"p": f"{result.against['p']:.2g}"}], "against")
     for note in result.notes:
@@ -227,7 +227,7 @@ def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **given: A
             for r in results
             for t in r.top
         ]
-        terminal.table(rows)
+        terminal.table(printing.classes(rows))
     return printing.failed(
         [{"path": r.path, "reason": r.error} for r in results if r.error], allow_failed
     )

@@ -50,6 +50,13 @@ def trials(trials: list[dict[str, Any]], winner: int | None, of: str = "") -> No
     terminal.table(rows, f"{of}validation top-1 of every setting, with a 95% interval")
 
 
+def classes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with `class` and `name`; without the readable names where there are none."""
+    if any(row["name"] != row["class"] for row in rows):
+        return rows
+    return [{key: value for key, value in row.items() if key != "name"} for row in rows]
+
+
 def interval(ends: list[float]) -> str:
     return f"{ends[0]:.4f}-{ends[1]:.4f}"
 

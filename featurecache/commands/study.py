@@ -51,7 +51,18 @@ def pca(as_json: bool, quiet: bool, **given: Any) -> None:
     "--perplexity", type=float, default=30.0, show_default=True, help="Neighbours that count."
 )
 @OUT
-@options("seed", *HELD, "json", "quiet", "debug")
+@options("seed")
+@click.option(
+    "--sampling-seed", type=int, default=0, show_default=True, help="Seed of the classes drawn."
+)
+@click.option(
+    "--embedding-seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of UMAP; t-SNE starts from the components.",
+)
+@options(*HELD, "json", "quiet", "debug")
 def tsne(as_json: bool, quiet: bool, **given: Any) -> None:
     """Vectors of some classes in two dimensions, with their images."""
     from featurecache.stages.tsne import study_tsne
@@ -110,7 +121,15 @@ def neighbours(as_json: bool, quiet: bool, **given: Any) -> None:
 @click.option(
     "--noise", type=float, default=0.15, show_default=True, help="Share of the span, of smoothgrad."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option(
+    "--noise-seed",
+    "--seed",
+    "seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the noise, of smoothgrad.",
+)
 @click.option(
     "--weights",
     multiple=True,

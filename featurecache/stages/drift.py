@@ -12,7 +12,7 @@ from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.views import View, find_view, view_of_key
 from featurecache.stages.find import OTHER_VERSIONS, Row, drawn_alike, fitting, labelled_rows
 from featurecache.stages.studies import (
@@ -49,7 +49,8 @@ def study_drift(
 ) -> Study:
     """The cosine of each vector of a view to the clean one of its image, and how many views still
     have their label's neighbours: most of the nearest `neighbours` clean vectors of other images of
-    the split (of a larger one 50,000, spread evenly); at most one less than the smallest class has.
+    the split (of a larger one 50,000, spread evenly). Of a class with no more images than that,
+    its size less one vote, and images that are alone in their class are not counted.
 
     `policy` are views, without any all that the cache holds of the backbone for these images. The
     table has a row for each: {view, cosine_5 … cosine_95 (quantiles), agreement, broken: the images
@@ -77,14 +78,11 @@ def study_drift(
         )
     every, clean = cached_vectors(every, backbone, View(None), data, cache, setting)
     place_of = {row.item: place for place, row in enumerate(every)}
-    neighbourhood = projections.Neighbourhood(clean, np.array([row.label for row in every]))
-    smallest = int(np.unique([row.label for row in every], return_counts=True)[1].min())
-    if neighbours > max(smallest - 1, 1):  # more of them than a class has could only be wrong
-        notes.append(
-            f"the smallest class has {smallest} images, so {max(smallest - 1, 1)} neighbours vote "
-            f"and not {neighbours}"
-        )
-        neighbours = max(smallest - 1, 1)
+    labels = np.array([row.label for row in every])
+    neighbourhood = projections.Neighbourhood(clean, labels)
+    notes += _small_classes(neighbourhood, labels, neighbours, dataset)
+    if not neighbourhood.voters(np.array([row.label for row in rows]), neighbours).any():
+        raise BadInput("each of these images is alone in its class; give more --images")
     cosines: dict[str, np.ndarray] = {}
     lines: list[list[object]] = []
     table: list[dict[str, Any]] = []
@@ -98,7 +96,8 @@ def study_drift(
         agreed = neighbourhood.agreement(vectors, own, neighbours)
         row: dict[str, Any] = {"view": view.name}
         row |= {f"cosine_{q * 100:.0f}": float(np.quantile(cosine, q)) for q in QUANTILES}
-        row |= {"agreement": float(agreed.mean()), "broken": []}
+        counted = neighbourhood.voters(labels[own], neighbours) > 0
+        row |= {"agreement": float(agreed[counted].mean()), "broken": []}
         table.append(row)
         if view.policy is None:
             continue
@@ -131,6 +130,26 @@ def study_drift(
         | {"table": table},
     )
     return Study("drift", files, len(rows), table, [*notes, *unread(lost)])
+
+
+def _small_classes(
+    neighbourhood: projections.Neighbourhood, labels: np.ndarray, neighbours: int, dataset: Dataset
+) -> list[str]:
+    """Notes of the classes that have fewer voters than `neighbours`."""
+    present = np.unique(labels)
+    voters = neighbourhood.voters(present, neighbours)
+    notes = []
+    small = np.flatnonzero((voters < neighbours) & (voters > 0))
+    if len(small):
+        least = small[voters[small].argmin()]
+        name = dataset.classes[present[least]]
+        notes.append(
+            f"{len(small)} of {len(present)} classes have at most {neighbours} images; in each of "
+            f"them as many neighbours vote as it has images, less one ({voters[least]} in {name})"
+        )
+    if alone := int((voters == 0).sum()):
+        notes.append(f"{alone} classes have one image, which is left out of the agreement")
+    return notes
 
 
 def _held(

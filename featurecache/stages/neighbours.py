@@ -108,7 +108,9 @@ def study_neighbours(
         [list(row.values()) for row in table],
         {"computed": not known, "table": table},
     )
-    return Study("neighbours", files, len(rows), table, unread(len(near) - len(pictures)))
+    fewer = [f"there are {len(rows)} other images, fewer than {count}"] if len(rows) < count else []
+    notes = [*fewer, *unread(len(near) - len(pictures))]
+    return Study("neighbours", files, len(rows), table, notes)
 
 
 def _computed(

@@ -44,6 +44,8 @@ def study_tsne(
     data: str | Path = "data",
     cache: str | Path = "data/cache",
     seed: int = 0,
+    sampling_seed: int = 0,
+    embedding_seed: int = 0,
     out: str | Path = "study",
     progress: Progress = silent,
     **setting: Any,
@@ -52,8 +54,9 @@ def study_tsne(
     90% of their variance (paper 001 §8.3).
 
     `classes` are names of classes, or readable names, whole or one of them; without any, `count`
-    are drawn by `seed`. Beside the four files of a study there is METHOD.html, where each point
-    shows its image.
+    are drawn by `sampling_seed`. `seed` is the one the view was made with, and `embedding_seed`
+    that of UMAP (t-SNE starts from the components). Beside the four files of a study there is
+    METHOD.html, where each point shows its image.
     The table has a row for each class: {class, name, n}. Raises BadInput, NotCached, MissingExtra.
     """
     projections.check_method(method)
@@ -61,16 +64,29 @@ def study_tsne(
         raise BadInput("an embedding needs --backbone NAME; `featurecache ls` lists what is held")
     if not perplexity > 0:
         raise BadInput(f"perplexity {perplexity}: must be above 0")
+    seeds = {"sampling_seed": sampling_seed, "embedding_seed": embedding_seed}
+    for name, value in seeds.items():
+        if not 0 <= value < 2**32:  # scikit-learn takes seeds of 32 bits
+            raise BadInput(f"{name} {value}: must be 0 or more, and below 2**32")
     dataset = open_dataset(data)
-    chosen = chosen_classes(
-        dataset, [classes] if isinstance(classes, str) else classes, count, seed
-    )
+    named = [classes] if isinstance(classes, str) else classes
+    chosen = chosen_classes(dataset, named, count, sampling_seed)
     rows = [row for row in labelled_rows(dataset, [split], progress) if row.label in chosen]
     folder = study_folder(out)
     rows = spread(different(rows), images)
     wanted = find_view(view, seed)
     rows, vectors = cached_vectors(rows, backbone, wanted, data, cache, setting)
-    embedded, kept = projections.embed(vectors, method, perplexity, seed)
+    notes = []
+    if view == "none" and seed:
+        notes.append("--seed is of the view, and none has no seed; --sampling-seed draws classes")
+    if not named and count > len(chosen):
+        notes.append(f"{dataset.root} has {len(chosen)} classes, fewer than {count}")
+    used = min(perplexity, projections.max_perplexity(len(rows)))
+    if used < perplexity:
+        notes.append(
+            f"perplexity {used:.3g} instead of {perplexity:g}: at most a third of the other images"
+        )
+    embedded, kept = projections.embed(vectors, method, used, embedding_seed)
     names = readable_names(dataset, chosen)
     pictures = {place: thumbnail(p, _THUMBNAIL) for place, p in pictures_of(dataset, rows)}
     shown: list[dict[str, Any]] = [
@@ -93,7 +109,8 @@ def study_tsne(
         figures.scatter(shown, coloured),
         ["x", "y", "class", "path"],
         [[p["x"], p["y"], p["class"], p["path"]] for p in shown],
-        {"components for 90%": kept, "images": len(rows), "seed": seed, "points": shown},
+        {"components for 90%": kept, "images": len(rows), "perplexity": used, "seed": seed}
+        | {**seeds, "points": shown},
     )
     page = folder / f"{method}.html"
     points = figures.placed(shown)
@@ -104,7 +121,8 @@ def study_tsne(
         | {"n": sum(row.label == label for row in rows)}
         for label in chosen
     ]
-    return Study(method, [*files, str(page)], len(rows), table, unread(len(rows) - len(pictures)))
+    notes += unread(len(rows) - len(pictures))
+    return Study(method, [*files, str(page)], len(rows), table, notes)
 
 
 def chosen_classes(dataset: Dataset, wanted: Sequence[str], count: int, seed: int) -> list[int]:

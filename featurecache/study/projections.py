@@ -63,13 +63,19 @@ def check_method(method: str) -> None:
         raise MissingExtra("an embedding by UMAP", "umap-learn", "umap")
 
 
+def max_perplexity(rows: int) -> float:
+    """The highest perplexity of an embedding of so many rows: a third of the others, as many as
+    t-SNE looks at for each unit of it."""
+    return max(1.0, (rows - 1) / 3)
+
+
 def embed(
     rows: Rows, method: str = "tsne", perplexity: float = 30.0, seed: int = 0
 ) -> tuple[npt.NDArray[np.float64], int]:
     """(N, 2) an embedding of rows (N, D) by t-SNE (van der Maaten and Hinton, 2008) or UMAP, after
     the principal components that keep 90% of the variance (001 §8.3), and how many those are.
 
-    `perplexity`, for UMAP the number of neighbours, is brought down to a third of N - 1.
+    `perplexity`, for UMAP the number of neighbours, is brought down to `max_perplexity`.
     """
     from sklearn.decomposition import PCA
 
@@ -81,7 +87,7 @@ def embed(
     solver = "covariance_eigh" if len(rows) > rows.shape[1] else "full"
     pca = PCA(n_components=RETAINED, svd_solver=solver)
     kept = pca.fit_transform(np.asarray(rows, np.float64))
-    near = max(1.0, min(perplexity, (len(rows) - 1) / 3))
+    near = min(perplexity, max_perplexity(len(rows)))
     if method == "umap":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ImportWarning)  # of a part that needs TensorFlow
@@ -113,20 +119,30 @@ class Neighbourhood:
         # Of rows of length 1 the nearest are those of the highest cosine.
         self._index = NearestNeighbors(algorithm="brute").fit(_unit(clean))
 
+    def voters(self, labels: Labels, k: int) -> npt.NDArray[np.int64]:
+        """(M,) how many neighbours vote for a row of each of these labels: at most k, and at most
+        as many as there are other clean rows of the label. More could outvote it, however near its
+        own are. 0 for a label of one row."""
+        sizes = np.bincount(self._labels, minlength=int(labels.max(initial=0)) + 1)
+        return np.asarray(np.clip(sizes[labels] - 1, 0, k), np.int64)
+
     def agreement(
         self, rows: Rows, own: npt.NDArray[np.integer[Any]], k: int = 10
     ) -> npt.NDArray[np.bool_]:
-        """(M,) whether most of the k clean rows that are nearest to each of these (M, D) bear its
-        label. Row i is a view of clean row `own[i]`, which is left out of its neighbours. Of equal
-        votes the nearest label counts."""
-        k = min(k, len(self._labels) - 1)
-        near = self._index.kneighbors(_unit(rows), k + 1, return_distance=False)
+        """(M,) whether most of the clean rows that are nearest to each of these (M, D), as many as
+        `voters` says, bear its label. Row i is a view of clean row `own[i]`, which is left out of
+        its neighbours. Of equal votes the nearest label counts."""
+        voters = self.voters(self._labels[own], k)
+        most = int(voters.max(initial=0))
+        near = self._index.kneighbors(_unit(rows), most + 1, return_distance=False)
         right = np.zeros(len(rows), bool)
-        for row, (places, self_) in enumerate(zip(near, own, strict=True)):
-            voted = self._labels[places[places != self_][:k]]
+        for row, (places, self_, count) in enumerate(zip(near, own, voters, strict=True)):
+            if count == 0:
+                continue
+            voted = self._labels[places[places != self_][:count]]
             names, first, counts = np.unique(voted, return_index=True, return_counts=True)
-            most = counts == counts.max()
-            right[row] = names[most][np.argmin(first[most])] == self._labels[self_]
+            highest = counts == counts.max()
+            right[row] = names[highest][np.argmin(first[highest])] == self._labels[self_]
         return right
 
 
