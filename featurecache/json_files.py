@@ -81,9 +81,7 @@ def read_model(
     """
     data = read_file(path, max_bytes, damage, follow=follow)
     try:
-        value = parse_json(data, file_names)
-        if not isinstance(value, dict):
-            raise ValueError(f"not an object but {_kind(value)}")
+        value = _object_in(data, file_names)
         if check is not None:
             check(value, data)
         return fit(model, value)
@@ -99,7 +97,7 @@ def read_lines(
     found = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            found.append(fit(model, parse_json(line)))
+            found.append(fit(model, _object_in(line)))
         except ValueError as error:
             raise damage(path, f"line {number}: {one_line(error)}") from None
     return found
@@ -130,6 +128,13 @@ def explained(error: pydantic.ValidationError) -> str:
     field = one_line(ValueError(".".join(str(part) for part in first["loc"])), 100)
     message = first["msg"].removeprefix("Value error, ")
     return f"{field}: {message}" if field else message
+
+
+def _object_in(data: bytes, file_names: bool = False) -> Json:
+    value = parse_json(data, file_names)
+    if not isinstance(value, dict):
+        raise ValueError(f"not an object but {_kind(value)}")
+    return value
 
 
 def parse_json(data: bytes, file_names: bool = False) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from featurecache.errors import BadInput, NotCached, UnknownName
+from featurecache.errors import BadInput, DamagedRun, NotCached, UnknownName
 from featurecache.heads import ensembles
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
@@ -231,7 +231,7 @@ def test_what_is_no_ensemble(
     copy = Path(shutil.copytree(small_runs["split"], tmp_path / "copy"))
     record = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps({k: v for k, v in record.items() if k != "last"}))
-    with pytest.raises(BadInput, match="copy: not the folder of a run"):
+    with pytest.raises(DamagedRun, match=r"copy/run\.json: best and last belong together"):
         ensemble([copy, small_runs["folds"]], data=small_data, cache=small_cache)
     two = Path(shutil.copytree(small_data, tmp_path / "data"))
     for split in ("train", "val"):

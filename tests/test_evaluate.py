@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurecache.errors import BadInput, DamagedCache, NotCached
+from featurecache.errors import BadInput, DamagedRun, NotCached
 from featurecache.heads.mlp import Head
 from featurecache.stages.evaluate import Evaluation, evaluate
 from featurecache.stages.export import vectors
@@ -83,7 +83,7 @@ def test_what_a_run_was_trained_on_outlives_its_dataset(
     assert "may have been trained on some of these images" in note
     for damage in (b"", b"x" * 66, (small_runs["fraction"] / "trained_items.bin").read_bytes()[1:]):
         (old / "trained_items.bin").write_bytes(damage)
-        with pytest.raises(DamagedCache, match=r"trained_items\.bin: not the images of a run"):
+        with pytest.raises(DamagedRun, match=r"trained_items\.bin: not the images of a run"):
             evaluate(old, data=small_data, cache=small_cache)
 
 
@@ -149,7 +149,7 @@ def test_the_gap_is_that_of_the_training(
     nan = '{"fold": 1, "train_top1": NaN, "val_top1": 0.5}\n'
     for damage in ("{}\n", "half a li", "[" * 100_000, nan):
         (copy / "metrics.jsonl").write_text(damage)
-        with pytest.raises(DamagedCache, match=r"metrics\.jsonl: not the metrics of a run"):
+        with pytest.raises(DamagedRun, match=r"metrics\.jsonl: not the metrics of a run"):
             evaluate(copy, **given)
     (copy / "metrics.jsonl").unlink()
     assert evaluate(copy, **given).gap is None

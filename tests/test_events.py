@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from featurecache.errors import BadInput, DamagedCache, MissingExtra
+from featurecache.errors import BadInput, DamagedRun, MissingExtra
 from featurecache.stages.train_head import read_epochs, read_run, train_head
 from featurecache.study import events
 
@@ -140,7 +140,7 @@ def test_metrics_that_are_damaged(
     else:
         (run / "metrics.jsonl").write_text(damage)
     schedule = small_runs["split"].with_suffix(".yaml")
-    with pytest.raises(DamagedCache, match=r"metrics.jsonl.*; train it "):
+    with pytest.raises(DamagedRun, match=r"metrics.jsonl.*; .*train it "):
         train_head(
             schedule,
             data=small_data,

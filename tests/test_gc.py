@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from featurecache import durable, locks, records
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, DamagedRun
 from featurecache.features.spaces import Space, reserved
 from featurecache.features.store import Cache
 from featurecache.stages import gc as stage
@@ -153,7 +153,7 @@ def test_a_run_that_can_not_be_read_stops_it(
 ) -> None:
     (tmp_path / "runs" / "odd").mkdir(parents=True)
     (tmp_path / "runs" / "odd" / "run.json").write_text("{")
-    with pytest.raises(BadInput, match=r"odd.*can't be spared"):
+    with pytest.raises(DamagedRun, match=r"odd/run\.json: not JSON.*can't be spared"):
         collect(policy="none", delete=True)
 
 

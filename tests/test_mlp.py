@@ -15,7 +15,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import get_scorer
 from torch import nn
 
-from featurecache.errors import BadInput, DamagedCache
+from featurecache.errors import BadInput, DamagedRun
 from featurecache.heads import mlp
 from featurecache.heads.mlp import Head, build
 from featurecache.heads.settings import HeadSpec
@@ -122,7 +122,7 @@ def test_where_there_is_no_head_the_message_says_what_to_run(tmp_path: Path) -> 
 def test_missing_weights_are_damage(tmp_path: Path) -> None:
     head(2).save(tmp_path)
     (tmp_path / "head-2.safetensors").unlink()
-    with pytest.raises(DamagedCache, match=r"head-2\.safetensors: missing"):
+    with pytest.raises(DamagedRun, match=r"head-2\.safetensors: missing"):
         Head.load(tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_one_flipped_bit_of_the_weights_is_damage(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedCache, match="not the weights"):
+    with pytest.raises(DamagedRun, match="not the weights"):
         Head.load(tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_a_record_that_says_something_else_is_damage(
     head().save(tmp_path)
     record = json.loads((tmp_path / "head.json").read_text())
     (tmp_path / "head.json").write_text(json.dumps(record | {key: value}))
-    with pytest.raises(DamagedCache, match=rf"head\.json: not a head's record: {key}"):
+    with pytest.raises(DamagedRun, match=rf"head\.json: not a head's record: {key}"):
         Head.load(tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_half_a_record_is_damage(tmp_path: Path) -> None:
     head().save(tmp_path)
     text = (tmp_path / "head.json").read_text()
     (tmp_path / "head.json").write_text(text[: len(text) // 2])
-    with pytest.raises(DamagedCache, match="not a head's record"):
+    with pytest.raises(DamagedRun, match="not a head's record"):
         Head.load(tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_weights_of_another_shape_are_damage(tmp_path: Path, change: dict[str, o
     head().save(tmp_path)
     record = json.loads((tmp_path / "head.json").read_text())
     (tmp_path / "head.json").write_text(json.dumps(record | change))
-    with pytest.raises(DamagedCache, match="its tensors are not those"):
+    with pytest.raises(DamagedRun, match="its tensors are not those"):
         Head.load(tmp_path)
 
 

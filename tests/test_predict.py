@@ -204,7 +204,7 @@ def test_no_run(tmp_path: Path, three: Trained) -> None:
     unfinished = tmp_path / "unfinished"
     shutil.copytree(three.run, unfinished)
     record = json.loads((unfinished / "run.json").read_text())
-    del record["best"]
+    del record["best"], record["last"]
     (unfinished / "run.json").write_text(json.dumps(record))
     with pytest.raises(BadInput, match="its training is not finished"):
         predict(unfinished, files)

@@ -20,7 +20,7 @@ import yaml
 import featurecache
 from featurecache import locks
 from featurecache.cli import cli
-from featurecache.errors import BadInput, DamagedCache, NotCached, UnknownName
+from featurecache.errors import BadInput, DamagedCache, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads import training
 from featurecache.images.datasets import open_dataset
@@ -411,7 +411,7 @@ def test_a_folder_of_something_else_is_left_alone(
     with pytest.raises(BadInput, match="a run of another schedule or other vectors"):
         train(out=copy, seed=5)
     (copy / "run.json").write_text("{")
-    with pytest.raises(BadInput, match="can't be understood"):
+    with pytest.raises(DamagedRun, match=r"run/run\.json: not JSON .* train it again"):
         train(out=copy)
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="can't be made"):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
+from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
 from featurecache.heads import checkpoints, epochs, groups, training
 from featurecache.heads.curricula import Curriculum
 from featurecache.heads.epochs import Row, batches, mixture
@@ -409,7 +409,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes({"cut": content[:-10], "flip": content, "empty": b""}[damage])
-    with pytest.raises(DamagedCache, match=r"stack-1\.checkpoint: damaged; delete"):
+    with pytest.raises(DamagedRun, match=r"stack-1\.checkpoint: damaged; delete"):
         run_train(tmp_path)
 
 

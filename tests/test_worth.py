@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from featurecache.errors import BadInput, DamagedCache, NotCached, UnknownName
+from featurecache.errors import BadInput, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads import checkpoints, stacks, training
 from featurecache.images.datasets import open_dataset
@@ -370,7 +370,7 @@ def test_a_file_that_is_damaged_is_named(weigh: Callable[..., Worth]) -> None:
     value = json.loads(path.read_text())
     for content in ("{", json.dumps(value | {"right": value["right"][2:]})):
         path.write_text(content)
-        with pytest.raises(DamagedCache, match=rf"{path.name}: .*delete it to train"):
+        with pytest.raises(DamagedRun, match=rf"{path.name}: .*delete it to train"):
             weigh()
     path.unlink()
     assert timeless(weigh()) == timeless(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ from typing import Any
 import torch
 
 from featurecache import durable
-from featurecache.errors import BadInput, DamagedCache
+from featurecache.errors import BadInput, DamagedRun, one_line
+from featurecache.json_files import damaged_run, read_file
 
 EVERY = 1.0  # seconds; many an epoch of cached vectors is over before its state is on the disk
+_MAX_BYTES = 1 << 40
 _SHARE = 20  # and where writing takes long, at most one part in so many of the time goes into it
 
 
@@ -41,22 +42,28 @@ class Checkpoint:
         self.path, self.identity = path, identity
         self._timer = Timer()
 
+    def damaged(self, path: Path, what: str) -> DamagedRun:
+        """The error for a checkpoint that is not what it should be."""
+        return damaged_run(path, what, "delete this file to train anew")
+
     def load(self) -> dict[str, Any] | None:
         """The state saved last, tensors on the CPU; None if there is none.
 
-        Raises BadInput for the state of another identity, DamagedCache for an unreadable one.
+        Raises BadInput for the state of another identity, DamagedRun for an unreadable one.
         """
         if not self.path.exists():
             return None
-        content = self.path.read_bytes()
+        content = read_file(self.path, _MAX_BYTES, self.damaged)
         # Bytes are checked before torch parses them.
         if hashlib.sha256(content[32:]).digest() != content[:32]:
-            raise DamagedCache(f"{self.path}: damaged; delete this file to train anew")
+            raise self.damaged(self.path, "damaged")
         try:
             saved = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
             of, state = saved["identity"], saved["state"]
-        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-            raise DamagedCache(f"{self.path}: unreadable; delete it to train anew") from error
+            if not (isinstance(of, str) and isinstance(state, dict)):
+                raise TypeError("not the fields of a checkpoint")
+        except Exception as error:  # what an unpickler meets may raise anything
+            raise self.damaged(self.path, f"unreadable ({one_line(error)})") from error
         if of != self.identity:
             raise BadInput(
                 f"{self.path}: the checkpoint of another training (schedule, vectors, rows or "

@@ -6,12 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, one_line
 from featurecache.heads import inputs, mlp
 from featurecache.heads.checkpoints import Checkpoint
 from featurecache.heads.curricula import Curriculum, RowLosses
@@ -28,9 +29,11 @@ from featurecache.heads.epochs import (
     validate,
 )
 from featurecache.heads.rates import lowest, stopped
+from featurecache.heads.run_files import Epoch
 from featurecache.heads.schedules import Phase, Schedule
 from featurecache.heads.settings import HeadSpec, Optimizer
 from featurecache.heads.stacks import Stack, State
+from featurecache.json_files import fit
 
 _REFERENCE_EPOCHS = 5  # of the head that rows are ordered by
 
@@ -80,8 +83,11 @@ def train_group(
     record = _Record([[] for _ in group], {}, {})
     resumed = checkpoint.load()
     if resumed is not None:
-        stack.load_state_dict(resumed["stack"])
-        record = _Record(**resumed["record"])
+        try:
+            record = _resumed(resumed, stack, group)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            what = f"not the state of this training ({one_line(error)})"
+            raise checkpoint.damaged(checkpoint.path, what) from error
     behind = max(len(rows) for rows in record.rows)
     for epoch in range(behind):
         for job, rows in zip(group, record.rows, strict=True):
@@ -139,6 +145,24 @@ def train_group(
         Lost(record.lost[network]) if network in record.lost else head
         for network, head in enumerate(heads)
     ]
+
+
+def _resumed(state: dict[str, Any], stack: Stack, group: Sequence[Job]) -> _Record:
+    """Give the stack the state that a checkpoint has, and the record in it. Raises ValueError and
+    the like for what no training leaves there."""
+    stack.load_state_dict(state["stack"])
+    record = _Record(**state["record"])
+    for job, rows in zip(group, record.rows, strict=True):
+        for epoch, row in enumerate(rows, 1):
+            if (job.fold.number, epoch) != (row["fold"], fit(Epoch, row).epoch):
+                raise ValueError("rows of other epochs")
+    for network, saved in record.kept.items():
+        stack.check(saved, stack.snapshot(network))
+    if not all(network in range(len(group)) for network in record.lost):
+        raise ValueError("a network that is not of the group")
+    if not isinstance(record.errors, torch.Tensor | None):
+        raise TypeError("errors are no tensor")
+    return record
 
 
 def _running(record: _Record, group: Sequence[Job], schedule: Schedule) -> list[int]:

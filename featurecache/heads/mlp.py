@@ -22,12 +22,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
 from featurecache import durable
-from featurecache.errors import BadInput, DamagedCache
+from featurecache.errors import BadInput, DamagedRun, one_line
 from featurecache.heads.settings import HeadSpec
-from featurecache.regular import read_regular
+from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_file, read_model
 
 HEAD_FORMAT: Literal[1] = 1
-_MOST_JSON, _MOST_WEIGHTS = 64 << 20, 2 << 30  # bytes
+_MOST_WEIGHTS = 2 << 30  # bytes
+_MAX_WIDTH = 1 << 24  # of a layer; one of a thousand outputs has 64 GiB of weights then
 _ROWS_AT_ONCE = 8192  # bounds the memory of a prediction; 8192 x 1024 float32 is 32 MiB
 
 
@@ -50,13 +51,11 @@ def build(in_features: int, classes: int, head: HeadSpec) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class _Described(pydantic.BaseModel):
+class _Described(Strict):
     """What `head.json` says."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
-
     format: Literal[1]
-    in_features: int = pydantic.Field(ge=1)
+    in_features: int = pydantic.Field(ge=1, le=_MAX_WIDTH)
     classes: list[str] = pydantic.Field(min_length=1)
     head: HeadSpec
     sha256: list[str] = pydantic.Field(min_length=1)  # of each member's weights
@@ -143,25 +142,20 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
     def load(cls, folder: Path) -> Head:
         """The head that `save` wrote into `folder`; nothing is unpickled.
 
-        Raises BadInput where there is no head, DamagedCache where its files don't fit together.
+        Raises BadInput where there is no head, DamagedRun where its files don't fit together.
         """
         where = folder / "head.json"
         if not where.is_file():
             raise BadInput(f"{folder}: no trained head here (no head.json); run train-head first")
-        try:
-            described = _Described.model_validate_json(read_regular(where, _MOST_JSON))
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            at = ".".join(str(part) for part in first["loc"])
-            raise DamagedCache(f"{where}: not a head's record: {at} {first['msg']}") from None
+        described = read_model(where, _Described, MAX_RUN_JSON, _not_a_head)
         members = []
         paths = _weight_files(folder, len(described.sha256))
         for path, sha256 in zip(paths, described.sha256, strict=True):
             if not path.is_file():
-                raise DamagedCache(f"{path}: missing, though {where} names it; train again")
-            content = read_regular(path, _MOST_WEIGHTS)
+                raise DamagedRun(f"{path}: missing, though {where} names it; train again")
+            content = read_file(path, _MOST_WEIGHTS, damaged_run)
             if hashlib.sha256(content).hexdigest() != sha256:
-                raise DamagedCache(f"{path}: not the weights that {where} names; train again")
+                raise DamagedRun(f"{path}: not the weights that {where} names; train again")
             members.append(_member(described, content, path))
         return cls(members, described.classes, described.head)
 
@@ -172,16 +166,23 @@ def _weight_files(folder: Path, members: int) -> list[Path]:
     return [folder / f"head-{number}.safetensors" for number in range(1, members + 1)]
 
 
+def _not_a_head(path: Path, what: str) -> DamagedRun:
+    return damaged_run(path, f"not a head's record: {what}")
+
+
 def _member(described: _Described, content: bytes, path: Path) -> nn.Sequential:
     try:
         state = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise DamagedCache(f"{path}: not a safetensors file ({error})") from error
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged_run(path, f"not a safetensors file ({one_line(error)})") from error
     # On the meta device no initial weights are drawn: loading leaves the global RNG alone.
-    with torch.device("meta"):
-        module = build(described.in_features, len(described.classes), described.head)
+    try:
+        with torch.device("meta"):
+            module = build(described.in_features, len(described.classes), described.head)
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise _not_a_head(path.parent / "head.json", f"head: {one_line(error)}") from error
     expected = {name: (t.shape, t.dtype) for name, t in module.state_dict().items()}
     if {name: (t.shape, t.dtype) for name, t in state.items()} != expected:
-        raise DamagedCache(f"{path}: its tensors are not those of the head in head.json")
+        raise DamagedRun(f"{path}: its tensors are not those of the head in head.json")
     module.load_state_dict(state, assign=True)
     return module.eval()

@@ -246,12 +246,25 @@ class Stack:
         return {"heads": heads, "steps": self.steps, "masks": self.masks, **named}
 
     def load_state_dict(self, state: dict[str, State]) -> None:
-        """Go on from what `state_dict` gave of a stack of the same members."""
+        """Go on from what `state_dict` gave of a stack of the same members. Raises ValueError, or
+        KeyError, for the state of another."""
         where = next(iter(self.state.values())).device
-        self.masks = {name: mask.to(where) for name, mask in state["masks"].items()}
+        masks = {name: mask.to(where) for name, mask in state["masks"].items()}
+        if masks:
+            self.check(masks, {name: self.state[name] for name in self.weights})
+        self.masks = masks
         for kind, tensors in self.state_dict().items():
+            self.check(state[kind], tensors)
             for name, tensor in tensors.items():
                 tensor.copy_(state[kind][name])
+
+    @staticmethod
+    def check(state: State, like: State) -> None:
+        """Raise ValueError unless these are tensors of the same names, shapes and types."""
+        if {n: (t.shape, t.dtype) for n, t in state.items()} != {
+            n: (t.shape, t.dtype) for n, t in like.items()
+        }:
+            raise ValueError("tensors of another stack")
 
     def snapshot(self, place: int) -> State:
         """A copy of the weights and statistics of the member at `place`."""

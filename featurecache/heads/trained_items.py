@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import durable
-from featurecache.errors import DamagedCache
 from featurecache.items import Lookup
-from featurecache.regular import read_regular
+from featurecache.json_files import damaged_run, read_file
 
 FILE = "trained_items.bin"
 _DTYPE = np.dtype([("item", "u1", (32,)), ("fold", "<u2")])
@@ -72,18 +71,16 @@ class TrainedItems:
 
     @classmethod
     def load(cls, run: Path) -> TrainedItems | None:
-        """What `save` wrote; None in the folder of an older run. Raises DamagedCache."""
+        """What `save` wrote; None in the folder of an older run. Raises CannotRead,
+        DamagedRun."""
         path = run / FILE
         if not path.exists():
             return None
-        try:
-            data = read_regular(path, _MAX_BYTES)
-        except OSError as error:
-            raise DamagedCache(f"{path}: {error.strerror or error}") from error
+        data = read_file(path, _MAX_BYTES, damaged_run)
         content = data[:-32]
-        if not content or hashlib.sha256(content).digest() != data[-32:]:
-            raise DamagedCache(
-                f"{path}: not the images of a run; delete it, or train into another --out"
-            )
+        whole = hashlib.sha256(content).digest() == data[-32:]
+        if not whole or not content or len(content) % _DTYPE.itemsize:
+            remedy = "delete it, or train into another --out"
+            raise damaged_run(path, "not the images of a run", remedy)
         rows = np.frombuffer(content, _DTYPE)
         return cls(np.ascontiguousarray(rows["item"]), rows["fold"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,19 +13,19 @@ import numpy.typing as npt
 from scipy import stats
 
 from featurecache import durable, records
-from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
 from featurecache.heads.epochs import Member, Row
 from featurecache.heads.groups import Lost
 from featurecache.heads.mlp import Head
+from featurecache.heads.run_files import TrialsFile, read_member_epochs
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.settings import METRICS, MOST_METRICS
+from featurecache.heads.settings import METRICS
 from featurecache.heads.splits import Index, Items, Labels
 from featurecache.heads.sweeps import Setting, settings_of, stackable
 from featurecache.heads.training import Trained, Vectors, device_of, train_many
-from featurecache.regular import read_regular
+from featurecache.json_files import MAX_RUN_JSON, damaged_run, read_model
 
 _TRIALS = "trials.json"
-_MOST_JSON = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -121,17 +120,17 @@ def train_sweep(
                 device=device,
             )
         elif on_epoch is not None:
-            for row in _rows(folder):
+            for row in read_member_epochs(folder):
                 on_epoch(row)
-        kept = json.loads(read_regular(folder / _TRIALS, _MOST_JSON))
-        if kept["of"] != of:
+        kept = _kept(folder, len(places))
+        if kept.of != of:
             raise BadInput(
                 f"{folder}: holds trials of another sweep (schedule, vectors or device differ); "
                 "delete the folder to train them anew, or take another run folder"
             )
         for left in folder.glob("stack-*.checkpoint"):  # of a kill right after the trials
             left.unlink()
-        found.update(zip(places, [Trial(**trial) for trial in kept["trials"]], strict=True))
+        found.update(zip(places, [Trial(**trial) for trial in kept.trials], strict=True))
     ordered = [found[place] for place in range(len(settings))]
     place = _winner(ordered)
     won = None if place is None else ordered[place]
@@ -164,14 +163,22 @@ def _save(
     durable.replace(folder / _TRIALS, content + b"\n")
 
 
-def _rows(folder: Path) -> list[Row]:
-    data = read_regular(folder / METRICS, MOST_METRICS)
-    return [json.loads(line) for line in data.splitlines()]
+def _kept(folder: Path, count: int) -> TrialsFile:
+    """The `count` trials of settings that were trained together. Raises DamagedRun."""
+    path = folder / _TRIALS
+    found = read_model(path, TrialsFile, MAX_RUN_JSON, _damaged)
+    if len(found.trials) != count:
+        raise _damaged(path, f"trials: there are {len(found.trials)}, not {count}")
+    return found
+
+
+def _damaged(path: Path, what: str) -> DamagedRun:
+    return damaged_run(path, what, f"delete {path.parent} to train its settings anew")
 
 
 def _keep_metrics(folder: Path, member: int, run: Path) -> None:
     """Give a run the rows of the head that it has, as a training without a sweep would."""
-    kept = [row for row in _rows(folder) if row.pop("member", member) == member]
+    kept = [row for row in read_member_epochs(folder) if row.pop("member", member) == member]
     durable.replace(run / METRICS, b"".join(records.canonical(row) + b"\n" for row in kept))
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.spaces import Space
+from featurecache.heads.run_files import Epoch, read_epochs
 from featurecache.heads.schedules import Phase, Schedule
 from featurecache.stages.evaluate import Asked
-from featurecache.stages.find import RunRecord
-from featurecache.stages.train_head import Epoch, read_epochs, schedule_of
+from featurecache.stages.run_records import RunRecord, schedule_of
 from featurecache.study import figures, metrics
 
 
@@ -26,7 +25,7 @@ def course_of(asked: Asked, place: int, spaces: Mapping[str, Space]) -> dict[str
     the folds. `curves` is an SVG, None without metrics.
     """
     record = asked.records[place]
-    epochs = read_epochs(Path(asked.runs[place]))
+    epochs = read_epochs(asked.runs[place])
     phases = _phases(schedule_of(record), epochs)
     return {
         "epochs": len({row.epoch for row in epochs}),

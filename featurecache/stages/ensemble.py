@@ -20,9 +20,9 @@ from featurecache.stages.evaluate import (
     images_of,
     views_of,
 )
-from featurecache.stages.find import Row, RunRecord
+from featurecache.stages.find import Row
 from featurecache.stages.held_out import HELD_OUT
-from featurecache.stages.train_head import read_run, schedule_of
+from featurecache.stages.run_records import RunRecord, read_run, schedule_of
 from featurecache.study import metrics
 
 HOW = ("mean", "vote", "stack")
@@ -75,7 +75,7 @@ def ensemble(
         raise BadInput("an ensemble needs at least two runs, each given once")
     opened = [read_run(run) for run in runs]
     check_classes(runs, opened)
-    validated = [_validated(run, record) for run, record in zip(runs, opened, strict=True)]
+    validated = [_validated(record) for record in opened]
     dataset = open_dataset(data)
     numbers = class_numbers(runs[0], opened[0], dataset)
     views = views_of(view, tta)
@@ -126,12 +126,10 @@ def ensemble(
     )
 
 
-def _validated(run: str | Path, record: RunRecord) -> float:
-    """Validation top-1 of the head that a run saved."""
-    top1 = (record.last or {}).get("top1")
-    if not isinstance(top1, float):
-        raise BadInput(f"{run}: not the folder of a run (no top1 of its last epoch)")
-    return top1
+def _validated(record: RunRecord) -> float:
+    """Validation top-1 of the head that a finished run saved."""
+    assert record.last is not None
+    return float(record.last["top1"])
 
 
 def _worth(likely: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.heads.run_files import read_epochs
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.notebook import html_table
 from featurecache.stages.find import (
     Row,
-    RunRecord,
     decodable,
     labelled_rows,
     run_spaces,
@@ -35,7 +35,7 @@ from featurecache.stages.held_out import (
     trained_items,
     trained_on_note,
 )
-from featurecache.stages.train_head import read_epochs, read_run, schedule_of
+from featurecache.stages.run_records import RunRecord, read_run, schedule_of
 from featurecache.study import metrics
 
 if TYPE_CHECKING:

@@ -9,11 +9,9 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pydantic
-from typing_extensions import TypedDict
 
 from featurecache import records
 from featurecache.errors import BadInput, NotCached
@@ -25,6 +23,7 @@ from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset
 from featurecache.images.samples import items_of
 from featurecache.images.views import View, find_view
+from featurecache.stages.run_records import RunRecord
 
 # The settings of a backbone that an option of `featurize` can say.
 OPTIONS = ("input_size", "crop", "interpolation", "layer", "pooling", "precision")
@@ -46,50 +45,6 @@ class TrainingRows(NamedTuple):
     rows: list[Row]
     notes: list[str]
     copies: Counter[int]
-
-
-class RunBackbone(TypedDict):
-    """The name that vectors were made by, the backbone's part of their keys, their precision."""
-
-    name: str
-    key: dict[str, Any]
-    precision: str
-
-
-class RunRecord(pydantic.BaseModel):
-    """What `run.json` holds: all that decided a run, and when it is finished its results."""
-
-    model_config = pydantic.ConfigDict(extra="allow")
-    format: int = 2  # 1 has one backbone, not a list
-    identity: str  # hash of the schedule, the classes, the rows and their vectors
-    schedule: dict[str, Any]
-    classes: list[str]
-    words: dict[str, str]  # readable names of classes
-    backbones: list[RunBackbone] = pydantic.Field(min_length=1)  # side by side, in this order
-    spaces: dict[str, list[str]]  # view -> the space of each backbone
-    rows: str  # hash of items, labels and splits
-    data: dict[str, Any]
-    versions: dict[str, str]
-    started: str
-    notes: list[str]
-    seconds: float | None = None
-    best: dict[str, Any] | None = None
-    last: dict[str, Any] | None = None
-    trials: list[dict[str, Any]] | None = None  # of a sweep
-    winner: int | None = None
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _of_format_1(cls, value: Any) -> Any:
-        """One `backbone`, its `precision` beside it, and one space a view."""
-        if not isinstance(value, dict) or value.get("format") != 1:
-            return value
-        new = {name: v for name, v in value.items() if name not in ("backbone", "precision")}
-        one, spaces = value.get("backbone"), value.get("spaces")
-        if isinstance(one, dict) and isinstance(spaces, dict):
-            new["backbones"] = [{**one, "precision": value.get("precision")}]
-            new["spaces"] = {view: [space] for view, space in spaces.items()}
-        return new
 
 
 def labelled_rows(

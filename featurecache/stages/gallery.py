@@ -16,7 +16,8 @@ from featurecache.images.samples import Sample, items_of
 from featurecache.images.thumbnails import JPEG, jpeg, sheet, thumbnail
 from featurecache.images.views import View, original, view_of_key
 from featurecache.stages.evaluate import Asked
-from featurecache.stages.find import OTHER_VERSIONS, RunRecord, drawn_alike
+from featurecache.stages.find import OTHER_VERSIONS, drawn_alike
+from featurecache.stages.run_records import RunRecord
 from featurecache.stages.studies import spread
 from featurecache.study import pages
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -11,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache import durable, places, records
-from featurecache.errors import BadInput, nearest
+from featurecache.errors import BadInput, DamagedRun, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES
 from featurecache.features.leftovers import is_abandoned, leftovers, of_run, remove
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache, unfinished
+from featurecache.json_files import damaged_run
+from featurecache.stages.run_records import read_record
 
 _SPANS = {"h": 1, "d": 24, "w": 24 * 7}  # in hours
 
@@ -185,19 +186,16 @@ def _moment(span: str) -> str:
     return moment.isoformat(timespec="seconds")
 
 
+def _unknown_use(path: Path, what: str) -> DamagedRun:
+    remedy = "what this run uses can't be spared; mend or remove it, or give another --runs"
+    return damaged_run(path, what, remedy)
+
+
 def _runs_in(folder: Path) -> dict[str, list[Path]]:
     """The spaces that the runs in a folder were trained on; finished or not."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*/run.json")):
-        try:
-            named = json.loads(path.read_bytes())["spaces"].values()
-            # Of one view a space, in runs of format 2 a list: one for each backbone.
-            spaces = [name for one in named for name in ([one] if isinstance(one, str) else one)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(
-                f"{path} can't be understood, so what it stands on can't be spared; mend or "
-                "remove that run, or give another --runs"
-            ) from error
-        for space in spaces:
-            found.setdefault(str(space), []).append(path.parent.absolute())
+        for spaces in read_record(path.parent, _unknown_use).spaces.values():
+            for space in spaces:
+                found.setdefault(space, []).append(path.parent.absolute())
     return found

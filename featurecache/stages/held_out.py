@@ -13,8 +13,8 @@ from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import Dataset
-from featurecache.stages.find import Row, RunRecord, labelled_rows, rows_digest, training_rows
-from featurecache.stages.train_head import schedule_of
+from featurecache.stages.find import Row, labelled_rows, rows_digest, training_rows
+from featurecache.stages.run_records import RunRecord, schedule_of
 
 HELD_OUT = "held-out"  # as a split: the images that a run was validated on, whatever their split
 

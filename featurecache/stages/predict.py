@@ -18,8 +18,7 @@ from featurecache.images.layouts.contents import first_few
 from featurecache.images.layouts.listing import Tree
 from featurecache.images.samples import MAX_FILE
 from featurecache.regular import read_regular
-from featurecache.stages.find import RunRecord
-from featurecache.stages.train_head import read_run
+from featurecache.stages.run_records import RunRecord, read_run
 
 
 @dataclass(frozen=True)

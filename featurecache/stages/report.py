@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pydantic
 import yaml
 
 from featurecache import __version__, durable, records
-from featurecache.errors import BadInput, one_line
+from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
-from featurecache.regular import read_regular
+from featurecache.json_files import Open, read_file, read_model
 from featurecache.stages.course import course_of, shown_view
 from featurecache.stages.evaluate import Asked, Evaluation, ask, worth_of
-from featurecache.stages.find import RunRecord
 from featurecache.stages.gallery import (
     Pictures,
     card,
@@ -32,13 +30,14 @@ from featurecache.stages.gallery import (
     sheets,
     wrong,
 )
+from featurecache.stages.run_records import RunRecord
 from featurecache.study import figures, metrics, pages
 
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 PICTURES = 500  # misclassified images that are shown; with names and data about 4 kB each
 _CONFUSIONS = 30  # rows of the table
 MOST_BYTES = 10_000_000  # of a page that can be mailed
-_MOST_STUDY = 64 << 20  # bytes of a study's picture or numbers
+_MAX_STUDY = 64 << 20  # bytes of a study's picture or numbers
 
 
 @dataclass(frozen=True)
@@ -264,48 +263,59 @@ def _studies(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*.json")):
         drawn = {path.with_suffix(end): kind for end, kind in KINDS.items()}
-        try:
-            value = json.loads(read_regular(path, _MOST_STUDY))
-            smaller = min(drawn, key=lambda file: file.stat().st_size)
-            # As an image, so that nothing in it can act.
-            src = pages.data_uri(read_regular(smaller, _MOST_STUDY), drawn[smaller])
-            points = POINTS.validate_python(value.get("points", []))
-            shown = [point.model_dump(by_alias=True) for point in points]
-            found.append(
-                {
-                    "name": records.utf8(str(value["study"])),
-                    "title": records.utf8(str(value["title"])),
-                    "src": src,
-                    "numbers": list(_numbers(value)),
-                    "points": figures.placed(shown),
-                    "colours": figures.colours_of(shown),
-                }
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            said = f"{path}: not what a study left; take it out of the folder"
-            raise BadInput(f"{said} ({one_line(error, 100)})") from error
+        study = read_model(path, _Study, _MAX_STUDY, _no_study)
+        for file in drawn:
+            if not file.is_file():
+                raise _no_study(path, f"there is no {file.name} beside it")
+        smaller = min(drawn, key=lambda file: file.stat().st_size)
+        # As an image, so that nothing in it can act.
+        src = pages.data_uri(read_file(smaller, _MAX_STUDY, _no_study), drawn[smaller])
+        shown = [point.model_dump(by_alias=True) for point in study.points]
+        found.append(
+            {
+                "name": study.study,
+                "title": study.title,
+                "src": src,
+                "numbers": list(_numbers(study.model_extra or {})),
+                "points": figures.placed(shown),
+                "colours": figures.colours_of(shown),
+            }
+        )
     if not found:
         raise BadInput(f"{folder}: holds no study; `featurecache study` writes them")
     return found
 
 
-class _Point(pydantic.BaseModel):
+def _no_study(path: Path, what: str) -> BadInput:
+    return BadInput(f"{path}: not what a study left: {what}; take it out of the folder")
+
+
+Coordinate = Annotated[float, pydantic.Field(ge=-1e30, le=1e30)]  # differences stay finite
+
+
+class _Point(Open):
     """An image of an embedding, as `study tsne` writes it."""
 
-    x: pydantic.FiniteFloat
-    y: pydantic.FiniteFloat
+    model_config = pydantic.ConfigDict(extra="ignore")
+    x: Coordinate
+    y: Coordinate
     name: str = pydantic.Field(alias="class")
     path: str
     src: str = pydantic.Field(pattern=r"^(data:image/jpeg;base64,[A-Za-z0-9+/=]+)?$")
 
 
-POINTS = pydantic.TypeAdapter(list[_Point])
+class _Study(Open):
+    """What a study writes beside its picture; the other fields are its numbers."""
+
+    study: str
+    title: str
+    points: list[_Point] = pydantic.Field(default_factory=list)
 
 
 def _numbers(value: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """The plain numbers and words of a study, for the text beside its picture."""
     for name, one in value.items():
-        if name in ("study", "title") or isinstance(one, dict | list) or one is None:
+        if isinstance(one, dict | list) or one is None:
             continue
         if isinstance(one, float):
             yield name, f"{one:.4g}" if math.isfinite(one) else str(one)

@@ -32,7 +32,8 @@ from featurecache.stages.recipes import (
     views_of_step,
 )
 from featurecache.stages.report import report
-from featurecache.stages.train_head import DEVICES, TrainedRun, read_run, train_head
+from featurecache.stages.run_records import read_run
+from featurecache.stages.train_head import DEVICES, TrainedRun, train_head
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import Sample
 from featurecache.stages.predict import run_networks
+from featurecache.stages.run_records import read_run
 from featurecache.stages.studies import study_folder, write_study
-from featurecache.stages.train_head import read_run
 
 if TYPE_CHECKING:
     from featurecache.study.saliency import Map, Whole

@@ -21,7 +21,7 @@ from featurecache.stages.evaluate import (
     write_csv,
 )
 from featurecache.stages.find import Row
-from featurecache.stages.train_head import read_run
+from featurecache.stages.run_records import read_run
 
 
 @dataclass(frozen=True)

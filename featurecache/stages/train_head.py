@@ -11,21 +11,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pydantic
 import yaml
 
 from featurecache import durable, locks, records
-from featurecache.errors import BadInput, DamagedCache, UnknownName
+from featurecache.errors import BadInput, DamagedRun, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.heads.run_files import read_epochs
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
-from featurecache.heads.settings import METRICS, MOST_METRICS
+from featurecache.heads.settings import METRICS
 from featurecache.heads.sweeps import settings_of
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.notebook import html_table
-from featurecache.regular import read_regular
-from featurecache.stages.find import RunBackbone, RunRecord
+from featurecache.stages.run_records import (
+    RUN,
+    STARTED,
+    RunBackbone,
+    RunRecord,
+    read_record,
+    read_run,
+)
 from featurecache.stages.trainable import trainable
 from featurecache.study.events import check_tensorboard, write_events
 
@@ -33,25 +39,7 @@ if TYPE_CHECKING:
     from featurecache.heads.training import Trained
     from featurecache.heads.trials import Swept
 
-RUN = "run.json"
-_MOST_JSON = 64 << 20  # bytes; a run of a million classes has less
 DEVICES = ("auto", "cpu", "cuda")
-
-
-class Epoch(pydantic.BaseModel):
-    """A line of `metrics.jsonl`: an epoch of a fold (heads/training.py says what stands in it)."""
-
-    model_config = pydantic.ConfigDict(extra="ignore")
-    epoch: int
-    fold: int
-    phase: int
-    views: dict[str, float] = {}
-    lr: float | None = None
-    train_loss: pydantic.FiniteFloat
-    train_top1: pydantic.FiniteFloat
-    val_loss: pydantic.FiniteFloat
-    val_top1: pydantic.FiniteFloat
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -148,7 +136,7 @@ def train_head(
         backbones=[_backbone(space) for space in next(iter(found.spaces.values()))],
         data={"given": str(data), "layout": found.dataset.layout, "rows": len(found.rows)},
         versions=records.versions("featurecache", "torch", "numpy"),
-        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        started=time.strftime(STARTED, time.gmtime(began)),
         notes=notes,
     )
     seeds = len(wanted.sweep.seeds or [wanted.seed]) if wanted.sweep else 1
@@ -215,40 +203,6 @@ def _half_of_memory() -> int | None:
         return None
 
 
-def read_run(run: str | Path) -> RunRecord:
-    """The record of a finished run. Raises BadInput if there is none in the folder."""
-    path = Path(run) / RUN
-    try:
-        record = RunRecord.model_validate_json(read_regular(path, _MOST_JSON))
-    except (OSError, pydantic.ValidationError) as error:
-        raise BadInput(f"{run}: not the folder of a run (no readable {RUN} in it)") from error
-    if not isinstance(record.schedule.get("augment_seed"), int):
-        raise BadInput(f"{run}: not the folder of a run (no augment_seed in its schedule)")
-    if record.best is None:
-        raise BadInput(f"{run}: its training is not finished; run the same train-head again")
-    return record
-
-
-def schedule_of(record: RunRecord) -> Schedule:
-    """The schedule of the head that a run saved: of a sweep that of its winner."""
-    schedule = records.validated(Schedule, record.schedule, RUN)
-    if schedule.sweep is None or record.winner is None:
-        return schedule
-    return settings_of(schedule, RUN)[record.winner].schedule
-
-
-def read_epochs(run: str | Path) -> list[Epoch]:
-    """The epochs of the head of a run, fold by fold; none where the folder has no metrics."""
-    path = Path(run) / METRICS
-    if not path.is_file():
-        return []
-    try:
-        lines = read_regular(path, MOST_METRICS).splitlines()
-        return [Epoch.model_validate_json(line) for line in lines]
-    except (OSError, pydantic.ValidationError) as error:
-        raise DamagedCache(f"{path}: not the metrics of a run; train it again") from error
-
-
 def _overridden(schedule: Schedule, backbone: str | Sequence[str], seed: int | None) -> Schedule:
     changed: dict[str, Any] = {}
     names = [backbone] if isinstance(backbone, str) else list(backbone)
@@ -278,10 +232,7 @@ def _earlier(run: Path, identity: str) -> RunRecord | None:
         if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
             raise BadInput(f"{run}: not empty, and not the folder of a run; give another --out")
         return None
-    try:
-        record = RunRecord.model_validate_json(read_regular(run / RUN, _MOST_JSON))
-    except (OSError, pydantic.ValidationError) as error:
-        raise BadInput(f"{run / RUN} can't be understood; give another folder") from error
+    record = read_record(run)
     if record.identity != identity:
         raise BadInput(
             f"{run}: holds a run of another schedule or other vectors; give another --out"
@@ -296,10 +247,8 @@ def _write_events(run: Path, tensorboard: str | Path | None) -> None:
         return
     epochs = read_epochs(run)
     if not epochs:
-        raise DamagedCache(
-            f"{run}: has no {METRICS} to make events of; train it into another --out"
-        )
-    began = calendar.timegm(time.strptime(read_run(run).started, "%Y-%m-%dT%H:%M:%SZ"))
+        raise DamagedRun(f"{run}: has no {METRICS} to make events of; train it into another --out")
+    began = calendar.timegm(time.strptime(read_run(run).started, STARTED))
     write_events(Path(tensorboard) / run.name, [epoch.model_dump() for epoch in epochs], began)
 
 

@@ -18,13 +18,14 @@ import pydantic
 import yaml
 
 from featurecache import durable, records
-from featurecache.errors import BadInput, DamagedCache, UnknownName
+from featurecache.errors import BadInput, DamagedRun, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.store import Cache
 from featurecache.heads import arms
+from featurecache.heads.run_files import NotNegative
 from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
-from featurecache.regular import read_regular
+from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_model
 from featurecache.stages.train_head import DEVICES, claimed_run, make_folder
 from featurecache.stages.trainable import Trainable, trainable
 from featurecache.study.gains import CLEAN, SHUFFLED, WRITTEN, Gain, Way, gains, verdict
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 LR_SCHEDULES = ("constant", "cosine")  # that are tried beside the schedule's own
 _DRAW = re.compile(r"_\d+$")
-_MOST_JSON = 64 << 20  # bytes; a bit an image
 
 Ways = dict[Way, list[Schedule]]  # a schedule for each seed
 
@@ -54,14 +54,13 @@ class Worth:
     notes: list[str]
 
 
-class Kept(pydantic.BaseModel):
+class Kept(Strict):
     """A file of `trained/`: one training, and which validation images its head has right."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
     schedule: dict[str, Any]
     images: pydantic.PositiveInt
     right: str = pydantic.Field(pattern=r"^[0-9a-f]*$")  # a bit an image, fold after fold
-    seconds: float
+    seconds: NotNegative
 
     @pydantic.model_validator(mode="after")
     def _whole(self) -> Kept:
@@ -298,10 +297,17 @@ def _trained(
             device=device,
         )
     shutil.rmtree(scratch, ignore_errors=True)  # also what a kill left behind
-    try:
-        return Kept.model_validate_json(read_regular(path, _MOST_JSON))
-    except (OSError, pydantic.ValidationError) as error:
-        raise DamagedCache(f"{path}: can't be understood; delete it to train that anew") from error
+    kept = read_model(path, Kept, MAX_RUN_JSON, _damaged)
+    if kept.schedule != schedule.model_dump(mode="json", exclude_none=True):
+        raise _damaged(path, "schedule: not the one that its name is the hash of")
+    images = sum(len(held) for _, held in pairs)
+    if kept.images != images:
+        raise _damaged(path, f"images: {kept.images}, but {images} are validated on")
+    return kept
+
+
+def _damaged(path: Path, what: str) -> DamagedRun:
+    return damaged_run(path, what, "delete it to train that anew")
 
 
 def _right(

@@ -1,0 +1,107 @@
+"""What the files say that a training leaves in a run folder, as typed models: the metrics of its
+epochs, and the trials of a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+
+from featurecache.errors import DamagedRun
+from featurecache.heads.settings import METRICS, MOST_METRICS
+from featurecache.json_files import Json, Open, Share, Strict, damaged_run, fit, read_lines
+
+MAX_NUMBER = 10**9  # of epochs, folds and members; beyond it floats no longer count in ones
+
+Number = Annotated[int, pydantic.Field(ge=1, le=MAX_NUMBER)]
+NotNegative = Annotated[float, pydantic.Field(ge=0)]
+
+
+def fitting(model: type[pydantic.BaseModel]) -> pydantic.AfterValidator:
+    """The mark of a field that stays a plain dict, and is one that `model` takes."""
+
+    def checked(value: Json) -> Json:
+        fit(model, value)
+        return value
+
+    return pydantic.AfterValidator(checked)
+
+
+class Validated(Open):
+    """The validation of an epoch: means over the folds."""
+
+    epoch: Number
+    top1: Share
+    loss: float
+
+
+Validation = Annotated[Json, fitting(Validated)]
+
+
+class Epoch(Open):
+    """A line of `metrics.jsonl`: an epoch of a fold (heads/training.py says what stands in it)."""
+
+    model_config = pydantic.ConfigDict(extra="ignore")
+    epoch: Number
+    fold: Number
+    phase: Number
+    views: dict[str, NotNegative] = pydantic.Field(default_factory=dict)
+    lr: NotNegative | None = None
+    train_loss: float
+    train_top1: Share
+    val_loss: float
+    val_top1: Share
+    seconds: NotNegative = 0.0
+
+
+class MemberEpoch(Epoch):
+    """A line of the metrics of several members that were trained together, counted from 1."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    member: Number = 1
+
+
+class TrialFields(Strict):
+    """The fields of a trial (heads/trials.py)."""
+
+    setting: Json
+    n: Annotated[int, pydantic.Field(ge=0, le=MAX_NUMBER)]
+    top1: Share | None
+    low: float | None
+    high: float | None
+    diverged: Annotated[int, pydantic.Field(ge=0, le=MAX_NUMBER)]
+    best: Validation | None
+    last: Validation | None
+
+    @pydantic.model_validator(mode="after")
+    def _whole(self) -> TrialFields:
+        if len({value is None for value in (self.top1, self.best, self.last)}) > 1:
+            raise ValueError("top1, best and last belong together")
+        return self
+
+
+TrialJson = Annotated[Json, fitting(TrialFields)]
+
+
+class TrialsFile(Strict):
+    """`trials.json`: what came out of settings that were trained together."""
+
+    of: str  # the hash of all that decides them
+    trials: list[TrialJson]
+
+
+def _no_metrics(path: Path, what: str) -> DamagedRun:
+    return damaged_run(path, f"not the metrics of a run: {what}")
+
+
+def read_epochs(run: str | Path) -> list[Epoch]:
+    """The epochs of the head of a run, fold by fold; none where the folder has no metrics."""
+    path = Path(run) / METRICS
+    return read_lines(path, Epoch, MOST_METRICS, _no_metrics) if path.exists() else []
+
+
+def read_member_epochs(folder: Path) -> list[Json]:
+    """The lines of the metrics of a folder, as they were written."""
+    lines = read_lines(folder / METRICS, MemberEpoch, MOST_METRICS, _no_metrics)
+    return [line.model_dump(exclude_unset=True) for line in lines]
