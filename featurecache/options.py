@@ -21,6 +21,9 @@ def options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
+# Vectors that are held are chosen among: what is not given may be anything.
+_HELD = "As the vectors were made.  [default: as those held]"
+
 SHARED: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
         "--data", default="data", show_default=True, metavar="DIR|FILE|digits",
@@ -117,9 +120,12 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--tta", multiple=True, metavar="NAME_N",
         help="A view to average the probabilities over too. Repeatable.",
     ),
-    "held_precision": click.option(
-        "--precision", metavar="NAME", help="As they were made.  [default: what is held]"
-    ),
+    "held_precision": click.option("--precision", metavar="NAME", help=_HELD),
+    "held_input_size": click.option("--input-size", type=int, help=_HELD),
+    "held_crop": click.option("--crop", type=float, help=_HELD),
+    "held_interpolation": click.option("--interpolation", metavar="NAME", help=_HELD),
+    "held_layer": click.option("--layer", metavar="NAME", help=_HELD),
+    "held_pooling": click.option("--pooling", metavar="NAME", help=_HELD),
     "json": click.option(
         "--json", "as_json", is_flag=True, help="One JSON object on stdout, the rest on stderr."
     ),
@@ -131,4 +137,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
 _SETTING = ("input_size", "crop", "interpolation", "layer", "pooling")
 COMPUTING = ("weights", *_SETTING, "precision")  # how vectors are made
 SPREAD = ("part", "executor", "address", "gpus_per_worker", "max_workers")  # of many machines
-HELD = (*_SETTING, "held_precision")  # which of the vectors that are held
+HELD = (
+    *(f"held_{name}" for name in _SETTING),
+    "held_precision",
+)  # which of the vectors that are held

@@ -162,6 +162,12 @@ def test_bad_crop(crop: float) -> None:
         load_backbone(TINY, "random", crop=crop)
 
 
+def test_a_crop_of_the_models_own_that_pads() -> None:
+    with pytest.raises(BadInput, match=r"its own crop is 1\.15, .* give --crop 1, or less"):
+        load_backbone("volo_d4_448", "random")
+    assert backbones._preprocess("volo_d4_448", None, 0.9, None).crop == 0.9
+
+
 def test_bad_interpolation() -> None:
     with pytest.raises(UnknownName, match=r"unknown interpolation 'cubic'; nearest: .*bicubic"):
         load_backbone(TINY, "random", interpolation="cubic")

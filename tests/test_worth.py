@@ -132,6 +132,14 @@ def timeless(found: Worth) -> list[Any]:
 # ---- what it says ----
 
 
+def test_another_backbone(weigh: Callable[..., Worth]) -> None:
+    plain = weigh(seeds=1)
+    with pytest.raises(BadInput, match="backbone resnet18"):
+        weigh(seeds=1, backbone="resnet18")
+    elsewhere = weigh({**SCHEDULE, "backbone": "resnet18"}, seeds=1, backbone="net")
+    assert [way.top1 for way in elsewhere.ways] == [way.top1 for way in plain.ways]
+
+
 def test_augmentation_that_helps_is_worth_it(weigh: Callable[..., Worth]) -> None:
     found = weigh()
     ways = by_name(found)

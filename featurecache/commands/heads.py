@@ -54,6 +54,12 @@ def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
 )
 @options("policy", "data", "cache")
 @click.option(
+    "--backbone",
+    multiple=True,
+    metavar="NAME",
+    help="Overrides the schedule's backbone. Repeatable: vectors side by side.",
+)
+@click.option(
     "--lr-schedule",
     multiple=True,
     metavar="YAML",

@@ -201,8 +201,10 @@ def layers_of(name: str) -> dict[str, tuple[str, ...]]:
 
     from featurecache.features.layers import readable
 
+    model = check_name(name)
     with torch.device("meta"):  # no memory, no numbers: the network is there in a moment
-        return readable(timm.create_model(check_name(name), pretrained=False, num_classes=0))
+        network = timm.create_model(model, pretrained=False, num_classes=0).eval()
+        return readable(network, _own_size(model))
 
 
 def known() -> list[str]:
@@ -290,12 +292,16 @@ def _dim(model: str, module: torch.nn.Module, preprocess: Preprocess) -> int:
             out = module(torch.linspace(-1, 1, 3 * size * size).reshape(1, 3, size, size))
     except (RuntimeError, AssertionError) as error:
         # Most shrink the map until nothing is left; some divide it, or run out of memory.
+        own = _own_size(model)
         raise BadInput(
-            f"backbone {model} does not take input size {size} ({one_line(error)}); give another "
-            f"--input-size, or none: its own is {_own_size(model)}"
+            f"backbone {model} does not take input size {size} ({one_line(error)}); give a "
+            f"{'larger' if size < own else 'smaller'} --input-size, or none: its own is {own}"
         ) from error
     if out.ndim != 2:
-        raise BadInput(f"backbone {model} gives {tuple(out.shape)}, not one vector an image")
+        raise BadInput(
+            f"backbone {model} gives {tuple(out.shape)}, not one vector per image; read "
+            f"another layer: `featurecache backbones --layers {model}` lists them"
+        )
     if not torch.isfinite(out).all():  # large weights, each of them finite, can overflow
         raise BadInput(
             f"backbone {model}: its vector of a test picture is not finite (NaN or infinity); "

@@ -39,19 +39,32 @@ def chosen(layer: str | None, pooling: str | None) -> tuple[str, str]:
     return layer, pooling
 
 
-def readable(network: Any) -> dict[str, tuple[str, ...]]:
-    """The layers of a timm network, each with the poolings that it can be read by."""
-    found = {PRE_LOGITS: (OWN,)}
+def readable(network: Any, size: int) -> dict[str, tuple[str, ...]]:
+    """The layers of a timm network, each with the poolings that it can be read by.
+
+    `network` is on the meta device, where a pass over a picture of `size` pixels costs nothing.
+    """
+    found = {PRE_LOGITS: (OWN,)} if _output(network, size, 2) else {}
     maps = ("avg", "max", "avg+max")
     prefixed = getattr(network, "num_prefix_tokens", None)
     token = ("token",) if prefixed and getattr(network, "cls_token", None) is not None else ()
     # A class token among tokens of an unknown number before the map: no map can be cut out.
     hidden = prefixed is None and any("cls_token" in name for name, _ in network.named_parameters())
-    if not hidden:
+    if not hidden and _output(network.forward_features, size, 3, 4):
         found[FEATURES] = (*maps, *token)
     asked = inspect.signature(network.forward_intermediates).parameters
     inner = (*maps, *token) if "return_prefix_tokens" in asked else maps
     return found | dict.fromkeys(_indices(network), inner)
+
+
+def _output(forward: Any, size: int, *dimensions: int) -> bool:
+    """Does this give one tensor of so many dimensions? True where it can't be told."""
+    try:
+        with torch.no_grad():
+            out = forward(torch.zeros(1, 3, size, size, device="meta"))
+    except (RuntimeError, NotImplementedError):  # of numbers, which are not there on meta
+        return True
+    return isinstance(out, torch.Tensor) and out.ndim in dimensions
 
 
 def _indices(network: Any) -> dict[str, int]:

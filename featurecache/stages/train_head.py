@@ -96,7 +96,7 @@ def train_head(
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
-    wanted = _overridden(read_schedule(path), backbone, seed)
+    wanted = overridden(read_schedule(path), backbone, seed)
     settings = [] if wanted.sweep is None else settings_of(wanted, path)
     opened = Cache(cache)
     limit = _half_of_memory() if memory is None else records.bytes_of(memory, "--memory")
@@ -203,7 +203,10 @@ def _half_of_memory() -> int | None:
         return None
 
 
-def _overridden(schedule: Schedule, backbone: str | Sequence[str], seed: int | None) -> Schedule:
+def overridden(
+    schedule: Schedule, backbone: str | Sequence[str], seed: int | None = None
+) -> Schedule:
+    """The schedule with these in place of its own, where they are given. Raises BadInput."""
     changed: dict[str, Any] = {}
     names = [backbone] if isinstance(backbone, str) else list(backbone)
     if names:

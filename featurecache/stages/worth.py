@@ -26,7 +26,7 @@ from featurecache.heads import arms
 from featurecache.heads.run_files import NotNegative
 from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
 from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_model
-from featurecache.stages.train_head import DEVICES, claimed_run, make_folder
+from featurecache.stages.train_head import DEVICES, claimed_run, make_folder, overridden
 from featurecache.stages.trainable import Trainable, trainable
 from featurecache.study.gains import CLEAN, SHUFFLED, WRITTEN, Gain, Way, gains, verdict
 
@@ -78,6 +78,7 @@ def worth(
     schedule: str | Path,
     *,
     policy: str | Sequence[str] = (),
+    backbone: str | Sequence[str] = (),
     lr_schedule: str | Sequence[str] = (),
     seeds: int = 5,
     data: str | Path = "data",
@@ -91,7 +92,8 @@ def worth(
 
     Where the schedule has several policies, or `policy` names views, each policy alone takes the
     place of all augmented views too. `lr_schedule` are values of the schedule's key of that name,
-    in YAML: by default constant, cosine and the schedule's own. Seeds count from the schedule's:
+    in YAML: by default constant, cosine and the schedule's own. `backbone` (one name or several)
+    overrides the schedule's. Seeds count from the schedule's:
     ways of one seed have the same initial weights, order of rows and dropout. All trainings have
     the same number of epochs and the same validation images.
 
@@ -102,7 +104,7 @@ def worth(
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
-    wanted = read_schedule(path)
+    wanted = overridden(read_schedule(path), backbone)
     if not 1 <= seeds <= 2**32 - wanted.seed:
         raise BadInput(f"seeds {seeds}: must be 1 or more, and every seed below 2**32")
     numbers = list(range(wanted.seed, wanted.seed + seeds))
