@@ -448,3 +448,27 @@ def test_a_cache_that_goes_away_meanwhile_is_not_made_again(
     assert not cache.exists()
     if how == "renamed":
         assert sum(space.count for space in Cache(tmp_path / "elsewhere").spaces()) >= 16
+
+
+# ---- an image that fails in one view ----
+
+
+def test_an_image_that_is_too_long_in_one_view_fails_there_alone(
+    data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    policy = tmp_path / "narrow.yaml"
+    policy.write_text("augmenters:\n  - CropToFixedSize: {width: 2, height: 4000}\n")
+    strip = data / "train/cat/strip.png"
+    Image.new("RGB", (12, 1200), (9, 90, 30)).save(strip)
+    views = ["none", f"{policy}"]
+    reason = "view narrow_1: 2x1200 is longer than 256 times its width"
+    fly, kept = tmp_path / "fly", tmp_path / "kept"
+    made = featurize(data, policy=views, cache=fly, shard_rows=64, **tiny)
+    assert made.failed == [{"path": "train/cat/strip.png", "reason": reason}]
+    assert made.computed == 42
+    pictures = augment(data, policy=views, cache=kept, workers=0)
+    assert pictures.failed == made.failed
+    again = featurize(data, policy=views, cache=kept, **tiny)
+    assert again.failed == made.failed and hashes(again) == hashes(made)
+    failed = {space.view: len(space.failed) for space in Cache(fly).spaces()}
+    assert failed == {"none": 0, "narrow_1": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 
 from featurecache import records
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
+from featurecache.images.picture_checks import Undecodable
 from featurecache.images.policies import (
     REFUSED,
     Augmentation,
@@ -528,3 +530,46 @@ def test_preview_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"gone/sheet\.png: the sheet can't be written"):
         preview("color", tmp_path / "gone/sheet.png", data=data)
     assert not sheet.exists()
+
+
+GROWING = [
+    {"Resize": {"size": 60.5}},
+    {"Pad": {"percent": 80.0, "keep_size": False}},
+    {"CropAndPad": {"percent": 90.0, "keep_size": True}},
+    {"PadToSquare": None},
+    {"PadToPowersOf": {"width_base": 4096, "height_base": 4096}},
+    {"Affine": {"scale": 200.0, "fit_output": True}},
+    {"KeepSizeByResize": {"children": [{"Resize": {"size": 90.0}}]}},
+    {"BlendAlpha": {"factor": 0.5, "foreground": [{"Resize": {"size": 90.0}}]}},
+    {"Sometimes": {"p": 1, "then_list": [{"Resize": {"size": {"height": 1, "width": 999}}}]}},
+]
+
+
+@pytest.mark.parametrize("step", GROWING, ids=lambda step: next(iter(step)))
+def test_a_step_past_the_limits_is_refused_before_it_takes_memory(step: Any) -> None:
+    """Also where a later step would make the image small again."""
+    pixels = np.zeros((64, 12_000, 3), np.uint8)
+    augmentation = Policy("p", [step, {"Resize": {"size": 32}}]).build()
+    reasons = set()
+    for run in (augmentation.run, augmentation.run_by_imgaug):
+        tracemalloc.start()
+        with pytest.raises(Undecodable, match=r"more than 100,000,000 pixels|longer than 256") as e:
+            run(pixels, b"x")
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+        tracemalloc.stop()
+        reasons.add(str(e.value))
+    assert len(reasons) == 1
+
+
+def test_limits_hold_for_policies_alone() -> None:
+    import imgaug.augmenters as iaa
+
+    Policy("p", ["Fliplr"]).build()
+    long = np.zeros((2, 1000, 3), np.uint8)
+    assert iaa.Resize({"height": 1, "width": 1000}).augment_image(long).shape == (1, 1000, 3)
+
+
+def test_drops_of_rain_are_no_step_of_the_image() -> None:
+    pixels = np.zeros((4, 1000, 3), np.uint8)
+    augmentation = Policy("p", [{"Rain": None}, {"Snowflakes": None}, {"Clouds": None}]).build()
+    assert augmentation.run_by_imgaug(pixels, b"x").shape == pixels.shape

@@ -18,7 +18,7 @@ from PIL import Image, features
 
 from featurecache import records
 from featurecache.errors import FeatureCacheError
-from featurecache.images.decode import decode
+from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View
 
 DRAWS = 24  # enough that every augmenter of the shipped policies comes to its turn
@@ -71,7 +71,7 @@ def pixel_canary(view: View) -> str:
         item = hashlib.sha256(f"pixel canary {draw}".encode()).digest()
         try:
             pixels = view.picture(pictures[draw % len(pictures)], item)
-        except FeatureCacheError as error:  # a policy that takes no picture this small
+        except (FeatureCacheError, Undecodable) as error:  # it takes no picture this small
             total.update(str(error).encode())
             continue
         total.update(str(pixels.shape).encode() + pixels.tobytes())

@@ -18,6 +18,7 @@ class Undecodable(Exception):
 
 def size_refusal(width: int, height: int, scans: int = 1) -> str | None:
     """Why a picture of this size is refused; None if it is not."""
+    width, height = int(width), int(height)  # the product of two of NumPy's may overflow
     if width * height > MAX_PIXELS:
         return f"{width}x{height} is more than {MAX_PIXELS:,} pixels"
     if width * height == 0:
@@ -27,6 +28,19 @@ def size_refusal(width: int, height: int, scans: int = 1) -> str | None:
     if scans * width * height > MAX_SCANS * MAX_PIXELS:
         return f"{scans:,} scans of {width}x{height} pixels take too long"
     return None
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise Undecodable for an image of this size, where a file of it would be refused."""
+    refusal = size_refusal(width, height)
+    if refusal is not None:
+        raise Undecodable(refusal)
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raise Undecodable before more than MAX_PIXELS are made."""
+    if int(height) * int(width) > MAX_PIXELS:
+        raise Undecodable(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
 
 
 def jpeg_refusal(data: bytes, width: int, height: int) -> str | None:

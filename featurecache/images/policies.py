@@ -25,6 +25,8 @@ import yaml
 
 from featurecache import records
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest, one_line
+from featurecache.images import step_limits
+from featurecache.images.picture_checks import Undecodable, check_size
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -50,6 +52,10 @@ OWN = {
 OWN_MODULE = "featurecache.images.augmenters"
 # Naming and seeding are ours (law 1); imgaug's own would make pixels depend on the process.
 OURS = {"self", "seed", "name", "random_state", "deterministic"}
+
+
+class UnfitImage(FeatureCacheError, Undecodable):
+    """An image that a policy can't be applied to, while it can to others."""
 
 
 class PolicyFile(pydantic.BaseModel):
@@ -116,7 +122,10 @@ class Augmentation:
         self.replay = tree.read(self._root, self._nodes, version)
 
     def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
-        """One realisation on one image, (H, W, 3) uint8 in and out; sizes may differ."""
+        """One realisation on one image, (H, W, 3) uint8 in and out; sizes may differ.
+
+        Raises Undecodable where a step makes an image past the limits of picture_checks.py.
+        """
         made = self.replay(pixels, _words(entropy)) if self.replay else None
         return self.run_by_imgaug(pixels, entropy) if made is None else made
 
@@ -130,15 +139,20 @@ class Augmentation:
             sequence = np.random.SeedSequence([*words, number])
             node.random_state = self._generator(np.random.Generator(np.random.SFC64(sequence)))
         try:
-            out = self._root.augment_image(pixels)
+            with step_limits.limited():
+                out = self._root.augment_image(pixels)
+        except Undecodable:
+            raise
         except Exception as error:
             said = one_line(error)
-            raise FeatureCacheError(
+            # What may pass, or is the machine's fault, is not held against the image.
+            is_passing = isinstance(error, MemoryError | OSError) or "nsufficient memory" in said
+            raise (FeatureCacheError if is_passing else UnfitImage)(
                 f"policy {self._policy.name!r} failed on an image of shape {pixels.shape}: "
                 f"{type(error).__name__}: {said}"
             ) from error
         if out.size == 0:
-            raise FeatureCacheError(
+            raise UnfitImage(
                 f"policy {self._policy.name!r} left nothing of an image of shape {pixels.shape}; "
                 "its augmenters must cut off or shrink less"
             )
@@ -147,6 +161,7 @@ class Augmentation:
                 f"policy {self._policy.name!r} gave a {out.dtype} array of shape {out.shape}, "
                 "not an RGB image; its augmenters must keep three 8-bit channels"
             )
+        check_size(*out.shape[:2])
         return np.ascontiguousarray(out)
 
     def _augmenters(self, values: Any, at: str) -> list[Any]:
@@ -334,6 +349,9 @@ def _imgaug() -> Any:
                 "opencv-python-headless==4.12.0.88"
             ) from error
         raise
+    from imgaug import imgaug as functions
+
+    step_limits.install(functions, iaa)
     if multiprocessing.parent_process() is not None:
         # A worker has its core; OpenCV would start a thread for every core of the machine in each.
         import cv2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -11,7 +12,7 @@ import numpy as np
 
 from featurecache import records
 from featurecache.errors import BadInput, FeatureCacheError, SourceChanged
-from featurecache.images.decode import decode
+from featurecache.images.decode import Undecodable, decode
 from featurecache.images.policies import Augmentation, Policy, find_policy
 from featurecache.images.samples import Sample
 
@@ -37,23 +38,30 @@ class View:
     def check(self) -> None:
         """Build and try the policy, so that a mistake in it is said before any work (BadInput)."""
         if self.policy is not None:
-            try:
-                self.picture(np.zeros((32, 32, 3), np.uint8), bytes(32))
-            except BadInput:
-                raise
-            except FeatureCacheError as error:
-                raise BadInput(str(error)) from error
+            with contextlib.suppress(Undecodable):  # too large: each image says so for itself
+                try:
+                    self.picture(np.zeros((32, 32, 3), np.uint8), bytes(32))
+                except BadInput:
+                    raise
+                except FeatureCacheError as error:
+                    raise BadInput(str(error)) from error
 
     def picture(self, pixels: np.ndarray, item: bytes) -> np.ndarray:
         """The view of one decoded image: (H, W, 3) uint8 in, (H', W', 3) uint8 out.
 
         `item` is the SHA-256 of the image's encoded bytes. The result is a pure function of the
-        arguments and the view: no state, neighbour, worker or order has a part in it.
+        arguments and the view: no state, neighbour, worker or order has a part in it. Raises
+        Undecodable where there is no such picture, since a step would make it too large.
         """
         if self.policy is None:
             return pixels
         augmentation, fingerprint = _built(self)
-        return augmentation.run(pixels, fingerprint + item)
+        try:
+            return augmentation.run(pixels, fingerprint + item)
+        except FeatureCacheError:
+            raise
+        except Undecodable as error:
+            raise Undecodable(f"view {self.name}: {error}") from error
 
 
 @functools.lru_cache(maxsize=64)

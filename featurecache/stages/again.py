@@ -71,8 +71,8 @@ class Again:
         for batch in _batches(rows, running.batch_rows):
             made = featurize.prepare(recipe, batch)
             parts.append(run_rows(running, made.pixels[0]))
-            check.add(made.pixels[0], parts[-1], made.decoded)
-            failed |= made.failed
+            check.add(made.pixels[0], parts[-1], made.decoded[0])
+            failed |= made.failed[0]
         check.finish()
         features = featurize.vectors_of([item for _, item in rows], parts, failed)
         made_by = featurize.provenance(running, recipe, 0, ())
@@ -86,7 +86,7 @@ class Again:
         for batch in _batches(rows, augment.BATCH_ROWS):
             made = augment.render((view,), batch)
             kept += made.pictures[0]
-            failed |= made.failed
+            failed |= made.failed[0]
         return Remade(augment.arrays_of(kept), failed, augment.provenance(view))
 
 

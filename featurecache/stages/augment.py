@@ -143,20 +143,20 @@ class Augmenter:
                 began = time.perf_counter()
                 spent = dict.fromkeys(SPENT, 0.0)
                 pictures: list[list[bytes]] = [[] for _ in shard.spaces]
-                failed: dict[bytes, str] = {}
+                failed: list[dict[bytes, str]] = [{} for _ in shard.spaces]
                 for batch in timed_each(batches, spent, "pictures"):
-                    failed |= batch.failed
                     spent["decode"] += batch.decode
                     spent["augment"] += batch.augment
-                    for kept, new in zip(pictures, batch.pictures, strict=True):
-                        kept += new
+                    for i, (new, bad) in enumerate(zip(batch.pictures, batch.failed, strict=True)):
+                        pictures[i] += new
+                        failed[i] |= bad
                     told(sum(map(len, batch.pictures)))
                 took = time.perf_counter() - began
                 with timed(spent, "disk"):
-                    for s, kept in zip(shard.spaces, pictures, strict=True):
+                    for s, kept, bad in zip(shard.spaces, pictures, failed, strict=True):
                         arrays = arrays_of(kept)
                         made_by = provenance(job.views[s])
-                        job.spaces[s].commit(shard.items, arrays, failed, made_by, took)
+                        job.spaces[s].commit(shard.items, arrays, bad, made_by, took)
                 yield Done(len(shard.rows) * len(shard.spaces), found, left, spent)
 
 
@@ -175,10 +175,10 @@ def provenance(view: View) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The PNG bytes of each view of each row of a batch; none for an image that failed."""
+    """The PNG bytes of each view of each row of a batch; none for an image that failed there."""
 
     pictures: list[list[bytes]]
-    failed: dict[bytes, str]
+    failed: list[dict[bytes, str]]  # of each view
     decode: float  # seconds, with reading
     augment: float  # with encoding
 
@@ -187,19 +187,23 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
     """Decode each image of a batch once, make and encode each view of it."""
     spent = {"decode": 0.0, "augment": 0.0}
     made: list[list[bytes]] = [[] for _ in batch.spaces]
-    failed = {}
+    failed: list[dict[bytes, str]] = [{} for _ in batch.spaces]
     for sample, item in batch.rows:
+        pixels: np.ndarray | Undecodable
         try:
             with timed(spent, "decode"):
                 pixels = original(sample, item)
         except Undecodable as error:
-            failed[item] = str(error)
-            for pictures in made:
-                pictures.append(b"")
-            continue
+            pixels = error
         with timed(spent, "augment"):
-            for pictures, v in zip(made, batch.spaces, strict=True):
-                pictures.append(_png(views[v].picture(pixels, item)))
+            for i, v in enumerate(batch.spaces):
+                try:
+                    if isinstance(pixels, Undecodable):
+                        raise pixels
+                    made[i].append(_png(views[v].picture(pixels, item)))
+                except Undecodable as error:
+                    failed[i][item] = str(error)
+                    made[i].append(b"")
     return Rendered(made, failed, spent["decode"], spent["augment"])
 
 

@@ -30,6 +30,7 @@ from featurecache.features.soundness import VectorCheck
 from featurecache.features.spaces import Space, reserved
 from featurecache.images.canary import pixel_canary, pixel_provenance
 from featurecache.images.decode import Undecodable, decode
+from featurecache.images.samples import Sample
 from featurecache.images.views import View, original
 from featurecache.stages.make import (
     Batch,
@@ -84,11 +85,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Prepared:
-    """(n, S, S, 3) uint8 for each space of a batch; zeros for an image that failed."""
+    """(n, S, S, 3) uint8 for each space of a batch; zeros for an image that failed there."""
 
     pixels: list[np.ndarray]
-    decoded: np.ndarray  # (n,) bool
-    failed: dict[bytes, str]
+    decoded: list[np.ndarray]  # (n,) bool for each space
+    failed: list[dict[bytes, str]]  # of each space: an image may fail in one view alone
     decode: float  # seconds, with reading and resizing
     augment: float
 
@@ -232,7 +233,7 @@ class Featurizer:
                 began = time.perf_counter()
                 spent = dict.fromkeys(SPENT, 0.0)
                 rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
-                failed: dict[bytes, str] = {}
+                failed: dict[int, dict[bytes, str]] = {s: {} for s in shard.spaces}
                 checks = {s: vector_check(job.spaces[s]) for s in shard.spaces}
                 running = [self._engines[targets[s][1]] for s in shard.spaces]
 
@@ -246,25 +247,23 @@ class Featurizer:
                         return [start_rows(engine, pixels) for engine, pixels in both]
 
                 for batch, started in one_ahead(timed_each(batches, spent, "pictures"), begin):
-                    failed |= batch.failed
                     spent["decode"] += batch.decode
                     spent["augment"] += batch.augment
                     with timed(spent, "network"):
-                        for s, pixels, wait in zip(
-                            shard.spaces, batch.pixels, started, strict=True
-                        ):
+                        for i, (s, wait) in enumerate(zip(shard.spaces, started, strict=True)):
                             rows[s].append(wait())
-                            checks[s].add(pixels, rows[s][-1], batch.decoded)
+                            checks[s].add(batch.pixels[i], rows[s][-1], batch.decoded[i])
+                            failed[s] |= batch.failed[i]
                     self._compare(shard.spaces, rows, batch)
                     told(sum(len(rows[s][-1]) for s in shard.spaces))
                 for check in checks.values():
                     check.finish()
                 with timed(spent, "disk"):
                     for s, used in zip(shard.spaces, running, strict=True):
-                        arrays = {"features": vectors_of(shard.items, rows[s], failed)}
+                        arrays = {"features": vectors_of(shard.items, rows[s], failed[s])}
                         took = time.perf_counter() - began
                         made_by = provenance(used, job.recipe, targets[s][0], shard.items)
-                        job.spaces[s].commit(shard.items, arrays, failed, made_by, took)
+                        job.spaces[s].commit(shard.items, arrays, failed[s], made_by, took)
                 computed = len(shard.rows) * len(shard.spaces)
                 yield Done(computed, found, left, spent, self._cosines)
 
@@ -369,26 +368,41 @@ def prepare(recipe: Recipe, batch: Batch) -> Prepared:
     for _, p in targets:
         size = recipe.preprocesses[p].input_size
         made.append(np.zeros((len(batch.rows), size, size, 3), np.uint8))
-    failed = {}
-    decoded = np.ones(len(batch.rows), bool)
+    decoded = [np.ones(len(batch.rows), bool) for _ in targets]
+    failed: list[dict[bytes, str]] = [{} for _ in targets]
     for row, (sample, item) in enumerate(batch.rows):
-        pixels: np.ndarray | None = None
-        pictures: dict[int, np.ndarray] = {}
-        try:
-            for v in dict.fromkeys(v for v, _ in targets):
-                kept = recipe.kept[v].picture(item) if recipe.kept else None
-                if kept:  # empty where the image failed: the original says why
-                    pictures[v] = decode(kept)
-                    continue
-                if pixels is None:
-                    pixels = original(sample, item)
-                with timed(spent, "augment"):
-                    pictures[v] = recipe.views[v].picture(pixels, item)
-        except Undecodable as error:
-            failed[item] = str(error)
-            decoded[row] = False
-            continue
-        for out, (v, p) in zip(made, targets, strict=True):
-            out[row] = recipe.preprocesses[p](pictures[v])
+        pictures = _pictures(recipe, [v for v, _ in targets], sample, item, spent)
+        for i, (v, p) in enumerate(targets):
+            picture = pictures[v]
+            if isinstance(picture, Undecodable):
+                failed[i][item] = str(picture)
+                decoded[i][row] = False
+            else:
+                made[i][row] = recipe.preprocesses[p](picture)
     whole = time.perf_counter() - start
     return Prepared(made, decoded, failed, whole - spent["augment"], spent["augment"])
+
+
+def _pictures(
+    recipe: Recipe, views: Sequence[int], sample: Sample, item: bytes, spent: dict[str, float]
+) -> dict[int, np.ndarray | Undecodable]:
+    """An image in each of these views, or why there is none of it."""
+    source: np.ndarray | Undecodable | None = None
+    found: dict[int, np.ndarray | Undecodable] = {}
+    for v in dict.fromkeys(views):
+        try:
+            kept = recipe.kept[v].picture(item) if recipe.kept else None
+            if kept:  # empty where the image failed: the original says why
+                found[v] = decode(kept)
+                continue
+            if isinstance(source, Undecodable):
+                found[v] = source
+                continue
+            if source is None:
+                source = original(sample, item)
+            with timed(spent, "augment"):
+                found[v] = recipe.views[v].picture(source, item)
+        except Undecodable as error:
+            found[v] = error
+            source = error if source is None and not kept else source
+    return found

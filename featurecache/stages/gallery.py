@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -133,7 +134,8 @@ def sheets(asked: Asked, spaces: Mapping[str, Space], notes: list[str]) -> list[
             for sample, item in zip(shown, items_of(shown)[0], strict=True):
                 pixels = None if item is None else _pixels(sample, item)
                 if pixels is not None and item is not None:
-                    rows.append([pixels, *(view.picture(pixels, item) for view in views)])
+                    with contextlib.suppress(Undecodable):  # in one of the views
+                        rows.append([pixels, *(view.picture(pixels, item) for view in views)])
         except FeatureCacheError as error:
             notes.append(f"no contact sheet of {policy}: {error}")
             continue

@@ -94,9 +94,9 @@ def _seconds_a_row(
         item = request.items.array[place].tobytes()
         try:
             pixels = decode(request.dataset.samples[place].read())
+            pictures.append(backbone.preprocess(view.picture(pixels, item)))
         except (Undecodable, OSError):  # costs nothing here; featurize lists it
             continue
-        pictures.append(backbone.preprocess(view.picture(pixels, item)))
     if not pictures:
         return 0.0
     making = (time.perf_counter() - start) / len(pictures)

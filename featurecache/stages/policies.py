@@ -68,9 +68,9 @@ def preview(
             continue
         try:
             pixels = original(sample, item)
+            rows.append([pixels, *(view.picture(pixels, item) for view in views)])
         except Undecodable:  # `inspect` lists them; a sheet shows what can be seen
             continue
-        rows.append([pixels, *(view.picture(pixels, item) for view in views)])
     if not rows:
         raise BadInput(f"{data}: no image could be decoded; see `featurecache inspect`")
     picture = sheet(rows, TILE, GAP)

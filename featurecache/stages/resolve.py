@@ -53,8 +53,14 @@ class Request:
         return self.cache.space(key, view.name, backbone.name)
 
     def failures(self, spaces: Sequence[Space]) -> list[dict[str, str]]:
-        """Every sample without a row, `{path, reason}`: unreadable, or undecodable in a space."""
-        reasons = {item: why for space in spaces for item, why in space.failed.items()}
+        """Every sample without a row, `{path, reason}`: unreadable, or undecodable in a space. An
+        image that fails in some views alone has a reason for each."""
+        reasons: dict[bytes, str] = {}
+        for space in spaces:
+            for item, why in space.failed.items():
+                known = reasons.setdefault(item, why)
+                if why not in known.split("; "):
+                    reasons[item] = f"{known}; {why}"
         rows = [{"path": path, "reason": why} for path, why in self.unreadable.items()]
         if reasons:
             listed = Lookup(Items.of(list(reasons)).array).places(self.items.array)

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from featurecache.images.picture_checks import check_pixels, check_size
 from featurecache.images.replay.draws import Numbers, Read, Step, Unknown, drawn, only
 from featurecache.images.replay.seeds import Stream
 
@@ -52,6 +53,7 @@ def _resized(image: np.ndarray, height: int, width: int, interpolation: int) -> 
         return image
     if height < 1 or width < 1:
         raise Unknown("an image of no size")
+    check_size(height, width)
     return cv2.resize(image, (int(width), int(height)), interpolation=interpolation)
 
 
@@ -103,6 +105,8 @@ def _crop_and_pad(numbers: Numbers, node: Any) -> Step:
         x1, x2 = _cropped(width, max(-left, 0), max(-right, 0))
         image_cropped = image[y1:y2, x1:x2]
         top, right, bottom, left = max(top, 0), max(right, 0), max(bottom, 0), max(left, 0)
+        height_made, width_made = y2 - y1 + top + bottom, x2 - x1 + left + right
+        check_pixels(height_made, width_made)
         if top or right or bottom or left:
             border = BORDERS[draw_mode(stream, (1,))[0]]
             value = max(min(int(draw_value(stream, (1,))[0]), 255), 0)
@@ -111,7 +115,10 @@ def _crop_and_pad(numbers: Numbers, node: Any) -> Step:
             )
         else:
             made = np.ascontiguousarray(image_cropped)
-        return _kept_size(made, height, width) if node.keep_size else made
+        if node.keep_size:
+            return _kept_size(made, height, width)
+        check_size(height_made, width_made)
+        return made
 
     return step
 
@@ -243,10 +250,14 @@ def _perspective(numbers: Numbers, node: Any) -> Step:
         matrix = cv2.getPerspectiveTransform(corners, made)
         if node.fit_output:
             matrix, new_width, new_height = node._expand_transform(matrix, (height, width))
+        check_pixels(new_height, new_width)
         warped = cv2.warpPerspective(
             image, matrix, (new_width, new_height), borderValue=value, borderMode=mode
         )
-        return _kept_size(warped, height, width) if node.keep_size else warped
+        if node.keep_size:
+            return _kept_size(warped, height, width)
+        check_size(new_height, new_width)
+        return warped
 
     return step
 
