@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -212,6 +213,22 @@ def test_python_examples_use_names_that_exist(name: str) -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "featurecache":
                 assert node.attr in featurecache.__all__
+
+
+@pytest.mark.usefixtures("load_once")
+def test_the_example_of_several_views_keeps_images_together(
+    small_data: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands in docs/python.md, on a data set of 48 images."""
+    (example,) = [block for block in blocks(text("docs/python.md"), "python") if "Group" in block]
+    (tmp_path / "photos").symlink_to(small_data)
+    monkeypatch.chdir(tmp_path)
+    featurecache.featurize("photos", policy=["none", "mirror_1"], **tiny)
+    run: dict[str, Any] = {}
+    exec(example, run)
+    assert len(run["X"]) == len(run["y"]) == len(run["ids"]) == 96
+    assert (run["groups"][:48] == run["groups"][48:]).all() and len(set(run["groups"])) == 48
+    assert abs(run["by_image"] - 0.5) < 0.1 and run["by_image"] < run["by_row"]
 
 
 @pytest.mark.parametrize("name", NAMES)

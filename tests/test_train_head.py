@@ -580,6 +580,7 @@ def read_parquet(path: Path) -> dict[str, Any]:
         "features": np.array(table["features"].to_pylist(), np.float32),
         "labels": np.array(labels),
         "ids": table["id"].to_pylist(),
+        "items": [bytes.fromhex(item) for item in table["item"].to_pylist()],
         "splits": table["split"].to_pylist(),
         "classes": classes,
     }
@@ -604,6 +605,7 @@ def test_an_export_reads_back_as_the_vectors(
     samples = open_dataset(small_data).samples
     assert list(found["ids"]) == [sample.id for sample in samples]
     assert list(found["splits"]) == [sample.split for sample in samples]
+    assert [bytes(item) for item in found["items"]] == list(items_of(samples)[0])
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -613,6 +615,30 @@ def test_vectors_are_those_of_the_cache(small_data: Path, small_cache: Path) -> 
     (space,) = (s for s in Cache(small_cache).spaces() if s.view == "none")
     assert x.tobytes() == space.vectors([i for i in items if i])[0].tobytes()
     assert sorted(set(y.tolist())) == ["cat", "dog", "owl"] and y.tolist()[:12] == ["cat"] * 12
+
+
+def test_vectors_of_several_views_come_with_their_groups(
+    write_dataset: Write, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    data = write_dataset(tmp_path / "data", {"train/a": 3, "train/b": 3, "test": 1})
+    shutil.copy(data / "train/a/000.png", data / "train/a/copy.png")
+    featurize(data, policy=["none", "color_1"], cache=tmp_path / "cache", **tiny)
+    given = {"backbone": "efficientnet_lite0", "cache": tmp_path / "cache"}
+    views = ["none", "color_1"]
+    x, y, groups, ids = vectors(data, views, return_groups=True, return_ids=True, **given)
+    apart = [vectors(data, view, **given)[0] for view in views]
+    assert x.tobytes() == b"".join(part.tobytes() for part in apart)
+    assert y.tolist() == 2 * (4 * ["a"] + 3 * ["b"])
+    assert ids.tolist()[:7] == ids.tolist()[7:] and groups.tolist()[:7] == groups.tolist()[7:]
+    first, copy = ids.tolist().index("train/a/000.png"), ids.tolist().index("train/a/copy.png")
+    assert groups[first] == groups[copy] and len(set(groups.tolist())) == 6
+    assert len(vectors(data, "none", return_groups=True, **given)) == 3
+    assert len(vectors(open_dataset(data), "none", **given)) == 2
+    for wrong in ([], ["none", "none"]):
+        with pytest.raises(BadInput, match="at least one view, and each once"):
+            vectors(data, wrong, **given)
+    with pytest.raises(BadInput, match="mapped=True takes one view"):
+        vectors(data, views, mapped=True, **given)
 
 
 def test_export_keeps_unlabelled_images_and_leaves_bad_ones_out(
