@@ -35,11 +35,16 @@ def sweep(cache: Cache) -> list[Path]:
     for folder in _folders(cache):
         with locks.alone(folder) as undisturbed:
             gone += [path for path in _in(cache, folder) if undisturbed and remove(path)]
+    sweep_locks(cache)
+    return sorted(gone)
+
+
+def sweep_locks(cache: Cache) -> None:
+    """Delete the lock files that killed processes left: they are empty, and not listed."""
     for path in sorted((cache.root / "locks").glob("*-*")):
         claim = locks.claim(path)
         if claim is not None:
             claim.release()
-    return sorted(gone)
 
 
 def of_run(run: Path) -> list[Path]:

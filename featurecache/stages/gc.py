@@ -13,7 +13,7 @@ from featurecache import durable, places, records
 from featurecache.errors import BadInput, DamagedRun, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES
-from featurecache.features.leftovers import is_abandoned, leftovers, of_run, remove
+from featurecache.features.leftovers import is_abandoned, leftovers, of_run, remove, sweep_locks
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache, unfinished
 from featurecache.json_files import damaged_run
@@ -106,6 +106,8 @@ def gc(
                 _last(space), stands, kept, deleted,
             )
         )  # fmt: skip
+    if delete and not places.is_remote(opened.root):
+        sweep_locks(opened)
     return found + [_leftover(path, delete) for path in _abandoned(opened, Path(runs))]
 
 
