@@ -10,7 +10,7 @@ FeatureCacheError          exit code 1: work was begun and failed; what was comm
 │   └── RemovedMeanwhile   a shard that another process removed since it was listed
 ├── DamagedCache           bytes that are not what their record says
 ├── DamagedRun             a file of a run folder that is not what it should be
-└── SourceChanged          an image file that changed while the work ran
+└── SourceChanged          an image file that changed since it was listed
 """
 
 from __future__ import annotations
@@ -99,7 +99,14 @@ class NotAFile(OSError):
 
 
 class SourceChanged(FeatureCacheError):
-    """An image file no longer has the bytes it had when the work was planned."""
+    """An image file no longer has the bytes it had when it was listed; `reason` is that alone."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}; nothing wrong was stored: run again")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[type[SourceChanged], tuple[str, str]]:
+        return type(self), (self.name, self.reason)
 
 
 class FeatureCacheWarning(UserWarning):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from featurecache import records
-from featurecache.errors import BadInput, SourceChanged, UnknownName
+from featurecache.errors import BadInput, UnknownName
 from featurecache.features.shards import row_bytes
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -264,15 +264,15 @@ def test_what_is_wrong_is_said_before_any_work(data: Path, tmp_path: Path) -> No
     assert not cache.exists()
 
 
-def test_an_image_that_is_edited_meanwhile_stops_the_run(data: Path, tmp_path: Path) -> None:
+def test_an_image_edited_meanwhile_is_left_to_the_next_run(data: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(data, tmp_path / "data")
 
     def edit(done: int, total: int, what: str) -> None:
         save(copy / "dog/3.png", 99, (20, 20))
 
-    with pytest.raises(SourceChanged, match=r"dog/3\.png: was edited"):
-        run(copy, tmp_path / "cache", "none", shard_rows=2, progress=edit)
+    made = run(copy, tmp_path / "cache", "none", shard_rows=2, progress=edit)
+    assert made.failed[-1] == {"path": "dog/3.png", "reason": "was edited since it was listed"}
     (rows,) = contents(tmp_path / "cache", pictures=True).values()
-    assert len(rows) == 4  # what was committed before stays
+    assert len(rows) == 5
     again = run(copy, tmp_path / "cache", "none", shard_rows=2)
-    assert (again.computed, again.hits) == (2, 4)
+    assert (again.computed, again.hits) == (1, 5)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurecache.errors import BadInput, FeatureCacheError, SourceChanged
+from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import open_engine
 from featurecache.features.spaces import Space
@@ -361,7 +361,7 @@ def test_an_unreadable_file_is_listed(data: Path, tmp_path: Path, tiny: dict[str
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_file_edited_meanwhile_stops_the_run(
+def test_a_file_edited_meanwhile_is_left_to_the_next_run(
     data: Path, tmp_path: Path, tiny: dict[str, Any], workers: int
 ) -> None:
     path = data / "train/dog/007.png"  # in the second shard
@@ -372,28 +372,32 @@ def test_a_file_edited_meanwhile_stops_the_run(
             Image.fromarray(edited).save(path)
 
     arguments = tiny | {"workers": workers}
-    with pytest.raises(SourceChanged, match=r"train/dog/007\.png: was edited while the work ran"):
-        featurize(data, cache=tmp_path / "cache", shard_rows=10, **arguments, progress=edit)
+    made = featurize(data, cache=tmp_path / "cache", shard_rows=10, **arguments, progress=edit)
+    assert made.failed == [
+        {"path": "train/dog/007.png", "reason": "was edited since it was listed"}
+    ]
+    assert made.notes == ["1 images were removed or edited while the work ran; run again"]
     space = the_space(tmp_path / "cache")
-    assert len(space.rows) == 10  # the shard before it was committed
+    assert (made.computed, len(space.rows)) == (19, 19)
     again = featurize(data, cache=tmp_path / "cache", shard_rows=10, **tiny)
-    assert (again.computed, again.hits) == (10, 10)
+    assert (again.computed, again.hits) == (1, 19)
     fresh = featurize(data, cache=tmp_path / "fresh", shard_rows=10, **tiny)
     assert hashes(again) == hashes(fresh)
 
 
-def test_a_file_removed_meanwhile_stops_the_run(
+def test_a_file_removed_meanwhile_is_listed(
     data: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
     path = data / "train/dog/007.png"
-    with pytest.raises(SourceChanged, match="could be read when the work was planned"):
-        featurize(
-            data,
-            cache=tmp_path / "cache",
-            **tiny,
-            progress=lambda *_: path.unlink(missing_ok=True),
-        )
-    assert Cache(tmp_path / "cache").spaces() == []
+    made = featurize(
+        data,
+        cache=tmp_path / "cache",
+        **tiny,
+        progress=lambda *_: path.unlink(missing_ok=True),
+    )
+    (row,) = made.failed
+    assert row["path"] == "train/dog/007.png" and "any more (No such file" in row["reason"]
+    assert made.computed == 19
 
 
 # ---- said before any work ----

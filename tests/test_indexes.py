@@ -7,10 +7,13 @@ import hashlib
 import io
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurecache.errors import BadInput, SourceChanged
+from featurecache.errors import BadInput
 from featurecache.images.datasets import open_dataset
 from featurecache.images.layouts import indexes
 from featurecache.images.samples import items_of
+from featurecache.stages.augment import augment
+from featurecache.stages.baselines import baselines
+from featurecache.stages.drift import study_drift
+from featurecache.stages.ensemble import ensemble
+from featurecache.stages.evaluate import evaluate
+from featurecache.stages.export import vectors
 from featurecache.stages.featurize import featurize
 from featurecache.stages.index import index
 from featurecache.stages.ls import ls
+from featurecache.stages.report import report
+from featurecache.stages.submit import submit
 from featurecache.stages.train_head import train_head
 
 pytestmark = pytest.mark.usefixtures("load_once")
@@ -76,8 +87,91 @@ def test_an_index_is_believed_until_an_image_is_read(
     other = hashlib.sha256(b"other").digest()
     column = pa.array([other, *table["item"].to_pylist()[1:]], pa.binary(32))
     pq.write_table(table.set_column(4, "item", column), written)
-    with pytest.raises(SourceChanged, match=r"train/cat/000\.png: was edited"):
-        featurize(written, cache=tmp_path / "other", **tiny)
+    made = featurize(written, cache=tmp_path / "other", **tiny)
+    assert made.failed == [
+        {"path": "train/cat/000.png", "reason": "was edited since it was listed"}
+    ]
+    assert made.computed == 47
+
+
+def test_an_index_that_is_older_than_its_images(
+    small_data: Path, small_cache: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    """The rest is stored; what is missing is listed, and taken up when the index is new again."""
+    data = shutil.copytree(small_data, tmp_path / "data")
+    index(data, out=tmp_path / "x.parquet")
+    (data / "train/cat/003.png").unlink()
+    edited = data / "val/owl/001.png"
+    original = edited.read_bytes()
+    edited.write_bytes((data / "val/owl/002.png").read_bytes())
+    made = [
+        featurize(tmp_path / "x.parquet", cache=tmp_path / "c", shard_rows=10, **tiny)
+        for _ in range(2)
+    ]
+    assert [(each.computed, each.hits) for each in made] == [(46, 0), (0, 46)]
+    for each in made:
+        assert [row["path"] for row in each.failed] == ["train/cat/003.png", "val/owl/001.png"]
+        assert "No such file" in each.failed[0]["reason"]
+        assert each.notes == [
+            f"the index {tmp_path}/x.parquet is older than 2 of its images; run "
+            "`featurecache index` again"
+        ]
+    kept = augment(tmp_path / "x.parquet", policy="color_1", cache=tmp_path / "c", workers=0)
+    assert (kept.computed, len(kept.failed), len(kept.notes)) == (46, 2, 1)
+    edited.write_bytes(original)
+    shutil.copy(small_data / "train/cat/003.png", data / "train/cat/003.png")
+    last = featurize(data, cache=tmp_path / "c", shard_rows=10, policy="none", **tiny)
+    assert (last.computed, last.hits, last.failed) == (2, 46, [])
+    whole = next(row for row in ls(small_cache) if row["view"] == "none")
+    assert last.spaces[0]["root_hash"] == whole["root_hash"]
+
+
+def test_heads_need_no_image_of_an_index(
+    small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    """With the images moved away everything that needs vectors alone goes on."""
+    data = shutil.copytree(small_data, tmp_path / "data")
+    file = tmp_path / "x.parquet"
+    index(data, out=file)
+    shutil.rmtree(data)
+    schedule = tmp_path / "schedule.yaml"
+    schedule.write_text(
+        "backbone: efficientnet_lite0\nhead: {hidden: [8]}\nvalidation: {split: val}\n"
+        "phases: [{views: none, epochs: 2}]\n"
+    )
+    given: dict[str, Any] = {"data": file, "cache": small_cache}
+    run, other = (
+        train_head(schedule, out=tmp_path / f"run{seed}", seed=seed, device="cpu", **given).run
+        for seed in (0, 1)
+    )
+    assert evaluate(run, **given).n == 12
+    assert len(baselines(backbone="efficientnet_lite0", **given).table) > 0
+    assert ensemble([run, other], how="mean", **given).n == 12
+    assert not submit([run], out=tmp_path / "out.csv", split="val", **given).failed
+    assert vectors(file, "none", "efficientnet_lite0", cache=small_cache)[0].shape[0] == 48
+    assert report([run], out=tmp_path / "r.html", **given).notes
+    study = study_drift(out=tmp_path / "study", backbone="efficientnet_lite0", **given)
+    assert study.n == 36
+
+
+def test_threads_may_read_an_index_at_once(written: Path) -> None:
+    """An index in row groups of 10: each thread is given its own rows, and none waits for ever."""
+    samples = open_dataset(written).samples
+    right = [sample.id for sample in samples]
+    begun = threading.Barrier(8)
+
+    def read(seed: int) -> bool:
+        begun.wait()
+        order = np.random.default_rng(seed).permutation(48)
+        return all(
+            samples[place].id == right[place]
+            and [s.id for s in samples[place : place + 7]] == right[place : place + 7]
+            for place in order.tolist() * 4
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(read, seed) for seed in range(8)]
+        assert all(future.result(timeout=60) for future in futures)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +185,8 @@ def test_an_index_is_believed_until_an_image_is_read(
         (lambda t: t.set_column(2, "label", pa.array([None] * 48, pa.string())), "without a label"),
         (lambda t: t.set_column(0, "id", pa.array([None] * 48, pa.string())), "'id' has rows"),
         (lambda t: t.set_column(4, "item", pa.array([b"x"] * 48)), "not an index"),
+        (lambda t: t.drop_columns(["path"]), "not an index"),
+        (lambda t: t.set_column(2, "label", pa.array([1] * 48)), "'label' holds int64, expected"),
     ],
 )
 def test_what_is_no_index(written: Path, change: Callable[[Any], Any], said: str) -> None:

@@ -555,13 +555,16 @@ def changing_sources(writer: Writer, size: int, folder: Path) -> Tally:
         _wait_for(process, cache, int(rng.integers(1, max(late, 2))))
         _change(change, target, content, folder / "elsewhere.png")
         code, text = process.wait(60), process.text()
-        said = [line for line in text.splitlines() if line.startswith("featurecache: ")]
+        listed, head = (3, "failed: ") if writer.name == "ours" else (1, "featurecache: ")
+        said = [line for line in text.splitlines() if line.startswith(head)]
         wrong = []
-        noticed += code == 1
+        noticed += code == listed
         name = target.relative_to(data).as_posix()
-        if code == 1 and not (len(said) == 1 and f" {name}: " in said[0] and "Trace" not in text):
+        if code == listed and not (
+            len(said) == 1 and f" {name}: " in said[0] and "Trace" not in text
+        ):
             wrong.append(f"not said clearly: {text[-300:]}")
-        if code not in (0, 1):
+        if code not in (0, listed):
             wrong.append(f"exit code {code}: {text[-300:]}")
         if code is None:
             process.signal(signal.SIGKILL)

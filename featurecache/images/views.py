@@ -79,14 +79,9 @@ def original(sample: Sample, item: bytes) -> np.ndarray:
     try:
         data = sample.read()
     except OSError as error:
-        raise SourceChanged(
-            f"{sample.id}: could be read when the work was planned, and can't now "
-            f"({error.strerror}); nothing wrong was stored: run again"
-        ) from error
+        raise SourceChanged(sample.id, f"can't be read any more ({error.strerror})") from error
     if hashlib.sha256(data).digest() != item:
-        raise SourceChanged(
-            f"{sample.id}: was edited while the work ran; nothing wrong was stored: run again"
-        )
+        raise SourceChanged(sample.id, "was edited since it was listed")
     return decode(data)
 
 

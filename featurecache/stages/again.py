@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from featurecache import records
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, SourceChanged
 from featurecache.features.backbones import Backbone, backbone_of_key
 from featurecache.features.engines import Engine, open_engine, run_rows
 from featurecache.features.spaces import Space
@@ -70,6 +70,7 @@ class Again:
         check = featurize.vector_check(space)
         for batch in _batches(rows, running.batch_rows):
             made = featurize.prepare(recipe, batch)
+            _unchanged(made.changed)
             parts.append(run_rows(running, made.pixels[0]))
             check.add(made.pixels[0], parts[-1], made.decoded[0])
             failed |= made.failed[0]
@@ -85,6 +86,7 @@ class Again:
         failed: dict[bytes, str] = {}
         for batch in _batches(rows, augment.BATCH_ROWS):
             made = augment.render((view,), batch)
+            _unchanged(made.changed)
             kept += made.pictures[0]
             failed |= made.failed[0]
         return Remade(augment.arrays_of(kept), failed, augment.provenance(view))
@@ -92,6 +94,11 @@ class Again:
 
 def _batches(rows: Sequence[tuple[Sample, bytes]], size: int) -> list[Batch]:
     return [Batch(tuple(rows[i : i + size]), (0,)) for i in range(0, len(rows), size)]
+
+
+def _unchanged(changed: Mapping[bytes, SourceChanged]) -> None:
+    for error in changed.values():
+        raise error
 
 
 def _same(key: records.Json, here: records.Json) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, SourceChanged
 from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
 from featurecache.features.spaces import Space, reserved
@@ -107,13 +107,13 @@ def augment(
     return Augmented(
         tally.computed,
         tally.hits,
-        request.failures(spaces),
+        [*request.failures(spaces), *tally.failures()],
         round(seconds, 3),
         round(tally.computed / seconds, 1),
         tally.bound if tally.computed else "",
         {part: round(tally.spent[part], 3) for part in SPENT},
         summaries,
-        pixel_notes(spaces) if tally.computed else [],
+        [*(pixel_notes(spaces) if tally.computed else []), *tally.notes(request.dataset)],
     )
 
 
@@ -144,7 +144,9 @@ class Augmenter:
                 spent = dict.fromkeys(SPENT, 0.0)
                 pictures: list[list[bytes]] = [[] for _ in shard.spaces]
                 failed: list[dict[bytes, str]] = [{} for _ in shard.spaces]
+                changed: dict[bytes, SourceChanged] = {}
                 for batch in timed_each(batches, spent, "pictures"):
+                    changed |= batch.changed
                     spent["decode"] += batch.decode
                     spent["augment"] += batch.augment
                     for i, (new, bad) in enumerate(zip(batch.pictures, batch.failed, strict=True)):
@@ -152,12 +154,17 @@ class Augmenter:
                         failed[i] |= bad
                     told(sum(map(len, batch.pictures)))
                 took = time.perf_counter() - began
+                items = [item for item in shard.items if item not in changed]
                 with timed(spent, "disk"):
-                    for s, kept, bad in zip(shard.spaces, pictures, failed, strict=True):
+                    for s, kept, bad in (
+                        zip(shard.spaces, pictures, failed, strict=True) if items else ()
+                    ):
                         arrays = arrays_of(kept)
                         made_by = provenance(job.views[s])
-                        job.spaces[s].commit(shard.items, arrays, bad, made_by, took)
-                yield Done(len(shard.rows) * len(shard.spaces), found, left, spent)
+                        job.spaces[s].commit(items, arrays, bad, made_by, took)
+                reasons = {error.name: error.reason for error in changed.values()}
+                computed = len(items) * len(shard.spaces)
+                yield Done(computed, found, left, spent, changed=reasons)
 
 
 def arrays_of(pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
@@ -175,10 +182,12 @@ def provenance(view: View) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The PNG bytes of each view of each row of a batch; none for an image that failed there."""
+    """The PNG bytes of each view of each row of a batch; none for an image that failed there. One
+    that changed since it was listed has no row."""
 
     pictures: list[list[bytes]]
     failed: list[dict[bytes, str]]  # of each view
+    changed: dict[bytes, SourceChanged]
     decode: float  # seconds, with reading
     augment: float  # with encoding
 
@@ -188,6 +197,7 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
     spent = {"decode": 0.0, "augment": 0.0}
     made: list[list[bytes]] = [[] for _ in batch.spaces]
     failed: list[dict[bytes, str]] = [{} for _ in batch.spaces]
+    changed = {}
     for sample, item in batch.rows:
         pixels: np.ndarray | Undecodable
         try:
@@ -195,6 +205,9 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
                 pixels = original(sample, item)
         except Undecodable as error:
             pixels = error
+        except SourceChanged as error:
+            changed[item] = error
+            continue
         with timed(spent, "augment"):
             for i, v in enumerate(batch.spaces):
                 try:
@@ -204,7 +217,7 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
                 except Undecodable as error:
                     failed[i][item] = str(error)
                     made[i].append(b"")
-    return Rendered(made, failed, spent["decode"], spent["augment"])
+    return Rendered(made, failed, changed, spent["decode"], spent["augment"])
 
 
 def _png(pixels: np.ndarray) -> bytes:

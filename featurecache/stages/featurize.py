@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from featurecache import records
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, SourceChanged
 from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone
@@ -85,11 +85,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Prepared:
-    """(n, S, S, 3) uint8 for each space of a batch; zeros for an image that failed there."""
+    """(n, S, S, 3) uint8 for each space of a batch; zeros for an image that failed there, or that
+    changed since it was listed."""
 
     pixels: list[np.ndarray]
     decoded: list[np.ndarray]  # (n,) bool for each space
     failed: list[dict[bytes, str]]  # of each space: an image may fail in one view alone
+    changed: dict[bytes, SourceChanged]
     decode: float  # seconds, with reading and resizing
     augment: float
 
@@ -126,7 +128,7 @@ def featurize(
     fly, to the same vectors. `part` (`i/n`) is one job's share of the missing shards, of n that
     fill one cache together. `executor` is where the work is done: `local`, `processes` of this
     machine or a `ray` cluster (docs/cluster.md), with the three settings that follow it. Raises
-    BadInput before any work, SourceChanged if an image file is edited meanwhile, FeatureCacheError
+    BadInput before any work, FeatureCacheError
     for shards that no worker could make.
     """
     start = time.perf_counter()
@@ -186,15 +188,18 @@ def featurize(
     return Featurized(
         tally.computed,
         tally.hits,
-        request.failures(spaces),
+        [*request.failures(spaces), *tally.failures()],
         round(seconds, 3),
         round(tally.computed / seconds, 1),
         tally.bound if tally.computed else "",
         {part: round(tally.spent[part], 3) for part in SPENT},
         summaries,
         tally.least_cosine,
-        [note for backbone in request.backbones for note in backbone.notes]
-        + (pixel_notes(spaces) if tally.computed else []),
+        [
+            *(note for backbone in request.backbones for note in backbone.notes),
+            *(pixel_notes(spaces) if tally.computed else []),
+            *tally.notes(request.dataset),
+        ],
     )
 
 
@@ -234,6 +239,7 @@ class Featurizer:
                 spent = dict.fromkeys(SPENT, 0.0)
                 rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
                 failed: dict[int, dict[bytes, str]] = {s: {} for s in shard.spaces}
+                changed: dict[bytes, SourceChanged] = {}
                 checks = {s: vector_check(job.spaces[s]) for s in shard.spaces}
                 running = [self._engines[targets[s][1]] for s in shard.spaces]
 
@@ -247,6 +253,7 @@ class Featurizer:
                         return [start_rows(engine, pixels) for engine, pixels in both]
 
                 for batch, started in one_ahead(timed_each(batches, spent, "pictures"), begin):
+                    changed |= batch.changed
                     spent["decode"] += batch.decode
                     spent["augment"] += batch.augment
                     with timed(spent, "network"):
@@ -255,17 +262,22 @@ class Featurizer:
                             checks[s].add(batch.pixels[i], rows[s][-1], batch.decoded[i])
                             failed[s] |= batch.failed[i]
                     self._compare(shard.spaces, rows, batch)
-                    told(sum(len(rows[s][-1]) for s in shard.spaces))
+                    told(sum(len(rows[s][-1]) - len(batch.changed) for s in shard.spaces))
                 for check in checks.values():
                     check.finish()
                 with timed(spent, "disk"):
-                    for s, used in zip(shard.spaces, running, strict=True):
-                        arrays = {"features": vectors_of(shard.items, rows[s], failed[s])}
+                    items = [item for item in shard.items if item not in changed]
+                    for s, used in zip(shard.spaces, running, strict=True) if items else ():
+                        features = vectors_of(shard.items, rows[s], failed[s])
+                        if changed:
+                            features = features[[item not in changed for item in shard.items]]
                         took = time.perf_counter() - began
-                        made_by = provenance(used, job.recipe, targets[s][0], shard.items)
-                        job.spaces[s].commit(shard.items, arrays, failed[s], made_by, took)
-                computed = len(shard.rows) * len(shard.spaces)
-                yield Done(computed, found, left, spent, self._cosines)
+                        made_by = provenance(used, job.recipe, targets[s][0], items)
+                        arrays = {"features": features}
+                        job.spaces[s].commit(items, arrays, failed[s], made_by, took)
+                computed = len(items) * len(shard.spaces)
+                reasons = {error.name: error.reason for error in changed.values()}
+                yield Done(computed, found, left, spent, self._cosines, reasons)
 
     def _compare(
         self, spaces: Sequence[int], rows: Mapping[int, list[np.ndarray]], batch: Prepared
@@ -370,8 +382,15 @@ def prepare(recipe: Recipe, batch: Batch) -> Prepared:
         made.append(np.zeros((len(batch.rows), size, size, 3), np.uint8))
     decoded = [np.ones(len(batch.rows), bool) for _ in targets]
     failed: list[dict[bytes, str]] = [{} for _ in targets]
+    changed = {}
     for row, (sample, item) in enumerate(batch.rows):
-        pictures = _pictures(recipe, [v for v, _ in targets], sample, item, spent)
+        try:
+            pictures = _pictures(recipe, [v for v, _ in targets], sample, item, spent)
+        except SourceChanged as error:
+            changed[item] = error
+            for of_space in decoded:
+                of_space[row] = False
+            continue
         for i, (v, p) in enumerate(targets):
             picture = pictures[v]
             if isinstance(picture, Undecodable):
@@ -380,13 +399,13 @@ def prepare(recipe: Recipe, batch: Batch) -> Prepared:
             else:
                 made[i][row] = recipe.preprocesses[p](picture)
     whole = time.perf_counter() - start
-    return Prepared(made, decoded, failed, whole - spent["augment"], spent["augment"])
+    return Prepared(made, decoded, failed, changed, whole - spent["augment"], spent["augment"])
 
 
 def _pictures(
     recipe: Recipe, views: Sequence[int], sample: Sample, item: bytes, spent: dict[str, float]
 ) -> dict[int, np.ndarray | Undecodable]:
-    """An image in each of these views, or why there is none of it."""
+    """An image in each of these views, or why there is none of it. Raises SourceChanged."""
     source: np.ndarray | Undecodable | None = None
     found: dict[int, np.ndarray | Undecodable] = {}
     for v in dict.fromkeys(views):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset
-from featurecache.images.samples import items_of
+from featurecache.images.samples import Sample, items_of
 from featurecache.images.views import View, find_view
 from featurecache.stages.run_records import RunRecord
 
@@ -47,18 +47,25 @@ class TrainingRows(NamedTuple):
     copies: Counter[int]
 
 
+def items_by_split(
+    dataset: Dataset, splits: Iterable[str], progress: Progress = silent
+) -> Iterator[tuple[Sample, bytes | None]]:
+    """The samples of these splits with their items. An index knows them: no image is opened."""
+    for split in splits:
+        samples = dataset.split(split)
+        yield from zip(samples, items_of(samples, progress)[0], strict=True)
+
+
 def labelled_rows(
     dataset: Dataset, splits: Sequence[str], progress: Progress = silent
 ) -> list[Row]:
     """The rows of these splits that can be read. Raises BadInput for an unlabelled split."""
-    samples = [sample for split in splits for sample in dataset.split(split)]
-    for sample in samples:
-        if sample.label is None:
-            raise BadInput(f"split {sample.split!r} of {dataset.root} has no labels; take another")
-    items, _ = items_of(samples, progress)
+    for split in splits:
+        if any(sample.label is None for sample in dataset.split(split)):
+            raise BadInput(f"split {split!r} of {dataset.root} has no labels; take another")
     return [
         Row(item, sample.label, sample.split, sample.id)
-        for sample, item in zip(samples, items, strict=True)
+        for sample, item in items_by_split(dataset, splits, progress)
         if item is not None and sample.label is not None
     ]
 
@@ -93,8 +100,8 @@ def training_rows(
     lost = sum(len(dataset.split(split)) for split in splits) - len(decoded)
     if lost:
         notes.append(f"{lost} images could not be read or decoded, and were left out")
-    others = [sample for sample in dataset.samples if sample.split != "train"]
-    held_out = set(items_of(others, progress)[0])
+    others = [split for split in dataset.splits if split != "train"]
+    held_out = {item for _, item in items_by_split(dataset, others, progress)}
     kept = [row for row in decoded if row.split != "train" or row.item not in held_out]
     copies = Counter(row.label for row in decoded if row.split == "train" and row.item in held_out)
     if shared := copies.total():

@@ -19,7 +19,7 @@ from featurecache.images.views import View, original, view_of_key
 from featurecache.stages.evaluate import Asked
 from featurecache.stages.find import OTHER_VERSIONS, drawn_alike
 from featurecache.stages.run_records import RunRecord
-from featurecache.stages.studies import spread
+from featurecache.stages.studies import spread, unread
 from featurecache.study import pages
 
 THUMBNAIL = 96  # pixels
@@ -44,6 +44,10 @@ class Pictures:
             made = None if pixels is None else thumbnail(pixels, THUMBNAIL)
             self._made[place] = "" if made is None else pages.data_uri(made, JPEG)
         return self._made[place]
+
+    def notes(self) -> list[str]:
+        """How many of the pictures can't be had any more."""
+        return unread(sum(not uri for uri in self._made.values()))
 
 
 def _pixels(sample: Sample, item: bytes) -> np.ndarray | None:
@@ -147,6 +151,8 @@ def sheets(asked: Asked, spaces: Mapping[str, Space], notes: list[str]) -> list[
                     "src": pages.data_uri(jpeg(sheet(rows, _TILE, _GAP)), JPEG),
                 }
             )
+        else:
+            notes.append(f"no contact sheet of {policy}: its images can't be read or decoded")
     return made
 
 

@@ -27,6 +27,7 @@ from featurecache.executors import Progress
 from featurecache.executors.crew import Later, Line, TasksFailed, spread
 from featurecache.executors.pool import cores, ordered
 from featurecache.features.spaces import Space
+from featurecache.images.datasets import Dataset
 from featurecache.images.samples import Member, Sample
 from featurecache.items import Items
 from featurecache.locks import Claim
@@ -188,6 +189,7 @@ class Done:
     left: Shard | None  # what others are at
     spent: dict[str, float]  # seconds by part
     least_cosine: dict[str, float] = field(default_factory=dict)  # featurize's
+    changed: dict[str, str] = field(default_factory=dict)  # sample id -> why its rows can't be made
 
 
 class Maker(Protocol):
@@ -209,6 +211,7 @@ class Tally:
         self.hits = hits
         self.spent: collections.Counter[str] = collections.Counter()
         self.least_cosine: dict[str, float] = {}
+        self.changed: dict[str, str] = {}
         self._what = what
         self._total = total
         self._progress = progress
@@ -225,6 +228,7 @@ class Tally:
         self._total -= done.found
         self.spent.update(done.spent)
         self.least_cosine = {**done.least_cosine, **self.least_cosine}
+        self.changed |= done.changed
         self.show()
 
     def lost(self, why: str) -> None:
@@ -243,6 +247,24 @@ class Tally:
             said.append(f"{self._lost} workers lost")
         said += [note] if note else []
         self._progress(self.computed, self._total, f"{self._what} ({'; '.join(said)})")
+
+    def failures(self) -> list[dict[str, str]]:
+        """`{path, reason}` of the images that were removed or edited since they were listed. Their
+        bytes are unknown, so nothing of them is committed: a later run takes them up."""
+        return [{"path": path, "reason": why} for path, why in sorted(self.changed.items())]
+
+    def notes(self, dataset: Dataset) -> list[str]:
+        """What to do about them."""
+        if not self.changed:
+            return []
+        if dataset.layout == "index":
+            return [
+                f"the index {dataset.root} is older than {len(self.changed):,} of its images; run "
+                "`featurecache index` again"
+            ]
+        return [
+            f"{len(self.changed):,} images were removed or edited while the work ran; run again"
+        ]
 
     @property
     def bound(self) -> str:

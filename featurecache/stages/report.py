@@ -143,6 +143,7 @@ def report(
         notes.append(f"{most} wrong images are shown, so that the page stays below 10 MB")
     if len(written) > MOST_BYTES:
         notes.append(f"the page has {len(written) / 1e6:.1f} MB, and that without wrong images")
+    notes += seen.notes()
     durable.replace(Path(out), written)
     return Report(
         str(out),

@@ -2,7 +2,7 @@
 
 Who has one needs no listing, no hashing and no Python object for each image: `--data tiles.parquet`
 plans ten million images in seconds. What an index says of an image's bytes is believed until they
-are read (views.original): a file that was edited since is an error then, never a wrong vector.
+are read (views.original): nothing is stored of a file that was edited since.
 
 Columns: `id` and `split` (text), `label` (text; null only in split test), `item` (32 bytes), and
 `path` (text: relative to the file's folder, absolute, or s3://… and the like). The order is that of
@@ -12,6 +12,7 @@ a dataset: split in the order train, val, test, then id.
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -75,41 +76,51 @@ class Indexed(Sequence[Sample]):
 
 
 class _Names:
-    """The ids and sources of an index; the row group that was asked for last is kept."""
+    """The ids and sources of an index; the row group that was asked for last is kept. Threads may
+    ask at once: a ParquetFile has one reader's state."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._root = path.parent if places.is_remote(path) else path.absolute().parent
-        self._group: tuple[int, list[str], list[str]] = (-1, [], [])
+        self.path = path if places.is_remote(path) else path.absolute()
+        self._root = self.path.parent
+        self._group: tuple[int, list[str], list[str | None]] = (-1, [], [])
         self._file: Any = None
+        self._lock = threading.RLock()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "_root": self._root, "_group": (-1, [], []), "_file": None}
+    def __reduce__(self) -> tuple[type[_Names], tuple[Path]]:
+        return type(self), (self.path,)
 
     @property
     def file(self) -> Any:
-        if self._file is None:
-            self._file = _opened(self.path)
-            sizes = [self._file.metadata.row_group(n).num_rows for n in range(self.groups)]
-            self._ends = np.cumsum([0, *sizes])
-        return self._file
+        with self._lock:
+            if self._file is None:
+                self._file = _opened(self.path)
+                sizes = [self._file.metadata.row_group(n).num_rows for n in range(self.groups)]
+                self._ends = np.cumsum([0, *sizes])
+            return self._file
 
     @property
     def groups(self) -> int:
         return int(self._file.metadata.num_row_groups)
 
+    def _read(self, group: int) -> tuple[list[str], list[str | None]]:
+        """The ids and paths of a row group."""
+        with self._lock:
+            if self._group[0] != group:
+                table = self.file.read_row_group(group, columns=["id", "path"])
+                self._group = (group, table["id"].to_pylist(), table["path"].to_pylist())
+            return self._group[1:]
+
     def between(self, start: int, stop: int) -> Iterator[tuple[str, Path]]:
-        file = self.file
+        _ = self.file  # which knows where row groups end
         while start < stop:
             group = int(np.searchsorted(self._ends, start, side="right")) - 1
             first, end = int(self._ends[group]), min(stop, int(self._ends[group + 1]))
-            if self._group[0] != group:
-                table = file.read_row_group(group, columns=["id", "path"])
-                self._group = (group, table["id"].to_pylist(), table["path"].to_pylist())
-            _, ids, paths = self._group
-            for place in range(start - first, end - first):
-                path = paths[place]
-                yield ids[place], places.place(path) if "://" in path else self._root / path
+            ids, paths = self._read(group)
+            for index in range(start - first, end - first):
+                path = paths[index]
+                if path is None:
+                    raise BadInput(f"{self.path}: {ids[index]} has no path")
+                yield ids[index], places.place(path) if "://" in path else self._root / path
             start = end
 
 
@@ -122,6 +133,7 @@ def read_index(path: Path) -> tuple[Indexed, tuple[str, ...]]:
         count = int(file.metadata.num_rows)
         if not count:
             raise BadInput(f"{path}: holds no rows")
+        _check_columns(file.schema_arrow, path)
         codes: dict[str | None, int] = {}  # class -> its number by first appearance
         labels, splits = np.empty(count, np.int32), np.empty(count, np.int8)
         items = np.empty((count, 32), np.uint8)
@@ -155,6 +167,18 @@ def read_index(path: Path) -> tuple[Indexed, tuple[str, ...]]:
     if (labels[splits != SPLITS.index("test")] < 0).any():
         raise BadInput(f"{path}: has rows without a label; only split test may lack one")
     return Indexed(names, labels, splits, Items(items)), tuple(classes)
+
+
+def _check_columns(schema: Any, path: Path) -> None:
+    """Raise BadInput, or KeyError, where a column is not there or holds no text."""
+    pa, _, _ = _arrow(path)
+    for name in COLUMNS[:4]:
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not any(
+            is_(kind) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+        ):
+            raise BadInput(f"{path}: column {name!r} holds {kind}, expected text")
 
 
 def _numbers(column: Any, codes: Mapping[str | None, int]) -> np.ndarray:
