@@ -14,15 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import s3fs
 
 from featurecache import copies, durable, places, retries
-from featurecache.errors import BadInput, DamagedCache, MissingExtra
+from featurecache.errors import BadInput, DamagedCache, FeatureCacheError, MissingExtra
 from featurecache.features.mapped import MappedVectors
 from featurecache.features.store import Cache
 from featurecache.stages.diff import diff
@@ -66,9 +68,29 @@ class Faults(ThreadingHTTPServer):
         self.chance = random.Random(0)
         self.wrong: dict[str, float] = {}
         self.done: Counter[str] = Counter()
+        self.answers: list[Answer] = []
+        self.whole: tuple[str, ...] = ()  # endings of the objects about which nothing lies
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that go away are what this is for."""
+
+
+@dataclass
+class Answer:
+    """What requests for the objects with an ending get instead, `times` times (-1: always)."""
+
+    ending: str
+    status: int
+    code: str = ""
+    method: str = "GET"
+    times: int = -1
+
+    def fits(self, method: str, path: str) -> bool:
+        named = path.partition("?")[0].endswith(self.ending)
+        if not (self.times and named and method == self.method):
+            return False
+        self.times -= 1
+        return True
 
 
 class _Fault(BaseHTTPRequestHandler):
@@ -83,6 +105,13 @@ class _Fault(BaseHTTPRequestHandler):
         if (kind == "lost") != (self.command == "PUT") and kind in ("lost", "cut", "lying"):
             kind = ""
         self.server.done[kind] += 1
+        for answer in self.server.answers:
+            if answer.fits(self.command, self.path):
+                text = f"<Error><Code>{answer.code}</Code><Message>{answer.code}</Message></Error>"
+                if not answer.status:  # the connection is lost
+                    self.close_connection = True
+                    return None
+                return self.answer(answer.status, {}, text.encode() if answer.code else b"")
         if kind == "503":
             return self.answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
         if kind == "slow":
@@ -98,7 +127,8 @@ class _Fault(BaseHTTPRequestHandler):
         headers = {n: v for n, v in got.getheaders() if n.lower() != "transfer-encoding"}
         if kind == "cut" and len(data) > 1:
             return self.answer(got.status, headers, data, len(data) // 2)
-        if kind == "lying" and len(data) > 1 and got.status == 200 and "list-type" not in self.path:
+        whole = "list-type" in self.path or self.path.partition("?")[0].endswith(self.server.whole)
+        if kind == "lying" and len(data) > 1 and got.status == 200 and not whole:
             data = data[: len(data) // 2]
             headers |= {"Content-Length": str(len(data))}
         self.answer(got.status, headers, data)
@@ -140,7 +170,8 @@ def credentials(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("FEATURECACHE_COPIES", str(tmp_path / "copies"))
-    monkeypatch.setattr(retries, "WAIT", 0.01)
+    monkeypatch.setattr(retries, "WAIT", 0.001)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     yield
     close_clients()
 
@@ -153,8 +184,6 @@ def use(monkeypatch: pytest.MonkeyPatch, address: tuple[Any, ...]) -> None:
 
 def close_clients() -> None:
     """They are kept by fsspec, with their sockets, and do not look at the environment again."""
-    import s3fs
-
     for client in list(s3fs.S3FileSystem._cache.values()):
         if client._s3 is not None:
             s3fs.S3FileSystem.close_session(client.loop, client._s3)
@@ -303,6 +332,110 @@ def test_damage_in_the_store_is_found_and_mended(
         Cache(elsewhere).space(space.key, "none").read(2)
     assert verify(elsewhere, data=small_data, repair=True).left == []
     assert hashes(elsewhere) == hashes(small_cache) and verify(elsewhere).bad == []
+
+
+# ---- a store that refuses ----
+
+PASSING = [
+    (403, "RequestTimeTooSkewed"),
+    (404, "NoSuchKey"),
+    (409, "ConditionalRequestConflict"),
+    (429, "TooManyRequests"),
+    (500, "InternalError"),
+    (502, ""),
+    (503, "SlowDown"),
+    (0, ""),
+]
+
+
+def listing(cache: str) -> set[str]:
+    folder = places.place(cache)
+    return set(folder.fs.find(folder.path))
+
+
+@pytest.fixture(scope="module")
+def stored(server: tuple[str, int], small_cache: Path) -> str:
+    """The small cache in the store. Not to be changed."""
+    import boto3
+
+    client = boto3.client(
+        "s3", endpoint_url=f"http://{server[0]}:{server[1]}", region_name="us-east-1",
+        aws_access_key_id="somebody", aws_secret_access_key="secret",
+    )  # fmt: skip
+    for path in small_cache.rglob("*"):
+        if path.is_file() and path.parent.name != "locks":
+            name = f"stored/{path.relative_to(small_cache)}"
+            client.put_object(Bucket=BUCKET, Key=name, Body=path.read_bytes())
+    client.close()
+    return f"s3://{BUCKET}/stored"
+
+
+def names_of(cache: Path, kind: str) -> list[str]:
+    """The names of the records, of the data files or of the descriptions in a cache."""
+    names = [path.relative_to(cache / "spaces").as_posix() for path in cache.glob("spaces/*/*")]
+    if kind == "space.json":
+        return [name for name in names if name.endswith(kind)]
+    ending = ".json" if kind == "record" else ".h5"
+    return [name for name in names if name.endswith(ending) and "/space." not in name]
+
+
+@pytest.mark.slow
+def test_what_a_store_refuses_a_few_times_is_read(
+    faults: Faults, stored: str, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, faults.server_address)
+    everything = [
+        name for kind in ("record", "data", "space.json") for name in names_of(small_cache, kind)
+    ]
+    for shift in (0, 3):
+        faults.answers = [
+            Answer(name, *PASSING[(number + shift) % len(PASSING)], times=3)
+            for number, name in enumerate(everything)
+        ]
+        found = verify(stored, repair=True)
+        assert (found.bad, found.unreadable, found.rows) == ([], [], 96)
+        assert not any(answer.times for answer in faults.answers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["record", "data", "space.json"])
+def test_what_a_store_refuses_for_good_is_never_set_aside(
+    kind: str, faults: Faults, stored: str, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, faults.server_address)
+    before = listing(stored)
+    refusals = [*PASSING, (403, "AccessDenied"), (401, "ExpiredToken")]
+    names = names_of(small_cache, kind)
+    for shift in (0, len(names)) if kind == "record" else (0,):
+        faults.answers = []
+        for number, name in enumerate(names):
+            status, code = refusals[(number + shift) % len(refusals)]
+            faults.answers.append(Answer(name, status, code))
+            # A HEAD of an object that is lost says 404 as well; of a forbidden one, 403 alone.
+            faults.answers += [Answer(name, status, method="HEAD")] if status else []
+        found = verify(stored, repair=True)
+        assert (found.bad, found.pending) == ([], [])
+        assert {row["space"] for row in found.unreadable} == {name[:64] for name in names}
+        assert len(found.unreadable) == len(names) and "--repair" not in str(found.unreadable)
+    assert listing(stored) == before
+    faults.answers = []
+    assert verify(stored).rows == 96
+
+
+@pytest.mark.slow
+def test_bodies_that_are_cut_without_a_word_are_not_damage(
+    faults: Faults, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header counts what was sent, and only HEAD says how much there is."""
+    use(monkeypatch, faults.server_address)
+    before = listing(stored)
+    faults.wrong = {"lying": 1.0}
+    with pytest.raises(FeatureCacheError):
+        verify(stored, repair=True)  # the marker is cut, too
+    faults.whole = ("CACHE.json", "space.json")
+    found = verify(stored, repair=True)
+    assert (found.bad, len(found.unreadable)) == ([], 6)
+    assert listing(stored) == before
 
 
 # ---- what is not there ----

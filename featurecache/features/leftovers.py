@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache import durable, locks
+from featurecache import durable, locks, places
 from featurecache.errors import BadInput, CannotRead, DamagedCache
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 
 _TEMPORARY = re.compile(r"\..+\.tmp")
+_SPACE = re.compile(r"[0-9a-f]{64}")
 _DATA = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}\.h5")
 
 
@@ -41,8 +42,8 @@ def sweep(cache: Cache) -> list[Path]:
 
 def sweep_locks(cache: Cache) -> None:
     """Delete the lock files that killed processes left: they are empty, and not listed."""
-    for path in sorted((cache.root / "locks").glob("*-*")):
-        claim = locks.claim(path)
+    for name in _names(cache.root / "locks"):
+        claim = locks.claim(cache.root / "locks" / name) if "-" in name else None
         if claim is not None:
             claim.release()
 
@@ -79,25 +80,34 @@ def remove(path: Path) -> bool:
 def _folders(cache: Cache) -> Iterator[Path]:
     yield cache.root
     spaces = cache.root / "spaces"
-    folders = [cache.root / "runs", spaces, *sorted(spaces.glob(64 * "[0-9a-f]"))]
-    yield from (path for path in folders if path.is_dir() and not path.is_symlink())
+    folders = [spaces / name for name in _names(spaces) if _SPACE.fullmatch(name)]
+    for path in [cache.root / "runs", spaces, *folders]:
+        if places.is_remote(path) or (path.is_dir() and not path.is_symlink()):
+            yield path
 
 
 def _in(cache: Cache, folder: Path) -> list[Path]:
-    found = [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
+    names = _names(folder)
+    found = [folder / name for name in names if _TEMPORARY.fullmatch(name)]
     if folder.parent == cache.root / "spaces":
         space = Space(folder, {}, "", None)
-        for path in folder.glob("*.h5"):
-            data = _DATA.fullmatch(path.name)
-            if data and not _may_name(space, data[1], path.name):
-                found.append(path)
+        data = [match for match in map(_DATA.fullmatch, names) if match is not None]
+        found += [folder / name[0] for name in data if not _may_name(space, name[1], name[0])]
     return found
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder; none of one that can't be listed, of which nothing is deleted."""
+    try:
+        return places.names(folder)
+    except OSError:
+        return []
 
 
 def _may_name(space: Space, shard: str, file: str) -> bool:
     """Does the record of this shard name this file? One that can't be read may."""
     record = space.path / f"{shard}.json"
     try:
-        return record.exists() and space.read_record(record).file == file
-    except (CannotRead, DamagedCache, BadInput):
+        return places.has(record, listed=True) and space.read_record(record).file == file
+    except (CannotRead, DamagedCache, BadInput, OSError):
         return True

@@ -20,7 +20,7 @@ from featurecache.features.space_files import (
     RunNote,
     check_checksum,
 )
-from featurecache.features.spaces import Space, check_cache, damaged, insisted
+from featurecache.features.spaces import Space, check_cache, damaged, insisted, read_own
 from featurecache.json_files import read_model
 
 FORMAT_NAME = "featurecache cache"
@@ -92,7 +92,7 @@ class Cache:
         path = self.root / "runs" / f"{records.digest(note['run'])[:16]}.json"
         data = json.dumps(note).encode() + b"\n"
         try:
-            if not places.has(path) or path.read_bytes() != data:
+            if not places.has(path) or read_own(path, MAX_NOTE) != data:
                 if not places.is_remote(path):
                     path.parent.mkdir(exist_ok=True)
                 with locks.together(path.parent):
