@@ -147,7 +147,7 @@ def _members(shard: Path, split: str, root: Path) -> Iterator[Entry]:
 
 def _stem(shard: Path, root: Path) -> str:
     """What tells a shard of a dataset from the others: its path below the root, without `.tar`."""
-    if root not in shard.parents:
+    if places.is_remote(shard) or root not in shard.parents:  # in a store they lie in one folder
         return shard.stem
     return shard.relative_to(root).with_suffix("").as_posix()
 
