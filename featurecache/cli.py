@@ -104,28 +104,45 @@ def main() -> None:
     """The entry point: errors that explain themselves get one line and their exit code."""
     debug = "--debug" in sys.argv
     warnings.showwarning = _show_warning  # type: ignore[assignment]
-    terminal.escape_what_cannot_be_shown()
+    terminal.prepare_streams()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    sys.exit(_printed(_exit_code(debug)))
+
+
+def _exit_code(debug: bool) -> int:
+    """Run the command, and give its exit code."""
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        return cli.main(standalone_mode=False) or 0
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; what was committed stays, and the same command goes on", err=True)
-        sys.exit(130)
+        return 130
     except FeatureCacheError as error:
         if debug:
             raise
         click.echo(terminal.printable(f"featurecache: {error}"), err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except OSError as error:  # a full disk, a folder without permission
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
         said = f"featurecache: {where}{error.strerror or error}"
         click.echo(terminal.printable(said), err=True)
-        sys.exit(1)
+        return 1
+
+
+def _printed(code: int) -> int:
+    """The exit code of a command whose own is `code`: 1 where its output could not be written. Of a
+    reader that has seen enough (`| head`) nothing is said."""
+    error = terminal.lost_output()
+    if error is None:
+        return code
+    if not isinstance(error, BrokenPipeError):
+        said = f"featurecache: the output can't be written ({error.strerror or error})"
+        click.echo(terminal.printable(said), err=True)
+    return code or 1

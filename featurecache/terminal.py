@@ -25,13 +25,67 @@ LIST_COLUMNS = ("", "value")  # of a row that is shown as a list
 MAX_WHOLE = 16  # columns of text that is not broken; of longer text those that are left to it
 
 
-def escape_what_cannot_be_shown() -> None:
-    """A name that the output's encoding lacks (a Windows code page) is printed with escapes.
+class _Output(io.TextIOWrapper):
+    """Standard output or error that is discarded once it can't be written to (a closed terminal, a
+    full disk, a pipe without a reader), with the reason in `lost`: work must not be lost because
+    what it prints can't be shown."""
 
-    Python would raise, after the work was done. stderr does so already.
+    def __init__(self, number: int, encoding: str) -> None:
+        raw = io.BufferedWriter(io.FileIO(number, "wb", closefd=False))
+        # Escapes for a name that the encoding lacks (a Windows code page): Python would raise.
+        super().__init__(raw, encoding, "backslashreplace", line_buffering=number == 2)
+        self.number = number
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self.lost = self.lost or error
+        _discard(self.number)
+
+
+def prepare_streams() -> None:
+    """Make standard input, output and error usable, whatever the caller left of them.
+
+    One that is closed is opened on the null device: else the next file that is opened, of a cache
+    perhaps, would get its number, and a library that prints would write into it.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            _discard(number)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        elif number and type(stream) is io.TextIOWrapper and stream.fileno() == number:
+            setattr(sys, name, _Output(number, stream.encoding))
+
+
+def lost_output() -> OSError | None:
+    """Why what was printed on stdout can't be written; None where it was."""
+    sys.stdout.flush()
+    return sys.stdout.lost if isinstance(sys.stdout, _Output) else None
+
+
+def _discard(number: int) -> None:
+    """Let a file descriptor lead to the null device, here and in child processes."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
+    os.set_inheritable(number, True)
 
 
 def progress(quiet: bool) -> Progress:

@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -179,3 +181,33 @@ def test_no_number_is_broken_on_a_narrow_terminal(columns, kind):
     whole = {"12,345", "0.7160", "-0.0250", "0.7041-0.7282", "1.2345", "0.0543", "1,234,567,890"}
     assert whole <= set(cells) and "none + spatial_1" in cells
     assert cells.count("0.7160") == 3
+
+
+# ---- outputs that are closed, full, or read by nobody ----
+
+OUTPUTS = [
+    (">&-", 0),
+    (">/dev/full", 1),
+    ("2>&-", 0),
+    ("| true", 0),
+    ("<&- >&- 2>&-", 0),
+    ("2>/dev/full", 0),
+    (">/dev/full 2>/dev/full", 1),
+    (">/dev/full 2>&-", 1),
+    ("2>&1 | head -1", 0),
+]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    ("output", "code"),
+    [*OUTPUTS[:2], *(pytest.param(*each, marks=pytest.mark.slow) for each in OUTPUTS[2:])],
+)
+def test_an_output_that_can_not_be_written_is_no_traceback(output: str, code: int) -> None:
+    command = f"{shlex.quote(sys.executable)} -m featurecache policies {output}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and "ignored" not in done.stderr
+    lost = output == ">/dev/full"
+    assert ("the output can't be written (No space" in done.stderr) == lost
+    assert len(done.stderr.splitlines()) == lost
