@@ -187,7 +187,9 @@ def test_the_matrix_is_read_zoomed_and_ordered(page: Any) -> None:
     matrix.scroll_into_view_if_needed()
     page.select_option("#matrix-order", "name")
     box = matrix.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 8, box["y"] + box["height"] / 8)
+    margin = page.evaluate("state.margin")
+    assert 0.1 < margin <= 0.3
+    page.mouse.move(*(box[at] + box["width"] * (margin + (1 - margin) / 8) for at in "xy"))
     text = page.inner_text("#matrix-cell")
     names = page.evaluate("data.names")
     assert "of 5 right" in text and names[0][:20] in text
@@ -216,6 +218,40 @@ def test_the_matrix_is_read_zoomed_and_ordered(page: Any) -> None:
     assert page.evaluate(span) == len(HOSTILE)
     page.select_option("#matrix-run", "1")
     assert page.locator(".confusions:visible").get_attribute("data-run") == "1"
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_names_of_the_matrix_stand_beside_its_cells(
+    browser: Any, reported: dict[str, Any], width: int
+) -> None:
+    """Of each row and of each column, and none over a cell."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(Path(reported["path"]).as_uri())
+    written = page.evaluate(
+        """() => {
+          const found = [], write = context.fillText.bind(context);
+          context.fillText = (text, x, y) => {
+            const t = context.getTransform(), long = context.measureText(text).width;
+            const start = context.textAlign === "right" ? x - long : x;
+            const ends = [start, start + long].map((at) => [t.a * at + t.e, t.b * at + y + t.f]);
+            found.push([text, ...ends.flat()]);
+            write(text, x, y);
+          };
+          draw();
+          return [found, state.margin * canvas.width, canvas.width];
+        }"""
+    )
+    texts, margin, whole = written
+    names = [row for row in texts if not row[0].isdigit() and row[0][-1] not in "→↓"]
+    assert len(names) == 2 * len(HOSTILE)
+    rows = [row for row in names if row[2] == row[4]]
+    assert len(rows) == len(HOSTILE) and [row[0] for row in rows] == [
+        row[0] for row in names if row not in rows
+    ]
+    for text, x0, y0, x1, y1 in names:
+        assert len(text) > 2 and 0 <= min(x0, y0, x1, y1) <= max(x0, y0, x1, y1) <= whole
+        assert max(x0, x1) < margin or max(y0, y1) < margin
+    page.close()
 
 
 def test_the_report_alone_answers_the_questions_of_its_readers(

@@ -65,7 +65,7 @@ const data = JSON.parse(document.getElementById("matrix-data").textContent);
 const canvas = document.getElementById("matrix");
 const context = canvas.getContext("2d");
 const size = data.names.length;
-const state = { print: false, run: 0, order: [], place: [], cells: new Map(), x: 0, y: 0, span: size };
+const state = { print: false, run: 0, order: [], place: [], cells: new Map(), x: 0, y: 0, span: size, margin: 0 };
 
 function arrange() {
   const run = data.runs[state.run];
@@ -77,19 +77,49 @@ function arrange() {
   draw();
 }
 
+// Names of rows and columns stand in margins at the left and at the top, and cover no cell.
+const FONT = 11, SHORTEST = 70, LONGEST = 110; // of the page: pixels of a letter, of a margin
+
+function margin(pixel) {
+  context.font = `${FONT * pixel}px system-ui, sans-serif`;
+  const widest = Math.max(...data.names.map((name) => context.measureText(name.slice(0, 40)).width));
+  const most = Math.min(LONGEST * pixel, 0.3 * canvas.width);
+  return Math.min(most, Math.max(SHORTEST * pixel, widest + (FONT + 12) * pixel));
+}
+
+function cut(text, width) { // in the middle: names of classes often begin alike
+  if (context.measureText(text).width <= width) return text;
+  const letters = Array.from(text);
+  for (let kept = Math.min(40, letters.length - 1); kept > 1; kept--) {
+    const start = letters.slice(0, Math.ceil(kept / 2)), end = letters.slice(-Math.floor(kept / 2));
+    const shorter = `${start.join("")}…${end.join("")}`;
+    if (context.measureText(shorter).width <= width) return shorter;
+  }
+  return "…";
+}
+
 function draw() {
-  const edge = canvas.width / state.span;
   const pixel = canvas.width / (canvas.clientWidth || canvas.width); // of the page, in the canvas
+  const left = margin(pixel);
+  state.margin = left / canvas.width;
+  const edge = (canvas.width - left) / state.span;
   const style = getComputedStyle(document.documentElement);
   const printed = { "--panel": "#f4f4f4", "--paper": "#fff", "--ink": "#000", "--good": "#1f7a4a", "--accent": "#a33c08" };
   const colour = (name) => state.print ? printed[name] : style.getPropertyValue(name).trim();
   canvas.classList.toggle("zoomed", state.span < size); // then a finger moves the matrix
-  context.fillStyle = colour("--panel");
+  context.globalAlpha = 1;
+  context.fillStyle = colour("--paper");
   context.fillRect(0, 0, canvas.width, canvas.height);
+  context.save();
+  context.beginPath();
+  context.rect(left, left, canvas.width - left, canvas.height - left);
+  context.clip();
+  context.fillStyle = colour("--panel");
+  context.fillRect(left, left, canvas.width, canvas.height);
   for (const [key, n] of state.cells) {
     const down = Math.floor(key / size), across = key % size;
-    const x = (across - state.x) * edge, y = (down - state.y) * edge;
-    if (x + edge < 0 || y + edge < 0 || x > canvas.width || y > canvas.height) continue;
+    const x = left + (across - state.x) * edge, y = left + (down - state.y) * edge;
+    if (x + edge < left || y + edge < left || x > canvas.width || y > canvas.height) continue;
     const share = n / Math.max(1, data.n[state.order[down]]);
     context.globalAlpha = 0.15 + 0.85 * Math.sqrt(share);
     context.fillStyle = colour(down === across ? "--good" : "--accent");
@@ -101,28 +131,53 @@ function draw() {
       context.fillText(String(n), x + edge * 0.12, y + edge * 0.62);
     }
   }
-  context.globalAlpha = 1;
-  if (edge > 15 * pixel) { // names of the rows, where there is room for them
-    context.font = `${12 * pixel}px system-ui, sans-serif`;
-    for (let row = Math.floor(state.y); row < Math.min(size, state.y + state.span); row++) {
-      const text = data.names[state.order[row]].slice(0, 28);
-      const y = (row - state.y) * edge;
-      context.fillStyle = colour("--paper");
-      context.globalAlpha = 0.75;
-      context.fillRect(0, y + edge / 2 - 8 * pixel, context.measureText(text).width + 8 * pixel, 16 * pixel);
-      context.globalAlpha = 1;
-      context.fillStyle = colour("--ink");
-      context.fillText(text, 4 * pixel, y + edge / 2 + 4 * pixel);
+  context.restore();
+  const gap = 4 * pixel;
+  context.font = `${FONT * pixel}px system-ui, sans-serif`;
+  context.fillStyle = colour("--ink");
+  const write = (text, along, across, from, align) => { // `along` the margin, `across` it
+    context.save();
+    context.textAlign = align;
+    context.textBaseline = "middle";
+    if (from === "top") context.transform(0, -1, 1, 0, along, across);
+    else context.translate(across, along);
+    context.fillText(text, 0, 0);
+    context.restore();
+  };
+  corner(left, gap, pixel);
+  if (edge < 1.15 * FONT * pixel) return; // no room for names
+  for (const [from, first] of [["left", state.y], ["top", state.x]]) {
+    for (let place = Math.floor(first); place < Math.min(size, first + state.span); place++) {
+      const along = left + (place - first + 0.5) * edge;
+      if (along < left + 0.6 * FONT * pixel || along > canvas.width - 0.4 * FONT * pixel) continue;
+      const text = cut(data.names[state.order[place]], left - 2 * gap);
+      write(text, along, left - gap, from, from === "top" ? "left" : "right");
     }
   }
 }
 
-function cellAt(event) {
+function corner(left, gap, pixel) { // what goes down and what goes across
+  context.save();
+  context.textAlign = "right";
+  context.textBaseline = "alphabetic";
+  context.font = `italic ${0.85 * FONT * pixel}px system-ui, sans-serif`;
+  context.fillText(cut("taken for →", left - gap), left - gap, left - 2.2 * FONT * pixel);
+  context.fillText(cut("true ↓", left - gap), left - gap, left - gap);
+  context.restore();
+}
+
+function inMatrix(event) { // 0 to 1 across and down the cells, and their width on the page
   const box = canvas.getBoundingClientRect();
-  const edge = box.width / state.span;
-  const across = Math.floor(state.x + (event.clientX - box.left) / edge);
-  const down = Math.floor(state.y + (event.clientY - box.top) / edge);
-  return down < 0 || across < 0 || down >= size || across >= size ? null : [down, across];
+  const width = box.width * (1 - state.margin), start = box.width * state.margin;
+  return [(event.clientX - box.left - start) / width, (event.clientY - box.top - start) / width, width];
+}
+
+function cellAt(event) {
+  const [u, v] = inMatrix(event);
+  if (u < 0 || v < 0) return null;
+  const across = Math.floor(state.x + u * state.span);
+  const down = Math.floor(state.y + v * state.span);
+  return down >= size || across >= size ? null : [down, across];
 }
 
 function describe(event) {
@@ -136,8 +191,7 @@ function describe(event) {
 }
 
 function zoom(factor, event) {
-  const box = canvas.getBoundingClientRect();
-  const [u, v] = event ? [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height] : [0.5, 0.5];
+  const [u, v] = event ? inMatrix(event).map((share) => Math.min(1, Math.max(0, share))) : [0.5, 0.5];
   const span = Math.min(size, Math.max(Math.min(size, 3), state.span / factor));
   const limit = (low) => Math.min(size - span, Math.max(0, low));
   state.x = limit(state.x + u * (state.span - span));
@@ -151,7 +205,7 @@ canvas.addEventListener("pointerdown", (event) => { dragged = [event.clientX, ev
 canvas.addEventListener("pointermove", (event) => {
   describe(event);
   if (dragged === null || state.span === size) return;
-  const perPixel = state.span / canvas.getBoundingClientRect().width;
+  const perPixel = state.span / inMatrix(event)[2];
   const limit = (low) => Math.min(size - state.span, Math.max(0, low));
   state.x = limit(state.x - (event.clientX - dragged[0]) * perPixel);
   state.y = limit(state.y - (event.clientY - dragged[1]) * perPixel);
@@ -202,4 +256,5 @@ window.addEventListener("afterprint", () => {
   draw();
 });
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+window.addEventListener("resize", draw); // letters keep their size on the page
 arrange();
