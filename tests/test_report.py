@@ -19,9 +19,12 @@ from click.testing import CliRunner
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached
 from featurecache.features.store import Cache
+from featurecache.heads.run_files import Epoch
+from featurecache.heads.schedules import Schedule
 from featurecache.stages import gallery
 from featurecache.stages import report as stage
-from featurecache.stages.course import course_of
+from featurecache.stages.course import _phases, course_of
+from featurecache.stages.ensemble import ensemble
 from featurecache.stages.evaluate import ask, evaluate
 from featurecache.stages.featurize import featurize
 from featurecache.stages.report import report
@@ -211,7 +214,7 @@ def test_a_dataset_without_a_split_to_train_on(
     given: dict[str, Any] = {"data": tmp_path / "data", "cache": small_cache}
     found = report(small_runs["split"], out=tmp_path / "r.html", **given)
     assert found.n == 12
-    warned = "These are images of the split that heads are trained on"
+    warned = "36 of these 36 images were trained on"
     assert warned not in Path(found.path).read_text()
     given["data"] = small_data
     report(small_runs["split"], split="train", out=tmp_path / "r.html", **given)
@@ -279,6 +282,55 @@ def test_phases_are_those_that_were_trained(
     report(run, out=tmp_path / "r.html", **given)
     text = (tmp_path / "r.html").read_text()
     assert "winner" in text and "0.01 to" not in text
+
+
+@pytest.mark.parametrize(
+    ("tops", "most"),
+    [([0.6, 0.4, 0.59], None), ([0.6, 0.4, 0.65], 2), ([0.5, 0.6, 0.3, 0.62], 1), ([0.5], None)],
+)
+def test_a_phase_that_makes_good_a_damage_has_not_helped(
+    tops: list[float], most: int | None
+) -> None:
+    """A phase is measured against the best before it; the change is shown beside."""
+    schedule = Schedule.model_validate(
+        {"backbone": "any", "phases": [{"views": "none", "epochs": 1} for _ in tops]}
+    )
+    epochs = [
+        Epoch(epoch=n, fold=1, phase=n, train_loss=1, train_top1=0, val_loss=1, val_top1=top)
+        for n, top in enumerate(tops, 1)
+    ]
+    found = _phases(schedule, epochs)
+    assert [phase["most"] for phase in found] == [place == most for place in range(len(tops))]
+    for place in range(1, len(tops)):
+        assert found[place]["gain"] == pytest.approx(tops[place] - max(tops[:place]))
+        assert found[place]["change"] == pytest.approx(tops[place] - tops[place - 1])
+
+
+def test_runs_that_see_other_pictures_are_not_compared(
+    small_runs: Runs, small_data: Path, tiny: dict[str, Any], load_once: None, tmp_path: Path
+) -> None:
+    """A view goes by a schedule's own augment_seed: color_1 of seed 0 is not color_1 of seed 1."""
+    cache = tmp_path / "cache"
+    for seed in (0, 1):
+        featurize(small_data, policy=["none", "color_1"], cache=cache, seed=seed, **tiny)
+    other = Path(shutil.copytree(small_runs["split_1"], tmp_path / "other"))
+    record = json.loads((other / "run.json").read_text())
+    record["schedule"]["augment_seed"] = 1
+    (other / "run.json").write_text(json.dumps(record))
+    given: dict[str, Any] = {"data": small_data, "cache": cache}
+    runs, out = [small_runs["split"], other], tmp_path / "report.html"
+    for seed, comparable in ((None, False), (0, True)):
+        report(runs, view="color_1", seed=seed, out=out, **given)
+        text = out.read_text(encoding="utf-8")
+        assert ("not seen through the same view" in text) != comparable
+        assert ("McNemar" in text) == comparable
+        notes = ensemble(runs, view="color_1", seed=seed, how="mean", **given).notes
+        assert any("views of other seeds" in note for note in notes) != comparable
+    report(runs, out=out, **given)  # `none` has no seed
+    assert "McNemar" in out.read_text(encoding="utf-8")
+    with pytest.raises(BadInput, match="give --seed, which is for both"):
+        evaluate(runs[0], against=other, view="color_1", **given)
+    assert evaluate(runs[0], against=other, view="color_1", seed=0, **given).against is not None
 
 
 def test_a_policy_file_that_was_moved_since(

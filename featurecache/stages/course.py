@@ -21,8 +21,10 @@ def course_of(asked: Asked, place: int, spaces: Mapping[str, Space]) -> dict[str
     """{epochs, folds, phases, curves, views, through} of a run; `spaces` are the cache's by name.
 
     `phases` are those of the schedule (of a sweep the winner's), each {views, augmented, epochs,
-    first, last, lr, before, after, change, most}: validation top-1 before and after it, a mean over
-    the folds. `curves` is an SVG, None without metrics.
+    first, last, lr, before, after, change, gain, most}: validation top-1 before and after it, a
+    mean over the folds; `gain` is against the best of all phases before it, so that what only
+    makes good the damage of another gains nothing; `most` marks the greatest gain above 0.
+    `curves` is an SVG, None without metrics.
     """
     record = asked.records[place]
     epochs = read_epochs(asked.runs[place])
@@ -31,6 +33,8 @@ def course_of(asked: Asked, place: int, spaces: Mapping[str, Space]) -> dict[str
         "epochs": len({row.epoch for row in epochs}),
         "folds": len({row.fold for row in epochs}),
         "phases": phases,
+        "validated": shown_view(schedule_of(record).validation.view),
+        "seed": record.schedule["augment_seed"],
         "curves": _curves(phases, epochs),
         "views": [_view(view, record, epochs, spaces) for view in record.spaces],
         "through": [_through(view, asked, place, spaces) for view in record.spaces],
@@ -43,7 +47,8 @@ def _phases(schedule: Schedule, epochs: Sequence[Epoch]) -> list[dict[str, Any]]
         for number in {row.epoch for row in epochs}
     }
     found: list[dict[str, Any]] = []
-    before = None
+    before: float | None = None
+    best: float | None = None  # after any phase so far
     # An early stop may leave phases without epochs; what is trained after pruning is one more.
     for number, phase in {one.number: one.phase for one in schedule.plan()}.items():
         own = [row for row in epochs if row.phase == number]
@@ -62,11 +67,13 @@ def _phases(schedule: Schedule, epochs: Sequence[Epoch]) -> list[dict[str, Any]]
                 "before": before,
                 "after": after,
                 "change": None if before is None or after is None else after - before,
+                "gain": None if best is None or after is None else after - best,
             }
         )
-        before = before if after is None else after
-    gains = [row["change"] for row in found if row["change"] is not None]
-    return [row | {"most": bool(gains) and row["change"] == max(gains) > 0} for row in found]
+        if after is not None:
+            before, best = after, after if best is None else max(best, after)
+    gains = [row["gain"] for row in found if row["gain"] is not None]
+    return [row | {"most": bool(gains) and row["gain"] == max(gains) > 0} for row in found]
 
 
 def _mixture(phase: Phase) -> str:
@@ -126,7 +133,10 @@ def _through(view: str, asked: Asked, place: int, spaces: Mapping[str, Space]) -
     names = asked.records[place].spaces[view]
     held = [spaces[name] for name in names if name in spaces]
     items = [row.item for row in asked.rows]
-    row: dict[str, Any] = {"view": shown_view(view), "top1": None, "interval": None}
+    own = asked.records[place].schedule["augment_seed"]
+    differ = view != "none" and len({run.schedule["augment_seed"] for run in asked.records}) > 1
+    name = shown_view(view) + (f", seed {own}" if differ else "")
+    row: dict[str, Any] = {"view": name, "top1": None, "interval": None}
     if len(held) < len(names) or any(space.missing(items) for space in held):
         return row
     likely, labels = asked.through(place, held)

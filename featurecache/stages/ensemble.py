@@ -18,6 +18,7 @@ from featurecache.stages.evaluate import (
     check_classes,
     class_numbers,
     images_of,
+    same_views,
     views_of,
 )
 from featurecache.stages.find import Row
@@ -81,6 +82,10 @@ def ensemble(
     views = views_of(view, tta)
     images = images_of(runs, opened, dataset, split, views, seed, data, cache, progress)
     rows, notes = images.rows, list(images.notes)
+    if not same_views(opened, views, seed):
+        notes.append(
+            "the members are seen through views of other seeds; give --seed to compare them"
+        )
     unseen: Images | None = None
     if how in (None, "stack"):
         try:

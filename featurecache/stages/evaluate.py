@@ -106,6 +106,11 @@ def evaluate(
             raise BadInput(f"{file}: its folder does not exist")
     runs = [run] if against is None else [run, against]
     views = views_of(view, tta)
+    if against is not None and not same_views([read_run(each) for each in runs], views, seed):
+        raise BadInput(
+            f"{run} and {against} were trained on views of other seeds (augment_seed), so a "
+            "comparison would be through different pictures; give --seed, which is for both"
+        )
     asked = ask(runs, split, views, seed, data, cache, progress)
     record, likely, labels = asked.records[0], asked.likely[0], asked.labels[0]
     if misclassified is not None:
@@ -247,6 +252,13 @@ def images_of(
         for note in trained_on_note(run, record, dataset, store, rows, split)
     ]
     return Images(rows, len(dataset.split(split)) - len(rows), spaces, None, notes)
+
+
+def same_views(opened: Sequence[RunRecord], views: Sequence[str], seed: int | None) -> bool:
+    """Are these runs looked at through the same pictures? Without a seed each is through views of
+    its own schedule's `augment_seed`."""
+    seeds = {record.schedule["augment_seed"] for record in opened} if seed is None else {seed}
+    return len(seeds) == 1 or set(views) == {"none"}
 
 
 def worth_of(asked: Asked, place: int, split: str, views: Sequence[str]) -> Evaluation:

@@ -110,7 +110,8 @@ def card(asked: Asked, row: int, seen: Pictures) -> dict[str, Any]:
 
 def sheets(asked: Asked, spaces: Mapping[str, Space], notes: list[str]) -> list[dict[str, Any]]:
     """A contact sheet of each policy that the runs were trained through: training images beside the
-    very draws that the network saw. Notes say of which there is none."""
+    very draws that vectors were made of, before the network's resize and crop. Notes say of which
+    there is none."""
     of_policy: dict[str, dict[int, View]] = {}  # by the policy itself and the seed
     for record in asked.records:
         for view, names in record.spaces.items():

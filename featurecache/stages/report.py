@@ -20,7 +20,7 @@ from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
 from featurecache.json_files import Open, read_file, read_model
 from featurecache.stages.course import course_of, shown_view
-from featurecache.stages.evaluate import Asked, Evaluation, ask, worth_of
+from featurecache.stages.evaluate import Asked, Evaluation, ask, same_views, worth_of
 from featurecache.stages.gallery import (
     Pictures,
     card,
@@ -86,6 +86,7 @@ def report(
     asked = ask(runs, split, [view], seed, data, cache, progress, alike=True)
     names = _names(runs)
     worths = [worth_of(asked, place, split, [view]) for place in range(len(runs))]
+    comparable = same_views(asked.records, [view], seed)
     spaces = {space.path.name: space for space in Cache(cache).spaces()}
     seen = Pictures(asked)
     notes: list[str] = []
@@ -108,7 +109,9 @@ def report(
                 "backbones": _backbones(record),
                 "schedule": yaml.safe_dump(record.schedule, sort_keys=False, allow_unicode=True),
                 "worth": worth,
-                "against": metrics.mcnemar(asked.right(place), asked.right(0)) if place else None,
+                "against": metrics.mcnemar(asked.right(place), asked.right(0))
+                if place and comparable
+                else None,
                 **course_of(asked, place, spaces),
                 "best": examples(worth.best, asked, place, seen, right=True),
                 "worst": examples(worth.worst, asked, place, seen, right=False),
@@ -124,6 +127,7 @@ def report(
         "confusion": _confusion_data(asked, names),
         "sheets": sheets(asked, spaces, notes),
         "studies": studies,
+        "comparable": comparable,
         "warnings": asked.notes,
         "notes": notes,
     }
