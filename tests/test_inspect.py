@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -63,6 +64,25 @@ def test_pictures_by_other_names_are_counted(tmp_path):
         f"pictures that are not read: 1 {suffix}; convert or rename them"
         for suffix in ("without a suffix", ".dng", ".heic", ".jpg_large")
     ]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_values_of_few_bits_in_files_of_16_are_noted(tmp_path, suffix):
+    (tmp_path / "cell").mkdir()
+    for number, bits in enumerate((16, 12, 11)):
+        values = np.random.default_rng(number).integers(0, 1 << bits, (20, 30), dtype=np.uint16)
+        values[0, 0] = (1 << bits) - 1
+        path = tmp_path / f"cell/{number}.{suffix}"
+        if suffix == "pgm":
+            path.write_bytes(b"P5\n# seen\n30 20\n65535\n" + values.astype(">u2").tobytes())
+        else:
+            Image.fromarray(values).save(path)
+    save(tmp_path / "cell/black.png", (8, 8))
+    (note,) = inspect(tmp_path).notes
+    assert note == (
+        "2 of 3 images of 16 bits use their lowest 12 bits alone, and come out nearly black; "
+        "multiply their values by 16"
+    )
 
 
 def test_nothing_decodable(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -277,3 +278,32 @@ def test_exit_codes(three: Trained, bad_files: list[Path]) -> None:
     allowed = command(str(three.run), good, bad, "--allow-failed")
     assert allowed.returncode == 0
     assert "red thing, ruby" in allowed.stdout and f"failed: {bad}: " in allowed.stderr
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_photos(three: Trained, tmp_path: Path) -> None:
+    """`predict` and `inspect` on photos of 6 megapixels, 18 MB each once decoded."""
+    (tmp_path / "photos/a").mkdir(parents=True)
+    photo = tmp_path / "photos/a/0.jpg"
+    Image.new("RGB", (3000, 2000), (9, 90, 200)).save(photo, quality=30)
+    for number in range(1, 48):
+        os.link(photo, tmp_path / f"photos/a/{number}.jpg")
+    code = f"""
+import resource
+from featurecache.stages.inspect import inspect
+from featurecache.stages.predict import predict
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+predict({str(three.run)!r}, [{str(photo)!r}] * 2)
+before = peak()
+predict({str(three.run)!r}, [{str(photo)!r}] * 48)
+print(peak() - before)
+inspect({str(tmp_path / "photos")!r})
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    predicted, both = map(int, done.stdout.split())
+    assert predicted < 100  # of the 860 that the pictures are
+    assert both < 450  # eight threads of `inspect` have a photo each

@@ -7,6 +7,7 @@ a TIFF, and Pillow knows some of their combinations.
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ _COLOURS = {
 }  # fmt: skip
 _HOW = "save it as grey, RGB or RGBA of 8 or 16 unsigned bits"
 _UNASSOCIATED = (2,)
+_BROKEN_TAGS = (
+    LookupError, OSError, SyntaxError, TypeError, ValueError, ArithmeticError, struct.error
+)  # fmt: skip
 
 
 def check_tiff(image: Any) -> None:
@@ -92,14 +96,11 @@ def high_bytes(image: Any) -> np.ndarray:
 def broken_tiff(data: bytes, reason: str) -> str:
     """Why Pillow, which gave `reason`, could not open a TIFF: what is in it, if it says so."""
     try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:3] == b"+" else 8])
-        file = io.BytesIO(data)
-        file.seek(tags.next)
-        tags.load(file)
+        tags = _tags(data)
         if not tags.get(_WIDTH):
             return f"a broken TIFF file ({reason})"
         name = tiff_name(tags)
-    except (LookupError, OSError, SyntaxError, TypeError, ValueError, ArithmeticError):
+    except _BROKEN_TAGS:
         return f"a broken TIFF file ({reason})"
     compression = _first(tags, _COMPRESSION, 1)
     if compression not in TiffImagePlugin.COMPRESSION_INFO:
@@ -107,6 +108,23 @@ def broken_tiff(data: bytes, reason: str) -> str:
     if reason in ("unknown pixel mode", "unknown raw mode for given image mode"):
         return f"{name} is not supported; {_HOW}"
     return f"{name} can't be decoded ({reason}); if it is whole, {_HOW}"
+
+
+def bits_of_tiff(data: bytes) -> int:
+    """The bits of each sample of a TIFF; 0 where its tags can't be read."""
+    try:
+        return _first(_tags(data), _BITS, 1)
+    except _BROKEN_TAGS:
+        return 0
+
+
+def _tags(data: bytes) -> Any:
+    """The tags of the first picture. Raises one of _BROKEN_TAGS."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:3] == b"+" else 8])
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
 
 
 def tiff_name(tags: Any) -> str:

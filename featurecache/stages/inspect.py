@@ -12,10 +12,12 @@ from pathlib import Path
 from featurecache.executors import Progress, silent
 from featurecache.images.datasets import FOLDER_LAYOUTS, Dataset, open_dataset
 from featurecache.images.decode import Undecodable, decode
+from featurecache.images.depth import used_bits
 from featurecache.images.layouts.unread import unread_pictures
 from featurecache.images.samples import Sample
 
 _THREADS = 8  # reading waits for disks, and Pillow lets go of the interpreter while it decodes
+_MAX_LOW_BITS = 14  # that cameras store in 16
 _SLICE = 64  # images between two reports of progress
 
 
@@ -83,6 +85,7 @@ class _Seen:
     length: int
     size: tuple[int, int] | None
     reason: str
+    bits: int | None = None  # that are used of 16
 
 
 def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspection:
@@ -118,8 +121,22 @@ def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspec
             for sample, one in zip(samples, seen, strict=True)
             if one.reason
         ],
-        notes=[*dataset.notes, *_unread_notes(dataset)],
+        notes=[
+            *dataset.notes,
+            *_unread_notes(dataset),
+            *_depth_notes([one.bits for one in seen if one.bits is not None]),
+        ],
     )
+
+
+def _depth_notes(bits: Sequence[int]) -> list[str]:
+    low = [used for used in bits if used <= _MAX_LOW_BITS]
+    if not low:
+        return []
+    return [
+        f"{len(low):,} of {len(bits):,} images of 16 bits use their lowest {max(low)} bits alone, "
+        f"and come out nearly black; multiply their values by {2 ** (16 - max(low))}"
+    ]
 
 
 def _unread_notes(dataset: Dataset) -> list[str]:
@@ -144,10 +161,11 @@ def _look_at(sample: Sample) -> _Seen:
         return _Seen(None, 0, None, error.strerror or str(error))
     item = hashlib.sha256(data).digest()
     try:
-        height, width, _ = decode(data).shape
+        pixels = decode(data)
     except Undecodable as error:
         return _Seen(item, len(data), None, str(error))
-    return _Seen(item, len(data), (width, height), "")
+    height, width, _ = pixels.shape
+    return _Seen(item, len(data), (width, height), "", used_bits(data, pixels))
 
 
 def _split(samples: Sequence[Sample], classes: Sequence[str]) -> Split:

@@ -11,7 +11,7 @@ import numpy as np
 
 from featurecache.errors import BadInput
 from featurecache.features.backbones import Backbone, backbone_of_key
-from featurecache.features.engines import open_engine, run_rows
+from featurecache.features.engines import Engine, open_engine, run_rows
 from featurecache.heads.mlp import Head
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.layouts.contents import first_few
@@ -49,20 +49,11 @@ def predict(
     record = read_run(run)
     head = Head.load(Path(run))
     networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
-    decoded, errors = [], {}
-    for file in files:
-        try:
-            decoded.append(decode(read_regular(Path(file), MAX_FILE)))
-        except (Undecodable, OSError) as error:
-            errors[str(file)] = getattr(error, "strerror", None) or str(error)
+    rows, errors = _vectors(networks, [one["precision"] for one in record.backbones], files, engine)
     tops = []
-    if decoded:
-        rows = [
-            _vectors(network, decoded, engine, one["precision"])
-            for network, one in zip(networks, record.backbones, strict=True)
-        ]
+    if len(rows):
         words = record.words
-        for probabilities in head.predict_proba(np.concatenate(rows, axis=1)):
+        for probabilities in head.predict_proba(rows):
             best = np.argsort(-probabilities, kind="stable")[:5]
             names = [record.classes[i] for i in best]
             tops.append(
@@ -127,12 +118,35 @@ def run_networks(record: RunRecord, files: Sequence[str | Path]) -> list[Backbon
 
 
 def _vectors(
-    network: Backbone, decoded: Sequence[np.ndarray], engine: str, precision: str
-) -> np.ndarray:
-    pictures = [network.preprocess(pixels) for pixels in decoded]
-    running = open_engine(network, engine, precision)
-    size = running.batch_rows
-    rows = [
-        run_rows(running, np.stack(pictures[i : i + size])) for i in range(0, len(pictures), size)
-    ]
-    return np.concatenate(rows)
+    networks: Sequence[Backbone], precisions: Sequence[str], files: Sequence[str], engine: str
+) -> tuple[np.ndarray, dict[str, str]]:
+    """The vectors of the files that can be decoded, those of all networks side by side, (N, D)
+    float32, and why the others can't. Of the pictures one batch is in memory, as small as the
+    networks take them."""
+    running: list[Engine] = []
+    waiting: list[list[np.ndarray]] = [[] for _ in networks]
+    rows: list[list[np.ndarray]] = [[] for _ in networks]
+    errors: dict[str, str] = {}
+
+    def run(number: int) -> None:
+        rows[number].append(run_rows(running[number], np.stack(waiting[number])))
+        waiting[number].clear()
+
+    for file in files:
+        try:
+            pixels = decode(read_regular(Path(file), MAX_FILE))
+        except (Undecodable, OSError) as error:
+            errors[file] = getattr(error, "strerror", None) or str(error)
+            continue
+        if not running:
+            both = zip(networks, precisions, strict=True)
+            running = [open_engine(network, engine, precision) for network, precision in both]
+        for number, network in enumerate(networks):
+            waiting[number].append(network.preprocess(pixels))
+            if len(waiting[number]) == running[number].batch_rows:
+                run(number)
+    for number, left in enumerate(waiting):
+        if left:
+            run(number)
+    found = [np.concatenate(made) for made in rows if made]
+    return np.concatenate(found, axis=1) if found else np.empty((0, 0), np.float32), errors

@@ -1,0 +1,30 @@
+"""How many of its bits a picture of 16 bits uses: cameras and microscopes store 10, 12 or 14 of
+them in the lowest bits, and the high byte, which the decode rule keeps, is then nearly black."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from featurecache.images.tiffs import bits_of_tiff
+
+
+def used_bits(data: bytes, pixels: np.ndarray) -> int | None:
+    """The lowest bits that hold the brightest value of a decoded file of 16 bits; None for a file
+    of other depth."""
+    if _bits(data) != 16:
+        return None
+    most = int(pixels.max())
+    if data.startswith(b"P") and most:  # rounded to 255, and not cut to the high byte
+        return (most * 257 - 128).bit_length()
+    return 8 + most.bit_length()
+
+
+def _bits(data: bytes) -> int:
+    if data.startswith(b"\x89PNG"):
+        return data[24]
+    if data.startswith((b"II", b"MM")):
+        return bits_of_tiff(data)
+    match = re.match(rb"P[2356]\s+(?:#[^\n]*\s+)*\d+\s+(?:#[^\n]*\s+)*\d+\s+(\d+)\s", data[:512])
+    return int(match[1]).bit_length() if match else 8
