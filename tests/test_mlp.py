@@ -166,6 +166,17 @@ def test_weights_of_another_shape_are_damage(tmp_path: Path, change: dict[str, o
         Head.load(tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_damage(tmp_path: Path, value: float) -> None:
+    poisoned = head()
+    next(poisoned.members[0].parameters()).data.view(-1)[0] = value
+    poisoned.save(tmp_path)
+    with pytest.raises(
+        DamagedRun, match=r"head\.safetensors: \S+ holds numbers that are not finite"
+    ):
+        Head.load(tmp_path)
+
+
 def test_weights_are_no_pickle(tmp_path: Path) -> None:
     head().save(tmp_path)
     state = safetensors.torch.load((tmp_path / "head.safetensors").read_bytes())

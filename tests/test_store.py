@@ -21,8 +21,11 @@ from hypothesis import strategies as st
 
 from featurecache import durable, locks, places, records
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError, RemovedMeanwhile
+from featurecache.features import shards as shards_module
+from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.stages.verify import verify
 from tests.keys import vector_key, view_key
 
 KEY = vector_key()
@@ -274,6 +277,32 @@ def test_a_description_of_another_key_is_refused(tmp_path: Path) -> None:
 
 
 # ---- crashes and other writers ----
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """They are never stored; another writer's are damage, to every reader and to verify."""
+    items = [bytes([i] * 32) for i in range(4)]
+    features = np.ones((4, 3), np.float32)
+    features[2, 1] = value
+    key = KEY
+    with pytest.raises(FeatureCacheError, match="not stored: its vectors hold NaN or infinity"):
+        Cache(tmp_path).space(key, "none", "x").commit(items, {"features": features}, {}, {}, 0.0)
+    assert not list(tmp_path.glob("spaces/*/*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "is_finite", lambda arrays: True)
+        cache = Cache(tmp_path)
+        cache.create()
+        space = cache.space(key, "none", "x")
+        assert space.commit(items, {"features": features}, {}, {}, 0.0)
+    space = Cache(tmp_path).space(key, "none", "x")
+    for read in (space.vectors, lambda items: MappedVectors(space, items)[:]):
+        with pytest.raises(DamagedCache, match="its vectors hold NaN or infinity"):
+            read(items[:1])
+    (bad,) = verify(tmp_path).bad
+    assert bad["reason"] == "its vectors hold NaN or infinity"
 
 
 def test_without_its_record_a_shard_is_absent(tmp_path: Path) -> None:

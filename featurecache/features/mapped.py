@@ -100,9 +100,11 @@ class MappedVectors:
             number not in self._sound and hashlib.sha256(data).hexdigest() != record.sha256
         ):
             raise damaged(path, "its bytes are not the ones that were committed")
+        arrays = shards.unpack(data, record.arrays)
+        if number not in self._sound and not shards.is_finite(arrays):
+            raise damaged(path, shards.NOT_FINITE)
         self._sound.add(number)
         if len(self._maps) == MOST_MAPS:
             del self._maps[next(iter(self._maps))]
-        features = shards.unpack(data, record.arrays)["features"]
-        self._maps[number] = features.reshape(-1).view(np.uint8).data
+        self._maps[number] = arrays["features"].reshape(-1).view(np.uint8).data
         return self._maps[number]

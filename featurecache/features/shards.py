@@ -96,6 +96,14 @@ def unpack(data: bytes | mmap.mmap, layout: Mapping[str, Array]) -> dict[str, np
     return found
 
 
+NOT_FINITE = "its vectors hold NaN or infinity"
+
+
+def is_finite(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Are all vectors of a shard finite? (True of pictures.)"""
+    return "features" not in arrays or bool(np.isfinite(arrays["features"]).all())
+
+
 def check_hdf5(data: bytes, layout: Mapping[str, Array]) -> str | None:
     """Why a shard is not the plain HDF5 file its record describes, or None if it is.
 

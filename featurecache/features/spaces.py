@@ -221,7 +221,11 @@ class Space:
     def read(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of one committed shard, its bytes hashed first. Raises DamagedCache,
         CannotRead."""
-        return shards.unpack(self.read_bytes(self.records[number]), self.records[number].arrays)
+        record = self.records[number]
+        arrays = shards.unpack(self.read_bytes(record), record.arrays)
+        if not shards.is_finite(arrays):  # `commit` refuses such; another writer may not
+            raise damaged(self.path / record.file, shards.NOT_FINITE)
+        return arrays
 
     def read_bytes(self, record: Record, fresh: bool = False) -> bytes:
         """The bytes of a shard, if they are the ones that were committed; of one in an object store
@@ -363,6 +367,8 @@ class Space:
         the disk refuses, or the cache is gone; then nothing of this shard is visible to any reader.
         """
         self._check_cache()
+        if not shards.is_finite(arrays):
+            raise FeatureCacheError(f"{self.path}: not stored: {shards.NOT_FINITE}")
         name = shards.shard_name(items)
         status = [shards.UNDECODABLE if item in failed else shards.OK for item in items]
         whole = {

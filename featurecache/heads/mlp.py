@@ -184,5 +184,10 @@ def _member(described: _Described, content: bytes, path: Path) -> nn.Sequential:
     expected = {name: (t.shape, t.dtype) for name, t in module.state_dict().items()}
     if {name: (t.shape, t.dtype) for name, t in state.items()} != expected:
         raise DamagedRun(f"{path}: its tensors are not those of the head in head.json")
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all() or (
+            name.endswith("running_var") and (tensor < 0).any()
+        ):
+            raise damaged_run(path, f"{name} holds numbers that are not finite, or no variances")
     module.load_state_dict(state, assign=True)
     return module.eval()

@@ -263,6 +263,8 @@ def _judge(space: Space, path: Path) -> tuple[str, Record | None]:
             return "its rows are not those of its record", record
     except DamagedCache as error:
         return error.reason, record
+    if not shards.is_finite(arrays):
+        return shards.NOT_FINITE, record
     return shards.check_hdf5(data, record.arrays) or "", record
 
 
