@@ -216,6 +216,19 @@ def test_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
     assert parsed(listed) == parsed(ended)["spaces"]
 
 
+def test_a_working_folder_that_was_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    script = f'rmdir "{folder}"; exec "{sys.executable}" -m featurecache inspect --data cat'
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "featurecache: the working folder was deleted; change to one that is there\n"
+    )
+
+
 def test_version_and_help(call: Callable[..., Ended]) -> None:
     assert call("--version").out.startswith("featurecache, version ")
     assert call("-h").code == call("featurize", "--help").code == 0

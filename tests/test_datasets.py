@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName
 from featurecache.images.datasets import open_dataset
 from featurecache.images.layouts.own_output import GAP, MARK, TILE
+from featurecache.images.layouts.unread import unread_pictures
 from featurecache.images.samples import MAX_FILE, items_of
 from featurecache.images.thumbnails import save_signed, sheet
 
@@ -231,6 +232,7 @@ def test_what_featurecache_writes_is_passed_over_where_it_lies(make):
         "cat/1.png", "cat/study/mine.png", "dog/2.png"
     ]  # fmt: skip
     assert any("written by featurecache" in note for note in dataset.notes)
+    assert unread_pictures(str(root)) == {}
 
 
 def test_a_picture_beside_json_and_a_foreign_run_are_data(make):

@@ -154,6 +154,12 @@ def test_heads_need_no_image_of_an_index(
     assert study.n == 36
 
 
+def test_vectors_of_an_open_dataset(small_data: Path, small_cache: Path) -> None:
+    whole, _ = vectors(small_data, "none", "efficientnet_lite0", cache=small_cache)
+    opened, _ = vectors(open_dataset(small_data), "none", "efficientnet_lite0", cache=small_cache)
+    assert np.array_equal(whole, opened)
+
+
 def test_threads_may_read_an_index_at_once(written: Path) -> None:
     """An index in row groups of 10: each thread is given its own rows, and none waits for ever."""
     samples = open_dataset(written).samples

@@ -190,6 +190,20 @@ def test_files_that_are_not_there_are_said_before_any_work(three: Trained, tmp_p
         predict(three.run, [*three.pictures("val"), tmp_path / "gone.png"])
 
 
+def test_a_folder_stands_for_its_images(three: Trained, tmp_path: Path) -> None:
+    below = tmp_path / "new/deep"
+    below.mkdir(parents=True)
+    for name, picture in zip(("b.png", "a.png"), three.pictures("val"), strict=False):
+        shutil.copy(picture, below / name)
+    (below / "notes.txt").touch()
+    found = predict(three.run, [tmp_path / "new"], engine="torch-cpu")
+    assert [each.path for each in found] == [f"{below}/a.png", f"{below}/b.png"]
+    assert all(each.top for each in found)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="empty: a folder without images"):
+        predict(three.run, [tmp_path / "empty"])
+
+
 def test_bad_files_only(three: Trained, bad_files: list[Path]) -> None:
     found = predict(three.run, bad_files[:1])
     assert found == [Prediction(str(bad_files[0]), [], found[0].error)]

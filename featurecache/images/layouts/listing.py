@@ -40,7 +40,7 @@ class Tree:
 
     def __init__(self) -> None:
         self._listings: dict[str, Listing] = {}
-        self._passed_over: dict[str, str] = {}  # path -> what it is
+        self.passed_over: dict[str, str] = {}  # path -> what it is
 
     def listing(self, folder: str) -> Listing:
         """What is in a folder. Raises BadInput."""
@@ -58,13 +58,13 @@ class Tree:
                         continue
                     if _is_folder(entry):
                         if is_foreign(name):
-                            self._passed_over[f"{folder}/{name}"] = _FOREIGN
+                            self.passed_over[f"{folder}/{name}"] = _FOREIGN
                         else:
                             folders.append(name)
                     elif is_picture(name):  # whatever it is: reading it says
                         pictures.append(name)
                     elif name.endswith(".tar"):
-                        self._passed_over[f"{folder}/{name}"] = _TARS
+                        self.passed_over[f"{folder}/{name}"] = _TARS
                     elif name.endswith((".json", ".svg")) or name.startswith(EVENTS):
                         others.append(name)
         except OSError as error:
@@ -73,7 +73,8 @@ class Tree:
         if SHEET in pictures and is_sheet(f"{folder}/{SHEET}"):
             own.add(SHEET)
         if own:
-            self._passed_over |= {f"{folder}/{name}": _OWN for name in own}
+            drawn = {name.removesuffix(".png") + ".svg" for name in own} & set(others)
+            self.passed_over |= {f"{folder}/{name}": _OWN for name in own | drawn}
             pictures = [name for name in pictures if name not in own]
         is_own = any(is_marker(folder, name) for name in others)
         return Listing(sorted(folders), sorted(pictures), is_own)
@@ -93,7 +94,7 @@ class Tree:
             default = folder.rpartition("/")[2] in DEFAULT_FOLDERS
             if not default and not any(self.own_below(folder)):
                 return False
-        self._passed_over[folder] = _OWN
+        self.passed_over[folder] = _OWN
         return True
 
     def own_below(self, folder: str) -> Iterator[str]:
@@ -101,7 +102,7 @@ class Tree:
         inside = f"{folder}/"
         return (
             path
-            for path, what in self._passed_over.items()
+            for path, what in self.passed_over.items()
             if what == _OWN and path.startswith(inside)
         )
 
@@ -110,7 +111,7 @@ class Tree:
         for name in self.listing(folder).pictures:
             if not is_sheet(f"{folder}/{name}"):
                 return f"{folder}/{name}"
-            self._passed_over[f"{folder}/{name}"] = _OWN
+            self.passed_over[f"{folder}/{name}"] = _OWN
         return None
 
     def pictures(self, folder: str) -> Iterator[str]:
@@ -130,7 +131,7 @@ class Tree:
             )
         listing = self.listing(folder)
         if listing.is_own:
-            self._passed_over[folder] = _OWN
+            self.passed_over[folder] = _OWN
             return
         for name in listing.pictures:
             yield f"{folder}/{name}"
@@ -139,15 +140,15 @@ class Tree:
             for picture in self._below(f"{folder}/{name}", (*above, real), visits):
                 empty = False
                 yield picture
-            if empty and is_picture(name) and f"{folder}/{name}" not in self._passed_over:
+            if empty and is_picture(name) and f"{folder}/{name}" not in self.passed_over:
                 yield f"{folder}/{name}"  # is meant to be a picture, and will be reported
 
     def notes(self, root: str) -> list[str]:
         """What was passed over, a sentence for each kind."""
         notes = []
         for what in (_OWN, _FOREIGN, _TARS):
-            paths = [path for path, kind in self._passed_over.items() if kind == what]
-            outer = [p for p in sorted(paths) if not _is_inside(p, self._passed_over)]
+            paths = [path for path, kind in self.passed_over.items() if kind == what]
+            outer = [p for p in sorted(paths) if not _is_inside(p, self.passed_over)]
             if outer:
                 shown = [path.removeprefix(f"{root}/") for path in outer]
                 notes.append(f"passed over, {what}: {first_few(shown)}")

@@ -27,7 +27,8 @@ def unread_pictures(root: str) -> dict[str, int]:
         seen.add(real)
         waiting += [f"{folder}/{name}" for name in listing.folders]
         for path in Path(folder).iterdir():
-            if path.name.startswith(".") or is_picture(path.name):
+            name = path.name
+            if name.startswith(".") or is_picture(name) or f"{folder}/{name}" in tree.passed_over:
                 continue
             if is_unread_picture(path.name, _head(path)):
                 counts[path.suffix.lower()] += 1
