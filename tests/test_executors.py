@@ -16,6 +16,7 @@ import pytest
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import pool
+from featurecache.executors.crew import Line
 from featurecache.executors.pool import checked_workers, ordered
 
 
@@ -289,4 +290,31 @@ if __name__ == "__main__":
     deadline = time.monotonic() + 20
     while shared_memory() - before and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert shared_memory() <= before
+
+
+def pooled(context: int) -> Line:
+    """A worker that has workers of its own, with shared memory."""
+    return Line(lambda tasks: (len(made) for made in ordered(arrays, context, tasks, 1)))
+
+
+PROCESSES = """
+import contextlib
+from featurecache.executors.crew import spread
+from featurecache.executors.processes import Processes
+from tests.test_executors import pooled
+with contextlib.closing(Processes(pooled, 10, 1)) as crew:
+    print([result for result, _ in spread(crew, range(8))])
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_workers_of_their_own_end_without_a_word(tmp_path: Path) -> None:
+    """Killed, they left semaphores and shared memory, of which Python warned."""
+    before = shared_memory()
+    child = subprocess.run(
+        [sys.executable, "-c", PROCESSES], capture_output=True, text=True, timeout=60,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert (child.stdout, child.stderr) == ("[4, 4, 4, 4, 4, 4, 4, 4]\n", "")
     assert shared_memory() <= before

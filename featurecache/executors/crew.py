@@ -234,7 +234,9 @@ class Line:
         self._calls: collections.deque[tuple[Any, Future[Any]]] = collections.deque()
         self._taken: collections.deque[tuple[Any, Future[Any]]] = collections.deque()
         self._some = threading.Condition()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def __call__(self, task: Any) -> Any:
         future: Future[Any] = Future()
@@ -243,12 +245,21 @@ class Line:
             self._some.notify()
         return future.result()
 
+    def close(self) -> None:
+        """End the stream when the last task is done, and wait for that. No task may follow."""
+        with self._some:
+            self._closed = True
+            self._some.notify_all()
+        self._thread.join()
+
     def _tasks(self) -> Generator[Any, None, None]:
         while True:
             with self._some:
                 if not self._calls:
                     self._some.wait(0.01 if self._taken else 1.0)
                 call = self._calls.popleft() if self._calls else None
+            if call is None and self._closed:
+                return
             if call is None:
                 yield None
             else:
@@ -258,7 +269,9 @@ class Line:
     def _run(self) -> None:
         while True:
             with self._some:
-                self._some.wait_for(lambda: self._calls)
+                self._some.wait_for(lambda: self._calls or self._closed)
+                if not self._calls:
+                    return
             try:
                 for result in self._work(self._tasks()):
                     self._taken.popleft()[1].set_result(result)

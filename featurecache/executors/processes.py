@@ -9,15 +9,17 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from featurecache.errors import FeatureCacheError, one_line
-from featurecache.executors.crew import AHEAD, Ended, Joined, Lost, attempt
+from featurecache.executors.crew import AHEAD, Ended, Joined, Line, Lost, attempt
 from featurecache.executors.pool import cores, follow_parent, worker_processes
 
+CLOSING = 5.0  # seconds that processes have to end by themselves
 RESTARTS = 3  # of a process that ends again and again without having ended a task
 
 
@@ -88,8 +90,15 @@ class Processes:
         return "; ".join(dict.fromkeys(seat.why for seat in self._seats))
 
     def close(self) -> None:
+        """Let the processes end, and with them the workers and the shared memory of each; those
+        that are still at a task are killed."""
+        for seat in self._seats:
+            if seat.pipe is not None:
+                seat.pipe.close()
+        until = time.monotonic() + CLOSING
         for seat in self._seats:
             if seat.process is not None:
+                seat.process.join(max(0.0, until - time.monotonic()))
                 seat.process.kill()
                 seat.process.join()
 
@@ -149,6 +158,9 @@ def _serve(pipe: Any, environment: dict[str, str], own: list[int], payload: byte
             pipe.send((number, *result))
 
     pipe.send(None)
-    with ThreadPoolExecutor(AHEAD + 1) as threads:
+    # EOFError: the parent wants no more.
+    with ThreadPoolExecutor(AHEAD + 1) as threads, contextlib.suppress(EOFError):
         while True:
             threads.submit(answer, *pipe.recv())
+    if isinstance(do, Line):
+        do.close()
