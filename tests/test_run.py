@@ -310,6 +310,73 @@ def test_a_bad_recipe_is_refused_before_any_work(
     assert not (tmp_path / "c").exists() and not (tmp_path / "r").exists()
 
 
+PARTS: list[tuple[dict[str, Any], dict[str, Any], Any, str]] = [
+    # validation of linear.yaml, of mlp.yaml, the last step, what is said
+    ({"fraction": 0.1}, {"folds": 2}, {"of": ["linear.yaml"]}, "have no image in common"),
+    ({"split": "val"}, {"split": "val"}, {}, "validated on images of split val"),
+    ({"folds": 2}, {"folds": 2}, {"split": "train"}, "validated on images of split train"),
+    ({"folds": 2}, {"folds": 2}, {"split": "held-out"}, "split held-out"),
+    ({"split": "val"}, {"folds": 2}, {"split": "test"}, "of 2 splits, so none is held out for all"),
+    ({"folds": 13}, {"folds": 2}, {}, r"step 2.*class 'cat' has 12 image\(s\).*at least 13"),
+]
+
+
+@pytest.mark.parametrize(("linear", "mlp", "last", "said"), PARTS, ids=[row[3] for row in PARTS])
+def test_a_stack_that_can_not_be_fitted_is_refused_before_any_work(
+    linear: dict[str, Any],
+    mlp: dict[str, Any],
+    last: dict[str, Any],
+    said: str,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def begun(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr(stage, "featurize", begun)
+    for name, validation in (("linear", linear), ("mlp", mlp)):
+        path = tmp_path / "exp" / f"{name}.yaml"
+        path.write_text(
+            yaml.safe_dump(yaml.safe_load(path.read_text()) | {"validation": validation})
+        )
+    steps = [*STEPS[:3], {"ensemble": {"how": "stack"} | last}]
+    with pytest.raises(BadInput, match=f"(?s){said}"):
+        run(write(steps))
+    steps[-1] = {"ensemble": last | {"how": "mean"}}  # of these nothing stands in the way
+    if "at least 13" not in said and last.get("split") != "test":
+        with pytest.raises(AssertionError, match="the work was begun"):
+            run(write(steps))
+
+
+def test_seeds_whose_fractions_meet_can_be_stacked(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr(stage, "featurize", begun)
+    path = tmp_path / "exp" / "linear.yaml"
+    path.write_text(yaml.safe_dump(SCHEDULE | {"validation": {"fraction": 0.5}}))
+    steps = [STEPS[0], changed(1, "", seeds=[0, 1])[1], {"ensemble": {"how": "stack"}}]
+    with pytest.raises(AssertionError, match="the work was begun"):
+        run(write(steps))
+
+
+def test_what_would_be_written_twice_is_refused(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "exp" / "other"
+    folder.mkdir()
+    (folder / "linear.yaml").write_text((tmp_path / "exp" / "linear.yaml").read_text())
+    twice = {"train-head": {"schedule": "other/linear.yaml"}}
+    with pytest.raises(BadInput, match=r"step 3.*trains the same runs as linear.yaml above"):
+        run(write([STEPS[0], STEPS[1], twice]))
+    with pytest.raises(BadInput, match=r"step 4.*report\.html is written above"):
+        run(write([STEPS[0], STEPS[1], {"report": {}}, {"report": {}}]))
+    (tmp_path / "r").write_text("a file")
+    with pytest.raises(BadInput, match=r"can't be made .* give another --runs"):
+        run(write())
+
+
 def test_a_bad_schedule_of_a_recipe_is_named(write: Callable[..., Path]) -> None:
     path = write()
     (path.parent / "mlp.yaml").write_text(yaml.safe_dump(SCHEDULE | {"epoch": 3}))

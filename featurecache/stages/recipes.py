@@ -6,7 +6,7 @@ A recipe says what is done; where it runs (workers, engine, device) is said when
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ from featurecache.images.views import View, find_view
 from featurecache.stages.ensemble import HOW
 from featurecache.stages.find import fitting
 from featurecache.stages.held_out import HELD_OUT
+from featurecache.stages.recipe_checks import check_classes, check_held_out, check_stacked
 
 Names = str | Annotated[list[str], Field(min_length=1)]
 
@@ -155,6 +156,7 @@ def read_recipe(recipe: str | Path) -> Recipe:
     file = records.validated(RecipeFile, records.plain(records.read_yaml(path)), path)
     steps: list[tuple[str, Step]] = []
     schedules: dict[str, tuple[Path, Schedule]] = {}
+    reports: set[str] = set()
     for number, given in enumerate(file.steps, 1):
         at = f"{path}, step {number}"
         if len(given) != 1:
@@ -174,9 +176,18 @@ def read_recipe(recipe: str | Path) -> Recipe:
                 settings_of(schedule, where)
                 if step.seeds is not None:
                     raise BadInput(f"{at}: {step.schedule} is a sweep; give its seeds there")
+            for name, (other, twin) in schedules.items():
+                if (other.stem, twin) == (where.stem, schedule):
+                    raise BadInput(f"{at}: {step.schedule} trains the same runs as {name} above")
             schedules[step.schedule] = where, schedule
         elif isinstance(step, Evaluate | Report):
-            _check_runs(step, [s for _, s in steps if isinstance(s, TrainHead)], at)
+            above = [s for _, s in steps if isinstance(s, TrainHead)]
+            _check_runs(step, above, at)
+            if isinstance(step, Ensemble) and step.how == "stack":
+                check_stacked(step.split, groups_of(step, above, schedules), at)
+            if isinstance(step, Report) and step.name in reports:
+                raise BadInput(f"{at}: name: {step.name} is written above; give another")
+            reports |= {step.name} if isinstance(step, Report) else set()
         steps.append((at, step))
     return Recipe(path, file, steps, schedules)
 
@@ -202,6 +213,21 @@ def _check_runs(step: Evaluate | Report, above: Sequence[TrainHead], at: str) ->
         raise BadInput(f"{at}: one run is no ensemble; give more schedules or seeds")
     if len(set(counts)) > 1:
         raise BadInput(f"{at}: schedules of {counts} seeds can't stand together seed by seed")
+
+
+def groups_of(
+    step: Ensemble, above: Sequence[TrainHead], schedules: Mapping[str, tuple[Path, Schedule]]
+) -> list[list[Schedule]]:
+    """The schedules, with their seeds, of the runs that stand together in an ensemble: of several
+    schedules seed by seed, of one all its seeds."""
+    names = step.of or [train.schedule for train in above]
+    seeds = {train.schedule: train.seeds for train in above}
+    of_names = []
+    for name in names:
+        _, schedule = schedules[name]
+        given = seeds[name] or [schedule.seed]
+        of_names.append([schedule.model_copy(update={"seed": seed}) for seed in given])
+    return of_names if len(names) == 1 else [list(group) for group in zip(*of_names, strict=True)]
 
 
 def _from_here(step: Step, folder: Path) -> Step:
@@ -231,6 +257,7 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
     held = opened.spaces()
     to_come: list[Space] = []
     trained: dict[str, Schedule] = {}
+    steps_above: list[TrainHead] = []
     for at, step in recipe.steps:
         if isinstance(step, Featurize):
             to_come += _spaces_of(step, opened, engine)
@@ -240,13 +267,18 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
                 _check_split(dataset, schedule.validation.split, at)
             views = [find_view(name, schedule.augment_seed) for name in schedule.views()]
             _check_vectors(held, to_come, schedule.backbone, views, at)
+            check_classes(schedule, dataset, at)
             trained[step.schedule] = schedule
+            steps_above.append(step)
         elif isinstance(step, Evaluate | Report):
             if step.split != HELD_OUT:
                 _check_split(dataset, step.split, at)
             of = list(trained)
             if isinstance(step, Ensemble | Report) and step.of:
                 of = step.of
+            if isinstance(step, Ensemble) and step.how == "stack":
+                for group in groups_of(step, steps_above, recipe.schedules):
+                    check_held_out(group, dataset, at)
             for schedule in (trained[name] for name in of):
                 views = [find_view(name, schedule.augment_seed) for name in views_of_step(step)]
                 _check_vectors(held, to_come, schedule.backbone, views, at)

@@ -33,7 +33,7 @@ from featurecache.stages.recipes import (
 )
 from featurecache.stages.report import report
 from featurecache.stages.run_records import read_run
-from featurecache.stages.train_head import DEVICES, TrainedRun, train_head
+from featurecache.stages.train_head import DEVICES, TrainedRun, make_folder, train_head
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def run(
         raise UnknownName("device", device, DEVICES)
     checked_workers(workers)
     check_recipe(wanted, where.data, where.cache, engine)
+    make_folder(Path(where.runs), "--runs")
     made = _Made()
     for _, step in wanted.steps:
         if isinstance(step, Featurize):
