@@ -287,17 +287,14 @@ def test_vectors_that_are_not_finite(
     items = [bytes([i] * 32) for i in range(4)]
     features = np.ones((4, 3), np.float32)
     features[2, 1] = value
-    key = KEY
+    Cache(tmp_path).create()
     with pytest.raises(FeatureCacheError, match="not stored: its vectors hold NaN or infinity"):
-        Cache(tmp_path).space(key, "none", "x").commit(items, {"features": features}, {}, {}, 0.0)
+        space_of(tmp_path).commit(items, {"features": features}, {}, {}, 0.0)
     assert not list(tmp_path.glob("spaces/*/*"))
     with monkeypatch.context() as patch:
         patch.setattr(shards_module, "is_finite", lambda arrays: True)
-        cache = Cache(tmp_path)
-        cache.create()
-        space = cache.space(key, "none", "x")
-        assert space.commit(items, {"features": features}, {}, {}, 0.0)
-    space = Cache(tmp_path).space(key, "none", "x")
+        assert space_of(tmp_path).commit(items, {"features": features}, {}, {}, 0.0)
+    space = space_of(tmp_path)
     for read in (space.vectors, lambda items: MappedVectors(space, items)[:]):
         with pytest.raises(DamagedCache, match="its vectors hold NaN or infinity"):
             read(items[:1])
