@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from featurecache import records
 from featurecache.features.store import Cache
 
 
@@ -49,8 +50,22 @@ class Writer(Protocol):
 
 
 # The key of the one space that `Ours.commit` writes: any key will do.
-KEY = {"format": 1, "decode": {}, "view": None, "backbone": {"name": "made"}, "precision": "f32",
-       "dtype": "float32"}  # fmt: skip
+KEY = records.vector_key(
+    None,
+    {
+        "name": "made",
+        "weights": 64 * "0",
+        "input_size": 32,
+        "interpolation": "bicubic",
+        "crop": 0.875,
+        "crop_mode": "center",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "layer": "pre_logits",
+        "pooling": "model",
+    },
+    "f32",
+)
 
 
 class Ours:
