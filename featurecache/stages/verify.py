@@ -189,17 +189,22 @@ def _look_through(
                 report(file, error)
 
     space: Space | None = None
+    described = True
     try:
         space = cache.space_in(folder)
         if space is None and _records(names):
+            described = False
             reason = "is not there; the featurize that made the space writes it again"
             found.bad.append({"space": folder.name, "file": "space.json", "reason": reason})
-    except (DamagedCache, CannotRead) as error:
+    except DamagedCache as error:
+        described = False
         report("space.json", error)
-    if repair and space is None and (_records(names) or "space.json" in names):
+    except CannotRead as error:
+        report("space.json", error)
+    if repair and not described:
         found.left.append(
-            f"{folder.name}: its space.json has to be there and readable before rows can be "
-            "computed again; the featurize or augment that made the space writes it"
+            f"{folder.name}: without its space.json nothing of it can be computed again; the "
+            "featurize or augment that made the space writes it"
         )
     held = []
     for name in _records(names):
