@@ -95,6 +95,10 @@ def test_two_runs_are_compared_on_what_neither_was_trained_on(
     assert found.n == 9 and found.against is not None
     with pytest.raises(BadInput, match="no image was held out for all of these runs"):
         evaluate(small_runs["split"], against=small_runs["folds"], **given)
+    with pytest.raises(
+        BadInput, match="no split 'test'; there are: train, val; or give --split held"
+    ):
+        evaluate(small_runs["split"], split="test", data=small_data, cache=small_cache)
     with pytest.raises(BadInput, match="unknown split 'holdout'; nearest: held-out"):
         evaluate(small_runs["split"], split="holdout", data=small_data, cache=small_cache)
 

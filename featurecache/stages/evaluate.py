@@ -20,6 +20,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.run_files import read_epochs
 from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.samples import SPLITS
 from featurecache.notebook import html_table
 from featurecache.stages.find import (
     Row,
@@ -243,7 +244,13 @@ def images_of(
         networks = [networks_of(each, rows) for each in trained]
         return Images(rows, len(listed) - len(rows), spaces, networks, [])
     if split not in dataset.splits:
-        raise UnknownName("split", split, [*dataset.splits, HELD_OUT], where=str(dataset.root))
+        if split not in SPLITS:
+            raise UnknownName("split", split, [*dataset.splits, HELD_OUT], where=str(dataset.root))
+        present = ", ".join(dataset.splits)
+        raise BadInput(
+            f"{dataset.root} has no split {split!r}; there are: {present}; or give --split "
+            f"{HELD_OUT}, the images that the run was validated on"
+        )
     listed = labelled_rows(dataset, [split], progress)
     rows, spaces = seen_by(opened, listed, views, seed, data, cache)
     notes = [

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
-from featurecache.heads.trained_items import TrainedItems
+from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.datasets import Dataset
 from featurecache.stages.find import Row, labelled_rows, rows_digest, training_rows
 from featurecache.stages.run_records import RunRecord, schedule_of
@@ -68,8 +68,7 @@ def held_out_rows(
     """The rows of a dataset that every one of these runs was validated on, but for the items
     `without`. Raises BadInput for none."""
     named = [schedule_of(record).validation.split or "train" for record in opened]
-    present = {sample.split for sample in dataset.samples if sample.label is not None}
-    splits = [split for split in dict.fromkeys(named) if split in present]
+    splits = [split for split in dict.fromkeys(named) if split in dataset.splits]
     rows = labelled_rows(dataset, splits, progress)
     items = [row.item for row in rows]
     held = np.all([of_run.folds_of(items) > 0 for of_run in trained], axis=0)
@@ -102,7 +101,7 @@ def trained_on_note(
     split: str,
 ) -> list[str]:
     """A note where a run was trained on some of these rows, which makes its accuracy too good."""
-    if TrainedItems.load(Path(run)) is None and split != "train":
+    if split != "train" and not (Path(run) / FILE).exists():
         return []  # an older run; of such a split its own dataset has no training image (law 8)
     try:
         trained = trained_items(run, record, dataset, cache)

@@ -62,7 +62,8 @@ def study_neighbours(
         content = read_regular(Path(image), MAX_FILE)
         pixels = decode(content)
     except (OSError, Undecodable) as error:
-        raise BadInput(f"{image}: can't be read as an image ({error})") from error
+        why = error.strerror or error if isinstance(error, OSError) else error
+        raise BadInput(f"{image}: can't be read as an image ({why})") from error
     dataset = open_dataset(data)
     unlabelled = {sample.split for sample in dataset.samples if sample.label is None}
     here = {sample.split for sample in dataset.samples}
