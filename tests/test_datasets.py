@@ -343,10 +343,15 @@ def test_folders_that_are_too_deep(make):
         open_dataset(root / "cat")
 
 
-def test_a_table_that_is_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "t.csv")
+@pytest.mark.parametrize("name", ["t.csv", "t.tar", "shards/0.tar"])
+def test_a_dataset_that_is_a_pipe_is_not_waited_for(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
     with pytest.raises(BadInput, match="a named pipe"):
-        open_dataset(tmp_path / "t.csv")
+        open_dataset(tmp_path / name)
+    if name.startswith("shards"):
+        with pytest.raises(BadInput, match="a named pipe"):
+            open_dataset(tmp_path / "shards")
 
 
 def test_what_a_table_names_and_is_no_file_is_listed(make):

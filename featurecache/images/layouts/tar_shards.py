@@ -11,6 +11,7 @@ some writers. One without is refused, since it may have been cut between two mem
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tarfile
 from collections import Counter
@@ -30,7 +31,9 @@ from featurecache.images.names import (
     splits_in,
 )
 from featurecache.images.samples import MAX_FILE, Member
+from featurecache.regular import open_regular
 
+_MAX_SHARD = 1 << 50  # bytes
 _MAX_LABEL = 1024  # bytes of a .cls file
 _BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
 _BLOCK = tarfile.BLOCKSIZE
@@ -116,24 +119,20 @@ def _members(shard: Path, split: str, root: Path) -> Iterator[Entry]:
     labels: dict[str, str] = {}
     found: list[tuple[str, str, Member]] = []
     try:
-        with shard.open("rb") as opened:
-            file = cast(BinaryIO, opened)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for info in tar:
-                    if any(part != "." and is_hidden(part) for part in info.name.split("/")):
-                        continue
-                    key, _, ending = info.name.rpartition(".")
-                    if ending.lower() == "cls":
-                        member = _member(tar, info)
-                        if member.size <= _MAX_LABEL:
-                            reader = tar.extractfile(member)
-                            labels[key] = reader.read().decode("utf-8").strip() if reader else ""
-                    elif is_picture(info.name):
-                        member = _member(tar, info)
-                        found.append(
-                            (key, info.name, Member(shard, member.offset_data, member.size))
-                        )
-                _check_end(file, tar.offset)
+        with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in tar:
+                if any(part != "." and is_hidden(part) for part in info.name.split("/")):
+                    continue
+                key, _, ending = info.name.rpartition(".")
+                if ending.lower() == "cls":
+                    member = _member(tar, info)
+                    if member.size <= _MAX_LABEL:
+                        reader = tar.extractfile(member)
+                        labels[key] = reader.read().decode("utf-8").strip() if reader else ""
+                elif is_picture(info.name):
+                    member = _member(tar, info)
+                    found.append((key, info.name, Member(shard, member.offset_data, member.size)))
+            _check_end(file, tar.offset)
     except (OSError, tarfile.TarError, ValueError, _Refused) as error:
         raise BadInput(f"{shard}: {_reason(shard, error)}") from error
     if not found:
@@ -143,6 +142,18 @@ def _members(shard: Path, split: str, root: Path) -> Iterator[Entry]:
         if label is None and split != "test":
             raise BadInput(f"{shard}: {name} has no label; expected {key}.cls beside it")
         yield Entry(split, label, where, f"{_stem(shard, root)}/{name}")
+
+
+@contextlib.contextmanager
+def _opened(shard: Path) -> Iterator[BinaryIO]:
+    """A shard, open for reading: of one that is a pipe nobody would ever see the end. Raises
+    OSError."""
+    if places.is_remote(shard):
+        with shard.open("rb") as opened:
+            yield cast(BinaryIO, opened)
+    else:
+        with open_regular(shard, _MAX_SHARD) as (file, _):
+            yield file
 
 
 def _stem(shard: Path, root: Path) -> str:
@@ -203,11 +214,13 @@ def _reason(shard: Path, error: Exception) -> str:
     if isinstance(error, _Refused):
         return str(error)
     if isinstance(error, tarfile.ReadError):
-        with shard.open("rb") as file:
+        with _opened(shard) as file:
             head = file.read(8)
         for start, name in _COMPRESSED.items():
             if head.startswith(start):
                 return f"is compressed ({name}); images are read where they lie, so unpack it"
         if any(words in str(error) for words in _CUT):
             return "ends early: its last member is cut; copy or pack it again"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return f"not a tar shard that can be read ({one_line(error)})"
