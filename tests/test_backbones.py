@@ -99,7 +99,7 @@ def noise(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "shape", [(90, 61), (61, 90), (64, 64), (3, 2), (1, 1), (37, 301), (255, 33), (32, 32)]
 )
-@pytest.mark.parametrize("crop", [0.875, 0.904, 1.0])
+@pytest.mark.parametrize("crop", [0.875, 0.904, 1.0, float("nan")])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 def test_pixels_are_timms(
@@ -160,6 +160,11 @@ def test_unknown_tag() -> None:
 def test_bad_crop(crop: float) -> None:
     with pytest.raises(BadInput, match=r"crop .*must be above 0 and at most 1"):
         load_backbone(TINY, "random", crop=crop)
+
+
+def test_a_crop_that_would_enlarge_without_end() -> None:
+    with pytest.raises(BadInput, match=r"crop 1e-06 .* to 32,000,000 pixels; at most 16,384"):
+        load_backbone(TINY, "random", input_size=32, crop=1e-6)
 
 
 def test_a_crop_of_the_models_own_that_pads() -> None:

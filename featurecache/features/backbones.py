@@ -57,6 +57,7 @@ PACKAGED = {
 }
 
 MIN_INPUT_SIZE, MAX_INPUT_SIZE = 8, 4096  # pixels; a batch of 16 at 4096 takes 800 MB by itself
+MAX_RESIZED = 16_384  # pixels of the shorter side before the crop; 800 MB a picture
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,11 @@ def _preprocess(
     crop = float(data["crop_pct"] if crop is None else crop)
     if not 0 < crop <= 1:
         raise BadInput(f"crop {crop}: must be above 0 and at most 1 (1 keeps the whole image)")
+    if size / crop > MAX_RESIZED:
+        raise BadInput(
+            f"crop {crop:g} at input size {size} would resize every picture to "
+            f"{size / crop:,.0f} pixels; at most {MAX_RESIZED:,}"
+        )
     interpolation = interpolation or data["interpolation"]
     if interpolation not in INTERPOLATIONS:
         raise UnknownName("interpolation", interpolation, INTERPOLATIONS)

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import hashlib
 import itertools
+import math
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -173,7 +174,7 @@ def checked_where(
         raise BadInput("--address belongs to --executor ray")
     if executor == "local" and (gpus_per_worker, max_workers) != (None, None):
         raise BadInput("--gpus-per-worker and --max-workers belong to --executor processes or ray")
-    if gpus_per_worker is not None and gpus_per_worker < 0:
+    if gpus_per_worker is not None and not 0 <= gpus_per_worker < math.inf:
         raise BadInput(f"gpus per worker {gpus_per_worker:g}: must be 0 or more")
     if max_workers is not None and max_workers < 1:
         raise BadInput(f"max workers {max_workers}: must be 1 or more")
