@@ -181,7 +181,7 @@ def test_classes_named_by_splits_have_a_way_in(make):
 @pytest.mark.parametrize(
     "names",
     [("training", "dev", "testing"), ("Train Set", "ValSet", "test_images"),
-     ("coco_train2017", "coco_val2017", "coco_test2017")],
+     ("coco_train2017", "coco_val2017", "coco_test2017"), ("1_train", "2_val", "3_test")],
 )  # fmt: skip
 def test_splits_by_other_names(make, names):
     train, val, test = names
@@ -500,6 +500,8 @@ def test_csv_in_the_working_directory_without_splits(make, monkeypatch):
         ("path,label,subset\n1.jpg,a,train\n", "'subset' looks like 'split'.*rename it 'split'"),
         ("path,label,splits\n1.jpg,a,train\n", "'splits' looks like 'split'"),
         ("path,label,grp\n1.jpg,a,train\n2.jpg,a,val\n", "'grp' holds names of splits"),
+        ("path,label,is_valid\n1.jpg,a,False\n", "'is_valid' looks like 'split'"),
+        ("path,label,grp\n1.jpg,a,Train\n2.jpg,a,\n", "'grp' holds names of splits"),
         ("path,label,Label\n1.jpg,a,b\n", "expected one column 'label'"),
         ("path;label\n1.jpg;a\n", "not separated by commas"),
         ("file_name,label\n1.jpg,a\n", "expected one column 'path'; .*file_name"),
@@ -519,6 +521,15 @@ def test_csv_that_is_refused(make, text, message):
 def test_csv_columns_in_any_case_are_honoured(make, header):
     root = make("1.jpg", "2.jpg", t=f"{header}\n1.jpg,a,train\n2.jpg,a,Validation\n")
     assert [sample.split for sample in open_dataset(root / "t.csv").samples] == ["train", "val"]
+
+
+def test_a_table_beside_images_is_not_passed_over_without_a_word(make):
+    root = make("images/1.jpg", t="Path,label\nimages/1.jpg,a\n", other="a,b\n")
+    with pytest.raises(BadInput, match=r"has no classes; give --data .*t\.csv"):
+        open_dataset(root)
+    make("cat/1.jpg")
+    (note,) = open_dataset(root).notes
+    assert note.startswith("not used: ") and "t.csv" in note
 
 
 def test_csv_columns_that_are_not_used_are_noted(make):

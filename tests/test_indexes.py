@@ -377,6 +377,21 @@ def test_odd_archives(tmp_path: Path) -> None:
         open_dataset(path)
 
 
+def test_what_lies_beside_shards(tmp_path: Path) -> None:
+    shard(tmp_path / "x/TRAIN.TAR", {"a.jpg": b"1", "a.cls": b"x", "b.heic": b"1", "b.cls": b"x"})
+    assert open_dataset(tmp_path / "x").notes == (
+        "labels without an image that can be read: TRAIN.TAR: b.cls",
+    )
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y/a.tar.gz").touch()
+    with pytest.raises(BadInput, match=r"unpack a\.tar\.gz first"):
+        open_dataset(tmp_path / "y")
+    with pytest.raises(BadInput, match="unpack it"):
+        open_dataset(tmp_path / "y/a.tar.gz")
+    with pytest.raises(BadInput, match="more than 1,000,000 shards"):
+        open_dataset(str(tmp_path / "x{0..99999999}.tar"))
+
+
 def test_members_that_are_links_or_hidden(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
 

@@ -30,13 +30,18 @@ import numpy as np
 from featurecache import places
 from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName, nearest
 from featurecache.images.layouts.contents import Contents, first_few
-from featurecache.images.layouts.csv_files import csv_file
+from featurecache.images.layouts.csv_files import csv_file, tables_in
 from featurecache.images.layouts.folders import class_folders, class_notes, entries, split_folders
 from featurecache.images.layouts.indexes import Indexed, read_index
 from featurecache.images.layouts.listing import MAX_DEPTH, Tree
-from featurecache.images.layouts.tar_shards import shard_paths, tar_shards
+from featurecache.images.layouts.tar_shards import is_archive, is_tar, shard_paths, tar_shards
 from featurecache.images.layouts.tiny_imagenet import readable_names, tiny_imagenet
-from featurecache.images.names import difference, looking_alike, split_folders_of
+from featurecache.images.names import (
+    difference,
+    is_plain_folder,
+    looking_alike,
+    split_folders_of,
+)
 from featurecache.images.samples import SPLITS, Member, Sample
 from featurecache.notebook import html_table
 from featurecache.records import utf8
@@ -119,7 +124,7 @@ def open_dataset(data: str | Path | Dataset) -> Dataset:
     if not isinstance(data, str | Path) and not hasattr(data, "fs"):
         raise BadInput(f"{data!r}: not a path or a dataset; give one at a time")
     path = places.place(data)
-    if str(data).endswith(".tar") or (places.is_remote(path) and not path.suffix):
+    if is_tar(str(data)) or (places.is_remote(path) and not path.suffix):
         return _numbered(tar_shards(str(data), shard_paths(data)))
     if path.suffix.lower() == ".parquet" and (places.is_remote(path) or path.is_file()):
         samples, classes = read_index(path)
@@ -130,6 +135,8 @@ def open_dataset(data: str | Path | Dataset) -> Dataset:
         raise BadInput(f"{data}: a dataset elsewhere is a .csv file, an index or tar shards")
     if not path.exists():
         raise BadInput(f"{utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
+    if is_archive(path.name) and path.is_file():
+        raise BadInput(f"{utf8(path)}: an archive that can't be read where it lies; unpack it")
     if path.is_dir():
         return _numbered(_folder(path))
     if path.suffix.lower() == ".csv":
@@ -170,8 +177,16 @@ def _folder(path: Path) -> Contents:
         if paths:
             return tar_shards(given, paths)
         found = []
+    tables = list(tables_in(Path(root)))
     if not found:
-        raise BadInput(f"{root}: holds no images in folders; a dataset is {LAYOUTS}")
+        packed = sorted(path.name for path in Path(root).iterdir() if is_archive(path.name))
+        hint = f" (unpack {packed[0]} first)" if packed else ""
+        hint = f" (give --data {tables[0]}, which lists images)" if tables else hint
+        raise BadInput(f"{root}: holds no images in folders{hint}; a dataset is {LAYOUTS}")
+    if tables:
+        if all(is_plain_folder(entry.label or "") for entry in found):
+            raise BadInput(f"{root}: has no classes; give --data {tables[0]}, which lists images")
+        notes.append(f"not used: {tables[0]}, which lists images; give it as --data to use it")
     notes += tree.notes(given)
     return Contents(root=root, layout=layout, entries=found, words=words, notes=notes)
 

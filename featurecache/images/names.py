@@ -18,10 +18,10 @@ PICTURE_SUFFIXES = (
 )  # fmt: skip
 
 SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val", "development": "val",
-    "eval": "val", "evaluation": "val",
-    "test": "test", "testing": "test",
+    "train": "train", "training": "train", "trn": "train",
+    "val": "val", "valid": "val", "validation": "val", "vali": "val",
+    "dev": "val", "development": "val", "eval": "val", "evaluation": "val",
+    "test": "test", "tests": "test", "testing": "test", "tst": "test",
 }  # fmt: skip
 _FILLERS = "sets?|data|datasets?|images?|imgs?|pictures?|photos?|samples?|splits?|shards?"
 _FILLED = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?:{_FILLERS})?")
@@ -97,8 +97,8 @@ def is_undecided(name: str) -> bool:
 def split_folders_of(names: Sequence[str]) -> dict[str, str]:
     """Those of the folders beside each other that are named by splits, with their splits.
 
-    A name that only has a split's word in it counts where another differs from it in that word
-    alone: `coco_train2017` and `coco_val2017`, but neither `bullet_train` nor `test tube`.
+    A name that only has a split's word in it counts where another differs from it in that word and
+    in numbers alone: `coco_train2017` and `coco_val2017`, but not `bullet_train` and `test tube`.
     """
     found = {name: split for name in names if (split := split_of(name))}
     beside: dict[str, dict[str, str]] = {}
@@ -106,6 +106,7 @@ def split_folders_of(names: Sequence[str]) -> dict[str, str]:
         splits = splits_in(name)
         if name not in found and len(splits) == 1:
             rest = re.sub("|".join(sorted(SPLIT_WORDS, key=len, reverse=True)), "*", name.lower())
+            rest = re.sub(r"\d+", "#", rest)
             beside.setdefault(rest, {})[name] = splits[0]
     for alike in beside.values():
         if len(set(alike.values())) > 1:
@@ -132,7 +133,8 @@ def looks_like_column(header: str, column: str) -> bool:
     """Is a header probably meant to be this one of COLUMNS: `Subset`, `splt`, `file_name`?"""
     name = "".join(_LETTERS.findall(header.casefold()))
     near = difflib.SequenceMatcher(None, name, column).ratio() >= _NEAR
-    return near or name in _COLUMN_LIKE[column]
+    named = column == "split" and bool(splits_in(header))  # `is_valid`, `train/test`
+    return near or named or name in _COLUMN_LIKE[column]
 
 
 # ---- class names ----

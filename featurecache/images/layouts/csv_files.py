@@ -13,7 +13,10 @@ from featurecache import places
 from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.images.layouts.contents import Contents, Entry, first_few, read_text
 from featurecache.images.names import COLUMNS, column_of, looks_like_column, split_of
-from featurecache.images.samples import SPLITS
+from featurecache.images.samples import MAX_FILE, SPLITS
+from featurecache.regular import open_regular
+
+_MAX_HEADER = 1 << 16  # bytes
 
 
 def csv_file(path: Path) -> Contents:
@@ -60,6 +63,19 @@ def csv_file(path: Path) -> Contents:
     return Contents(root=root, layout="csv", entries=found, notes=notes)
 
 
+def tables_in(folder: Path) -> Iterator[Path]:
+    """The CSV files right in a folder that have the columns of a dataset."""
+    for name in sorted(path.name for path in folder.iterdir()):
+        if name.lower().endswith(".csv") and not name.startswith("."):
+            try:
+                with open_regular(folder / name, MAX_FILE) as (file, _):
+                    head = file.readline(_MAX_HEADER).decode("utf-8-sig")
+            except (OSError, UnicodeDecodeError):
+                continue  # not asked for: reading it would say
+            if {"path", "label"} <= {column_of(column) for column in head.split(",")}:
+                yield folder / name
+
+
 def _rows(path: Path, unused: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, row with its values stripped) of each row of a CSV file with a header; columns
     that are not used are added to `unused`."""
@@ -67,8 +83,9 @@ def _rows(path: Path, unused: list[str]) -> Iterator[tuple[int, dict[str, str]]]
     try:
         header = _header(path, next(reader, []))
         unused += [name for name in header if name not in COLUMNS]
-        unread = set() if "split" in header else set(unused)  # and all of splits, so far
-        count = 0
+        # Columns that hold names of splits and nothing else so far, and those that hold one.
+        unread = set() if "split" in header else set(unused)
+        named: set[str] = set()
         for values in reader:
             if not values:
                 continue
@@ -78,11 +95,11 @@ def _rows(path: Path, unused: list[str]) -> Iterator[tuple[int, dict[str, str]]]
                     f"the header has {len(header)}"
                 )
             row = dict(zip(header, (value.strip() for value in values), strict=True))
-            unread = {name for name in unread if split_of(row[name])}
-            count += 1
+            unread = {name for name in unread if not row[name] or split_of(row[name])}
+            named |= {name for name in unread if row[name]}
             yield reader.line_num, row
-        if count and unread:
-            raise _not_used(path, min(unread), "split", "holds names of splits")
+        if unread & named:
+            raise _not_used(path, min(unread & named), "split", "holds names of splits")
     except csv.Error as error:
         raise BadInput(f"{path} line {reader.line_num}: not valid CSV ({error})") from error
 

@@ -63,7 +63,7 @@ class Tree:
                             folders.append(name)
                     elif is_picture(name):  # whatever it is: reading it says
                         pictures.append(name)
-                    elif name.endswith(".tar"):
+                    elif name.lower().endswith(".tar"):
                         self.passed_over[f"{folder}/{name}"] = _TARS
                     elif name.endswith((".json", ".svg")) or name.startswith(EVENTS):
                         others.append(name)

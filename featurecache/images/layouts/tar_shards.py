@@ -36,6 +36,8 @@ from featurecache.regular import open_regular
 _MAX_SHARD = 1 << 50  # bytes
 _MAX_LABEL = 1024  # bytes of a .cls file
 _BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
+_MAX_SHARDS = 1_000_000
+_ARCHIVES = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".zip", ".7z", ".rar")
 _BLOCK = tarfile.BLOCKSIZE
 _PIECE = 1 << 20  # bytes that are read at a time behind the end of an archive
 _COMPRESSED = {  # how files begin that are no plain tar
@@ -50,17 +52,29 @@ class _Refused(Exception):
     """Why an archive can't be used."""
 
 
+def is_tar(name: str) -> bool:
+    """Has a file of this name the ending of a tar shard?"""
+    return name.lower().endswith(".tar")
+
+
+def is_archive(name: str) -> bool:
+    """Has a file of this name the ending of an archive that can't be read where it lies?"""
+    return name.lower().endswith(_ARCHIVES)
+
+
 def shard_paths(data: str | Path) -> list[Path]:
     """The tar files that `data` means: one, `NAME-{000..099}.tar`, or those of a folder and of its
     sub-folders."""
     text = str(data)
     match = _BRACES.fullmatch(text)
-    if match and text.endswith(".tar"):
+    if match and is_tar(text):
         before, first, last, after = match.groups()
+        if int(last) - int(first) >= _MAX_SHARDS:
+            raise BadInput(f"{data}: means more than {_MAX_SHARDS:,} shards; give fewer")
         numbers = range(int(first), int(last) + 1)
         return [places.place(f"{before}{n:0{len(first)}}{after}") for n in numbers]
     path = places.place(data)
-    if text.endswith(".tar"):
+    if is_tar(text):
         return [path]
     try:
         return list(_below(path))
@@ -72,7 +86,7 @@ def _below(folder: Path, deep: int = 0) -> Iterator[Path]:
     """The tar files in a folder, and in its sub-folders of two levels."""
     for name in places.names(folder):
         path = folder / name
-        if name.endswith(".tar"):
+        if is_tar(name):
             yield path
             continue
         looked_into = splits_in(name) or not places.is_remote(folder)  # elsewhere it is a request
@@ -86,7 +100,12 @@ def tar_shards(data: str, paths: Sequence[Path]) -> Contents:
         raise BadInput(f"{data}: holds no .tar shards")
     root = places.place(data)
     split_by = {path: _split_of(path, root) for path in paths}
-    found = [entry for path in paths for entry in _members(path, split_by[path] or "train", root)]
+    lacking: list[str] = []
+    found = [
+        entry
+        for path in paths
+        for entry in _members(path, split_by[path] or "train", root, lacking)
+    ]
     twice = [name for name, count in Counter(e.id for e in found).items() if count > 1]
     if twice:
         raise BadInput(f"{data}: {len(twice)} names stand twice in shards: {first_few(twice)}")
@@ -94,6 +113,8 @@ def tar_shards(data: str, paths: Sequence[Path]) -> Contents:
     unnamed = [path.name for path, split in split_by.items() if split is None]
     if unnamed:
         notes.append(f"shards whose names tell no split, and are train: {first_few(unnamed)}")
+    if lacking:
+        notes.append(f"labels without an image that can be read: {first_few(lacking)}")
     return Contents(root=data, layout="tar shards", entries=found, notes=notes)
 
 
@@ -114,8 +135,8 @@ def _split_of(shard: Path, root: Path) -> str | None:
     return told.pop() if told else None
 
 
-def _members(shard: Path, split: str, root: Path) -> Iterator[Entry]:
-    """The images of one shard."""
+def _members(shard: Path, split: str, root: Path, lacking: list[str]) -> Iterator[Entry]:
+    """The images of one shard; labels without one are added to `lacking`."""
     labels: dict[str, str] = {}
     found: list[tuple[str, str, Member]] = []
     try:
@@ -135,6 +156,7 @@ def _members(shard: Path, split: str, root: Path) -> Iterator[Entry]:
             _check_end(file, tar.offset)
     except (OSError, tarfile.TarError, ValueError, _Refused) as error:
         raise BadInput(f"{shard}: {_reason(shard, error)}") from error
+    lacking += [f"{shard.name}: {key}.cls" for key in labels.keys() - {key for key, _, _ in found}]
     if not found:
         raise BadInput(f"{shard}: holds no images ({', '.join(PICTURE_SUFFIXES)})")
     for key, name, where in found:
