@@ -221,7 +221,7 @@ from featurecache.stages.make import shards_of
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 dataset = open_dataset(sys.argv[1])
 items, _ = items_of(dataset.samples)
-space = Cache(sys.argv[2]).space({"a": "key"}, "none", "network")
+space = Cache(sys.argv[2]).space({"backbone": "b"}, "none", "network")
 todo = shards_of(dataset.samples, items, [space], 512)
 assert todo.rows == len(dataset.samples)
 for number, shard in enumerate(todo):

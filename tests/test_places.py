@@ -309,10 +309,10 @@ def test_writers_of_other_bits_where_the_last_one_wins(
     monkeypatch.setattr(places, "put_new", overwritten)
     items = [hashlib.sha256(bytes([n])).digest() for n in range(3)]
     for value in (1.0, 2.0, 1.0):
-        space = Cache(elsewhere).space({"a": "key"}, "none", "network")
+        space = Cache(elsewhere).space({"backbone": "b"}, "none", "network")
         features = np.full((3, 4), value, np.float32)
         assert space.commit(items, {"features": features}, {}, {}, 0.0)
-        again = Cache(elsewhere).space({"a": "key"}, "none", "network")
+        again = Cache(elsewhere).space({"backbone": "b"}, "none", "network")
         np.testing.assert_array_equal(again.vectors(items)[0], features)
 
 

@@ -378,6 +378,15 @@ def resealed(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
         (lambda r: r["arrays"]["items"].update(offset=0), "its items are not those of its record"),
         (lambda r: r["arrays"]["features"].update(offset=10**9), "lies outside of its file"),
         (lambda r: r.update(size=1), "its bytes are not the ones that were committed"),
+        (lambda r: r["made"].pop("time"), "made.time: Field required"),
+        (lambda r: r["made"].update(time="yesterday"), "made.time: Invalid isoformat"),
+        (lambda r: r["made"].update(seconds="3"), "made.seconds: Input should be a valid number"),
+        (lambda r: r["made"].pop("host"), "made.host: Field required"),
+        (lambda r: r.update(provenance={"engine": 5}), "provenance.engine: Input should be"),
+        (
+            lambda r: r["failed"].update({r["items"][:64]: "torn"}),
+            "failed: not the items without a row",
+        ),
     ],
 )
 def test_a_record_that_does_not_fit_its_file(
@@ -386,6 +395,18 @@ def test_a_record_that_does_not_fit_its_file(
     resealed(cache, change)
     (bad,) = verify(cache).bad
     assert reason in bad["reason"]
+
+
+def test_a_damaged_note_of_a_run_is_found_and_set_aside(cache: Path) -> None:
+    Cache(cache).note_run(cache, [])
+    (note,) = (cache / "runs").glob("*.json")
+    note.write_text('{"run": 5, "spaces": []}\n')
+    (bad,) = verify(cache).bad
+    assert bad["file"] == f"runs/{note.name}"
+    assert "run: not text" in bad["reason"]
+    repaired = verify(cache, repair=True)
+    assert "gc may not spare" in repaired.left[0]
+    assert not note.exists() and verify(cache).bad == []
 
 
 def test_what_the_killed_left_is_stray_and_deleted_on_demand(cache: Path) -> None:

@@ -282,6 +282,8 @@ class Space:
             raise
         try:
             record.check_names(self.path.name, path.name)
+            if self.key and ("features" in record.arrays) != ("backbone" in self.key):
+                raise ValueError("arrays: not those of a space of this key")
         except ValueError as error:
             raise damaged(path, str(error)) from None
         return record

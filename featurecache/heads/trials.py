@@ -122,12 +122,14 @@ def train_sweep(
         elif on_epoch is not None:
             for row in read_member_epochs(folder):
                 on_epoch(row)
-        kept = _kept(folder, len(places))
+        kept = read_model(folder / _TRIALS, TrialsFile, MAX_RUN_JSON, _damaged)
         if kept.of != of:
             raise BadInput(
                 f"{folder}: holds trials of another sweep (schedule, vectors or device differ); "
                 "delete the folder to train them anew, or take another run folder"
             )
+        if [trial["setting"] for trial in kept.trials] != [settings[n].values for n in places]:
+            raise _damaged(folder / _TRIALS, "trials: their settings are not those of the sweep")
         for left in folder.glob("stack-*.checkpoint"):  # of a kill right after the trials
             left.unlink()
         found.update(zip(places, [Trial(**trial) for trial in kept.trials], strict=True))
@@ -161,15 +163,6 @@ def _save(
         first.head.save(folder)
     content = records.canonical({"of": of, "trials": [asdict(trial) for trial in trials]})
     durable.replace(folder / _TRIALS, content + b"\n")
-
-
-def _kept(folder: Path, count: int) -> TrialsFile:
-    """The `count` trials of settings that were trained together. Raises DamagedRun."""
-    path = folder / _TRIALS
-    found = read_model(path, TrialsFile, MAX_RUN_JSON, _damaged)
-    if len(found.trials) != count:
-        raise _damaged(path, f"trials: there are {len(found.trials)}, not {count}")
-    return found
 
 
 def _damaged(path: Path, what: str) -> DamagedRun:

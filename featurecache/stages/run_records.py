@@ -84,6 +84,8 @@ class RunRecord(Open):
             raise ValueError("schedule.augment_seed: not a whole number from 0")
         if (self.best is None) != (self.last is None):
             raise ValueError("best and last belong together")
+        if len({frozenset(trial["setting"]) for trial in self.trials or []}) > 1:
+            raise ValueError("trials: their settings have other keys")
         if self.winner is not None and self.winner >= len(self.trials or []):
             raise ValueError("winner: there is no such trial")
         return self

@@ -25,7 +25,7 @@ from featurecache.features import quarantine, shards
 from featurecache.features.leftovers import leftovers, sweep
 from featurecache.features.space_files import MAX_RECORD, Record
 from featurecache.features.spaces import Space, reserved
-from featurecache.features.store import Cache
+from featurecache.features.store import Cache, read_note
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of, sources_of
 from featurecache.images.views import view_of_key
@@ -124,6 +124,7 @@ def verify(
     with reserved(filled):
         for folder, names in listed.items():
             _look_through(opened, folder, names, repair, found, show)
+        _look_at_notes(opened, repair, found)
         stray = [str(path) for path in leftovers(opened)]
         removed = [str(path) for path in sweep(opened)] if repair else []
         lost = found.lost
@@ -211,7 +212,7 @@ def _look_through(
         found.shards += 1
         progress()
         try:
-            reason, record = _look(plain, folder / name)
+            reason, record = _look(space or plain, folder / name)
         except CannotRead as error:
             if isinstance(error, RemovedMeanwhile):
                 found.shards -= 1
@@ -227,6 +228,27 @@ def _look_through(
         found.lost += [(space or plain, shard) for shard in quarantine.pending(plain, held)]
     except CannotRead as error:
         report(f"{quarantine.FOLDER}/{Path(str(error.path)).name}", error)
+
+
+def _look_at_notes(cache: Cache, repair: bool, found: _Found) -> None:
+    """Look at the notes of runs; with `repair`, set aside what is bad."""
+    plain = Space(cache.root / "runs", {}, "", None)
+    for name in places.names(plain.path):
+        if not name.endswith(".json"):
+            continue
+        entry = {"space": "", "file": f"runs/{name}"}
+        try:
+            read_note(plain.path / name)
+        except CannotRead as error:
+            found.unreadable.append({**entry, "reason": why(error.error)})
+        except DamagedCache as error:
+            found.bad.append({**entry, "reason": error.reason})
+            if repair:
+                quarantine.set_aside(plain, name, ())
+                found.left.append(
+                    f"runs/{name}: which run it was of can't be told, so gc may not spare its "
+                    "spaces; the train-head that made the run writes it again"
+                )
 
 
 def _look(space: Space, path: Path) -> tuple[str, Record | None]:
@@ -266,6 +288,10 @@ def _judge(space: Space, path: Path) -> tuple[str, Record | None]:
             return "its items are not those of its record", record
         if f"{shards.sum_of_rows(arrays):064x}" != record.row_sum:
             return "its rows are not those of its record", record
+        without = {arrays["items"][row].tobytes() for row in np.flatnonzero(arrays["status"])}
+        listed = {bytes.fromhex(item) for item in record.failed}
+        if (without or listed) and without != listed.intersection(record.item_list):
+            return "failed: not the items without a row", record
     except DamagedCache as error:
         return error.reason, record
     if not shards.is_finite(arrays):
