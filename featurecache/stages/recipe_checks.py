@@ -17,21 +17,28 @@ from featurecache.stages.held_out import HELD_OUT
 _REMEDY = "train with validation: {folds: 5}, or with one fraction and one seed"
 
 
-def check_stacked(split: str, groups: Sequence[Sequence[Schedule]], where: str) -> None:
-    """Raise BadInput for members that no stack can be fitted for and tested on a split, whatever
-    the dataset."""
-    for group in groups:
-        kinds = {schedule.validation.split or "train" for schedule in group}
-        if split in (*kinds, HELD_OUT):
-            raise BadInput(
-                f"{where}: how: stack: its members are validated on images of split {split}, on "
-                f"which a stack can't be tested too; {_REMEDY}, and evaluate another split"
-            )
-        if len(kinds) > 1:
-            raise BadInput(
-                f"{where}: how: stack: its members are validated on images of {len(kinds)} splits, "
-                f"so none is held out for all; {_REMEDY}"
-            )
+def check_stacked(split: str, group: Sequence[Schedule], where: str) -> None:
+    """Raise BadInput for members whose stack would be tested on what it is fitted on."""
+    if split in (*_validated(group), HELD_OUT):
+        raise BadInput(
+            f"{where}: how: stack: its members are validated on images of split {split}, on which "
+            f"a stack can't be tested too; {_REMEDY}, and evaluate another split"
+        )
+
+
+def check_alike(group: Sequence[Schedule], where: str) -> None:
+    """Raise BadInput for members that hold out no image in common, whatever the dataset."""
+    splits = _validated(group)
+    if len(splits) > 1:
+        raise BadInput(
+            f"{where}: its members are validated on images of {len(splits)} splits, so none is "
+            f"held out for all; {_REMEDY}"
+        )
+
+
+def _validated(group: Sequence[Schedule]) -> set[str]:
+    """The splits that the held-out images of these schedules are of."""
+    return {schedule.validation.split or "train" for schedule in group}
 
 
 def check_held_out(group: Sequence[Schedule], dataset: Dataset, where: str) -> None:
@@ -54,7 +61,7 @@ def check_held_out(group: Sequence[Schedule], dataset: Dataset, where: str) -> N
     if not common:
         shown = ", ".join(f"{fraction} with seed {seed}" for fraction, seed in parts)
         raise BadInput(
-            f"{where}: how: stack: its members hold out fractions ({shown}) that have no image in "
+            f"{where}: its members hold out fractions ({shown}) that have no image in "
             f"common; {_REMEDY}"
         )
 

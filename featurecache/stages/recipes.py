@@ -28,7 +28,12 @@ from featurecache.images.views import View, find_view
 from featurecache.stages.ensemble import HOW
 from featurecache.stages.find import fitting
 from featurecache.stages.held_out import HELD_OUT
-from featurecache.stages.recipe_checks import check_classes, check_held_out, check_stacked
+from featurecache.stages.recipe_checks import (
+    check_alike,
+    check_classes,
+    check_held_out,
+    check_stacked,
+)
 
 Names = str | Annotated[list[str], Field(min_length=1)]
 
@@ -183,8 +188,10 @@ def read_recipe(recipe: str | Path) -> Recipe:
         elif isinstance(step, Evaluate | Report):
             above = [s for _, s in steps if isinstance(s, TrainHead)]
             _check_runs(step, above, at)
-            if isinstance(step, Ensemble) and step.how == "stack":
-                check_stacked(step.split, groups_of(step, above, schedules), at)
+            for group in held_out_groups(step, above, schedules):
+                if isinstance(step, Ensemble) and step.how == "stack":
+                    check_stacked(step.split, group, at)
+                check_alike(group, at)
             if isinstance(step, Report) and step.name in reports:
                 raise BadInput(f"{at}: name: {step.name} is written above; give another")
             reports |= {step.name} if isinstance(step, Report) else set()
@@ -215,19 +222,28 @@ def _check_runs(step: Evaluate | Report, above: Sequence[TrainHead], at: str) ->
         raise BadInput(f"{at}: schedules of {counts} seeds can't stand together seed by seed")
 
 
-def groups_of(
-    step: Ensemble, above: Sequence[TrainHead], schedules: Mapping[str, tuple[Path, Schedule]]
+def held_out_groups(
+    step: Evaluate | Report,
+    above: Sequence[TrainHead],
+    schedules: Mapping[str, tuple[Path, Schedule]],
 ) -> list[list[Schedule]]:
-    """The schedules, with their seeds, of the runs that stand together in an ensemble: of several
-    schedules seed by seed, of one all its seeds."""
-    names = step.of or [train.schedule for train in above]
+    """The schedules, with their seeds, of runs that a step needs images of which all have held out:
+    for a stack, or to look at such images. Of an ensemble of several schedules they stand together
+    seed by seed, of one all its seeds; of a report the first seeds do."""
+    stacked = isinstance(step, Ensemble) and step.how == "stack"
+    if not isinstance(step, Ensemble | Report) or not (stacked or step.split == HELD_OUT):
+        return []
     seeds = {train.schedule: train.seeds for train in above}
     of_names = []
-    for name in names:
+    for name in step.of or list(seeds):
         _, schedule = schedules[name]
         given = seeds[name] or [schedule.seed]
         of_names.append([schedule.model_copy(update={"seed": seed}) for seed in given])
-    return of_names if len(names) == 1 else [list(group) for group in zip(*of_names, strict=True)]
+    if isinstance(step, Report):
+        return [[of_name[0] for of_name in of_names]]
+    return (
+        of_names if len(of_names) == 1 else [list(group) for group in zip(*of_names, strict=True)]
+    )
 
 
 def _from_here(step: Step, folder: Path) -> Step:
@@ -276,9 +292,8 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
             of = list(trained)
             if isinstance(step, Ensemble | Report) and step.of:
                 of = step.of
-            if isinstance(step, Ensemble) and step.how == "stack":
-                for group in groups_of(step, steps_above, recipe.schedules):
-                    check_held_out(group, dataset, at)
+            for group in held_out_groups(step, steps_above, recipe.schedules):
+                check_held_out(group, dataset, at)
             for schedule in (trained[name] for name in of):
                 views = [find_view(name, schedule.augment_seed) for name in views_of_step(step)]
                 _check_vectors(held, to_come, schedule.backbone, views, at)
