@@ -170,8 +170,7 @@ def credentials(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("FEATURECACHE_COPIES", str(tmp_path / "copies"))
-    monkeypatch.setattr(retries, "WAIT", 0.001)
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(retries, "WAIT", 0.01)
     yield
     close_clients()
 
@@ -384,6 +383,7 @@ def test_what_a_store_refuses_a_few_times_is_read(
     faults: Faults, stored: str, small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, faults.server_address)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own tries wait, too
     everything = [
         name for kind in ("record", "data", "space.json") for name in names_of(small_cache, kind)
     ]
@@ -403,6 +403,7 @@ def test_what_a_store_refuses_for_good_is_never_set_aside(
     kind: str, faults: Faults, stored: str, small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, faults.server_address)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     before = listing(stored)
     refusals = [*PASSING, (403, "AccessDenied"), (401, "ExpiredToken")]
     names = names_of(small_cache, kind)
