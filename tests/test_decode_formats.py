@@ -194,6 +194,13 @@ def test_subsampled_colour_without_compression_is_refused():
     assert "subsampled" in outcome(swapped)
 
 
+def test_the_thumbnail_in_front_of_a_raw_photo_is_not_taken_for_it():
+    samples = RANDOM.integers(0, 256, (HEIGHT, WIDTH, 3))
+    assert "raw photo" in outcome(tiff(samples, tags=[(254, "I", [1]), (330, "I", [8])]))
+    for tags in ([(254, "I", [0]), (330, "I", [8])], [(254, "I", [1])]):
+        assert np.array_equal(decode(tiff(samples, tags=tags)), samples)
+
+
 # ---- BMP ----
 
 MASKS = [

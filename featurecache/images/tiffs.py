@@ -18,6 +18,7 @@ from featurecache.images.picture_checks import Undecodable
 _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 258, 259, 262, 266
 _STRIP_SIZES, _BANDS, _PLANES, _COLORMAP, _TILE_SIZES = 279, 277, 284, 320, 325
 _EXTRA, _SAMPLE_FORMAT = 338, 339
+_KIND, _INNER = 254, 330  # bit 1: a smaller version of another picture; where others are
 _SAMPLE_KINDS = {1: "uint", 2: "int", 3: "float", 4: "untyped ", 5: "complex int", 6: "complex"}
 _COLOURS = {
     0: "grey, white is 0", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr",
@@ -34,6 +35,8 @@ _BROKEN_TAGS = (
 def check_tiff(image: Any) -> None:
     """Make an opened TIFF, not loaded yet, one that Pillow loads rightly, or raise Undecodable."""
     tags = image.tag_v2
+    if _first(tags, _KIND, 0) & 1 and _INNER in tags:
+        raise Undecodable("a raw photo, whose first picture is a thumbnail; save it as JPEG or PNG")
     if _sample_format(tags) != 1:
         bits = _first(tags, _BITS, 1)
         raise Undecodable(
