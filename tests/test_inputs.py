@@ -86,3 +86,12 @@ def test_more_components_than_there_can_be_is_bad_input() -> None:
     with pytest.raises(BadInput, match="there can be 6 at most"):
         plan.check_fits(NAMES, 7, 8)
     plan.check_fits(NAMES, 8, 8)
+
+
+@pytest.mark.parametrize("pca", [3, 0.9])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_vectors_that_are_all_the_same_have_no_components(pca: float, whiten: bool) -> None:
+    same = vectors()[:1].repeat(50, 1)
+    with pytest.raises(BadInput, match="all training vectors are the same"):
+        fit(Input(pca=pca, whiten=whiten), same)
+    assert torch.isfinite(fit(Input(standardise=True), same)(same)).all()

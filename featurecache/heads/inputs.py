@@ -12,6 +12,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import nn
 
+from featurecache.errors import BadInput
 from featurecache.heads.perturb import spread
 from featurecache.heads.settings import Input
 
@@ -50,8 +51,16 @@ class Fitted:
 
 
 def fit(wanted: Input, rows: torch.Tensor) -> Fitted:
-    """Fit to the training vectors (N, D), which `Schedule.check_fits` has found enough."""
+    """Fit to the training vectors (N, D), which `Schedule.check_fits` has found enough.
+
+    Raises BadInput for a PCA of vectors that are all the same.
+    """
     mean, deviation = spread(rows)
+    if wanted.pca is not None and not (deviation > 0).any():
+        raise BadInput(
+            "input.pca: all training vectors are the same, so they have no components; look at the "
+            "weights and the layer that they were made with"
+        )
     if not wanted.standardise:
         deviation = torch.ones_like(deviation)
     scale = torch.where(deviation > 0, 1 / deviation, 1.0)
