@@ -109,7 +109,7 @@ def _claim(path: Path, exclusive: bool) -> Claim | None:
 def is_name_of(path: Path, descriptor: int) -> bool:
     """Does an open file still have this name?"""
     with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
 
 
@@ -130,9 +130,13 @@ def together(folder: Path) -> Iterator[None]:
     if places.is_remote(folder):
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY)
         _lock(descriptor, exclusive=False, wait=True)
+        if is_name_of(folder, descriptor):
+            break
+        os.close(descriptor)  # it was renamed as we waited
+    try:
         yield
     finally:
         os.close(descriptor)
@@ -146,7 +150,9 @@ def alone(folder: Path) -> Iterator[bool]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield _lock(descriptor, exclusive=True, wait=False, without=False)
+        locked = _lock(descriptor, exclusive=True, wait=False, without=False)
+        # Another folder may have its name by now: gc renames those that it deletes.
+        yield locked and is_name_of(folder, descriptor)
     finally:
         os.close(descriptor)
 

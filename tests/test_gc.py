@@ -251,3 +251,23 @@ def test_what_killed_commands_left_is_listed_and_deleted(
         assert collect(older_than="52w") == []
         assert len(list(run.iterdir())) == 2
     assert not any(path.exists() for path in left)
+
+
+def test_a_leftover_that_a_record_names_by_the_time_of_deletion_stays(
+    cache: Path, collect: Callable[..., list[Candidate]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process is between the data of a shard and its record as gc looks."""
+    space = next(s for s in Cache(cache).spaces() if s.view == "none")
+    record = space.path / f"{space.records[0].shard}.json"
+    content = record.read_bytes()
+    record.unlink()
+    find = stage.abandoned
+
+    def committed(opened: Cache) -> list[Path]:
+        found = find(opened)
+        record.write_bytes(content)
+        return found
+
+    monkeypatch.setattr(stage, "abandoned", committed)
+    assert collect(older_than="52w", delete=True) == []
+    assert verify(cache).bad == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -98,3 +100,31 @@ def test_where_there_are_no_locks_work_goes_on_and_nothing_is_deleted(
         assert locks.claim(tmp_path / "a") is not None
         with locks.together(tmp_path), locks.alone(tmp_path) as undisturbed:
             assert not undisturbed
+
+
+def test_a_folder_that_is_made_anew_meanwhile_is_the_one_that_is_locked(tmp_path: Path) -> None:
+    """As gc renames a space, and a fill makes it again, while a third process waits for it."""
+    folder = tmp_path / "space"
+    folder.mkdir()
+    entered, leave = threading.Event(), threading.Event()
+
+    def add() -> None:
+        with locks.together(folder):
+            entered.set()
+            leave.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        with locks.alone(folder) as undisturbed:
+            assert undisturbed
+            adding = pool.submit(add)
+            assert not entered.wait(0.1)
+            folder.rename(tmp_path / "aside")
+            folder.mkdir()
+        assert entered.wait(30)
+        with locks.alone(folder) as undisturbed:
+            assert not undisturbed
+        leave.set()
+        adding.result(30)
+    (tmp_path / "link").symlink_to(folder)
+    with locks.together(tmp_path / "link"), locks.alone(folder) as undisturbed:
+        assert not undisturbed

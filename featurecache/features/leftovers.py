@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featurecache import durable, locks, places
@@ -26,18 +26,28 @@ def leftovers(cache: Cache) -> list[Path]:
     return sorted(path for folder in _folders(cache) for path in _in(cache, folder))
 
 
-def sweep(cache: Cache) -> list[Path]:
-    """Delete the leftovers of folders that no live process is adding to; gives what is gone.
+def abandoned(cache: Cache) -> list[Path]:
+    """The leftovers of processes that are gone: those that `sweep` would delete."""
+    return _of_the_dead(cache, _is_abandoned)
 
-    A commit holds its folder until its record is there, so what lies in a folder that can be held
-    alone belongs to the dead. On file systems without locks nothing is deleted.
-    """
-    gone = []
+
+def sweep(cache: Cache) -> list[Path]:
+    """Delete the leftovers of processes that are gone; gives what is deleted. On file systems
+    without locks nothing is."""
+    deleted = _of_the_dead(cache, _remove)
+    sweep_locks(cache)
+    return deleted
+
+
+def _of_the_dead(cache: Cache, fits: Callable[[Path], bool]) -> list[Path]:
+    """The leftovers that fit in folders that no live process is adding to. A commit holds its
+    folder until its record is there, so they are listed, and used, while the folder is held: what
+    was a leftover before may be named by a record by then."""
+    found = []
     for folder in _folders(cache):
         with locks.alone(folder) as undisturbed:
-            gone += [path for path in _in(cache, folder) if undisturbed and remove(path)]
-    sweep_locks(cache)
-    return sorted(gone)
+            found += [path for path in (_in(cache, folder) if undisturbed else []) if fits(path)]
+    return sorted(found)
 
 
 def sweep_locks(cache: Cache) -> None:
@@ -55,17 +65,15 @@ def of_run(run: Path) -> list[Path]:
     return [path for folder in real for path in durable.temporaries(folder)]
 
 
-def is_abandoned(path: Path) -> bool:
-    """Is the process gone that left this?"""
-    with locks.alone(path.parent) as undisturbed:
-        if path.is_symlink() or not path.is_dir():
-            return undisturbed and (path.is_symlink() or durable.is_abandoned(path))
+def _is_abandoned(path: Path) -> bool:
+    if path.is_symlink() or not path.is_dir():
+        return path.is_symlink() or durable.is_abandoned(path)
     with locks.alone(path) as undisturbed:
         return undisturbed
 
 
-def remove(path: Path) -> bool:
-    """Remove what a killed process left. False where its process is still alive."""
+def _remove(path: Path) -> bool:
+    """False where its process is still alive."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
         return True

@@ -251,7 +251,12 @@ class Space:
             if error.errno == errno.EFBIG:  # it has grown
                 return damaged(path, "its bytes are not the ones that were committed")
             return damaged(path, f"is {error.strerror}")
-        if not places.has(self.path / f"{record.shard}.json", listed=True):
+        # Removed, and perhaps made anew since: data is there before its record, so without data a
+        # record that stays is damage.
+        committed = self.path / f"{record.shard}.json"
+        if not places.has(committed, listed=True) or (
+            not places.is_remote(path) and (places.has(path) or not places.has(committed))
+        ):
             return RemovedMeanwhile(path, error)
         if places.is_remote(path) and record.file in places.names(self.path):
             return CannotRead(path, error)

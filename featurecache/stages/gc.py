@@ -6,16 +6,16 @@ import datetime
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featurecache import durable, places, records
 from featurecache.errors import BadInput, DamagedRun, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES
-from featurecache.features.leftovers import is_abandoned, leftovers, of_run, remove, sweep_locks
+from featurecache.features.leftovers import abandoned, of_run, sweep
 from featurecache.features.spaces import Space
-from featurecache.features.store import Cache, unfinished
+from featurecache.features.store import Cache, sweep_unfinished, unfinished
 from featurecache.json_files import damaged_run
 from featurecache.stages.run_records import read_record
 
@@ -106,9 +106,7 @@ def gc(
                 _last(space), stands, kept, deleted,
             )
         )  # fmt: skip
-    if delete and not places.is_remote(opened.root):
-        sweep_locks(opened)
-    return found + [_leftover(path, delete) for path in _abandoned(opened, Path(runs))]
+    return found + _leftovers(opened, Path(runs), delete)
 
 
 def absent_names(
@@ -142,25 +140,28 @@ def _delete(space: Space) -> bool:
     return undisturbed
 
 
-def _abandoned(cache: Cache, runs: Path) -> list[Path]:
-    """What killed commands left in a cache, beside it and in the runs."""
+def _leftovers(cache: Cache, runs: Path, delete: bool) -> list[Candidate]:
+    """What killed commands left in a cache, beside it and in the runs; with `delete` that is gone
+    now."""
     if places.is_remote(cache.root):
         return []
-    found = [*leftovers(cache), *unfinished(cache.root)]
-    folders = sorted(runs.iterdir()) if runs.is_dir() else []
-    found += [path for folder in [runs, *folders] if folder.is_dir() for path in of_run(folder)]
-    return [path for path in found if is_abandoned(path)]
+    folders = [runs, *sorted(runs.iterdir())] if runs.is_dir() else []
+    temporary = [path for folder in folders if folder.is_dir() for path in of_run(folder)]
+    temporary = [path for path in temporary if durable.is_abandoned(path)]
+    found = [_leftover(path) for path in [*abandoned(cache), *unfinished(cache.root), *temporary]]
+    if not delete:
+        return found
+    gone = {path for path in temporary if durable.remove_abandoned(path)}
+    gone |= {*sweep(cache), *sweep_unfinished(cache.root)}
+    return [replace(one, deleted=True) for one in found if Path(one.leftover) in gone]
 
 
-def _leftover(path: Path, delete: bool) -> Candidate:
+def _leftover(path: Path) -> Candidate:
     inside = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     size = sum(file.lstat().st_size for file in inside)
     moment = datetime.datetime.fromtimestamp(path.lstat().st_mtime, datetime.UTC)
-    deleted = delete and remove(path)
-    kept = "a process is writing to it" if delete and not deleted else ""
-    return Candidate(
-        "", "", None, 0, size, moment.isoformat(timespec="seconds"), [], kept, deleted, str(path)
-    )
+    made = moment.isoformat(timespec="seconds")
+    return Candidate("", "", None, 0, size, made, [], "", False, str(path))
 
 
 def _policy(space: Space) -> str:
