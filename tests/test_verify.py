@@ -21,6 +21,7 @@ from PIL import Image
 
 from featurecache import locks, records, retries
 from featurecache.errors import BadInput, CannotRead
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
@@ -531,3 +532,18 @@ def test_a_bad_cache_is_not_recomputed(cache: Path, small_data: Path) -> None:
     flip(a_file(cache, ".h5"), 5000)
     found = verify(cache, recompute=2, data=small_data, engine="torch-cpu")
     assert len(found.bad) == 1 and found.drift == []
+
+
+def test_a_space_that_gc_deletes_as_it_is_looked_at_is_not_bad(
+    small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
+    has = Cache.space_in
+
+    def deleted(opened: Cache, folder: Path) -> Space | None:
+        shutil.rmtree(folder)
+        return has(opened, folder)
+
+    monkeypatch.setattr(Cache, "space_in", deleted)
+    found = verify(cache)
+    assert (found.bad, found.unreadable, found.shards) == ([], [], 0)

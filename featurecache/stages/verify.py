@@ -194,6 +194,9 @@ def _look_through(
     try:
         space = cache.space_in(folder)
         if space is None and _records(names):
+            present = places.names(folder)
+            if "space.json" in present or not _records(present):
+                return  # gc has deleted it since it was listed
             described = False
             reason = "is not there; the featurize that made the space writes it again"
             found.bad.append({"space": folder.name, "file": "space.json", "reason": reason})
