@@ -85,6 +85,11 @@ def has(path: Path, listed: bool = False) -> bool:
     return listed and path.name in names(path.parent)
 
 
+def is_link(path: Path) -> bool:
+    """Is this a symbolic link? A store has none, and is not asked. Raises OSError."""
+    return not is_remote(path) and retried_on_disk(path.is_symlink)
+
+
 def names(folder: Path) -> list[str]:
     """The names in a folder, sorted; none where there is no such folder. Raises OSError."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -70,7 +70,7 @@ def set_aside(space: Space, name: str, names: Iterable[str]) -> None:
 def pending(space: Space, held: Sequence[Record]) -> list[SetAside]:
     """The shards in quarantine with rows that none of the records `held` has; of a shard whose rows
     are not known, the record itself must be there again. Raises CannotRead."""
-    names = [] if folder(space).is_symlink() else _names(folder(space))
+    names = [] if places.is_link(folder(space)) else _names(folder(space))
     here = [match for match in map(_RECORD.fullmatch, names) if match is not None]
     if not here:
         return []

@@ -143,7 +143,7 @@ class Cache:
             raise
 
     def _described(self, path: Path, description: Path) -> Space:
-        if path.is_symlink():
+        if places.is_link(path):
             raise damaged(description, "its folder is a link; a cache holds none")
         kept: records.Json = {}
 

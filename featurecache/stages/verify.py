@@ -151,7 +151,7 @@ def _listed(cache: Cache, found: _Found) -> dict[Path, list[str]]:
     spaces = cache.root / "spaces"
     for name in filter(_ID, places.names(spaces)):
         folder = spaces / name
-        if folder.is_symlink():  # nothing is listed, moved or deleted behind it
+        if places.is_link(folder):  # nothing is listed, moved or deleted behind it
             found.bad.append({"space": name, "file": "", "reason": "is a link; a cache has none"})
             found.left.append(f"{folder}: is a link; put the folder itself in its place")
             continue
