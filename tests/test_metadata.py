@@ -169,6 +169,7 @@ class Files:
         try:
             yield moved / "space.json"
         finally:
+            shutil.rmtree(space, ignore_errors=True)  # a lock of a command that looked for it
             moved.rename(space)
             for name, data in kept.items():
                 (space / name).write_bytes(data)
