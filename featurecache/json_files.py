@@ -153,7 +153,7 @@ def parse_json(data: bytes, file_names: bool = False) -> Any:
         raise ValueError(f"not JSON ({error})" if data.strip() else "empty") from None
     except RecursionError:
         raise ValueError(f"more than {MAX_DEPTH} levels deep") from None
-    _check_values(value, not file_names and b"\\u" in data and _SURROGATE.search(data) is not None)
+    _check_values(value, not file_names and b"\\" in data and _SURROGATE.search(data) is not None)
     return value
 
 
