@@ -99,7 +99,7 @@ def noise(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "shape", [(90, 61), (61, 90), (64, 64), (3, 2), (1, 1), (37, 301), (255, 33), (32, 32)]
 )
-@pytest.mark.parametrize("crop", [0.875, 0.904, 1.0, float("nan")])
+@pytest.mark.parametrize("crop", [0.875, 0.904, 1.0])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 def test_pixels_are_timms(
