@@ -201,6 +201,17 @@ def test_the_thumbnail_in_front_of_a_raw_photo_is_not_taken_for_it():
         assert np.array_equal(decode(tiff(samples, tags=tags)), samples)
 
 
+@pytest.mark.parametrize("tag", [(254, "I", [1]), (254, "I", [3]), (255, "H", [2])])
+def test_the_thumbnail_in_front_of_a_picture_is_not_taken_for_it(tag):
+    small, large = (RANDOM.integers(0, 256, (size, size, 3), np.uint8) for size in (4, 16))
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(small, photometric="rgb", subfiletype=tag[2][0] if tag[0] == 254 else 0,
+                     extratags=[(255, 3, 1, 2)] if tag[0] == 255 else [])  # fmt: skip
+        writer.write(large, photometric="rgb")
+    assert "first picture is a thumbnail or a mask" in outcome(file.getvalue())
+
+
 # ---- BMP ----
 
 MASKS = [

@@ -18,7 +18,11 @@ from featurecache.images.picture_checks import Undecodable
 _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 258, 259, 262, 266
 _STRIP_SIZES, _BANDS, _PLANES, _COLORMAP, _TILE_SIZES = 279, 277, 284, 320, 325
 _EXTRA, _SAMPLE_FORMAT = 338, 339
-_KIND, _INNER = 254, 330  # bit 1: a smaller version of another picture; where others are
+_KIND, _INNER = (
+    254,
+    330,
+)  # bits 1: a smaller version of another picture, 4: a mask; where others are
+_OLD_KIND = 255  # 2: a smaller version
 _SAMPLE_KINDS = {1: "uint", 2: "int", 3: "float", 4: "untyped ", 5: "complex int", 6: "complex"}
 _COLOURS = {
     0: "grey, white is 0", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr",
@@ -37,6 +41,11 @@ def check_tiff(image: Any) -> None:
     tags = image.tag_v2
     if _first(tags, _KIND, 0) & 1 and _INNER in tags:
         raise Undecodable("a raw photo, whose first picture is a thumbnail; save it as JPEG or PNG")
+    if tags.next and _is_for_another(tags):
+        raise Undecodable(
+            "a TIFF whose first picture is a thumbnail or a mask of another; save the one that is "
+            "meant as a file of its own"
+        )
     if _sample_format(tags) != 1:
         bits = _first(tags, _BITS, 1)
         raise Undecodable(
@@ -54,6 +63,11 @@ def check_tiff(image: Any) -> None:
         colormap = tags[_COLORMAP]
         if max(colormap) < 256:  # of 8 bits, against the rule; libtiff takes it for that too
             image.palette = ImagePalette.raw("RGB;L", bytes(colormap))
+
+
+def _is_for_another(tags: Any) -> bool:
+    """Does the first picture of a TIFF call itself a smaller version or the mask of another?"""
+    return bool(_first(tags, _KIND, 0) & 5) or _first(tags, _OLD_KIND, 1) == 2
 
 
 def _check_subsampling(image: Any, tags: Any) -> None:
