@@ -72,6 +72,8 @@ def _open(path: Path, most: int, follow: bool) -> tuple[BinaryIO, int]:
         if path.is_symlink():
             raise OSError(error.errno, "a link that leads nowhere; mend or remove it") from error
         raise
+    except ValueError as error:  # a NUL in the path
+        raise OSError(errno.EINVAL, f"no path ({error})") from error
     try:
         found = os.fstat(file.fileno())
         _check(found, most)  # since the first look something else may have taken the name

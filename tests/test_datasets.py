@@ -155,12 +155,39 @@ def test_folders_that_are_refused(make, names, message):
         open_dataset(make(*names))
 
 
+def test_classes_in_a_plain_folder_of_each_split(make):
+    """`train/images/cat` is of class cat, and images right in `test/images` have no label."""
+    root = make(*(f"{split}/images/{c}/{split}.png" for split in ("train", "val") for c in "ab"),
+                "test/images/1.png")  # fmt: skip
+    dataset = open_dataset(root)
+    assert dataset.classes == ("a", "b")
+    assert [s.label for s in dataset.samples] == [0, 1, 0, 1, None]
+    root = make("test/images/a/1.png")
+    (root / "test/images/1.png").unlink()
+    assert [s.label for s in open_dataset(root).split("test")] == [0]
+    with pytest.raises(BadInput, match=r"class 'a' .* is not in split train; there are: images"):
+        open_dataset(make("train/images/1.png"))
+
+
+def test_class_folders_that_hold_the_same_folders_are_noted(make):
+    root = make(*(f"fold{n}/{c}/1.png" for n in (1, 2) for c in ("cat", "dog")))
+    (note,) = open_dataset(root).notes
+    assert note == "not used: each class folder holds the same folders (cat, dog)"
+
+
+def test_classes_that_are_the_same_number_are_noted(make):
+    (note,) = open_dataset(make("03/1.png", "3/2.png", "3.5/3.png", "cat/4.png")).notes
+    assert note == "classes that are the same number: 03 and 3"
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(BadInput, match=r"no such file.*\.csv.*digits"):
         open_dataset(tmp_path / "nothing")
     (tmp_path / "a.txt").touch()
     with pytest.raises(BadInput, match="not a dataset"):
         open_dataset(tmp_path / "a.txt")
+    with pytest.raises(BadInput, match="too long"):
+        open_dataset("x" * 5000)
 
 
 def test_caches_and_runs_are_passed_over(make):
@@ -486,7 +513,7 @@ def test_csv_in_the_working_directory_without_splits(make, monkeypatch):
     [
         ("", "expected one column 'path'; there are none"),
         ("paths,label\n1.jpg,a\n", "expected one column 'path'; nearest: paths"),
-        ("path,label,label\n1.jpg,a,b\n", "expected one column 'label'"),
+        ("path,label,label\n1.jpg,a,b\n", "2 columns are called 'label'"),
         ("path,label\n", "holds no rows"),
         ("path,label\n1.jpg\n", "line 2: 1 values, the header has 2"),
         ("path,label\n1.jpg,a,b\n", "line 2: 3 values"),
@@ -502,7 +529,7 @@ def test_csv_in_the_working_directory_without_splits(make, monkeypatch):
         ("path,label,grp\n1.jpg,a,train\n2.jpg,a,val\n", "'grp' holds names of splits"),
         ("path,label,is_valid\n1.jpg,a,False\n", "'is_valid' looks like 'split'"),
         ("path,label,grp\n1.jpg,a,Train\n2.jpg,a,\n", "'grp' holds names of splits"),
-        ("path,label,Label\n1.jpg,a,b\n", "expected one column 'label'"),
+        ("path,label,Label\n1.jpg,a,b\n", "2 columns are called 'label'"),
         ("path;label\n1.jpg;a\n", "not separated by commas"),
         ("file_name,label\n1.jpg,a\n", "expected one column 'path'; .*file_name"),
         ("path,label,split\n1.jpg,a,trainval\n", "unknown split 'trainval'"),
@@ -515,6 +542,20 @@ def test_csv_in_the_working_directory_without_splits(make, monkeypatch):
 def test_csv_that_is_refused(make, text, message):
     with pytest.raises(BadInput, match=message):
         open_dataset(make("1.jpg", "2.jpg", t=text) / "t.csv")
+
+
+def test_csv_lines_without_a_split_are_noted(make):
+    root = make("1.jpg", "2.jpg", t="path,label,split\n1.jpg,a,\n2.jpg,a,val\n")
+    dataset = open_dataset(root / "t.csv")
+    assert [sample.split for sample in dataset.samples] == ["train", "val"]
+    assert dataset.notes == ("lines without a split, which are train: 2",)
+
+
+def test_csv_names_that_no_file_or_class_has(make):
+    with pytest.raises(BadInput, match="2 columns are called 'label'; keep one"):
+        open_dataset(make(t="path,label,Label\n1.jpg,a,b\n") / "t.csv")
+    with pytest.raises(BadInput, match="has a NUL in its name"):
+        open_dataset(make("1.jpg", t="path,label\n1.jpg,a\0b\n") / "t.csv")
 
 
 @pytest.mark.parametrize("header", ["path,label,Split", " Path ,LABEL, SPLIT\u00a0"])

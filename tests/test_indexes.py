@@ -297,7 +297,7 @@ def test_tar_shards_are_the_dataset(
     [
         ({"a.txt": b"x"}, "holds no images"),
         ({"a.jpg": b"x"}, r"a\.jpg has no label; expected a\.cls"),
-        ({"a.jpg": b"x", "a.cls": b"\xff"}, "not a tar shard that can be read"),
+        ({"a.jpg": b"x", "a.cls": b"\xff"}, r"a\.cls is no UTF-8 text"),
         (None, "not a tar shard that can be read"),
     ],
 )
@@ -390,6 +390,64 @@ def test_what_lies_beside_shards(tmp_path: Path) -> None:
         open_dataset(tmp_path / "y/a.tar.gz")
     with pytest.raises(BadInput, match="more than 1,000,000 shards"):
         open_dataset(str(tmp_path / "x{0..99999999}.tar"))
+
+
+def test_files_beside_shards_are_noted_or_hidden(tmp_path: Path) -> None:
+    shard(tmp_path / "train-0.tar", {"../a.jpg": b"1", "../a.cls": b"\xef\xbb\xbf3"})
+    shard(tmp_path / ".train-1.tar", {"b.jpg": b"1", "b.cls": b"4"})
+    for name in ("train-2.tar.gz", "train-3.tar.part", "notes.txt"):
+        (tmp_path / name).touch()
+    dataset = open_dataset(tmp_path)
+    assert dataset.classes == ("3",) and [s.id for s in dataset.samples] == ["train-0/../a.jpg"]
+    assert dataset.notes == ("not read, files beside the shards: train-2.tar.gz, train-3.tar.part",)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (b"", r"a\.cls is empty"),
+        (b"9" * 5000, r"a\.cls has 5,000 bytes"),
+        (b"caf\xe9", r"a\.cls is no UTF-8 text"),
+        (b"\3\0\0\0", "has a NUL in its name"),
+    ],
+)
+def test_labels_that_are_no_names(label: bytes, message: str, tmp_path: Path) -> None:
+    shard(tmp_path / "x.tar", {"a.jpg": b"1", "a.cls": label})
+    with pytest.raises(BadInput, match=message):
+        open_dataset(tmp_path / "x.tar")
+
+
+def test_an_index_that_another_tool_wrote(written: Path) -> None:
+    """Columns encoded by dictionaries; classes that are not in train; paths that can't be."""
+    table, before = pq.read_table(written), open_dataset(written)
+    samples = list(before.samples)
+
+    def put(name: str, column: pa.ChunkedArray) -> None:
+        pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), written)
+
+    for name in ("split", "label", "id", "path"):
+        put(name, table[name].dictionary_encode())
+        dataset = open_dataset(written)
+        assert list(dataset.samples) == samples and dataset.classes == before.classes
+    put("label", pa.chunked_array([[*table["label"].to_pylist()[:-1], "zebra"]]))
+    with pytest.raises(BadInput, match="class 'zebra' is not in split train"):
+        open_dataset(written)
+    put("path", pa.chunked_array([["a\0b"] * len(table)]))
+    with pytest.raises(OSError, match="no path"):
+        open_dataset(written).samples[0].read()
+
+
+def test_a_changed_bit_of_an_index_is_seen(written: Path) -> None:
+    data, whole = written.read_bytes(), list(open_dataset(written).samples)
+    items = [*open_dataset(written).samples.items]  # type: ignore[attr-defined]
+    for position in range(4, len(data), 23):
+        written.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        try:
+            changed = open_dataset(written)
+            samples = list(changed.samples)
+        except BadInput:
+            continue
+        assert samples == whole and [*changed.samples.items] == items  # type: ignore[attr-defined]
 
 
 def test_members_that_are_links_or_hidden(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +34,19 @@ from featurecache.images.layouts.csv_files import csv_file, tables_in
 from featurecache.images.layouts.folders import class_folders, class_notes, entries, split_folders
 from featurecache.images.layouts.indexes import Indexed, read_index
 from featurecache.images.layouts.listing import MAX_DEPTH, Tree
-from featurecache.images.layouts.tar_shards import is_archive, is_tar, shard_paths, tar_shards
+from featurecache.images.layouts.tar_shards import (
+    archives_beside,
+    is_archive,
+    is_tar,
+    shard_paths,
+    tar_shards,
+)
 from featurecache.images.layouts.tiny_imagenet import readable_names, tiny_imagenet
 from featurecache.images.names import (
     difference,
     is_plain_folder,
     looking_alike,
+    same_numbers,
     split_folders_of,
 )
 from featurecache.images.samples import SPLITS, Member, Sample
@@ -133,7 +140,7 @@ def open_dataset(data: str | Path | Dataset) -> Dataset:
         if path.suffix.lower() == ".csv":
             return _numbered(csv_file(path))
         raise BadInput(f"{data}: a dataset elsewhere is a .csv file, an index or tar shards")
-    if not path.exists():
+    if not _is_there(path):
         raise BadInput(f"{utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
     if is_archive(path.name) and path.is_file():
         raise BadInput(f"{utf8(path)}: an archive that can't be read where it lies; unpack it")
@@ -142,6 +149,13 @@ def open_dataset(data: str | Path | Dataset) -> Dataset:
     if path.suffix.lower() == ".csv":
         return _numbered(csv_file(path))
     raise BadInput(f"{utf8(path)}: not a dataset; a dataset is {LAYOUTS}")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise BadInput(f"{utf8(path)}: {error.strerror}") from error
 
 
 def _digits() -> Dataset:
@@ -175,7 +189,10 @@ def _folder(path: Path) -> Contents:
     else:
         paths = shard_paths(path)
         if paths:
-            return tar_shards(given, paths)
+            shards = tar_shards(given, paths)
+            beside = archives_beside(path)
+            more = [f"not read, files beside the shards: {first_few(beside)}"] * bool(beside)
+            return replace(shards, notes=[*shards.notes, *more])
         found = []
     tables = list(tables_in(Path(root)))
     if not found:
@@ -250,13 +267,17 @@ def _check_classes(classes: Sequence[str], root: str) -> list[str]:
             raise BadInput(
                 f"{utf8(root)}: class {utf8(label)} has a name that is not UTF-8; rename it"
             )
+        if "\0" in label:
+            raise BadInput(f"{root}: class {label!a} has a NUL in its name; is it text?")
     for first, second in looking_alike(classes):
         raise BadInput(
             f"{root}: classes {first!a} and {second!a} look the same and differ in "
             f"{difference(first, second)}; rename one of them"
         )
     cased = [f"{first} and {second}" for first, second in looking_alike(classes, cased=False)]
-    return [f"classes that differ in upper and lower case alone: {first_few(cased)}"] * bool(cased)
+    numbers = [f"{first} and {second}" for first, second in same_numbers(classes)]
+    alike = {"differ in upper and lower case alone": cased, "are the same number": numbers}
+    return [f"classes that {how}: {first_few(pairs)}" for how, pairs in alike.items() if pairs]
 
 
 def _alike(label: str, others: Iterable[str]) -> str:

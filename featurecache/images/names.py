@@ -50,6 +50,7 @@ _FOREIGN = {  # folders that file systems, network drives and archivers add; in 
     "__pycache__",
 }  # fmt: skip
 _INVISIBLE = {"Cf", "Cc"}  # Unicode categories
+_WHOLE = re.compile(r"([+-]?\d{1,30})(?:\.0*)?")
 _JOINERS = "\u200c\u200d"  # of Persian, Hindi and emoji: seen in what they join
 
 
@@ -157,6 +158,17 @@ def difference(name: str, other: str) -> str | None:
     if _seen(name).casefold() == _seen(other).casefold():
         return "upper and lower case"
     return None
+
+
+def same_numbers(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of different names that are the same whole number: `1` and `1.0`, `3` and `03`."""
+    first: dict[int, str] = {}
+    pairs = []
+    for name in sorted(names):
+        match = _WHOLE.fullmatch(name)
+        if match and (other := first.setdefault(int(match[1]), name)) != name:
+            pairs.append((other, name))
+    return pairs
 
 
 def looking_alike(names: Iterable[str], *, cased: bool = True) -> list[tuple[str, str]]:

@@ -27,9 +27,11 @@ def csv_file(path: Path) -> Contents:
     found: list[Entry] = []
     missing: list[str] = []
     unused: list[str] = []
+    unsplit: list[int] = []  # lines
     for line, row in _rows(path, unused):
         given, label = row["path"], row["label"] or None
         split = split_of(row.get("split", "") or "train")
+        unsplit += [line] if row.get("split") == "" else []
         if not given:
             raise BadInput(f"{path} line {line}: the path is empty")
         if split is None:
@@ -60,6 +62,9 @@ def csv_file(path: Path) -> Contents:
         raise BadInput(f"{path}: holds no rows; expected a line of path,label[,split] per image")
     root = str(path) if remote else path.as_posix()
     notes = [f"columns that are not used: {first_few([*map(repr, unused)])}"] * bool(unused)
+    if unsplit:
+        lines = first_few([*map(str, unsplit)])
+        notes.append(f"lines without a split, which are train: {lines}")
     return Contents(root=root, layout="csv", entries=found, notes=notes)
 
 
@@ -114,7 +119,11 @@ def _header(path: Path, names: Sequence[str]) -> list[str]:
     header = [column_of(name) for name in names]
     for column in COLUMNS:
         similar = [name for name in header if looks_like_column(name, column)]
-        if header.count(column) > 1 or (column != "split" and column not in header):
+        if header.count(column) > 1:
+            raise BadInput(
+                f"{path} line 1: {header.count(column)} columns are called {column!r}; keep one"
+            )
+        if column != "split" and column not in header:
             near = nearest(column, similar or header)
             raise BadInput(f"{path} line 1: expected one column {column!r}; {near}")
         if column not in header and similar:

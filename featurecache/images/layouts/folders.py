@@ -65,11 +65,19 @@ def _way_out(folder: str) -> str:
 
 
 def class_notes(tree: Tree, root: str) -> list[str]:
-    """Which class folders have the word of a split in their names."""
-    named = [name for name in tree.top(root).folders if splits_in(name) or is_undecided(name)]
-    if not named:
-        return []
-    return [f"taken for classes, though a split's word is in their names: {first_few(named)}"]
+    """Which class folders may be none: those with a split's word in their names, and those that
+    hold the same folders, as `fold1/cat` and `fold2/cat`."""
+    notes = []
+    classes = tree.top(root).folders
+    named = [name for name in classes if splits_in(name) or is_undecided(name)]
+    if named:
+        shown = first_few(named)
+        notes.append(f"taken for classes, though a split's word is in their names: {shown}")
+    inner = {tuple(tree.listing(f"{root}/{name}").folders) for name in classes}
+    if len(classes) > 1 and len(inner) == 1 and len(*inner) > 1:
+        alike = first_few([name for names in inner for name in names])
+        notes.append(f"not used: each class folder holds the same folders ({alike})")
+    return notes
 
 
 def unlabelled(tree: Tree, folder: str) -> Iterator[tuple[None, str]]:
@@ -110,13 +118,25 @@ def split_folders(tree: Tree, root: str) -> list[Entry]:
         )
     found: list[Entry] = []
     train = folder_of.get("train")
-    classes = tree.top(f"{root}/{train}").folders if train else []
+    classes = tree.top(_classes_in(tree, f"{root}/{train}")).folders if train else []
     for split, name in folder_of.items():
-        inside = tree.top(f"{root}/{name}")
+        folder = _classes_in(tree, f"{root}/{name}")
+        inside = tree.top(folder)
         odd = inside.pictures and all(map(is_picture, inside.folders))  # no classes, surely
         plain = [is_plain_folder(inner) and inner not in classes for inner in inside.folders]
         if split == "test" and (odd or all(plain)):
-            found += entries(root, "test", unlabelled(tree, f"{root}/{name}"))
+            found += entries(root, "test", unlabelled(tree, folder))
         else:
-            found += entries(root, split, class_folders(tree, f"{root}/{name}"))
+            found += entries(root, split, class_folders(tree, folder))
     return found
+
+
+def _classes_in(tree: Tree, folder: str) -> str:
+    """The folder that holds the class folders of a split: the split's own, or an only one in it
+    that is called `images` or the like and holds nothing but folders."""
+    top = tree.top(folder)
+    if len(top.folders) == 1 and not top.pictures and is_plain_folder(top.folders[0]):
+        inner = f"{folder}/{top.folders[0]}"
+        if tree.top(inner).folders and not tree.listing(inner).pictures:
+            return inner
+    return folder

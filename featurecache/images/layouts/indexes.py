@@ -106,8 +106,15 @@ class _Names:
         """The ids and paths of a row group."""
         with self._lock:
             if self._group[0] != group:
-                table = self.file.read_row_group(group, columns=["id", "path"])
-                self._group = (group, table["id"].to_pylist(), table["path"].to_pylist())
+                try:
+                    table = self.file.read_row_group(group, columns=["id", "path"])
+                    ids, paths = table["id"].to_pylist(), table["path"].to_pylist()
+                except (OSError, ValueError) as error:  # ArrowInvalid and bytes that are no text
+                    raise BadInput(
+                        f"{self.path}: is damaged ({one_line(error)}); run `featurecache index` "
+                        "again"
+                    ) from error
+                self._group = (group, ids, paths)
             return self._group[1:]
 
     def between(self, start: int, stop: int) -> Iterator[tuple[str, Path]]:
@@ -156,6 +163,8 @@ def read_index(path: Path) -> tuple[Indexed, tuple[str, ...]]:
             items[start:stop] = raw.reshape(-1, 32)
             last = _sorted_after(last, splits[start:stop], columns["id"], path)
             start = stop
+        if start != count:
+            raise ValueError(f"{count:,} rows are named, {start:,} are there")
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise BadInput(
             f"{path}: not an index ({one_line(error)}); `featurecache index` writes one, with the "
@@ -166,6 +175,11 @@ def read_index(path: Path) -> tuple[Indexed, tuple[str, ...]]:
     labels[:] = np.array([number.get(name or "", -1) for name in codes], np.int32)[labels]
     if (labels[splits != SPLITS.index("test")] < 0).any():
         raise BadInput(f"{path}: has rows without a label; only split test may lack one")
+    trained = np.zeros(len(classes) + 1, bool)
+    trained[labels[splits == SPLITS.index("train")]] = True
+    if trained.any() and not trained[labels[labels >= 0]].all():
+        name = classes[int(labels[(labels >= 0) & ~trained[labels]][0])]
+        raise BadInput(f"{path}: class {name!r} is not in split train")
     return Indexed(names, labels, splits, Items(items)), tuple(classes)
 
 
@@ -183,6 +197,8 @@ def _check_columns(schema: Any, path: Path) -> None:
 
 def _numbers(column: Any, codes: Mapping[str | None, int]) -> np.ndarray:
     """The number of each text of a column; -1 for one that has none."""
+    if hasattr(column, "dictionary_decode"):  # a table that others wrote: null may be in either
+        column = column.dictionary_decode()
     encoded = column.dictionary_encode(null_encoding="encode")
     table = [codes.get(name, -1) for name in encoded.dictionary.to_pylist()]
     numbers: np.ndarray = np.array(table, np.int32)[encoded.indices.to_numpy()]
@@ -209,9 +225,10 @@ def _sorted_after(
 
 def _opened(path: Path) -> Any:
     _, _, pq = _arrow(path)
+    checked = {"page_checksum_verification": True}  # where there are checksums: not in older ones
     if places.is_remote(path):
-        return pq.ParquetFile(io.BytesIO(places.read(path, 1 << 40)))
-    return pq.ParquetFile(path, memory_map=True)
+        return pq.ParquetFile(io.BytesIO(places.read(path, 1 << 40)), **checked)
+    return pq.ParquetFile(path, memory_map=True, **checked)
 
 
 def write_index(
@@ -226,7 +243,7 @@ def write_index(
     )
     folder = out.absolute().parent
     written = 0
-    with pq.ParquetWriter(to, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(to, schema, compression="zstd", write_page_checksum=True) as writer:
         for start in range(0, len(samples), _ROWS):
             rows: list[tuple[Any, ...]] = []
             some = zip(samples[start : start + _ROWS], items[start : start + _ROWS], strict=True)

@@ -24,6 +24,7 @@ from featurecache.errors import BadInput, one_line
 from featurecache.images.layouts.contents import Contents, Entry, first_few
 from featurecache.images.names import (
     PICTURE_SUFFIXES,
+    is_foreign,
     is_hidden,
     is_picture,
     is_undecided,
@@ -62,6 +63,13 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(_ARCHIVES)
 
 
+def archives_beside(folder: Path) -> list[str]:
+    """The names of files in a folder that hold or held a tar file, and are no shard: packed ones,
+    and parts of a copy, as `0.tar.gz` and `0.tar.part`."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return [n for n in names if not is_tar(n) and (is_archive(n) or ".tar" in n.lower())]
+
+
 def shard_paths(data: str | Path) -> list[Path]:
     """The tar files that `data` means: one, `NAME-{000..099}.tar`, or those of a folder and of its
     sub-folders."""
@@ -86,11 +94,13 @@ def _below(folder: Path, deep: int = 0) -> Iterator[Path]:
     """The tar files in a folder, and in its sub-folders of two levels."""
     for name in places.names(folder):
         path = folder / name
+        if name.startswith("."):  # of a copy that is under way, or another system's
+            continue
         if is_tar(name):
             yield path
             continue
         looked_into = splits_in(name) or not places.is_remote(folder)  # elsewhere it is a request
-        if looked_into and deep < 2 and not path.suffix and not is_hidden(name):
+        if looked_into and deep < 2 and not path.suffix and not is_foreign(name):
             yield from _below(path, deep + 1)
 
 
@@ -142,14 +152,13 @@ def _members(shard: Path, split: str, root: Path, lacking: list[str]) -> Iterato
     try:
         with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
-                if any(part != "." and is_hidden(part) for part in info.name.split("/")):
+                parts = info.name.split("/")
+                if any(part not in (".", "..") and is_hidden(part) for part in parts):
                     continue
                 key, _, ending = info.name.rpartition(".")
                 if ending.lower() == "cls":
                     member = _member(tar, info)
-                    if member.size <= _MAX_LABEL:
-                        reader = tar.extractfile(member)
-                        labels[key] = reader.read().decode("utf-8").strip() if reader else ""
+                    labels[key] = _label(tar, member)
                 elif is_picture(info.name):
                     member = _member(tar, info)
                     found.append((key, info.name, Member(shard, member.offset_data, member.size)))
@@ -162,8 +171,20 @@ def _members(shard: Path, split: str, root: Path, lacking: list[str]) -> Iterato
     for key, name, where in found:
         label = labels.get(key) or None
         if label is None and split != "test":
-            raise BadInput(f"{shard}: {name} has no label; expected {key}.cls beside it")
+            what = f"{key}.cls is empty" if key in labels else f"expected {key}.cls beside it"
+            raise BadInput(f"{shard}: {name} has no label; {what}")
         yield Entry(split, label, where, f"{_stem(shard, root)}/{name}")
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    """The class that a .cls file names, a byte order mark left out."""
+    if member.size > _MAX_LABEL:
+        raise _Refused(f"{member.name} has {member.size:,} bytes, more than a class name has")
+    reader = tar.extractfile(member)
+    try:
+        return reader.read().decode("utf-8-sig").strip() if reader else ""
+    except UnicodeDecodeError as error:
+        raise _Refused(f"{member.name} is no UTF-8 text; expected a number or a name") from error
 
 
 @contextlib.contextmanager
