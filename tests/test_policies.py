@@ -526,6 +526,11 @@ def test_preview_says_what_is_wrong(tmp_path: Path) -> None:
         preview("color", sheet, data=data, draws=0)
     with pytest.raises(BadInput, match="empty policy"):
         preview("none", sheet, data=data)
+    for name in ("a.png", "b/a.jpg"):
+        (data / "cat/b").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(BadInput, match="lies in a class folder"):
+            preview("color", data / "cat" / name, data=data)
+        assert not (data / "cat" / name).exists()
     (tmp_path / "plain.png").rename(data / "cat/2.png")
     with pytest.raises(BadInput, match=r"gone/sheet\.png: the sheet can't be written"):
         preview("color", tmp_path / "gone/sheet.png", data=data)

@@ -204,6 +204,14 @@ def test_a_folder_stands_for_its_images(three: Trained, tmp_path: Path) -> None:
         predict(three.run, [tmp_path / "empty"])
 
 
+def test_one_path_is_one_file(three: Trained) -> None:
+    picture = three.pictures("val")[0]
+    (found,) = predict(three.run, str(picture), engine="torch-cpu")
+    assert found == predict(three.run, [picture], engine="torch-cpu")[0] and found.top
+    with pytest.raises(BadInput, match="no such file: xxx"):
+        predict(three.run, "x" * 5000)
+
+
 def test_bad_files_only(three: Trained, bad_files: list[Path]) -> None:
     found = predict(three.run, bad_files[:1])
     assert found == [Prediction(str(bad_files[0]), [], found[0].error)]

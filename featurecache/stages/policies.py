@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import FOLDER_LAYOUTS, Dataset, open_dataset
 from featurecache.images.decode import Undecodable
-from featurecache.images.layouts.own_output import GAP, MARK, TILE
+from featurecache.images.layouts.own_output import GAP, MARK, SHEET, TILE
 from featurecache.images.policies import find_policy, shipped
 from featurecache.images.samples import items_of
 from featurecache.images.thumbnails import save_signed, sheet
@@ -59,7 +60,13 @@ def preview(
     policy = find_policy(name)
     views = [View(policy, draw, seed) for draw in range(1, draws + 1)]
     views[0].check()
-    samples = open_dataset(data).samples
+    dataset = open_dataset(data)
+    if _is_image_of(out, dataset):
+        raise BadInput(
+            f"{out}: lies in a class folder of {dataset}, as one of its images; give "
+            f"another folder, or call it {SHEET}"
+        )
+    samples = dataset.samples
     spread = np.linspace(0, len(samples) - 1, min(len(samples), images * 2)).astype(int)
     rows: list[list[np.ndarray]] = []
     for sample in [samples[i] for i in spread]:
@@ -79,3 +86,14 @@ def preview(
     except (OSError, ValueError) as error:
         raise BadInput(f"{out}: the sheet can't be written ({error})") from error
     return Sheet(str(out), len(rows), draws)
+
+
+def _is_image_of(out: str | Path, dataset: Dataset) -> bool:
+    """Would a contact sheet at `out` be an image of the dataset from now on? Right in the root all
+    sheets are recognised, below it those of the default name."""
+    path, root = Path(out).absolute(), Path(dataset.root).absolute()
+    below = path.relative_to(root).parts if path.is_relative_to(root) else ()
+    if dataset.layout not in FOLDER_LAYOUTS or len(below) < 2 or path.name == SHEET:
+        return False
+    folder = f"{root / below[0]}{os.sep}"
+    return any(str(sample.source).startswith(folder) for sample in dataset.samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Prediction:
 
 def predict(
     run: str | Path,
-    files: Sequence[str | Path],
+    files: str | Path | Sequence[str | Path],
     *,
     weights: str | Path | Sequence[str | Path] = (),
     engine: str = "auto",
@@ -45,7 +46,7 @@ def predict(
     compared). `weights` are the files of those whose vectors were made with `--weights`; each finds
     its network. Nothing is cached.
     """
-    files = _files(files)
+    files = _files([files] if isinstance(files, str | Path) else files)
     record = read_run(run)
     head = Head.load(Path(run))
     networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
@@ -76,12 +77,12 @@ def _files(paths: Sequence[str | Path]) -> list[str]:
     files: list[str] = []
     missing = []
     for path in map(str, paths):
-        if Path(path).is_dir():
+        if os.path.isdir(path):  # noqa: PTH112  says no to a name that can't be
             below = sorted(Tree().pictures(Path(path).as_posix()))
             if not below:
                 raise BadInput(f"{path}: a folder without images")
             files += below
-        elif Path(path).exists():
+        elif os.path.exists(path):  # noqa: PTH110
             files.append(path)
         else:
             missing.append(path)
