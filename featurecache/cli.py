@@ -16,7 +16,7 @@ import click
 
 from featurecache import __version__, places, terminal
 from featurecache.commands import cache, heads, looking, recipes, study
-from featurecache.errors import FeatureCacheError, FeatureCacheWarning
+from featurecache.errors import FeatureCacheError, FeatureCacheWarning, is_out_of_memory, one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -127,6 +127,15 @@ def _exit_code(debug: bool) -> int:
             raise
         click.echo(terminal.printable(f"featurecache: {error}"), err=True)
         return error.exit_code
+    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU's memory
+        if debug or not is_out_of_memory(error):
+            raise
+        said = (
+            f"featurecache: out of memory ({one_line(error)}); what was committed stays: run again "
+            "with less at once (workers, batch, width of the head), or on a larger machine"
+        )
+        click.echo(terminal.printable(said), err=True)
+        return 1
     except OSError as error:  # a full disk, a folder without permission
         if debug:
             raise

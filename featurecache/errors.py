@@ -26,6 +26,16 @@ class FeatureCacheError(Exception):
     exit_code = 1
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is this what Python or torch raises where there is no memory left? torch has a class of its
+    own for a GPU's memory alone, which is a RuntimeError too."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("allocate memory" in text or "out of memory" in text.lower())
+    )
+
+
 class BadInput(FeatureCacheError):
     """What was asked for can't be done as asked."""
 

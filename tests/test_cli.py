@@ -62,6 +62,22 @@ def call(
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 384000000000 bytes")],
+)
+def test_out_of_memory_is_one_line(
+    call: Callable[..., Ended], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.cli, "main", fails)
+    ended = call("ls")
+    assert ended.code == 1 and ended.err.count("\n") == 1
+    assert ended.err.startswith("featurecache: out of memory")
+
+
 def shell(*words: object, **options: Any) -> Ended:
     """The entry point in a process of its own."""
     arguments = [sys.executable, "-m", "featurecache", *map(str, words)]

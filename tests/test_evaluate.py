@@ -114,7 +114,9 @@ def test_averaged_views_are_means_of_probabilities(
     assert both.tta == ["color_1"] and both.n == 12
     assert both.loss == pytest.approx(wanted["loss"], rel=1e-6)
     assert both.loss != pytest.approx(found.loss, rel=1e-3)
-    again = evaluate(run, tta=["none", "color_1", "color_1"], **given)  # each view counts once
+    again = evaluate(
+        run, tta=["none", "color_1", "color", "color_01"], **given
+    )  # each view counts once
     assert (again.tta, again.loss) == (["color_1"], both.loss)
     with pytest.raises(NotCached, match=r"12 images of view color_2; .*--policy color_2$"):
         evaluate(run, tta=["color_1", "color_2"], **given)

@@ -32,6 +32,7 @@ FLOOR = {
         "items",
         "json_files",
         "notebook",
+        "outputs",
         "records",
     ]
 }

@@ -124,6 +124,7 @@ BAD = [
     ({"head": {"dropout": 1.0}}, "head.dropout: "),
     ({"head": {"dropout": -0.1}}, "head.dropout: "),
     ({"head": {"hidden": [0]}}, "head.hidden: every width"),
+    ({"head": {"hidden": [10**9]}}, "head.hidden: every width must be at least 1, at most 1048576"),
     ({"head": {"hidden": 8}}, "head.hidden: "),
     ({"head": {"norm": "group"}}, "head.norm: "),
     ({"head": {"activations": "relu"}}, "head.activations: no such key; nearest: activation"),

@@ -154,6 +154,29 @@ def test_files_of_other_things(case: str, plain: Tensors, tmp_path: Path) -> Non
         loaded(make(plain), tmp_path / "w.pth")
 
 
+def test_averaged_weights_that_are_not_there_yet(plain: Tensors, tmp_path: Path) -> None:
+    found = loaded({"state_dict": plain, "state_dict_ema": {}}, tmp_path / "w.pth")
+    assert found.key() == loaded(plain, tmp_path / "v.pth").key() and found.notes == ()
+    part = dict(list(plain.items())[:9])
+    with pytest.raises(BadInput, match=r"67 missing.*took the averaged ones \(EMA\) below 'ema'"):
+        loaded({"state_dict": plain, "ema": part}, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>404</html>", "a web page"),
+        (b"", "it is empty"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_downloads_that_failed(suffix: str, content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / f"w{suffix}").write_bytes(content)
+    with pytest.raises(BadInput, match=reason):
+        weights.read_tensors(tmp_path / f"w{suffix}")
+
+
 def test_published_weights_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def poison(name: str, module: Any) -> None:
         module.conv_stem.weight.data[0] = float("nan")

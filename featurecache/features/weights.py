@@ -29,6 +29,12 @@ AROUND = ("module", "model", "net", "network", "backbone", "encoder")
 AROUND_AVERAGED = ("model_ema", "ema_model", "ema", "averaged_model")
 # What torch.compile, FSDP and activation checkpointing put anywhere into a name.
 INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# What stands in a weights file's place where it was not downloaded.
+_FAILED_DOWNLOADS = (
+    (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
+    (b"<!doctype html", "a web page; download the file itself"),
+    (b"<html", "a web page; download the file itself"),
+)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -38,7 +44,8 @@ def load_weights(path: Path, module: Any, classifier: str | tuple[str, ...] | No
     Notes say which weights were taken where the file holds several. Raises BadInput.
     """
     if not path.is_file():
-        raise BadInput(f"--weights {path}: no such file")
+        reason = "is a folder or a device, not a file" if path.exists() else "no such file"
+        raise BadInput(f"--weights {path}: {reason}")
     tensors, notes = read_tensors(path)
     wanted = without_counters(module.state_dict())
     prefix = _prefix(path, tensors, wanted, notes)
@@ -52,9 +59,10 @@ def load_weights(path: Path, module: Any, classifier: str | tuple[str, ...] | No
     if missing or extra or misfit:
         counts = f"{len(missing)} missing, {len(extra)} unknown, {len(misfit)} of another shape"
         first = next(iter([*missing, *extra, *misfit]))
+        taken = "".join(f"; {note.removeprefix(f'--weights {path}: ')}" for note in notes)
         raise BadInput(
             f"--weights {path}: does not fit the backbone ({counts}; first: {first}); "
-            "name the backbone that these weights were trained as"
+            f"name the backbone that these weights were trained as{taken}"
         )
     for name, tensor in wanted.items():
         if tensor.is_floating_point() and not inner[name].is_floating_point():
@@ -72,7 +80,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
 
     loaded, chosen = _read(path), []
     while isinstance(loaded, Mapping):
-        held = [n for n in (*AVERAGED, *PLAIN) if isinstance(loaded.get(n), Mapping)]
+        # An empty mapping is what a script saves that has not averaged yet.
+        held = [n for n in (*AVERAGED, *PLAIN) if isinstance(loaded.get(n), Mapping) and loaded[n]]
         if not held:
             break
         loaded = loaded[held[0]]
@@ -110,15 +119,27 @@ def _read(path: Path) -> Any:
             # timm's own training script saves its arguments too; a Namespace only holds values.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own words advise to run the file's code
-        raise BadInput(
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> BadInput:
+    """The error of a file that its library can't read: what it is where its first bytes say so."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    for start, kind in _FAILED_DOWNLOADS:
+        if head.startswith(start):
+            return BadInput(f"--weights {path}: not a weights file: {kind}")
+    if not head:
+        return BadInput(f"--weights {path}: not a weights file: it is empty; download it again")
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the file's code
+        return BadInput(
             f"--weights {path}: not a weights file that can be read safely: no pickle, or one that "
             "holds more than tensors and could run code; save the state_dict alone, or .safetensors"
-        ) from error
-    except Exception as error:
-        raise BadInput(
-            f"--weights {path}: not a weights file that can be read safely ({one_line(error)})"
-        ) from error
+        )
+    return BadInput(
+        f"--weights {path}: not a weights file that can be read safely ({one_line(error)})"
+    )
 
 
 def _prefix(path: Path, tensors: Iterable[str], wanted: Iterable[str], notes: list[str]) -> str:

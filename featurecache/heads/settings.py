@@ -13,6 +13,7 @@ from pydantic import Field
 # Strict: `epochs: yes` or `lr: "1"` is a mistake to be told, not a number to be guessed.
 STRICT = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 _MOMENTUM = 0.9
+MAX_WIDTH = 1 << 20  # of a hidden layer: 5 GB of weights over vectors of 1,280 numbers
 METRICS = "metrics.jsonl"  # of a run folder: a line for each epoch and fold
 MOST_METRICS = 256 << 20  # bytes; a line has 300
 
@@ -58,8 +59,8 @@ class HeadSpec(pydantic.BaseModel):
     @pydantic.field_validator("hidden")
     @classmethod
     def _widths(cls, value: list[int]) -> list[int]:
-        if any(width < 1 for width in value):
-            raise ValueError(f"every width must be at least 1, not {value}")
+        if any(not 1 <= width <= MAX_WIDTH for width in value):
+            raise ValueError(f"every width must be at least 1, at most {MAX_WIDTH}, not {value}")
         return value
 
     @pydantic.model_validator(mode="after")

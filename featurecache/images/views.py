@@ -102,10 +102,13 @@ def find_view(name: str, seed: int = 0) -> View:
         raise BadInput(f"view {name!r}: expected one name, such as color_1; give views one by one")
     if name == "none":
         return View(None)
-    match = re.fullmatch(r"(.+)_(\d+)", name)
-    if match is None:
-        return View(find_policy(name), 1, seed)
-    draw = int(match.group(2))
+    policy, draw = policy_and_draw(name)
     if draw < 1:
-        raise BadInput(f"view {name!r}: draws are counted from 1, as in {match.group(1)}_1")
-    return View(find_policy(match.group(1)), draw, seed)
+        raise BadInput(f"view {name!r}: draws are counted from 1, as in {policy}_1")
+    return View(find_policy(policy), draw, seed)
+
+
+def policy_and_draw(name: str) -> tuple[str, int]:
+    """The two parts of a view's name: `color`, `color_1` and `color_01` are draw 1 of `color`."""
+    match = re.fullmatch(r"(.+)_(\d+)", name)
+    return (name, 1) if match is None else (match.group(1), int(match.group(2)))

@@ -21,7 +21,9 @@ from featurecache.features.store import Cache
 from featurecache.heads.run_files import read_epochs
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import SPLITS
+from featurecache.images.views import policy_and_draw
 from featurecache.notebook import html_table
+from featurecache.outputs import check_output
 from featurecache.stages.find import (
     Row,
     decodable,
@@ -102,9 +104,11 @@ def evaluate(
     `augment_seed`. Raises BadInput for classes that a head does not know, NotCached for vectors
     that are not there.
     """
-    for file in (misclassified, confusion):
-        if file is not None and not Path(file).absolute().parent.is_dir():
-            raise BadInput(f"{file}: its folder does not exist")
+    for option, file in (("--misclassified", misclassified), ("--confusion", confusion)):
+        if file is not None:
+            check_output(file, option, data=data)
+    if misclassified and confusion and Path(misclassified).resolve() == Path(confusion).resolve():
+        raise BadInput(f"{confusion}: --misclassified and --confusion name the same file")
     runs = [run] if against is None else [run, against]
     views = views_of(view, tta)
     if against is not None and not same_views([read_run(each) for each in runs], views, seed):
@@ -318,8 +322,12 @@ def check_classes(runs: Sequence[str | Path], opened: Sequence[RunRecord]) -> No
 
 
 def views_of(view: str, tta: str | Sequence[str]) -> list[str]:
-    """The views to average over, each once."""
-    return list(dict.fromkeys([view, *([tta] if isinstance(tta, str) else tta)]))
+    """The views to average over, each once, whichever of its names it is given by."""
+    names = [view, *([tta] if isinstance(tta, str) else tta)]
+    first: dict[object, str] = {}
+    for name in names:  # what is no name is left to find_view
+        first.setdefault(policy_and_draw(name) if isinstance(name, str) else name, name)
+    return list(first.values())
 
 
 def seen_by(

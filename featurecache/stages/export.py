@@ -20,6 +20,7 @@ from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
+from featurecache.outputs import check_output
 from featurecache.stages.find import held_spaces
 
 FORMATS = ("npz", "parquet", "safetensors")
@@ -79,8 +80,7 @@ def export(
         raise UnknownName("export format", format, FORMATS)
     if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtra("export to parquet", "pyarrow", "parquet")
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"{out}: its folder does not exist")
+    check_output(path, data=data)
     choice = _choice(backbone, input_size, crop, interpolation, layer, pooling, precision)
     table = _table(data, [view], choice, split, cache, seed)
     content = io.BytesIO()

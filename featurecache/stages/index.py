@@ -12,6 +12,7 @@ from featurecache.executors import Progress, silent
 from featurecache.images.datasets import open_dataset
 from featurecache.images.layouts.indexes import write_index
 from featurecache.images.samples import items_of
+from featurecache.outputs import check_output
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ def index(data: str | Path = "data", *, out: str | Path, progress: Progress = si
     path = Path(out)
     if path.suffix != ".parquet":
         raise BadInput(f"{out}: the name of an index ends in .parquet")
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"{out}: its folder does not exist")
+    check_output(path)
     dataset = open_dataset(data)
     items, unreadable = items_of(dataset.samples, progress)
     durable.sweep(path.absolute().parent)

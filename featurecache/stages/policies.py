@@ -16,6 +16,7 @@ from featurecache.images.policies import find_policy, shipped
 from featurecache.images.samples import items_of
 from featurecache.images.thumbnails import save_signed, sheet
 from featurecache.images.views import View, original
+from featurecache.outputs import check_output
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def preview(
     """
     if images < 1 or draws < 1:
         raise BadInput("a sheet needs at least 1 image and 1 draw")
+    check_output(out, data=data, picture=True)
     policy = find_policy(name)
     views = [View(policy, draw, seed) for draw in range(1, draws + 1)]
     views[0].check()

@@ -19,6 +19,7 @@ from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
 from featurecache.json_files import Open, read_file, read_model
+from featurecache.outputs import check_output
 from featurecache.stages.course import course_of, shown_view
 from featurecache.stages.evaluate import Asked, Evaluation, ask, same_views, worth_of
 from featurecache.stages.gallery import (
@@ -78,8 +79,7 @@ def report(
     runs = [runs] if isinstance(runs, str | Path) else list(runs)
     if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
         raise BadInput("a report needs at least one run, and each once")
-    if not Path(out).absolute().parent.is_dir():
-        raise BadInput(f"{out}: its folder does not exist; make it, or give another --out")
+    check_output(out, data=data)
     if pictures < 0:
         raise BadInput(f"pictures {pictures}: must be 0 or more")
     studies = [] if study is None else _studies(Path(study))

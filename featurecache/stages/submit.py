@@ -11,6 +11,7 @@ from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
+from featurecache.outputs import check_output
 from featurecache.stages.evaluate import (
     check_classes,
     class_numbers,
@@ -59,9 +60,7 @@ def submit(
         raise BadInput("a submission needs a run")
     opened = [read_run(run) for run in given]
     check_classes(given, opened)
-    path = Path(out)
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"{out}: its folder does not exist")
+    path = check_output(out, data=data)
     dataset = open_dataset(data)
     class_numbers(given[0], opened[0], dataset)
     samples = dataset.split(split)

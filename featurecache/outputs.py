@@ -1,0 +1,53 @@
+"""The one file that a command writes where its user says: what that name may not stand for.
+
+A file is written beside its name and then takes it, so whatever had the name before is lost: for
+root also a device, as /dev/null in a container.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+from featurecache.errors import BadInput
+
+_OF_RUNS = re.compile(
+    r"(run|head|trials|worth)\.json|head(-\d+)?\.(json|safetensors)|metrics\.jsonl|schedule\.yaml"
+    r"|trained_items\.bin|.+\.checkpoint"
+)
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
+
+
+def check_output(
+    out: str | Path, option: str = "--out", *, data: object = None, picture: bool = False
+) -> Path:
+    """The path of a file to write. `data` is what the command reads; `picture` that it writes one.
+
+    Raises BadInput, before any work, for a name without a folder, one that is no file's, and one of
+    a file that something else needs: of the dataset, a cache or a run.
+    """
+    path = Path(out)
+    folder = path.absolute().parent
+    another = f"give another {option}"
+    if not folder.is_dir():
+        raise BadInput(f"{out}: its folder does not exist; make it, or {another}")
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return path
+    except OSError as error:
+        raise BadInput(f"{out} can't be written ({error.strerror}); {another}") from error
+    if stat.S_ISDIR(mode):
+        raise BadInput(f"{out} is a folder; {option} takes the name of a file in it")
+    if not stat.S_ISREG(mode):
+        raise BadInput(f"{out} is a device or a pipe, which a file would replace; {another}")
+    if isinstance(data, str | Path) and Path(data).exists() and path.samefile(data):
+        raise BadInput(f"{out} is the dataset, which would be lost; {another}")
+    if not picture and path.suffix.lower() in _PICTURES:
+        raise BadInput(f"{out} is a picture, which would be lost; {another}")
+    if any((above / "CACHE.json").exists() for above in (folder, *folder.parents)):
+        raise BadInput(f"{out} is a file of a cache, which would be damaged; {another}")
+    if (folder / "run.json").exists() and _OF_RUNS.fullmatch(path.name):
+        raise BadInput(f"{out} is a file of a run, which would be damaged; {another}")
+    return path
