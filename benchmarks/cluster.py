@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.features.store import Cache
-from featurecache.stages.ls import ls
+from featurecache.stages.cache.ls import ls
 
 KILLS = 3
 SETTING = ["--backbone", "efficientnet_lite0", "--input-size", "96", "--shard-rows", "16"]

@@ -18,7 +18,7 @@ from benchmarks.pipeline import opened_once
 from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.engines import least_cosine, open_engine
-from featurecache.stages.featurize import Featurized, featurize
+from featurecache.stages.cache.featurize import Featurized, featurize
 
 B3 = "efficientnet_b3_ap"
 BYTES_AN_IMAGE = 159e6  # traffic of B3 at 300 px in bf16, norm and activation fused: the roof

@@ -82,7 +82,7 @@ def main(data: str, cache: str, workers: str) -> None:
     import openvino  # noqa: F401  # imported before the clock starts, as are the others
     import timm  # noqa: F401
 
-    from featurecache.stages.featurize import featurize
+    from featurecache.stages.cache.featurize import featurize
 
     peaks = {"none": 0.0}
     threading.Thread(target=_watch_children, args=(peaks,), daemon=True).start()

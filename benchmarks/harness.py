@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featurecache import records
+from featurecache.versions import installed_versions
 
 OURS = "ours"
 # What may change a figure by itself; shown beside each row.
@@ -139,7 +139,7 @@ def _processor() -> tuple[set[str], str]:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | records.versions(*LIBRARIES)
+    return {"python": platform.python_version()} | installed_versions(*LIBRARIES)
 
 
 def today() -> str:

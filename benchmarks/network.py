@@ -24,7 +24,7 @@ from featurecache.features.engines import (
     run_rows,
     start_rows,
 )
-from featurecache.stages.featurize import one_ahead
+from featurecache.filling.vectors import one_ahead
 
 F32_ERROR = 1e-5  # the greatest |difference| over the greatest |value|, against timm
 BF16_COSINE = 0.99  # the least cosine of a bf16 row with timm's in f32

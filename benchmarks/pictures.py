@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks import hand_written
 from benchmarks.datasets import encoded, photographs
 from benchmarks.harness import OURS, Case, Check, Setting, compare, shares, timed
-from featurecache import records
+from featurecache import keys
 from featurecache.images.decode import decode as featurecache_decode
 from featurecache.images.views import View, find_view
 
@@ -106,7 +106,7 @@ def _pictures(view: View, files: Sequence[bytes], items: Sequence[bytes]) -> lis
 def _slow(view: View, files: Sequence[bytes], items: Sequence[bytes]) -> list[np.ndarray]:
     """The pictures of a view by imgaug's own augmenters."""
     assert view.policy is not None
-    augmentation, fingerprint = view.policy.build(), records.canonical(view.key())
+    augmentation, fingerprint = view.policy.build(), keys.canonical(view.key())
     return [
         augmentation.run_by_imgaug(_pillow(data), fingerprint + item)
         for data, item in zip(files, items, strict=True)

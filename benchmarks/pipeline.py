@@ -25,15 +25,15 @@ from benchmarks.network import cpu_engine
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.store import Cache
+from featurecache.filling import request
+from featurecache.filling import vectors as featurize_stage
 from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import decode
 from featurecache.images.samples import items_of
 from featurecache.images.views import original
-from featurecache.stages import featurize as featurize_stage
-from featurecache.stages import resolve
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.featurize import Featurized, featurize
-from featurecache.stages.train_head import train_head
+from featurecache.stages.cache.featurize import Featurized, featurize
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import train_head
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE = ROOT / "pipelines" / "paper_000" / "schedule.yaml"
@@ -46,7 +46,7 @@ def opened_once() -> Iterator[None]:
     """Each network is read and made an engine once, by the untimed warm-up: opening takes seconds,
     whatever the number of images."""
     with (
-        mock.patch.object(resolve, "load_backbone", functools.cache(load_backbone)),
+        mock.patch.object(request, "load_backbone", functools.cache(load_backbone)),
         mock.patch.object(featurize_stage, "open_engine", functools.cache(open_engine)),
     ):
         yield
@@ -165,7 +165,9 @@ def two_backbones(setting: Setting) -> list[Case]:
     seconds, results = compare(sides, setting.repeats)
     same = results[OURS] == results["two commands"]
     check = Check(f"both spaces have the same root hashes: {same}", same)
-    start = timed(lambda: _command([sys.executable, "-c", "import featurecache.stages.featurize"]))
+    start = timed(
+        lambda: _command([sys.executable, "-c", "import featurecache.stages.cache.featurize"])
+    )
     profile = [f"importing what `featurize` needs before any work: {start:.2f} s"]
     return [Case("one command", seconds, checks=[check], profile=profile)]
 
@@ -311,7 +313,7 @@ def _accuracy(view: str, ours: float, theirs: float, noise: float) -> Check:
 
 def _worker_start() -> float:
     """Seconds until a fresh process has what `prepare` of a view `none` needs."""
-    code = "import featurecache.stages.featurize, PIL.Image"
+    code = "import featurecache.stages.cache.featurize, PIL.Image"
     return timed(lambda: _command([sys.executable, "-c", code]))
 
 

@@ -13,11 +13,11 @@ from benchmarks.harness import OURS, Case, Check, Setting, compare, shares, time
 from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from tests.keys import vector_key
 
 DIM = 1280
 SHARD = 512
-KEY = {"format": 1, "decode": {}, "view": None, "backbone": {"name": "made"}, "precision": "f32",
-       "dtype": "float32"}  # fmt: skip
+KEY = vector_key()  # of a network that need not be there
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,18 @@ from typing import Any
 
 import click
 
-from featurecache import __version__, places, terminal
-from featurecache.commands import cache, heads, looking, recipes, study
-from featurecache.errors import FeatureCacheError, FeatureCacheWarning, is_out_of_memory, one_line
+from featurecache import __version__
+from featurecache.commands import cache, heads, looking, recipes, study, terminal
+from featurecache.errors import FeatureCacheError, FeatureCacheWarning, is_out_of_memory
+from featurecache.storage import object_store
+from featurecache.text import one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="featurecache")
 def cli() -> None:
     """Augment once, run the frozen network once, keep the vector; train heads in seconds."""
-    places.working_folder()  # before each command, but for --help
+    object_store.working_folder()  # before each command, but for --help
 
 
 for command in (

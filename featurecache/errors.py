@@ -19,6 +19,8 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+from featurecache.text import one_line
+
 
 class FeatureCacheError(Exception):
     """A failure that is explained by its message alone; the CLI prints no traceback for it."""
@@ -135,23 +137,6 @@ def why(error: OSError) -> str:
     """What the system, or a store, says, and what to do."""
     advice = _ADVICE.get(error.errno or 0, "it may be sound: run again once it can be read")
     return f"{error.strerror or one_line(error)}; {advice}"
-
-
-def one_line(error: BaseException, most: int = 300) -> str:
-    """What a library's error says, on one line of at most `most` characters."""
-    return " ".join(str(error).split())[:most]
-
-
-def printable(text: str) -> str:
-    """`text` as a terminal or a figure can show it on one line: what they would act on (escape
-    sequences, line ends, marks that turn the direction of writing) and what can't be encoded stand
-    as escapes.
-
-    File and class names come from strangers. The joiners of Persian, Hindi and emoji stay.
-    """
-    return "".join(
-        char if char.isprintable() or char in "\u200c\u200d" else ascii(char)[1:-1] for char in text
-    )
 
 
 def nearest(name: str, known: Iterable[str], most: int = 5) -> str:

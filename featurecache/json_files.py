@@ -17,8 +17,9 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic
 
-from featurecache.errors import CannotRead, DamagedRun, FeatureCacheError, NotAFile, one_line
-from featurecache.regular import read_regular
+from featurecache.errors import CannotRead, DamagedRun, FeatureCacheError, NotAFile
+from featurecache.storage.safe_open import read_regular
+from featurecache.text import one_line
 
 MAX_DEPTH = 100  # lists and objects in each other; a key holds a policy of up to 64 levels
 MAX_RUN_JSON = 64 << 20  # bytes; a run of a million classes has less

@@ -62,14 +62,16 @@ def _quick(load: Callable[..., Any], open_: Callable[..., Any]) -> Iterator[None
     import torch
 
     from featurecache.features import backbones
-    from featurecache.stages import again, featurize, plan, recipes, resolve
+    from featurecache.filling import recompute, request, vectors
+    from featurecache.stages.cache import plan
+    from featurecache.stages.recipes import recipe_file
 
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resolve, "load_backbone", load)
+        patch.setattr(request, "load_backbone", load)
         patch.setattr(backbones, "load_backbone", load)
-        patch.setattr(recipes, "load_backbone", load)
-        for module in (again, featurize, plan):
+        patch.setattr(recipe_file, "load_backbone", load)
+        for module in (recompute, vectors, plan):
             patch.setattr(module, "open_engine", open_)
         patch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts
         torch.set_num_threads(1)  # two for so small a picture wait for each other, 5 times as long
@@ -100,7 +102,7 @@ def small_cache(
     _loaded: tuple[Callable[..., Any], Callable[..., Any]],
 ) -> Path:
     """`small_data` featurized through `none` and `color_1`, in shards of 16. Not to be changed."""
-    from featurecache.stages.featurize import featurize
+    from featurecache.stages.cache.featurize import featurize
 
     cache = tmp_path_factory.mktemp("small") / "cache"
     with _quick(*_loaded):
@@ -114,7 +116,7 @@ def small_runs(
 ) -> dict[str, Path]:
     """Runs on `small_cache` by how they were validated: `split`, `split_1` (another seed),
     `fraction` and `folds`. So little training leaves errors. Not to be changed."""
-    from featurecache.stages.train_head import train_head
+    from featurecache.stages.heads.train_head import train_head
 
     folder = tmp_path_factory.mktemp("runs")
     kinds = {

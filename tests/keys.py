@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featurecache import records
+from featurecache import keys
 
 BACKBONE: dict[str, Any] = {
     "name": "net",
@@ -20,10 +20,10 @@ BACKBONE: dict[str, Any] = {
 }
 
 
-def view_key(draw: int = 1, seed: int = 0) -> records.Json:
+def view_key(draw: int = 1, seed: int = 0) -> keys.Json:
     tree = [{"Fliplr": {"p": 0.5}}]
     return {"policy": {"library": "imaug 0.4.3", "tree": tree}, "draw": draw, "seed": seed}
 
 
-def vector_key(view: records.Json | None = None) -> records.Json:
-    return records.vector_key(view, BACKBONE, "f32")
+def vector_key(view: keys.Json | None = None) -> keys.Json:
+    return keys.vector_key(view, BACKBONE, "f32")

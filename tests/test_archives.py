@@ -13,12 +13,12 @@ import pytest
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
-from featurecache.records import FORMAT_VERSION
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.ls import ls
-from featurecache.stages.run import run
-from featurecache.stages.train_head import train_head
-from featurecache.stages.verify import verify
+from featurecache.keys import FORMAT_VERSION
+from featurecache.stages.cache.ls import ls
+from featurecache.stages.cache.verify import verify
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import train_head
+from featurecache.stages.recipes.run import run
 
 ARCHIVES = Path(__file__).parent / "archives"
 RUNS = ARCHIVES / "runs-2"  # a dataset, an index, a cache, runs of format 2 and a recipe

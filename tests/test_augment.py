@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurecache import records
+from featurecache import keys
 from featurecache.errors import BadInput, UnknownName
 from featurecache.features.shards import row_bytes
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.decode import decode
 from featurecache.images.views import View, find_view
-from featurecache.stages.augment import Augmented, augment
-from featurecache.stages.featurize import Featurized, featurize
+from featurecache.stages.cache.augment import Augmented, augment
+from featurecache.stages.cache.featurize import Featurized, featurize
 
 SMALL = "augmenters:\n  - Affine: {rotate: {range: [-40, 40]}}\n  - Resize: {size: 20}\n"
 
@@ -58,7 +58,7 @@ def item(path: Path) -> bytes:
 
 
 def space_of(cache: Path, view: View) -> Space:
-    return Cache(cache).space(records.picture_key(view.key()))
+    return Cache(cache).space(keys.picture_key(view.key()))
 
 
 def contents(cache: Path, pictures: bool = False) -> dict[str, dict[str, Any]]:

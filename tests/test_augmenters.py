@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from featurecache import records
+from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.images import augmenters, policies
 from featurecache.images.policies import OWN, Policy, find_policy, shipped
@@ -372,7 +372,7 @@ def test_mistakes_are_said(entry: Any, said: str) -> None:
 
 def named(tree: Any) -> set[str]:
     """The names of our augmenters in the text of a tree."""
-    return {name for name in OWN if f'"{name}"' in records.canonical(tree).decode()}
+    return {name for name in OWN if f'"{name}"' in keys.canonical(tree).decode()}
 
 
 ONE = st.sampled_from(["Fliplr", {"Add": {"value": 3}}, *({n: ENTRIES[n]} for n in ENTRIES)])

@@ -23,8 +23,8 @@ import featurecache
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached, UnknownName
 from featurecache.heads import baselines as fits
-from featurecache.stages.baselines import baselines
-from featurecache.stages.featurize import featurize
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.baselines import baselines
 
 pytestmark = pytest.mark.usefixtures("load_once")
 CLASSES = 4

@@ -17,12 +17,12 @@ from featurecache.features.store import Cache
 from featurecache.images import canary
 from featurecache.images.canary import pixel_canary, pixel_provenance
 from featurecache.images.views import find_view
-from featurecache.stages import featurize as module
-from featurecache.stages.augment import augment
-from featurecache.stages.featurize import featurize
-from featurecache.stages.ls import ls
-from featurecache.stages.verify import verify
-from featurecache.stages.why import why
+from featurecache.stages.cache import featurize as module
+from featurecache.stages.cache.augment import augment
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.ls import ls
+from featurecache.stages.cache.verify import verify
+from featurecache.stages.cache.why import why
 
 pytestmark = pytest.mark.usefixtures("load_once")
 

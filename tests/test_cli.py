@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from featurecache import cli
-from featurecache.stages.ls import ls
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.ls import ls
+from featurecache.stages.cache.verify import verify
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Write = Callable[..., Path]

@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 
 import featurecache
-from featurecache import records
+from featurecache import versions
 from featurecache.errors import BadInput, MissingExtra
 from featurecache.executors import cluster as module
 from featurecache.executors.cluster import Cluster
-from featurecache.executors.crew import spread
+from featurecache.executors.scheduler import schedule
 from featurecache.features.store import Cache
-from featurecache.stages.featurize import featurize
-from featurecache.stages.ls import ls
-from tests.test_crew import CrewContract, start
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.ls import ls
+from tests.test_scheduler import CrewContract, start
 
 # Ray leaves sockets and files open, and warns of itself.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -60,7 +60,7 @@ class TestCluster(CrewContract):
         lost: list[str] = []
         more = []
         try:
-            results = spread(crew, [("do", n) for n in range(1200)], lost.append)
+            results = schedule(crew, [("do", n) for n in range(1200)], lost.append)
             for _ in range(40):
                 joined.add(next(results)[1])
             nodes.remove_node(nodes.worker_nodes.copy().pop(), allow_graceful=False)
@@ -80,7 +80,7 @@ class TestCluster(CrewContract):
         crew = Cluster(start, None, self.address, gpus=1, most=2)
         try:
             with pytest.raises(BadInput, match="no machine with 1 GPUs and a core came in 1 s"):
-                list(spread(crew, [("do", 1)]))
+                list(schedule(crew, [("do", 1)]))
         finally:
             crew.close()
 
@@ -109,14 +109,16 @@ class TestCluster(CrewContract):
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Workers compare before they open what they were sent."""
-        real = records.versions
-        monkeypatch.setattr(records, "versions", lambda *n: real(*n) | {"featurecache": "9.9.9"})
+        real = versions.installed_versions
+        monkeypatch.setattr(
+            versions, "installed_versions", lambda *n: real(*n) | {"featurecache": "9.9.9"}
+        )
         crew = self.crew((tmp_path, "is not asked"))
         monkeypatch.undo()
         said = rf"vm.*: has featurecache {featurecache.__version__}, not 9\.9\.9: install what"
         try:
             with pytest.raises(BadInput, match=said.replace("vm", socket.gethostname())):
-                list(spread(crew, [("do", 1)]))
+                list(schedule(crew, [("do", 1)]))
         finally:
             crew.close()
 

@@ -25,7 +25,7 @@ from test_training import (
 )
 
 from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.heads import groups
+from featurecache.heads import stack_training
 from featurecache.heads.curricula import Curriculum, ranking, taken
 from featurecache.heads.perturb import Perturbation, spread
 from featurecache.heads.schedules import Phase, Schedule
@@ -99,16 +99,18 @@ def test_the_reference_sees_which_rows_are_hard(
     first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows with a wrong label are the last of easy first, and the first of hard first."""
-    monkeypatch.setattr(groups, "_REFERENCE_EPOCHS", 60)  # of a dozen steps each
+    monkeypatch.setattr(stack_training, "_REFERENCE_EPOCHS", 60)  # of a dozen steps each
     labels = LABELS.copy()
     labels[:6] = (labels[:6] + 1) % 3
     plan = schedule(
         phases=[{"views": "none", "epochs": 2, "order": {"by": "reference", "first": first}}],
         batch_size=8,
     )
-    fold = groups.Fold(1, torch.arange(len(labels)), torch.arange(5))
-    data = groups.Data({v: torch.from_numpy(x) for v, x in VECTORS.items()}, torch.tensor(labels))
-    curriculum = groups._curriculum(data, [fold], plan, NAMES)
+    fold = stack_training.Fold(1, torch.arange(len(labels)), torch.arange(5))
+    data = stack_training.Data(
+        {v: torch.from_numpy(x) for v, x in VECTORS.items()}, torch.tensor(labels)
+    )
+    curriculum = stack_training._curriculum(data, [fold], plan, NAMES)
     begun = set(curriculum.places(1, len(labels), curriculum.plan[0], pytest.fail).tolist())
     assert len(begun) == 27
     assert len(begun & set(range(6))) == (0 if first == "easy" else 6)

@@ -609,7 +609,7 @@ def test_items_are_in_order_and_failures_are_listed(make, threads):
 
 def test_the_module_imports_no_heavy_library():
     code = (
-        "import sys, featurecache.stages.inspect\n"
+        "import sys, featurecache.stages.looking.inspect\n"
         "print(sorted({'torch','timm','imgaug','pandas','sklearn','scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

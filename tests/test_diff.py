@@ -11,9 +11,9 @@ import pytest
 
 from featurecache.errors import BadInput, DamagedCache
 from featurecache.features.store import Cache
-from featurecache.stages.augment import augment
-from featurecache.stages.diff import diff
-from featurecache.stages.featurize import featurize
+from featurecache.stages.cache.augment import augment
+from featurecache.stages.cache.diff import diff
+from featurecache.stages.cache.featurize import featurize
 
 pytestmark = pytest.mark.usefixtures("load_once")
 

@@ -23,14 +23,14 @@ import pytest
 import yaml
 
 import featurecache
-from featurecache import records
+from featurecache import keys, yaml_files
 from featurecache.cli import cli
 from featurecache.features import shards
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
-from featurecache.stages import recipes
+from featurecache.stages.recipes import recipe_file
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("pipelines/**/*.md")])
@@ -99,35 +99,35 @@ def test_cli_page_names_every_argument_of_a_command(name: str) -> None:
 
 
 RESULTS = {
-    "featurecache augment": "augment.Augmented",
-    "featurecache baselines": "baselines.Baselines",
-    "featurecache ensemble": "ensemble.Ensemble",
-    "featurecache evaluate": "evaluate.Evaluation",
-    "featurecache export": "export.Exported",
-    "featurecache featurize": "featurize.Featurized",
-    "featurecache inspect": "inspect.Inspection",
-    "featurecache plan": "plan.Plan",
-    "featurecache policies preview": "policies.Sheet",
-    "featurecache predict": "predict.Prediction",
-    "featurecache study drift": "studies.Study",
-    "featurecache study neighbours": "studies.Study",
-    "featurecache study pca": "studies.Study",
-    "featurecache study tsne": "studies.Study",
-    "featurecache study filters": "filters.Filters",
-    "featurecache study saliency": "saliency.Saliency",
-    "featurecache submit": "submit.Submission",
-    "featurecache report": "report.Report",
-    "featurecache run": "run.Ran",
-    "featurecache train-head": "train_head.TrainedRun",
-    "featurecache verify": "verify.Verification",
-    "featurecache why": "why.Why",
-    "featurecache worth": "worth.Worth",
+    "featurecache augment": "cache.augment.Augmented",
+    "featurecache baselines": "heads.baselines.Baselines",
+    "featurecache ensemble": "heads.ensemble.Ensemble",
+    "featurecache evaluate": "heads.evaluate.Evaluation",
+    "featurecache export": "cache.export.Exported",
+    "featurecache featurize": "cache.featurize.Featurized",
+    "featurecache inspect": "looking.inspect.Inspection",
+    "featurecache plan": "cache.plan.Plan",
+    "featurecache policies preview": "looking.policies.Sheet",
+    "featurecache predict": "heads.predict.Prediction",
+    "featurecache study drift": "studies.study_files.Study",
+    "featurecache study neighbours": "studies.study_files.Study",
+    "featurecache study pca": "studies.study_files.Study",
+    "featurecache study tsne": "studies.study_files.Study",
+    "featurecache study filters": "studies.filters.Filters",
+    "featurecache study saliency": "studies.saliency.Saliency",
+    "featurecache submit": "heads.submit.Submission",
+    "featurecache report": "looking.report.Report",
+    "featurecache run": "recipes.run.Ran",
+    "featurecache train-head": "heads.train_head.TrainedRun",
+    "featurecache verify": "cache.verify.Verification",
+    "featurecache why": "cache.why.Why",
+    "featurecache worth": "heads.worth.Worth",
 }
 
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_json_examples_have_the_fields_that_commands_print(name: str) -> None:
-    module, kind = RESULTS[name].split(".")
+    module, _, kind = RESULTS[name].rpartition(".")
     result = getattr(importlib.import_module(f"featurecache.stages.{module}"), kind)
     (block,) = blocks(sections(text("docs/cli.md"))[name], "json")
     example = json.loads(block)
@@ -139,12 +139,14 @@ def test_cli_page_has_every_step_of_a_recipe_with_its_options() -> None:
     section = sections(text("docs/cli.md"))["featurecache run"]
     rows = re.findall(r"^\| ([a-z-]+) \| (`[a-z].*?) \|", section, re.MULTILINE)
     said = {step: set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", cell))) for step, cell in rows}
-    assert said == {step: set(model.model_fields) for step, model in recipes.COMMANDS.items()}
+    assert said == {step: set(model.model_fields) for step, model in recipe_file.COMMANDS.items()}
     (example,) = blocks(section, "yaml")
-    file = recipes.RecipeFile.model_validate(records.plain(yaml.compose(example, yaml.SafeLoader)))
+    file = recipe_file.RecipeFile.model_validate(
+        yaml_files.plain_value(yaml.compose(example, yaml.SafeLoader))
+    )
     for step in file.steps:
         ((command, given),) = step.items()
-        recipes.COMMANDS[command].model_validate(given)
+        recipe_file.COMMANDS[command].model_validate(given)
 
 
 # ---- the other pages ----
@@ -200,7 +202,7 @@ def test_schedule_examples_are_schedules() -> None:
     examples = [block for page in pages for block in blocks(page, "yaml") if "phases" in block]
     assert len(examples) >= 7
     for example in examples:
-        Schedule.model_validate(records.plain(yaml.compose(example, yaml.SafeLoader)))
+        Schedule.model_validate(yaml_files.plain_value(yaml.compose(example, yaml.SafeLoader)))
 
 
 def test_python_page_has_every_name_of_the_package_and_no_other() -> None:
@@ -329,7 +331,7 @@ def vectors(tmp_path: Path) -> tuple[Space, dict[bytes, np.ndarray]]:
     cache = Cache(tmp_path / "cache")
     cache.create()
     view = {"policy": {"library": "é 1", "tree": [{"Fliplr": {"p": 1e-05}}]}, "draw": 2, "seed": 0}
-    key = records.vector_key(view, {"name": "net", "crop": 0.875, "mean": [1.0]}, "f32")
+    key = keys.vector_key(view, {"name": "net", "crop": 0.875, "mean": [1.0]}, "f32")
     space = cache.space(key, "flips_2", "net")
     made = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     made[2] = 0
@@ -354,7 +356,7 @@ def test_a_reader_written_from_the_format_page_reads_vectors(
 def test_a_reader_written_from_the_format_page_reads_pictures(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     cache.create()
-    key = records.picture_key(None)
+    key = keys.picture_key(None)
     items = items_named(*"xyz")
     content = [b"first picture", b"", b"third"]
     arrays = {
@@ -435,5 +437,5 @@ def test_format_page_has_every_field_of_a_record(
         "frame",
     ]
     assert dict(re.findall(r"^\| `(\w+)` \| `([^`]+)`", page["Decoding"], re.MULTILINE)) == (
-        records.DECODE_RULE
+        keys.DECODE_RULE
     )

@@ -16,8 +16,8 @@ from featurecache.errors import BackboneUnavailable, FeatureCacheError
 from featurecache.features import backbones
 from featurecache.features.engines import engines_here
 from featurecache.features.preprocess import Preprocess
-from featurecache.stages import doctor as room
-from featurecache.stages.doctor import Check, doctor, known_image
+from featurecache.stages.looking import doctor as room
+from featurecache.stages.looking.doctor import Check, doctor, known_image
 
 
 def by_name(checks: list[Check]) -> dict[str, Check]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from featurecache import durable, locks
+from featurecache.storage import durable, locks
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
@@ -38,7 +38,7 @@ def test_of_many_writers_of_one_name_one_wins(tmp_path: Path) -> None:
 WRITE = """
 import os, sys
 from pathlib import Path
-from featurecache import durable, locks
+from featurecache.storage import durable, locks
 with durable.temporary_file(Path(sys.argv[1])):
     print("writing", flush=True)
     sys.stdin.read()

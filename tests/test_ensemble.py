@@ -19,11 +19,11 @@ from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import split_items
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
-from featurecache.stages.ensemble import Ensemble, ensemble
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.export import vectors
-from featurecache.stages.featurize import featurize
-from featurecache.stages.train_head import read_run, train_head
+from featurecache.stages.cache.export import vectors
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.ensemble import Ensemble, ensemble
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import read_run, train_head
 from featurecache.study import metrics
 
 pytestmark = pytest.mark.usefixtures("load_once")

@@ -12,9 +12,9 @@ import pytest
 
 from featurecache.errors import BadInput, DamagedRun, NotCached
 from featurecache.heads.mlp import Head
-from featurecache.stages.evaluate import Evaluation, evaluate
-from featurecache.stages.export import vectors
-from featurecache.stages.train_head import read_run, train_head
+from featurecache.stages.cache.export import vectors
+from featurecache.stages.heads.evaluate import Evaluation, evaluate
+from featurecache.stages.heads.train_head import read_run, train_head
 from featurecache.study import metrics
 
 pytestmark = pytest.mark.usefixtures("load_once")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from featurecache.errors import BadInput, DamagedRun, MissingExtra
-from featurecache.stages.train_head import read_epochs, read_run, train_head
+from featurecache.stages.heads.train_head import read_epochs, read_run, train_head
 from featurecache.study import events
 
 pytestmark = pytest.mark.usefixtures("load_once")

@@ -16,8 +16,8 @@ import pytest
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import pool
-from featurecache.executors.crew import Line
 from featurecache.executors.pool import checked_workers, ordered
+from featurecache.executors.scheduler import CallQueue
 
 
 class Context:
@@ -165,10 +165,10 @@ print(list(ordered(max, 3, range(6), 2)))
 """
 CREW = """
 import contextlib, operator
-from featurecache.executors.crew import spread
+from featurecache.executors.scheduler import schedule
 from featurecache.executors.processes import Processes
 with contextlib.closing(Processes(operator.itemgetter, 0, 2)) as crew:
-    print(sorted(result for result, _ in spread(crew, [(task,) for task in range(3)])))
+    print(sorted(result for result, _ in schedule(crew, [(task,) for task in range(3)])))
 """
 
 
@@ -293,18 +293,18 @@ if __name__ == "__main__":
     assert shared_memory() <= before
 
 
-def pooled(context: int) -> Line:
+def pooled(context: int) -> CallQueue:
     """A worker that has workers of its own, with shared memory."""
-    return Line(lambda tasks: (len(made) for made in ordered(arrays, context, tasks, 1)))
+    return CallQueue(lambda tasks: (len(made) for made in ordered(arrays, context, tasks, 1)))
 
 
 PROCESSES = """
 import contextlib
-from featurecache.executors.crew import spread
+from featurecache.executors.scheduler import schedule
 from featurecache.executors.processes import Processes
 from tests.test_executors import pooled
 with contextlib.closing(Processes(pooled, 10, 1)) as crew:
-    print([result for result, _ in spread(crew, range(8))])
+    print([result for result, _ in schedule(crew, range(8))])
 """
 
 

@@ -25,8 +25,8 @@ from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import decode
 from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
-from featurecache.stages.augment import augment
-from featurecache.stages.featurize import Featurized, featurize
+from featurecache.stages.cache.augment import augment
+from featurecache.stages.cache.featurize import Featurized, featurize
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Write = Callable[..., Path]
@@ -245,7 +245,7 @@ def test_another_shard_size_goes_on_with_the_same_rows(
 
 KILLED = """
 import sys
-from featurecache.stages import featurize
+from featurecache.stages.cache import featurize
 featurize.featurize(
     sys.argv[1], policy=["none", "color_1"], cache=sys.argv[2], backbone="efficientnet_lite0",
     input_size=32, engine="torch-cpu", workers=1, shard_rows=2,

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from featurecache import durable, locks, records
+from featurecache import keys
 from featurecache.errors import BadInput, DamagedRun
 from featurecache.features.spaces import Space, reserved
 from featurecache.features.store import Cache
-from featurecache.stages import gc as stage
-from featurecache.stages.gc import Candidate, absent_names, gc
-from featurecache.stages.ls import ls
-from featurecache.stages.train_head import train_head
-from featurecache.stages.verify import verify
+from featurecache.stages.cache import gc as stage
+from featurecache.stages.cache.gc import Candidate, absent_names, gc
+from featurecache.stages.cache.ls import ls
+from featurecache.stages.cache.verify import verify
+from featurecache.stages.heads.train_head import train_head
+from featurecache.storage import durable, locks
 
 SCHEDULE = """
 backbone: {name: efficientnet_lite0, input_size: 32}
@@ -56,7 +57,7 @@ def aged(cache: Path, view: str, time: str) -> None:
         value = json.loads(path.read_bytes())
         del value["checksum"]
         value["made"]["time"] = time
-        path.write_text(json.dumps(value | {"checksum": records.digest(value)}) + "\n")
+        path.write_text(json.dumps(value | {"checksum": keys.digest(value)}) + "\n")
 
 
 @pytest.mark.parametrize("policy", ["color", "color_1"])
@@ -166,7 +167,7 @@ def test_what_is_being_filled_or_written_is_kept(
     (kept,) = collect(policy="none", delete=True, force=True)
     assert (kept.kept, kept.deleted) == ("a process is filling it", False)
     claim.release()
-    with locks.together(space.path):
+    with locks.hold_shared(space.path):
         (kept,) = collect(policy="none", delete=True)
     assert "is writing to it" in kept.kept
     assert views(cache) == ["color_1", "none"]
@@ -219,7 +220,7 @@ def test_a_deletion_that_was_interrupted_is_finished_by_the_next(
     assert views(cache) == ["none"]
     (shown,) = collect(policy="color")  # the same command: no space has this name any more
     assert (shown.space, shown.kept, shown.deleted) == ("", "", False) and shown.bytes > 0
-    with locks.alone(Path(shown.leftover)):  # the first gc is still at it
+    with locks.hold_exclusive(Path(shown.leftover)):  # the first gc is still at it
         assert collect(policy="color", delete=True) == []
     (gone,) = collect(policy="color", delete=True)
     assert gone.deleted and gone.leftover == shown.leftover

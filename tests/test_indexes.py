@@ -26,18 +26,18 @@ from featurecache.errors import BadInput
 from featurecache.images.datasets import open_dataset
 from featurecache.images.layouts import indexes
 from featurecache.images.samples import items_of
-from featurecache.stages.augment import augment
-from featurecache.stages.baselines import baselines
-from featurecache.stages.drift import study_drift
-from featurecache.stages.ensemble import ensemble
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.export import vectors
-from featurecache.stages.featurize import featurize
-from featurecache.stages.index import index
-from featurecache.stages.ls import ls
-from featurecache.stages.report import report
-from featurecache.stages.submit import submit
-from featurecache.stages.train_head import train_head
+from featurecache.stages.cache.augment import augment
+from featurecache.stages.cache.export import vectors
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.index import index
+from featurecache.stages.cache.ls import ls
+from featurecache.stages.heads.baselines import baselines
+from featurecache.stages.heads.ensemble import ensemble
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.submit import submit
+from featurecache.stages.heads.train_head import train_head
+from featurecache.stages.looking.report import report
+from featurecache.stages.studies.drift import study_drift
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Write = Callable[..., Path]
@@ -217,12 +217,12 @@ import resource, sys
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
-from featurecache.stages.make import shards_of
+from featurecache.filling.shard_plan import plan_shards
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 dataset = open_dataset(sys.argv[1])
 items, _ = items_of(dataset.samples)
 space = Cache(sys.argv[2]).space({"backbone": "b"}, "none", "network")
-todo = shards_of(dataset.samples, items, [space], 512)
+todo = plan_shards(dataset.samples, items, [space], 512)
 assert todo.rows == len(dataset.samples)
 for number, shard in enumerate(todo):
     assert len(shard.rows) <= 512

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from featurecache.errors import BadInput
-from featurecache.stages.inspect import Sizes, Unreadable, inspect
+from featurecache.stages.looking.inspect import Sizes, Unreadable, inspect
 
 
 def save(path, size, colour=0, **options):

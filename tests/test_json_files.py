@@ -10,9 +10,10 @@ from typing import Any
 import pydantic
 import pytest
 
-from featurecache import json_files, regular, retries
+from featurecache import json_files
 from featurecache.errors import CannotRead, DamagedRun
 from featurecache.json_files import MAX_DEPTH, Strict, UtcTime, parse_json, read_lines, read_model
+from featurecache.storage import retries, safe_open
 
 
 class Inner(Strict):
@@ -95,7 +96,7 @@ def test_what_cannot_be_read_is_not_called_damaged(
     def refuse(*_: Any) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(regular.os, "open", refuse)
+    monkeypatch.setattr(safe_open.os, "open", refuse)
     monkeypatch.setattr(retries, "DISK_WAIT", 0.001)
     with pytest.raises(CannotRead, match="can't be read") as caught:
         read_model(tmp_path / "thing.json", Thing, 100)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from featurecache import locks
+from featurecache.storage import locks
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
@@ -80,9 +80,13 @@ def test_claims_exclude_while_names_come_and_go(tmp_path: Path) -> None:
 
 
 def test_alone_and_together(tmp_path: Path) -> None:
-    with locks.alone(tmp_path) as undisturbed:
+    with locks.hold_exclusive(tmp_path) as undisturbed:
         assert undisturbed
-    with locks.together(tmp_path), locks.together(tmp_path), locks.alone(tmp_path) as undisturbed:
+    with (
+        locks.hold_shared(tmp_path),
+        locks.hold_shared(tmp_path),
+        locks.hold_exclusive(tmp_path) as undisturbed,
+    ):
         assert not undisturbed
 
 
@@ -98,7 +102,7 @@ def test_where_there_are_no_locks_work_goes_on_and_nothing_is_deleted(
         else:
             monkeypatch.setattr(locks.fcntl, "flock", harm)
         assert locks.claim(tmp_path / "a") is not None
-        with locks.together(tmp_path), locks.alone(tmp_path) as undisturbed:
+        with locks.hold_shared(tmp_path), locks.hold_exclusive(tmp_path) as undisturbed:
             assert not undisturbed
 
 
@@ -109,22 +113,22 @@ def test_a_folder_that_is_made_anew_meanwhile_is_the_one_that_is_locked(tmp_path
     entered, leave = threading.Event(), threading.Event()
 
     def add() -> None:
-        with locks.together(folder):
+        with locks.hold_shared(folder):
             entered.set()
             leave.wait(30)
 
     with ThreadPoolExecutor(1) as pool:
-        with locks.alone(folder) as undisturbed:
+        with locks.hold_exclusive(folder) as undisturbed:
             assert undisturbed
             adding = pool.submit(add)
             assert not entered.wait(0.1)
             folder.rename(tmp_path / "aside")
             folder.mkdir()
         assert entered.wait(30)
-        with locks.alone(folder) as undisturbed:
+        with locks.hold_exclusive(folder) as undisturbed:
             assert not undisturbed
         leave.set()
         adding.result(30)
     (tmp_path / "link").symlink_to(folder)
-    with locks.together(tmp_path / "link"), locks.alone(folder) as undisturbed:
+    with locks.hold_shared(tmp_path / "link"), locks.hold_exclusive(folder) as undisturbed:
         assert not undisturbed

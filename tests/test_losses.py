@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
-from featurecache.heads.losses import balanced, by_errors, cross_entropy, hits, named
+from featurecache.training.losses import balanced, by_errors, cross_entropy, hits, named
 
 MEMBERS, CLASSES, ROWS = 3, 5, 7
 

@@ -17,7 +17,7 @@ from featurecache.features import mapped
 from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.stages.export import vectors
+from featurecache.stages.cache.export import vectors
 
 KEY = {"format": 1, "view": None, "backbone": {"name": "b"}, "precision": "f32"}
 SHARDS = (7, 1, 12, 5)

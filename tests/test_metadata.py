@@ -20,11 +20,11 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurecache import records
+from featurecache import keys
 from featurecache.cli import cli
 from featurecache.errors import DamagedCache, FeatureCacheError
-from featurecache.stages.train_head import train_head
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.verify import verify
+from featurecache.stages.heads.train_head import train_head
 
 DROP = object()
 VALUES: list[Any] = [
@@ -187,7 +187,7 @@ class Files:
 def sealed(value: Any) -> bytes:
     """A file of a cache, with its checksum."""
     value = {name: v for name, v in value.items() if name != "checksum"}
-    return json.dumps(value | {"checksum": records.digest(value)}).encode() + b"\n"
+    return json.dumps(value | {"checksum": keys.digest(value)}).encode() + b"\n"
 
 
 def paths_in(value: Any, depth: int = 4) -> Iterator[tuple[Any, ...]]:
@@ -230,7 +230,7 @@ def check_change(files: Files, kind: str, place: int, new: Any, command: int) ->
     ways = [path for path in paths_in(value) if path != ("checksum",)]
     value = with_change(value, ways[place % len(ways)], new)
     if kind == "description" and isinstance(value.get("key"), object) and "key" in value:
-        place_of = files.described(sealed(value), records.digest(value["key"]))
+        place_of = files.described(sealed(value), keys.digest(value["key"]))
     elif kind in ("description", "record"):
         place_of = files.changed(kind, sealed(value))
     else:

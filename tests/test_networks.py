@@ -31,13 +31,13 @@ from featurecache.features.backbones import (
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.layers import POOLINGS, Reader, chosen
 from featurecache.features.store import Cache
-from featurecache.stages.export import vectors
-from featurecache.stages.featurize import featurize
-from featurecache.stages.predict import predict
-from featurecache.stages.retry import retry
-from featurecache.stages.train_head import read_run, train_head
-from featurecache.stages.verify import verify
-from featurecache.stages.why import why
+from featurecache.stages.cache.export import vectors
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.retry import retry
+from featurecache.stages.cache.verify import verify
+from featurecache.stages.cache.why import why
+from featurecache.stages.heads.predict import predict
+from featurecache.stages.heads.train_head import read_run, train_head
 
 HALF, IMAGENET = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406)
 VIT, CONVOLUTIONAL = "test_vit.r160_in1k", "test_efficientnet.r160_in1k"
@@ -352,8 +352,8 @@ def test_retry_makes_rows_of_a_layer(
     tmp_path: Path, write_dataset: Callable[..., Path], tiny: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    from featurecache.filling import vectors as stage
     from featurecache.images.decode import Undecodable
-    from featurecache.stages import featurize as stage
 
     data, cache = write_dataset(tmp_path / "data", {"cat": 3}), tmp_path / "cache"
     real = stage.original
@@ -384,8 +384,8 @@ def test_a_network_lists_its_layers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_stage_that_names_a_network_takes_both() -> None:
-    from featurecache.stages.export import export
-    from featurecache.stages.plan import plan
+    from featurecache.stages.cache.export import export
+    from featurecache.stages.cache.plan import plan
 
     for stage in (featurize, plan, why, export, vectors):
         assert {"layer", "pooling"} <= set(inspect.signature(stage).parameters)

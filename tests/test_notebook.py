@@ -10,8 +10,8 @@ import pytest
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.notebook import html_table
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.train_head import TrainedRun
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import TrainedRun
 
 HOSTILE = "</td><script>alert('x')</script> & \"q\" <img src=x onerror=y>"
 OURS = {"table", "caption", "tr", "th", "td"}

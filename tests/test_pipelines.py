@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from featurecache.heads.schedules import read_schedule
-from featurecache.heads.sweeps import settings_of
+from featurecache.heads.sweep_settings import settings_of
 from featurecache.images.policies import read_policy
 from featurecache.images.views import find_view
-from featurecache.stages import run as stage
-from featurecache.stages.recipes import read_recipe
+from featurecache.stages.recipes import run as stage
+from featurecache.stages.recipes.recipe_file import read_recipe
 
 pytestmark = pytest.mark.usefixtures("load_once")
 ROOT = Path(__file__).parent.parent

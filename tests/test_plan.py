@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from featurecache.errors import BadInput
 from featurecache.features.shards import shard_name
 from featurecache.features.store import Cache
+from featurecache.filling.request import resolve_request
+from featurecache.filling.shard_plan import plan_shards
 from featurecache.images.policies import shipped
 from featurecache.items import Items
-from featurecache.stages.augment import augment
-from featurecache.stages.featurize import featurize
-from featurecache.stages.find import featurize_command
-from featurecache.stages.make import shards_of
-from featurecache.stages.plan import plan
-from featurecache.stages.resolve import resolve
-from featurecache.stages.why import why
+from featurecache.lookup.held_spaces import featurize_command
+from featurecache.stages.cache.augment import augment
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.plan import plan
+from featurecache.stages.cache.why import why
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
@@ -50,7 +50,7 @@ def item(number: int) -> bytes:
 
 def planned(items: Sequence[bytes], spaces: Sequence[Held], rows: int) -> Any:
     samples: Any = [None] * len(items)
-    return list(shards_of(samples, Items.of(items), spaces, rows))  # type: ignore[arg-type]
+    return list(plan_shards(samples, Items.of(items), spaces, rows))  # type: ignore[arg-type]
 
 
 datasets = st.lists(st.integers(0, 40), max_size=40).map(lambda ns: [item(n) for n in ns])
@@ -164,7 +164,7 @@ def test_a_backbone_must_be_named(stage: Callable[..., Any], small_data: Path) -
 def test_resolve_takes_each_name_once(small_data: Path, tmp_path: Path) -> None:
     names = ["efficientnet_lite0", "efficientnet_lite0"]
     views = ["none", "color_1", "color", "none"]  # a bare name is draw 1
-    request = resolve(small_data, tmp_path / "c", views, names, input_size=32)
+    request = resolve_request(small_data, tmp_path / "c", views, names, input_size=32)
     assert [view.name for view in request.views] == ["none", "color_1"]
     assert [backbone.name for backbone in request.backbones] == ["efficientnet_lite0"]
     assert len(request.sources) == len(request.items) == 48
@@ -174,7 +174,7 @@ def test_an_alias_and_its_timm_name_are_one_space(small_data: Path, tmp_path: Pa
     spaces = []
     for name in ("efficientnet_lite0", "tf_efficientnet_lite0.in1k"):
         weights = "random"
-        request = resolve(small_data, tmp_path, (), name, weights=weights, input_size=32)
+        request = resolve_request(small_data, tmp_path, (), name, weights=weights, input_size=32)
         spaces.append(request.vector_space(request.views[0], request.backbones[0]))
     assert spaces[0].key["backbone"]["name"] == spaces[1].key["backbone"]["name"]
     assert spaces[0].key["backbone"]["weights"].startswith("random-")
@@ -185,15 +185,15 @@ def test_without_a_policy_the_kept_views_are_covered(
 ) -> None:
     data, cache = write_dataset(tmp_path / "data", {"a": 2}), tmp_path / "cache"
     augment(data, policy=["color_2", "none"], cache=cache, workers=0)
-    assert [v.name for v in resolve(data, cache, (), ()).views] == ["none", "color_2"]
-    assert [v.name for v in resolve(data, cache, (), (), seed=1).views] == ["none"]
+    assert [v.name for v in resolve_request(data, cache, (), ()).views] == ["none", "color_2"]
+    assert [v.name for v in resolve_request(data, cache, (), (), seed=1).views] == ["none"]
 
 
 def test_resolve_refuses(small_data: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="seed -1: must be 0 or more"):
-        resolve(small_data, tmp_path, seed=-1)
+        resolve_request(small_data, tmp_path, seed=-1)
     with pytest.raises(BadInput, match="--weights belongs to one backbone"):
-        resolve(small_data, tmp_path, (), ["a", "b"], weights="random")
+        resolve_request(small_data, tmp_path, (), ["a", "b"], weights="random")
 
 
 def test_the_featurize_command_leaves_defaults_out(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_why_an_empty_cache(small_data: Path, tiny: dict[str, Any], tmp_path: Pa
 def test_what_a_cache_holds_is_what_was_computed(
     small_data: Path, small_cache: Path, tiny: dict[str, Any]
 ) -> None:
-    request = resolve(small_data, small_cache, "none", tiny["backbone"], input_size=32)
+    request = resolve_request(small_data, small_cache, "none", tiny["backbone"], input_size=32)
     space = request.vector_space(request.views[0], request.backbones[0])
     vectors, fine = space.vectors(list(request.sources))
     assert fine.all() and np.isfinite(vectors).all() and vectors.shape == (48, 1280)

@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featurecache import records
+from featurecache import keys
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.images.picture_checks import Undecodable
 from featurecache.images.policies import (
@@ -29,7 +29,7 @@ from featurecache.images.policies import (
     shipped,
 )
 from featurecache.images.views import View, find_view
-from featurecache.stages.policies import GAP, TILE, policies, preview, show
+from featurecache.stages.looking.policies import GAP, TILE, policies, preview, show
 
 
 def written(folder: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -426,7 +426,7 @@ TREES = st.lists(
 
 
 def key(name: str, tree: Any, draw: int = 1, seed: int = 0) -> str:
-    return records.digest(View(Policy(name, tree), draw, seed).key())
+    return keys.digest(View(Policy(name, tree), draw, seed).key())
 
 
 def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -443,7 +443,7 @@ def test_a_tree_is_read_as_it_was_written(tmp_path_factory: Any, tree: Any) -> N
     path = tmp_path_factory.getbasetemp() / "tree.yaml"
     path.write_text(yaml.safe_dump({"augmenters": tree}), encoding="utf-8")
     policy = read_policy(path)
-    assert records.canonical(policy.tree) == records.canonical(tree)
+    assert keys.canonical(policy.tree) == keys.canonical(tree)
     assert policy == Policy("tree", tree)
 
 
@@ -463,7 +463,7 @@ def test_every_parameter_is_in_the_key(tree: Any, new: Any, data: st.DataObject)
     place = other
     for step in way:
         place = place[step]
-    assume(records.canonical(place[last]) != records.canonical(new))
+    assume(keys.canonical(place[last]) != keys.canonical(new))
     place[last] = new
     assert key("p", other) != key("p", tree)
     assert Policy("p", other) != Policy("p", tree)  # 1 is not 1.0 is not true
@@ -532,7 +532,7 @@ def test_preview_says_what_is_wrong(tmp_path: Path) -> None:
             preview("color", data / "cat" / name, data=data)
         assert not (data / "cat" / name).exists()
     (tmp_path / "plain.png").rename(data / "cat/2.png")
-    with pytest.raises(BadInput, match=r"gone/sheet\.png: the sheet can't be written"):
+    with pytest.raises(BadInput, match=r"gone/sheet\.png: its folder does not exist"):
         preview("color", tmp_path / "gone/sheet.png", data=data)
     assert not sheet.exists()
 

@@ -19,10 +19,10 @@ from PIL import Image
 
 from featurecache.errors import BadInput
 from featurecache.features.backbones import load_backbone
-from featurecache.stages.export import vectors
-from featurecache.stages.featurize import featurize
-from featurecache.stages.predict import Prediction, load_head, predict
-from featurecache.stages.train_head import read_run, train_head
+from featurecache.stages.cache.export import vectors
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.predict import Prediction, load_head, predict
+from featurecache.stages.heads.train_head import read_run, train_head
 
 COLOURS = {
     "n01": ("red thing, ruby", (220, 30, 30)),
@@ -312,8 +312,8 @@ def test_memory_does_not_grow_with_the_number_of_photos(three: Trained, tmp_path
         os.link(photo, tmp_path / f"photos/a/{number}.jpg")
     code = f"""
 import resource
-from featurecache.stages.inspect import inspect
-from featurecache.stages.predict import predict
+from featurecache.stages.looking.inspect import inspect
+from featurecache.stages.heads.predict import predict
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -21,14 +21,15 @@ from featurecache.errors import BadInput, NotCached
 from featurecache.features.store import Cache
 from featurecache.heads.run_files import Epoch
 from featurecache.heads.schedules import Schedule
-from featurecache.stages import gallery
-from featurecache.stages import report as stage
-from featurecache.stages.course import _phases, course_of
-from featurecache.stages.ensemble import ensemble
-from featurecache.stages.evaluate import ask, evaluate
-from featurecache.stages.featurize import featurize
-from featurecache.stages.report import report
-from featurecache.stages.train_head import read_epochs, train_head
+from featurecache.runs.predictions import predict_split
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.ensemble import ensemble
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import read_epochs, train_head
+from featurecache.stages.looking import report as stage
+from featurecache.stages.looking import report_pictures
+from featurecache.stages.looking.report import report
+from featurecache.stages.looking.report_runs import _phases, course_of
 
 Runs = dict[str, Path]
 
@@ -79,8 +80,10 @@ def test_the_page_says_what_evaluate_says(
         assert f"{100 * found.interval[0]:.1f}\u2013{100 * found.interval[1]:.1f}" in text
     assert "Means of 3 folds" in text
     assert (written.n, written.notes) == (12, [])
-    asked = ask(list(map(Path, written.runs)), "val", ["none"], None, small_data, small_cache)
-    assert written.wrong == len(gallery.wrong(asked)) > 0
+    asked = predict_split(
+        list(map(Path, written.runs)), "val", ["none"], None, small_data, small_cache
+    )
+    assert written.wrong == len(report_pictures.wrong(asked)) > 0
     assert written.shown == written.wrong == text.count('class="card"')
     assert written.bytes == Path(written.path).stat().st_size < 1_000_000
 
@@ -108,12 +111,12 @@ def test_the_same_runs_give_the_same_page(
 def test_every_class_is_shown_before_one_is_shown_twice(
     small_runs: Runs, small_data: Path, small_cache: Path
 ) -> None:
-    asked = ask([small_runs["split"]], "val", ["none"], None, small_data, small_cache)
+    asked = predict_split([small_runs["split"]], "val", ["none"], None, small_data, small_cache)
     asked.likely[0][:] = np.roll(np.eye(3, dtype=np.float32)[asked.labels[0]], 1, axis=1)
-    mistaken = gallery.wrong(asked)
+    mistaken = report_pictures.wrong(asked)
     assert len(mistaken) == 12
     for most in (0, 1, 3, 4, 7, 12, 50):
-        shown = gallery.of_each_class(mistaken, asked, most)
+        shown = report_pictures.of_each_class(mistaken, asked, most)
         assert len(shown) == len(set(shown)) == min(most, 12)
         counts = np.bincount(asked.labels[0][shown], minlength=3) if shown else np.zeros(3)
         assert counts.max() - counts.min() <= 1
@@ -139,7 +142,7 @@ def test_images_that_went_since_leave_a_card_without_a_picture(
     small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(gallery, "_pixels", lambda samples, row: None)
+    monkeypatch.setattr(report_pictures, "_pixels", lambda samples, row: None)
     given: dict[str, Any] = {"data": small_data, "cache": small_cache}
     found = report(small_runs["split"], out=tmp_path / "report.html", **given)
     text = Path(found.path).read_text()
@@ -264,7 +267,7 @@ def test_phases_are_those_that_were_trained(
     )
     given: dict[str, Any] = {"data": small_data, "cache": small_cache}
     run = train_head(schedule, out=tmp_path / "run", device="cpu", **given).run
-    asked = ask([run], "val", ["none"], None, small_data, small_cache)
+    asked = predict_split([run], "val", ["none"], None, small_data, small_cache)
     spaces = {space.path.name: space for space in Cache(small_cache).spaces()}
     found = course_of(asked, 0, spaces)
     assert [(p["views"], p["augmented"], p["first"], p["last"]) for p in found["phases"]] == [
@@ -359,7 +362,7 @@ def test_ten_thousand_images_of_two_hundred_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What the page itself costs; asking and decoding grow with the images alone."""
-    asked = ask([small_runs["split"]], "val", ["none"], None, small_data, small_cache)
+    asked = predict_split([small_runs["split"]], "val", ["none"], None, small_data, small_cache)
     rng = np.random.default_rng(0)
     names = [f"class {number}" for number in range(200)]
     record = asked.records[0].model_copy(update={"classes": names})
@@ -370,7 +373,7 @@ def test_ten_thousand_images_of_two_hundred_classes(
     large = dataclasses.replace(
         asked, records=[record], rows=rows, likely=[likely], labels=[labels]
     )
-    monkeypatch.setattr(stage, "ask", lambda *_, **__: large)
+    monkeypatch.setattr(stage, "predict_split", lambda *_, **__: large)
     monkeypatch.setattr(stage, "course_of", lambda *_: COURSE)
     found = report(small_runs["split"], data=small_data, cache=small_cache, out=tmp_path / "r.html")
     assert found.n == 10_000 and found.shown == 500 and found.bytes < 10_000_000

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.featurize import featurize
-from featurecache.stages.report import report
-from featurecache.stages.train_head import read_epochs, train_head
-from featurecache.stages.tsne import study_tsne
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import read_epochs, train_head
+from featurecache.stages.looking.report import report
+from featurecache.stages.studies.tsne import study_tsne
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = [

@@ -9,9 +9,9 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from s3fs.errors import translate_boto_error
 
-from featurecache import retries
 from featurecache.errors import BadInput, NotAFile
-from featurecache.retries import Verdict, retried, retried_on_disk, verdict
+from featurecache.storage import retries
+from featurecache.storage.retries import Verdict, retried, retried_on_disk, verdict
 
 PASSING, REFUSED = Verdict.PASSING, Verdict.REFUSED
 

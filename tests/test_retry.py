@@ -13,11 +13,11 @@ from featurecache.errors import BadInput
 from featurecache.features.store import Cache
 from featurecache.images import views
 from featurecache.images.decode import Undecodable, decode
-from featurecache.stages.augment import augment
-from featurecache.stages.featurize import featurize
-from featurecache.stages.ls import ls
-from featurecache.stages.retry import retry
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.augment import augment
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.ls import ls
+from featurecache.stages.cache.retry import retry
+from featurecache.stages.cache.verify import verify
 
 pytestmark = pytest.mark.usefixtures("load_once")
 

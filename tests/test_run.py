@@ -18,10 +18,10 @@ from featurecache.cli import cli
 from featurecache.errors import BadInput, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads import training
-from featurecache.stages import run as stage
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.recipes import read_recipe
-from featurecache.stages.run import Ran, run
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.recipes import run as stage
+from featurecache.stages.recipes.recipe_file import read_recipe
+from featurecache.stages.recipes.run import Ran, run
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Step = dict[str, Any]

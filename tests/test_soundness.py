@@ -12,8 +12,8 @@ from PIL import Image
 from featurecache.errors import FeatureCacheError
 from featurecache.features import engines
 from featurecache.features.soundness import VectorCheck
-from featurecache.stages.featurize import featurize
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.verify import verify
 
 pytestmark = pytest.mark.usefixtures("load_once")
 

@@ -16,13 +16,15 @@ from test_training import ITEMS, LABELS, NAMES, VECTORS, Killed, run_train, sche
 from torch import nn
 
 from featurecache.errors import BadInput
-from featurecache.heads import checkpoints, stacks, training
+from featurecache.heads import stacks, training
 from featurecache.heads.epochs import Member, Row
 from featurecache.heads.mlp import Head, build
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.settings import HeadSpec, Optimizer
+from featurecache.heads.settings import HeadSpec
 from featurecache.heads.stacks import Rate, Stack
 from featurecache.heads.training import Trained, train_many
+from featurecache.training import checkpoints
+from featurecache.training.settings import Optimizer
 
 CPU = torch.device("cpu")
 WIDTH, CLASSES = 6, 4

@@ -19,13 +19,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurecache import durable, locks, places, records
+from featurecache import keys
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError, RemovedMeanwhile
 from featurecache.features import shards as shards_module
 from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.verify import verify
+from featurecache.storage import durable, locks, object_store
 from tests.keys import vector_key, view_key
 
 KEY = vector_key()
@@ -133,7 +134,7 @@ def test_pictures_are_read(tmp_path: Path) -> None:
         "offsets": np.cumsum([0, *map(len, contents)], dtype=np.uint64),
     }
     items = [item(n) for n in range(3)]
-    cache.space(records.picture_key(view_key()), "spatial_1").commit(
+    cache.space(keys.picture_key(view_key()), "spatial_1").commit(
         items, arrays, {items[1]: "bad"}, {}, 0.1
     )
     (space,) = cache.spaces()
@@ -159,7 +160,7 @@ def test_the_record_says_what_the_shard_is(tmp_path: Path) -> None:
     data = (space.path / record.file).read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (record.size, record.sha256)
     assert files_of(space) == {"space.json", f"{record.shard}.json", record.file}
-    assert space.path.name == records.digest(KEY)
+    assert space.path.name == keys.digest(KEY)
 
 
 def test_opening_and_looking_write_nothing(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     value = json.loads(path.read_bytes())
     del value["checksum"]
     change(value)
-    value["checksum"] = records.digest(value)
+    value["checksum"] = keys.digest(value)
     path.write_text(json.dumps(value) + "\n")
 
 
@@ -474,7 +475,7 @@ def test_a_cache_whose_making_was_killed_is_swept_by_the_next(tmp_path: Path) ->
     begun = durable.temporary_name(root)
     begun.mkdir()
     (begun / "CACHE.json").write_text("{}\n")
-    with locks.together(tmp_path):  # a process makes one now
+    with locks.hold_shared(tmp_path):  # a process makes one now
         Cache(root).create()
     assert begun.exists()
     shutil.rmtree(root)
@@ -531,7 +532,7 @@ def test_a_failing_fsync_commits_nothing(
             raise OSError(5, "Input/output error")
         real(descriptor)
 
-    monkeypatch.setattr("featurecache.durable.os.fsync", sync)
+    monkeypatch.setattr("featurecache.storage.durable.os.fsync", sync)
     if at > 6:  # the cache's two folders, data file, its folder, record, its folder
         assert commit(tmp_path, [1, 2, 3])[1]
         assert done == 6
@@ -585,16 +586,16 @@ def test_what_another_process_removes_is_no_damage(
         with pytest.raises(RemovedMeanwhile, match="another process removed it meanwhile; run the"):
             space.vectors([item(n) for n in (1, 2, 3)])
         return
-    names = places.names
+    names = object_store.names
 
     def listed(folder: Path) -> list[str]:
         found = names(folder)
         if folder == space.path and found:
-            monkeypatch.setattr(places, "names", names)
+            monkeypatch.setattr(object_store, "names", names)
             remove()
         return found
 
-    monkeypatch.setattr(places, "names", listed)
+    monkeypatch.setattr(object_store, "names", listed)
     with pytest.raises(RemovedMeanwhile, match=r"\.json: another process removed it meanwhile"):
         _ = space.records
 
@@ -603,7 +604,7 @@ def test_a_space_that_goes_as_its_description_is_read_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(tmp_path, [1])
-    has = places.has
+    has = object_store.has
 
     def gone_after(path: Path, **named: Any) -> bool:
         found = has(path, **named)
@@ -612,5 +613,5 @@ def test_a_space_that_goes_as_its_description_is_read_is_none(
         return found
 
     cache = Cache(tmp_path)
-    monkeypatch.setattr(places, "has", gone_after)
+    monkeypatch.setattr(object_store, "has", gone_after)
     assert cache.spaces() == []

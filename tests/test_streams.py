@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from featurecache.errors import BadInput
 from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of, windowed
 from featurecache.heads.windows import Windowed
-from featurecache.stages.train_head import train_head
+from featurecache.stages.heads.train_head import train_head
 
 SCHEDULE = """
 backbone: efficientnet_lite0
@@ -93,7 +93,9 @@ def test_a_streamed_training(
     cache = shutil.copytree(small_cache, tmp_path / "cache")  # runs leave notes in it
     given: dict[str, Any] = {"data": small_data, "cache": cache, "device": "cpu"}
     whole = train_head(schedule, out=tmp_path / "whole", **given)
-    monkeypatch.setattr("featurecache.stages.trainable._ROWS", 8)  # rows that are hashed at a time
+    monkeypatch.setattr(
+        "featurecache.runs.training_data._ROWS", 8
+    )  # rows that are hashed at a time
     monkeypatch.setattr("featurecache.heads.training._ROWS", 8)
     again = [
         train_head(schedule, memory="100k", out=tmp_path / name, **given) for name in ("a", "b")

@@ -19,9 +19,9 @@ from torch import nn
 from featurecache.cli import cli
 from featurecache.errors import BadInput, UnknownName
 from featurecache.images.datasets import open_dataset
-from featurecache.stages.filters import study_filters
-from featurecache.stages.predict import predict
-from featurecache.stages.saliency import study_saliency
+from featurecache.stages.heads.predict import predict
+from featurecache.stages.studies.filters import study_filters
+from featurecache.stages.studies.saliency import study_saliency
 from featurecache.study import filters
 
 pytestmark = pytest.mark.usefixtures("load_once")

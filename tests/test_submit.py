@@ -17,9 +17,9 @@ from featurecache.heads.ensembles import mean
 from featurecache.heads.mlp import Head
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.featurize import featurize
-from featurecache.stages.submit import Submission, submit
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.submit import Submission, submit
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Runs = dict[str, Path]

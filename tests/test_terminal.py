@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from featurecache import terminal
+from featurecache.commands import terminal
 
 HOSTILE = (
     "[red]x[/] [/] \x1b[31m\x1b]8;;http://a\x07 a\r\nb \u202egpj.exe\u2066 \udcff \x9b31m\u2028"
@@ -38,7 +38,7 @@ def test_names_that_people_write_stay(text):
 
 SHOW = """
 import time
-from featurecache import terminal
+from featurecache.commands import terminal
 
 show = terminal.progress({quiet})
 for done in range(0, 5001, 500):
@@ -160,7 +160,7 @@ def test_the_program_on_a_code_page(tmp_path, encoding):
 
 
 TABLES = """
-from featurecache import terminal
+from featurecache.commands import terminal
 
 row = {"split": "held-out", "view": "none + spatial_1", "n": 12345, "top1": 0.71604}
 row |= {"gap": -0.025, "interval": "0.7041-0.7282", "loss": 1.2345, "ece": 0.05432}

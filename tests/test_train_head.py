@@ -18,17 +18,17 @@ import pytest
 import yaml
 
 import featurecache
-from featurecache import locks
 from featurecache.cli import cli
 from featurecache.errors import BadInput, DamagedCache, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads import training
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.export import export, vectors
-from featurecache.stages.featurize import featurize
-from featurecache.stages.train_head import TrainedRun, read_run, train_head
+from featurecache.stages.cache.export import export, vectors
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import TrainedRun, read_run, train_head
+from featurecache.storage import locks
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Write = Callable[..., Path]
@@ -435,8 +435,8 @@ def test_damaged_vectors_are_not_trained_on(
 
 KILLED = """
 import sys, torch
-from featurecache.heads import checkpoints
-from featurecache.stages.train_head import train_head
+from featurecache.training import checkpoints
+from featurecache.stages.heads.train_head import train_head
 checkpoints.EVERY = checkpoints._SHARE = 0  # metrics and checkpoints after each epoch
 train_head(sys.argv[1], data=sys.argv[2], cache=sys.argv[3], out=sys.argv[4],
            progress=lambda done, total, what: print(what, done, flush=True))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
-from featurecache.heads import checkpoints, epochs, groups, training
+from featurecache.heads import epochs, stack_training, training
 from featurecache.heads.curricula import Curriculum
 from featurecache.heads.epochs import Row, batches, mixture
 from featurecache.heads.mlp import Head
@@ -22,6 +22,7 @@ from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import drop_shared, split_items
 from featurecache.heads.stacks import Rate
 from featurecache.heads.training import Trained, train
+from featurecache.training import checkpoints
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -354,13 +355,13 @@ def test_folds_resume_without_training_finished_epochs_again(
     with pytest.raises(Killed):
         run_train(tmp_path / "killed", plan, on_epoch=killer(3))
     trained = []
-    one_epoch = groups.one_epoch
+    one_epoch = stack_training.one_epoch
 
     def counted(*arguments: Any) -> Any:
         trained.append(1)
         return one_epoch(*arguments)
 
-    monkeypatch.setattr(groups, "one_epoch", counted)
+    monkeypatch.setattr(stack_training, "one_epoch", counted)
     resumed = run_train(tmp_path / "killed", plan)
     assert len(trained) == left
     assert timeless(resumed.rows) == timeless(whole.rows)

@@ -23,16 +23,16 @@ from featurecache.errors import FeatureCacheError, NotCached
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import open_engine
 from featurecache.features.store import Cache
-from featurecache.stages.augment import augment
-from featurecache.stages.evaluate import evaluate
-from featurecache.stages.export import export
-from featurecache.stages.featurize import featurize
-from featurecache.stages.gc import gc
-from featurecache.stages.index import index
-from featurecache.stages.report import report
-from featurecache.stages.run import run
-from featurecache.stages.train_head import train_head
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.augment import augment
+from featurecache.stages.cache.export import export
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.gc import gc
+from featurecache.stages.cache.index import index
+from featurecache.stages.cache.verify import verify
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import train_head
+from featurecache.stages.looking.report import report
+from featurecache.stages.recipes.run import run
 from tests.conftest import TINY, _quick
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("load_once")]
@@ -191,9 +191,9 @@ def test_of_two_fills_each_row_is_computed_once(
 # ---- one that fills, one that deletes ----
 
 POINTS = {
-    "before it loads the network": ("featurecache.stages.featurize:open_engine", 1),
+    "before it loads the network": ("featurecache.stages.cache.featurize:open_engine", 1),
     "before its first shard": ("featurecache.features.spaces:Space.commit", 1),
-    "between two shards": ("featurecache.stages.make:_claim", 2),
+    "between two shards": ("featurecache.filling.shard_plan:_claim", 2),
 }
 
 
@@ -222,7 +222,9 @@ def test_a_fill_waits_for_a_deletion_and_makes_all_anew(
     small_data: Path, cache: Path, other: Other
 ) -> None:
     expected = state(cache)
-    other.begin(gc, "featurecache.stages.gc:shutil.rmtree", cache=cache, policy="none", delete=True)
+    other.begin(
+        gc, "featurecache.stages.cache.gc:shutil.rmtree", cache=cache, policy="none", delete=True
+    )
     pool, made = in_thread(lambda: featurize(small_data, cache=cache, policy="none", shard_rows=16,
                                              **TINY))  # fmt: skip
     with pool:
@@ -236,7 +238,7 @@ def test_a_fill_waits_for_a_deletion_and_makes_all_anew(
 
 def test_of_two_deletions_one_deletes(cache: Path, other: Other) -> None:
     given = {"cache": cache, "policy": "color", "delete": True}
-    other.begin(gc, "featurecache.stages.gc:shutil.rmtree", **given)
+    other.begin(gc, "featurecache.stages.cache.gc:shutil.rmtree", **given)
     assert gc(**given) == []  # neither the space nor what the other is at
     (gone,) = other.finish()
     assert gone.deleted
@@ -245,7 +247,7 @@ def test_of_two_deletions_one_deletes(cache: Path, other: Other) -> None:
 
 def test_a_deletion_that_was_killed_is_finished_by_the_next(cache: Path, other: Other) -> None:
     given = {"cache": cache, "policy": "color", "delete": True}
-    other.begin(gc, "featurecache.stages.gc:shutil.rmtree", **given)
+    other.begin(gc, "featurecache.stages.cache.gc:shutil.rmtree", **given)
     other.kill()
     (finished,) = gc(**given)
     assert finished.deleted and finished.leftover
@@ -271,7 +273,9 @@ def test_a_repair_leaves_alone_what_a_fill_is_at(
     given = {"data": small_data, "policy": "none", "shard_rows": 16, **TINY}
     featurize(cache=tmp_path / "alone", **given)
     # Its data is there, and its record not yet.
-    other.begin(featurize, "featurecache.durable:link_new", 6, cache=tmp_path / "cache", **given)
+    other.begin(
+        featurize, "featurecache.storage.durable:link_new", 6, cache=tmp_path / "cache", **given
+    )
     found = verify(tmp_path / "cache", repair=True, data=small_data)
     assert (found.bad, found.removed, found.left) == ([], [], [])
     assert other.finish().computed == 48
@@ -286,7 +290,7 @@ def test_a_repair_that_overlaps_with_another_command(
     expected = state(cache)
     damage(cache)
     repair = {"cache": cache, "repair": True, "data": small_data}
-    other.begin(verify, "featurecache.stages.again:Again.make", **repair)
+    other.begin(verify, "featurecache.filling.recompute:Again.make", **repair)
     if second == "featurize":
         made = featurize(small_data, cache=cache, policy="none", shard_rows=16, **TINY)
         assert (made.computed, made.hits) == (16, 32)

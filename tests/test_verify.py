@@ -19,16 +19,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurecache import locks, records, retries
+from featurecache import keys
 from featurecache.errors import BadInput, CannotRead
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
-from featurecache.stages.augment import augment
-from featurecache.stages.featurize import featurize
-from featurecache.stages.ls import ls
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.augment import augment
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.ls import ls
+from featurecache.stages.cache.verify import verify
+from featurecache.storage import locks, retries
 
 pytestmark = pytest.mark.usefixtures("load_once")
 VIEWS = ["none", "color_1"]
@@ -289,7 +290,7 @@ def test_a_repair_goes_on_wherever_it_was_stopped(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.verify import verify
 replace = Path.replace
 def killed(path, target):
     replace(path, target)
@@ -368,7 +369,7 @@ def resealed(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
     value = json.loads(path.read_bytes())
     del value["checksum"]
     change(value)
-    path.write_text(json.dumps(value | {"checksum": records.digest(value)}) + "\n")
+    path.write_text(json.dumps(value | {"checksum": keys.digest(value)}) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -399,8 +400,9 @@ def test_a_record_that_does_not_fit_its_file(
 
 
 def test_a_damaged_note_of_a_run_is_found_and_set_aside(cache: Path) -> None:
+    earlier = set((cache / "runs").glob("*.json"))
     Cache(cache).note_run(cache, [])
-    (note,) = (cache / "runs").glob("*.json")
+    (note,) = set((cache / "runs").glob("*.json")) - earlier
     note.write_text('{"run": 5, "spaces": []}\n')
     (bad,) = verify(cache).bad
     assert bad["file"] == f"runs/{note.name}"
@@ -444,7 +446,7 @@ def test_what_a_live_process_is_writing_is_not_deleted(cache: Path) -> None:
     path = a_file(cache, ".h5")
     writing = path.with_name(f"{'0' * 64}-{'0' * 16}.h5")
     writing.write_bytes(b"its record comes next")
-    with locks.together(path.parent):
+    with locks.hold_shared(path.parent):
         assert verify(cache, repair=True).removed == []
         assert writing.exists()
     assert verify(cache, repair=True).removed == [str(writing)]

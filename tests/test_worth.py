@@ -17,13 +17,14 @@ import yaml
 
 from featurecache.errors import BadInput, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
-from featurecache.heads import checkpoints, stacks, training
+from featurecache.heads import stacks, training
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
-from featurecache.stages.gc import gc
-from featurecache.stages.worth import Worth, same_steps, worth
+from featurecache.stages.cache.gc import gc
+from featurecache.stages.heads.worth import Worth, same_steps, worth
 from featurecache.study.gains import Gain
+from featurecache.training import checkpoints
 from tests.keys import vector_key
 
 SCHEDULE: dict[str, Any] = {

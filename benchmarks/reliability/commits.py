@@ -28,10 +28,10 @@ from benchmarks.reliability.jobs import (
     spread,
     wait_for,
 )
-from featurecache import durable
 from featurecache.errors import FeatureCacheError
 from featurecache.features.store import Cache
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.verify import verify
+from featurecache.storage import durable
 
 
 @dataclass(frozen=True)

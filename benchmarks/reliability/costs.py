@@ -12,8 +12,8 @@ from typing import Any
 from benchmarks.reliability.harness import KEY, Tally, made_shard, write_images
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.stages.featurize import SHARD_ROWS, featurize
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.featurize import SHARD_ROWS, featurize
+from featurecache.stages.cache.verify import verify
 
 MOST_OVERHEAD = 0.02  # of featurize's time
 LEAST_SPEED = 0.8  # of sha256sum over the same files

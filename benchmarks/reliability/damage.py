@@ -14,7 +14,7 @@ from benchmarks.reliability.harness import Tally, Writer, made_shard, run, write
 from featurecache.errors import FeatureCacheError
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.verify import verify
 
 # What readers raise when they notice something (the rest by h5py, in the naive one).
 NOTICED = (FeatureCacheError, OSError, ValueError, KeyError, RuntimeError, MemoryError, TypeError)
@@ -108,8 +108,8 @@ def _harmed(writer: Writer, size: int, folder: Path, harm: Harm, what: str) -> T
 
 def _ours(folder: Path, cache: Path) -> dict[str, list[Path]]:
     """A cache of real vectors and pictures; its files by kind."""
-    from featurecache.stages.augment import augment
-    from featurecache.stages.featurize import featurize
+    from featurecache.stages.cache.augment import augment
+    from featurecache.stages.cache.featurize import featurize
 
     data = write_images(folder / "data", 16)
     augment(data, policy="color_1", cache=cache, workers=0, shard_rows=8)

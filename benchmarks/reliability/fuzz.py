@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reliability.harness import Tally
-from featurecache import records
+from featurecache import keys
 from featurecache.errors import FeatureCacheError
 from featurecache.features import shards
 from featurecache.features.spaces import Space
@@ -81,7 +81,7 @@ def read_record(data: bytes) -> None:
         value = json.loads(data)
         if isinstance(value, dict):
             value.pop("checksum", None)
-            value["checksum"] = records.digest(value)
+            value["checksum"] = keys.digest(value)
             path.write_bytes(json.dumps(value).encode() + b"\n")
     except (ValueError, RecursionError):
         return
@@ -114,8 +114,8 @@ def read_description(data: bytes) -> None:
         if not isinstance(value, dict):
             return
         value.pop("checksum", None)
-        value["checksum"] = records.digest(value)
-        named = folder.with_name(records.digest(value.get("key")))
+        value["checksum"] = keys.digest(value)
+        named = folder.with_name(keys.digest(value.get("key")))
     except (ValueError, RecursionError):
         return
     folder.rename(named)
@@ -224,10 +224,10 @@ class Reader:
 READERS = {
     "record": Reader(read_record, 0.2, ("featurecache.features.spaces",)),
     "description": Reader(read_description, 0.1, ("featurecache.features.store",)),
-    "policy": Reader(read_policy, 0.05, ("featurecache.images.policies", "featurecache.records",
+    "policy": Reader(read_policy, 0.05, ("featurecache.images.policies", "featurecache.keys",
                                          "yaml")),
     "schedule": Reader(read_schedule, 0.05, ("featurecache.heads.schedules",
-                                             "featurecache.records", "yaml")),
+                                             "featurecache.keys", "yaml")),
     "shard": Reader(read_shard, 0.2, ("featurecache.features.shards",)),
     "image": Reader(read_image, 0.2, ("featurecache.images.decode", "PIL")),
     "csv": Reader(read_csv, 0.1, ("featurecache.images.layouts.csv_files",

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from featurecache import records
 from featurecache.features.store import Cache
+from tests.keys import vector_key
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,7 @@ class Writer(Protocol):
 
 
 # The key of the one space that `Ours.commit` writes: any key will do.
-KEY = records.vector_key(
-    None,
-    {
-        "name": "made",
-        "weights": 64 * "0",
-        "input_size": 32,
-        "interpolation": "bicubic",
-        "crop": 0.875,
-        "crop_mode": "center",
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
-        "layer": "pre_logits",
-        "pooling": "model",
-    },
-    "f32",
-)
+KEY = vector_key()
 
 
 class Ours:
@@ -159,7 +144,8 @@ def _forks() -> Any:
     command anew costs five seconds of imports, and there are thousands of starts."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["featurecache.stages.featurize", "featurecache.stages.augment", "featurecache.cli",
+        ["featurecache.stages.cache.featurize", "featurecache.stages.cache.augment",
+         "featurecache.cli",
          "featurecache.heads.training", "timm", "torch", "imgaug", "h5py"]
     )  # fmt: skip
     return context

@@ -30,7 +30,8 @@ import numpy as np
 import torch
 
 from benchmarks.reliability.harness import Ours, Process, Tally, Writer, run, write_images
-from featurecache import records, terminal
+from featurecache import keys
+from featurecache.commands import terminal
 
 SECRET = b"a secret that no command may read, nor show "
 MEMORY = 3 << 30  # bytes of address space that a command may take beyond what it starts with
@@ -345,12 +346,12 @@ class Reading:
 
     def main(self) -> None:
         from featurecache.errors import FeatureCacheError
-        from featurecache.stages.diff import diff
-        from featurecache.stages.evaluate import evaluate
-        from featurecache.stages.export import export
-        from featurecache.stages.ls import ls
-        from featurecache.stages.train_head import train_head
-        from featurecache.stages.verify import verify
+        from featurecache.stages.cache.diff import diff
+        from featurecache.stages.cache.export import export
+        from featurecache.stages.cache.ls import ls
+        from featurecache.stages.cache.verify import verify
+        from featurecache.stages.heads.evaluate import evaluate
+        from featurecache.stages.heads.train_head import train_head
 
         there: dict[str, Any] = {"data": self.ground.data, "cache": self.cache}
         exported = self.cache.parent / "exported.npz"
@@ -446,7 +447,7 @@ def _paths(cache: Path) -> tuple[Path, Path, Path]:
 
 def _sign(space: Path, value: dict[str, Any], old: Path) -> None:
     value.pop("checksum", None)
-    value["checksum"] = records.digest(value)
+    value["checksum"] = keys.digest(value)
     old.write_bytes(json.dumps(value).encode() + b"\n")
 
 

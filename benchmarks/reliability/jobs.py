@@ -18,11 +18,11 @@ from benchmarks.reliability.harness import (
     run,
     write_images,
 )
-from featurecache import records
+from featurecache import keys
 from featurecache.errors import FeatureCacheError
 from featurecache.features import shards
 from featurecache.features.store import Cache
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.verify import verify
 
 IMAGES, SHARD_ROWS = 48, 8
 SCHEDULE = """\
@@ -118,9 +118,7 @@ def _run_rows(out: Path) -> Rows:
     """The metrics of every fold and epoch, without how long they took."""
     path = out / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {
-        f"{row['fold']} {row['epoch']}": records.canonical({**row, "seconds": 0}) for row in rows
-    }
+    return {f"{row['fold']} {row['epoch']}": keys.canonical({**row, "seconds": 0}) for row in rows}
 
 
 def _run_results(out: Path) -> object:

@@ -29,19 +29,19 @@ from PIL import Image
 
 from benchmarks.reliability.harness import Tally, Writer, write_images
 from benchmarks.reliability.jobs import NOTICED
-from featurecache import records
+from featurecache import keys, versions
 from featurecache.commands.printing import SOME_FAILED
 from featurecache.features import backbones, engines, spaces
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import run_rows
+from featurecache.filling import request as resolve_stage
+from featurecache.filling import vectors as featurize_stage
+from featurecache.filling.request import Request, resolve_request
 from featurecache.images import views
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.policies import find_policy
 from featurecache.images.views import View
-from featurecache.stages import featurize as featurize_stage
-from featurecache.stages import resolve as resolve_stage
-from featurecache.stages.resolve import Request, resolve
-from featurecache.stages.why import why
+from featurecache.stages.cache.why import why
 
 NETWORK = "efficientnet_lite0"
 Options = dict[str, Any]  # arguments of `featurize`
@@ -196,10 +196,10 @@ def _first(folder: Path) -> Options:
 def _resolved(asked: Options) -> Request:
     names = ("data", "cache", "policy", "backbone", "weights", "input_size", "crop",
              "interpolation", "precision", "seed")  # fmt: skip
-    return resolve(**{name: asked[name] for name in names if name in asked})
+    return resolve_request(**{name: asked[name] for name in names if name in asked})
 
 
-def _key(asked: Options) -> records.Json:
+def _key(asked: Options) -> keys.Json:
     request = _resolved(asked | {"cache": asked["cache"] / "none"})  # the naive one has no spaces
     return request.vector_space(request.views[0], request.backbones[0]).key
 
@@ -232,7 +232,7 @@ def _another(value: Any) -> Any:
     return f"other {value}"
 
 
-def _reached(path: tuple[Any, ...], key: records.Json, asked: Options, folder: Path) -> Change:
+def _reached(path: tuple[Any, ...], key: keys.Json, asked: Options, folder: Path) -> Change:
     """The change of a run that changes just this leaf of its key: by an option of the command
     where one reaches it. Raises KeyError for a leaf that nobody has thought of."""
     old = key
@@ -241,12 +241,12 @@ def _reached(path: tuple[Any, ...], key: records.Json, asked: Options, folder: P
     new = _another(old)
     match path:
         case ("format",):
-            return Change(patches=((records, "FORMAT_VERSION", new),))
+            return Change(patches=((keys, "FORMAT_VERSION", new),))
         case ("decode", name):
-            rule = records.DECODE_RULE | {name: new}
-            return Change(patches=((records, "DECODE_RULE", rule),))
+            rule = keys.DECODE_RULE | {name: new}
+            return Change(patches=((keys, "DECODE_RULE", rule),))
         case ("view", "policy", "library"):
-            return Change(patches=((records, "_version", lambda name: "99.9"),))
+            return Change(patches=((versions, "_version", lambda name: "99.9"),))
         case ("view", "policy", "tree", *inside):
             file = folder / "changed" / "policy.yaml"
             file.parent.mkdir(exist_ok=True)
@@ -268,9 +268,9 @@ def _reached(path: tuple[Any, ...], key: records.Json, asked: Options, folder: P
         case ("precision",):
             return Change({"precision": "bf16"})
         case ("dtype",):
-            made = records.vector_key
+            made = keys.vector_key
             return Change(
-                patches=((records, "vector_key", lambda *a: made(*a) | {"dtype": "float16"}),)
+                patches=((keys, "vector_key", lambda *a: made(*a) | {"dtype": "float16"}),)
             )
         # No option reaches these: timm's model decides them, so here the model does.
         case ("backbone", "name"):

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.reliability.harness import Process, Tally, Writer, run, write_images
 from benchmarks.reliability.jobs import NOTICED
 from featurecache.features.store import Cache
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.verify import verify
 
 IMAGES, SHARD_ROWS, PROCESSES = 48, 8, 8
 SHARDS = IMAGES // SHARD_ROWS

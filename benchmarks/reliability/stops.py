@@ -38,9 +38,9 @@ from benchmarks.reliability.jobs import (
     visible_damage,
     wait_for,
 )
-from featurecache import records
+from featurecache import keys
 from featurecache.features.store import Cache
-from featurecache.stages.verify import verify
+from featurecache.stages.cache.verify import verify
 
 
 def signals(size: int, folder: Path) -> Tally:
@@ -127,7 +127,7 @@ def stop_while_compiling(size: int, folder: Path) -> Tally:
 
 
 def _begin(begun: Path) -> None:
-    from featurecache import terminal
+    from featurecache.commands import terminal
 
     terminal.LINE_EVERY = 0.0  # a line for every batch: the harness counts what was done
     begun.touch()
@@ -169,7 +169,7 @@ def clock_set_back(size: int, folder: Path) -> Tally:
                 value["made"]["time"] = "2099-01-01T00:00:00+00:00"
                 path.unlink()
                 if rng.random() < 0.5:
-                    value["checksum"] = records.digest(value)
+                    value["checksum"] = keys.digest(value)
                     path.write_text(json.dumps(value) + "\n")
         for path in target.rglob("*"):
             os.utime(path, (4070908800, 4070908800))

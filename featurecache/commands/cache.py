@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from featurecache import terminal
-from featurecache.commands import printing
-from featurecache.options import COMPUTING, HELD, SPREAD, options
+from featurecache.commands import printing, terminal
+from featurecache.commands.options import COMPUTING, HELD, SPREAD, options
 
 
 @click.command()
@@ -30,7 +29,7 @@ def augment(
     as_json: bool, quiet: bool, allow_failed: bool, shard_rows: int | None, **given: Any
 ) -> int:
     """Keep the pictures of views in the cache, lossless; `featurize` then covers them."""
-    from featurecache.stages.augment import SHARD_ROWS, augment
+    from featurecache.stages.cache.augment import SHARD_ROWS, augment
 
     rows = SHARD_ROWS if shard_rows is None else shard_rows
     result = augment(**given, shard_rows=rows, progress=terminal.progress(quiet))
@@ -61,7 +60,7 @@ def featurize(
 
     Without --policy: of `none` and of every view that `augment` has made.
     """
-    from featurecache.stages.featurize import SHARD_ROWS, featurize
+    from featurecache.stages.cache.featurize import SHARD_ROWS, featurize
 
     rows = SHARD_ROWS if shard_rows is None else shard_rows
     result = featurize(**given, shard_rows=rows, progress=terminal.progress(quiet))
@@ -89,7 +88,7 @@ def featurize(
 )
 def plan(as_json: bool, quiet: bool, **given: Any) -> None:
     """What `featurize` would compute: hits, misses, disk, and time from a short probe."""
-    from featurecache.stages.plan import plan
+    from featurecache.stages.cache.plan import plan
 
     result = plan(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -105,7 +104,7 @@ def plan(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("backbone", "policy", "data", "cache", *COMPUTING, "seed", "json", "debug")
 def why(as_json: bool, **given: Any) -> None:
     """Why `featurize` with these arguments would miss: the field that differs."""
-    from featurecache.stages.why import why
+    from featurecache.stages.cache.why import why
 
     rows = why(**given)
     if as_json:
@@ -123,7 +122,7 @@ def why(as_json: bool, **given: Any) -> None:
 @options("allow_failed", "json", "quiet", "debug")
 def index(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
     """List and hash a dataset once: `--data FILE.parquet` then begins at once, anywhere."""
-    from featurecache.stages.index import index
+    from featurecache.stages.cache.index import index
 
     result = index(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -137,7 +136,7 @@ def index(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
 @options("cache", "json", "debug")
 def list_spaces(cache: str, as_json: bool) -> None:
     """List the spaces of the cache."""
-    from featurecache.stages.ls import ls
+    from featurecache.stages.cache.ls import ls
 
     rows = ls(cache)
     if as_json:
@@ -182,7 +181,7 @@ def list_spaces(cache: str, as_json: bool) -> None:
 @options("weights", "engine", "json", "quiet", "debug")
 def verify(as_json: bool, quiet: bool, **given: Any) -> int:
     """Hash every shard and compare it with its record; exit 1 if any is bad and stays so."""
-    from featurecache.stages.verify import verify
+    from featurecache.stages.cache.verify import verify
 
     result = verify(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -223,7 +222,7 @@ def verify(as_json: bool, quiet: bool, **given: Any) -> int:
 @options("data", "cache", "weights", "engine", "allow_failed", "json", "quiet", "debug")
 def retry(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
     """Decode the images that failed once more, and add the rows of those that now can be."""
-    from featurecache.stages.retry import retry
+    from featurecache.stages.cache.retry import retry
 
     result = retry(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -239,7 +238,7 @@ def retry(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
 @options("json", "quiet", "debug")
 def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     """In which rows the caches A and B differ: missing, extra, drift; exit 1 if in any."""
-    from featurecache.stages.diff import diff
+    from featurecache.stages.cache.diff import diff
 
     found = diff(a, b, progress=terminal.progress(quiet))
     differing = [row for row in found if not row.same]
@@ -263,7 +262,7 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
 @options("json", "quiet", "debug")
 def gc(as_json: bool, quiet: bool, **given: Any) -> None:
     """Show the spaces that fit all criteria, and with --delete delete them."""
-    from featurecache.stages.gc import absent_names, gc
+    from featurecache.stages.cache.gc import absent_names, gc
 
     absent = absent_names(given["cache"], given["policy"], given["backbone"])
     found = gc(**given, progress=terminal.progress(quiet))
@@ -302,7 +301,7 @@ def gc(as_json: bool, quiet: bool, **given: Any) -> None:
 @options(*HELD, "json", "debug")
 def export(as_json: bool, **given: Any) -> None:
     """Write a view's vectors, with labels, into one file."""
-    from featurecache.stages.export import export
+    from featurecache.stages.cache.export import export
 
     result = export(**given)
     if as_json:

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from featurecache import terminal
-from featurecache.commands import printing
-from featurecache.options import HELD, options
+from featurecache.commands import printing, terminal
+from featurecache.commands.options import HELD, options
 
 
 @click.command("train-head")
@@ -33,7 +32,7 @@ from featurecache.options import HELD, options
 @options("device", "json", "quiet", "debug")
 def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
     """Train a head on cached vectors under a curriculum."""
-    from featurecache.stages.train_head import train_head
+    from featurecache.stages.heads.train_head import train_head
 
     result = train_head(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -72,7 +71,7 @@ def worth(as_json: bool, quiet: bool, **given: Any) -> None:
 
     With --policy: each of these policies too takes the place of the schedule's own.
     """
-    from featurecache.stages.worth import worth
+    from featurecache.stages.heads.worth import worth
 
     result = worth(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -113,7 +112,7 @@ def worth(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("json", "quiet", "debug")
 def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
     """What the head in RUN is worth on a split of a dataset."""
-    from featurecache.stages.evaluate import evaluate
+    from featurecache.stages.heads.evaluate import evaluate
 
     result = evaluate(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -141,7 +140,7 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("json", "quiet", "debug")
 def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:
     """What the heads in RUNS are worth together: mean, vote and stack beside each member."""
-    from featurecache.stages.ensemble import ensemble
+    from featurecache.stages.heads.ensemble import ensemble
 
     result = ensemble(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -175,7 +174,7 @@ def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:
 )
 def baselines(as_json: bool, quiet: bool, **given: Any) -> None:
     """Ridge, logistic regression and k-NN on cached vectors: what a head has to beat."""
-    from featurecache.stages.baselines import baselines
+    from featurecache.stages.heads.baselines import baselines
 
     result = baselines(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -195,7 +194,7 @@ def baselines(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("allow_failed", "json", "quiet", "debug")
 def submit(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
     """Write what RUNS, by the mean of their probabilities, say of a split without labels."""
-    from featurecache.stages.submit import submit
+    from featurecache.stages.heads.submit import submit
 
     result = submit(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -217,7 +216,7 @@ def submit(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
 @options("engine", "allow_failed", "json", "quiet", "debug")
 def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
     """The five most probable classes of each of FILES, by the head in RUN."""
-    from featurecache.stages.predict import predict
+    from featurecache.stages.heads.predict import predict
 
     results = predict(run, **given)
     if as_json:

@@ -7,16 +7,15 @@ from typing import Any
 
 import click
 
-from featurecache import terminal
-from featurecache.commands import printing
-from featurecache.options import options
+from featurecache.commands import printing, terminal
+from featurecache.commands.options import options
 
 
 @click.command()
 @options("data", "json", "quiet", "debug")
 def inspect(data: str, as_json: bool, quiet: bool) -> None:
     """What a dataset holds: counts per split and class, sizes, unreadable files."""
-    from featurecache.stages.inspect import inspect
+    from featurecache.stages.looking.inspect import inspect
 
     result = inspect(data, progress=terminal.progress(quiet))
     if as_json:
@@ -53,7 +52,7 @@ def inspect(data: str, as_json: bool, quiet: bool) -> None:
 @click.pass_context
 def policies(context: click.Context, as_json: bool) -> None:
     """List the policies; `show NAME` prints one, `preview NAME` draws it."""
-    from featurecache.stages.policies import policies
+    from featurecache.stages.looking.policies import policies
 
     if context.invoked_subcommand is None:
         printing.print_json(policies()) if as_json else terminal.table(policies())
@@ -64,7 +63,7 @@ def policies(context: click.Context, as_json: bool) -> None:
 @options("debug")
 def show(name: str) -> None:
     """Print the YAML of policy NAME."""
-    from featurecache.stages.policies import show
+    from featurecache.stages.looking.policies import show
 
     click.echo(show(name), nl=False)
 
@@ -80,7 +79,7 @@ def show(name: str) -> None:
 @options("json", "debug")
 def preview(as_json: bool, **given: Any) -> None:
     """Draw a contact sheet of policy NAME: originals beside draws."""
-    from featurecache.stages.policies import preview
+    from featurecache.stages.looking.policies import preview
 
     result = preview(**given)
     if as_json:
@@ -93,7 +92,7 @@ def preview(as_json: bool, **given: Any) -> None:
 @options("json", "debug")
 def backbones(as_json: bool, layers: str | None) -> None:
     """List the named backbones and whether their weights are at hand."""
-    from featurecache.stages.backbones import backbones
+    from featurecache.stages.looking.backbones import backbones
 
     rows = backbones(layers)
     if as_json:
@@ -107,7 +106,7 @@ def backbones(as_json: bool, layers: str | None) -> None:
 @options("cache", "json", "debug")
 def doctor(cache: str, as_json: bool) -> int:
     """Check device, engines, weights, libraries, and a known image."""
-    from featurecache.stages.doctor import doctor
+    from featurecache.stages.looking.doctor import doctor
 
     checks = doctor(cache)
     if as_json:
@@ -132,7 +131,7 @@ def doctor(cache: str, as_json: bool) -> int:
 @options("json", "quiet", "debug")
 def report(as_json: bool, quiet: bool, **given: Any) -> None:
     """Write what RUNS came to into one HTML file, to look at without a network."""
-    from featurecache.stages.report import report
+    from featurecache.stages.looking.report import report
 
     result = report(**given, progress=terminal.progress(quiet))
     if as_json:

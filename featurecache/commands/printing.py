@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from featurecache import terminal
+from featurecache.commands import terminal
 
 SOME_FAILED = 3  # images could not be decoded, and --allow-failed was not given
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from featurecache import terminal
-from featurecache.commands import printing
-from featurecache.options import options
+from featurecache.commands import printing, terminal
+from featurecache.commands.options import options
 
 
 @click.command()
@@ -20,7 +19,7 @@ from featurecache.options import options
 @options("engine", "workers", "device", "allow_failed", "json", "quiet", "debug")
 def run(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
     """Do the steps of RECIPE, but for what is done already, and print one table."""
-    from featurecache.stages.run import run
+    from featurecache.stages.recipes.run import run
 
     result = run(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -39,7 +38,7 @@ def run(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
 @options("cache", "workers", "runs", "json", "quiet", "debug")
 def quickstart(as_json: bool, quiet: bool, **given: Any) -> None:
     """The whole product on scikit-learn's digits, offline, in a minute or two."""
-    from featurecache.stages.quickstart import quickstart
+    from featurecache.stages.recipes.quickstart import quickstart
 
     result = quickstart(**given, progress=terminal.progress(quiet))
     if as_json:

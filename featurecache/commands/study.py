@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from featurecache import terminal
-from featurecache.commands import printing
-from featurecache.options import HELD, options
+from featurecache.commands import printing, terminal
+from featurecache.commands.options import HELD, options
 
 
 @click.group()
@@ -34,7 +33,7 @@ SPLIT = click.option("--split", default="train", show_default=True, help="A labe
 @options("seed", *HELD, "json", "quiet", "debug")
 def pca(as_json: bool, quiet: bool, **given: Any) -> None:
     """How many components keep the variance of pixels, and with --backbone of vectors."""
-    from featurecache.stages.pca import study_pca
+    from featurecache.stages.studies.pca import study_pca
 
     _print(study_pca(**given, progress=terminal.progress(quiet)), as_json)
 
@@ -65,7 +64,7 @@ def pca(as_json: bool, quiet: bool, **given: Any) -> None:
 @options(*HELD, "json", "quiet", "debug")
 def tsne(as_json: bool, quiet: bool, **given: Any) -> None:
     """Vectors of some classes in two dimensions, with their images."""
-    from featurecache.stages.tsne import study_tsne
+    from featurecache.stages.studies.tsne import study_tsne
 
     _print(study_tsne(**given, progress=terminal.progress(quiet)), as_json)
 
@@ -80,7 +79,7 @@ def tsne(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("seed", *HELD, "json", "quiet", "debug")
 def drift(as_json: bool, quiet: bool, **given: Any) -> None:
     """How far views move vectors, and the images that they break most."""
-    from featurecache.stages.drift import study_drift
+    from featurecache.stages.studies.drift import study_drift
 
     _print(study_drift(**given, progress=terminal.progress(quiet)), as_json)
 
@@ -95,7 +94,7 @@ def drift(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("weights", "engine", *HELD, "json", "quiet", "debug")
 def neighbours(as_json: bool, quiet: bool, **given: Any) -> None:
     """The cached images whose vectors are nearest to that of IMAGE."""
-    from featurecache.stages.neighbours import study_neighbours
+    from featurecache.stages.studies.neighbours import study_neighbours
 
     _print(study_neighbours(**given, progress=terminal.progress(quiet)), as_json)
 
@@ -140,7 +139,7 @@ def neighbours(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("json", "quiet", "debug")
 def saliency(as_json: bool, quiet: bool, **given: Any) -> None:
     """Where the heads in RUNS look on images: maps of the class score, beside the boxes."""
-    from featurecache.stages.saliency import study_saliency
+    from featurecache.stages.studies.saliency import study_saliency
 
     result = study_saliency(**given, progress=terminal.progress(quiet))
     if as_json:
@@ -158,7 +157,7 @@ def saliency(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("json", "debug")
 def filters(as_json: bool, **given: Any) -> None:
     """The filters of a network's first and last convolution, as pictures."""
-    from featurecache.stages.filters import study_filters
+    from featurecache.stages.studies.filters import study_filters
 
     result = study_filters(**given)
     if as_json:

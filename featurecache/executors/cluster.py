@@ -19,10 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featurecache import records
-from featurecache.errors import BadInput, FeatureCacheError, MissingExtra, one_line
-from featurecache.executors.crew import AHEAD, Ended, Joined, Lost, attempt
+from featurecache.errors import BadInput, FeatureCacheError, MissingExtra
 from featurecache.executors.processes import RESTARTS
+from featurecache.executors.scheduler import AHEAD, TaskEnded, WorkerJoined, WorkerLost, attempt
+from featurecache.text import one_line
+from featurecache.versions import installed_versions
 
 LOOK = 1.0  # seconds between looks at which machines there are
 PATIENCE = 600.0  # seconds without a machine, in which an autoscaler may bring one
@@ -86,7 +87,7 @@ class Cluster:
                 f"no machine of the Ray cluster has {self._gpus:g} GPUs and a core for a worker; "
                 "give another --gpus-per-worker, or --max-workers N to ask an autoscaler for N"
             )
-        versions = records.versions(*OWN)
+        versions = installed_versions(*OWN)
         # Bytes of ours, not Ray's pickle: versions are compared before they are opened.
         self._payload = ray.put(pickle.dumps((start, context)))
         self._versions = versions
@@ -96,8 +97,8 @@ class Cluster:
         seat = next(s for seats in self._seats.values() for s in seats if s.worker == worker)
         self._of[seat.actor.do.remote(task)] = (seat, worker, number)
 
-    def events(self, seconds: float) -> Sequence[Joined | Lost | Ended]:
-        found: list[Joined | Lost | Ended] = []
+    def events(self, seconds: float) -> Sequence[WorkerJoined | WorkerLost | TaskEnded]:
+        found: list[WorkerJoined | WorkerLost | TaskEnded] = []
         if time.monotonic() - self._looked > LOOK:
             found += self._look()
         if not self._of:
@@ -117,12 +118,12 @@ class Cluster:
                 continue
             if number is not None:
                 seat.deaths = 0
-                found.append(Ended(worker, number, *said))
+                found.append(TaskEnded(worker, number, *said))
             elif said:
                 seat.why = f"{seat.name}: {said}"  # it could not start, another would not either
                 self._ray.kill(seat.actor)
             else:
-                found.append(Joined(worker, seat.name))
+                found.append(WorkerJoined(worker, seat.name))
         return found
 
     @property
@@ -148,9 +149,9 @@ class Cluster:
             request_resources(bundles=[])
         self._open.close()
 
-    def _look(self) -> list[Lost]:
+    def _look(self) -> list[WorkerLost]:
         """Seat workers on machines that have come, and give up those of machines that are gone."""
-        lost: list[Lost] = []
+        lost: list[WorkerLost] = []
         alive = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
         for gone in self._seats.keys() - alive.keys():
             for seat in self._seats.pop(gone):
@@ -194,7 +195,7 @@ class Cluster:
         ready = seat.actor.start.remote(self._versions, self._payload)
         self._of[ready] = (seat, seat.worker, None)
 
-    def _lose(self, seat: _Seat, worker: str, why: str) -> list[Lost]:
+    def _lose(self, seat: _Seat, worker: str, why: str) -> list[WorkerLost]:
         """A worker has ended; another one sits there now, if that may help."""
         if seat.worker != worker:
             return []
@@ -204,7 +205,7 @@ class Cluster:
             self._fill(seat)
         else:
             seat.why, seat.worker, seat.actor = f"{seat.name}: {why}", "", None
-        return [Lost(worker, why)]
+        return [WorkerLost(worker, why)]
 
 
 class _Worker:
@@ -212,7 +213,7 @@ class _Worker:
 
     def start(self, versions: dict[str, str], payload: bytes) -> str:
         """Why it can't work here; "" if it can."""
-        here = records.versions(*versions)
+        here = installed_versions(*versions)
         other = [f"{n} {here[n]}, not {versions[n]}" for n in versions if here[n] != versions[n]]
         if other:
             return f"has {'; '.join(other)}: install what the driver has, with the same Python"

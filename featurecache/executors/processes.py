@@ -15,9 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from featurecache.errors import FeatureCacheError, one_line
-from featurecache.executors.crew import AHEAD, Ended, Joined, Line, Lost, attempt
+from featurecache.errors import FeatureCacheError
 from featurecache.executors.pool import cores, follow_parent, worker_processes
+from featurecache.executors.scheduler import (
+    AHEAD,
+    CallQueue,
+    TaskEnded,
+    WorkerJoined,
+    WorkerLost,
+    attempt,
+)
+from featurecache.text import one_line
 
 CLOSING = 5.0  # seconds that processes have to end by themselves
 RESTARTS = 3  # of a process that ends again and again without having ended a task
@@ -63,24 +71,24 @@ class Processes:
         with contextlib.suppress(OSError):  # it has ended: the next events say so
             seat.pipe.send((number, task))
 
-    def events(self, seconds: float) -> Sequence[Joined | Lost | Ended]:
+    def events(self, seconds: float) -> Sequence[WorkerJoined | WorkerLost | TaskEnded]:
         of_pipe = {seat.pipe: seat for seat in self._seats if seat.pipe is not None}
-        found: list[Joined | Lost | Ended] = []
+        found: list[WorkerJoined | WorkerLost | TaskEnded] = []
         for pipe in multiprocessing.connection.wait(list(of_pipe), seconds):
             seat = of_pipe[pipe]
             try:
                 said = seat.pipe.recv()
             except (EOFError, OSError):
                 seat.process.join()
-                found.append(Lost(seat.worker, self._ended(seat)))
+                found.append(WorkerLost(seat.worker, self._ended(seat)))
                 continue
             if said is None:
-                found.append(Joined(seat.worker, seat.name))
+                found.append(WorkerJoined(seat.worker, seat.name))
             elif isinstance(said, str):
                 seat.why = said  # it could not start, and another would not either
             else:
                 seat.deaths = 0
-                found.append(Ended(seat.worker, *said))
+                found.append(TaskEnded(seat.worker, *said))
         return found
 
     @property
@@ -162,5 +170,5 @@ def _serve(pipe: Any, environment: dict[str, str], own: list[int], payload: byte
     with ThreadPoolExecutor(AHEAD + 1) as threads, contextlib.suppress(EOFError):
         while True:
             threads.submit(answer, *pipe.recv())
-    if isinstance(do, Line):
+    if isinstance(do, CallQueue):
         do.close()

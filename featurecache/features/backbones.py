@@ -13,14 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache import records
-from featurecache.errors import (
-    BackboneUnavailable,
-    BadInput,
-    MissingExtra,
-    UnknownName,
-    one_line,
-)
+from featurecache import keys
+from featurecache.errors import BackboneUnavailable, BadInput, MissingExtra, UnknownName
 from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
 from featurecache.features.weights import (
     check_weights,
@@ -29,6 +23,7 @@ from featurecache.features.weights import (
     read_tensors,
     without_counters,
 )
+from featurecache.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +69,7 @@ class Backbone:
     pooling: str = "model"
     notes: tuple[str, ...] = field(default=(), compare=False)  # which weights a file gave
 
-    def key(self) -> records.Json:
+    def key(self) -> keys.Json:
         """The backbone's part of a space key (law 2)."""
         p = self.preprocess
         return {
@@ -123,7 +118,7 @@ def load_backbone(
     return Backbone(name, model, digest, preprocess, dim, module, layer, pooling, tuple(notes))
 
 
-def backbone_of_key(name: str, key: records.Json, weights: str | Path | None = None) -> Backbone:
+def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None) -> Backbone:
     """The network that the backbone part of a space's key describes, loaded anew by its name.
 
     Raises BadInput, with the fields that differ, if what is loaded is not the very same.
@@ -133,7 +128,7 @@ def backbone_of_key(name: str, key: records.Json, weights: str | Path | None = N
     fields = ("input_size", "crop", "interpolation", "layer", "pooling")
     settings = {field: key[field] for field in fields}
     backbone = load_backbone(name, weights, **settings)
-    changed = records.differences(key, backbone.key())
+    changed = keys.differences(key, backbone.key())
     if changed:
         raise BadInput(
             f"backbone {name} is not the network of these vectors (it differs in "

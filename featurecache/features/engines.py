@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featurecache import records
-from featurecache.errors import BadInput, FeatureCacheError, UnknownName, one_line
+from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.features.backbones import Backbone
+from featurecache.text import one_line
+from featurecache.versions import installed_versions
 
 PRECISIONS = ("f32", "bf16", "fp16")
 ENGINES = ("openvino", "torch-cpu", "torch-cuda", "torch-cuda-compiled")
@@ -141,7 +142,7 @@ def openvino_engine(backbone: Backbone, precision: str) -> Engine:
     streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
     # Twice as many as run at once: a stream that is done has its next micro-batch waiting.
     slots = [_Request(compiled.create_infer_request()) for _ in range(2 * streams)]
-    about = {"device": "cpu"} | records.versions("torch", "timm", "openvino")
+    about = {"device": "cpu"} | installed_versions("torch", "timm", "openvino")
     return Engine("openvino", slots, micro_batch, True, about)
 
 
@@ -171,7 +172,7 @@ def torch_engine(backbone: Backbone, precision: str, name: str) -> Engine:
 
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     network: Any = freeze(backbone, dtype, folded=True)
-    versions = records.versions("torch", "timm")
+    versions = installed_versions("torch", "timm")
     if name == "torch-cpu":
         network = network.to(memory_format=torch.channels_last)
         return Engine(name, [_Eager(network)], 16, False, {"device": "cpu"} | versions)

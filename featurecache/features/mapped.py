@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from featurecache import copies, places
 from featurecache.errors import BadInput, CannotRead, NotAFile
 from featurecache.features import shards
 from featurecache.features.spaces import Space, damaged
-from featurecache.regular import open_regular
+from featurecache.storage import object_cache, object_store
+from featurecache.storage.safe_open import open_regular
 
 MOST_MAPS = 256  # open at once: each holds a file descriptor, of which a process may have 1024
 
@@ -86,8 +86,8 @@ class MappedVectors:
         path = self._space.path / record.file
         try:
             local = path
-            if places.is_remote(path):
-                local = copies.path_of(path, record.size, record.sha256)
+            if object_store.is_remote(path):
+                local = object_cache.path_of(path, record.size, record.sha256)
             with open_regular(local, record.size, follow=False) as (file, size):
                 data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except (NotAFile, FileNotFoundError) as error:

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from featurecache import durable, places
 from featurecache.errors import BadInput, CannotRead, DamagedCache, FeatureCacheError
 from featurecache.features import shards
 from featurecache.features.space_files import MAX_RECORD, Record
 from featurecache.features.spaces import Space, damaged
 from featurecache.items import Lookup
 from featurecache.json_files import read_file
+from featurecache.storage import durable, object_store
 
 FOLDER = "quarantine"
 _UNKNOWN = "unknown-"  # begins the name of a record whose items can't be told
@@ -70,7 +70,7 @@ def set_aside(space: Space, name: str, names: Iterable[str]) -> None:
 def pending(space: Space, held: Sequence[Record]) -> list[SetAside]:
     """The shards in quarantine with rows that none of the records `held` has; of a shard whose rows
     are not known, the record itself must be there again. Raises CannotRead."""
-    names = [] if places.is_link(folder(space)) else _names(folder(space))
+    names = [] if object_store.is_link(folder(space)) else _names(folder(space))
     here = [match for match in map(_RECORD.fullmatch, names) if match is not None]
     if not here:
         return []
@@ -129,7 +129,7 @@ def _items_of_data(space: Space, shard: str) -> list[bytes] | None:
 
 def _names(path: Path) -> list[str]:
     try:
-        return places.names(path)
+        return object_store.names(path)
     except OSError as error:
         raise CannotRead(path, error) from error
 
@@ -142,9 +142,9 @@ def _checked(packed: bytes, shard: str) -> list[bytes] | None:
 def _move(space: Space, name: str, new_name: str) -> None:
     aside = folder(space)
     try:
-        if places.is_remote(space.path):
+        if object_store.is_remote(space.path):
             with contextlib.suppress(FileNotFoundError):
-                places.move(space.path / name, aside / new_name)
+                object_store.move(space.path / name, aside / new_name)
             return
         if aside.is_symlink():
             raise FeatureCacheError(f"{aside} is a link; remove it, then repair again")

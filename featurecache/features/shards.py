@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from featurecache import records
+from featurecache import keys
 from featurecache.errors import DamagedCache
 from featurecache.json_files import Strict
 
@@ -188,4 +188,4 @@ def sum_of_rows(arrays: Mapping[str, np.ndarray], rows: Sequence[int] | None = N
 
 def root_hash(rows: int, total: int) -> str:
     """A space's root hash, from its number of rows and the sum of their hashes."""
-    return records.digest({"rows": rows, "sum": f"{total:064x}"})
+    return keys.digest({"rows": rows, "sum": f"{total:064x}"})

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from featurecache import records
+from featurecache import keys
 from featurecache.features import shards
 from featurecache.json_files import Hex64, Json, Open, Strict, UtcTime
 
@@ -143,7 +143,7 @@ class Record(Strict):
     @property
     def pixel_canaries(self) -> set[str]:
         """Of the machines that made the pixels of this shard; several where `augment` kept them."""
-        text = self.provenance.get(records.PIXEL_CANARY, "")
+        text = self.provenance.get(keys.PIXEL_CANARY, "")
         return {word for word in text.split()[:16] if re.fullmatch("[0-9a-f]{16}", word)}
 
     def check_names(self, space: str, file: str) -> None:
@@ -172,7 +172,7 @@ class RunNote(Open):
 
 def check_checksum(value: Json, data: bytes) -> None:
     """Take the checksum out of a parsed file. Raises ValueError if it does not hold."""
-    if value.pop("checksum", None) != records.digest(value):
+    if value.pop("checksum", None) != keys.digest(value):
         raise ValueError("a checksum that does not match")
     if not data.endswith(b"\n"):
         raise ValueError("cut short: it does not end in a newline")

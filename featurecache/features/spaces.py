@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from featurecache import copies, durable, locks, places, records
+from featurecache import keys
 from featurecache.errors import (
     BadInput,
     CannotRead,
@@ -37,7 +37,8 @@ from featurecache.features.space_files import MARKER, MAX_RECORD, Made, Record, 
 from featurecache.items import Items, Lookup
 from featurecache.json_files import read_model
 from featurecache.notebook import html_table
-from featurecache.regular import read_regular
+from featurecache.storage import durable, locks, object_cache, object_store
+from featurecache.storage.safe_open import read_regular
 
 _RECORD = re.compile(r"(?!space\.).*\.json")
 _REQUESTS = 16  # to an object store at a time
@@ -48,7 +49,7 @@ Found = TypeVar("Found")
 class Space:
     """All vectors of one (view, backbone), or all pictures of one view: item -> row."""
 
-    def __init__(self, path: Path, key: records.Json, view: str, backbone: str | None) -> None:
+    def __init__(self, path: Path, key: keys.Json, view: str, backbone: str | None) -> None:
         self.path = path
         self.key = key
         self.view = view
@@ -63,9 +64,9 @@ class Space:
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """The records of the shards that were committed when this was first read, by name."""
-        names = [name for name in places.names(self.path) if _RECORD.fullmatch(name)]
+        names = [name for name in object_store.names(self.path) if _RECORD.fullmatch(name)]
         paths = [self.path / name for name in names]
-        if places.is_remote(self.path):  # each is a wait, and no work
+        if object_store.is_remote(self.path):  # each is a wait, and no work
             with ThreadPoolExecutor(_REQUESTS) as pool:
                 return tuple(pool.map(self.read_record, paths))
         return tuple(map(self.read_record, paths))
@@ -232,8 +233,8 @@ class Space:
         its copy here, unless they are to be `fresh`."""
         path = self.path / record.file
         try:
-            if places.is_remote(path):
-                data = copies.read(path, record.size, record.sha256, fresh)
+            if object_store.is_remote(path):
+                data = object_cache.read(path, record.size, record.sha256, fresh)
             else:
                 data = read_own(path, record.size)
         except (NotAFile, FileNotFoundError) as error:
@@ -254,11 +255,12 @@ class Space:
         # Removed, and perhaps made anew since: data is there before its record, so without data a
         # record that stays is damage.
         committed = self.path / f"{record.shard}.json"
-        if not places.has(committed, listed=True) or (
-            not places.is_remote(path) and (places.has(path) or not places.has(committed))
+        if not object_store.has(committed, listed=True) or (
+            not object_store.is_remote(path)
+            and (object_store.has(path) or not object_store.has(committed))
         ):
             return RemovedMeanwhile(path, error)
-        if places.is_remote(path) and record.file in places.names(self.path):
+        if object_store.is_remote(path) and record.file in object_store.names(self.path):
             return CannotRead(path, error)
         return damaged(path, "is missing")
 
@@ -268,11 +270,11 @@ class Space:
         return insisted(path, lambda: self._record(path))
 
     def _record(self, path: Path) -> Record:
-        def check(value: records.Json, data: bytes) -> None:
+        def check(value: keys.Json, data: bytes) -> None:
             check_checksum(value, data)
             # Asked before the fields are looked at: a newer format may have others.
             version = value.get("format")
-            if isinstance(version, int) and version > records.FORMAT_VERSION:
+            if isinstance(version, int) and version > keys.FORMAT_VERSION:
                 raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
 
         def damage(path: Path, what: str) -> DamagedCache:
@@ -282,7 +284,7 @@ class Space:
             record = read_model(path, Record, MAX_RECORD, damage, check, follow=False)
         except CannotRead as error:
             gone = isinstance(error.error, FileNotFoundError)
-            if gone and path.name not in places.names(self.path):
+            if gone and path.name not in object_store.names(self.path):
                 raise RemovedMeanwhile(path, error.error) from error
             raise
         try:
@@ -317,7 +319,7 @@ class Space:
             if reservation is None or self._shard_claimed:
                 yield False
             else:
-                with locks.alone(self.path) as undisturbed:
+                with locks.hold_exclusive(self.path) as undisturbed:
                     yield undisturbed
         finally:
             if reservation is not None:
@@ -351,12 +353,12 @@ class Space:
 
     def has(self, shard: str) -> bool:
         """Is this shard committed now? Looks at the disk, unlike `records`."""
-        return places.has(self.path / f"{shard}.json")
+        return object_store.has(self.path / f"{shard}.json")
 
     def _check_cache(self) -> None:
         """A cache that is removed while it is filled is not made again without its marker. An
         object store is not asked for each shard: that takes a request."""
-        if not places.is_remote(self.path):
+        if not object_store.is_remote(self.path):
             check_cache(self.path.parent.parent)
 
     def commit(
@@ -384,14 +386,14 @@ class Space:
             "status": np.array(status, np.uint8),
         }
         attributes = {
-            "format": str(records.FORMAT_VERSION),
-            "key": records.canonical(self.key).decode(),
-            "provenance": records.canonical(dict(provenance)).decode(),
+            "format": str(keys.FORMAT_VERSION),
+            "key": keys.canonical(self.key).decode(),
+            "provenance": keys.canonical(dict(provenance)).decode(),
         }
         data, layout = shards.pack(whole, attributes)
         sha256 = hashlib.sha256(data).hexdigest()
         record = Record(
-            format=records.FORMAT_VERSION,
+            format=keys.FORMAT_VERSION,
             space=self.path.name,
             shard=name,
             file=f"{name}-{sha256[:16]}.h5",
@@ -408,10 +410,10 @@ class Space:
                 seconds=round(seconds, 3),
             ),
         ).model_dump(mode="json")
-        record["checksum"] = records.digest(record)
+        record["checksum"] = keys.digest(record)
         try:
             self.describe()
-            with locks.together(self.path):  # until the record is there, the data is nobody's
+            with locks.hold_shared(self.path):  # until the record is there, the data is nobody's
                 path = self.path / str(record["file"])
                 if not durable.link_new(path, data) and _hash_of(path, len(data)) != sha256:
                     # The remains of a crash or a bad disk under our exact name.
@@ -433,15 +435,15 @@ class Space:
 
     def describe(self) -> None:
         """Make the folder with the description of this space, where there is none."""
-        if not places.has(self.path / "space.json"):
-            if not places.is_remote(self.path):
+        if not object_store.has(self.path / "space.json"):
+            if not object_store.is_remote(self.path):
                 self.path.parent.mkdir(exist_ok=True)
                 self.path.mkdir(exist_ok=True)
                 durable.sync_folder(self.path.parent)
             names = {"view": self.view, "backbone": self.backbone}
-            space: records.Json = {"key": self.key, "names": names}
-            space["checksum"] = records.digest(space)
-            with locks.together(self.path):
+            space: keys.Json = {"key": self.key, "names": names}
+            space["checksum"] = keys.digest(space)
+            with locks.hold_shared(self.path):
                 durable.link_new(
                     self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n"
                 )
@@ -466,7 +468,7 @@ def _run(numbers: np.ndarray) -> slice | np.ndarray:
 def check_cache(root: Path) -> None:
     """Raise FeatureCacheError where there is no cache, or no longer."""
     try:
-        there = places.has(root / MARKER, listed=True)
+        there = object_store.has(root / MARKER, listed=True)
     except OSError as error:
         raise CannotRead(root / MARKER, error) from error
     if not there:
@@ -482,7 +484,7 @@ def read_own(path: Path, most: int) -> bytes:
 
 def insisted(path: Path, read: Callable[[], Found]) -> Found:
     """`read()` of a file of a cache; of an object that comes damaged again: a reply may be cut."""
-    for _ in range(copies.FETCHES - 1 if places.is_remote(path) else 0):
+    for _ in range(object_cache.FETCHES - 1 if object_store.is_remote(path) else 0):
         with contextlib.suppress(DamagedCache, BadInput):
             return read()
     return read()

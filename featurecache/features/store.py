@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from featurecache import durable, locks, places, records
+from featurecache import keys
 from featurecache.errors import BadInput, CannotRead, DamagedCache
 from featurecache.features.space_files import (
     MARKER,
@@ -22,6 +22,7 @@ from featurecache.features.space_files import (
 )
 from featurecache.features.spaces import Space, check_cache, damaged, insisted, read_own
 from featurecache.json_files import read_model
+from featurecache.storage import durable, locks, object_store
 
 FORMAT_NAME = "featurecache cache"
 
@@ -30,22 +31,22 @@ class Cache:
     """A folder of spaces. Opening never writes; the folder is made by the first commit."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = places.place(root)
-        if places.is_remote(self.root):
-            places.reachable(self.root)
+        self.root = object_store.as_path(root)
+        if object_store.is_remote(self.root):
+            object_store.reachable(self.root)
         if self.exists:
             insisted(self.root, lambda: _check_marker(self.root / MARKER))
-        elif (places.is_remote(self.root) or self.root.is_dir()) and not _unmarked(self.root):
+        elif (object_store.is_remote(self.root) or self.root.is_dir()) and not _unmarked(self.root):
             raise BadInput(
                 f"{self.root} is not a featurecache cache (it has no {MARKER}) and is not empty; "
                 "give another --cache"
             )
-        elif not places.is_remote(self.root) and self.root.is_file():
+        elif not object_store.is_remote(self.root) and self.root.is_file():
             raise BadInput(f"{self.root} is not a folder; give another --cache")
 
     @property
     def exists(self) -> bool:
-        return places.has(self.root / MARKER, listed=True)
+        return object_store.has(self.root / MARKER, listed=True)
 
     def check(self) -> None:
         """Raise FeatureCacheError where a cache that was there is there no longer."""
@@ -53,10 +54,10 @@ class Cache:
 
     def create(self) -> None:
         """Make the folder and its marker, if need be. Raises BadInput if it can't be written."""
-        marker = {"format": FORMAT_NAME, "version": records.FORMAT_VERSION}
+        marker = {"format": FORMAT_NAME, "version": keys.FORMAT_VERSION}
         data = json.dumps(marker, indent=1).encode() + b"\n"
-        if places.is_remote(self.root):
-            with places.told(f"cache {self.root} can't be written"):
+        if object_store.is_remote(self.root):
+            with object_store.os_errors_as_bad_input(f"cache {self.root} can't be written"):
                 durable.link_new(self.root / MARKER, data)
             return
         try:
@@ -66,14 +67,14 @@ class Cache:
                 root.parent.mkdir(parents=True, exist_ok=True)
                 sweep_unfinished(root)
                 fresh = durable.temporary_name(root)
-                with locks.together(root.parent):  # so that nobody sweeps it
+                with locks.hold_shared(root.parent):  # so that nobody sweeps it
                     fresh.mkdir()
                     durable.link_new(fresh / MARKER, data)
                     with contextlib.suppress(OSError):  # another process was first
                         fresh.rename(root)
                     shutil.rmtree(fresh, ignore_errors=True)
             durable.sync_folder(root.parent)
-            with locks.together(self.root):
+            with locks.hold_shared(self.root):
                 if not self.exists:
                     durable.link_new(self.root / MARKER, data)
                 (self.root / "spaces").mkdir(exist_ok=True)
@@ -89,13 +90,13 @@ class Cache:
         """Remember that a run is trained on these spaces, so that `gc` spares them. False where
         this cache can't be written."""
         note = {"run": str(run.absolute()), "spaces": sorted(spaces)}
-        path = self.root / "runs" / f"{records.digest(note['run'])[:16]}.json"
+        path = self.root / "runs" / f"{keys.digest(note['run'])[:16]}.json"
         data = json.dumps(note).encode() + b"\n"
         try:
-            if not places.has(path) or read_own(path, MAX_NOTE) != data:
-                if not places.is_remote(path):
+            if not object_store.has(path) or read_own(path, MAX_NOTE) != data:
+                if not object_store.is_remote(path):
                     path.parent.mkdir(exist_ok=True)
-                with locks.together(path.parent):
+                with locks.hold_shared(path.parent):
                     durable.replace(path, data)
         except OSError:
             return False
@@ -105,22 +106,24 @@ class Cache:
         """The run folders that were trained on each space, by its name, and are still there."""
         found: dict[str, list[Path]] = {}
         folder = self.root / "runs"
-        for path in [folder / name for name in places.names(folder) if name.endswith(".json")]:
+        for path in [
+            folder / name for name in object_store.names(folder) if name.endswith(".json")
+        ]:
             note = read_note(path)
             run = Path(note.run)
             for space in note.spaces if run.is_dir() else []:
                 found.setdefault(space, []).append(run)
         return found
 
-    def space(self, key: records.Json, view: str = "", backbone: str | None = None) -> Space:
+    def space(self, key: keys.Json, view: str = "", backbone: str | None = None) -> Space:
         """The space with this key, there or not. The names are for people, and for new spaces."""
-        identity = records.digest(key)
+        identity = keys.digest(key)
         return Space(self.root / "spaces" / identity, key, view, backbone)
 
     def spaces(self) -> list[Space]:
         """All spaces, by view and backbone."""
         folder = self.root / "spaces"
-        names = (name for name in places.names(folder) if not name.startswith("."))
+        names = (name for name in object_store.names(folder) if not name.startswith("."))
         found = [self.space_in(folder / name) for name in names]
         return sorted(
             (space for space in found if space is not None),
@@ -131,25 +134,25 @@ class Cache:
         """The space in a folder, or None for one in which none was finished being made."""
         description = path / "space.json"
         try:
-            if not places.has(description, listed=True):
+            if not object_store.has(description, listed=True):
                 return None
         except OSError as error:
             raise CannotRead(description, error) from error
         try:
             return insisted(description, lambda: self._described(path, description))
         except CannotRead as error:
-            if isinstance(error.error, FileNotFoundError) and not places.names(path):
+            if isinstance(error.error, FileNotFoundError) and not object_store.names(path):
                 return None  # another process has deleted it
             raise
 
     def _described(self, path: Path, description: Path) -> Space:
-        if places.is_link(path):
+        if object_store.is_link(path):
             raise damaged(description, "its folder is a link; a cache holds none")
-        kept: records.Json = {}
+        kept: keys.Json = {}
 
-        def check(value: records.Json, data: bytes) -> None:
+        def check(value: keys.Json, data: bytes) -> None:
             check_checksum(value, data)
-            if records.digest(value.get("key")) != path.name:
+            if keys.digest(value.get("key")) != path.name:
                 raise ValueError("the key is not the folder's")
             kept.update(value)
 
@@ -171,7 +174,7 @@ def read_note(path: Path) -> RunNote:
 
 def unfinished(root: Path) -> list[Path]:
     """Folders beside a cache in which a process makes it, or was killed as it did."""
-    names = places.names(root.parent) if not places.is_remote(root) else []
+    names = object_store.names(root.parent) if not object_store.is_remote(root) else []
     beside = (root.parent / name for name in names if name.startswith(f".{root.name[:16]}."))
     return [path for path in beside if durable.is_temporary(path.name) and path.is_dir()]
 
@@ -179,9 +182,11 @@ def unfinished(root: Path) -> list[Path]:
 def sweep_unfinished(root: Path) -> list[Path]:
     """Remove those whose process is gone. Gives what is removed."""
     gone = []
-    with locks.alone(root.parent) as undisturbed:
+    with locks.hold_exclusive(root.parent) as undisturbed:
         for path in unfinished(root) if undisturbed else []:
-            if all(name == MARKER or durable.is_temporary(name) for name in places.names(path)):
+            if all(
+                name == MARKER or durable.is_temporary(name) for name in object_store.names(path)
+            ):
                 shutil.rmtree(path)
                 gone.append(path)
     return gone
@@ -189,23 +194,25 @@ def sweep_unfinished(root: Path) -> list[Path]:
 
 def _unmarked(root: Path) -> bool:
     """Is this folder empty, or a cache whose making was cut short before its marker was there?"""
-    names = {name for name in places.names(root) if not name.startswith(".")}
-    return names <= {"spaces"} or places.has(root / MARKER)  # another process may be making it
+    names = {name for name in object_store.names(root) if not name.startswith(".")}
+    return names <= {"spaces"} or object_store.has(
+        root / MARKER
+    )  # another process may be making it
 
 
 def _check_marker(marker: Path) -> None:
     def damage(marker: Path, what: str) -> BadInput:
         return BadInput(f"{marker} can't be understood: {what}; is this a featurecache cache?")
 
-    def check(value: records.Json, data: bytes) -> None:
+    def check(value: keys.Json, data: bytes) -> None:
         if not data.endswith(b"\n"):
             raise ValueError("it is cut short")
 
     found = read_model(marker, Marker, MAX_NOTE, damage, check, follow=False)
     if found.format != FORMAT_NAME:
         raise BadInput(f"{marker} is not of a featurecache cache; give another --cache")
-    if found.version > records.FORMAT_VERSION:
+    if found.version > keys.FORMAT_VERSION:
         raise BadInput(
             f"cache {marker.parent} has format {found.version}; this featurecache reads up to "
-            f"{records.FORMAT_VERSION}: upgrade it, or give another --cache"
+            f"{keys.FORMAT_VERSION}: upgrade it, or give another --cache"
         )

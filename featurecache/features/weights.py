@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache import records
-from featurecache.errors import BadInput, FeatureCacheError, one_line
+from featurecache import keys
+from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -216,6 +217,6 @@ def digest_of_tensors(module: Any) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(without_counters(module.state_dict()).items()):
         head = [name, str(tensor.dtype), list(tensor.shape)]
-        total.update(records.canonical(head))
+        total.update(keys.canonical(head))
         total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featurecache.heads import losses
 from featurecache.heads.perturb import Perturbation, spread
-from featurecache.heads.rates import lr_factor
 from featurecache.heads.schedules import Planned, Schedule
 from featurecache.heads.settings import Order
 from featurecache.heads.splits import Index
 from featurecache.heads.stacks import Rate
+from featurecache.training.losses import balanced, by_errors, named
+from featurecache.training.lr_schedules import lr_factor
 
 RowLosses = npt.NDArray[np.float64]
 
@@ -74,7 +74,7 @@ class Curriculum:
         """What rows of each class count, (M, C) or (1, C), after a validation with these errors
         (M, C); None: all the same."""
         if self.schedule.class_weights == "errors":
-            return None if errors is None else losses.by_errors(errors)
+            return None if errors is None else by_errors(errors)
         return self._weights
 
     def rate(
@@ -83,7 +83,15 @@ class Curriculum:
         """For a network with this rate and weight decay, when the share `through` of the epoch's
         steps is done; `so_far` are its validation losses. A phase's own values go before them."""
         own = at.phase.optimizer
-        factor = lr_factor(self.schedule.lr_schedule, self.plan, at, through, so_far)
+        factor = lr_factor(
+            self.schedule.lr_schedule,
+            at.epoch,
+            len(self.plan),
+            at.in_phase,
+            at.phase.epochs,
+            through,
+            so_far,
+        )
         return Rate(
             (lr if own.lr is None else own.lr) * factor,
             decay if own.weight_decay is None else own.weight_decay,
@@ -95,10 +103,10 @@ class Curriculum:
         wanted = self.schedule.class_weights
         where = next(iter(labels.values())).device
         if wanted == "balanced":
-            each = [losses.balanced(of_fold, len(classes)) for of_fold in labels.values()]
+            each = [balanced(of_fold, len(classes)) for of_fold in labels.values()]
             return torch.cat(each).to(where)
         if isinstance(wanted, dict):
-            return losses.named(wanted, classes).to(where)
+            return named(wanted, classes).to(where)
         return None
 
 

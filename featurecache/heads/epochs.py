@@ -16,17 +16,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from featurecache import records
+from featurecache import keys
 from featurecache.heads.curricula import DROPPING, Curriculum, RowLosses
-from featurecache.heads.losses import cross_entropy, hits
 from featurecache.heads.perturb import Perturbation
 from featurecache.heads.schedules import Planned
 from featurecache.heads.splits import Index
 from featurecache.heads.stacks import Stack
 from featurecache.heads.streams import windowed
 from featurecache.heads.windows import Windowed
+from featurecache.training.losses import cross_entropy, hits
 
-Row = records.Json  # metrics of one epoch of one network
+Row = keys.Json  # metrics of one epoch of one network
 
 _ROWS_AT_ONCE = 1 << 22  # in validation: rows x width x members
 

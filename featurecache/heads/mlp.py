@@ -21,10 +21,11 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
-from featurecache import durable
-from featurecache.errors import BadInput, DamagedRun, one_line
+from featurecache.errors import BadInput, DamagedRun
 from featurecache.heads.settings import HeadSpec
 from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_file, read_model
+from featurecache.storage import durable
+from featurecache.text import one_line
 
 HEAD_FORMAT: Literal[1] = 1
 _MOST_WEIGHTS = 2 << 30  # bytes

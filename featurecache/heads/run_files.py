@@ -9,8 +9,8 @@ from typing import Annotated
 import pydantic
 
 from featurecache.errors import DamagedRun
-from featurecache.heads.settings import METRICS, MOST_METRICS
 from featurecache.json_files import Json, Open, Share, Strict, damaged_run, fit, read_lines
+from featurecache.training.epoch_metrics import MAX_METRICS, METRICS_FILE
 
 MAX_NUMBER = 10**9  # of epochs, folds and members; beyond it floats no longer count in ones
 
@@ -97,11 +97,11 @@ def _no_metrics(path: Path, what: str) -> DamagedRun:
 
 def read_epochs(run: str | Path) -> list[Epoch]:
     """The epochs of the head of a run, fold by fold; none where the folder has no metrics."""
-    path = Path(run) / METRICS
-    return read_lines(path, Epoch, MOST_METRICS, _no_metrics) if path.exists() else []
+    path = Path(run) / METRICS_FILE
+    return read_lines(path, Epoch, MAX_METRICS, _no_metrics) if path.exists() else []
 
 
 def read_member_epochs(folder: Path) -> list[Json]:
     """The lines of the metrics of a folder, as they were written."""
-    lines = read_lines(folder / METRICS, MemberEpoch, MOST_METRICS, _no_metrics)
+    lines = read_lines(folder / METRICS_FILE, MemberEpoch, MAX_METRICS, _no_metrics)
     return [line.model_dump(exclude_unset=True) for line in lines]

@@ -14,20 +14,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import pydantic
 from pydantic import Field
 
-from featurecache import records
+from featurecache import yaml_files
 from featurecache.errors import BadInput, UnknownName
-from featurecache.heads.settings import (
-    STRICT,
-    EarlyStopping,
-    Features,
-    HeadSpec,
-    Input,
-    LrSchedule,
-    Optimizer,
-    Order,
-    Pruning,
-    Sweep,
-)
+from featurecache.heads.settings import Features, HeadSpec, Input, Order, Pruning, Sweep
+from featurecache.training.settings import STRICT, EarlyStopping, LrSchedule, Optimizer
 
 
 class BackboneChoice(pydantic.BaseModel):
@@ -278,7 +268,7 @@ class Schedule(pydantic.BaseModel):
 
 def read_schedule(path: Path) -> Schedule:
     """The schedule in a YAML file; a BadInput names the file and every wrong key or value."""
-    return records.validated(Schedule, records.plain(records.read_yaml(path)), path)
+    return yaml_files.validate(Schedule, yaml_files.plain_value(yaml_files.read_yaml(path)), path)
 
 
 def shipped() -> dict[str, Path]:

@@ -23,8 +23,9 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from featurecache.heads import mlp
-from featurecache.heads.losses import cross_entropy, hits
-from featurecache.heads.settings import HeadSpec, Optimizer
+from featurecache.heads.settings import HeadSpec
+from featurecache.training.losses import cross_entropy, hits
+from featurecache.training.settings import Optimizer
 
 State = dict[str, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # as losses.cross_entropy

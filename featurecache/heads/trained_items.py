@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import durable
 from featurecache.items import Lookup
 from featurecache.json_files import damaged_run, read_file
+from featurecache.storage import durable
 
 FILE = "trained_items.bin"
 _DTYPE = np.dtype([("item", "u1", (32,)), ("fold", "<u2")])

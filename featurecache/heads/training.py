@@ -18,17 +18,18 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from featurecache import durable, records
+from featurecache import keys
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads import mlp
-from featurecache.heads.checkpoints import Checkpoint, Timer
 from featurecache.heads.epochs import Data, Fold, Job, Member, Row, distinct
-from featurecache.heads.groups import Lost, train_group
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.settings import METRICS
 from featurecache.heads.splits import Index, Items, Labels, check_rows, checked_pairs, split_items
+from featurecache.heads.stack_training import Lost, train_group
 from featurecache.heads.streams import Stream
 from featurecache.heads.windows import Windowed
+from featurecache.storage import durable
+from featurecache.training.checkpoints import Checkpoint, Timer
+from featurecache.training.epoch_metrics import METRICS_FILE
 
 Vectors = npt.NDArray[np.float32] | Stream  # (N, D)
 
@@ -53,8 +54,8 @@ class Trained:
     head: mlp.Head
     rows: list[Row]
     kept: list[Row]
-    best: records.Json
-    last: records.Json
+    best: keys.Json
+    last: keys.Json
 
 
 def train(
@@ -204,7 +205,7 @@ def _train_all(
     )
     networks: dict[tuple[int, int], nn.Sequential | Lost] = {}
     checkpoints = []
-    with _Metrics(run / METRICS, len(members) > 1) as metrics:
+    with _Metrics(run / METRICS_FILE, len(members) > 1) as metrics:
 
         def done(place: int, row: Row) -> None:
             metrics.add(place, row)
@@ -259,7 +260,7 @@ class _Metrics:
     def _write(self) -> None:
         began = time.monotonic()
         lines = [
-            records.canonical({"member": key[0] + 1, **row} if self._numbered else row)
+            keys.canonical({"member": key[0] + 1, **row} if self._numbered else row)
             for key, row in sorted(self._rows.items())
         ]
         durable.replace(self._path, b"".join(line + b"\n" for line in lines))
@@ -330,7 +331,7 @@ def _identity(
         for side in pairs[fold.number - 1]:
             for array in (labels[side], items[side]):
                 rows.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return records.digest(
+    return keys.digest(
         {
             "vectors": vectors,
             "schedule": schedule.model_dump(mode="json"),
@@ -377,7 +378,7 @@ def _trained(
     return Trained(mlp.Head(finite, list(classes), schedule.head), rows, kept, best, last)
 
 
-def _summary(rows: Sequence[Row], early: bool) -> tuple[list[Row], records.Json]:
+def _summary(rows: Sequence[Row], early: bool) -> tuple[list[Row], keys.Json]:
     """`kept` and `best` of Trained. A fold that ended early counts with the row that was kept in
     the epochs that it has none of."""
     folds = [[row for row in rows if row["fold"] == n] for n in sorted({r["fold"] for r in rows})]
@@ -395,7 +396,7 @@ def _summary(rows: Sequence[Row], early: bool) -> tuple[list[Row], records.Json]
     return kept, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
 
 
-def _mean(epoch: int, rows: Sequence[Row]) -> records.Json:
+def _mean(epoch: int, rows: Sequence[Row]) -> keys.Json:
     """Validation {epoch, top1, loss}: means over the folds."""
     return {
         "epoch": epoch,

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.errors import BadInput
-from featurecache.regular import read_regular
+from featurecache.storage.safe_open import read_regular
 
 _MOST = 64 << 20  # bytes; a million boxes have half
 

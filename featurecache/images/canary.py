@@ -16,7 +16,7 @@ import platform
 import numpy as np
 from PIL import Image, features
 
-from featurecache import records
+from featurecache import keys, versions
 from featurecache.errors import FeatureCacheError
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View
@@ -93,14 +93,14 @@ def pixel_provenance(view: View) -> dict[str, str]:
     """What may shift a picture's last bits and is not in its key: the canary, and the libraries
     and the kind of machine that explain where two differ."""
     found = {
-        records.PIXEL_CANARY: pixel_canary(view),
+        keys.PIXEL_CANARY: pixel_canary(view),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "libjpeg_turbo": features.version_feature("libjpeg_turbo") or "none",  # Pillow's
     }
     if view.policy is not None:  # which has imported OpenCV
         found |= _opencv()
-    return found | records.versions(*LIBRARIES)
+    return found | versions.installed_versions(*LIBRARIES)
 
 
 @functools.cache

@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 
-from featurecache import places
 from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName, nearest
 from featurecache.images.layouts.contents import Contents, first_few
 from featurecache.images.layouts.csv_files import csv_file, tables_in
@@ -51,7 +50,8 @@ from featurecache.images.names import (
 )
 from featurecache.images.samples import SPLITS, Member, Sample
 from featurecache.notebook import html_table
-from featurecache.records import utf8
+from featurecache.storage import object_store
+from featurecache.text import as_utf8
 
 LAYOUTS = (
     "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, Tiny ImageNet's own folders, "
@@ -130,32 +130,32 @@ def open_dataset(data: str | Path | Dataset) -> Dataset:
         return _digits()
     if not isinstance(data, str | Path) and not hasattr(data, "fs"):
         raise BadInput(f"{data!r}: not a path or a dataset; give one at a time")
-    path = places.place(data)
-    if is_tar(str(data)) or (places.is_remote(path) and not path.suffix):
+    path = object_store.as_path(data)
+    if is_tar(str(data)) or (object_store.is_remote(path) and not path.suffix):
         return _numbered(tar_shards(str(data), shard_paths(data)))
-    if path.suffix.lower() == ".parquet" and (places.is_remote(path) or path.is_file()):
+    if path.suffix.lower() == ".parquet" and (object_store.is_remote(path) or path.is_file()):
         samples, classes = read_index(path)
         return Dataset(str(data), "index", samples, classes, {})
-    if places.is_remote(path):
+    if object_store.is_remote(path):
         if path.suffix.lower() == ".csv":
             return _numbered(csv_file(path))
         raise BadInput(f"{data}: a dataset elsewhere is a .csv file, an index or tar shards")
     if not _is_there(path):
-        raise BadInput(f"{utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
+        raise BadInput(f"{as_utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
     if is_archive(path.name) and path.is_file():
-        raise BadInput(f"{utf8(path)}: an archive that can't be read where it lies; unpack it")
+        raise BadInput(f"{as_utf8(path)}: an archive that can't be read where it lies; unpack it")
     if path.is_dir():
         return _numbered(_folder(path))
     if path.suffix.lower() == ".csv":
         return _numbered(csv_file(path))
-    raise BadInput(f"{utf8(path)}: not a dataset; a dataset is {LAYOUTS}")
+    raise BadInput(f"{as_utf8(path)}: not a dataset; a dataset is {LAYOUTS}")
 
 
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise BadInput(f"{utf8(path)}: {error.strerror}") from error
+        raise BadInput(f"{as_utf8(path)}: {error.strerror}") from error
 
 
 def _digits() -> Dataset:
@@ -236,36 +236,36 @@ def _numbered(contents: Contents) -> Dataset:
                 f"{_alike(entry.label, train)}"
             )
     classes = sorted({entry.label for entry in found if entry.label is not None})
-    notes = tuple(map(utf8, [*contents.notes, *_check_classes(classes, root)]))
+    notes = tuple(map(as_utf8, [*contents.notes, *_check_classes(classes, root)]))
     number = {label: index for index, label in enumerate(classes)}
-    here = places.working_folder()  # sources are absolute, as workers may stand elsewhere
+    here = object_store.working_folder()  # sources are absolute, as workers may stand elsewhere
     samples = [
         Sample(
-            utf8(name),
+            as_utf8(name),
             None if label is None else number[label],
             split,
             _source(here, source),
-            "" if utf8(name) == name else "its name is not UTF-8; rename it",
+            "" if as_utf8(name) == name else "its name is not UTF-8; rename it",
         )
         for split, label, source, name in found
     ]
     known = {label: contents.words[label] for label in classes if label in contents.words}
     return Dataset(
-        utf8(root),
+        as_utf8(root),
         contents.layout,
         _sorted(samples),
         tuple(classes),
         known,
-        tuple(map(utf8, notes)),
+        tuple(map(as_utf8, notes)),
     )
 
 
 def _check_classes(classes: Sequence[str], root: str) -> list[str]:
     """What is odd about the names of classes. Raises BadInput for those that can't be."""
     for label in classes:
-        if utf8(label) != label:
+        if as_utf8(label) != label:
             raise BadInput(
-                f"{utf8(root)}: class {utf8(label)} has a name that is not UTF-8; rename it"
+                f"{as_utf8(root)}: class {as_utf8(label)} has a name that is not UTF-8; rename it"
             )
         if "\0" in label:
             raise BadInput(f"{root}: class {label!a} has a NUL in its name; is it text?")
@@ -292,7 +292,7 @@ def _alike(label: str, others: Iterable[str]) -> str:
 def _source(here: Path, source: str | Member) -> Path | Member:
     if isinstance(source, Member):
         return source
-    return places.place(source) if "://" in source else here / source
+    return object_store.as_path(source) if "://" in source else here / source
 
 
 def _sorted(samples: Sequence[Sample]) -> tuple[Sample, ...]:

@@ -23,10 +23,11 @@ import numpy as np
 import pydantic
 import yaml
 
-from featurecache import records
-from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest, one_line
+from featurecache import keys, versions, yaml_files
+from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest
 from featurecache.images import step_limits
 from featurecache.images.picture_checks import Undecodable, check_size
+from featurecache.text import one_line
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -79,13 +80,13 @@ class Policy:
     def __eq__(self, other: object) -> bool:
         # Python's 1 == 1.0 == True are three trees, with three keys and other pixels.
         return isinstance(other, Policy) and (
-            (self.name, records.canonical(self.tree)) == (other.name, records.canonical(other.tree))
+            (self.name, keys.canonical(self.tree)) == (other.name, keys.canonical(other.tree))
         )
 
-    def key(self) -> records.Json:
+    def key(self) -> keys.Json:
         """What identifies the policy: its tree and the version of the library that runs it, and of
         each augmenter of our own in it."""
-        version = records.versions("imaug")["imaug"]
+        version = versions.installed_versions("imaug")["imaug"]
         if version == "none":  # law 2: what can't be fingerprinted is refused
             raise FeatureCacheError("the version of imaug can't be told; pip install imaug")
         own = {name: OWN[name] for name in sorted(_names(self.tree) & OWN.keys())}
@@ -118,7 +119,7 @@ class Augmentation:
         self._as_built = [(vars(found), dict(vars(found))) for found in objects]
         self._nodes = [found for found in objects if isinstance(found, iaa.Augmenter)]
         self._generator = RNG
-        version = records.versions("imaug")["imaug"]
+        version = versions.installed_versions("imaug")["imaug"]
         self.replay = tree.read(self._root, self._nodes, version)
 
     def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
@@ -318,8 +319,8 @@ def read_policy(path: Path) -> Policy:
         )
     if path.stem == "none":
         raise BadInput(f"{path}: 'none' is the empty policy; rename the file")
-    node = records.read_yaml(path)
-    file = records.validated(PolicyFile, records.plain(node), path)
+    node = yaml_files.read_yaml(path)
+    file = yaml_files.validate(PolicyFile, yaml_files.plain_value(node), path)
     source = None if path.parent == SHIPPED else path
     return Policy(path.stem, file.augmenters, file.description, source, dict(_lines(node, "")))
 

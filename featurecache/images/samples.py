@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from featurecache import places
 from featurecache.executors import Progress, silent
 from featurecache.items import Items
-from featurecache.regular import open_regular
+from featurecache.storage import object_store
+from featurecache.storage.safe_open import open_regular
 
 _MOST_SHARD = 1 << 50  # bytes of a file that holds many images
 MAX_FILE = 1 << 30  # bytes; decode.MAX_PIXELS pixels of 16-bit RGBA, not compressed, are 800 MB
@@ -33,8 +33,8 @@ class Member:
 
     def read(self) -> bytes:
         """Raises OSError."""
-        if places.is_remote(self.path):
-            return places.read_range(self.path, self.start, self.start + self.size)
+        if object_store.is_remote(self.path):
+            return object_store.read_range(self.path, self.start, self.start + self.size)
         with open_regular(self.path, _MOST_SHARD) as (file, _):
             file.seek(self.start)
             return file.read(self.size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featurecache import records
+from featurecache import keys
 from featurecache.errors import BadInput, FeatureCacheError, SourceChanged
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.policies import Augmentation, Policy, find_policy
@@ -29,7 +29,7 @@ class View:
     def name(self) -> str:
         return f"{self.policy.name}_{self.draw}" if self.policy else "none"
 
-    def key(self) -> records.Json | None:
+    def key(self) -> keys.Json | None:
         """What identifies the view: the policy's key, the draw and the seed; None for `none`."""
         if self.policy is None:
             return None
@@ -68,7 +68,7 @@ class View:
 def _built(view: View) -> tuple[Augmentation, bytes]:
     """The built tree and the fingerprint of a view, made once in a process."""
     assert view.policy is not None
-    return view.policy.build(), records.canonical(view.key())
+    return view.policy.build(), keys.canonical(view.key())
 
 
 def original(sample: Sample, item: bytes) -> np.ndarray:
@@ -85,7 +85,7 @@ def original(sample: Sample, item: bytes) -> np.ndarray:
     return decode(data)
 
 
-def view_of_key(key: records.Json | None, name: str) -> View:
+def view_of_key(key: keys.Json | None, name: str) -> View:
     """The view that a space's key describes; `name` is the space's, NAME_N."""
     if key is None:
         return View(None)

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featurecache import durable
 from featurecache.errors import MissingExtra
+from featurecache.storage import durable
 
 FILE = "events.out.tfevents.0.featurecache"  # TensorBoard reads what has `tfevents` in its name
 TAGS = {

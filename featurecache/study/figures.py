@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.errors import printable
+from featurecache.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import records
+from featurecache import keys
 from featurecache.study.paired import Difference, Right, by_class, difference
 
 CLEAN = "clean"
@@ -50,8 +50,8 @@ class Gain:
     against_best_clean: Difference | None  # under the one that is best for clean images
     against_shuffled: Difference | None  # the same phases in another order
     against_best: Difference | None
-    gained: list[records.Json]
-    lost: list[records.Json]
+    gained: list[keys.Json]
+    lost: list[keys.Json]
     views: list[str] = field(default_factory=list)
     seconds: float = 0.0
     views_seconds: float = 0.0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import records
+from featurecache import keys
 from featurecache.errors import BadInput
 
 BINS = 15  # of a reliability diagram, as in Guo et al.
@@ -27,7 +27,7 @@ Right = npt.NDArray[np.bool_]  # (N,)
 
 def evaluate_predictions(
     probabilities: Probabilities, labels: Labels, classes: Sequence[str]
-) -> records.Json:
+) -> keys.Json:
     """Metrics of probabilities (N, C) against labels (N,) in 0..C-1; `classes` names the C.
 
     `top1`, `top3` and `top5` are shares of rows with the true class among the k most probable
@@ -46,7 +46,7 @@ def evaluate_predictions(
     true = probabilities[np.arange(rows), labels][:, None]
     before = np.arange(columns) < labels[:, None]
     rank = ((probabilities > true) | ((probabilities == true) & before)).sum(1)
-    per_class: records.Json = {}
+    per_class: keys.Json = {}
     for label, name in enumerate(classes):
         of_class = labels == label
         n = int(of_class.sum())
@@ -60,7 +60,7 @@ def evaluate_predictions(
     }
 
 
-def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) -> records.Json:
+def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) -> keys.Json:
     """{ece, bins}: how far the confidence of the predictions is from their accuracy.
 
     A row's confidence is its greatest probability. The bins are ((b-1)/B, b/B], all of one width,
@@ -77,7 +77,7 @@ def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) 
     for number in range(bins):
         inside = place == number
         n = int(inside.sum())
-        row: records.Json = {"low": float(edges[number]), "high": float(edges[number + 1]), "n": n}
+        row: keys.Json = {"low": float(edges[number]), "high": float(edges[number + 1]), "n": n}
         row |= {"confidence": None, "top1": None}
         if n:
             row |= {
@@ -116,7 +116,7 @@ def best_and_worst(
     classes: Sequence[str],
     words: Mapping[str, str],
     most: int = 5,
-) -> tuple[list[records.Json], list[records.Json]]:
+) -> tuple[list[keys.Json], list[keys.Json]]:
     """The classes of highest and of lowest accuracy in a `confusion`, `most` of each.
 
     As table 3 of paper 003, which has class, readable name and the number of misclassified images;
@@ -124,7 +124,7 @@ def best_and_worst(
     misclassified rows were taken for (of equals the first), and how many; None and 0 where all are
     right. Classes without rows are left out, and of equal accuracies the first class comes first.
     """
-    rows: list[records.Json] = []
+    rows: list[keys.Json] = []
     for label, name in enumerate(classes):
         n = int(counts[label].sum())
         if n == 0:
@@ -161,7 +161,7 @@ def interval(right: Right, seed: int = 0) -> list[float]:
     return [float(low), float(high)]
 
 
-def mcnemar(right: Right, other: Right) -> records.Json:
+def mcnemar(right: Right, other: Right) -> keys.Json:
     """{both, only, only_other, neither, p}: the exact McNemar test of two predictions of the same
     rows.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import records
+from featurecache import keys
 from featurecache.study.metrics import LEVEL, RESAMPLES
 
 Right = npt.NDArray[np.bool_]  # (S, N)
@@ -68,7 +68,7 @@ def _seed_variance(each: npt.NDArray[np.int8]) -> float:
 
 def by_class(
     right: Right, other: Right, labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
-) -> list[records.Json]:
+) -> list[keys.Json]:
     """{class, n, difference} of each class that has images, the greatest gain first.
 
     `labels` (N,) are the places in `classes` of the images. Of equal differences the first class

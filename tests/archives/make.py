@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from featurecache.features.store import Cache
-from featurecache.records import FORMAT_VERSION
-from featurecache.stages.augment import augment
-from featurecache.stages.featurize import featurize
-from featurecache.stages.ls import ls
+from featurecache.keys import FORMAT_VERSION
+from featurecache.stages.cache.augment import augment
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.ls import ls
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from featurecache.errors import BadInput
 from featurecache.images.samples import MAX_FILE, Member
-from featurecache.regular import open_regular
+from featurecache.storage.safe_open import open_regular
 
 _MAX_SHOWN = 5  # names of a long list that an error message shows
 

@@ -9,19 +9,19 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from featurecache import places
 from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.images.layouts.contents import Contents, Entry, first_few, read_text
 from featurecache.images.names import COLUMNS, column_of, looks_like_column, split_of
 from featurecache.images.samples import MAX_FILE, SPLITS
-from featurecache.regular import open_regular
+from featurecache.storage import object_store
+from featurecache.storage.safe_open import open_regular
 
 _MAX_HEADER = 1 << 16  # bytes
 
 
 def csv_file(path: Path) -> Contents:
     """The images that a CSV file lists, in its order."""
-    remote = places.is_remote(path)
+    remote = object_store.is_remote(path)
     folder = str(path.parent) if remote else os.path.normpath(path.parent.absolute())
     seen: dict[str, tuple[str | None, str, int]] = {}  # path -> class name, split, line
     found: list[Entry] = []

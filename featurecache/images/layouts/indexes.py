@@ -19,10 +19,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from featurecache import places
-from featurecache.errors import BadInput, MissingExtra, one_line
+from featurecache.errors import BadInput, MissingExtra
 from featurecache.images.samples import SPLITS, Member, Sample
 from featurecache.items import Items
+from featurecache.storage import object_store
+from featurecache.text import one_line
 
 COLUMNS = ("id", "split", "label", "path", "item")
 _ROWS = 1 << 17  # of a row group
@@ -80,7 +81,7 @@ class _Names:
     ask at once: a ParquetFile has one reader's state."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path if places.is_remote(path) else path.absolute()
+        self.path = path if object_store.is_remote(path) else path.absolute()
         self._root = self.path.parent
         self._group: tuple[int, list[str], list[str | None]] = (-1, [], [])
         self._file: Any = None
@@ -127,7 +128,7 @@ class _Names:
                 path = paths[index]
                 if path is None:
                     raise BadInput(f"{self.path}: {ids[index]} has no path")
-                yield ids[index], places.place(path) if "://" in path else self._root / path
+                yield ids[index], object_store.as_path(path) if "://" in path else self._root / path
             start = end
 
 
@@ -226,8 +227,8 @@ def _sorted_after(
 def _opened(path: Path) -> Any:
     _, _, pq = _arrow(path)
     checked = {"page_checksum_verification": True}  # where there are checksums: not in older ones
-    if places.is_remote(path):
-        return pq.ParquetFile(io.BytesIO(places.read(path, 1 << 40)), **checked)
+    if object_store.is_remote(path):
+        return pq.ParquetFile(io.BytesIO(object_store.read(path, 1 << 40)), **checked)
     return pq.ParquetFile(path, memory_map=True, **checked)
 
 
@@ -262,7 +263,7 @@ def _path(sample: Sample, folder: Path) -> str:
     source = sample.source
     if isinstance(source, bytes | Member):
         raise BadInput("an index is of files, not of images in memory or in tar shards")
-    if places.is_remote(source):
+    if object_store.is_remote(source):
         return str(source)
     return str(source.relative_to(folder) if source.is_relative_to(folder) else source)
 

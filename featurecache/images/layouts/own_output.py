@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from featurecache.errors import BadInput
-from featurecache.regular import open_regular
+from featurecache.storage.safe_open import open_regular
 
 DEFAULT_FOLDERS = {"data", "runs", "study"}  # the defaults of --cache, --runs and --out
 EVENTS = "events.out.tfevents"  # how the names of TensorBoard's files begin

@@ -19,8 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from featurecache import places
-from featurecache.errors import BadInput, one_line
+from featurecache.errors import BadInput
 from featurecache.images.layouts.contents import Contents, Entry, first_few
 from featurecache.images.names import (
     PICTURE_SUFFIXES,
@@ -32,7 +31,9 @@ from featurecache.images.names import (
     splits_in,
 )
 from featurecache.images.samples import MAX_FILE, Member
-from featurecache.regular import open_regular
+from featurecache.storage import object_store
+from featurecache.storage.safe_open import open_regular
+from featurecache.text import one_line
 
 _MAX_SHARD = 1 << 50  # bytes
 _MAX_LABEL = 1024  # bytes of a .cls file
@@ -80,8 +81,8 @@ def shard_paths(data: str | Path) -> list[Path]:
         if int(last) - int(first) >= _MAX_SHARDS:
             raise BadInput(f"{data}: means more than {_MAX_SHARDS:,} shards; give fewer")
         numbers = range(int(first), int(last) + 1)
-        return [places.place(f"{before}{n:0{len(first)}}{after}") for n in numbers]
-    path = places.place(data)
+        return [object_store.as_path(f"{before}{n:0{len(first)}}{after}") for n in numbers]
+    path = object_store.as_path(data)
     if is_tar(text):
         return [path]
     try:
@@ -92,14 +93,16 @@ def shard_paths(data: str | Path) -> list[Path]:
 
 def _below(folder: Path, deep: int = 0) -> Iterator[Path]:
     """The tar files in a folder, and in its sub-folders of two levels."""
-    for name in places.names(folder):
+    for name in object_store.names(folder):
         path = folder / name
         if name.startswith("."):  # of a copy that is under way, or another system's
             continue
         if is_tar(name):
             yield path
             continue
-        looked_into = splits_in(name) or not places.is_remote(folder)  # elsewhere it is a request
+        looked_into = splits_in(name) or not object_store.is_remote(
+            folder
+        )  # elsewhere it is a request
         if looked_into and deep < 2 and not path.suffix and not is_foreign(name):
             yield from _below(path, deep + 1)
 
@@ -108,7 +111,7 @@ def tar_shards(data: str, paths: Sequence[Path]) -> Contents:
     """The images of the tar files `paths`, which `data` means. Raises BadInput."""
     if not paths:
         raise BadInput(f"{data}: holds no .tar shards")
-    root = places.place(data)
+    root = object_store.as_path(data)
     split_by = {path: _split_of(path, root) for path in paths}
     lacking: list[str] = []
     found = [
@@ -191,7 +194,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 def _opened(shard: Path) -> Iterator[BinaryIO]:
     """A shard, open for reading: of one that is a pipe nobody would ever see the end. Raises
     OSError."""
-    if places.is_remote(shard):
+    if object_store.is_remote(shard):
         with shard.open("rb") as opened:
             yield cast(BinaryIO, opened)
     else:
@@ -201,7 +204,9 @@ def _opened(shard: Path) -> Iterator[BinaryIO]:
 
 def _stem(shard: Path, root: Path) -> str:
     """What tells a shard of a dataset from the others: its path below the root, without `.tar`."""
-    if places.is_remote(shard) or root not in shard.parents:  # in a store they lie in one folder
+    if (
+        object_store.is_remote(shard) or root not in shard.parents
+    ):  # in a store they lie in one folder
         return shard.stem
     return shard.relative_to(root).with_suffix("").as_posix()
 

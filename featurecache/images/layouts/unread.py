@@ -9,7 +9,7 @@ from pathlib import Path
 from featurecache.images.layouts.listing import Tree
 from featurecache.images.names import is_picture
 from featurecache.images.signatures import HEAD, is_unread_picture
-from featurecache.regular import open_regular
+from featurecache.storage.safe_open import open_regular
 
 _MAX_OTHER = 1 << 50  # bytes of a file of which the first few are read
 

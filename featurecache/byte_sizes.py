@@ -1,0 +1,18 @@
+"""Sizes such as `500M` or `20G`."""
+
+from __future__ import annotations
+
+import re
+
+from featurecache.errors import BadInput
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def parse_size(size: str, what: str) -> int:
+    """The bytes that a size such as `500M` or `20G` says. Raises BadInput, which begins with
+    `what`."""
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)([kmgt]?)b?", size.lower())
+    if match is None:
+        raise BadInput(f"{what} {size!r}: expected a size such as 500M or 20G")
+    return int(float(match[1]) * _UNITS[match[2]])

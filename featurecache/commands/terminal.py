@@ -1,0 +1,257 @@
+"""What people see: progress, tables, errors. Everything here goes to stderr but results."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from featurecache.executors import Progress, silent
+from featurecache.text import printable as printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LINE_EVERY = 10.0  # seconds between lines when the output is no terminal
+NARROW = 60  # columns below which numbers take the place of a bar
+PIPE_WIDTH = 200  # of tables in a pipe, which has no width to fit into
+MAX_LINES = 25  # of the terminal, which no table looks at
+LIST_COLUMNS = ("", "value")  # of a row that is shown as a list
+MAX_WHOLE = 16  # columns of text that is not broken; of longer text those that are left to it
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output or error that is discarded once it can't be written to (a closed terminal, a
+    full disk, a pipe without a reader), with the reason in `lost`: work must not be lost because
+    what it prints can't be shown."""
+
+    def __init__(self, number: int, encoding: str) -> None:
+        raw = io.BufferedWriter(io.FileIO(number, "wb", closefd=False))
+        # Escapes for a name that the encoding lacks (a Windows code page): Python would raise.
+        super().__init__(raw, encoding, "backslashreplace", line_buffering=number == 2)
+        self.number = number
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self.lost = self.lost or error
+        _discard(self.number)
+
+
+def prepare_streams() -> None:
+    """Make standard input, output and error usable, whatever the caller left of them.
+
+    One that is closed is opened on the null device: else the next file that is opened, of a cache
+    perhaps, would get its number, and a library that prints would write into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            _discard(number)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        elif number and type(stream) is io.TextIOWrapper and stream.fileno() == number:
+            setattr(sys, name, _Output(number, stream.encoding))
+
+
+def lost_output() -> OSError | None:
+    """Why what was printed on stdout can't be written; None where it was."""
+    sys.stdout.flush()
+    return sys.stdout.lost if isinstance(sys.stdout, _Output) else None
+
+
+def _discard(number: int) -> None:
+    """Let a file descriptor lead to the null device, here and in child processes."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
+    os.set_inheritable(number, True)
+
+
+def progress(quiet: bool) -> Progress:
+    """A bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+    if quiet:
+        return silent
+    moves = os.environ.get("TERM", "") not in ("dumb", "unknown")  # else nothing can be redrawn
+    return _Bar() if sys.stderr.isatty() and moves else _Lines()
+
+
+class _Lines:
+    """`featurize (0 hits): 512 of 5,391, 170.2/s, 28 s left`, at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self._started = self._shown = time.monotonic()
+        self._what = ""
+        self._first = 0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        kind = what.split(" (")[0]
+        if kind != self._what:
+            self._what, self._first = kind, done
+            self._started = self._shown = now
+        if done < total and now - self._shown < LINE_EVERY:
+            return
+        self._shown = now
+        line = f"{what}: {done:,} of {total:,}"
+        if now - self._started > 1 and done > self._first:
+            rate = (done - self._first) / (now - self._started)
+            line += f", {rate:,.1f}/s"
+            line += f", {(total - done) / rate:,.0f} s left" if done < total else ""
+        print(line, file=sys.stderr, flush=True)
+
+
+class _Bar:
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TimeRemainingColumn,
+        )
+        from rich.table import Column
+        from rich.text import Text
+
+        class What(ProgressColumn):
+            """Cut where there is no room: the numbers beside it stay whole."""
+
+            def render(self, task: Task) -> Text:
+                return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(f"{task.speed or 0:,.1f}/s")
+
+        def whole() -> Column:
+            return Column(no_wrap=True)
+
+        console = Console(stderr=True)
+        columns = (
+            What(), *([] if console.width < NARROW else [BarColumn()]),
+            MofNCompleteColumn(table_column=whole()), Rate(table_column=whole()),
+            TimeRemainingColumn(table_column=whole()),
+        )  # fmt: skip
+        self._progress = Progress(*columns, console=console)
+        atexit.register(self._progress.stop)  # an error on the way must not leave the cursor hidden
+        self._task: Any = None
+        self._what = ""
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        kind = what.split(" (")[0]
+        if kind != self._what:
+            self._what = kind
+            self._task = self._progress.add_task(what, total=total or None)
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total or None, description=what)
+        if done >= total > 0:
+            self._progress.stop()
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+    """Rows of the same keys as a table on stdout. Text is shown as it is, markup and all.
+
+    Numbers and short words are never broken. Where they leave too little room for a table of all
+    columns, one row is shown as a list of names and values, and several rows as tables below each
+    other, each beginning with the first column.
+    """
+    from rich.console import Console
+
+    if not rows:
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(width=width, height=MAX_LINES)  # both, or a dumb terminal has 80 columns
+    names = list(rows[0])
+    parts = _fitting(rows, names, width)
+    if len(parts) > 1 and len(rows) == 1:
+        rows = [{"": name, "value": _text(rows[0][name])} for name in names]
+        parts = [list(LIST_COLUMNS)]
+    for number, part in enumerate(parts):
+        _print_table(console, rows, part, None if number else title)
+
+
+def _fitting(rows: Sequence[Mapping[str, Any]], names: list[str], width: int) -> list[list[str]]:
+    """The columns in parts that each fit into a width, the first column in each of them."""
+    least = {name: min(_width(rows, name), MAX_WHOLE) if _is_text(rows, name)
+             else _width(rows, name) for name in names}  # fmt: skip
+
+    def needed(part: Sequence[str]) -> int:
+        return sum(least[name] + 3 for name in part) + 1  # with a space on each side and a line
+
+    parts = [names[:1]]
+    for name in names[1:]:
+        if needed([*parts[-1], name]) > width and len(parts[-1]) > 1:
+            parts.append(names[:1])
+        parts[-1].append(name)
+    return parts
+
+
+def _print_table(
+    console: Console,
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    title: str | None,
+) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    is_list = tuple(names) == LIST_COLUMNS
+    shown = Table(title=None if title is None else Text(_text(title)), show_header=not is_list)
+    for name in names:
+        is_text, width = _is_text(rows, name), _width(rows, name)
+        header = _text(name)
+        shown.add_column(
+            Text(header if len(header) <= width else header.replace(" ", "\n")),
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=not is_text or width <= MAX_WHOLE,
+        )
+    for row in rows:
+        shown.add_row(*(Text(_text(row[name])) for name in names))
+    console.print(shown)
+
+
+def _width(rows: Sequence[Mapping[str, Any]], name: str) -> int:
+    """The columns that the widest cell of a column takes, or the longest word of its name."""
+    from rich.cells import cell_len
+
+    cells = [*(_text(row[name]) for row in rows), *_text(name).split()]
+    return max(map(cell_len, cells), default=0)
+
+
+def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Does a column hold text? It may be broken, and numbers may not."""
+    values = [row[name] for row in rows if row[name] is not None]
+    return not values or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    encoding = sys.stdout.encoding or "utf-8"
+    text = "" if value is None else printable(str(value))
+    return text.encode(encoding, "backslashreplace").decode(encoding)  # before it is measured

@@ -1,0 +1,29 @@
+"""The settings of a backbone that commands take, as one typed group of keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+from featurecache.errors import nearest
+
+
+class BackboneSetting(TypedDict, total=False):
+    """How a network sees pictures, and what of it is read. What is absent or None is the model's
+    own (docs/cli.md, "Shared options")."""
+
+    input_size: int | None  # pixels, both sides
+    crop: float | None  # share of the image kept at the centre, in (0, 1]
+    interpolation: str | None  # a name of preprocess.INTERPOLATIONS
+    layer: str | None
+    pooling: str | None
+
+
+def check_keywords(keywords: Mapping[str, object], group: type, function: str) -> None:
+    """Raise TypeError for a keyword that the typed `group` lacks, as Python does for parameters."""
+    known = group.__annotations__
+    for name in keywords:
+        if name not in known:
+            raise TypeError(
+                f"{function}() got an unexpected keyword argument {name!r}; {nearest(name, known)}"
+            )

@@ -1,0 +1,109 @@
+"""Make rows of a space again from its key alone: what `verify` and `retry` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache import keys
+from featurecache.errors import BadInput, SourceChanged
+from featurecache.features.backbones import Backbone, backbone_of_key
+from featurecache.features.engines import Engine, open_engine, run_rows
+from featurecache.features.spaces import Space
+from featurecache.filling import pictures, vectors
+from featurecache.filling.shard_plan import Batch
+from featurecache.images.samples import Sample
+from featurecache.images.views import view_of_key
+
+
+@dataclass(frozen=True)
+class RecomputedRows:
+    """What `Space.commit` wants of these rows."""
+
+    arrays: dict[str, np.ndarray]
+    failed: dict[bytes, str]
+    provenance: dict[str, str]
+
+
+class Recomputer:
+    """Makes rows of any space of a cache again, in this process; each network is opened once.
+
+    `weights` are those that the spaces were made with, where they were made with such an option.
+    """
+
+    def __init__(
+        self, engine: str = "auto", weights: str | Path | None = None, workers: int = 0
+    ) -> None:
+        self._engine = engine
+        self._weights = weights
+        self._backbones: dict[str, Backbone] = {}
+        self._engines: dict[str, Engine] = {}
+
+    def make(
+        self, space: Space, rows: Sequence[tuple[Sample, bytes]], engine: str = ""
+    ) -> RecomputedRows:
+        """The rows of these images, in batches from the first one on (law 5).
+
+        Raises BadInput where the key can't be had here: other library versions, other weights.
+        `engine` is taken before the one of this object, where it is there.
+        """
+        if space.backbone is None:
+            return self._pictures(space, rows)
+        key = space.key
+        view = view_of_key(key["view"], space.view)
+        network = keys.digest(key["backbone"])
+        if network not in self._backbones:
+            self._backbones[network] = backbone_of_key(
+                space.backbone, key["backbone"], self._weights
+            )
+        backbone = self._backbones[network]
+        _check_same_key(key, keys.vector_key(view.key(), backbone.key(), key["precision"]))
+        name = engine or self._engine
+        which = f"{network} {key['precision']} {name}"
+        if which not in self._engines:
+            self._engines[which] = open_engine(backbone, name, key["precision"])
+        running = self._engines[which]
+        recipe = vectors.Preparation((view,), (), (backbone.preprocess,), ((0, 0),))
+        parts = []
+        failed: dict[bytes, str] = {}
+        check = vectors.vector_check(space)
+        for batch in _batches(rows, running.batch_rows):
+            made = vectors.prepare(recipe, batch)
+            _unchanged(made.changed)
+            parts.append(run_rows(running, made.pixels[0]))
+            check.add(made.pixels[0], parts[-1], made.decoded[0])
+            failed |= made.failed[0]
+        check.finish()
+        features = vectors.vectors_of([item for _, item in rows], parts, failed)
+        made_by = vectors.provenance(running, recipe, 0, ())
+        return RecomputedRows({"features": features}, failed, made_by)
+
+    def _pictures(self, space: Space, rows: Sequence[tuple[Sample, bytes]]) -> RecomputedRows:
+        view = view_of_key(space.key["view"], space.view)
+        _check_same_key(space.key, keys.picture_key(view.key()))
+        kept: list[bytes] = []
+        failed: dict[bytes, str] = {}
+        for batch in _batches(rows, pictures.BATCH_ROWS):
+            made = pictures.render((view,), batch)
+            _unchanged(made.changed)
+            kept += made.pictures[0]
+            failed |= made.failed[0]
+        return RecomputedRows(pictures.arrays_of(kept), failed, pictures.provenance(view))
+
+
+def _batches(rows: Sequence[tuple[Sample, bytes]], size: int) -> list[Batch]:
+    return [Batch(tuple(rows[i : i + size]), (0,)) for i in range(0, len(rows), size)]
+
+
+def _unchanged(changed: Mapping[bytes, SourceChanged]) -> None:
+    for error in changed.values():
+        raise error
+
+
+def _check_same_key(key: keys.Json, here: keys.Json) -> None:
+    if keys.digest(key) != keys.digest(here):
+        differs = "; ".join(keys.differences(key, here))
+        raise BadInput(f"can't be computed again here: differs in {differs}")

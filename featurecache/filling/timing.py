@@ -1,0 +1,28 @@
+"""Seconds that each part of the work takes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Made = TypeVar("Made")
+
+
+@contextlib.contextmanager
+def timed(spent: dict[str, float], part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    spent[part] += time.perf_counter() - start
+
+
+def timed_each(made: Iterable[Made], spent: dict[str, float], part: str) -> Iterator[Made]:
+    """`made`, with the time that is waited for each added to `part`."""
+    each = iter(made)
+    while True:
+        with timed(spent, part):
+            one = next(each, None)
+        if one is None:
+            return
+        yield one

@@ -1,0 +1,262 @@
+"""Networks that are trained together, from their first weights, or a checkpoint, to their last."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featurecache.errors import BadInput
+from featurecache.heads import inputs, mlp
+from featurecache.heads.curricula import Curriculum, RowLosses
+from featurecache.heads.epochs import (
+    Data,
+    Fold,
+    Job,
+    Member,
+    Row,
+    distinct,
+    epoch_rng,
+    one_epoch,
+    row_losses,
+    validate,
+)
+from featurecache.heads.run_files import Epoch
+from featurecache.heads.schedules import Phase, Schedule
+from featurecache.heads.settings import HeadSpec
+from featurecache.heads.stacks import Stack, State
+from featurecache.json_files import fit
+from featurecache.text import one_line
+from featurecache.training.checkpoints import Checkpoint
+from featurecache.training.settings import Optimizer
+from featurecache.training.stopping import lowest_index, should_stop
+
+_REFERENCE_EPOCHS = 5  # of the head that rows are ordered by
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A network whose loss is no longer finite, and where that was."""
+
+    reason: str
+
+
+@dataclass
+class _Record:
+    """What is known of a group beside its stack; all of it is in the checkpoint."""
+
+    rows: list[list[Row]]  # of each network, one an epoch
+    lost: dict[int, str]  # networks whose loss is no longer finite, and what to say of it
+    kept: dict[int, State]  # weights of the best epoch so far, where training may end early
+    errors: torch.Tensor | None = None  # (M, C), of the last validation
+
+    def so_far(self) -> list[list[float]]:
+        """The validation losses of each network."""
+        return [[row["val_loss"] for row in rows] for rows in self.rows]
+
+
+def train_group(
+    data: Data,
+    group: Sequence[Job],
+    schedule: Schedule,
+    classes: Sequence[str],
+    checkpoint: Checkpoint,
+    done: Callable[[int, Row], None],
+) -> list[nn.Sequential | Lost]:
+    """Train the networks of a group as one stack; gives them, as they take the vectors of `data`.
+
+    A network whose loss is no longer finite is Lost, and the others go on, if they are not other
+    folds of the same member.
+    """
+    fitted = None
+    if schedule.input is not None:
+        (fold,) = distinct(group)  # what is fitted is of its training rows
+        fitted = inputs.fit(schedule.input, _training_rows(data, fold, schedule))
+        resident = {n: fitted(v) for n, v in data.views.items() if isinstance(v, torch.Tensor)}
+        data = Data(resident, data.labels)
+    width = data.views[schedule.validation.view].shape[1]
+    stack = _fresh(group, schedule.head, schedule.optimizer, width, len(classes), data)
+    record = _Record([[] for _ in group], {}, {})
+    resumed = checkpoint.load()
+    if resumed is not None:
+        try:
+            record = _resumed(resumed, stack, group)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            what = f"not the state of this training ({one_line(error)})"
+            raise checkpoint.damaged(checkpoint.path, what) from error
+    behind = max(len(rows) for rows in record.rows)
+    for epoch in range(behind):
+        for job, rows in zip(group, record.rows, strict=True):
+            if epoch < len(rows):
+                done(job.place, rows[epoch])
+
+    curriculum = _curriculum(data, distinct(group), schedule, classes)
+    for at in curriculum.plan[behind:]:
+        running = _running(record, group, schedule)
+        if not running:
+            break
+        if schedule.pruning is not None and at.number > len(schedule.phases) and at.in_phase == 1:
+            stack.prune(schedule.pruning.share)
+        began = time.perf_counter()
+        so_far = record.so_far()
+        trained = one_epoch(stack, data, group, curriculum, at, so_far, record.errors)
+        view = schedule.validation.view
+        validated, record.errors = validate(stack, data, group, view, len(classes))
+        seconds = (time.perf_counter() - began) / len(running)
+        for network in running:
+            job, own = group[network], group[network].member
+            rate = curriculum.rate(at, own.lr, own.weight_decay, 0.0, so_far[network])
+            row: Row = {
+                "fold": job.fold.number,
+                "epoch": at.epoch,
+                "phase": at.number,
+                "views": at.phase.shares(at.in_phase),
+                "lr": rate.lr,
+                "train_loss": trained[network][0],
+                "train_top1": trained[network][1],
+                "val_loss": validated[network][0],
+                "val_top1": validated[network][1],
+                "seconds": seconds,
+            }
+            if not (np.isfinite(row["train_loss"]) and np.isfinite(row["val_loss"])):
+                record.lost[network] = _no_longer_finite(job, row)
+                continue
+            record.rows[network].append(row)
+            if schedule.early_stopping is not None:
+                losses = [*so_far[network], row["val_loss"]]
+                if lowest_index(losses) == len(losses) - 1:
+                    record.kept[network] = stack.snapshot(network)
+        ended = at is curriculum.plan[-1] or not _running(record, group, schedule)
+        if checkpoint.due() or ended:
+            checkpoint.save({"stack": stack.state_dict(), "record": vars(record)})
+        for network in running:
+            if network not in record.lost:
+                done(group[network].place, record.rows[network][-1])
+    for network, saved in record.kept.items():
+        stack.restore(network, saved)
+    heads = [stack.head(network, width, len(classes)) for network in range(len(group))]
+    if fitted is not None:
+        heads = [fitted.within(head) for head in heads]
+    return [
+        Lost(record.lost[network]) if network in record.lost else head
+        for network, head in enumerate(heads)
+    ]
+
+
+def _resumed(state: dict[str, Any], stack: Stack, group: Sequence[Job]) -> _Record:
+    """Give the stack the state that a checkpoint has, and the record in it. Raises ValueError and
+    the like for what no training leaves there."""
+    stack.load_state_dict(state["stack"])
+    record = _Record(**state["record"])
+    for job, rows in zip(group, record.rows, strict=True):
+        for epoch, row in enumerate(rows, 1):
+            if (job.fold.number, epoch) != (row["fold"], fit(Epoch, row).epoch):
+                raise ValueError("rows of other epochs")
+    for network, saved in record.kept.items():
+        stack.check(saved, stack.snapshot(network))
+    if not all(network in range(len(group)) for network in record.lost):
+        raise ValueError("a network that is not of the group")
+    if not isinstance(record.errors, torch.Tensor | None):
+        raise TypeError("errors are no tensor")
+    return record
+
+
+def _running(record: _Record, group: Sequence[Job], schedule: Schedule) -> list[int]:
+    """The networks that are neither lost, nor a fold beside a lost one, nor ended early."""
+    if record.lost and len({job.place for job in group}) == 1:
+        return []
+    patience = None if schedule.early_stopping is None else schedule.early_stopping.patience
+    return [
+        network
+        for network, losses in enumerate(record.so_far())
+        if network not in record.lost and not (patience and should_stop(losses, patience))
+    ]
+
+
+def _no_longer_finite(job: Job, row: Row) -> str:
+    return (
+        f"fold {row['fold']}, epoch {row['epoch']}: the loss is no longer finite at lr "
+        f"{row['lr']:g} (seed {job.member.seed}, weight_decay {job.member.weight_decay:g})"
+    )
+
+
+def _fresh(
+    group: Sequence[Job],
+    head: HeadSpec,
+    optimizer: Optimizer,
+    width: int,
+    classes: int,
+    data: Data,
+) -> Stack:
+    fresh = []
+    for job in group:
+        # Epochs count from 1, which leaves epoch 0 for the seed of the initial weights.
+        with _torch_seeded(epoch_rng(job.member.seed, job.fold.number, 0)):
+            fresh.append(mlp.build(width, classes, head))
+    return Stack(fresh, head, optimizer, data.labels.device)
+
+
+def _training_rows(data: Data, fold: Fold, schedule: Schedule) -> torch.Tensor:
+    """The training rows through the view that is validated on, (N, D): every schedule has it."""
+    if data.window is not None:
+        raise BadInput(
+            "what a schedule fits on all training vectors (input, noise) needs them in memory; "
+            "give a larger --memory, or leave it out"
+        )
+    return data.views[schedule.validation.view][fold.kept]
+
+
+def _curriculum(
+    data: Data, folds: Sequence[Fold], schedule: Schedule, classes: Sequence[str]
+) -> Curriculum:
+    by_number = {fold.number: fold for fold in folds}
+
+    def reference(number: int) -> RowLosses:
+        return _reference_losses(data, by_number[number], schedule, classes)
+
+    return Curriculum(
+        schedule,
+        classes,
+        {fold.number: data.labels[fold.kept] for fold in folds},
+        lambda number: _training_rows(data, by_number[number], schedule),
+        reference,
+    )
+
+
+def _reference_losses(
+    data: Data, fold: Fold, schedule: Schedule, classes: Sequence[str]
+) -> RowLosses:
+    """The losses of the fold's training rows, through the validation view, under a linear head that
+    was trained on just them for a few epochs."""
+    view = schedule.validation.view
+    plain = Schedule(
+        backbone=schedule.backbone,
+        head=HeadSpec(hidden=[]),
+        batch_size=schedule.batch_size,
+        seed=schedule.seed,
+        validation=schedule.validation,
+        phases=[Phase(views={view: 1.0}, epochs=_REFERENCE_EPOCHS)],
+    )
+    member = Member(plain.seed, plain.optimizer.lr, plain.optimizer.weight_decay)
+    group = [Job(0, member, fold)]
+    width = data.views[view].shape[1]
+    stack = _fresh(group, plain.head, plain.optimizer, width, len(classes), data)
+    curriculum = _curriculum(data, [fold], plain, classes)
+    for at in curriculum.plan:
+        one_epoch(stack, data, group, curriculum, at, [[]])
+    return row_losses(stack, data, fold.kept, view)
+
+
+@contextlib.contextmanager
+def _torch_seeded(rng: np.random.Generator) -> Iterator[None]:
+    """torch's global CPU generator seeded from `rng` (initial weights take no other), then put
+    back. Not torch.manual_seed: that one seeds every CUDA device too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        yield

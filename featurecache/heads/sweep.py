@@ -1,0 +1,204 @@
+"""Train the settings of a sweep, keep what came out of each, and the head of the winner."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from featurecache import keys
+from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
+from featurecache.heads.epochs import Member, Row
+from featurecache.heads.mlp import Head
+from featurecache.heads.run_files import TrialsFile, read_member_epochs
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.splits import Index, Items, Labels
+from featurecache.heads.stack_training import Lost
+from featurecache.heads.sweep_settings import Setting, settings_of, stackable
+from featurecache.heads.training import Trained, Vectors, device_of, train_many
+from featurecache.json_files import MAX_RUN_JSON, damaged_run, read_model
+from featurecache.storage import durable
+from featurecache.training.epoch_metrics import METRICS_FILE
+
+_TRIALS = "trials.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting: its values by their dotted keys, and validation top-1 of the weights that are
+    kept: the mean, and a 95% interval by Student's t over `n` folds (each the mean over the seeds),
+    or without folds over `n` seeds.
+
+    `low` and `high` are None for n = 1, and all of them where the loss of a network was no
+    longer finite (`diverged` says in how many members). `best` and `last` are those of the training
+    with the first seed.
+    """
+
+    setting: dict[str, Any]
+    n: int
+    top1: float | None
+    low: float | None
+    high: float | None
+    diverged: int
+    best: dict[str, Any] | None
+    last: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The trials in the order of the settings, and the place of the one with the highest top1,
+    whose `best` and `last` those of the sweep are."""
+
+    trials: list[Trial]
+    winner: int
+    best: dict[str, Any]
+    last: dict[str, Any]
+
+
+def train_sweep(
+    vectors: Mapping[str, Vectors],
+    labels: Labels,
+    items: Items,
+    schedule: Schedule,
+    classes: Sequence[str],
+    run: Path,
+    *,
+    identity: str,
+    pairs: Sequence[tuple[Index, Index]] | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
+    on_done: Callable[[Swept], None] | None = None,
+    device: str = "auto",
+) -> Swept:
+    """Train every setting of `schedule.sweep` with each of its seeds, and save the winner's head.
+
+    Arguments and errors are those of `training.train`. Members of a sweep see the rows in the same
+    order; a seed is of initial weights and dropout. The head and the metrics that are saved in
+    `run` are those of the winner's first seed. `run/sweep/K` holds the metrics of settings that are
+    trained together, and when they are done what came out: a killed sweep goes on from there.
+    Raises FeatureCacheError where every setting diverged.
+    """
+    settings = settings_of(schedule, "schedule")
+    assert schedule.sweep is not None
+    seeds = schedule.sweep.seeds or [schedule.seed]
+    found: dict[int, Trial] = {}
+    folder_of: dict[int, Path] = {}
+    member_of: dict[int, int] = {}  # of its first seed, from 1
+    for number, places in enumerate(stackable(settings), 1):
+        folder = run / "sweep" / str(number)
+        folder_of.update(dict.fromkeys(places, folder))
+        member_of.update({place: at * len(seeds) + 1 for at, place in enumerate(places)})
+        of = keys.digest(
+            {
+                "identity": identity,
+                "settings": [settings[place].schedule.model_dump(mode="json") for place in places],
+                "seeds": seeds,
+                "device": device_of(device).type,
+            }
+        )
+        if not (folder / _TRIALS).is_file():
+            own = [settings[place].schedule.optimizer for place in places]
+            members = [Member(seed, o.lr, o.weight_decay) for o in own for seed in seeds]
+            train_many(
+                vectors,
+                labels,
+                items,
+                settings[places[0]].schedule,
+                classes,
+                members,
+                folder,
+                identity=identity,
+                pairs=pairs,
+                on_epoch=None if on_epoch is None else lambda _, row: on_epoch(row),
+                on_done=functools.partial(
+                    _save, folder, of, [settings[place] for place in places], len(seeds)
+                ),
+                device=device,
+            )
+        elif on_epoch is not None:
+            for row in read_member_epochs(folder):
+                on_epoch(row)
+        kept = read_model(folder / _TRIALS, TrialsFile, MAX_RUN_JSON, _damaged)
+        if kept.of != of:
+            raise BadInput(
+                f"{folder}: holds trials of another sweep (schedule, vectors or device differ); "
+                "delete the folder to train them anew, or take another run folder"
+            )
+        if [trial["setting"] for trial in kept.trials] != [settings[n].values for n in places]:
+            raise _damaged(folder / _TRIALS, "trials: their settings are not those of the sweep")
+        for left in folder.glob("stack-*.checkpoint"):  # of a kill right after the trials
+            left.unlink()
+        found.update(zip(places, [Trial(**trial) for trial in kept.trials], strict=True))
+    ordered = [found[place] for place in range(len(settings))]
+    place = _winner(ordered)
+    won = None if place is None else ordered[place]
+    if place is None or won is None or won.best is None or won.last is None:
+        raise FeatureCacheError("in every setting of the sweep the loss was no longer finite")
+    Head.load(folder_of[place]).save(run)
+    _keep_metrics(folder_of[place], member_of[place], run)
+    swept = Swept(ordered, place, won.best, won.last)
+    if on_done is not None:
+        on_done(swept)
+    return swept
+
+
+def _save(
+    folder: Path,
+    of: str,
+    settings: Sequence[Setting],
+    seeds: int,
+    trained: Sequence[Trained | Lost],
+) -> None:
+    """Keep the trials of settings that were trained together, and the head of the best of them."""
+    each = [trained[at : at + seeds] for at in range(0, len(trained), seeds)]
+    trials = [
+        _trial(setting, of_setting) for setting, of_setting in zip(settings, each, strict=True)
+    ]
+    best = _winner(trials)
+    if best is not None and isinstance(first := each[best][0], Trained):
+        first.head.save(folder)
+    content = keys.canonical({"of": of, "trials": [asdict(trial) for trial in trials]})
+    durable.replace(folder / _TRIALS, content + b"\n")
+
+
+def _damaged(path: Path, what: str) -> DamagedRun:
+    return damaged_run(path, what, f"delete {path.parent} to train its settings anew")
+
+
+def _keep_metrics(folder: Path, member: int, run: Path) -> None:
+    """Give a run the rows of the head that it has, as a training without a sweep would."""
+    kept = [row for row in read_member_epochs(folder) if row.pop("member", member) == member]
+    durable.replace(run / METRICS_FILE, b"".join(keys.canonical(row) + b"\n" for row in kept))
+
+
+def _trial(setting: Setting, trained: Sequence[Trained | Lost]) -> Trial:
+    finite = [one for one in trained if isinstance(one, Trained)]
+    if len(finite) < len(trained):
+        lost = len(trained) - len(finite)
+        return Trial(setting.values, 0, None, None, None, lost, None, None)
+    by_seed = np.array([[row["val_top1"] for row in one.kept] for one in finite])
+    # Seeds on one fold share its images, so folds are what is independent where there are some.
+    scores = by_seed.mean(0) if by_seed.shape[1] > 1 else by_seed[:, 0]
+    low, high = interval(scores)
+    first = finite[0]
+    mean = float(scores.mean())
+    return Trial(setting.values, len(scores), mean, low, high, 0, first.best, first.last)
+
+
+def interval(scores: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The 95% interval of the mean of scores (n,), by Student's t; None for one score."""
+    if len(scores) < 2:
+        return None, None
+    half = float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores))
+    return float(scores.mean()) - half, float(scores.mean()) + half
+
+
+def _winner(trials: Sequence[Trial]) -> int | None:
+    """The place of the highest top1, of equals the first; None where every setting diverged."""
+    tops = {place: trial.top1 for place, trial in enumerate(trials) if trial.top1 is not None}
+    return max(tops, key=lambda place: (tops[place], -place), default=None)

@@ -1,0 +1,110 @@
+"""What a sweep trains: its settings, and which of them can share a stack. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurecache import keys, yaml_files
+from featurecache.errors import BadInput, nearest
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.settings import Drawn, Sweep
+
+# Keys that a sweep may change: what decides the training of a head, and neither its rows nor views.
+SWEPT = (
+    "input", "head", "optimizer", "batch_size", "lr_schedule", "early_stopping", "label_smoothing",
+    "mixup", "features", "class_weights", "pruning",
+)  # fmt: skip
+
+# Of a block that changes its kind, the keys that every kind has.
+_OF_ANY = {"optimizer.name": ("lr", "weight_decay"), "lr_schedule.name": ()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Some values by their dotted keys, and the schedule that they make."""
+
+    values: dict[str, Any]
+    schedule: Schedule
+
+
+def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
+    """Every setting of the schedule's sweep, in its order. `where` is named in errors.
+
+    Raises BadInput for a key that a sweep can't change, and for values that make no schedule.
+    """
+    sweep = schedule.sweep
+    if sweep is None:
+        raise BadInput(f"{where}: there is no sweep")
+    for key in (*(sweep.grid or ()), *(sweep.over or ())):
+        top = key.split(".")[0]
+        if top not in SWEPT:
+            raise BadInput(f"{where}: sweep: {key} can't be swept; {nearest(top, SWEPT)}")
+        own = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight_decay"}.get(key)
+        if own and all(getattr(phase.optimizer, own) is not None for phase in schedule.phases):
+            raise BadInput(f"{where}: sweep: {key}: every phase sets its own; take those out")
+    plain = schedule.model_dump(mode="json", exclude_none=True, exclude={"sweep"})
+    found = []
+    for values in _combinations(sweep) if sweep.random is None else _draws(sweep):
+        changed = plain
+        for key, value in values.items():
+            block = changed.get(key.removesuffix(".name"))
+            if key in _OF_ANY and isinstance(block, dict) and block.get("name") != value:
+                # What is only for the kind that stands there would be refused for another.
+                kept = {name: v for name, v in block.items() if name in _OF_ANY[key]}
+                changed = {**changed, key.removesuffix(".name"): kept}
+            changed = _with(changed, key.split("."), value)
+        shown = ", ".join(f"{key} {value}" for key, value in values.items())
+        found.append(Setting(values, yaml_files.validate(Schedule, changed, f"{where}: {shown}")))
+    return found
+
+
+def stackable(settings: list[Setting]) -> list[list[int]]:
+    """Places of settings that differ in the learning rate and the weight decay alone, so that their
+    heads can be trained in one stack; in the order of their first."""
+    groups: dict[str, list[int]] = {}
+    for place, setting in enumerate(settings):
+        plain = setting.schedule.model_dump(mode="json")
+        own = {k: v for k, v in plain["optimizer"].items() if k not in ("lr", "weight_decay")}
+        groups.setdefault(keys.digest({**plain, "optimizer": own}), []).append(place)
+    return list(groups.values())
+
+
+def _combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    grid = sweep.grid or {}
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def _draws(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """Random settings. Each key has a generator of its own, so that adding one changes no other."""
+    over = sweep.over or {}
+    rngs = {key: np.random.default_rng([sweep.seed, *key.encode()]) for key in over}
+    for _ in range(sweep.random or 0):
+        yield {key: _drawn(drawn, rngs[key]) for key, drawn in over.items()}
+
+
+def _drawn(drawn: Drawn, rng: np.random.Generator) -> Any:
+    if drawn.choice is not None:
+        return drawn.choice[int(rng.integers(len(drawn.choice)))]
+    if drawn.log is not None:
+        low, high = drawn.log
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+    low, high = drawn.range or (0.0, 1.0)
+    return float(rng.uniform(low, high))
+
+
+def _with(plain: keys.Json, path: list[str], value: Any) -> keys.Json:
+    """`plain` with the value at a path of keys; what is not a mapping on the way becomes one."""
+    first, *others = path
+    inner = plain.get(first)
+    if others:
+        inner = {"name": inner} if isinstance(inner, str) else inner
+        value = _with(inner if isinstance(inner, dict) else {}, others, value)
+    return {**plain, first: value}

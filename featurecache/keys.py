@@ -1,0 +1,85 @@
+"""Keys and canonical JSON.
+
+A key is the SHA-256 of canonical JSON. It contains everything that changes a vector, and
+nothing else (law 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+FORMAT_VERSION = 1  # of the cache on disk; part of every key
+
+# How encoded bytes become RGB pixels; images/decode.py does what this says (docs/format.md).
+DECODE_RULE = {
+    "alpha": "over white",
+    "colour": "rgb8",
+    "frame": "first",
+    "orientation": "exif applied",
+    "sixteen_bit": "high byte",
+}
+
+PIXEL_CANARY = "pixel_canary"  # in the provenance of a shard (images/canary.py)
+
+Json = dict[str, Any]
+
+
+def canonical(value: Any) -> bytes:
+    """`value` as JSON with sorted keys and no spaces: equal values give equal bytes.
+
+    Raises ValueError for NaN and infinity, TypeError for other types: JSON can't say them.
+    """
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+    )
+    return text.encode("ascii")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, 64 hex digits."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def picture_key(view: Json | None) -> Json:
+    """Key of a space of pictures: the decode rule and the view, no network."""
+    return {"format": FORMAT_VERSION, "decode": DECODE_RULE, "view": view}
+
+
+def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
+    """Key of a space of vectors (law 2). `view` is None for the view `none`."""
+    return {
+        **picture_key(view),
+        "backbone": backbone,
+        "precision": precision,
+        "dtype": "float32",
+    }
+
+
+def differences(a: Any, b: Any, at: str = "") -> list[str]:
+    """The fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`.
+
+    Where one has a mapping and the other nothing, each field of the mapping counts.
+    """
+    if canonical(a) == canonical(b):  # not a == b: 1, 1.0 and True are three keys
+        return []
+    if isinstance(a, dict | None) and isinstance(b, dict | None):
+        mine, other = a or {}, b or {}
+        found = []
+        for name in sorted(mine.keys() | other.keys()):
+            inner = f"{at}.{name}" if at else name
+            found += differences(mine.get(name), other.get(name), inner)
+        if found:
+            return found
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [
+            d
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+            for d in differences(x, y, f"{at}.{i}")
+        ]
+    return [f"{at}: {_short(a)} / {_short(b)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""What a cache holds: labelled rows, spaces, and the command that fills a gap."""

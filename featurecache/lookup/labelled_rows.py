@@ -1,0 +1,98 @@
+"""The labelled rows of a dataset that a training or an evaluation takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from featurecache import keys
+from featurecache.errors import BadInput
+from featurecache.executors import Progress, silent
+from featurecache.features.spaces import Space
+from featurecache.images.datasets import Dataset
+from featurecache.images.samples import Sample, items_of
+
+
+class LabelledRow(NamedTuple):
+    """A labelled image to train or evaluate on."""
+
+    item: bytes
+    label: int
+    split: str
+    id: str
+
+
+class TrainingRows(NamedTuple):
+    """The rows that a training takes; `notes` say what is left out or odd, a sentence each, and
+    `copies` counts by label the training images that are left out as copies of held-out ones."""
+
+    rows: list[LabelledRow]
+    notes: list[str]
+    copies: Counter[int]
+
+
+def items_by_split(
+    dataset: Dataset, splits: Iterable[str], progress: Progress = silent
+) -> Iterator[tuple[Sample, bytes | None]]:
+    """The samples of these splits with their items. An index knows them: no image is opened."""
+    for split in splits:
+        samples = dataset.split(split)
+        yield from zip(samples, items_of(samples, progress)[0], strict=True)
+
+
+def labelled_rows(
+    dataset: Dataset, splits: Sequence[str], progress: Progress = silent
+) -> list[LabelledRow]:
+    """The rows of these splits that can be read. Raises BadInput for an unlabelled split."""
+    for split in splits:
+        if any(sample.label is None for sample in dataset.split(split)):
+            raise BadInput(f"split {split!r} of {dataset.root} has no labels; take another")
+    return [
+        LabelledRow(item, sample.label, sample.split, sample.id)
+        for sample, item in items_by_split(dataset, splits, progress)
+        if item is not None and sample.label is not None
+    ]
+
+
+def decodable(rows: Sequence[LabelledRow], spaces: Iterable[Space]) -> list[LabelledRow]:
+    """The rows that have a vector in every one of these spaces. Raises BadInput for none."""
+    bad = {item for space in spaces for item in space.failures(row.item for row in rows)}
+    found = [row for row in rows if row.item not in bad]
+    if not found:
+        raise BadInput("none of these images could be decoded; see `featurecache inspect`")
+    return found
+
+
+def rows_digest(rows: Sequence[LabelledRow]) -> str:
+    """What a run's record says of its rows: a hash of items, labels and splits."""
+    return keys.digest([[row.item.hex(), row.label, row.split] for row in rows])
+
+
+def training_rows(
+    dataset: Dataset,
+    splits: Sequence[str],
+    rows: Sequence[LabelledRow],
+    spaces: Iterable[Space],
+    progress: Progress = silent,
+) -> TrainingRows:
+    """Those of the `labelled_rows` of these splits that a training on `spaces` takes.
+
+    Law 8: an image of any split but train, used here or not, is not trained on.
+    """
+    notes = []
+    decoded = decodable(rows, spaces)
+    lost = sum(len(dataset.split(split)) for split in splits) - len(decoded)
+    if lost:
+        notes.append(f"{lost} images could not be read or decoded, and were left out")
+    others = [split for split in dataset.splits if split != "train"]
+    held_out = {item for _, item in items_by_split(dataset, others, progress)}
+    kept = [row for row in decoded if row.split != "train" or row.item not in held_out]
+    copies = Counter(row.label for row in decoded if row.split == "train" and row.item in held_out)
+    if shared := copies.total():
+        notes.append(f"{shared} training images are in another split too, and were left out")
+    labels = Counter(item for item, _ in {(row.item, row.label) for row in kept})
+    contradicting = sum(count > 1 for count in labels.values())
+    if contradicting:
+        notes.append(f"{contradicting} images stand under more than one class")
+    return TrainingRows(kept, notes, copies)

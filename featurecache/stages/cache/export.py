@@ -1,0 +1,264 @@
+"""Export: the vectors of a view beside the labels of a dataset, as arrays or as one file."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+
+from featurecache import yaml_files
+from featurecache.errors import BadInput, MissingExtra, UnknownName
+from featurecache.features.mapped import MappedVectors
+from featurecache.features.store import Cache
+from featurecache.heads.schedules import BackboneChoice
+from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.samples import items_of
+from featurecache.images.views import find_view
+from featurecache.lookup.held_spaces import held_spaces
+from featurecache.storage import durable
+from featurecache.storage.output_files import check_output
+
+FORMATS = ("npz", "parquet", "safetensors")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in dataset order: vectors (N, D) float32, labels (N,) int64 (-1 where there is none),
+    ids and splits (N,) str, items (N, 32) uint8, and the class names that the labels index."""
+
+    vectors: np.ndarray | MappedVectors
+    labels: np.ndarray
+    ids: np.ndarray
+    items: np.ndarray
+    splits: np.ndarray
+    classes: np.ndarray
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote."""
+
+    path: str
+    format: str
+    rows: int
+    dim: int
+    left_out: int  # images that could not be read or decoded
+
+
+def export(
+    out: str | Path,
+    *,
+    view: str = "none",
+    backbone: str,
+    format: str | None = None,
+    split: str | None = None,
+    data: str | Path = "data",
+    cache: str | Path = "data/cache",
+    seed: int = 0,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
+    precision: str | None = None,
+) -> Exported:
+    """Write a view's vectors with labels, ids, items (SHA-256 of images) and splits into one file.
+
+    `format` is npz, parquet or safetensors; by default the ending of `out`. Images that could not
+    be decoded are left out, and counted. The settings tell apart what the cache holds several of.
+    Raises NotCached for vectors that are not there.
+    """
+    path = Path(out)
+    format = format or path.suffix.removeprefix(".")
+    if format not in FORMATS:
+        raise UnknownName("export format", format, FORMATS)
+    if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtra("export to parquet", "pyarrow", "parquet")
+    check_output(path, data=data)
+    choice = _choice(backbone, input_size, crop, interpolation, layer, pooling, precision)
+    table = _table(data, [view], choice, split, cache, seed)
+    content = io.BytesIO()
+    if format == "npz":
+        np.savez(
+            content,
+            features=table.vectors,
+            labels=table.labels,
+            ids=table.ids,
+            items=table.items,
+            splits=table.splits,
+            classes=table.classes,
+        )
+    elif format == "safetensors":
+        from safetensors.numpy import save
+
+        texts = {
+            name: json.dumps(getattr(table, name).tolist()) for name in ("ids", "splits", "classes")
+        }
+        arrays = {"features": table.vectors, "labels": table.labels, "items": table.items}
+        content.write(save(arrays, metadata=texts))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        names = [str(table.classes[n]) if n >= 0 else None for n in table.labels]
+        columns = {
+            "id": pyarrow.array(table.ids.tolist()),
+            "item": pyarrow.array([item.tobytes().hex() for item in table.items]),
+            "split": pyarrow.array(table.splits.tolist()),
+            "class": pyarrow.array(names, pyarrow.string()),
+            "features": pyarrow.FixedSizeListArray.from_arrays(
+                pyarrow.array(np.ravel(table.vectors)), table.vectors.shape[1]
+            ),
+        }
+        pyarrow.parquet.write_table(pyarrow.table(columns), content)
+    durable.replace(path, content.getvalue())
+    rows, dim = table.vectors.shape
+    return Exported(str(path), format, rows, dim, table.left_out)
+
+
+@overload
+def vectors(
+    data: str | Path | Dataset = ...,
+    view: str | Sequence[str] = ...,
+    backbone: str = ...,
+    *,
+    split: str | None = ...,
+    cache: str | Path = ...,
+    seed: int = ...,
+    input_size: int | None = ...,
+    crop: float | None = ...,
+    interpolation: str | None = ...,
+    layer: str | None = ...,
+    pooling: str | None = ...,
+    precision: str | None = ...,
+    mapped: bool = ...,
+    return_groups: Literal[False] = ...,
+    return_ids: Literal[False] = ...,
+) -> tuple[np.ndarray | MappedVectors, np.ndarray]: ...
+@overload
+def vectors(
+    data: str | Path | Dataset = ...,
+    view: str | Sequence[str] = ...,
+    backbone: str = ...,
+    *,
+    split: str | None = ...,
+    cache: str | Path = ...,
+    seed: int = ...,
+    input_size: int | None = ...,
+    crop: float | None = ...,
+    interpolation: str | None = ...,
+    layer: str | None = ...,
+    pooling: str | None = ...,
+    precision: str | None = ...,
+    mapped: bool = ...,
+    return_groups: bool = ...,
+    return_ids: bool = ...,
+) -> tuple[np.ndarray | MappedVectors, np.ndarray, *tuple[np.ndarray, ...]]: ...
+def vectors(
+    data: str | Path | Dataset = "data",
+    view: str | Sequence[str] = "none",
+    backbone: str = "",
+    *,
+    split: str | None = None,
+    cache: str | Path = "data/cache",
+    seed: int = 0,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
+    precision: str | None = None,
+    mapped: bool = False,
+    return_groups: bool = False,
+    return_ids: bool = False,
+) -> tuple[np.ndarray | MappedVectors, np.ndarray, *tuple[np.ndarray, ...]]:
+    """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,), of labelled images.
+
+    Of several views the rows of the first come first, then those of the next; an image that one of
+    them lacks is left out. `return_groups` adds `groups` (N,) int64, the same number for the views
+    and copies of one image: cross-validate by it, as GroupKFold does, or an image is on both sides.
+    `return_ids` adds the ids of the samples (N,).
+    `mapped`: X stays on the disk and is read as it is indexed, for spaces larger than the memory.
+    """
+    views = [view] if isinstance(view, str) else list(view)
+    if not views or len(set(views)) < len(views):
+        raise BadInput(f"view {views}: give at least one view, and each once")
+    if mapped and len(views) > 1:
+        raise BadInput("mapped=True takes one view; call vectors once for each")
+    choice = _choice(backbone, input_size, crop, interpolation, layer, pooling, precision)
+    table = _table(data, views, choice, split, cache, seed, labelled=True, mapped=mapped)
+    extra: list[np.ndarray] = []
+    if return_groups:
+        image = table.items.view("V32").ravel()
+        extra.append(np.unique(image, return_inverse=True)[1].astype(np.int64))
+    if return_ids:
+        extra.append(table.ids)
+    return table.vectors, table.classes[table.labels], *extra
+
+
+def _choice(
+    backbone: str,
+    input_size: int | None,
+    crop: float | None,
+    interpolation: str | None,
+    layer: str | None,
+    pooling: str | None,
+    precision: str | None,
+) -> BackboneChoice:
+    given = {
+        "name": backbone,
+        "input_size": input_size,
+        "crop": crop,
+        "interpolation": interpolation,
+        "layer": layer,
+        "pooling": pooling,
+        "precision": precision,
+    }
+    return yaml_files.validate(BackboneChoice, given, "backbone")
+
+
+def _table(
+    data: str | Path | Dataset,
+    views: Sequence[str],
+    choice: BackboneChoice,
+    split: str | None,
+    cache: str | Path,
+    seed: int,
+    labelled: bool = False,
+    mapped: bool = False,
+) -> Table:
+    dataset = open_dataset(data)
+    samples = dataset.samples if split is None else dataset.split(split)
+    items, _ = items_of(samples)
+    readable = [(s, i) for s, i in zip(samples, items, strict=True) if i is not None]
+    wanted = {name: find_view(name, seed) for name in views}
+    held = [item for _, item in readable]
+    where = dataset.root if isinstance(data, Dataset) else data
+    spaces = held_spaces(Cache(cache), wanted, choice, held, where)
+    failed = {item for space in spaces.values() for item in space.failures(held)}
+    decoded = [(sample, item) for sample, item in readable if item not in failed]
+    rows = [(s, item) for s, item in decoded if s.label is not None or not labelled]
+    chosen = [item for _, item in rows]
+    found: np.ndarray | MappedVectors
+    if mapped:
+        found = MappedVectors(spaces[views[0]], chosen)
+    else:
+        each = [spaces[name].vectors(chosen)[0] for name in views]
+        found = each[0] if len(each) == 1 else np.concatenate(each)
+    copies = len(views)
+    return Table(
+        found,
+        np.tile(np.array([-1 if s.label is None else s.label for s, _ in rows], np.int64), copies),
+        np.tile(np.array([s.id for s, _ in rows], str), copies),
+        np.tile(np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 32), (copies, 1)),
+        np.tile(np.array([s.split for s, _ in rows], str), copies),
+        np.array(dataset.classes, str),
+        len(samples) - len(decoded),
+    )

@@ -1,0 +1,44 @@
+"""Index: list and hash a dataset once, for all who will work on it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurecache.errors import BadInput
+from featurecache.executors import Progress, silent
+from featurecache.images.datasets import open_dataset
+from featurecache.images.layouts.indexes import write_index
+from featurecache.images.samples import items_of
+from featurecache.storage import durable
+from featurecache.storage.output_files import check_output
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `index` wrote; samples that can't be read are not in it, but here."""
+
+    path: str
+    rows: int
+    unreadable: list[dict[str, str]]
+
+
+def index(data: str | Path = "data", *, out: str | Path, progress: Progress = silent) -> Index:
+    """Write the dataset at `data` as a Parquet file: ids, labels, splits, paths, and the SHA-256 of
+    each image's bytes, which `--data FILE.parquet` then need not hash again. Raises BadInput.
+    """
+    path = Path(out)
+    if path.suffix != ".parquet":
+        raise BadInput(f"{out}: the name of an index ends in .parquet")
+    check_output(path)
+    dataset = open_dataset(data)
+    items, unreadable = items_of(dataset.samples, progress)
+    durable.sweep(path.absolute().parent)
+    with durable.temporary_file(path) as temporary:
+        rows = write_index(path, dataset.samples, items, dataset.classes, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        durable.sync_folder(path.absolute().parent)
+    return Index(str(path), rows, [{"path": p, "reason": r} for p, r in unreadable.items()])

@@ -1,0 +1,111 @@
+"""Plan: what would be computed, what is held already, what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.errors import BadInput
+from featurecache.executors import Progress, silent
+from featurecache.executors.pool import checked_workers
+from featurecache.features.backbones import Backbone
+from featurecache.features.engines import Engine, choose_engine, open_engine, run_rows
+from featurecache.filling.request import Request, resolve_request
+from featurecache.images.decode import Undecodable, decode
+from featurecache.images.views import View
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `featurize` with the same arguments would do."""
+
+    hits: int
+    misses: int
+    bytes: int  # that the new rows would take on disk
+    seconds: float  # estimated from a short probe; 0 without misses
+    spaces: list[dict[str, object]]
+
+
+def plan(
+    data: str | Path = "data",
+    *,
+    policy: str | Sequence[str] = (),
+    backbone: str | Sequence[str] = (),
+    cache: str | Path = "data/cache",
+    weights: str | Path | None = None,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
+    engine: str = "auto",
+    precision: str = "f32",
+    workers: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Plan:
+    """What `featurize` would compute and find, the disk and the time it would take. Writes nothing.
+
+    The time is estimated from a short probe: a few images through every view and backbone.
+    """
+    if not backbone:
+        raise BadInput("plan needs --backbone NAME; `featurecache backbones` lists them")
+    workers = checked_workers(workers)
+    choose_engine(engine, precision)
+    request = resolve_request(
+        data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
+        interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    progress(0, 1, "probe")
+    hits = misses = size = 0
+    seconds = 0.0
+    rows = []
+    for loaded in request.backbones:
+        spaces = [(view, request.vector_space(view, loaded)) for view in request.views]
+        images = request.items.array[request.items.distinct]
+        probe = None
+        for view, space in spaces:
+            held = int(space.holds(images).sum())
+            missing = request.images - held
+            hits, misses = hits + held, misses + missing
+            size += missing * (loaded.dim * 4 + 100)  # a row, its item, its record
+            rows.append(
+                {"view": view.name, "backbone": loaded.name, "hits": held, "misses": missing}
+            )
+            if missing:
+                probe = probe or open_engine(loaded, engine, precision)
+                seconds += missing * _seconds_a_row(request, view, loaded, probe, workers)
+    progress(1, 1, "probe")
+    return Plan(hits, misses, size, round(seconds, 1), rows)
+
+
+def _seconds_a_row(
+    request: Request, view: View, backbone: Backbone, engine: Engine, workers: int
+) -> float:
+    """Measured on up to 32 images: pictures are made by `workers` while the network runs."""
+    start = time.perf_counter()
+    pictures = []
+    for place in request.items.distinct[:32].tolist():
+        item = request.items.array[place].tobytes()
+        try:
+            pixels = decode(request.dataset.samples[place].read())
+            pictures.append(backbone.preprocess(view.picture(pixels, item)))
+        except (Undecodable, OSError):  # costs nothing here; featurize lists it
+            continue
+    if not pictures:
+        return 0.0
+    making = (time.perf_counter() - start) / len(pictures)
+    batch = np.stack((pictures * engine.batch_rows)[: engine.batch_rows])
+    run_rows(engine, batch)
+    start = time.perf_counter()
+    run_rows(engine, batch)
+    network = (time.perf_counter() - start) / engine.batch_rows
+    # On a CPU both want the same cores; beside a GPU the slower of the two decides.
+    if engine.name.startswith("torch-cuda"):
+        return float(max(making / max(workers, 1), network))
+    return float(network + making / (workers + 1))

@@ -1,0 +1,85 @@
+"""Retry: images that could not be decoded, once more, after whatever was wrong has been mended."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.executors import Progress, silent
+from featurecache.features.spaces import reserved
+from featurecache.features.store import Cache
+from featurecache.filling.recompute import Recomputer
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
+from featurecache.stages.cache.featurize import SHARD_ROWS
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What `retry` did: of the `failed` rows of the images in the dataset, `mended` now have a
+    vector or a picture; `left` is `{path, reason}` of those that still have none."""
+
+    failed: int
+    mended: int
+    left: list[dict[str, str]]
+    spaces: list[dict[str, object]]  # those that changed
+
+
+def retry(
+    data: str | Path = "data",
+    *,
+    cache: str | Path = "data/cache",
+    engine: str = "auto",
+    weights: str | Path | None = None,
+    progress: Progress = silent,
+) -> Retried:
+    """Decode the failed images of every space again, and add the rows of those that now can be.
+
+    A failed row belongs to an image's bytes, so `featurize` does not try it twice; a newer decoder
+    may. (A file that could not be read, or has new bytes now, is no failed row: `featurize` takes
+    it up by itself.) A mended row counts before the failed one (docs/format.md).
+    """
+    opened = Cache(cache)
+    if not opened.exists:
+        raise BadInput(f"no cache at {cache}; `featurecache featurize` makes one")
+    dataset = open_dataset(data)
+    items, _ = items_of(dataset.samples, progress)
+    samples = [(s, i) for s, i in zip(dataset.samples, items, strict=True) if i is not None]
+    sources = {item: sample for sample, item in reversed(samples)}
+    again = Recomputer(engine, weights)
+    failed = mended = 0
+    left: dict[str, str] = {}
+    changed = []
+    spaces = opened.spaces()
+    for number, space in enumerate(spaces, 1):
+        progress(number, len(spaces), "retry")
+        with reserved([space]):
+            rows = [(sources[item], item) for item in space.failures(sources)]
+            failed += len(rows)
+            fine = []
+            for start in range(0, len(rows), SHARD_ROWS):
+                part = rows[start : start + SHARD_ROWS]
+                try:
+                    made = again.make(space, part)
+                except FeatureCacheError as error:
+                    left |= {sample.id: str(error) for sample, _ in part}
+                    continue
+                left |= {
+                    sample.id: made.failed[item] for sample, item in part if item in made.failed
+                }
+                fine += [row for row in part if row[1] not in made.failed]
+            if fine:
+                began = time.perf_counter()
+                made = again.make(space, fine)
+                took = time.perf_counter() - began
+                space.commit([item for _, item in fine], made.arrays, {}, made.provenance, took)
+                mended += len(fine)
+                changed.append(opened.space(space.key, space.view, space.backbone).summary())
+    return Retried(
+        failed,
+        mended,
+        [{"path": path, "reason": reason} for path, reason in sorted(left.items())],
+        changed,
+    )

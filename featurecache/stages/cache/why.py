@@ -1,0 +1,87 @@
+"""Why would this miss? What is held of each space asked for, and how the nearest one differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurecache import keys
+from featurecache.errors import BadInput
+from featurecache.filling.request import resolve_request
+from featurecache.stages.cache.featurize import other_pixels
+
+
+@dataclass(frozen=True)
+class Why:
+    """One space asked for. `note` says so where its rows were made from other pixels than this
+    machine makes. `differs` lists fields as `field: asked for / held`, against `nearest`,
+    the space of the cache whose key differs in the fewest fields (None for an empty cache)."""
+
+    space: str
+    view: str
+    backbone: str
+    hits: int
+    misses: int
+    reason: str
+    nearest: str | None
+    differs: list[str]
+    note: str = ""
+
+
+def why(
+    data: str | Path = "data",
+    *,
+    policy: str | Sequence[str] = (),
+    backbone: str | Sequence[str] = (),
+    cache: str | Path = "data/cache",
+    weights: str | Path | None = None,
+    input_size: int | None = None,
+    crop: float | None = None,
+    interpolation: str | None = None,
+    layer: str | None = None,
+    pooling: str | None = None,
+    precision: str = "f32",
+    seed: int = 0,
+) -> list[Why]:
+    """Explain hits and misses of `featurize` with the same arguments, computing nothing."""
+    if not backbone:
+        raise BadInput("why needs --backbone NAME; `featurecache backbones` lists them")
+    request = resolve_request(
+        data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
+        interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
+    )  # fmt: skip
+    held = [space for space in request.cache.spaces() if space.backbone is not None]
+    found = []
+    for view in request.views:
+        for loaded in request.backbones:
+            space = request.vector_space(view, loaded)
+            hits = int(space.holds(request.items.array[request.items.distinct]).sum())
+            misses = request.images - hits
+            ranked = sorted(
+                ((keys.differences(space.key, other.key), other.path.name) for other in held),
+                key=lambda pair: (len(pair[0]), pair[1]),
+            )
+            differs, nearest = ranked[0] if ranked else ([], None)
+            if misses == 0:
+                reason = "every image is held"
+            elif hits or (nearest is not None and not differs):
+                reason = f"the space is there; {misses} images of this dataset are not in it yet"
+            elif nearest is None:
+                reason = "the cache holds no vectors yet"
+            else:
+                reason = "no space has this key; the nearest differs in: " + "; ".join(differs)
+            found.append(
+                Why(
+                    space.path.name,
+                    view.name,
+                    loaded.name,
+                    hits,
+                    misses,
+                    reason,
+                    nearest,
+                    differs,
+                    other_pixels(view, space),
+                )
+            )
+    return found

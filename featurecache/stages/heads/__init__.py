@@ -1,0 +1,1 @@
+"""The commands that train heads and use them, one function per file."""

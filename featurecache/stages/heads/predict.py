@@ -1,0 +1,153 @@
+"""Predict: what a trained head says of any image files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurecache.errors import BadInput
+from featurecache.features.backbones import Backbone, backbone_of_key
+from featurecache.features.engines import Engine, open_engine, run_rows
+from featurecache.heads.mlp import Head
+from featurecache.images.decode import Undecodable, decode
+from featurecache.images.layouts.contents import first_few
+from featurecache.images.layouts.listing import Tree
+from featurecache.images.samples import MAX_FILE
+from featurecache.runs.record import RunRecord, read_run
+from featurecache.storage.safe_open import read_regular
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One file: its five most probable classes, `{class, name, probability}`, or why there are
+    none. `name` is the readable name where the dataset had one, else the class."""
+
+    path: str
+    top: list[dict[str, Any]]
+    error: str | None = None
+
+
+def predict(
+    run: str | Path,
+    files: str | Path | Sequence[str | Path],
+    *,
+    weights: str | Path | Sequence[str | Path] = (),
+    engine: str = "auto",
+) -> list[Prediction]:
+    """The five most probable classes of each image file, in the order given. A folder stands for
+    all images below it, sorted.
+
+    The networks are built as the run's record says and must be the very ones (their keys are
+    compared). `weights` are the files of those whose vectors were made with `--weights`; each finds
+    its network. Nothing is cached.
+    """
+    files = _files([files] if isinstance(files, str | Path) else files)
+    record = read_run(run)
+    head = Head.load(Path(run))
+    networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
+    rows, errors = _vectors(networks, [one["precision"] for one in record.backbones], files, engine)
+    tops = []
+    if len(rows):
+        words = record.words
+        for probabilities in head.predict_proba(rows):
+            best = np.argsort(-probabilities, kind="stable")[:5]
+            names = [record.classes[i] for i in best]
+            tops.append(
+                [
+                    {"class": c, "name": words.get(c, c), "probability": float(probabilities[i])}
+                    for c, i in zip(names, best, strict=True)
+                ]
+            )
+    given = iter(tops)
+    return [
+        Prediction(str(f), [], errors[str(f)])
+        if str(f) in errors
+        else Prediction(str(f), next(given))
+        for f in files
+    ]
+
+
+def _files(paths: Sequence[str | Path]) -> list[str]:
+    """The files of these paths, of a folder all images below it. Raises BadInput."""
+    files: list[str] = []
+    missing = []
+    for path in map(str, paths):
+        if os.path.isdir(path):  # noqa: PTH112  says no to a name that can't be
+            below = sorted(Tree().pictures(Path(path).as_posix()))
+            if not below:
+                raise BadInput(f"{path}: a folder without images")
+            files += below
+        elif os.path.exists(path):  # noqa: PTH110
+            files.append(path)
+        else:
+            missing.append(path)
+    if missing:
+        raise BadInput(f"no such file: {first_few(missing)}")
+    return files
+
+
+def load_head(run: str | Path) -> Head:
+    """The trained head of a finished run: a scikit-learn classifier of vectors."""
+    read_run(run)
+    return Head.load(Path(run))
+
+
+def run_networks(record: RunRecord, files: Sequence[str | Path]) -> list[Backbone]:
+    """The backbones of a run: by the weights file that holds the very weights, else by their own.
+
+    Raises BadInput for a file that is of none of them.
+    """
+    found: dict[int, Backbone] = {}
+    for file in files:
+        refused = []
+        for number, one in enumerate(record.backbones):
+            try:
+                found[number] = backbone_of_key(one["name"], one["key"], file)
+            except BadInput as error:
+                refused.append(error)
+        if len(refused) == len(record.backbones):
+            raise refused[0]
+    return [
+        found[number] if number in found else backbone_of_key(one["name"], one["key"])
+        for number, one in enumerate(record.backbones)
+    ]
+
+
+def _vectors(
+    networks: Sequence[Backbone], precisions: Sequence[str], files: Sequence[str], engine: str
+) -> tuple[np.ndarray, dict[str, str]]:
+    """The vectors of the files that can be decoded, those of all networks side by side, (N, D)
+    float32, and why the others can't. Of the pictures one batch is in memory, as small as the
+    networks take them."""
+    running: list[Engine] = []
+    waiting: list[list[np.ndarray]] = [[] for _ in networks]
+    rows: list[list[np.ndarray]] = [[] for _ in networks]
+    errors: dict[str, str] = {}
+
+    def run(number: int) -> None:
+        rows[number].append(run_rows(running[number], np.stack(waiting[number])))
+        waiting[number].clear()
+
+    for file in files:
+        try:
+            pixels = decode(read_regular(Path(file), MAX_FILE))
+        except (Undecodable, OSError) as error:
+            errors[file] = getattr(error, "strerror", None) or str(error)
+            continue
+        if not running:
+            both = zip(networks, precisions, strict=True)
+            running = [open_engine(network, engine, precision) for network, precision in both]
+        for number, network in enumerate(networks):
+            waiting[number].append(network.preprocess(pixels))
+            if len(waiting[number]) == running[number].batch_rows:
+                run(number)
+    for number, left in enumerate(waiting):
+        if left:
+            run(number)
+    found = [np.concatenate(made) for made in rows if made]
+    return np.concatenate(found, axis=1) if found else np.empty((0, 0), np.float32), errors

@@ -1,0 +1,1 @@
+"""The commands that show what is there, one function per file."""

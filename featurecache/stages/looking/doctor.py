@@ -1,0 +1,105 @@
+"""Doctor: is this machine fit for the work? Libraries, engines, weights, and a known image."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.errors import FeatureCacheError
+from featurecache.features.backbones import at_hand, load_backbone, load_module
+from featurecache.features.engines import engines_here, open_engine, run_rows
+from featurecache.features.store import Cache
+from featurecache.storage import object_store
+
+LIBRARIES = (
+    "torch", "timm", "imaug", "openvino", "h5py", "numpy", "pillow", "scikit-learn",
+    "opencv-python-headless",
+)  # fmt: skip
+# scikit-learn's own photograph of a flower, as EfficientNet-Lite0 sees it with mean = std = 0.5:
+# "daisy", with this probability. ImageNet's usual mean and std give 0.13, none at all 0.15.
+DAISY, PROBABILITY, TOLERANCE = 985, 0.323, 0.02
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. `ok` False means that the product can't be trusted here as it is."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+def doctor(cache: str | Path = "data/cache") -> list[Check]:
+    """Look at everything that the other commands rest on. Never raises for what it finds."""
+    checks = [Check("python", True, f"{platform.python_version()} on {platform.machine()}")]
+    for library in LIBRARIES:
+        try:
+            checks.append(Check(library, True, importlib.metadata.version(library)))
+        except importlib.metadata.PackageNotFoundError:
+            # torch alone can do the work of OpenVINO, at a fifth of the speed.
+            checks.append(Check(library, library == "openvino", "not installed"))
+    checks.append(_tried("imgaug imports", _imgaug))
+    checks.append(_tried("cores", lambda: f"{os.cpu_count()}"))
+    for name, precisions in engines_here().items():
+        checks.append(Check(f"engine {name}", True, "/".join(precisions)))
+        checks.append(_tried(f"known image, {name}", lambda name=name: known_image(name)))
+    here = [row["name"] for row in at_hand() if row["state"] == "at hand"]
+    checks.append(Check("weights at hand", bool(here), ", ".join(here) or "none"))
+    checks.append(_tried(f"cache {cache}", lambda: _cache(cache)))
+    return checks
+
+
+def known_image(engine: str) -> str:
+    """Classify a photograph whose answer is known, by the same path that vectors take.
+
+    Raises FeatureCacheError if the answer is off: weights, preprocessing, normalisation or the
+    engine's arithmetic is wrong, which vectors alone would never show.
+    """
+    from sklearn.datasets import load_sample_image
+
+    backbone = load_backbone("efficientnet_lite0")
+    classifier = load_module(backbone.name, backbone.model, None, classifier=True)
+    running = open_engine(dataclasses.replace(backbone, module=classifier), engine)
+    picture = backbone.preprocess(load_sample_image("flower.jpg"))
+    logits = run_rows(running, picture[None])[0].astype(np.float64)
+    probabilities = np.exp(logits - logits.max())
+    probability = float(probabilities[DAISY] / probabilities.sum())
+    said = f"a daisy with probability {probability:.3f}, known to be {PROBABILITY}"
+    if abs(probability - PROBABILITY) > TOLERANCE:
+        raise FeatureCacheError(f"{said}: weights, preprocessing or normalisation are wrong")
+    return said
+
+
+def _tried(name: str, look) -> Check:  # type: ignore[no-untyped-def]
+    try:
+        return Check(name, True, look())
+    except FeatureCacheError as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # noqa: BLE001 - whatever a library raises is what was found
+        return Check(name, False, f"{type(error).__name__}: {error}")
+
+
+def _imgaug() -> str:
+    from featurecache.images.policies import augmenters
+
+    return f"{len(augmenters())} augmenters"
+
+
+def _cache(path: str | Path) -> str:
+    cache = Cache(path)
+    if object_store.is_remote(cache.root):
+        return f"{len(cache.spaces())} spaces, in an object store"
+    root = cache.root.absolute()
+    while not root.exists():
+        root = root.parent
+    if not os.access(root, os.W_OK):
+        raise FeatureCacheError(f"{root} can't be written")
+    free = shutil.disk_usage(root).free / 1e9
+    return f"{len(cache.spaces())} spaces, {free:.1f} GB free"

@@ -1,0 +1,101 @@
+"""Look at policies: list them, print one, draw a contact sheet of what one does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.errors import BadInput
+from featurecache.images.datasets import FOLDER_LAYOUTS, Dataset, open_dataset
+from featurecache.images.decode import Undecodable
+from featurecache.images.layouts.own_output import GAP, MARK, SHEET, TILE
+from featurecache.images.policies import find_policy, shipped
+from featurecache.images.samples import items_of
+from featurecache.images.thumbnails import save_signed, sheet
+from featurecache.images.views import View, original
+from featurecache.storage.output_files import check_output
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet: `images` rows, the original and `draws` draws of each beside it."""
+
+    path: str
+    images: int
+    draws: int
+
+
+def policies() -> list[dict[str, str]]:
+    """{name, description} of `none` and of each shipped policy."""
+    rows = [{"name": "none", "description": "The image as it was decoded."}]
+    for name in shipped():
+        rows.append({"name": name, "description": find_policy(name).description})
+    return rows
+
+
+def show(name: str) -> str:
+    """The YAML text of a policy: a shipped one's name, or a file's path."""
+    policy = find_policy(name)
+    path = policy.source or shipped()[name]
+    return path.read_text(encoding="utf-8")
+
+
+def preview(
+    name: str,
+    out: str | Path,
+    *,
+    data: str | Path = "data",
+    images: int = 8,
+    draws: int = 5,
+    seed: int = 0,
+) -> Sheet:
+    """Draw a contact sheet: each row an original and draws 1, 2, … of the policy beside it.
+
+    The images are spread evenly over the dataset; those that can't be decoded are passed over.
+    """
+    if images < 1 or draws < 1:
+        raise BadInput("a sheet needs at least 1 image and 1 draw")
+    check_output(out, data=data, picture=True)
+    policy = find_policy(name)
+    views = [View(policy, draw, seed) for draw in range(1, draws + 1)]
+    views[0].check()
+    dataset = open_dataset(data)
+    if _is_image_of(out, dataset):
+        raise BadInput(
+            f"{out}: lies in a class folder of {dataset}, as one of its images; give "
+            f"another folder, or call it {SHEET}"
+        )
+    samples = dataset.samples
+    spread = np.linspace(0, len(samples) - 1, min(len(samples), images * 2)).astype(int)
+    rows: list[list[np.ndarray]] = []
+    for sample in [samples[i] for i in spread]:
+        (item,), _ = items_of([sample])
+        if item is None or len(rows) == images:
+            continue
+        try:
+            pixels = original(sample, item)
+            rows.append([pixels, *(view.picture(pixels, item) for view in views)])
+        except Undecodable:  # `inspect` lists them; a sheet shows what can be seen
+            continue
+    if not rows:
+        raise BadInput(f"{data}: no image could be decoded; see `featurecache inspect`")
+    picture = sheet(rows, TILE, GAP)
+    try:
+        save_signed(picture, out, MARK)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{out}: the sheet can't be written ({error})") from error
+    return Sheet(str(out), len(rows), draws)
+
+
+def _is_image_of(out: str | Path, dataset: Dataset) -> bool:
+    """Would a contact sheet at `out` be an image of the dataset from now on? Right in the root all
+    sheets are recognised, below it those of the default name."""
+    path, root = Path(out).absolute(), Path(dataset.root).absolute()
+    below = path.relative_to(root).parts if path.is_relative_to(root) else ()
+    if dataset.layout not in FOLDER_LAYOUTS or len(below) < 2 or path.name == SHEET:
+        return False
+    folder = f"{root / below[0]}{os.sep}"
+    return any(str(sample.source).startswith(folder) for sample in dataset.samples)

@@ -1,0 +1,1 @@
+"""The commands that run a sequence of other commands."""

@@ -1,0 +1,85 @@
+"""What a recipe's training and stacking steps need of schedules and of the dataset, known before
+the first step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from featurecache.errors import BadInput, UnknownName
+from featurecache.heads.schedules import Schedule
+from featurecache.images.datasets import Dataset
+from featurecache.lookup.labelled_rows import labelled_rows, training_rows
+from featurecache.runs.held_out import HELD_OUT
+
+_REMEDY = "train with validation: {folds: 5}, or with one fraction and one seed"
+
+
+def check_stacked(split: str, group: Sequence[Schedule], where: str) -> None:
+    """Raise BadInput for members whose stack would be tested on what it is fitted on."""
+    if split in (*_validated(group), HELD_OUT):
+        raise BadInput(
+            f"{where}: how: stack: its members are validated on images of split {split}, on which "
+            f"a stack can't be tested too; {_REMEDY}, and evaluate another split"
+        )
+
+
+def check_alike(group: Sequence[Schedule], where: str) -> None:
+    """Raise BadInput for members that hold out no image in common, whatever the dataset."""
+    splits = _validated(group)
+    if len(splits) > 1:
+        raise BadInput(
+            f"{where}: its members are validated on images of {len(splits)} splits, so none is "
+            f"held out for all; {_REMEDY}"
+        )
+
+
+def _validated(group: Sequence[Schedule]) -> set[str]:
+    """The splits that the held-out images of these schedules are of."""
+    return {schedule.validation.split or "train" for schedule in group}
+
+
+def check_held_out(group: Sequence[Schedule], dataset: Dataset, where: str) -> None:
+    """Raise BadInput where these members hold out no image in common. Hashes the training images
+    where fractions or seeds differ."""
+    parts = {
+        (schedule.validation.fraction, schedule.seed): schedule
+        for schedule in group
+        if schedule.validation.fraction is not None
+    }
+    if len(parts) < 2:
+        return
+    from featurecache.heads.splits import split_items  # scikit-learn
+
+    rows = training_rows(dataset, ["train"], labelled_rows(dataset, ["train"]), []).rows
+    items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
+    labels = np.array([row.label for row in rows], np.int64)
+    held = [split_items(items, labels, one, dataset.classes)[0][1] for one in parts.values()]
+    common = set(held[0].tolist()).intersection(*(rows.tolist() for rows in held[1:]))
+    if not common:
+        shown = ", ".join(f"{fraction} with seed {seed}" for fraction, seed in parts)
+        raise BadInput(
+            f"{where}: its members hold out fractions ({shown}) that have no image in "
+            f"common; {_REMEDY}"
+        )
+
+
+def check_classes(schedule: Schedule, dataset: Dataset, where: str) -> None:
+    """Raise BadInput for classes that a schedule names and the dataset lacks, and for those that
+    have too few images for its validation. (Of files there may be fewer images yet: copies.)"""
+    if isinstance(schedule.class_weights, dict):
+        unknown = [name for name in schedule.class_weights if name not in dataset.classes]
+        if unknown:
+            raise UnknownName("class of class_weights", unknown[0], dataset.classes, where)
+    if schedule.validation.split is not None:
+        return
+    needed = schedule.validation.folds or 2
+    counts = Counter(sample.label for sample in dataset.split("train"))
+    for label, name in enumerate(dataset.classes):
+        if 0 < counts[label] < needed:
+            raise BadInput(
+                f"{where}: class {name!r} has {counts[label]} image(s), and this validation needs "
+                f"at least {needed} in every class"
+            )

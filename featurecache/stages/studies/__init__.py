@@ -1,0 +1,1 @@
+"""The commands that study vectors, views and networks, one function per file."""

@@ -1,0 +1,1 @@
+"""What trainings share: learning-rate schedules, stopping, checkpoints."""

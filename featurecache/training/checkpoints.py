@@ -1,0 +1,86 @@
+"""What a killed training goes on from: one file, led by the SHA-256 of the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featurecache.errors import BadInput, DamagedRun
+from featurecache.json_files import damaged_run, read_file
+from featurecache.storage import durable
+from featurecache.text import one_line
+
+EVERY = 1.0  # seconds; many an epoch of cached vectors is over before its state is on the disk
+_MAX_BYTES = 1 << 40
+_SHARE = 20  # and where writing takes long, at most one part in so many of the time goes into it
+
+
+class Timer:
+    """Says when something that costs time is due again."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._cost = 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= max(EVERY, _SHARE * self._cost)
+
+    def done(self, began: float) -> None:
+        """It was done now, and `began` at that time.monotonic()."""
+        self._last = time.monotonic()
+        self._cost = self._last - began
+
+
+class Checkpoint:
+    """The state of one training in a file. `identity` says everything that decides its numbers."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path, self.identity = path, identity
+        self._timer = Timer()
+
+    def damaged(self, path: Path, what: str) -> DamagedRun:
+        """The error for a checkpoint that is not what it should be."""
+        return damaged_run(path, what, "delete this file to train anew")
+
+    def load(self) -> dict[str, Any] | None:
+        """The state saved last, tensors on the CPU; None if there is none.
+
+        Raises BadInput for the state of another identity, DamagedRun for an unreadable one.
+        """
+        if not self.path.exists():
+            return None
+        content = read_file(self.path, _MAX_BYTES, self.damaged)
+        # Bytes are checked before torch parses them.
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise self.damaged(self.path, "damaged")
+        try:
+            saved = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+            of, state = saved["identity"], saved["state"]
+            if not (isinstance(of, str) and isinstance(state, dict)):
+                raise TypeError("not the fields of a checkpoint")
+        except Exception as error:  # what an unpickler meets may raise anything
+            raise self.damaged(self.path, f"unreadable ({one_line(error)})") from error
+        if of != self.identity:
+            raise BadInput(
+                f"{self.path}: the checkpoint of another training (schedule, vectors, rows or "
+                "device differ); delete this file to train anew, or take another run folder"
+            )
+        result: dict[str, Any] = state
+        return result
+
+    def due(self) -> bool:
+        """Is it time to save again?"""
+        return self._timer.due()
+
+    def save(self, state: dict[str, Any]) -> None:
+        began = time.monotonic()
+        content = io.BytesIO()
+        torch.save({"identity": self.identity, "state": state}, content)
+        body = content.getvalue()
+        durable.replace(self.path, hashlib.sha256(body).digest() + body)
+        self._timer.done(began)

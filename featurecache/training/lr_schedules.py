@@ -1,0 +1,49 @@
+"""Learning rates over a training, and when to end it: pure functions of the losses so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from featurecache.training.settings import LrSchedule
+
+
+def lr_factor(
+    schedule: LrSchedule | None,
+    epoch: int,
+    epochs: int,
+    epoch_in_phase: int,
+    epochs_in_phase: int,
+    progress: float,
+    losses: Sequence[float],
+) -> float:
+    """The factor of the learning rate in an epoch, when the share `progress` of its steps is done.
+
+    `epoch` counts from 1 over all phases, `epoch_in_phase` from 1 in its phase; `losses` are the
+    validation losses of the epochs before.
+    """
+    if schedule is None or schedule.name == "constant":
+        return 1.0
+    if schedule.name == "cosine":
+        if schedule.over == "phase":
+            share = (epoch_in_phase - 1 + progress) / epochs_in_phase
+        else:
+            share = (epoch - 1 + progress) / epochs
+        return (1 + math.cos(math.pi * share)) / 2
+    factor = schedule.factor or 1.0
+    if schedule.name == "step":
+        return factor ** ((epoch - 1) // (schedule.every or 1))
+    return factor ** plateaus(losses, schedule.patience or 1)
+
+
+def plateaus(losses: Sequence[float], patience: int) -> int:
+    """How often `patience` epochs in a row brought no loss below all before them."""
+    lowest, waited, found = math.inf, 0, 0
+    for loss in losses:
+        if loss < lowest:
+            lowest, waited = loss, 0
+            continue
+        waited += 1
+        if waited == patience:
+            found, waited = found + 1, 0
+    return found

@@ -1,0 +1,147 @@
+"""The YAML files that people write: policies, schedules and recipes.
+
+A file may contain only what JSON can express: no tags, anchors, aliases or repeated keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from featurecache.errors import BadInput, nearest
+from featurecache.keys import canonical
+from featurecache.storage.safe_open import read_regular
+from featurecache.text import one_line
+
+MAX_YAML = 256 << 10  # bytes; the largest file of ours has 3 KB, and parsing takes 20 s a megabyte
+
+MAX_YAML_DEPTH = 64  # lists and mappings in each other; the parser recurses
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+def read_yaml(path: Path) -> yaml.Node:
+    """The node tree of a YAML file with a mapping at its top; as `parse_yaml`, and files that are
+    too large are refused."""
+    try:
+        text = read_regular(path, MAX_YAML).decode("utf-8")
+    except OSError as error:
+        said = f"can't be read as a text file ({error.strerror})"
+        raise BadInput(f"{path}: {said}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: can't be read as a text file ({error})") from error
+    node = parse_yaml(text, path)
+    if not isinstance(node, yaml.MappingNode):
+        raise BadInput(f"{path}: expected a mapping (`name: value` lines) at the top")
+    return node
+
+
+def parse_yaml(text: str, where: object) -> yaml.Node:
+    """The node tree of YAML, with the marks that error messages need; they begin with `where`.
+
+    Only mappings, lists and what JSON can say: aliases, tags, repeated keys, dates, NaN and what is
+    too deep are refused, so reading a stranger's file can neither build objects nor blow up.
+    """
+    deep = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            deep += isinstance(event, yaml.CollectionStartEvent)
+            deep -= isinstance(event, yaml.CollectionEndEvent)
+            if deep > MAX_YAML_DEPTH:
+                raise BadInput(f"{where} line {line}: more than {MAX_YAML_DEPTH} levels deep")
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise BadInput(f"{where} line {line}: YAML anchors and aliases are not allowed")
+            if getattr(event, "tag", None):
+                raise BadInput(f"{where} line {line}: YAML tags are not allowed")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise BadInput(f"{where}: not valid YAML: {one_line(error)}") from error
+    if node is None:
+        raise BadInput(f"{where}: expected a mapping or a value, and there is nothing")
+    _check(node, where)
+    return node
+
+
+def _check(node: yaml.Node, where: object, at: str = "") -> None:
+    """Refuse what plain YAML has and JSON has not, and repeated keys."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise BadInput(f"{where} line {line}: a key must be a plain name")
+            if key.value in seen:
+                raise BadInput(f"{where} line {line}: {key.value!r} is given twice; keep one")
+            seen.add(key.value)
+            _check(value, where, f"{at}.{key.value}" if at else key.value)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, child in enumerate(node.value):
+            _check(child, where, f"{at}.{i}" if at else str(i))
+    else:
+        try:
+            canonical(plain_value(node))
+        except (TypeError, ValueError, yaml.YAMLError):
+            line = node.start_mark.line + 1
+            said = f"{node.value!r} is no text, number, true, false or null; put text in quotes"
+            raise BadInput(f"{where} line {line}, {at}: {said}") from None
+
+
+def plain_value(node: yaml.Node) -> Any:
+    """The value of a node that `parse_yaml` gave: dicts, lists, strings, numbers, None.
+
+    A YAML 1.1 parser reads `1e-3` as text; here it is the number that its writer meant.
+    """
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: plain_value(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [plain_value(child) for child in node.value]
+    value = yaml.SafeLoader("").construct_object(node)
+    if (
+        isinstance(node, yaml.ScalarNode)
+        and node.style is None
+        and isinstance(value, str)
+        and "e" in value.lower()
+    ):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def validate(model: type[Model], value: Any, where: object) -> Model:
+    """`value` as a `model`, or a BadInput that names every wrong key and the nearest right one."""
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise BadInput(
+            f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())
+        ) from None
+
+
+def _explain(model: type[pydantic.BaseModel], error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such key; {nearest(path[-1], _keys_beside(model, path))}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, int | float | str) else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _keys_beside(model: type[pydantic.BaseModel], path: list[str]) -> set[str]:
+    """The keys that are allowed where the last name of `path` stands."""
+    for part in path[:-1]:
+        if part in model.model_fields:
+            model = (_models_in(model.model_fields[part].annotation) or [model])[0]
+    return set(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
