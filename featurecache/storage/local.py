@@ -1,0 +1,184 @@
+"""Files of this machine, or of a disk that several machines share, as a Store."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from featurecache import durable, locks
+from featurecache.errors import BadInput
+from featurecache.regular import open_regular, read_regular
+from featurecache.retries import retried_on_disk
+from featurecache.storage.store import check_name
+
+_MAX_FILE = 1 << 50  # bytes; ranges of larger files are refused
+
+
+class LocalStore:
+    """The files of a folder. Writes are durable.py's; claims and locks are those of the kernel."""
+
+    has_locks = True
+    parallel_requests = 1
+    read_attempts = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.folder.absolute(),)  # a worker may have another working folder
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalStore) and self.folder == other.folder
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
+
+    def __repr__(self) -> str:
+        return f"LocalStore({self.root!r})"
+
+    @property
+    def root(self) -> str:
+        return str(self.folder)
+
+    def path(self, name: str) -> Path:
+        """The path of a name. For tests and for `local_path`; caches go by names."""
+        return self.folder / check_name(name)
+
+    def locate(self, name: str) -> str:
+        return str(self.path(name))
+
+    # ---- reading ----
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        return read_regular(self.path(name), max_bytes, follow=False)
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        with open_regular(self.path(name), _MAX_FILE, follow=False) as (file, _):
+            file.seek(start)
+            return file.read(max(end - start, 0))
+
+    def read_content(self, name: str, size: int, sha256: str, *, fresh: bool = False) -> bytes:
+        return self.read(name, size)
+
+    def local_path(self, name: str, size: int, sha256: str) -> Path:
+        return self.path(name)
+
+    def size(self, name: str) -> int:
+        with open_regular(self.path(name), _MAX_FILE, follow=False) as (_, size):
+            return size
+
+    def exists(self, name: str, *, listed: bool = False) -> bool:
+        return retried_on_disk(self.path(name).is_file)
+
+    def is_link(self, name: str) -> bool:
+        return self.path(name).is_symlink()
+
+    def list(self, folder: str = "") -> list[str]:
+        def names() -> list[str]:
+            with os.scandir(self.path(folder)) as entries:
+                return sorted(
+                    f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
+                    for entry in entries
+                )
+
+        try:
+            return retried_on_disk(names)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    # ---- writing ----
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        path = self.path(name)
+        _make_folder(path.parent)
+        return durable.link_new(path, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        path = self.path(name)
+        _make_folder(path.parent)
+        durable.replace(path, data)
+
+    def move(self, name: str, to: str) -> None:
+        path, target = self.path(name), self.path(to)
+        _make_folder(target.parent)
+        path.replace(target)
+        for folder in {target.parent, path.parent}:
+            durable.sync_folder(folder)
+
+    def delete(self, name: str) -> None:
+        self.path(name).unlink(missing_ok=True)
+
+    def delete_folder(self, name: str) -> None:
+        removed = _temporary_name(self.path(name))
+        self.path(name).rename(removed)
+        shutil.rmtree(removed)
+
+    def initialize(self, name: str, data: bytes) -> None:
+        root = self.folder.resolve()  # it may be a link to where nothing is yet
+        if not root.exists():
+            # It appears with the file in it: an empty folder among images looks like a class.
+            root.parent.mkdir(parents=True, exist_ok=True)
+            fresh = _temporary_name(root)
+            fresh.mkdir()
+            durable.link_new(fresh / name, data)
+            with contextlib.suppress(OSError):  # another process was first
+                fresh.rename(root)
+            shutil.rmtree(fresh, ignore_errors=True)
+        durable.sync_folder(root.parent)
+        with self.lock_shared(""):
+            if not self.exists(name):
+                self.put_if_absent(name, data)
+            probe = _temporary_name(root / "probe")
+            probe.touch()
+            probe.unlink()
+
+    # ---- locks ----
+
+    def claim(self, name: str) -> locks.Claim | None:
+        return locks.claim(self.path(name))
+
+    @contextlib.contextmanager
+    def lock_shared(self, folder: str) -> Iterator[None]:
+        path = self.path(folder)
+        _make_folder(path)
+        with locks.together(path):
+            yield
+
+    @contextlib.contextmanager
+    def lock_exclusive(self, folder: str) -> Iterator[bool]:
+        with locks.alone(self.path(folder)) as undisturbed:
+            yield undisturbed
+
+    # ---- the root ----
+
+    def check_access(self) -> None:
+        if self.folder.is_file():
+            raise BadInput(f"{self.root} is not a folder; give another --cache")
+
+    def free_bytes(self) -> int | None:
+        folder = self.folder.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, f"{folder} can't be written")
+        return shutil.disk_usage(folder).free
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that a crash does not take their names away."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        durable.sync_folder(made.parent)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name[:16]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")

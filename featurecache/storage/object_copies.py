@@ -1,0 +1,78 @@
+"""Copies of objects on this machine, by the hash of their bytes, so that a shard is fetched once.
+
+They lie in $FEATURECACHE_COPIES (by default in the user's cache folder) and take at most
+$FEATURECACHE_COPIES_SIZE (20G) together: those that were not used for longest are removed first. A
+damaged copy is fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from featurecache import durable
+from featurecache.records import bytes_of
+
+FETCHES = 3  # of an object whose bytes are not those that it should have
+
+
+def folder() -> Path:
+    named = os.environ.get("FEATURECACHE_COPIES")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(cache) / "featurecache" / "copies"
+
+
+def read(fetch: Callable[[], bytes], sha256: str, *, fresh: bool = False) -> bytes:
+    """The bytes of an object that `fetch` gets from its store, from its copy if there is one and it
+    need not be `fresh`.
+
+    They may still not be those of `sha256`: then the object was not, in FETCHES tries. Raises what
+    `fetch` does.
+    """
+    copy = _copy_of(sha256)
+    with contextlib.suppress(OSError):
+        data = b"" if fresh else copy.read_bytes()
+        if hashlib.sha256(data).hexdigest() == sha256:
+            os.utime(copy)  # it was used now
+            return data
+        copy.unlink()
+    for _ in range(FETCHES):
+        data = fetch()
+        if hashlib.sha256(data).hexdigest() == sha256:
+            with contextlib.suppress(OSError):  # no room: it is fetched again
+                _store(copy, data)
+            break
+    return data
+
+
+def path_of(fetch: Callable[[], bytes], sha256: str) -> Path:
+    """The copy of an object. It may be removed at any time: open it at once. Raises OSError."""
+    copy = _copy_of(sha256)
+    data = read(fetch, sha256)
+    if not copy.is_file():
+        _store(copy, data)
+    return copy
+
+
+def _copy_of(sha256: str) -> Path:
+    return folder() / sha256[:2] / sha256
+
+
+def _store(copy: Path, data: bytes) -> None:
+    limit = bytes_of(os.environ.get("FEATURECACHE_COPIES_SIZE", "20G"), "FEATURECACHE_COPIES_SIZE")
+    copies = []
+    for path in folder().glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):  # another process makes room too
+            status = path.stat()
+            copies.append((status.st_mtime, status.st_size, path))
+    surplus = sum(size for _, size, _ in copies) + len(data) - limit
+    for _, size, path in sorted(copies):
+        if surplus <= 0:
+            break
+        path.unlink(missing_ok=True)
+        surplus -= size
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    durable.replace(copy, data)

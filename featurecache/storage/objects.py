@@ -1,0 +1,341 @@
+"""Object stores as a Store: S3, Google Cloud Storage and Azure, through obstore.
+
+A store has whole objects and nothing half: a put is seen at once or not at all, and what was
+acknowledged is durable. What it does not have is locks and links. Files of a cache are named by
+their content, so correctness does not need either (docs/cluster.md).
+
+obstore's own retries are off: retries.py decides for disks and stores alike. Requests run in an
+event loop of their own, because a process that waits in the client's synchronous functions does
+not see a signal until the store has answered. The client does not survive a fork; workers are
+spawned (executors/pool.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import errno
+import functools
+import importlib.util
+import re
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from featurecache.errors import BadInput, MissingExtra, NotAFile, one_line
+from featurecache.locks import Claim
+from featurecache.retries import retried
+from featurecache.storage import object_copies, s3_settings
+from featurecache.storage.store import check_name
+
+Result = TypeVar("Result")
+
+_EXTRAS = {"s3": "s3", "gs": "gs", "az": "az"}  # scheme -> pip extra
+_ALIASES = {"s3a": "s3", "gcs": "gs"}
+_CONNECT = datetime.timedelta(seconds=10)
+_REPLY = datetime.timedelta(seconds=60)  # without a byte, of a reply that should have begun
+_UPLOAD = datetime.timedelta(minutes=30)  # obstore counts an upload as waiting for its reply
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
+_CAUSE = re.compile(r'message: "([^"]+)"')
+
+
+class ObjectStore:
+    """The objects under a URL. Opening makes no request."""
+
+    has_locks = False
+    parallel_requests = 16
+    read_attempts = object_copies.FETCHES
+
+    def __init__(self, root: str) -> None:
+        """Raises MissingExtra, BadInput."""
+        self._root = root.rstrip("/")
+        self._region = ""  # of the bucket, where it is not the one that is set
+        scheme, _, path = self._url.partition("://")
+        if scheme not in _EXTRAS or not path.partition("/")[0]:
+            schemes = ", ".join(f"{name}://BUCKET" for name in _EXTRAS)
+            raise BadInput(
+                f"{root}: not an object store that is known; expected a path or {schemes}"
+            )
+        if not path.isprintable() or "//" in path or {".", ".."} & set(path.split("/")):
+            raise BadInput(f"{root}: has a part that no object's name may have")
+        for package in ("obstore", *(("botocore",) if scheme == "s3" else ())):
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtra(f"{scheme}://", package, _EXTRAS[scheme])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._root,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectStore) and self._root == other._root
+
+    def __hash__(self) -> int:
+        return hash(self._root)
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self._root!r})"
+
+    @property
+    def root(self) -> str:
+        return self._root
+
+    def locate(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    # ---- reading ----
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        async def whole() -> bytes:
+            found = await self._reader.get_async(check_name(name))
+            size = int(found.meta["size"])
+            if size > max_bytes:
+                raise NotAFile(errno.EFBIG, f"{size:,} bytes, more than the {max_bytes:,} allowed")
+            return bytes(await found.bytes_async())
+
+        return self._request(whole, absent_passes=True)
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        if end <= start:
+            return b""
+
+        async def part() -> bytes:
+            return bytes(await self._reader.get_range_async(check_name(name), start=start, end=end))
+
+        try:
+            return self._request(part, absent_passes=True)
+        except OSError:
+            if self.size(name) <= start:  # a store refuses a range without a byte
+                return b""
+            raise
+
+    def read_content(self, name: str, size: int, sha256: str, *, fresh: bool = False) -> bytes:
+        return object_copies.read(lambda: self.read(name, size), sha256, fresh=fresh)
+
+    def local_path(self, name: str, size: int, sha256: str) -> Path:
+        return object_copies.path_of(lambda: self.read(name, size), sha256)
+
+    def size(self, name: str) -> int:
+        return int(self._request(lambda: self._head(name), absent_passes=True)["size"])
+
+    def exists(self, name: str, *, listed: bool = False) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            self._request(lambda: self._head(name))
+            return True
+        folder, _, last = name.rpartition("/")
+        return listed and last in self.list(folder)
+
+    def is_link(self, name: str) -> bool:
+        return False
+
+    def list(self, folder: str = "") -> list[str]:
+        folder = check_name(folder).rstrip("/")
+
+        async def listed() -> Any:
+            return await self._reader.list_with_delimiter_async(folder or None)
+
+        found = self._request(listed)
+        start = len(folder) + 1 if folder else 0
+        folders = {f"{path[start:]}/" for path in found["common_prefixes"]}
+        files = {entry["path"][start:] for entry in found["objects"]}
+        # Some tools put an empty object named like a folder; it is no file in it.
+        return sorted(folders | {name for name in files if name and f"{name}/" not in folders})
+
+    async def _head(self, name: str) -> Any:
+        return await self._reader.head_async(check_name(name))
+
+    # ---- writing ----
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        async def put() -> bool:
+            try:
+                await self._writer.put_async(check_name(name), data, mode="create")
+            except (AlreadyExistsError, PreconditionError):
+                # Taken, or a conflict with another put or delete that came to nothing: then the
+                # read finds nothing and all is tried again. And the bytes may be our own, if the
+                # reply to an earlier try was lost.
+                found = await self._reader.get_async(name)
+                return bytes(await found.bytes_async()) == data
+            return True
+
+        return self._request(put, absent_passes=True)
+
+    def replace(self, name: str, data: bytes) -> None:
+        async def put() -> None:
+            # In one request: what a killed multipart upload leaves is hidden, and is paid for.
+            await self._writer.put_async(check_name(name), data, use_multipart=False)
+
+        self._request(put)
+
+    def move(self, name: str, to: str) -> None:
+        async def copy() -> None:
+            await self._writer.copy_async(check_name(name), check_name(to))
+
+        self._request(copy)
+        self.delete(name)
+
+    def delete(self, name: str) -> None:
+        async def delete() -> None:
+            await self._writer.delete_async(check_name(name))
+
+        with contextlib.suppress(FileNotFoundError):
+            self._request(delete)
+
+    def delete_folder(self, name: str) -> None:
+        raise OSError(errno.ENOTSUP, "an object store has no lock under which this is safe")
+
+    def initialize(self, name: str, data: bytes) -> None:
+        self.put_if_absent(name, data)
+
+    # ---- locks ----
+
+    def claim(self, name: str) -> Claim | None:
+        return Claim(Path(name), None)
+
+    def lock_shared(self, folder: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def lock_exclusive(self, folder: str) -> AbstractContextManager[bool]:
+        return contextlib.nullcontext(False)
+
+    # ---- the root ----
+
+    def check_access(self) -> None:
+        async def listed() -> None:
+            await self._reader.list_with_delimiter_async()
+
+        try:
+            self._request(listed, tries=2)
+        except OSError as error:
+            raise BadInput(
+                f"{self._root} can't be reached ({error.strerror}); check that the bucket exists "
+                "and that its credentials are set as its own tools expect (for s3:// the variables "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws)"
+            ) from error
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    # ---- requests ----
+
+    @property
+    def _url(self) -> str:
+        scheme, _, rest = self._root.partition("://")
+        return f"{_ALIASES.get(scheme, scheme)}://{rest}"
+
+    @cached_property
+    def _reader(self) -> Any:
+        return self._client(_REPLY)
+
+    @cached_property
+    def _writer(self) -> Any:
+        return self._client(_UPLOAD)
+
+    def _client(self, wait: datetime.timedelta) -> Any:
+        from obstore.store import from_url
+
+        options: dict[str, Any] = {
+            "connect_timeout": _CONNECT,
+            "read_timeout": wait,
+            "timeout": _UPLOAD,
+        }
+        settings: dict[str, Any] = {}
+        if self._url.startswith("s3://"):
+            settings = s3_settings.settings(self._region)
+            options["allow_http"] = str(settings.get("endpoint", "")).startswith("http://")
+        return from_url(
+            self._url, client_options=options, retry_config={"max_retries": 0}, **settings
+        )
+
+    def _request(
+        self,
+        request: Callable[[], Awaitable[Result]],
+        *,
+        tries: int = 0,
+        absent_passes: bool = False,
+    ) -> Result:
+        """The result of a request, tried again where it fails for what may pass. Raises OSError."""
+        from obstore.exceptions import BaseError
+
+        async def translated() -> Result:
+            try:
+                return await request()
+            except (BaseError, FileNotFoundError, ValueError) as error:
+                raise StoreError(error) from error
+
+        def run() -> Result:
+            try:
+                return _wait(translated)
+            except StoreError as error:
+                if not error.is_elsewhere or self._region:
+                    raise
+                self._region = s3_settings.region_of(self._url)
+                self.__dict__.pop("_reader", None)
+                self.__dict__.pop("_writer", None)
+                return _wait(translated)
+
+        return retried(run, tries=tries, absent_passes=absent_passes)
+
+
+class StoreError(Exception):
+    """An error of obstore's with what its text alone says: `status`, the HTTP status of the reply
+    (0 where there was none), and `error_code`, the store's own code. retries.py looks at both."""
+
+    def __init__(self, error: Exception) -> None:
+        text = str(error)
+        status, code = _STATUS.search(text), _CODE.search(text)
+        self.status = int(status[1]) if status else _status_of(error)
+        self.error_code = code[1] if code else ""
+        # Set for a bucket in another region: by a redirect without a target, or by the code.
+        self.is_elsewhere = "incorrectly configured region" in text or self.error_code in (
+            "AuthorizationHeaderMalformed",
+            "PermanentRedirect",
+        )
+        message, cause = _MESSAGE.search(text), _CAUSE.search(text)
+        if self.status and (code or message):
+            parts = [self.error_code, message[1] if message else ""]
+            said = f"{': '.join(part for part in parts if part)} (HTTP {self.status})"
+        else:
+            said = text.partition("\n")[0] + (f" ({cause[1]})" if cause else "")
+        super().__init__(one_line(Exception(said)))
+
+
+def _status_of(error: Exception) -> int:
+    from obstore import exceptions
+
+    kinds = {
+        exceptions.UnauthenticatedError: 401,
+        exceptions.PermissionDeniedError: 403,
+        FileNotFoundError: 404,
+        exceptions.AlreadyExistsError: 412,
+        exceptions.PreconditionError: 412,
+        ValueError: 400,
+    }
+    return next((status for kind, status in kinds.items() if isinstance(error, kind)), 0)
+
+
+def _wait(request: Callable[[], Awaitable[Result]]) -> Result:
+    """The result of a request that runs in the event loop. A signal ends the wait at once."""
+
+    async def awaited() -> Result:
+        return await request()
+
+    future = asyncio.run_coroutine_threadsafe(awaited(), _loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="object-store", daemon=True).start()
+    return loop
