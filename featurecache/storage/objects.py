@@ -4,23 +4,21 @@ A store has whole objects and nothing half: a put is seen at once or not at all,
 acknowledged is durable. What it does not have is locks and links. Files of a cache are named by
 their content, so correctness does not need either (docs/cluster.md).
 
-obstore's own retries are off: retries.py decides for disks and stores alike. Requests run in an
-event loop of their own, because a process that waits in the client's synchronous functions does
-not see a signal until the store has answered. The client does not survive a fork; workers are
-spawned (executors/pool.py).
+obstore's own retries are off: retries.py decides for disks and stores alike. Its asynchronous
+functions are not used: a process that exits soon after one is aborted now and then. Its clients do
+not survive a fork; workers are spawned (executors/pool.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime
 import errno
-import functools
 import importlib.util
 import re
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -90,12 +88,12 @@ class ObjectStore:
     # ---- reading ----
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        async def whole() -> bytes:
-            found = await self._reader.get_async(check_name(name))
+        def whole() -> bytes:
+            found = self._reader.get(check_name(name))
             size = int(found.meta["size"])
             if size > max_bytes:
                 raise NotAFile(errno.EFBIG, f"{size:,} bytes, more than the {max_bytes:,} allowed")
-            return bytes(await found.bytes_async())
+            return bytes(found.bytes())
 
         return self._request(whole, absent_passes=True)
 
@@ -103,8 +101,8 @@ class ObjectStore:
         if end <= start:
             return b""
 
-        async def part() -> bytes:
-            return bytes(await self._reader.get_range_async(check_name(name), start=start, end=end))
+        def part() -> bytes:
+            return bytes(self._reader.get_range(check_name(name), start=start, end=end))
 
         try:
             return self._request(part, absent_passes=True)
@@ -135,8 +133,8 @@ class ObjectStore:
     def list(self, folder: str = "") -> list[str]:
         folder = check_name(folder).rstrip("/")
 
-        async def listed() -> Any:
-            return await self._reader.list_with_delimiter_async(folder or None)
+        def listed() -> Any:
+            return self._reader.list_with_delimiter(folder or None)
 
         found = self._request(listed)
         start = len(folder) + 1 if folder else 0
@@ -145,44 +143,44 @@ class ObjectStore:
         # Some tools put an empty object named like a folder; it is no file in it.
         return sorted(folders | {name for name in files if name and f"{name}/" not in folders})
 
-    async def _head(self, name: str) -> Any:
-        return await self._reader.head_async(check_name(name))
+    def _head(self, name: str) -> Any:
+        return self._reader.head(check_name(name))
 
     # ---- writing ----
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        async def put() -> bool:
+        def put() -> bool:
             try:
-                await self._writer.put_async(check_name(name), data, mode="create")
+                self._writer.put(check_name(name), data, mode="create")
             except (AlreadyExistsError, PreconditionError):
                 # Taken, or a conflict with another put or delete that came to nothing: then the
                 # read finds nothing and all is tried again. And the bytes may be our own, if the
                 # reply to an earlier try was lost.
-                found = await self._reader.get_async(name)
-                return bytes(await found.bytes_async()) == data
+                found = self._reader.get(name)
+                return bytes(found.bytes()) == data
             return True
 
         return self._request(put, absent_passes=True)
 
     def replace(self, name: str, data: bytes) -> None:
-        async def put() -> None:
+        def put() -> None:
             # In one request: what a killed multipart upload leaves is hidden, and is paid for.
-            await self._writer.put_async(check_name(name), data, use_multipart=False)
+            self._writer.put(check_name(name), data, use_multipart=False)
 
         self._request(put)
 
     def move(self, name: str, to: str) -> None:
-        async def copy() -> None:
-            await self._writer.copy_async(check_name(name), check_name(to))
+        def copy() -> None:
+            self._writer.copy(check_name(name), check_name(to))
 
         self._request(copy)
         self.delete(name)
 
     def delete(self, name: str) -> None:
-        async def delete() -> None:
-            await self._writer.delete_async(check_name(name))
+        def delete() -> None:
+            self._writer.delete(check_name(name))
 
         with contextlib.suppress(FileNotFoundError):
             self._request(delete)
@@ -207,8 +205,8 @@ class ObjectStore:
     # ---- the root ----
 
     def check_access(self) -> None:
-        async def listed() -> None:
-            await self._reader.list_with_delimiter_async()
+        def listed() -> None:
+            self._reader.list_with_delimiter()
 
         try:
             self._request(listed, tries=2)
@@ -255,7 +253,7 @@ class ObjectStore:
 
     def _request(
         self,
-        request: Callable[[], Awaitable[Result]],
+        request: Callable[[], Result],
         *,
         tries: int = 0,
         absent_passes: bool = False,
@@ -263,9 +261,9 @@ class ObjectStore:
         """The result of a request, tried again where it fails for what may pass. Raises OSError."""
         from obstore.exceptions import BaseError
 
-        async def translated() -> Result:
+        def translated() -> Result:
             try:
-                return await request()
+                return request()
             except (BaseError, FileNotFoundError, ValueError) as error:
                 raise StoreError(error) from error
 
@@ -320,22 +318,18 @@ def _status_of(error: Exception) -> int:
     return next((status for kind, status in kinds.items() if isinstance(error, kind)), 0)
 
 
-def _wait(request: Callable[[], Awaitable[Result]]) -> Result:
-    """The result of a request that runs in the event loop. A signal ends the wait at once."""
+def _wait(request: Callable[[], Result]) -> Result:
+    """The result of a request. Signals are handled in the main thread, and not while it is inside
+    the client; there another thread makes the request, so that a signal ends the wait at once."""
+    if threading.current_thread() is not threading.main_thread():
+        return request()
+    result: Future[Result] = Future()
 
-    async def awaited() -> Result:
-        return await request()
+    def run() -> None:
+        try:
+            result.set_result(request())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
+            result.set_exception(error)
 
-    future = asyncio.run_coroutine_threadsafe(awaited(), _loop())
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="object-store", daemon=True).start()
-    return loop
+    threading.Thread(target=run, name="object-store", daemon=True).start()
+    return result.result()
