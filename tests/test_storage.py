@@ -75,7 +75,7 @@ class StoreContract:
             won = list(pool.map(lambda n: store.put_if_absent("x/record", b"%d" % n), range(8)))
         assert won.count(True) == 1
         assert store.read("x/record", 9) == b"%d" % won.index(True)
-        assert store.list("x") == ["record"]
+        assert store.list_folder("x") == ["record"]
 
     def test_readers_see_whole_files(self, store: Store) -> None:
         contents = [bytes([n]) * 200_000 for n in (1, 2)]
@@ -94,7 +94,7 @@ class StoreContract:
             writing.result()
 
     def test_names_that_are_not_there(self, store: Store) -> None:
-        assert store.list() == store.list("folder") == []
+        assert store.list_folder() == store.list_folder("folder") == []
         assert not store.exists("none") and not store.exists("none", listed=True)
         for call in (
             lambda: store.read("none", 9),
@@ -116,9 +116,9 @@ class StoreContract:
     def test_lists_tell_files_from_folders(self, store: Store) -> None:
         for name in ("b", "a/file", "a/deeper/file", "b-2", ".hidden", "abc/x"):
             store.replace(name, b"1")
-        assert store.list() == [".hidden", "a/", "abc/", "b", "b-2"]
-        assert store.list("a") == store.list("a/") == ["deeper/", "file"]
-        assert store.list("a/file") == store.list("ab") == []
+        assert store.list_folder() == [".hidden", "a/", "abc/", "b", "b-2"]
+        assert store.list_folder("a") == store.list_folder("a/") == ["deeper/", "file"]
+        assert store.list_folder("a/file") == store.list_folder("ab") == []
         assert store.exists("b") and not store.exists("a") and not store.exists("ab")
         assert not store.is_link("a") and not store.is_link("b")
 
@@ -126,7 +126,7 @@ class StoreContract:
         store.replace("space/record", b"1")
         store.replace("space/quarantine/record", b"0")
         store.move("space/record", "space/quarantine/record")
-        assert store.list("space") == ["quarantine/"]
+        assert store.list_folder("space") == ["quarantine/"]
         assert store.read("space/quarantine/record", 9) == b"1"
         store.delete("space/quarantine/record")
         assert not store.exists("space/quarantine/record")
@@ -142,7 +142,7 @@ class StoreContract:
         store.check_access()
         for _ in range(2):
             store.initialize("MARKER", b"first")
-            assert store.list() == ["MARKER"]
+            assert store.list_folder() == ["MARKER"]
         store.initialize("MARKER", b"second")
         assert store.read("MARKER", 9) == b"first"
         store.check_access()
@@ -156,6 +156,11 @@ class StoreContract:
         assert (other is None) == store.has_locks
         claim.release()
         claim.release()
+        shared = [store.claim_shared("locks/space") for _ in range(2)]
+        assert (store.claim("locks/space") is None) == store.has_locks
+        for each in shared:
+            each.release()
+        assert store.claim("locks/space") is not None
         with store.lock_exclusive("folder") as undisturbed:
             assert undisturbed == store.has_locks
         with (
@@ -173,6 +178,12 @@ class StoreContract:
             with pytest.raises(OSError, match="no lock"):
                 store.delete_folder("folder")
         assert store.exists("folder/file") != store.has_locks
+
+    def test_a_probe_is_seen_until_it_ends(self, store: Store) -> None:
+        store.replace("file", b"1")
+        with store.probe() as first, store.probe() as second:
+            assert first != second and all(map(open_store(store.root).exists, (first, second)))
+        assert store.list_folder() == ["file"]
 
     def test_it_goes_to_workers(self, store: Store) -> None:
         store.replace("file", b"1")
@@ -212,7 +223,7 @@ class TestLocalStore(StoreContract):
         for name, what in (("link", "a link"), ("pipe", "a named pipe"), ("folder", "a folder")):
             with pytest.raises(NotAFile, match=what):
                 store.read(name, 9)
-        assert store.list() == ["file", "folder/", "link", "linked", "pipe"]
+        assert store.list_folder() == ["file", "folder/", "link", "linked", "pipe"]
         assert store.is_link("linked") and store.is_link("link") and not store.is_link("folder")
 
     def test_what_could_not_be_synced_is_not_there(
@@ -228,13 +239,22 @@ class TestLocalStore(StoreContract):
         monkeypatch.setattr(durable.os, "fsync", fails)
         with pytest.raises(OSError, match="broken"):
             store.put_if_absent("file", b"1")
-        assert len(calls) == 1 and store.list() == []  # never tried again
+        assert len(calls) == 1 and store.list_folder() == []  # never tried again
 
     def test_new_folders_are_durable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         synced: list[Path] = []
         monkeypatch.setattr(durable, "sync_folder", synced.append)
         LocalStore(tmp_path).put_if_absent("a/b/file", b"1")
         assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+
+    def test_what_a_killed_maker_left_is_removed(self, tmp_path: Path) -> None:
+        store = LocalStore(tmp_path / "cache")
+        killed, other = (durable.temporary_name(tmp_path / "cache") for _ in range(2))
+        LocalStore(killed).put_if_absent("MARKER", b"1")
+        LocalStore(other).put_if_absent("somebody's", b"1")
+        assert store.unfinished() == sorted([killed, other])
+        store.initialize("MARKER", b"1")
+        assert store.unfinished() == [other] and store.list_folder() == ["MARKER"]
 
     def test_a_root_that_is_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"1")
@@ -256,7 +276,7 @@ class TestObjectStore(StoreContract):
     def test_long_listings_come_whole(self, store: Store) -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda n: store.replace(f"many/{n:04}", b""), range(1100)))
-        assert store.list("many") == [f"{n:04}" for n in range(1100)]
+        assert store.list_folder("many") == [f"{n:04}" for n in range(1100)]
 
     def test_objects_that_stand_for_folders(self, store: Store, s3: str) -> None:
         import boto3
@@ -266,7 +286,7 @@ class TestObjectStore(StoreContract):
         client.put_object(Bucket=BUCKET, Key=f"{prefix}/folder/", Body=b"")
         client.close()
         store.replace("folder/file", b"1")
-        assert store.list() == ["folder/"] and store.list("folder") == ["file"]
+        assert store.list_folder() == ["folder/"] and store.list_folder("folder") == ["file"]
 
     def test_shards_come_from_copies(self, store: Store, tmp_path: Path) -> None:
         data = os.urandom(1000)
@@ -295,10 +315,10 @@ class TestObjectStore(StoreContract):
                 store.replace(f"{number}/file", data)
                 assert store.read(f"{number}/record", 1000) == data
                 assert store.read_range(f"{number}/file", 10, 20) == data[10:20]
-                assert store.list(f"{number}") == ["file", "record"]
+                assert store.list_folder(f"{number}") == ["file", "record"]
                 assert store.exists(f"{number}/file")
                 store.move(f"{number}/file", f"{number}/moved")
-                assert store.list(f"{number}") == ["moved", "record"]
+                assert store.list_folder(f"{number}") == ["moved", "record"]
             assert faulty.counts[kind] > 3
 
     def test_what_stays_is_raised_with_the_words_of_the_store(
@@ -338,7 +358,7 @@ class TestObjectStore(StoreContract):
         monkeypatch.setenv("AWS_PROFILE", "lab")
         store = open_store(s3)
         store.replace("file", b"1")
-        assert store.list() == ["file"]
+        assert store.list_folder() == ["file"]
         monkeypatch.setenv("AWS_PROFILE", "unknown")
         with pytest.raises(BadInput, match=r"profile \(unknown\) could not be found"):
             open_store(s3).check_access()
@@ -352,7 +372,7 @@ class TestObjectStore(StoreContract):
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host!s}:{port}")
             store = open_store(s3)
             assert store.put_if_absent("file", b"1")
-            assert store.list() == ["file"]
+            assert store.list_folder() == ["file"]
 
     def test_a_signal_ends_the_wait(self, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.socket() as silent:
@@ -439,7 +459,7 @@ def test_paths_of_objects(s3: str, tmp_path: Path) -> None:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     open_store(s3).replace("folder/train-0001.tar", file.getvalue())
-    assert path.parent.list() == ["train-0001.tar"] and path.size() == len(file.getvalue())
+    assert path.parent.list_folder() == ["train-0001.tar"] and path.size() == len(file.getvalue())
     with path.open() as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
         for info in tar:
             start = info.offset_data

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,28 +25,28 @@ class LocalStore:
     parallel_requests = 1
     read_attempts = 1
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, local_folder: Path) -> None:
+        self.local_folder = local_folder
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.folder.absolute(),)  # a worker may have another working folder
+        return type(self), (self.local_folder.absolute(),)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LocalStore) and self.folder == other.folder
+        return isinstance(other, LocalStore) and self.local_folder == other.local_folder
 
     def __hash__(self) -> int:
-        return hash(self.folder)
+        return hash(self.local_folder)
 
     def __repr__(self) -> str:
         return f"LocalStore({self.root!r})"
 
     @property
     def root(self) -> str:
-        return str(self.folder)
+        return str(self.local_folder)
 
     def path(self, name: str) -> Path:
         """The path of a name. For tests and for `local_path`; caches go by names."""
-        return self.folder / check_name(name)
+        return self.local_folder / check_name(name)
 
     def locate(self, name: str) -> str:
         return str(self.path(name))
@@ -78,7 +77,7 @@ class LocalStore:
     def is_link(self, name: str) -> bool:
         return self.path(name).is_symlink()
 
-    def list(self, folder: str = "") -> list[str]:
+    def list_folder(self, folder: str = "") -> list[str]:
         def names() -> list[str]:
             with os.scandir(self.path(folder)) as entries:
                 return sorted(
@@ -114,33 +113,61 @@ class LocalStore:
         self.path(name).unlink(missing_ok=True)
 
     def delete_folder(self, name: str) -> None:
-        removed = _temporary_name(self.path(name))
+        removed = durable.temporary_name(self.path(name))
         self.path(name).rename(removed)
         shutil.rmtree(removed)
 
     def initialize(self, name: str, data: bytes) -> None:
-        root = self.folder.resolve()  # it may be a link to where nothing is yet
+        root = self.local_folder.resolve()  # it may be a link to where nothing is yet
         if not root.exists():
             # It appears with the file in it: an empty folder among images looks like a class.
             root.parent.mkdir(parents=True, exist_ok=True)
-            fresh = _temporary_name(root)
-            fresh.mkdir()
-            durable.link_new(fresh / name, data)
-            with contextlib.suppress(OSError):  # another process was first
-                fresh.rename(root)
-            shutil.rmtree(fresh, ignore_errors=True)
+            self.remove_unfinished(name)
+            fresh = durable.temporary_name(root)
+            with locks.together(root.parent):  # so that nobody takes it for one of the killed
+                fresh.mkdir()
+                durable.link_new(fresh / name, data)
+                with contextlib.suppress(OSError):  # another process was first
+                    fresh.rename(root)
+                shutil.rmtree(fresh, ignore_errors=True)
         durable.sync_folder(root.parent)
         with self.lock_shared(""):
             if not self.exists(name):
                 self.put_if_absent(name, data)
-            probe = _temporary_name(root / "probe")
-            probe.touch()
-            probe.unlink()
+            with self.probe():
+                pass
+
+    def unfinished(self) -> list[Path]:
+        """Folders beside the root in which a process makes it, or was killed as it did."""
+        root = self.local_folder.resolve()
+        beside = LocalStore(root.parent).list_folder()
+        start = f".{root.name[:16]}."
+        names = (name.rstrip("/") for name in beside if name.startswith(start) and name[-1] == "/")
+        return [root.parent / name for name in names if durable.is_temporary(name)]
+
+    def remove_unfinished(self, name: str) -> list[Path]:
+        """Remove those whose process is gone, and that hold the file `name` alone."""
+        removed = []
+        with locks.alone(self.local_folder.resolve().parent) as undisturbed:
+            for path in self.unfinished() if undisturbed else []:
+                names = LocalStore(path).list_folder()
+                if all(found == name or durable.is_temporary(found) for found in names):
+                    shutil.rmtree(path)
+                    removed.append(path)
+        return removed
+
+    @contextlib.contextmanager
+    def probe(self) -> Iterator[str]:
+        with durable.temporary_file(self.path("probe")) as temporary:
+            yield temporary.name
 
     # ---- locks ----
 
     def claim(self, name: str) -> locks.Claim | None:
         return locks.claim(self.path(name))
+
+    def claim_shared(self, name: str) -> locks.Claim:
+        return locks.claim_shared(self.path(name))
 
     @contextlib.contextmanager
     def lock_shared(self, folder: str) -> Iterator[None]:
@@ -157,11 +184,11 @@ class LocalStore:
     # ---- the root ----
 
     def check_access(self) -> None:
-        if self.folder.is_file():
+        if self.local_folder.is_file():
             raise BadInput(f"{self.root} is not a folder; give another --cache")
 
     def free_bytes(self) -> int | None:
-        folder = self.folder.absolute()
+        folder = self.local_folder.absolute()
         while not folder.exists():
             folder = folder.parent
         if not os.access(folder, os.W_OK):
@@ -178,7 +205,3 @@ def _make_folder(folder: Path) -> None:
     for made in reversed(missing):
         made.mkdir(exist_ok=True)
         durable.sync_folder(made.parent)
-
-
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name[:16]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")

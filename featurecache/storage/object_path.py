@@ -53,9 +53,9 @@ class ObjectPath:
     def read_range(self, start: int, end: int) -> bytes:
         return self._store.read_range(self._name, start, end)
 
-    def list(self) -> list[str]:
+    def list_folder(self) -> list[str]:
         """The names under this one, as of a folder."""
-        return self._store.list(self._name)
+        return self._store.list_folder(self._name)
 
     def open(self) -> BinaryIO:
         """A file object for reading from anywhere in the object."""

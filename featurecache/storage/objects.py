@@ -17,13 +17,14 @@ import errno
 import importlib.util
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from featurecache.durable import temporary_name
 from featurecache.errors import BadInput, MissingExtra, NotAFile, one_line
 from featurecache.locks import Claim
 from featurecache.retries import retried
@@ -46,6 +47,7 @@ _CAUSE = re.compile(r'message: "([^"]+)"')
 class ObjectStore:
     """The objects under a URL. Opening makes no request."""
 
+    local_folder = None
     has_locks = False
     parallel_requests = 16
     read_attempts = object_copies.FETCHES
@@ -125,12 +127,12 @@ class ObjectStore:
             self._request(lambda: self._head(name))
             return True
         folder, _, last = name.rpartition("/")
-        return listed and last in self.list(folder)
+        return listed and last in self.list_folder(folder)
 
     def is_link(self, name: str) -> bool:
         return False
 
-    def list(self, folder: str = "") -> list[str]:
+    def list_folder(self, folder: str = "") -> list[str]:
         folder = check_name(folder).rstrip("/")
 
         def listed() -> Any:
@@ -191,9 +193,21 @@ class ObjectStore:
     def initialize(self, name: str, data: bytes) -> None:
         self.put_if_absent(name, data)
 
+    @contextlib.contextmanager
+    def probe(self) -> Iterator[str]:
+        name = temporary_name(Path("probe")).name
+        self.replace(name, b"")
+        try:
+            yield name
+        finally:
+            self.delete(name)
+
     # ---- locks ----
 
     def claim(self, name: str) -> Claim | None:
+        return Claim(Path(name), None)
+
+    def claim_shared(self, name: str) -> Claim:
         return Claim(Path(name), None)
 
     def lock_shared(self, folder: str) -> AbstractContextManager[None]:

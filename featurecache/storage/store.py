@@ -37,6 +37,11 @@ class Store(Protocol):
         """The path or URL of the root, as messages and commands show it."""
 
     @property
+    def local_folder(self) -> Path | None:
+        """The folder of a local store, for what concerns a disk alone: free space, and what killed
+        writers leave. None in an object store, where a put is whole or not there."""
+
+    @property
     def has_locks(self) -> bool:
         """Whether locks keep others out. Without locks every claim is granted, nothing is ever
         locked exclusively, and therefore nothing that others may use is deleted."""
@@ -82,7 +87,7 @@ class Store(Protocol):
     def is_link(self, name: str) -> bool:
         """Whether the name of a file or folder is a symbolic link."""
 
-    def list(self, folder: str = "") -> list[str]:
+    def list_folder(self, folder: str = "") -> list[str]:
         """The names in a folder, relative to it and sorted; those of folders end with `/`. Links to
         folders do not. Empty where there is no such folder."""
 
@@ -111,11 +116,18 @@ class Store(Protocol):
         """Make the root, if need be, with this file in it from its first moment, and check that it
         can be written to. Raises OSError otherwise."""
 
+    def probe(self) -> AbstractContextManager[str]:
+        """The name of a new, empty file in the root, by which other processes can tell that they
+        see the same store. It is removed at the end."""
+
     # ---- locks: they save work and guard deleting; no file depends on them ----
 
     def claim(self, name: str) -> Claim | None:
         """Claim the work that the lock file `name` stands for until the claim is released or the
         process ends. None while another process has it."""
+
+    def claim_shared(self, name: str) -> Claim:
+        """Claim it together with others who share it, once nobody has it alone."""
 
     def lock_shared(self, folder: str) -> AbstractContextManager[None]:
         """Hold a folder, which is made if need be, together with others who add to it."""
