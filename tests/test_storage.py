@@ -388,6 +388,13 @@ class TestObjectStore(StoreContract):
             assert time.monotonic() - began < 5
             timer.join()
 
+    def test_roots_are_taken_as_they_are_written(self, s3: str) -> None:
+        for name in ("my cache", "a%20b", "a#1", "a?b", "grün"):
+            open_store(f"{s3}/{name}").put_if_absent("file", name.encode())
+        names = ["a#1/", "a%20b/", "a?b/", "grün/", "my cache/"]
+        assert open_store(s3).list_folder() == names
+        assert open_store(f"{s3}/my cache/").read("file", 99) == b"my cache"
+
     def test_urls(self, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for url in ("nonsense://x/y", "s3://", "s3:///x", "s3://b/../x", "s3://b//x", "s3://b/a\n"):
             with pytest.raises(BadInput, match=r"(is known; expected a path or s3://|has a part)"):

@@ -250,7 +250,7 @@ class ObjectStore:
         return self._client(_UPLOAD)
 
     def _client(self, wait: datetime.timedelta) -> Any:
-        from obstore.store import from_url
+        from obstore.store import AzureStore, GCSStore, S3Store
 
         options: dict[str, Any] = {
             "connect_timeout": _CONNECT,
@@ -258,11 +258,18 @@ class ObjectStore:
             "timeout": _UPLOAD,
         }
         settings: dict[str, Any] = {}
-        if self._url.startswith("s3://"):
+        scheme, _, path = self._url.partition("://")
+        if scheme == "s3":
             settings = s3_settings.settings(self._region)
             options["allow_http"] = str(settings.get("endpoint", "")).startswith("http://")
-        return from_url(
-            self._url, client_options=options, retry_config={"max_retries": 0}, **settings
+        bucket, _, prefix = path.partition("/")
+        kind: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
+        return kind(
+            bucket,
+            prefix=prefix or None,
+            client_options=options,
+            retry_config={"max_retries": 0},
+            **settings,
         )
 
     def _request(
