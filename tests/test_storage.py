@@ -21,10 +21,10 @@ import pytest
 
 from featurecache import durable, retries
 from featurecache.errors import BadInput, MissingExtra, NotAFile
-from featurecache.storage import object_copies, object_path
+from featurecache.storage import object_copies, stored_file
 from featurecache.storage.local import LocalStore
-from featurecache.storage.object_path import ObjectPath, locate
 from featurecache.storage.store import Store, open_store
+from featurecache.storage.stored_file import StoredFile, locate
 from tests.s3_server import CREDENTIALS, Address, FaultyServer, moto_server
 
 BUCKET = "tiles"
@@ -44,7 +44,7 @@ def s3(server: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server[0]}:{server[1]}")
     monkeypatch.setenv("FEATURECACHE_COPIES", str(tmp_path / "copies"))
     monkeypatch.setattr(retries, "WAIT", 0.001)
-    object_path._store_of.cache_clear()
+    stored_file._bucket.cache_clear()
     return f"s3://{BUCKET}/{tmp_path.name}/{tmp_path.parent.name}"
 
 
@@ -443,15 +443,16 @@ def test_a_damaged_copy_is_fetched_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert object_copies.read(lambda: b"another", sha256(b"whole"), fresh=True) == b"another"
 
 
-# ---- paths of objects, for datasets ----
+# ---- files by their store and name ----
 
 
-def test_paths_of_objects(s3: str, tmp_path: Path) -> None:
+def test_files_of_a_bucket(s3: str, tmp_path: Path) -> None:
     path = locate(f"{s3}/folder/train-0001.tar")
-    assert isinstance(path, ObjectPath)
+    assert isinstance(path, StoredFile)
     assert (path.name, path.stem, path.suffix) == ("train-0001.tar", "train-0001", ".tar")
     assert str(path.parent) == f"{s3}/folder" and path.parent / path.name == path
-    assert str(ObjectPath("s3://b/x").parent.parent) == "s3://b"
+    assert str(path.parent.parent.parent.parent) == f"s3://{BUCKET}"
+    assert str(StoredFile(LocalStore(tmp_path), "a/b")) == f"{tmp_path}/a/b"
     assert locate(tmp_path) == tmp_path == locate(f"file://{tmp_path}")
     with pytest.raises(BadInput, match="expected a path or s3://BUCKET"):
         locate("nonsense://x")

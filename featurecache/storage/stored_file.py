@@ -1,0 +1,108 @@
+"""Files by their store and name, where a Path would do for a local file: those of a cache in
+errors and readers, and those of datasets in object stores."""
+
+from __future__ import annotations
+
+import functools
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from featurecache.storage.objects import ObjectStore
+from featurecache.storage.store import Store
+
+_BUFFER = 4 << 20  # bytes that a file object reads at a time: members of a tar file are many
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file, or a folder, of a store; `key` is its name there. What a Path has, too, means the
+    same. Errors are those of the store."""
+
+    store: Store
+    key: str
+
+    def __str__(self) -> str:
+        return self.store.locate(self.key)
+
+    def __truediv__(self, name: str) -> StoredFile:
+        return StoredFile(self.store, f"{self.key}/{name}" if self.key else name)
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> StoredFile:
+        return StoredFile(self.store, self.key.rpartition("/")[0])
+
+    def exists(self, *, listed: bool = False) -> bool:
+        return self.store.exists(self.key, listed=listed)
+
+    def read(self, max_bytes: int) -> bytes:
+        return self.store.read(self.key, max_bytes)
+
+    def read_range(self, start: int, end: int) -> bytes:
+        return self.store.read_range(self.key, start, end)
+
+    def size(self) -> int:
+        return self.store.size(self.key)
+
+    def list_folder(self) -> list[str]:
+        return self.store.list_folder(self.key)
+
+    def open(self) -> BinaryIO:
+        """A file object that reads anywhere in the file, a few megabytes at a time."""
+        return io.BufferedReader(_RawFile(self), _BUFFER)
+
+
+def locate(data: str | Path | StoredFile) -> Path | StoredFile:
+    """The file or folder that `data` names: on this machine (also as `file://…`), or in an object
+    store, whose root is then the bucket.
+
+    Raises MissingExtra, BadInput.
+    """
+    if not isinstance(data, str):
+        return data
+    scheme, separator, rest = data.partition("://")
+    if not separator or scheme == "file":
+        return Path(rest if separator else data)
+    bucket, _, key = rest.partition("/")
+    return StoredFile(_bucket(f"{scheme}://{bucket}"), key.rstrip("/"))
+
+
+@functools.lru_cache(maxsize=32)
+def _bucket(root: str) -> ObjectStore:
+    return ObjectStore(root)
+
+
+class _RawFile(io.RawIOBase):
+    def __init__(self, file: StoredFile) -> None:
+        self._file, self._size, self._position = file, file.size(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(origin + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        end = min(self._position + len(buffer), self._size)
+        data = self._file.read_range(self._position, end)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
