@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from featurecache.runs.predictions import predict_split
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached
 from featurecache.features.store import Cache
 from featurecache.heads.run_files import Epoch
 from featurecache.heads.schedules import Schedule
-from featurecache.runs.predictions import predict_split
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.ensemble import ensemble
 from featurecache.stages.heads.evaluate import evaluate

@@ -1,0 +1,147 @@
+"""The record of a run, `run.json`: everything that decided the run, and its results."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pydantic
+from typing_extensions import TypedDict
+
+from featurecache import yaml_files
+from featurecache.errors import BadInput
+from featurecache.features.space_files import BackboneKey
+from featurecache.heads.run_files import NotNegative, TrialJson, Validation, fitting
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.sweep_settings import settings_of
+from featurecache.json_files import MAX_RUN_JSON, Damage, Open, damaged_run, read_model
+from featurecache.storage import durable
+
+if TYPE_CHECKING:
+    pass
+
+RUN_FILE = "run.json"
+
+RUN_FORMAT = 2  # 1 has one backbone, not a list
+
+STARTED = "%Y-%m-%dT%H:%M:%SZ"
+
+
+def _moment(text: str) -> str:
+    time.strptime(text, STARTED)  # raises ValueError
+    return text
+
+
+class RunBackbone(TypedDict):
+    """The name that vectors were made by, the backbone's part of their keys, their precision."""
+
+    name: str
+    key: Annotated[dict[str, Any], fitting(BackboneKey)]
+    precision: str
+
+
+class RunRecord(Open):
+    """What `run.json` holds: all that decided a run, and when it is finished its results."""
+
+    model_config = pydantic.ConfigDict(frozen=False)
+    _path: Path = pydantic.PrivateAttr(default=Path(RUN_FILE))  # where it was read
+    format: pydantic.PositiveInt = RUN_FORMAT
+    identity: str  # hash of the schedule, the classes, the rows and their vectors
+    schedule: dict[str, Any]
+    classes: list[str] = pydantic.Field(min_length=1)
+    words: dict[str, str]  # readable names of classes
+    backbones: list[RunBackbone] = pydantic.Field(min_length=1)  # side by side, in this order
+    spaces: dict[str, list[str]]  # view -> the space of each backbone
+    rows: str  # hash of items, labels and splits
+    data: dict[str, Any]
+    versions: dict[str, str]
+    started: Annotated[str, pydantic.AfterValidator(_moment)]
+    notes: list[str]
+    seconds: NotNegative | None = None
+    best: Validation | None = None
+    last: Validation | None = None
+    trials: list[TrialJson] | None = None  # of a sweep
+    winner: pydantic.NonNegativeInt | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, value: Any) -> Any:
+        """One `backbone`, its `precision` beside it, and one space a view."""
+        if not isinstance(value, dict) or value.get("format") != 1:
+            return value
+        new = {name: v for name, v in value.items() if name not in ("backbone", "precision")}
+        one, spaces = value.get("backbone"), value.get("spaces")
+        if isinstance(one, dict) and isinstance(spaces, dict):
+            new["backbones"] = [{**one, "precision": value.get("precision")}]
+            new["spaces"] = {view: [space] for view, space in spaces.items()}
+        return new
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> RunRecord:
+        if self.format > RUN_FORMAT:
+            raise ValueError("format: written by a newer featurecache; upgrade to read it")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: a name is there twice")
+        if any(len(names) != len(self.backbones) for names in self.spaces.values()):
+            raise ValueError("spaces: a view has not one space for each backbone")
+        seed = self.schedule.get("augment_seed")
+        if type(seed) is not int or seed < 0:
+            raise ValueError("schedule.augment_seed: not a whole number from 0")
+        if (self.best is None) != (self.last is None):
+            raise ValueError("best and last belong together")
+        if len({frozenset(trial["setting"]) for trial in self.trials or []}) > 1:
+            raise ValueError("trials: their settings have other keys")
+        if self.winner is not None and self.winner >= len(self.trials or []):
+            raise ValueError("winner: there is no such trial")
+        return self
+
+
+def read_record(run: str | Path, damage: Damage = damaged_run) -> RunRecord:
+    """The record of a run, finished or not. Raises CannotRead, and what `damage` makes of one that
+    does not fit (DamagedRun)."""
+    record = read_model(Path(run) / RUN_FILE, RunRecord, MAX_RUN_JSON, damage)
+    record._path = Path(run) / RUN_FILE
+    return record
+
+
+def read_run(run: str | Path) -> RunRecord:
+    """The record of a finished run. Raises BadInput if there is none in the folder, DamagedRun."""
+    if not (Path(run) / RUN_FILE).exists():
+        raise BadInput(f"{run}: not the folder of a run (no readable {RUN_FILE} in it)")
+    record = read_record(run)
+    if record.best is None:
+        raise BadInput(f"{run}: its training is not finished; run the same train-head again")
+    return record
+
+
+def schedule_of(record: RunRecord) -> Schedule:
+    """The schedule of the head that a run saved: of a sweep that of its winner. Raises
+    DamagedRun."""
+    path = record._path
+    try:
+        schedule = yaml_files.validate(Schedule, record.schedule, "schedule")
+        if schedule.sweep is None or record.winner is None:
+            return schedule
+        settings = settings_of(schedule, "schedule")
+    except BadInput as error:
+        raise damaged_run(path, str(error)) from error
+    if record.winner >= len(settings):
+        raise damaged_run(path, f"winner: the sweep has {len(settings)} settings")
+    return settings[record.winner].schedule
+
+
+def make_folder(run: Path, option: str = "--out") -> None:
+    """Make the folder of a run, where there is none. Raises BadInput where that can't be, with the
+    option that gives another."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        durable.sync_folder(run.parent)
+    except OSError as error:
+        raise BadInput(f"{run} can't be made ({error.strerror}); give another {option}") from error
+
+
+def write_run(run: Path, record: RunRecord) -> None:
+    durable.replace(
+        run / RUN_FILE, record.model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
+    )

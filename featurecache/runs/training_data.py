@@ -1,0 +1,153 @@
+"""What heads can be trained on: the rows of a schedule, with their vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurecache.executors import Progress, silent
+from featurecache.features.mapped import MappedVectors
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of
+from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.views import find_view
+from featurecache.lookup.held_spaces import side_by_side, spaces_of
+from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
+
+_ROWS = 1 << 14  # that are hashed at a time
+
+
+class _Mapped:
+    """Vectors of several spaces side by side, which stay on the disk."""
+
+    def __init__(self, parts: Sequence[MappedVectors]) -> None:
+        self._parts = parts
+        self.shape = (len(parts[0]), sum(part.shape[1] for part in parts))
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return np.concatenate([part[rows] for part in self._parts], axis=-1)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """N labelled rows to train and validate on, and their vectors."""
+
+    dataset: Dataset
+    rows: list[LabelledRow]  # in dataset order
+    spaces: dict[str, list[Space]]  # of each view, one a backbone
+    # Of each view, (N, D) float32; a Stream where they take more memory than there may be.
+    vectors: Mapping[str, np.ndarray | Stream]
+    pairs: list[tuple[np.ndarray, np.ndarray]] | None  # of validation by split: train, validation
+    notes: list[str]  # what was left out, and why
+    copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, the places of the classes in the dataset's."""
+        return np.array([row.label for row in self.rows], np.int64)
+
+    @cached_property
+    def items(self) -> np.ndarray:
+        """(N, 32) uint8."""
+        return np.frombuffer(b"".join(row.item for row in self.rows), np.uint8).reshape(-1, 32)
+
+    def rows_hash(self) -> str:
+        """Hash of items, labels and splits."""
+        return rows_digest(self.rows)
+
+    def vector_hashes(self) -> dict[str, str]:
+        """Hash of the vectors of each view."""
+        found = {}
+        for name, vectors in self.vectors.items():
+            digest = hashlib.sha256()
+            for start in range(0, len(vectors), _ROWS):
+                digest.update(np.ascontiguousarray(vectors[start : start + _ROWS]).data)
+            found[name] = digest.hexdigest()
+        return found
+
+    @property
+    def window(self) -> int | None:
+        """The rows of a window of Streams."""
+        one = next(iter(self.vectors.values()))
+        return one.window if isinstance(one, Stream) else None
+
+    def check(self, schedule: Schedule) -> None:
+        """Raise BadInput for what a schedule says of classes and components that there are not.
+        (Of components there may be fewer yet on the training side of a fold.)"""
+        width = next(iter(self.vectors.values())).shape[1]
+        schedule.check_fits(self.dataset.classes, len(self.rows), width)
+
+    def folds(self, schedule: Schedule) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The training and validation row numbers of each fold. Raises BadInput where a schedule
+        can't be validated on these rows."""
+        from featurecache.heads.splits import checked_pairs, split_items  # scikit-learn
+
+        classes = list(self.dataset.classes)
+        pairs = self.pairs or split_items(self.items, self.labels, schedule, classes)
+        return checked_pairs(pairs, self.items, self.labels, schedule, classes, self.copies)
+
+    def space_names(self) -> dict[str, list[str]]:
+        """The names of the spaces of each view."""
+        return {view: [space.path.name for space in each] for view, each in self.spaces.items()}
+
+
+def load_training_data(
+    schedule: Schedule,
+    views: Sequence[str],
+    data: str | Path,
+    cache: Cache,
+    progress: Progress = silent,
+    memory: int | None = None,
+) -> TrainingData:
+    """The rows that `schedule` trains and validates on, with their vectors through each of `views`;
+    those are streamed where they take more than `memory` bytes (None: they never are).
+
+    Raises BadInput or NotCached for what is missing.
+    """
+    dataset = open_dataset(data)
+    wanted = {name: find_view(name, schedule.augment_seed) for name in views}
+    val = schedule.validation.split
+    splits = ["train"] if val is None else ["train", val]
+    rows = labelled_rows(dataset, splits, progress)
+    spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)
+    every = [space for of_view in spaces.values() for space in of_view]
+    rows, notes, copies = training_rows(dataset, splits, rows, every, progress)
+    trained = {row.label for row in rows if row.split == "train"}
+    notes += [
+        f"class {dataset.classes[label]!r} has no training images left: its {count} are in another "
+        "split too"
+        for label, count in sorted(copies.items())
+        if label not in trained
+    ]
+    items = [row.item for row in rows]
+    width = sum(space.dim for space in next(iter(spaces.values())))
+    vectors: dict[str, np.ndarray | Stream]
+    size = 4 * width * len(rows) * len(spaces)
+    if memory is None or size <= memory:
+        vectors = {name: side_by_side(of_view, items) for name, of_view in spaces.items()}
+    else:
+        shown = max(len(phase.views) for phase in schedule.phases)
+        window = window_of(memory, width, shown, schedule.batch_size)
+        vectors = {
+            name: Stream(_Mapped([MappedVectors(space, items) for space in of_view]), window)
+            for name, of_view in spaces.items()
+        }
+        labels = np.array([row.label for row in rows], np.int64)
+        apart = mixing(labels, window, len(dataset.classes))
+        notes.append(
+            f"the vectors ({size / 1e9:.2f} GB) take more than the memory given "
+            f"({memory / 1e9:.2f} GB): minibatches are drawn from windows of {window:,} of "
+            f"{len(rows):,} rows, in {CHUNKS} chunks; the labels of a window are {apart.here:.3f} "
+            f"from those of all (total variation; {apart.shuffled:.3f} if all were shuffled)"
+        )
+    held = np.array([row.split != "train" for row in rows])
+    pairs = None if val is None else [(np.flatnonzero(~held), np.flatnonzero(held))]
+    return TrainingData(dataset, rows, spaces, vectors, pairs, notes, copies)
