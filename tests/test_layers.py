@@ -68,6 +68,8 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
         "featurecache.commands.study",
     },
     "upath": {"featurecache.storage.object_store"},
+    "obstore": {"featurecache.storage.objects"},
+    "botocore": {"featurecache.storage.s3_settings"},
     "ray": {"featurecache.executors.cluster"},
     "rich": {"featurecache.commands.terminal"},
 }

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from featurecache import durable, retries
 from featurecache.errors import BadInput, MissingExtra, NotAFile
-from featurecache.storage import object_copies, stored_file
+from featurecache.storage import durable, locations, object_copies, retries
 from featurecache.storage.local import LocalStore
-from featurecache.storage.store import Store, open_store
-from featurecache.storage.stored_file import StoredFile, locate
+from featurecache.storage.locations import locate, open_store
+from featurecache.storage.store import Store
+from featurecache.storage.stored_file import StoredFile
 from tests.s3_server import CREDENTIALS, Address, FaultyServer, moto_server
 
 BUCKET = "tiles"
@@ -44,7 +44,7 @@ def s3(server: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server[0]}:{server[1]}")
     monkeypatch.setenv("FEATURECACHE_COPIES", str(tmp_path / "copies"))
     monkeypatch.setattr(retries, "WAIT", 0.001)
-    stored_file._bucket.cache_clear()
+    locations._bucket.cache_clear()
     return f"s3://{BUCKET}/{tmp_path.name}/{tmp_path.parent.name}"
 
 

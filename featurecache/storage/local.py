@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache import durable, locks
 from featurecache.errors import BadInput
-from featurecache.regular import open_regular, read_regular
-from featurecache.retries import retried_on_disk
+from featurecache.storage import durable, locks
+from featurecache.storage.retries import retried_on_disk
+from featurecache.storage.safe_open import open_regular, read_regular
 from featurecache.storage.store import check_name
 
 _MAX_FILE = 1 << 50  # bytes; ranges of larger files are refused
@@ -124,7 +124,7 @@ class LocalStore:
             root.parent.mkdir(parents=True, exist_ok=True)
             self.remove_unfinished(name)
             fresh = durable.temporary_name(root)
-            with locks.together(root.parent):  # so that nobody takes it for one of the killed
+            with locks.hold_shared(root.parent):  # so that nobody takes it for one of the killed
                 fresh.mkdir()
                 durable.link_new(fresh / name, data)
                 with contextlib.suppress(OSError):  # another process was first
@@ -148,7 +148,7 @@ class LocalStore:
     def remove_unfinished(self, name: str) -> list[Path]:
         """Remove those whose process is gone, and that hold the file `name` alone."""
         removed = []
-        with locks.alone(self.local_folder.resolve().parent) as undisturbed:
+        with locks.hold_exclusive(self.local_folder.resolve().parent) as undisturbed:
             for path in self.unfinished() if undisturbed else []:
                 names = LocalStore(path).list_folder()
                 if all(found == name or durable.is_temporary(found) for found in names):
@@ -173,12 +173,12 @@ class LocalStore:
     def lock_shared(self, folder: str) -> Iterator[None]:
         path = self.path(folder)
         _make_folder(path)
-        with locks.together(path):
+        with locks.hold_shared(path):
             yield
 
     @contextlib.contextmanager
     def lock_exclusive(self, folder: str) -> Iterator[bool]:
-        with locks.alone(self.path(folder)) as undisturbed:
+        with locks.hold_exclusive(self.path(folder)) as undisturbed:
             yield undisturbed
 
     # ---- the root ----

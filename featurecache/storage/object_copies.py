@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from featurecache import durable
-from featurecache.records import bytes_of
+from featurecache.byte_sizes import parse_size
+from featurecache.storage import durable
 
 FETCHES = 3  # of an object whose bytes are not those that it should have
 
@@ -62,7 +62,9 @@ def _copy_of(sha256: str) -> Path:
 
 
 def _store(copy: Path, data: bytes) -> None:
-    limit = bytes_of(os.environ.get("FEATURECACHE_COPIES_SIZE", "20G"), "FEATURECACHE_COPIES_SIZE")
+    limit = parse_size(
+        os.environ.get("FEATURECACHE_COPIES_SIZE", "20G"), "FEATURECACHE_COPIES_SIZE"
+    )
     copies = []
     for path in folder().glob("*/*"):
         with contextlib.suppress(FileNotFoundError):  # another process makes room too

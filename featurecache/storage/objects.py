@@ -24,12 +24,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featurecache.durable import temporary_name
-from featurecache.errors import BadInput, MissingExtra, NotAFile, one_line
-from featurecache.locks import Claim
-from featurecache.retries import retried
+from featurecache.errors import BadInput, MissingExtra, NotAFile
 from featurecache.storage import object_copies, s3_settings
+from featurecache.storage.durable import temporary_name
+from featurecache.storage.locks import Claim
+from featurecache.storage.retries import retried
 from featurecache.storage.store import check_name
+from featurecache.text import one_line
 
 Result = TypeVar("Result")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from featurecache.errors import MissingExtra, one_line
+from featurecache.errors import MissingExtra
+from featurecache.text import one_line
 
 # botocore renews credentials that end within 15 minutes: what it gives is good for this long.
 _LIFETIME = datetime.timedelta(minutes=10)

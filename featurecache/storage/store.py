@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from featurecache.errors import NotAFile
-from featurecache.locks import Claim
+from featurecache.storage.locks import Claim
 
 
 class Store(Protocol):
@@ -144,21 +144,6 @@ class Store(Protocol):
     def free_bytes(self) -> int | None:
         """The free space of the disk; None where there is no limit. Raises OSError where the root,
         or the folder in which it would be made, can't be written to."""
-
-
-def open_store(root: str | Path) -> Store:
-    """The store at a local path, `file://…`, `s3://…`, `gs://…` or `az://…`. Makes no request.
-
-    Raises MissingExtra, BadInput.
-    """
-    scheme, separator, rest = str(root).partition("://")
-    if not separator or scheme == "file":
-        from featurecache.storage.local import LocalStore
-
-        return LocalStore(Path(rest) if separator else Path(root))
-    from featurecache.storage.objects import ObjectStore
-
-    return ObjectStore(str(root))
 
 
 def check_name(name: str) -> str:

@@ -3,13 +3,11 @@ errors and readers, and those of datasets in object stores."""
 
 from __future__ import annotations
 
-import functools
 import io
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from featurecache.storage.objects import ObjectStore
 from featurecache.storage.store import Store
 
 _BUFFER = 4 << 20  # bytes that a file object reads at a time: members of a tar file are many
@@ -63,26 +61,6 @@ class StoredFile:
     def open(self) -> BinaryIO:
         """A file object that reads anywhere in the file, a few megabytes at a time."""
         return io.BufferedReader(_RawFile(self), _BUFFER)
-
-
-def locate(data: str | Path | StoredFile) -> Path | StoredFile:
-    """The file or folder that `data` names: on this machine (also as `file://…`), or in an object
-    store, whose root is then the bucket.
-
-    Raises MissingExtra, BadInput.
-    """
-    if not isinstance(data, str):
-        return data
-    scheme, separator, rest = data.partition("://")
-    if not separator or scheme == "file":
-        return Path(rest if separator else data)
-    bucket, _, key = rest.partition("/")
-    return StoredFile(_bucket(f"{scheme}://{bucket}"), key.rstrip("/"))
-
-
-@functools.lru_cache(maxsize=32)
-def _bucket(root: str) -> ObjectStore:
-    return ObjectStore(root)
 
 
 class _RawFile(io.RawIOBase):

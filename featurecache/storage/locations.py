@@ -1,0 +1,42 @@
+"""From the path or URL that a user gives to a store, and to a file or folder of a dataset."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from featurecache.storage.local import LocalStore
+from featurecache.storage.objects import ObjectStore
+from featurecache.storage.store import Store
+from featurecache.storage.stored_file import StoredFile
+
+
+def open_store(root: str | Path) -> Store:
+    """The store at a local path, `file://…`, `s3://…`, `gs://…` or `az://…`. Makes no request.
+
+    Raises MissingExtra, BadInput.
+    """
+    scheme, separator, rest = str(root).partition("://")
+    if not separator or scheme == "file":
+        return LocalStore(Path(rest) if separator else Path(root))
+    return ObjectStore(str(root))
+
+
+def locate(data: str | Path | StoredFile) -> Path | StoredFile:
+    """The file or folder that `data` names: on this machine (also as `file://…`), or in an object
+    store, whose root is then the bucket.
+
+    Raises MissingExtra, BadInput.
+    """
+    if not isinstance(data, str):
+        return data
+    scheme, separator, rest = data.partition("://")
+    if not separator or scheme == "file":
+        return Path(rest if separator else data)
+    bucket, _, key = rest.partition("/")
+    return StoredFile(_bucket(f"{scheme}://{bucket}"), key.rstrip("/"))
+
+
+@functools.lru_cache(maxsize=32)
+def _bucket(root: str) -> ObjectStore:
+    return ObjectStore(root)
