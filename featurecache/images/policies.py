@@ -27,6 +27,7 @@ from featurecache import keys, versions, yaml_files
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest
 from featurecache.images import step_limits
 from featurecache.images.picture_checks import Undecodable, check_size
+from featurecache.images.view_names import ViewName
 from featurecache.text import one_line
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -303,7 +304,7 @@ def find_policy(name: str) -> Policy:
         raise BadInput("'none' is the empty policy: it has no augmenters and no draws")
     if name in shipped():
         return read_policy(shipped()[name])
-    if name.endswith((".yaml", ".yml")):
+    if ViewName(name).is_file:
         if not Path(name).is_file():
             raise BadInput(f"no policy file {name}; look at the path, or `featurecache policies`")
         return read_policy(Path(name))
@@ -312,7 +313,10 @@ def find_policy(name: str) -> Policy:
 
 def read_policy(path: Path) -> Policy:
     """The policy in a YAML file; its name is the file's. Raises BadInput."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", path.stem) or re.search(r"_\d+$", path.stem):
+    if (
+        not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", path.stem)
+        or ViewName.parse(path.stem).draw is not None
+    ):
         raise BadInput(
             f"{path}: a policy is named by its file, with letters, digits, '_' and '-', and may "
             "not end in '_' and digits (NAME_2 means draw 2 of NAME); rename the file"

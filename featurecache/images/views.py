@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from featurecache.errors import BadInput, FeatureCacheError, SourceChanged
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.policies import Augmentation, Policy, find_policy
 from featurecache.images.samples import Sample
+from featurecache.images.view_names import ViewName
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,19 @@ class View:
     seed: int = 0
 
     @property
+    def policy_name(self) -> str:
+        return self.policy.name if self.policy else "none"
+
+    @property
     def name(self) -> str:
-        return f"{self.policy.name}_{self.draw}" if self.policy else "none"
+        """The name in the cache and in tables: `color_1`, or `none`."""
+        return str(ViewName(self.policy_name, self.draw if self.policy else None))
+
+    @property
+    def option_name(self) -> str:
+        """The value of --view that finds this view: a policy file is named by its path."""
+        source = self.policy.source if self.policy else None
+        return self.name if source is None else str(ViewName(str(source), self.draw))
 
     def key(self) -> keys.Json | None:
         """What identifies the view: the policy's key, the draw and the seed; None for `none`."""
@@ -89,7 +100,7 @@ def view_of_key(key: keys.Json | None, name: str) -> View:
     """The view that a space's key describes; `name` is the space's, NAME_N."""
     if key is None:
         return View(None)
-    policy = Policy(name.rpartition("_")[0], key["policy"]["tree"])
+    policy = Policy(ViewName.parse(name).policy, key["policy"]["tree"])
     return View(policy, key["draw"], key["seed"])
 
 
@@ -102,13 +113,7 @@ def find_view(name: str, seed: int = 0) -> View:
         raise BadInput(f"view {name!r}: expected one name, such as color_1; give views one by one")
     if name == "none":
         return View(None)
-    policy, draw = policy_and_draw(name)
-    if draw < 1:
-        raise BadInput(f"view {name!r}: draws are counted from 1, as in {policy}_1")
-    return View(find_policy(policy), draw, seed)
-
-
-def policy_and_draw(name: str) -> tuple[str, int]:
-    """The two parts of a view's name: `color`, `color_1` and `color_01` are draw 1 of `color`."""
-    match = re.fullmatch(r"(.+)_(\d+)", name)
-    return (name, 1) if match is None else (match.group(1), int(match.group(2)))
+    parts = ViewName.parse(name).with_draw()
+    if not parts.draw:
+        raise BadInput(f"view {name!r}: draws are counted from 1, as in {parts.policy}_1")
+    return View(find_policy(parts.policy), parts.draw, seed)

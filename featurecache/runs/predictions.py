@@ -16,7 +16,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import SPLITS
-from featurecache.images.views import policy_and_draw
+from featurecache.images.view_names import ViewName
 from featurecache.lookup.held_spaces import side_by_side
 from featurecache.lookup.labelled_rows import LabelledRow, decodable, labelled_rows
 from featurecache.runs.held_out import (
@@ -207,7 +207,7 @@ def views_of(view: str, tta: str | Sequence[str]) -> list[str]:
     names = [view, *([tta] if isinstance(tta, str) else tta)]
     first: dict[object, str] = {}
     for name in names:  # what is no name is left to find_view
-        first.setdefault(policy_and_draw(name) if isinstance(name, str) else name, name)
+        first.setdefault(ViewName.parse(name).with_draw() if isinstance(name, str) else name, name)
     return list(first.values())
 
 

@@ -16,6 +16,7 @@ from featurecache.features.backbones import ALIASES
 from featurecache.features.orphans import abandoned, of_run, sweep
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache, sweep_unfinished, unfinished
+from featurecache.images.view_names import ViewName
 from featurecache.json_files import damaged_run
 from featurecache.runs.record import read_record
 from featurecache.storage import durable, object_store
@@ -168,7 +169,7 @@ def _leftover(path: Path) -> Candidate:
 
 
 def _policy(space: Space) -> str:
-    return space.view.rpartition("_")[0] if space.key["view"] else space.view
+    return ViewName.parse(space.view).policy
 
 
 def _networks(space: Space) -> set[str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from featurecache.features.store import Cache
 from featurecache.heads import phase_variants
 from featurecache.heads.run_files import NotNegative
 from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
+from featurecache.images.view_names import ViewName
 from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_model
 from featurecache.keys import Json, canonical, digest, picture_key
 from featurecache.runs.record import make_folder
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from featurecache.heads.training import Trained
 
 LR_SCHEDULES = ("constant", "cosine")  # that are tried beside the schedule's own
-_DRAW = re.compile(r"_\d+$")
 
 Ways = dict[Way, list[Schedule]]  # a schedule for each seed
 
@@ -224,7 +223,7 @@ def _shown(plan: Json, given: Sequence[str], where: Path) -> dict[str, phase_var
     if phase_variants.NONE in given:
         raise BadInput("--policy none: is compared with in any case; give augmented views")
     shown = {"+".join(own): written}
-    views = [view if _DRAW.search(view) else f"{view}_1" for view in given]  # as find_view has it
+    views = [str(ViewName.parse(view).with_draw()) for view in given]
     for policy, draws in _by_policy(views or phase_variants.augmented_views(written)).items():
         phases = phase_variants.through(written, draws)
         if phases != written:
@@ -236,7 +235,7 @@ def _by_policy(views: Sequence[str]) -> dict[str, list[str]]:
     """policy -> its views, each once."""
     found: dict[str, list[str]] = {}
     for view in dict.fromkeys(views):
-        found.setdefault(_DRAW.sub("", view), []).append(view)
+        found.setdefault(ViewName.parse(view).policy, []).append(view)
     return found
 
 

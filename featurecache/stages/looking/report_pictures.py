@@ -134,7 +134,7 @@ def sheets(
     made = []
     for draws in of_policy.values():
         views = [draws[draw] for draw in sorted(draws)][:_SHEET_DRAWS]
-        policy = views[0].name.rpartition("_")[0]
+        policy = views[0].policy_name
         try:
             views[0].check()
             rows = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from featurecache.features.costs import seconds_to_make
 from featurecache.features.spaces import Space
 from featurecache.heads.run_files import Epoch, read_epochs
 from featurecache.heads.schedules import Phase, Schedule
+from featurecache.images.view_names import ViewName
 from featurecache.runs.predictions import Predictions
 from featurecache.runs.record import RunRecord, schedule_of
 from featurecache.study import figures, metrics
@@ -90,7 +90,7 @@ def _mixture(phase: Phase) -> str:
 
 def shown_view(view: str) -> str:
     """A view as `ls` calls it: a policy's file, with where it lies and its ending, by its name."""
-    return re.sub(r"^.*/|\.ya?ml(?=_\d+$|$)", "", view)
+    return ViewName.parse(view).display_name
 
 
 def _curves(phases: Sequence[Mapping[str, Any]], epochs: Sequence[Epoch]) -> str | None:

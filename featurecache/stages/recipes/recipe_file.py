@@ -5,9 +5,8 @@ A recipe says what is done; where it runs (workers, engine, device) is said when
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
 from featurecache.heads.sweep_settings import settings_of
 from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
 from featurecache.lookup.held_spaces import fitting_spaces
 from featurecache.runs.held_out import HELD_OUT
@@ -250,8 +250,10 @@ def _from_here(step: Step, folder: Path) -> Step:
     """The step with paths of policy and weights files from the working folder."""
 
     def view(name: str) -> str:
-        match = re.fullmatch(r"(.+\.ya?ml)(_\d+)?", name)
-        return _beside(folder, match[1]) + (match[2] or "") if match else name
+        parts = ViewName.parse(name)
+        if not parts.is_file:
+            return name
+        return str(replace(parts, policy=_beside(folder, parts.policy)))
 
     changed: dict[str, Any] = {}
     for key in ("policy", "view", "tta"):

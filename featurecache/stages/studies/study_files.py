@@ -76,8 +76,7 @@ def cached_vectors(
     """The rows that could be decoded, and their vectors (N, D) through a view. Raises NotCached."""
     items = [row.item for row in rows]
     choice = choice_of(backbone, setting)
-    source = None if view.policy is None else view.policy.source
-    name = view.name if source is None else f"{source}_{view.draw}"  # as a command would have it
+    name = view.option_name
     space = held_spaces(Cache(cache), {name: view}, choice, items, data)[name]
     kept = decodable(rows, [space])
     return kept, space.vectors([row.item for row in kept])[0]
