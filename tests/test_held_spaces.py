@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from featurecache.runs.predictions import run_spaces
 
 from featurecache import keys
 from featurecache.errors import BadInput, NotCached
@@ -20,6 +19,7 @@ from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.lookup.held_spaces import side_by_side
 from featurecache.lookup.labelled_rows import decodable, labelled_rows
+from featurecache.runs.predictions import run_spaces
 from featurecache.stages.cache.export import export, vectors
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.cache.gc import gc

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from featurecache.runs.predictions import predict_split
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached
 from featurecache.features.store import Cache
 from featurecache.heads.run_files import Epoch
 from featurecache.heads.schedules import Schedule
+from featurecache.runs.predictions import predict_split
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.ensemble import ensemble
 from featurecache.stages.heads.evaluate import evaluate
@@ -112,7 +112,7 @@ def test_every_class_is_shown_before_one_is_shown_twice(
     small_runs: Runs, small_data: Path, small_cache: Path
 ) -> None:
     asked = predict_split([small_runs["split"]], "val", ["none"], None, small_data, small_cache)
-    asked.likely[0][:] = np.roll(np.eye(3, dtype=np.float32)[asked.labels[0]], 1, axis=1)
+    asked.probabilities[0][:] = np.roll(np.eye(3, dtype=np.float32)[asked.labels[0]], 1, axis=1)
     mistaken = report_pictures.wrong(asked)
     assert len(mistaken) == 12
     for most in (0, 1, 3, 4, 7, 12, 50):
@@ -328,7 +328,7 @@ def test_runs_that_see_other_pictures_are_not_compared(
         assert ("not seen through the same view" in text) != comparable
         assert ("McNemar" in text) == comparable
         notes = ensemble(runs, view="color_1", seed=seed, how="mean", **given).notes
-        assert any("views of other seeds" in note for note in notes) != comparable
+        assert any("views of different seeds" in note for note in notes) != comparable
     report(runs, out=out, **given)  # `none` has no seed
     assert "McNemar" in out.read_text(encoding="utf-8")
     with pytest.raises(BadInput, match="give --seed, which is for both"):

@@ -64,7 +64,7 @@ def test_lines_as_tiny_imagenet_takes_them(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "answers.txt"
-    assert write("split", out=out) == Submission(str(out), "lines", 12, [])
+    assert write("split", out=out) == Submission(path=str(out), format="lines", n=12, failed=[])
     lines = dict(line.split(" ") for line in out.read_text().splitlines())
     assert lines == predicted([small_runs["split"]], unlabelled, small_cache)
     assert set(lines) == {f"test_{number}.png" for number in range(12)}

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.errors import BadInput, UnknownName, nearest
+from featurecache import keys
+from featurecache.errors import BadInput, NotCached, UnknownName, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import SPLITS
 from featurecache.images.view_names import ViewName
-from featurecache.lookup.held_spaces import side_by_side
+from featurecache.images.views import find_view
+from featurecache.lookup.held_spaces import not_cached_error, side_by_side
 from featurecache.lookup.labelled_rows import LabelledRow, decodable, labelled_rows
 from featurecache.runs.held_out import (
     HELD_OUT,
@@ -30,45 +32,172 @@ from featurecache.runs.record import RunRecord, read_run
 
 if TYPE_CHECKING:
     from featurecache.heads.mlp import Head
-from featurecache import keys
-from featurecache.errors import NotCached
-from featurecache.images.views import find_view
-from featurecache.lookup.held_spaces import not_cached_error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Runs, and the dataset and the views of its images that their heads predict on."""
+
+    runs: Sequence[str | Path]
+    records: list[RunRecord]
+    dataset: Dataset
+    class_numbers: list[npt.NDArray[np.int64]]  # per run, by the dataset's label
+    views: Sequence[str]
+    seed: int | None  # of the views; None: the `augment_seed` of each run's schedule
+    data: str | Path
+    cache: str | Path
+    progress: Progress
+
+    def load_heads(self) -> list[Head]:
+        """The heads of the runs, in their order. Imports torch, so call it after every check."""
+        from featurecache.heads.mlp import Head
+
+        return [Head.load(Path(run)) for run in self.runs]
+
+
+def open_question(
+    runs: Sequence[str | Path],
+    views: Sequence[str],
+    seed: int | None,
+    data: str | Path,
+    cache: str | Path,
+    progress: Progress = silent,
+    same_classes: bool = False,
+) -> Question:
+    """Read the records of runs and the dataset that their heads predict on.
+
+    Raises BadInput for a folder without a finished run, for classes of the dataset that a run was
+    not trained on, and with `same_classes` for runs of different classes.
+    """
+    records = [read_run(run) for run in runs]
+    if same_classes:
+        check_classes(runs, records)
+    dataset = open_dataset(data)
+    return Question(
+        runs=runs,
+        records=records,
+        dataset=dataset,
+        class_numbers=[
+            class_numbers(run, record, dataset) for run, record in zip(runs, records, strict=True)
+        ],
+        views=views,
+        seed=seed,
+        data=data,
+        cache=cache,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitImages:
+    """The decodable rows of a split, and for each run and view the spaces that hold their vectors.
+
+    For held-out images `networks` holds, for each run and row, the index of the network that was
+    not trained on that row. `notes` name the runs that were trained on some of the rows.
+    """
+
+    rows: list[LabelledRow]
+    left_out: int  # images that could not be read or decoded
+    spaces: list[list[list[Space]]]
+    networks: list[npt.NDArray[np.int64]] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def probabilities(self, heads: Sequence[Head]) -> list[npt.NDArray[np.float32]]:
+        """For each run (N, C), by its head."""
+        return [
+            probabilities(
+                head,
+                self.spaces[index],
+                self.rows,
+                None if self.networks is None else self.networks[index],
+            )
+            for index, head in enumerate(heads)
+        ]
+
+
+def split_images(question: Question, split: str, without: Collection[bytes] = ()) -> SplitImages:
+    """The images of a split. For HELD_OUT these are the images that none of the runs was trained
+    on, except the items `without`. Raises BadInput and NotCached."""
+    dataset, progress = question.dataset, question.progress
+    store = Cache(question.cache)
+    if split == HELD_OUT:
+        trained = [
+            trained_items(run, record, dataset, store, progress)
+            for run, record in zip(question.runs, question.records, strict=True)
+        ]
+        images = decodable_images(
+            question, held_out_rows(dataset, question.records, trained, without, progress)
+        )
+        networks = [networks_of(items_of_run, images.rows) for items_of_run in trained]
+        return replace(images, networks=networks)
+    if split not in dataset.splits:
+        if split not in SPLITS:
+            raise UnknownName("split", split, [*dataset.splits, HELD_OUT], where=str(dataset.root))
+        present = ", ".join(dataset.splits)
+        raise BadInput(
+            f"{dataset.root} has no split {split!r}; there are: {present}; or give --split "
+            f"{HELD_OUT}, the images that the run was validated on"
+        )
+    images = decodable_images(question, labelled_rows(dataset, [split], progress))
+    notes = [
+        note
+        for run, record in zip(question.runs, question.records, strict=True)
+        for note in trained_on_note(run, record, dataset, store, images.rows, split)
+    ]
+    left_out = len(dataset.split(split)) - len(images.rows)  # unreadable images have no row
+    return replace(images, left_out=left_out, notes=notes)
+
+
+def decodable_images(question: Question, rows: Sequence[LabelledRow]) -> SplitImages:
+    """Those of the rows that can be decoded, with the spaces that hold their vectors.
+
+    Raises NotCached, with the command, for a run whose vectors are missing.
+    """
+    cache = Cache(question.cache)
+    spaces = [
+        run_spaces(record, cache, question.views, question.seed, rows, question.data)
+        for record in question.records
+    ]
+    decoded = decodable(rows, all_spaces(spaces))
+    return SplitImages(rows=decoded, left_out=len(rows) - len(decoded), spaces=spaces)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What the heads of runs say of the images of a split: of each run the probabilities (N, C) and
-    the labels (N,), as its own head numbers the classes (`numbers`: by the dataset's label)."""
+    """What the heads of runs predict on the images of a split.
+
+    For each run: the probabilities (N, C) and the labels (N,), both in the class numbers of its
+    own head. `class_numbers` maps the dataset's labels to them.
+    """
 
     runs: Sequence[str | Path]
     records: list[RunRecord]
     heads: list[Head]
     dataset: Dataset
-    numbers: list[npt.NDArray[np.int64]]
+    class_numbers: list[npt.NDArray[np.int64]]
     rows: list[LabelledRow]
     left_out: int  # images that could not be read or decoded
-    likely: list[npt.NDArray[np.float32]]
+    probabilities: list[npt.NDArray[np.float32]]
     labels: list[npt.NDArray[np.int64]]
-    # Of held-out images: for each run and row the place of the network that has not seen it.
+    # Held-out images only: for each run and row the index of the network not trained on the row.
     networks: list[npt.NDArray[np.int64]] | None
     notes: list[str]
 
-    def through(
-        self, place: int, spaces: Sequence[Space]
+    def predict_from(
+        self, run_index: int, spaces: Sequence[Space]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Probabilities and labels by a run of the images that these spaces, one per backbone of
-        the run, could be made of."""
+        """A run's probabilities, from other spaces (one per backbone of the run), and the labels
+        of the images that these spaces hold."""
         rows = decodable(self.rows, spaces)
-        kept = {row.id for row in rows}
-        index = [n for n, row in enumerate(self.rows) if row.id in kept]
-        networks = None if self.networks is None else self.networks[place][index]
-        likely = probabilities(self.heads[place], [spaces], rows, networks)
-        return likely, self.labels[place][index]
+        ids = {row.id for row in rows}
+        indices = [index for index, row in enumerate(self.rows) if row.id in ids]
+        networks = None if self.networks is None else self.networks[run_index][indices]
+        predicted = probabilities(self.heads[run_index], [spaces], rows, networks)
+        return predicted, self.labels[run_index][indices]
 
-    def right(self, place: int) -> npt.NDArray[np.bool_]:
-        """(N,) which images a run has right."""
-        return np.asarray(self.likely[place].argmax(1) == self.labels[place])
+    def correct_mask(self, run_index: int) -> npt.NDArray[np.bool_]:
+        """(N,) True for the images that the run classifies correctly."""
+        return np.asarray(self.probabilities[run_index].argmax(1) == self.labels[run_index])
 
 
 def predict_split(
@@ -79,107 +208,43 @@ def predict_split(
     data: str | Path,
     cache: str | Path,
     progress: Progress = silent,
-    alike: bool = False,
+    same_classes: bool = False,
 ) -> Predictions:
-    """Ask the heads of runs, in means over `views`.
+    """Predict with the heads of runs, with probabilities averaged over `views`.
 
-    Raises as `evaluate` does before any work, with `alike` for runs of different classes too.
+    Raises the errors of `evaluate` before any work, and with `same_classes` BadInput for runs of
+    different classes.
     """
-    opened = [read_run(each) for each in runs]
-    if alike:
-        check_classes(runs, opened)
-    dataset = open_dataset(data)
-    numbers = [class_numbers(*pair, dataset) for pair in zip(runs, opened, strict=True)]
-    shown = images_of(runs, opened, dataset, split, views, seed, data, cache, progress)
-    from featurecache.heads.mlp import Head  # torch, after every check
-
-    heads = [Head.load(Path(each)) for each in runs]
+    question = open_question(runs, views, seed, data, cache, progress, same_classes)
+    images = split_images(question, split)
+    heads = question.load_heads()
+    labels = [row.label for row in images.rows]
     return Predictions(
-        runs,
-        opened,
-        heads,
-        dataset,
-        numbers,
-        shown.rows,
-        shown.left_out,
-        [shown.probabilities(place, head) for place, head in enumerate(heads)],
-        [each[[row.label for row in shown.rows]] for each in numbers],
-        shown.networks,
-        shown.notes,
+        runs=runs,
+        records=question.records,
+        heads=heads,
+        dataset=question.dataset,
+        class_numbers=question.class_numbers,
+        rows=images.rows,
+        left_out=images.left_out,
+        probabilities=images.probabilities(heads),
+        labels=[numbers[labels] for numbers in question.class_numbers],
+        networks=images.networks,
+        notes=images.notes,
     )
 
 
-@dataclass(frozen=True)
-class SplitImages:
-    """The rows of a split that could be decoded, and for each run and view the spaces that hold
-    them. Of held-out images `networks` has for each run and row the place of the network that was
-    not trained on it; `notes` say where a run was trained on some of the rows."""
-
-    rows: list[LabelledRow]
-    left_out: int  # images that could not be read or decoded
-    spaces: list[list[list[Space]]]
-    networks: list[npt.NDArray[np.int64]] | None
-    notes: list[str]
-
-    def probabilities(self, place: int, head: Head) -> npt.NDArray[np.float32]:
-        """(N, C) of the rows by the head of the run at this place."""
-        networks = None if self.networks is None else self.networks[place]
-        return probabilities(head, self.spaces[place], self.rows, networks)
-
-
-def images_of(
-    runs: Sequence[str | Path],
-    opened: Sequence[RunRecord],
-    dataset: Dataset,
-    split: str,
-    views: Sequence[str],
-    seed: int | None,
-    data: str | Path,
-    cache: str | Path,
-    progress: Progress = silent,
-    without: Collection[bytes] = (),
-) -> SplitImages:
-    """The images of a split, or of HELD_OUT those that none of the runs was trained on, but for
-    the items `without`. Raises BadInput and NotCached."""
-    store = Cache(cache)
-    if split == HELD_OUT:
-        trained = [
-            trained_items(run, record, dataset, store, progress)
-            for run, record in zip(runs, opened, strict=True)
-        ]
-        listed = held_out_rows(dataset, opened, trained, without, progress)
-        rows, spaces = spaces_of_runs(opened, listed, views, seed, data, cache)
-        networks = [networks_of(each, rows) for each in trained]
-        return SplitImages(rows, len(listed) - len(rows), spaces, networks, [])
-    if split not in dataset.splits:
-        if split not in SPLITS:
-            raise UnknownName("split", split, [*dataset.splits, HELD_OUT], where=str(dataset.root))
-        present = ", ".join(dataset.splits)
-        raise BadInput(
-            f"{dataset.root} has no split {split!r}; there are: {present}; or give --split "
-            f"{HELD_OUT}, the images that the run was validated on"
-        )
-    listed = labelled_rows(dataset, [split], progress)
-    rows, spaces = spaces_of_runs(opened, listed, views, seed, data, cache)
-    notes = [
-        note
-        for run, record in zip(runs, opened, strict=True)
-        for note in trained_on_note(run, record, dataset, store, rows, split)
-    ]
-    return SplitImages(rows, len(dataset.split(split)) - len(rows), spaces, None, notes)
-
-
-def same_views(opened: Sequence[RunRecord], views: Sequence[str], seed: int | None) -> bool:
-    """Are these runs looked at through the same pictures? Without a seed each is through views of
-    its own schedule's `augment_seed`."""
-    seeds = {record.schedule["augment_seed"] for record in opened} if seed is None else {seed}
+def same_views(records: Sequence[RunRecord], views: Sequence[str], seed: int | None) -> bool:
+    """Do these runs see the same pictures? Without a seed each sees views of its own schedule's
+    `augment_seed`."""
+    seeds = {record.schedule["augment_seed"] for record in records} if seed is None else {seed}
     return len(seeds) == 1 or set(views) == {"none"}
 
 
 def class_numbers(run: str | Path, record: RunRecord, dataset: Dataset) -> npt.NDArray[np.int64]:
-    """The label that a run's head has for each of the dataset's labels.
+    """(C,) the class number of a run's head for each of the dataset's labels.
 
-    Raises BadInput for classes that the head does not know.
+    Raises BadInput for classes that the head was not trained on.
     """
     known = {name: label for label, name in enumerate(record.classes)}
     unknown = [name for name in dataset.classes if name not in known]
@@ -191,11 +256,11 @@ def class_numbers(run: str | Path, record: RunRecord, dataset: Dataset) -> npt.N
     return np.array([known[name] for name in dataset.classes], np.int64)
 
 
-def check_classes(runs: Sequence[str | Path], opened: Sequence[RunRecord]) -> None:
-    """Raises BadInput for runs whose probabilities are not of the same classes."""
-    for run, record in zip(runs, opened, strict=True):
-        if record.classes != opened[0].classes:
-            odd = sorted(set(record.classes) ^ set(opened[0].classes))
+def check_classes(runs: Sequence[str | Path], records: Sequence[RunRecord]) -> None:
+    """Raise BadInput for runs that were not trained on the same classes."""
+    for run, record in zip(runs, records, strict=True):
+        if record.classes != records[0].classes:
+            odd = sorted(set(record.classes) ^ set(records[0].classes))
             raise BadInput(
                 f"{runs[0]} and {run} have other classes ({len(odd)} are in one alone, as "
                 f"{odd[0]!r}); train them on the same dataset"
@@ -203,29 +268,12 @@ def check_classes(runs: Sequence[str | Path], opened: Sequence[RunRecord]) -> No
 
 
 def views_of(view: str, tta: str | Sequence[str]) -> list[str]:
-    """The views to average over, each once, whichever of its names it is given by."""
+    """The views to average over. Two names of the same view count once."""
     names = [view, *([tta] if isinstance(tta, str) else tta)]
     first: dict[object, str] = {}
-    for name in names:  # what is no name is left to find_view
+    for name in names:  # find_view refuses what is not a name
         first.setdefault(ViewName.parse(name).with_draw() if isinstance(name, str) else name, name)
     return list(first.values())
-
-
-def spaces_of_runs(
-    runs: Sequence[RunRecord],
-    rows: Sequence[LabelledRow],
-    views: Sequence[str],
-    seed: int | None,
-    data: str | Path,
-    cache: str | Path,
-) -> tuple[list[LabelledRow], list[list[list[Space]]]]:
-    """The rows that can be decoded, and for each run and view the spaces that hold them.
-
-    Raises NotCached, with the command, for a run whose vectors are not there.
-    """
-    opened = Cache(cache)
-    spaces = [run_spaces(record, opened, views, seed, rows, data) for record in runs]
-    return decodable(rows, all_spaces(spaces)), spaces
 
 
 def all_spaces(spaces: Sequence[Sequence[Sequence[Space]]]) -> list[Space]:
@@ -239,18 +287,18 @@ def probabilities(
     rows: Sequence[LabelledRow],
     networks: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """(N, C) of the rows: what the head says, a mean over the views that the spaces are of. With
-    `networks` each row is for the one network of the head at that place."""
+    """(N, C) the head's probabilities for the rows: a mean over the views of the spaces. With
+    `networks` (N,) each row is predicted by that network of the head alone."""
     if networks is not None:
         result = np.empty((len(rows), len(head.classes)), np.float32)
-        for place in np.unique(networks):
-            index = np.flatnonzero(networks == place)
-            some = [rows[row] for row in index]
-            result[index] = probabilities(head.network(int(place)), spaces, some)
+        for network in np.unique(networks):
+            indices = np.flatnonzero(networks == network)
+            of_network = [rows[index] for index in indices]
+            result[indices] = probabilities(head.network(int(network)), spaces, of_network)
         return result
     items = [row.item for row in rows]
-    each = (head.predict_proba(side_by_side(of_view, items)) for of_view in spaces)
-    return np.asarray(sum(each) / np.float32(len(spaces)), np.float32)
+    by_view = (head.predict_proba(side_by_side(of_view, items)) for of_view in spaces)
+    return np.asarray(sum(by_view) / np.float32(len(spaces)), np.float32)
 
 
 def run_spaces(
@@ -261,19 +309,19 @@ def run_spaces(
     rows: Sequence[LabelledRow],
     data: str | Path,
 ) -> list[list[Space]]:
-    """For each of these views the space of each backbone of a run; they hold all these rows.
+    """For each view the space of each backbone of a run. The spaces hold all these rows.
 
-    `seed` is the one the views were made with; None is the schedule's `augment_seed`. Raises
-    NotCached, with the command, for what is missing.
+    `seed` is that of the views; None means the schedule's `augment_seed`. Raises NotCached, with
+    the command that fills the gap, where rows are missing.
     """
     seed = record.schedule["augment_seed"] if seed is None else seed
     wanted = [find_view(name, seed) for name in views]
-    found: list[list[Space]] = [[] for _ in views]
+    spaces_by_view: list[list[Space]] = [[] for _ in views]
     errors = []
     for backbone in record.backbones:
         name, precision = backbone["name"], backbone["precision"]
         lacking = {}
-        for view, spaces in zip(wanted, found, strict=True):
+        for view, spaces in zip(wanted, spaces_by_view, strict=True):
             key = keys.vector_key(view.key(), backbone["key"], precision)
             space = cache.space(key, view.name, name)
             missing = space.missing(row.item for row in rows)
@@ -285,4 +333,4 @@ def run_spaces(
             errors.append(str(not_cached_error(cache, lacking, name, setting, seed, data)))
     if errors:
         raise NotCached("; ".join(errors))
-    return found
+    return spaces_by_view

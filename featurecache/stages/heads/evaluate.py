@@ -98,7 +98,7 @@ def evaluate(
             "comparison would be through different pictures; give --seed, which is for both"
         )
     asked = predict_split(runs, split, views, seed, data, cache, progress)
-    record, likely, labels = asked.records[0], asked.likely[0], asked.labels[0]
+    record, likely, labels = asked.records[0], asked.probabilities[0], asked.labels[0]
     if misclassified is not None:
         _write_misclassified(misclassified, asked.rows, likely, labels, record.classes)
     if confusion is not None:
@@ -108,7 +108,7 @@ def evaluate(
     found = worth_of(asked, 0, split, views)
     if against is None:
         return found
-    rights = [asked.right(0), asked.right(1)]
+    rights = [asked.correct_mask(0), asked.correct_mask(1)]
     beside = {"run": str(against), "top1": float(rights[1].mean()), **metrics.mcnemar(*rights)}
     return dataclasses.replace(found, against=beside)
 
@@ -116,7 +116,7 @@ def evaluate(
 def worth_of(asked: Predictions, place: int, split: str, views: Sequence[str]) -> Evaluation:
     """What one of the runs that were asked is worth."""
     run, record = asked.runs[place], asked.records[place]
-    likely, labels = asked.likely[place], asked.labels[place]
+    likely, labels = asked.probabilities[place], asked.labels[place]
     counts = metrics.confusion(labels, likely.argmax(1), len(record.classes))
     best, worst = metrics.best_and_worst(counts, record.classes, record.words)
     return Evaluation(
@@ -127,7 +127,7 @@ def worth_of(asked: Predictions, place: int, split: str, views: Sequence[str]) -
         asked.left_out,
         **metrics.evaluate_predictions(likely, labels, record.classes),
         tta=list(views[1:]),
-        interval=metrics.interval(asked.right(place)),
+        interval=metrics.interval(asked.correct_mask(place)),
         gap=_gap(Path(run), schedule_of(record).early_stopping is not None),
         **metrics.calibration(likely, labels),
         best=best,

@@ -1,4 +1,4 @@
-"""Submit: what runs say of a split that has no labels, as a file for those who have them."""
+"""Submit: write the predictions of runs on an unlabelled split to a file for its evaluators."""
 
 from __future__ import annotations
 
@@ -9,23 +9,14 @@ from pathlib import Path, PurePosixPath
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
-from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
 from featurecache.lookup.labelled_rows import LabelledRow
-from featurecache.runs.predictions import (
-    all_spaces,
-    check_classes,
-    class_numbers,
-    probabilities,
-    spaces_of_runs,
-    views_of,
-)
-from featurecache.runs.record import read_run
+from featurecache.runs.predictions import all_spaces, decodable_images, open_question, views_of
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Submission:
     """The file, its format (`csv`, or `lines` as of Tiny ImageNet), and its number of lines."""
 
@@ -48,26 +39,24 @@ def submit(
     progress: Progress = silent,
 ) -> Submission:
     """Write the most probable class of each image of a split; of several runs by the mean of their
-    probabilities. Labels are not looked at.
+    probabilities. Labels are not read.
 
-    A file that ends in .csv has the header `id,label`; any other has lines as Tiny ImageNet's
-    server takes them, `test_0.JPEG n01443537`. An image goes by its file's name, or by its path in
-    the dataset where two images of the split share a name. `view`, `tta` and `seed` are as for
-    `evaluate`. Raises NotCached for vectors that are not there.
+    A file that ends in .csv has the header `id,label`; any other has lines in the format of Tiny
+    ImageNet's server, `test_0.JPEG n01443537`. An image is identified by its file name, or by its
+    path in the dataset where two images of the split share a name. `view`, `tta` and `seed` are as
+    for `evaluate`. Raises NotCached for missing vectors.
     """
-    given = [runs] if isinstance(runs, str | Path) else list(runs)
-    if not given:
+    runs = [runs] if isinstance(runs, str | Path) else list(runs)
+    if not runs:
         raise BadInput("a submission needs a run")
-    opened = [read_run(run) for run in given]
-    check_classes(given, opened)
     path = check_output(out, data=data)
-    dataset = open_dataset(data)
-    class_numbers(given[0], opened[0], dataset)
-    samples = dataset.split(split)
+    views = views_of(view, tta)
+    question = open_question(runs, views, seed, data, cache, progress, same_classes=True)
+    samples = question.dataset.split(split)
     names = [PurePosixPath(sample.id).name for sample in samples]
     if len(set(names)) < len(names):
         names = [sample.id for sample in samples]
-    classes = opened[0].classes
+    classes = question.records[0].classes
     format = "csv" if path.suffix.lower() == ".csv" else "lines"
     odd = next((name for name in [*names, *classes] if len(name.split()) != 1), None)
     if format == "lines" and odd is not None:
@@ -78,16 +67,14 @@ def submit(
         for sample, item in zip(samples, items, strict=True)
         if item is not None
     ]
-    rows, spaces = spaces_of_runs(opened, rows, views_of(view, tta), seed, data, cache)
-    from featurecache.heads.ensembles import mean
-    from featurecache.heads.mlp import Head  # torch, after every check
+    images = decodable_images(question, rows)
+    from featurecache.heads.ensembles import mean  # torch, after every check
 
-    heads = [Head.load(Path(run)) for run in given]
-    likely = mean([probabilities(h, s, rows) for h, s in zip(heads, spaces, strict=True)])
+    probabilities = mean(images.probabilities(question.load_heads()))
     name_of = dict(zip((sample.id for sample in samples), names, strict=True))
     lines = [
         (name_of[row.id], classes[label])
-        for row, label in zip(rows, likely.argmax(1).tolist(), strict=True)
+        for row, label in zip(images.rows, probabilities.argmax(1).tolist(), strict=True)
     ]
     if format == "csv":
         write_csv(path, ["id", "label"], lines)
@@ -95,13 +82,13 @@ def submit(
         text = "".join(f"{name} {label}\n" for name, label in lines)
         durable.replace(path, text.encode())
     reasons = {
-        item: why
-        for space in all_spaces(spaces)
-        for item, why in space.failures(item for item in items if item is not None).items()
+        item: reason
+        for space in all_spaces(images.spaces)
+        for item, reason in space.failures(item for item in items if item is not None).items()
     }
     failed = [
         {"path": sample.id, "reason": unreadable[sample.id] if item is None else reasons[item]}
         for sample, item in zip(samples, items, strict=True)
         if item is None or item in reasons
     ]
-    return Submission(str(path), format, len(lines), failed)
+    return Submission(path=str(path), format=format, n=len(lines), failed=failed)

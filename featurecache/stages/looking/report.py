@@ -85,7 +85,7 @@ def report(
     if pictures < 0:
         raise BadInput(f"pictures {pictures}: must be 0 or more")
     studies = [] if study is None else _studies(Path(study))
-    asked = predict_split(runs, split, [view], seed, data, cache, progress, alike=True)
+    asked = predict_split(runs, split, [view], seed, data, cache, progress, same_classes=True)
     names = _names(runs)
     worths = [worth_of(asked, place, split, [view]) for place in range(len(runs))]
     comparable = same_views(asked.records, [view], seed)
@@ -111,7 +111,7 @@ def report(
                 "backbones": _backbones(record),
                 "schedule": yaml.safe_dump(record.schedule, sort_keys=False, allow_unicode=True),
                 "worth": worth,
-                "against": metrics.mcnemar(asked.right(place), asked.right(0))
+                "against": metrics.mcnemar(asked.correct_mask(place), asked.correct_mask(0))
                 if place and comparable
                 else None,
                 **course_of(asked, place, spaces),
@@ -197,7 +197,7 @@ def _classes(asked: Predictions, worths: Sequence[Evaluation]) -> list[dict[str,
     """The table of classes: what each run has right, and what the first takes each for."""
     record, labels = asked.records[0], asked.labels[0]
     taken: dict[int, Counter[int]] = {}
-    for label, said in zip(labels.tolist(), asked.likely[0].argmax(1).tolist(), strict=True):
+    for label, said in zip(labels.tolist(), asked.probabilities[0].argmax(1).tolist(), strict=True):
         if label != said:
             taken.setdefault(label, Counter())[said] += 1
     return [
@@ -217,7 +217,7 @@ def _classes(asked: Predictions, worths: Sequence[Evaluation]) -> list[dict[str,
 
 def _confusions(asked: Predictions, place: int) -> list[dict[str, Any]]:
     record, labels = asked.records[place], asked.labels[place]
-    counts = metrics.confusion(labels, asked.likely[place].argmax(1), len(record.classes))
+    counts = metrics.confusion(labels, asked.probabilities[place].argmax(1), len(record.classes))
     totals = counts.sum(1)
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:_CONFUSIONS]
@@ -240,7 +240,7 @@ def _confusion_data(asked: Predictions, names: Sequence[str]) -> dict[str, Any]:
     record = asked.records[0]
     of_runs = []
     for place, name in enumerate(names):
-        labels, predicted = asked.labels[place], asked.likely[place].argmax(1)
+        labels, predicted = asked.labels[place], asked.probabilities[place].argmax(1)
         counts = metrics.confusion(labels, predicted, len(record.classes))
         true, said = np.nonzero(counts)
         totals = np.maximum(counts.sum(1), 1)

@@ -61,7 +61,7 @@ def _pixels(sample: Sample, item: bytes) -> np.ndarray | None:
 
 def wrong(asked: Predictions) -> list[int]:
     """The rows that at least one of the runs has wrong."""
-    rights = np.array([asked.right(place) for place in range(len(asked.runs))])
+    rights = np.array([asked.correct_mask(place) for place in range(len(asked.runs))])
     return [int(row) for row in np.flatnonzero(~rights.all(0))]
 
 
@@ -70,8 +70,8 @@ def of_each_class(wrong: Sequence[int], asked: Predictions, most: int) -> list[i
     and so each class is seen. In the order of classes."""
     sure = np.max(
         [
-            np.where(asked.right(place), 0, likely.max(1))
-            for place, likely in enumerate(asked.likely)
+            np.where(asked.correct_mask(place), 0, likely.max(1))
+            for place, likely in enumerate(asked.probabilities)
         ],
         axis=0,
     )
@@ -88,7 +88,7 @@ def of_each_class(wrong: Sequence[int], asked: Predictions, most: int) -> list[i
 def card(asked: Predictions, row: int, seen: Pictures) -> dict[str, Any]:
     label = int(asked.labels[0][row])
     said = []
-    for place, likely in enumerate(asked.likely):
+    for place, likely in enumerate(asked.probabilities):
         best = int(likely[row].argmax())
         said.append(
             {
@@ -169,8 +169,8 @@ def examples(
 ) -> list[dict[str, Any]]:
     """The best or worst classes with pictures: of the best those it is surest of, of the worst the
     errors it is surest of (paper 003's table 3 and figure 7)."""
-    record, likely, labels = asked.records[place], asked.likely[place], asked.labels[place]
-    predicted, correct = likely.argmax(1), asked.right(place)
+    record, likely, labels = asked.records[place], asked.probabilities[place], asked.labels[place]
+    predicted, correct = likely.argmax(1), asked.correct_mask(place)
     found = []
     for row in rows:
         of_class = np.flatnonzero(labels == record.classes.index(row["class"]))

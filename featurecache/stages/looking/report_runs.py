@@ -141,6 +141,6 @@ def _through(
     row: dict[str, Any] = {"view": name, "top1": None, "interval": None}
     if len(held) < len(names) or any(space.missing(items) for space in held):
         return row
-    likely, labels = asked.through(place, held)
+    likely, labels = asked.predict_from(place, held)
     right = likely.argmax(1) == labels
     return row | {"top1": float(right.mean()), "interval": metrics.interval(right)}
