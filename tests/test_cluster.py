@@ -52,7 +52,7 @@ class TestCluster(CrewContract):
         self.address = nodes.address
 
     def crew(self, context: Any) -> Any:
-        return Cluster(start, context, self.address, most=2)
+        return Cluster(start, context, self.address, max_workers=2)
 
     def test_a_machine_that_is_gone_is_not_waited_for(self, nodes: Any, tmp_path: Path) -> None:
         crew = Cluster(start, (tmp_path, ""), self.address)
@@ -77,9 +77,9 @@ class TestCluster(CrewContract):
 
     def test_machines_that_never_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "PATIENCE", 1.0)
-        crew = Cluster(start, None, self.address, gpus=1, most=2)
+        crew = Cluster(start, None, self.address, gpus=1, max_workers=2)
         try:
-            with pytest.raises(BadInput, match="no machine with 1 GPUs and a core came in 1 s"):
+            with pytest.raises(BadInput, match="no machine with 1 GPUs and a core joined within 1 s"):
                 list(schedule(crew, [("do", 1)]))
         finally:
             crew.close()
@@ -87,8 +87,8 @@ class TestCluster(CrewContract):
     @pytest.mark.parametrize(
         ("address", "said"),
         [
-            ("127.0.0.1:9", r"nobody answers at 127.0.0.1:9 .*ray start --head"),
-            ("no.such.host.invalid:6379", "nobody answers at no.such.host"),
+            ("127.0.0.1:9", r"nothing answers at 127.0.0.1:9 .*ray start --head"),
+            ("no.such.host.invalid:6379", "nothing answers at no.such.host"),
             ("127.0.0.1", "must be HOST:PORT"),
             ("ray://127.0.0.1:10001", "must be HOST:PORT"),
             (":1", "must be HOST:PORT"),
@@ -102,7 +102,7 @@ class TestCluster(CrewContract):
         import ray
 
         monkeypatch.setattr(ray, "__version__", "9.9.9")
-        with pytest.raises(BadInput, match=r"other versions of Ray or Python than here: .*9\.9\.9"):
+        with pytest.raises(BadInput, match=r"its versions of Ray or Python differ: .*9\.9\.9"):
             Cluster(start, None, self.address)
 
     def test_another_version_of_this_package(

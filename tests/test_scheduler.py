@@ -21,8 +21,8 @@ from featurecache.executors import scheduler as module
 from featurecache.executors.processes import Processes
 from featurecache.executors.scheduler import (
     AHEAD,
-    DEATHS,
-    TRIES,
+    MAX_DEATHS,
+    MAX_TRIES,
     CallQueue,
     Crew,
     Deferred,
@@ -34,7 +34,7 @@ from featurecache.executors.scheduler import (
     schedule,
 )
 
-# ---- spread, on a crew that is played ----
+# ---- schedule, on a simulated crew ----
 
 
 class Played:
@@ -91,14 +91,14 @@ def test_every_task_ends_once_or_is_named(
 ) -> None:
     played = Played(random.Random(seed), workers, kill, fail)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LATER", 0.0)
-        patch.setattr(module, "LEAST_SLOW", 0.0)
+        patch.setattr(module, "RETRY_DELAY", 0.0)
+        patch.setattr(module, "MIN_SLOW", 0.0)
         ended = []
         failed = []
         try:
-            for result, place in schedule(played, iter(range(tasks))):
+            for result, machine in schedule(played, iter(range(tasks))):
                 ended += [result] if result != "" else []
-                assert place.startswith("place ")
+                assert machine.startswith("place ")
         except TasksFailed as error:
             failed = [task for task, why in error.failed if why]
     assert sorted(ended + failed) == list(range(tasks))
@@ -130,7 +130,7 @@ def test_a_task_that_kills_its_workers_is_given_up() -> None:
     assert sorted(r for r in ended if r != "") == [0, 1, 2, 4, 5, 6, 7]
     ((task, why),) = raised.value.failed
     assert task == 3 and "out of memory" in why
-    assert len(lost) == DEATHS
+    assert len(lost) == MAX_DEATHS
 
 
 def test_tasks_are_taken_as_they_are_needed() -> None:
@@ -170,7 +170,7 @@ def test_a_crew_that_is_gone_is_an_error(began: bool) -> None:
 
 def test_a_task_of_a_slow_worker_is_done_by_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow one has two: the second is taken over at once, the first when it takes too long."""
-    monkeypatch.setattr(module, "LEAST_SLOW", 0.2)
+    monkeypatch.setattr(module, "MIN_SLOW", 0.2)
 
     class Slow(Played):
         def events(self, seconds: float) -> Any:
@@ -188,7 +188,7 @@ def test_a_task_of_a_slow_worker_is_done_by_an_idle_one(monkeypatch: pytest.Monk
     assert len(slow.has["1"]) == 2
 
 
-# ---- the line ----
+# ---- the call queue ----
 
 
 def in_threads(call: Callable[[int], Any], tasks: Iterable[int]) -> dict[int, Any]:
@@ -279,7 +279,7 @@ def start(context: Any) -> Callable[[Any], Any]:
 
 
 class CrewContract:
-    """What `spread` needs of every Crew."""
+    """What `schedule` needs of every Crew."""
 
     def crew(self, context: Any) -> Any:
         raise NotImplementedError
@@ -308,11 +308,11 @@ class CrewContract:
             self.run([("raise" if n == 5 else "do", n) for n in range(12)], tmp_path)
         ((task, why),) = raised.value.failed
         assert task == ("raise", 5) and why.startswith("no 5 today (on ")
-        assert len(list(tmp_path.glob("5 *"))) == TRIES
+        assert len(list(tmp_path.glob("5 *"))) == MAX_TRIES
         assert {path.name.split()[0] for path in tmp_path.iterdir()} == set(map(str, range(12)))
 
     def test_workers_that_all_die_strand_the_crew(self, tmp_path: Path) -> None:
-        with pytest.raises(FeatureCacheError, match=r"no worker is left|workers ended while"):
+        with pytest.raises(FeatureCacheError, match=r"no worker is left|workers ended during"):
             self.run([("die", n) for n in range(12)], tmp_path)
 
     def test_a_worker_that_can_not_start_says_why(self, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""Where work runs, and how it shows. An executor knows nothing of features: it calls functions.
+"""Where work runs, and how it reports progress. An executor knows nothing about features: it calls
+functions.
 
-`pool` are processes that help this one (they make pictures while the network runs); `crew` shares
-work among equals, each of which does all of it: `processes` of this machine, or of a `cluster`.
+`pool` has processes that help this one (they make pictures while the network runs). `scheduler`
+shares tasks among equal workers, each of which does the whole of a task: `processes` of this
+machine, or actors of a `cluster`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """How a stage shows its progress (law 10): `done` of `total`, and what is being done."""
+    """Shows the progress of a stage (law 10, "Long work shows itself"): `done` of `total`, and what
+    is being done."""
 
     def __call__(self, done: int, total: int, what: str) -> None: ...
 

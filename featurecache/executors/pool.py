@@ -1,7 +1,7 @@
-"""A pool: worker processes beside this one, or none.
+"""A pool of worker processes, or none.
 
-It calls a function on tasks and gives the results in the order of the tasks, so that what is
-computed never depends on who computed it.
+It calls a function on tasks and yields the results in the order of the tasks, so that results never
+depend on the worker that computed them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Context = TypeVar("Context")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_LEAST_SHARED = 64 << 10  # bytes of arrays in a result, below which a pipe does as well
-_SHARED = Path("/dev/shm")  # where Linux keeps shared memory, which a container may have little of
+_MIN_SHARED = 64 << 10  # bytes of arrays in a result; below this a pipe is as fast
+_SHARED = Path("/dev/shm")  # Linux keeps shared memory here; containers may have little of it
 
 
 def checked_workers(workers: int | None) -> int:
-    """The number of workers asked for, or by default one for each core but one, at most 16: the
-    last core is left to the network. Raises BadInput for a negative number."""
+    """The number of workers; by default one fewer than the cores, which leaves one core to the
+    network, and at most 16. Raises BadInput for a negative number."""
     if workers is None:
         return min(cores() - 1, 16)
     if workers < 0:
@@ -45,7 +45,7 @@ def checked_workers(workers: int | None) -> int:
 
 
 def cores() -> int:
-    """The cores that this process may use, which can be fewer than there are."""
+    """The number of cores that this process may use, which can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -57,14 +57,14 @@ def ordered(
     tasks: Iterable[Task | None],
     workers: int,
 ) -> Generator[Result, None, None]:
-    """`function(context, task)` of each task, in the order of the tasks; `workers` 0 means in this
-    process. A task that is None says that there is none yet: what is begun is waited for first.
+    """`function(context, task)` of each task, in the order of the tasks. `workers` 0 means in this
+    process. A task that is None means that there is none yet: waits for the tasks already begun.
 
-    The context is sent to a worker once. Tasks are taken as they are needed, at most a few for each
-    worker ahead of the results. `function` must be importable by name, and not from the caller's
-    script, since workers are fresh processes that do not run it. Arrays in results come through
-    shared memory, where there is enough. An exception of `function` is raised here. Raises
-    FeatureCacheError if a worker process dies.
+    The context is sent to each worker once. Tasks are read as they are needed, a few per worker
+    ahead of the results. `function` must be importable by name, and not from the caller's script:
+    workers are fresh processes that do not run it. Arrays in results are passed in shared memory
+    if there is enough. An exception of `function` is raised here. Raises FeatureCacheError if a
+    worker process dies.
     """
     if workers == 0:
         yield from (function(context, task) for task in tasks if task is not None)
@@ -92,8 +92,8 @@ def ordered(
             yield blocks.unpacked(future.result(), block)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise FeatureCacheError(
-            "a worker process died (out of memory, or killed). What was committed stays; run "
-            "again, with fewer --workers if memory is short"
+            "a worker process died (out of memory, or killed). Committed shards are safe; run "
+            "again to continue, with fewer --workers if memory is short"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -106,25 +106,25 @@ _starting = threading.Lock()
 class _Worker(SpawnProcess):
     """A fresh process that does not run the caller's script.
 
-    A spawned process runs the main script once more, for functions that it may be sent from there.
-    Ours come from this package; and a script that calls it without `if __name__ == "__main__":`
-    would start workers in every worker. So the data for the start leaves the script out.
+    A spawned process normally runs the main script again, for the functions defined there. Ours
+    come from this package, and a script that calls it without `if __name__ == "__main__":` would
+    start workers in every worker. So the start data leaves out the script.
     """
 
     @staticmethod
     def _Popen(process: Any) -> Any:
-        whole = spawn.get_preparation_data
+        original = spawn.get_preparation_data
 
         def without_script(name: str) -> dict[str, Any]:
-            data = whole(name)
+            data = original(name)
             return {key: data[key] for key in data if not key.startswith("init_main_from_")}
 
-        with _starting:  # that module is shared by all threads
+        with _starting:  # all threads share that module
             spawn.get_preparation_data = without_script
             try:
                 return SpawnProcess._Popen(process)
             finally:
-                spawn.get_preparation_data = whole
+                spawn.get_preparation_data = original
 
 
 class _WorkerContext(SpawnContext):
@@ -132,13 +132,13 @@ class _WorkerContext(SpawnContext):
 
 
 def worker_processes() -> SpawnContext:
-    """What starts the worker processes of this package."""
+    """The multiprocessing context that starts the worker processes of this package."""
     return _WorkerContext()
 
 
 class _Packed(NamedTuple):
-    """A result on its way: its pickle, and the arrays that lie outside of it, end to end in a block
-    of shared memory (`arrays` is None) or one by one."""
+    """A result in transit: its pickle, and the arrays outside of it: end to end in a block of
+    shared memory (`arrays` is None), or one by one."""
 
     body: bytes
     sizes: list[int]
@@ -146,7 +146,7 @@ class _Packed(NamedTuple):
 
 
 class _Blocks:
-    """Blocks of shared memory for results, made once it is known how large these are."""
+    """Blocks of shared memory for results. They are made when the first result shows their size."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -157,11 +157,11 @@ class _Blocks:
         return self._free.pop() if self._free else None
 
     def unpacked(self, packed: _Packed, block: SharedMemory | None) -> Any:
-        """The result itself; its arrays are copied, so that the block is free again."""
+        """The result itself. Its arrays are copied, which frees the block."""
         size = sum(packed.sizes)
         if packed.arrays is not None:
             arrays: list[Any] = [bytearray(array) for array in packed.arrays]
-            if self._count and size >= _LEAST_SHARED:
+            if self._count and size >= _MIN_SHARED:
                 self._make(size)
         else:
             assert block is not None
@@ -173,7 +173,7 @@ class _Blocks:
         return pickle.loads(packed.body, buffers=arrays)
 
     def _make(self, size: int) -> None:
-        """All blocks, once; or none where there is no room, and pipes it is."""
+        """Make all blocks, once; or none if there is no room: then results go through pipes."""
         count, self._count = self._count, 0
         try:
             while _room_for(count * size) and len(self._made) < count:
@@ -190,16 +190,18 @@ class _Blocks:
 
 
 def _room_for(size: int) -> bool:
-    """Is there shared memory for this, and as much again? Writing to what is not there kills."""
+    """Whether there is shared memory for twice this: a write past the end of it kills a process."""
     return not _SHARED.is_dir() or shutil.disk_usage(_SHARED).free > 2 * size
 
 
-_worker: dict[str, Any] = {}  # of a worker process: its function, its context, blocks it has seen
+_worker: dict[
+    str, Any
+] = {}  # global of a worker process, which has one thread: function, context, blocks
 
 
 def _start_worker(function: Any, context: Any) -> None:
     _worker.update(function=function, context=context)
-    # Ctrl-C reaches the whole group: only the parent answers it, and takes the workers along.
+    # Ctrl-C reaches the whole group. Only the parent handles it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow_parent, daemon=True).start()
 
@@ -224,7 +226,7 @@ def _run(task: Any, block: str | None) -> _Packed:
 
 
 def follow_parent() -> None:
-    """End this process when its parent does, however it ends: a killed parent says no goodbye."""
+    """End this process when its parent ends, even if the parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

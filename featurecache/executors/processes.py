@@ -1,4 +1,4 @@
-"""A crew of processes on this machine, each with GPUs or cores of its own."""
+"""A crew of processes on this machine, each with its own GPUs or cores."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from featurecache.executors.scheduler import (
 )
 from featurecache.text import one_line
 
-CLOSING = 5.0  # seconds that processes have to end by themselves
-RESTARTS = 3  # of a process that ends again and again without having ended a task
+CLOSING = 5.0  # seconds that processes have to end by themselves before they are killed
+RESTARTS = 3  # of a process that keeps dying before it ends a task
 
 
 @dataclass
 class _Seat:
-    """A place for a worker: what is its own, and who sits there."""
+    """A slot for a worker: its resources, and its current process."""
 
     name: str
     environment: dict[str, str]
@@ -41,13 +41,13 @@ class _Seat:
     worker: str = ""
     process: Any = None
     pipe: Any = None
-    deaths: int = 0  # since a task was ended here
-    why: str = ""  # it is empty, and stays so
+    deaths: int = 0  # since a task last ended here
+    error: str = ""  # why it has no worker, and gets none
 
 
 class Processes:
-    """A Crew of `count` processes, each with its share of the cores, and with `gpus` GPUs that no
-    other has."""
+    """A Crew of `count` processes, each with its share of the cores and with `gpus` GPUs of its
+    own."""
 
     def __init__(
         self, start: Callable[[Any], Callable[[Any], Any]], context: Any, count: int, gpus: int = 0
@@ -55,99 +55,104 @@ class Processes:
         self._payload = pickle.dumps((start, context))
         self._numbers = itertools.count()
         self._seats = []
-        mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         for seat in range(count):
             environment = {}
-            share = mine[seat * len(mine) // count : (seat + 1) * len(mine) // count]
+            start, stop = (i * len(available) // count for i in (seat, seat + 1))
+            share = available[start:stop]
             if gpus:
-                each = range(seat * gpus, (seat + 1) * gpus)
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, _visible(each)))
-            self._seats.append(_Seat(f"process {seat + 1}", environment, share or mine))
-        for one in self._seats:
-            self._fill(one)
+                numbers = range(seat * gpus, (seat + 1) * gpus)
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, _visible(numbers)))
+            self._seats.append(_Seat(f"process {seat + 1}", environment, share or available))
+            self._fill(self._seats[-1])
 
     def give(self, worker: str, number: int, task: Any) -> None:
         seat = next(seat for seat in self._seats if seat.worker == worker)
-        with contextlib.suppress(OSError):  # it has ended: the next events say so
+        with contextlib.suppress(OSError):  # it has ended: an event will say so
             seat.pipe.send((number, task))
 
     def events(self, seconds: float) -> Sequence[WorkerJoined | WorkerLost | TaskEnded]:
-        of_pipe = {seat.pipe: seat for seat in self._seats if seat.pipe is not None}
-        found: list[WorkerJoined | WorkerLost | TaskEnded] = []
-        for pipe in multiprocessing.connection.wait(list(of_pipe), seconds):
-            seat = of_pipe[pipe]
+        seats = {seat.pipe: seat for seat in self._seats if seat.pipe is not None}
+        events: list[WorkerJoined | WorkerLost | TaskEnded] = []
+        for pipe in multiprocessing.connection.wait(list(seats), seconds):
+            seat = seats[pipe]
             try:
-                said = seat.pipe.recv()
+                answer = seat.pipe.recv()
             except (EOFError, OSError):
                 seat.process.join()
-                found.append(WorkerLost(seat.worker, self._ended(seat)))
+                events.append(WorkerLost(seat.worker, self._ended(seat)))
                 continue
-            if said is None:
-                found.append(WorkerJoined(seat.worker, seat.name))
-            elif isinstance(said, str):
-                seat.why = said  # it could not start, and another would not either
+            if answer is None:
+                events.append(WorkerJoined(seat.worker, seat.name))
+            elif isinstance(answer, str):
+                seat.error = answer  # it could not start; nor would another
             else:
                 seat.deaths = 0
-                found.append(TaskEnded(seat.worker, *said))
-        return found
+                events.append(TaskEnded(seat.worker, *answer))
+        return events
 
     @property
     def stranded(self) -> str:
         if any(seat.pipe is not None for seat in self._seats):
             return ""
-        return "; ".join(dict.fromkeys(seat.why for seat in self._seats))
+        return "; ".join(dict.fromkeys(seat.error for seat in self._seats))
 
     def close(self) -> None:
-        """Let the processes end, and with them the workers and the shared memory of each; those
-        that are still at a task are killed."""
+        """End the processes, with the workers and the shared memory of each; those still running
+        a task after CLOSING seconds are killed."""
         for seat in self._seats:
             if seat.pipe is not None:
                 seat.pipe.close()
-        until = time.monotonic() + CLOSING
+        deadline = time.monotonic() + CLOSING
         for seat in self._seats:
             if seat.process is not None:
-                seat.process.join(max(0.0, until - time.monotonic()))
+                seat.process.join(max(0.0, deadline - time.monotonic()))
                 seat.process.kill()
                 seat.process.join()
 
     def _fill(self, seat: _Seat) -> None:
         context = worker_processes()
-        seat.pipe, theirs = context.Pipe()
+        seat.pipe, worker_end = context.Pipe()
         seat.worker = f"{seat.name}, {next(self._numbers)}"
         seat.process = context.Process(
-            target=_serve, args=(theirs, seat.environment, seat.cores, self._payload)
+            target=_serve, args=(worker_end, seat.environment, seat.cores, self._payload)
         )
         seat.process.start()
-        theirs.close()
+        worker_end.close()
 
     def _ended(self, seat: _Seat) -> str:
-        """Why its process has ended; another one sits there now, if that may help."""
+        """Why its process has ended; starts another in its seat if that may help."""
         seat.pipe.close()
         seat.pipe = None
-        if not seat.why:
+        if not seat.error:
             seat.deaths += 1
-            why = f"{seat.name} ended with code {seat.process.exitcode}: killed, or out of memory"
+            reason = (
+                f"{seat.name} ended with code {seat.process.exitcode}: killed, or out of memory"
+            )
             if seat.deaths < RESTARTS:
                 self._fill(seat)
-                return why
-            seat.why = why
-        return seat.why
+                return reason
+            seat.error = reason
+        return seat.error
 
 
 def _visible(numbers: Sequence[int]) -> Iterator[int | str]:
-    """What CUDA calls these ones of the GPUs that this process may see."""
-    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names: Sequence[str] | Mapping[int, int] = mine.split(",") if mine else {n: n for n in numbers}
+    """CUDA's names of the GPUs with these numbers, among those that this process may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names: Sequence[str] | Mapping[int, int]
+    names = visible.split(",") if visible else {n: n for n in numbers}
     for number in numbers:
         yield names[number]
 
 
-def _serve(pipe: Any, environment: dict[str, str], own: list[int], payload: bytes) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent answers it
+def _serve(pipe: Any, environment: dict[str, str], share: list[int], payload: bytes) -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process; the parent handles it
     threading.Thread(target=follow_parent, daemon=True).start()
-    os.environ.update(environment)  # before anything asks for a GPU
-    if own and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, own)
+    os.environ.update(environment)  # before anything uses a GPU
+    if share and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, share)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     try:
         start, context = pickle.loads(payload)
@@ -155,7 +160,7 @@ def _serve(pipe: Any, environment: dict[str, str], own: list[int], payload: byte
     except FeatureCacheError as error:
         pipe.send(str(error))
         return
-    except Exception as error:  # noqa: BLE001 - the parent says it
+    except Exception as error:  # noqa: BLE001 - the parent reports it
         pipe.send(f"{type(error).__name__}: {one_line(error)}")
         return
     sending = threading.Lock()
@@ -166,7 +171,7 @@ def _serve(pipe: Any, environment: dict[str, str], own: list[int], payload: byte
             pipe.send((number, *result))
 
     pipe.send(None)
-    # EOFError: the parent wants no more.
+    # EOFError: the parent has closed the pipe.
     with ThreadPoolExecutor(AHEAD + 1) as threads, contextlib.suppress(EOFError):
         while True:
             threads.submit(answer, *pipe.recv())

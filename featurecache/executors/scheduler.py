@@ -1,7 +1,8 @@
-"""A crew: equals that share tasks, each able to do all of one, and any of which may be lost.
+"""A scheduler: shares tasks among equal workers, any of which may be lost.
 
-Tasks must be idempotent: one whose worker is lost is given to another, and so is one that takes too
-long, while the first is still at it. Results are small; what a task makes, its worker stores.
+Tasks must be idempotent. A task is given to another worker when its worker is lost, and also when
+it takes too long, while the first is still working on it. Results are small: workers store what
+they make.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import collections
 import statistics
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -18,216 +19,263 @@ from typing import Any, NamedTuple, Protocol
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.text import one_line
 
-AHEAD = 2  # tasks that a worker has at a time: it makes pictures of one while it computes another
-TRIES = 3  # of a task that raises, by other workers if there are
-DEATHS = 5  # of workers at one task, before it is taken for their cause
-SLOW = 4.0  # times the median a task may take before an idle worker does it too
-LEAST_SLOW = 5.0  # seconds that any task may take
-LATER = 0.5  # seconds until a task that is somebody else's is asked for again
+AHEAD = 2  # tasks per worker: it makes pictures for one task while it computes another
+MAX_TRIES = 3  # runs of a task that raises, on different workers if there are several
+MAX_DEATHS = 5  # workers that may end during a task before the task is blamed
+SLOW = 4.0  # times the median duration, after which an idle worker runs a task too
+MIN_SLOW = 5.0  # seconds that every task may take
+RETRY_DELAY = 0.5  # seconds before a deferred task is tried again
+MAX_WAIT = 0.5  # seconds to wait for events
 
 
 class Deferred(NamedTuple):
-    """What a task gives that can't be ended now: `result` so far, and the `task` that is left."""
+    """The return value of a task that cannot finish now: the partial `result`, and the `task` that
+    remains."""
 
     result: Any
     task: Any
 
 
 class WorkerJoined(NamedTuple):
-    """A worker is ready; `place` is the name of its machine."""
+    """A worker is ready; `machine` is the name to show."""
 
     worker: str
-    place: str
+    machine: str
 
 
 class WorkerLost(NamedTuple):
-    """A worker has ended, and with it what it was at."""
+    """A worker has ended, and its unfinished tasks with it."""
 
     worker: str
-    why: str
+    reason: str
 
 
 class TaskEnded(NamedTuple):
-    """A worker has ended a task: with a result, or (`why`) without."""
+    """A worker has ended a task, with a result or with an `error`."""
 
     worker: str
     number: int
     result: Any
-    why: str = ""
+    error: str = ""
 
 
 class Crew(Protocol):
-    """Workers, which the crew starts, and starts anew where they are lost."""
+    """Starts workers, and replaces those that are lost."""
 
     def give(self, worker: str, number: int, task: Any) -> None:
-        """Begin on a task; what becomes of it is an event."""
+        """Start a task on a worker; its outcome comes as an event."""
         ...
 
     def events(self, seconds: float) -> Sequence[WorkerJoined | WorkerLost | TaskEnded]:
-        """What has happened, waited for at most so long."""
+        """What has happened; waits up to `seconds` for it."""
         ...
 
     @property
     def stranded(self) -> str:
-        """Why there are no workers and none will come; "" as long as some are or may."""
+        """Why there are no workers and none will come; "" while there are or may be some."""
         ...
 
 
 class TasksFailed(FeatureCacheError):
-    """`failed`: each task that could not be done, and why. All others are done."""
+    """`failed`: each task that could not be done, with the reason. All others are done."""
 
     def __init__(self, failed: list[tuple[Any, str]]) -> None:
-        super().__init__("; ".join(why for _, why in failed))
+        super().__init__("; ".join(reason for _, reason in failed))
         self.failed = failed
+
+
+def schedule(
+    crew: Crew, tasks: Iterable[Any], on_loss: Callable[[str], None] = lambda reason: None
+) -> Generator[tuple[Any, str], None, None]:
+    """Run every task on some worker; yields (result, machine) as tasks end, in any order.
+
+    Tasks are read as they are needed. Calls `on_loss` with the reason for each worker that ends.
+    Raises TasksFailed after all other tasks are done, if some can't be done.
+    """
+    return Scheduler(crew, tasks, on_loss).results()
 
 
 @dataclass
 class _Task:
     task: Any
-    began: dict[str, float] = field(default_factory=dict)  # worker that is at it -> when given
-    failed: set[str] = field(default_factory=set)  # workers that could not do it
+    started: dict[str, float] = field(default_factory=dict)  # worker -> when it got the task
+    failed_on: set[str] = field(default_factory=set)  # workers
     tries: int = 0
     deaths: int = 0
 
 
-def schedule(
-    crew: Crew, tasks: Iterable[Any], lost: Callable[[str], None] = lambda why: None
-) -> Generator[tuple[Any, str], None, None]:
-    """Every task done by some worker: (result, place) as they end, in no order. Tasks are taken as
-    they are needed. `lost` is told of each worker that ends, and why.
+class Scheduler:
+    """The tasks of a crew and their states.
 
-    When all that can be done is done, raises TasksFailed for those that can't.
+    A task is *unread* until a worker needs it, then *waiting*, *running* (on one worker, or on two
+    if the first is slow), *deferred* for RETRY_DELAY, and in the end *done* or *failed*.
     """
-    source = iter(tasks)
-    numbers = iter(range(1 << 62))
-    open_tasks: dict[int, _Task] = {}
-    waiting: collections.deque[int] = collections.deque()  # to be given again
-    later: list[tuple[float, int]] = []
-    places: dict[str, str] = {}  # worker -> its place
-    given: dict[str, list[int]] = {}  # worker -> the tasks it has, oldest first
-    failed: list[tuple[Any, str]] = []
-    took: collections.deque[float] = collections.deque(maxlen=99)
-    more = True
 
-    def next_for(worker: str) -> int | None:
-        nonlocal more
-        for number in waiting:
-            failed_at = open_tasks[number].failed
-            if worker not in failed_at or not given.keys() - failed_at:
-                waiting.remove(number)
-                return number
-        if more:
-            try:
-                task = next(source)
-            except StopIteration:
-                more = False
-            else:
-                number = next(numbers)
-                open_tasks[number] = _Task(task)
-                return number
-        return None if given[worker] else _taken_over(worker, open_tasks, given, took)
+    def __init__(self, crew: Crew, tasks: Iterable[Any], on_loss: Callable[[str], None]) -> None:
+        self._crew = crew
+        self._unread: Iterator[Any] | None = iter(tasks)  # None when all are read
+        self._on_loss = on_loss
+        self._open: dict[int, _Task] = {}  # read, and neither done nor failed
+        self._read_count = 0
+        self._waiting: collections.deque[int] = collections.deque()
+        self._deferred: list[tuple[float, int]] = []  # (when it waits again, number)
+        self._failed: list[tuple[Any, str]] = []
+        self._machines: dict[str, str] = {}  # of each worker that ever joined
+        self._queues: dict[str, list[int]] = {}  # worker -> its tasks, oldest first
+        self._durations: collections.deque[float] = collections.deque(maxlen=99)
 
-    def gone(worker: str, number: int) -> None:
-        if number in given.get(worker, ()):
-            given[worker].remove(number)
-        if number in open_tasks:
-            open_tasks[number].began.pop(worker, None)
+    def results(self) -> Generator[tuple[Any, str], None, None]:
+        """(result, machine) for each task as it ends, and for each partial result."""
+        while True:
+            self._resume_deferred()
+            self._hand_out()
+            if not self._open and self._unread is None:
+                break
+            self._check_workers()
+            for event in self._crew.events(0.05 if self._deferred else MAX_WAIT):
+                yield from self._handle(event)
+        if self._failed:
+            raise TasksFailed(self._failed)
 
-    def give_up(number: int, why: str) -> None:
-        failed.append((open_tasks.pop(number).task, why))
-
-    def again(number: int) -> None:
-        """It is nobody's now, unless another worker is at it too."""
-        if not open_tasks[number].began:
-            waiting.append(number)
-
-    while True:
+    def _resume_deferred(self) -> None:
         now = time.monotonic()
-        waiting.extend(number for when, number in later if when <= now)
-        later = [(when, number) for when, number in later if when > now]
-        for most in range(1, AHEAD + 1):  # everybody has one before anybody has two
-            for worker, has in given.items():
-                number = next_for(worker) if len(has) < most else None
+        self._waiting.extend(number for when, number in self._deferred if when <= now)
+        self._deferred = [(when, number) for when, number in self._deferred if when > now]
+
+    def _hand_out(self) -> None:
+        for depth in range(1, AHEAD + 1):  # every worker gets one before any gets two
+            for worker, queue in self._queues.items():
+                number = self._next_task(worker) if len(queue) < depth else None
                 if number is not None:
-                    has.append(number)
-                    open_tasks[number].began[worker] = now
-                    crew.give(worker, number, open_tasks[number].task)
-        if not open_tasks and not more:
-            break
-        if not given and crew.stranded:
-            if not places:  # nothing was begun
-                raise BadInput(crew.stranded)
-            raise FeatureCacheError(
-                f"no worker is left ({crew.stranded}). What was committed stays: run again"
-            )
-        for event in crew.events(0.05 if later else LATER):
-            if isinstance(event, WorkerJoined):
-                places[event.worker] = event.place
-                given[event.worker] = []
-            elif isinstance(event, WorkerLost):
-                lost(event.why)
-                for place, number in enumerate(given.pop(event.worker, [])):
-                    if number in open_tasks:
-                        open_tasks[number].began.pop(event.worker, None)
-                        open_tasks[number].deaths += place == 0  # the others were not begun
-                        if open_tasks[number].deaths == DEATHS:
-                            give_up(number, f"{DEATHS} workers ended while at it ({event.why})")
-                        else:
-                            again(number)
-            elif event.number not in open_tasks:  # another worker was faster
-                gone(event.worker, event.number)
-            else:
-                one = open_tasks[event.number]
-                began = one.began.get(event.worker, now)
-                first = (given.get(event.worker) or [event.number])[0] == event.number
-                gone(event.worker, event.number)
-                if event.why:
-                    one.failed.add(event.worker)
-                    one.tries += 1
-                    if one.tries == TRIES:
-                        give_up(event.number, f"{event.why} (on {places[event.worker]})")
-                    else:
-                        again(event.number)
-                    continue
-                result = event.result
-                if isinstance(result, Deferred):
-                    yield result.result, places[event.worker]
-                    one.task = result.task
-                    if not one.began:
-                        later.append((time.monotonic() + LATER, event.number))
-                    continue
-                if first:
-                    took.append(time.monotonic() - began)
-                del open_tasks[event.number]
-                yield result, places[event.worker]
-    if failed:
-        raise TasksFailed(failed)
+                    queue.append(number)
+                    self._open[number].started[worker] = time.monotonic()
+                    self._crew.give(worker, number, self._open[number].task)
 
-
-def _taken_over(
-    worker: str,
-    open_tasks: dict[int, _Task],
-    given: dict[str, list[int]],
-    took: Sequence[float],
-) -> int | None:
-    """A task for a worker with nothing to do, that one other has: not begun yet, or begun so long
-    ago that something may be wrong with its worker."""
-    now = time.monotonic()
-    slow = max(SLOW * statistics.median(took), LEAST_SLOW) if took else float("inf")
-    for number, one in open_tasks.items():
-        if len(one.began) == 1 and worker not in one.began and worker not in one.failed:
-            ((other, began),) = one.began.items()
-            if given[other][0] != number or now - began > slow:
+    def _next_task(self, worker: str) -> int | None:
+        for number in self._waiting:
+            failed_on = self._open[number].failed_on
+            if worker not in failed_on or not self._queues.keys() - failed_on:
+                self._waiting.remove(number)
                 return number
-    return None
+        number = self._read_task()
+        if number is None and not self._queues[worker]:
+            return self._task_to_double(worker)
+        return number
+
+    def _read_task(self) -> int | None:
+        if self._unread is None:
+            return None
+        try:
+            task = next(self._unread)
+        except StopIteration:
+            self._unread = None
+            return None
+        self._read_count += 1
+        self._open[self._read_count] = _Task(task)
+        return self._read_count
+
+    def _task_to_double(self, worker: str) -> int | None:
+        """A task of another worker for this idle one: one that has not begun, or that began so
+        long ago that something may be wrong with its worker."""
+        now = time.monotonic()
+        limit = float("inf")
+        if self._durations:
+            limit = max(SLOW * statistics.median(self._durations), MIN_SLOW)
+        for number, task in self._open.items():
+            if len(task.started) == 1 and worker not in task.started.keys() | task.failed_on:
+                ((holder, start),) = task.started.items()
+                if self._queues[holder][0] != number or now - start > limit:
+                    return number
+        return None
+
+    def _check_workers(self) -> None:
+        """Raise if there is no worker left and none will come."""
+        if self._queues:
+            return
+        reason = self._crew.stranded
+        if reason and not self._machines:  # nothing was begun
+            raise BadInput(reason)
+        if reason:
+            raise FeatureCacheError(
+                f"no worker is left ({reason}). Committed shards are safe: run again to continue"
+            )
+
+    def _handle(
+        self, event: WorkerJoined | WorkerLost | TaskEnded
+    ) -> Generator[tuple[Any, str], None, None]:
+        if isinstance(event, WorkerJoined):
+            self._machines[event.worker] = event.machine
+            self._queues[event.worker] = []
+        elif isinstance(event, WorkerLost):
+            self._lose_worker(event)
+        elif event.number not in self._open:  # another worker was faster
+            self._release(event.worker, event.number)
+        elif event.error:
+            self._record_error(event)
+        else:
+            yield self._accept(event), self._machines[event.worker]
+
+    def _lose_worker(self, event: WorkerLost) -> None:
+        self._on_loss(event.reason)
+        for position, number in enumerate(self._queues.pop(event.worker, [])):
+            task = self._open.get(number)
+            if task is None:
+                continue
+            task.started.pop(event.worker, None)
+            task.deaths += position == 0  # it had not begun on the others
+            if task.deaths == MAX_DEATHS:
+                self._fail(number, f"{MAX_DEATHS} workers ended during it ({event.reason})")
+            else:
+                self._requeue(number)
+
+    def _record_error(self, event: TaskEnded) -> None:
+        task = self._open[event.number]
+        self._release(event.worker, event.number)
+        task.failed_on.add(event.worker)
+        task.tries += 1
+        if task.tries == MAX_TRIES:
+            self._fail(event.number, f"{event.error} (on {self._machines[event.worker]})")
+        else:
+            self._requeue(event.number)
+
+    def _accept(self, event: TaskEnded) -> Any:
+        """Take the result of a task that is done or deferred."""
+        task = self._open[event.number]
+        start = task.started.get(event.worker)
+        is_oldest = self._queues.get(event.worker, [])[:1] == [event.number]
+        self._release(event.worker, event.number)
+        if isinstance(event.result, Deferred):
+            task.task = event.result.task
+            if not task.started:
+                self._deferred.append((time.monotonic() + RETRY_DELAY, event.number))
+            return event.result.result
+        if is_oldest and start is not None:  # the others have waited for the oldest
+            self._durations.append(time.monotonic() - start)
+        del self._open[event.number]
+        return event.result
+
+    def _release(self, worker: str, number: int) -> None:
+        """The worker has the task no longer."""
+        if number in self._queues.get(worker, ()):
+            self._queues[worker].remove(number)
+        if number in self._open:
+            self._open[number].started.pop(worker, None)
+
+    def _requeue(self, number: int) -> None:
+        """The task waits, unless another worker runs it too."""
+        if not self._open[number].started:
+            self._waiting.append(number)
+
+    def _fail(self, number: int, reason: str) -> None:
+        self._failed.append((self._open.pop(number).task, reason))
 
 
 class CallQueue:
-    """Makes of a function that works through a stream of tasks one that does a task when it is
-    called, from several threads at once: the stream sees the next task before the last is done.
+    """Turns a function over a stream of tasks into a function of one task, which several threads
+    may call at once: the stream sees the next task before the previous one is done.
 
-    `work(tasks)` gives one result for each task, in their order; a task that is None says that
-    there is none now.
+    `work(tasks)` yields one result per task, in their order; a task that is None means that there
+    is none now.
     """
 
     def __init__(self, work: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
@@ -247,7 +295,7 @@ class CallQueue:
         return future.result()
 
     def close(self) -> None:
-        """End the stream when the last task is done, and wait for that. No task may follow."""
+        """Wait until the last task is done, and end the stream. No calls may follow."""
         with self._some:
             self._closed = True
             self._some.notify_all()
@@ -277,7 +325,7 @@ class CallQueue:
                 for result in self._work(self._tasks()):
                     self._taken.popleft()[1].set_result(result)
             except BaseException as error:  # noqa: BLE001 - its caller raises it
-                if not self._taken:  # of no task: all that wait are told
+                if not self._taken:  # no task caused it: all waiting callers get it
                     with self._some:
                         self._taken.extend(self._calls)
                         self._calls.clear()
@@ -285,16 +333,16 @@ class CallQueue:
                         self._taken.popleft()[1].set_exception(error)
                     continue
                 self._taken.popleft()[1].set_exception(error)
-                with self._some:  # those behind it are done in the next stream
+                with self._some:  # the tasks behind it go to the next stream
                     self._calls.extendleft(reversed(self._taken))
                     self._taken.clear()
 
 
 def attempt(do: Callable[[Any], Any], task: Any) -> tuple[Any, str]:
-    """(result, "") of `do(task)`, or (None, why not): what a worker sends."""
+    """(result, "") of `do(task)`, or (None, error text): what a worker sends."""
     try:
         return do(task), ""
     except FeatureCacheError as error:
         return None, str(error)
-    except Exception as error:  # noqa: BLE001 - the driver says it, with the task
+    except Exception as error:  # noqa: BLE001 - the driver reports it, with the task
         return None, f"{type(error).__name__}: {one_line(error)}"

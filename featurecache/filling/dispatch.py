@@ -99,8 +99,8 @@ def dispatch(
         with contextlib.closing(_crew(where, context, gpus)) as crew:
             results = schedule(crew, todo, tally.lost)
             try:
-                for done, place in results:
-                    tally.rows(done.rows, place)
+                for done, machine in results:
+                    tally.rows(done.rows, machine)
                     tally.done(done)
             except TasksFailed as error:
                 raise _not_made(error, len(todo)) from error
