@@ -79,7 +79,7 @@ class TestCluster(CrewContract):
         monkeypatch.setattr(module, "PATIENCE", 1.0)
         crew = Cluster(start, None, self.address, gpus=1, max_workers=2)
         try:
-            with pytest.raises(BadInput, match="no machine with 1 GPUs and a core joined within 1 s"):
+            with pytest.raises(BadInput, match="no machine with 1 GPUs and a core joined"):
                 list(schedule(crew, [("do", 1)]))
         finally:
             crew.close()
@@ -115,7 +115,7 @@ class TestCluster(CrewContract):
         )
         crew = self.crew((tmp_path, "is not asked"))
         monkeypatch.undo()
-        said = rf"vm.*: has featurecache {featurecache.__version__}, not 9\.9\.9: install what"
+        said = rf"vm.*: has featurecache {featurecache.__version__}, not 9\.9\.9: install the"
         try:
             with pytest.raises(BadInput, match=said.replace("vm", socket.gethostname())):
                 list(schedule(crew, [("do", 1)]))
