@@ -58,8 +58,8 @@ class Processes:
         available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         for seat in range(count):
             environment = {}
-            start, stop = (i * len(available) // count for i in (seat, seat + 1))
-            share = available[start:stop]
+            first, end = (i * len(available) // count for i in (seat, seat + 1))
+            share = available[first:end]
             if gpus:
                 numbers = range(seat * gpus, (seat + 1) * gpus)
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, _visible(numbers)))

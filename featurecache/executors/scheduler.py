@@ -157,10 +157,10 @@ class Scheduler:
             if worker not in failed_on or not self._queues.keys() - failed_on:
                 self._waiting.remove(number)
                 return number
-        number = self._read_task()
-        if number is None and not self._queues[worker]:
+        unread = self._read_task()
+        if unread is None and not self._queues[worker]:
             return self._task_to_double(worker)
-        return number
+        return unread
 
     def _read_task(self) -> int | None:
         if self._unread is None:
