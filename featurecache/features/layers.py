@@ -1,7 +1,7 @@
-"""Layers: what of a network is read, and how it becomes one vector an image.
+"""Layers: which output of a network is read, and how it becomes one vector per image.
 
-timm's networks name those of their modules that are worth reading (`feature_info`) and give the map
-of each (`forward_intermediates`, timm/models/_features.py), so nothing here knows an architecture.
+timm's networks list the modules that are useful to read (`feature_info`) and return their maps
+(`forward_intermediates`, timm/models/_features.py), so this module knows no architecture.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import nn
 
 from featurecache.errors import BadInput, UnknownName
 
-PRE_LOGITS = "pre_logits"  # what timm gives for num_classes=0: pooled by the network itself
-FEATURES = "features"  # the map before that, which timm's forward_features gives
+PRE_LOGITS = "pre_logits"  # the output of timm for num_classes=0: pooled by the network itself
+FEATURES = "features"  # the map before that, the output of timm's forward_features
 OWN = "model"  # the pooling of pre_logits
 _POOL: dict[str, Any] = {"avg": torch.mean, "max": torch.amax}
 POOLINGS = (OWN, *_POOL, "avg+max", "token")
 
 
 def chosen(layer: str | None, pooling: str | None) -> tuple[str, str]:
-    """The layer and the pooling that are meant, where one or both were left out.
+    """The layer and the pooling, with the defaults for what is None.
 
-    Raises BadInput for a pooling that does not go with the layer, whatever the network.
+    Raises BadInput for a pooling that does not fit the layer, whatever the network.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise UnknownName("pooling", pooling, POOLINGS)
@@ -40,35 +40,35 @@ def chosen(layer: str | None, pooling: str | None) -> tuple[str, str]:
 
 
 def readable(network: Any, size: int) -> dict[str, tuple[str, ...]]:
-    """The layers of a timm network, each with the poolings that it can be read by.
+    """The layers of a timm network, with the poolings that each supports.
 
     `network` is on the meta device, where a pass over a picture of `size` pixels costs nothing.
     """
-    found = {PRE_LOGITS: (OWN,)} if _output(network, size, 2) else {}
+    poolings = {PRE_LOGITS: (OWN,)} if _output(network, size, 2) else {}
     maps = ("avg", "max", "avg+max")
     prefixed = getattr(network, "num_prefix_tokens", None)
     token = ("token",) if prefixed and getattr(network, "cls_token", None) is not None else ()
-    # A class token among tokens of an unknown number before the map: no map can be cut out.
+    # A class token, but an unknown number of tokens before the map: the map can't be cut out.
     hidden = prefixed is None and any("cls_token" in name for name, _ in network.named_parameters())
     if not hidden and _output(network.forward_features, size, 3, 4):
-        found[FEATURES] = (*maps, *token)
-    asked = inspect.signature(network.forward_intermediates).parameters
-    inner = (*maps, *token) if "return_prefix_tokens" in asked else maps
-    return found | dict.fromkeys(_indices(network), inner)
+        poolings[FEATURES] = (*maps, *token)
+    parameters = inspect.signature(network.forward_intermediates).parameters
+    inner = (*maps, *token) if "return_prefix_tokens" in parameters else maps
+    return poolings | dict.fromkeys(_indices(network), inner)
 
 
 def _output(forward: Any, size: int, *dimensions: int) -> bool:
-    """Does this give one tensor of so many dimensions? True where it can't be told."""
+    """Does `forward` return one tensor of so many dimensions? True if that can't be determined."""
     try:
         with torch.no_grad():
             out = forward(torch.zeros(1, 3, size, size, device="meta"))
-    except (RuntimeError, NotImplementedError):  # of numbers, which are not there on meta
+    except (RuntimeError, NotImplementedError):  # it needs numbers, which the meta device lacks
         return True
     return isinstance(out, torch.Tensor) and out.ndim in dimensions
 
 
 def _indices(network: Any) -> dict[str, int]:
-    """The number of each module in `feature_info`, but of those that share a name."""
+    """The index of each module in `feature_info`, except for names that occur twice."""
     names = [info["module"] for info in network.feature_info]
     count = Counter(names)
     return {name: i for i, name in enumerate(names) if name and count[name] == 1}
@@ -77,7 +77,7 @@ def _indices(network: Any) -> dict[str, int]:
 class Reader(nn.Module):
     """Images (n, 3, S, S) to vectors (n, D): a layer of a network, pooled.
 
-    What lies behind the layer is not run. `avg+max` puts the two end to end.
+    Modules behind the layer are not run. `avg+max` concatenates the two.
     """
 
     def __init__(self, network: nn.Module, layer: str, pooling: str) -> None:

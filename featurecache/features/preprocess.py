@@ -1,6 +1,6 @@
-"""Preprocessing: what a network wants done to a picture before it sees it.
+"""Preprocessing: from the pixels of a picture to the input of a network.
 
-`Preprocess` travels to worker processes, which never pay for torch or timm.
+`Preprocess` is sent to worker processes, which import neither torch nor timm.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pi
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a network wants done to a picture before it: resize, centre crop, then mean and std."""
+    """The preprocessing of a network: resize, centre crop, then mean and std."""
 
     input_size: int
     interpolation: str
@@ -29,7 +29,7 @@ class Preprocess:
 
         The geometry of timm's evaluation transform (timm/data/transforms_factory.py): resize to
         floor(input_size / crop) on the shorter side (`center`) or on both (`squash`), centre crop.
-        Mean and std are left to the engine, so that bytes travel and not floats.
+        The engine applies mean and std, so that bytes are sent to it and not floats.
         """
         from PIL import Image
 
@@ -42,7 +42,7 @@ class Preprocess:
         return np.asarray(picture.crop(box))
 
     def geometry(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Of a picture of this size, (height, width) once resized, and (top, left) of the crop."""
+        """(height, width) of a picture of this size after resizing, and (top, left) of the crop."""
         scale = math.floor(self.input_size / self.crop)
         if self.crop_mode == "squash":
             high, wide = scale, scale
@@ -56,16 +56,16 @@ class Preprocess:
         )
 
     def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """What `__call__` does to a picture of this size, but for the rounding to bytes: `down`
+        """`__call__` for a picture of this size as matrices, without rounding to bytes: `down`
         (input_size, height) and `across` (input_size, width) float64, so that each channel of the
         result is down @ channel @ across.T."""
         from PIL import Image
 
         filter = Image.Resampling(INTERPOLATIONS[self.interpolation])
         resized, starts = self.geometry(height, width)
-        found = []
+        matrices = []
         for before, after, start in zip((height, width), resized, starts, strict=True):
             unit = Image.fromarray(np.eye(before, dtype=np.float32))
             lines = np.asarray(unit.resize((before, after), filter), np.float64)
-            found.append(lines[start : start + self.input_size])
-        return found[0], found[1]
+            matrices.append(lines[start : start + self.input_size])
+        return matrices[0], matrices[1]

@@ -83,17 +83,17 @@ def check_layout(layout: Mapping[str, Array], rows: int) -> None:
 
 def unpack(data: bytes | mmap.mmap, layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
     """The arrays of a shard whose hash was checked: read-only views of `data`, nothing parsed."""
-    found = {}
+    arrays = {}
     for name, array in layout.items():
         count = int(np.prod(array.shape, dtype=object))
         if array.offset + count * np.dtype(array.dtype).itemsize > len(data):
             raise DamagedCache(f"array {name!r} lies outside of its file")
         flat = np.frombuffer(data, array.dtype, count, array.offset if count else 0)
         try:
-            found[name] = flat.reshape(array.shape)
+            arrays[name] = flat.reshape(array.shape)
         except (ValueError, OverflowError) as error:  # 99 dimensions, or none and 2**63
             raise DamagedCache(f"array {name!r} has no shape that can be: {array.shape}") from error
-    return found
+    return arrays
 
 
 NOT_FINITE = "its vectors hold NaN or infinity"

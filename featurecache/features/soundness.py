@@ -1,8 +1,8 @@
-"""Soundness: do the vectors of a shard say anything about their pictures?
+"""Soundness: do the vectors of a shard depend on their pictures?
 
-A network of wrong weights, or a broken engine, may give finite numbers that are the same for every
-picture. One picture alone proves nothing (a layer behind a ReLU can be all zeros for it), nor do
-pictures that look alike, so the judgement is over all rows of a shard.
+A network with wrong weights, or a broken engine, may give finite numbers that are the same for all
+pictures. A single picture proves nothing (a layer behind a ReLU can be all zeros for it), nor do
+pictures that look alike, so all rows of a shard are judged together.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import numpy as np
 
 from featurecache.errors import FeatureCacheError
 
-MIN_DIFFERENCE = 1.0  # of 255, on average over a picture: what is less may be one picture twice
+MIN_DIFFERENCE = 1.0  # of 255, mean over a picture; with less, the two may be the same picture
 
 
 class VectorCheck:
     """The rows of one shard of one space, batch by batch.
 
-    They are sound as soon as two vectors differ and one holds two different numbers. That is so
-    within the first batch, and all later ones cost nothing.
+    They are sound as soon as two vectors differ and a vector holds two different numbers. That is
+    usually known after the first batch, and later batches cost nothing.
     """
 
     def __init__(self, space: str) -> None:
         self._space = space
         self._first: tuple[np.ndarray, np.ndarray] | None = None  # a picture and its vector
         self._rows = 0
-        self._differ = False  # the pictures do
-        self._same = True  # all vectors are one
-        self._flat = True  # each vector is one number, repeated
+        self._differ = False  # do the pictures differ?
+        self._same = True  # are all vectors equal?
+        self._flat = True  # is each vector a single number, repeated?
 
     def add(self, pictures: np.ndarray, vectors: np.ndarray, decoded: np.ndarray) -> None:
         """(n, S, S, 3) uint8, (n, D) float32, and (n,) bool: could the image be decoded?"""
@@ -39,7 +39,7 @@ class VectorCheck:
             self._first = pictures[0].copy(), vectors[0].copy()
         picture, vector = self._first
         self._same = self._same and bool((vectors == vector).all())
-        if vectors.shape[1] > 1:  # of one number alone nothing can be said
+        if vectors.shape[1] > 1:  # a vector of length 1 is always flat
             self._flat = self._flat and bool((vectors == vectors[:, :1]).all())
         else:
             self._flat = False
@@ -52,12 +52,12 @@ class VectorCheck:
         return not (self._same or self._flat)
 
     def finish(self) -> None:
-        """Raise FeatureCacheError if different pictures have all the same vector, or vectors that
-        are each one number repeated (zeros, say)."""
+        """Raise FeatureCacheError if different pictures have all the same vector, or vectors
+        that repeat a single number (zeros, for example)."""
         if self._differ and not self.is_sound:
             what = "the same vector" if self._same else "vectors of one repeated number each"
             raise FeatureCacheError(
-                f"{self._space}: {self._rows} different pictures all got {what}; nothing of them "
-                "was stored. The weights do not fit the network, or the engine is broken: look at "
+                f"{self._space}: {self._rows} different pictures all got {what}; none of them "
+                "was stored. The weights do not fit the network, or the engine is broken: run "
                 "`featurecache doctor`, try --engine torch-cpu, other --weights or another --layer"
             )

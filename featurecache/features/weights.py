@@ -82,11 +82,11 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     loaded, chosen = _read(path), []
     while isinstance(loaded, Mapping):
         # An empty mapping is what a script saves that has not averaged yet.
-        held = [n for n in (*AVERAGED, *PLAIN) if isinstance(loaded.get(n), Mapping) and loaded[n]]
-        if not held:
+        names = [n for n in (*AVERAGED, *PLAIN) if isinstance(loaded.get(n), Mapping) and loaded[n]]
+        if not names:
             break
-        loaded = loaded[held[0]]
-        chosen.append(held)
+        loaded = loaded[names[0]]
+        chosen.append(names)
     tensors = {}
     for name, tensor in loaded.items() if isinstance(loaded, Mapping) else ():
         if isinstance(name, str) and torch.is_tensor(tensor):
@@ -99,7 +99,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     for name, tensor in tensors.items():
         if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
             raise BadInput(f"--weights {path}: {name} is not a plain tensor; save it dense")
-    notes = [_note(path, held[0], held[1:]) for held in chosen if len(held) > 1]
+    notes = [_note(path, names[0], names[1:]) for names in chosen if len(names) > 1]
     return tensors, notes
 
 
@@ -149,9 +149,9 @@ def _prefix(path: Path, tensors: Iterable[str], wanted: Iterable[str], notes: li
     before = {name.removesuffix(anchor) for name in names if name.endswith(anchor)}
     known = {*AROUND, *AROUND_AVERAGED, ""}
     before = {p for p in before if known.issuperset(p.split(".")) and p[-1:] in ("", ".")}
-    whole = sorted(p for p in before if all(p + name in names for name in wanted))
-    averaged = [p for p in whole if not set(AROUND_AVERAGED).isdisjoint(p.split("."))]
-    plain = [p for p in whole if p not in averaged]
+    complete = sorted(p for p in before if all(p + name in names for name in wanted))
+    averaged = [p for p in complete if not set(AROUND_AVERAGED).isdisjoint(p.split("."))]
+    plain = [p for p in complete if p not in averaged]
     chosen = averaged or plain
     if len(chosen) > 1:
         raise BadInput(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from featurecache.errors import BadInput
 from featurecache.storage.safe_open import read_regular
 
-_MOST = 64 << 20  # bytes; a million boxes have half
+MAX_BOXES_FILE = 64 << 20  # bytes; a million boxes have half
 
 
 class Box(NamedTuple):
@@ -56,10 +56,10 @@ def inside(boxes: tuple[Box, ...], height: int, width: int) -> npt.NDArray[np.bo
 def _boxes(path: Path, columns: int, name: str) -> list[Box]:
     """The boxes of the lines that begin with `name`; a line without numbers has none."""
     try:
-        text = read_regular(path, _MOST).decode("utf-8-sig")
+        text = read_regular(path, MAX_BOXES_FILE).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: can't be read as a UTF-8 text file ({error})") from error
-    found = []
+    boxes = []
     for number, line in enumerate(text.split("\n"), start=1):
         fields = line.rstrip("\r").split("\t")
         if fields[0] != name or len(fields) <= columns:
@@ -73,5 +73,5 @@ def _boxes(path: Path, columns: int, name: str) -> list[Box]:
                 f"{path} line {number}: expected x0, y0, x1, y1 in whole pixels, got {line!r}; "
                 "mend the line, or cut its numbers"
             )
-        found.append(Box(x0, y0, x1, y1))
-    return found
+        boxes.append(Box(x0, y0, x1, y1))
+    return boxes

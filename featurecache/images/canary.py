@@ -92,15 +92,15 @@ def _pattern(height: int, width: int) -> np.ndarray:
 def pixel_provenance(view: View) -> dict[str, str]:
     """What may shift a picture's last bits and is not in its key: the canary, and the libraries
     and the kind of machine that explain where two differ."""
-    found = {
+    provenance = {
         keys.PIXEL_CANARY: pixel_canary(view),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "libjpeg_turbo": features.version_feature("libjpeg_turbo") or "none",  # Pillow's
     }
     if view.policy is not None:  # which has imported OpenCV
-        found |= _opencv()
-    return found | versions.installed_versions(*LIBRARIES)
+        provenance |= _opencv()
+    return provenance | versions.installed_versions(*LIBRARIES)
 
 
 @functools.cache
@@ -116,10 +116,10 @@ def _opencv() -> dict[str, str]:
         if "numpy" in library["filepath"] and "architecture" in library
     ]
     simd = np.show_config(mode="dicts") or {}
-    found = simd.get("SIMD Extensions", {}).get("found", [])
+    extensions = simd.get("SIMD Extensions", {}).get("found", [])
     return {
         "opencv_cpu": cv2.getCPUFeaturesLine(),
         "opencv_ipp": ipp,
-        "numpy_cpu": " ".join(found),
+        "numpy_cpu": " ".join(extensions),
         "numpy_blas": " ".join(blas) or "unknown",
     }

@@ -99,14 +99,14 @@ class Dataset:
 
     def _repr_html_(self) -> str:
         counts = Counter(sample.split for sample in self.samples)
-        shown = ", ".join(self.words.get(name, name) for name in self.classes[:_MAX_SHOWN])
+        names = ", ".join(self.words.get(name, name) for name in self.classes[:_MAX_SHOWN])
         more = len(self.classes) - _MAX_SHOWN
         return html_table(
             f"dataset {self.root}",
             {
                 "layout": self.layout,
                 **{name: counts[name] for name in self.splits},
-                "classes": shown + (f" and {more:,} more" if more > 0 else ""),
+                "classes": names + (f" and {more:,} more" if more > 0 else ""),
             },
         )
 
@@ -172,40 +172,40 @@ def _digits() -> Dataset:
 
 
 def _folder(path: Path) -> Contents:
-    given, tree = path.as_posix(), Tree()
-    if tree.listing(given).is_own:
-        raise BadInput(f"{given}: a cache or a run of featurecache, not a dataset")
-    root, layout = _detect(tree, given) or (given, "")
+    folder, tree = path.as_posix(), Tree()
+    if tree.listing(folder).is_own:
+        raise BadInput(f"{folder}: a cache or a run of featurecache, not a dataset")
+    root, layout = _detect(tree, folder) or (folder, "")
     words: dict[str, str] = {}
     notes: list[str] = []
     if layout == "tiny-imagenet":
-        found = tiny_imagenet(tree, root)
+        listed = tiny_imagenet(tree, root)
         words = readable_names(Path(root, "words.txt"))
     elif layout == "split folders":
-        found = split_folders(tree, root)
+        listed = split_folders(tree, root)
     elif layout == "class folders":
-        found = list(entries(root, "train", class_folders(tree, root)))
+        listed = list(entries(root, "train", class_folders(tree, root)))
         notes = class_notes(tree, root)
     else:
         paths = shard_paths(path)
         if paths:
-            shards = tar_shards(given, paths)
+            shards = tar_shards(folder, paths)
             beside = archives_beside(path)
             more = [f"not read, files beside the shards: {first_few(beside)}"] * bool(beside)
             return replace(shards, notes=[*shards.notes, *more])
-        found = []
+        listed = []
     tables = list(tables_in(Path(root)))
-    if not found:
+    if not listed:
         packed = sorted(path.name for path in Path(root).iterdir() if is_archive(path.name))
         hint = f" (unpack {packed[0]} first)" if packed else ""
         hint = f" (give --data {tables[0]}, which lists images)" if tables else hint
         raise BadInput(f"{root}: holds no images in folders{hint}; a dataset is {LAYOUTS}")
     if tables:
-        if all(is_plain_folder(entry.label or "") for entry in found):
+        if all(is_plain_folder(entry.label or "") for entry in listed):
             raise BadInput(f"{root}: has no classes; give --data {tables[0]}, which lists images")
         notes.append(f"not used: {tables[0]}, which lists images; give it as --data to use it")
-    notes += tree.notes(given)
-    return Contents(root=root, layout=layout, entries=found, words=words, notes=notes)
+    notes += tree.notes(folder)
+    return Contents(root=root, layout=layout, entries=listed, words=words, notes=notes)
 
 
 def _detect(tree: Tree, folder: str, above: tuple[str, ...] = ()) -> tuple[str, str] | None:
@@ -227,15 +227,15 @@ def _detect(tree: Tree, folder: str, above: tuple[str, ...] = ()) -> tuple[str, 
 
 def _numbered(contents: Contents) -> Dataset:
     """The dataset of what a layout has listed: classes numbered, samples in order."""
-    root, found = contents.root, contents.entries
-    train = {e.label for e in found if e.split == "train" and e.label is not None}
-    for entry in found:
+    root, listed = contents.root, contents.entries
+    train = {e.label for e in listed if e.split == "train" and e.label is not None}
+    for entry in listed:
         if train and entry.label is not None and entry.label not in train:
             raise BadInput(
                 f"{root}: class {entry.label!r} (of {entry.source}) is not in split train; "
                 f"{_alike(entry.label, train)}"
             )
-    classes = sorted({entry.label for entry in found if entry.label is not None})
+    classes = sorted({entry.label for entry in listed if entry.label is not None})
     notes = tuple(map(as_utf8, [*contents.notes, *_check_classes(classes, root)]))
     number = {label: index for index, label in enumerate(classes)}
     here = object_store.working_folder()  # sources are absolute, as workers may stand elsewhere
@@ -247,7 +247,7 @@ def _numbered(contents: Contents) -> Dataset:
             _source(here, source),
             "" if as_utf8(name) == name else "its name is not UTF-8; rename it",
         )
-        for split, label, source, name in found
+        for split, label, source, name in listed
     ]
     known = {label: contents.words[label] for label in classes if label in contents.words}
     return Dataset(
@@ -282,10 +282,10 @@ def _check_classes(classes: Sequence[str], root: str) -> list[str]:
 
 def _alike(label: str, others: Iterable[str]) -> str:
     """The names nearest to a class that is not there; what differs, where one looks the same."""
-    for other in others:
-        what = difference(label, other)
+    for class_name in others:
+        what = difference(label, class_name)
         if what is not None:
-            return f"it differs from {other!a} in {what}; rename one of them"
+            return f"it differs from {class_name!a} in {what}; rename one of them"
     return nearest(label, others)
 
 

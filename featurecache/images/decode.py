@@ -147,15 +147,15 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
         return size
     if data[:2] != b"\xff\xd8":
         return None
-    size, at = None, 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+    size, position = None, 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], data[position + 2] << 8 | data[position + 3]
         if marker == 0xDA:  # the first scan
             if size is not None:
-                _plain_before = (data[: at + 4], size)
+                _plain_before = (data[: position + 4], size)
             return size
         if marker in (0xC0, 0xC1, 0xC2) and size is None:
-            frame = data[at + 4 : at + 2 + length]
+            frame = data[position + 4 : position + 2 + length]
             grey_or_colour = frame[5:6] == b"\1" or (frame[5:6], frame[6::3]) == (b"\3", b"\1\2\3")
             if not (frame[:1] == b"\x08" and grey_or_colour):
                 return None
@@ -164,11 +164,11 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
                 return None
             size = (width, height)
         elif marker == 0xE0:
-            if length < 16 or data[at + 4 : at + 9] != b"JFIF\0":
+            if length < 16 or data[position + 4 : position + 9] != b"JFIF\0":
                 return None
         elif marker not in (0xC4, 0xDB, 0xDD, 0xFE):  # tables, restarts, comment
             return None
-        at += 2 + length
+        position += 2 + length
     return None
 
 

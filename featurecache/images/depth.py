@@ -15,10 +15,10 @@ def used_bits(data: bytes, pixels: np.ndarray) -> int | None:
     of other depth."""
     if _bits(data) != 16:
         return None
-    most = int(pixels.max())
-    if data.startswith(b"P") and most:  # rounded to 255, and not cut to the high byte
-        return (most * 257 - 128).bit_length()
-    return 8 + most.bit_length()
+    brightest = int(pixels.max())
+    if data.startswith(b"P") and brightest:  # rounded to 255, and not cut to the high byte
+        return (brightest * 257 - 128).bit_length()
+    return 8 + brightest.bit_length()
 
 
 def _bits(data: bytes) -> int:

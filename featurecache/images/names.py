@@ -101,18 +101,18 @@ def split_folders_of(names: Sequence[str]) -> dict[str, str]:
     A name that only has a split's word in it counts where another differs from it in that word and
     in numbers alone: `coco_train2017` and `coco_val2017`, but not `bullet_train` and `test tube`.
     """
-    found = {name: split for name in names if (split := split_of(name))}
+    splits_by_name = {name: split for name in names if (split := split_of(name))}
     beside: dict[str, dict[str, str]] = {}
     for name in names:
         splits = splits_in(name)
-        if name not in found and len(splits) == 1:
+        if name not in splits_by_name and len(splits) == 1:
             rest = re.sub("|".join(sorted(SPLIT_WORDS, key=len, reverse=True)), "*", name.lower())
             rest = re.sub(r"\d+", "#", rest)
             beside.setdefault(rest, {})[name] = splits[0]
     for alike in beside.values():
         if len(set(alike.values())) > 1:
-            found |= alike
-    return {name: found[name] for name in names if name in found}
+            splits_by_name |= alike
+    return {name: splits_by_name[name] for name in names if name in splits_by_name}
 
 
 def is_plain_folder(name: str) -> bool:
@@ -144,8 +144,8 @@ def looks_like_column(header: str, column: str) -> bool:
 def _seen(name: str) -> str:
     """A name as it is seen: composed, one space for several, without marks that can't be seen."""
     composed = unicodedata.normalize("NFC", name)
-    shown = (c for c in composed if unicodedata.category(c) not in _INVISIBLE or c in _JOINERS)
-    return " ".join("".join(shown).split())
+    visible = (c for c in composed if unicodedata.category(c) not in _INVISIBLE or c in _JOINERS)
+    return " ".join("".join(visible).split())
 
 
 def difference(name: str, other: str) -> str | None:

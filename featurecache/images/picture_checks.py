@@ -45,12 +45,12 @@ def check_pixels(height: int, width: int) -> None:
 
 def jpeg_refusal(data: bytes, width: int, height: int) -> str | None:
     """Why a JPEG of this size is refused; None if it is not."""
-    most = data.count(b"\xff\xda")  # other parts, and what lies behind the end, hold these too
-    refusal = size_refusal(width, height, most)
-    return refusal and size_refusal(width, height, _count_scans(data, most))
+    max_scans = data.count(b"\xff\xda")  # other parts, and what lies behind the end, hold these too
+    refusal = size_refusal(width, height, max_scans)
+    return refusal and size_refusal(width, height, _count_scans(data, max_scans))
 
 
-def _count_scans(data: bytes, most: int) -> int:
+def _count_scans(data: bytes, max_scans: int) -> int:
     """The scans of a JPEG up to its end marker, where a decoder stops, by the lengths of the parts;
     `most` where a part has no length that could be believed. Never too few."""
     scans, position = 0, 2
@@ -63,7 +63,7 @@ def _count_scans(data: bytes, most: int) -> int:
             return scans
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if marker < 0xC0 or marker == 0xD8 or length < 2:
-            return most
+            return max_scans
         scans += marker == 0xDA
         position += 2 + length
     return scans

@@ -41,7 +41,7 @@ REFUSED = {
 }  # fmt: skip
 # The largest number in a policy, either sign. A blur this wide, or as many cuts, take a second an
 # image; imgaug would take a number with more zeros, and then hours or all memory, without a word.
-LARGEST = 4096
+MAX_NUMBER = 4096
 # Our own augmenters (augmenters.py), with a version of each that goes up when its pixels change.
 OWN = {
     "AutoAugmentOp": 1,
@@ -53,7 +53,7 @@ OWN = {
 }
 OWN_MODULE = "featurecache.images.augmenters"
 # Naming and seeding are ours (law 1); imgaug's own would make pixels depend on the process.
-OURS = {"self", "seed", "name", "random_state", "deterministic"}
+RESERVED_PARAMETERS = {"self", "seed", "name", "random_state", "deterministic"}
 
 
 class UnfitImage(FeatureCacheError, Undecodable):
@@ -90,8 +90,9 @@ class Policy:
         version = versions.installed_versions("imaug")["imaug"]
         if version == "none":  # law 2: what can't be fingerprinted is refused
             raise FeatureCacheError("the version of imaug can't be told; pip install imaug")
-        own = {name: OWN[name] for name in sorted(_names(self.tree) & OWN.keys())}
-        return {"library": f"imaug {version}", "tree": self.tree} | ({"own": own} if own else {})
+        own_versions = {name: OWN[name] for name in sorted(_names(self.tree) & OWN.keys())}
+        key = {"library": f"imaug {version}", "tree": self.tree}
+        return key | ({"own": own_versions} if own_versions else {})
 
     def build(self) -> Augmentation:
         """The runnable tree. Raises BadInput for a name or value that imgaug does not take."""
@@ -117,8 +118,8 @@ class Augmentation:
         children = self._augmenters(policy.tree, "augmenters")
         self._root = iaa.Sequential(children)
         objects = list(_walk(self._root, set()))
-        self._as_built = [(vars(found), dict(vars(found))) for found in objects]
-        self._nodes = [found for found in objects if isinstance(found, iaa.Augmenter)]
+        self._as_built = [(vars(node), dict(vars(node))) for node in objects]
+        self._nodes = [node for node in objects if isinstance(node, iaa.Augmenter)]
         self._generator = RNG
         version = versions.installed_versions("imaug")["imaug"]
         self.replay = tree.read(self._root, self._nodes, version)
@@ -146,12 +147,14 @@ class Augmentation:
         except Undecodable:
             raise
         except Exception as error:
-            said = one_line(error)
+            error_text = one_line(error)
             # What may pass, or is the machine's fault, is not held against the image.
-            is_passing = isinstance(error, MemoryError | OSError) or "nsufficient memory" in said
+            is_passing = (
+                isinstance(error, MemoryError | OSError) or "nsufficient memory" in error_text
+            )
             raise (FeatureCacheError if is_passing else UnfitImage)(
                 f"policy {self._policy.name!r} failed on an image of shape {pixels.shape}: "
-                f"{type(error).__name__}: {said}"
+                f"{type(error).__name__}: {error_text}"
             ) from error
         if out.size == 0:
             raise UnfitImage(
@@ -166,72 +169,73 @@ class Augmentation:
         check_size(*out.shape[:2])
         return np.ascontiguousarray(out)
 
-    def _augmenters(self, values: Any, at: str) -> list[Any]:
+    def _augmenters(self, values: Any, path: str) -> list[Any]:
         if not isinstance(values, list):
-            raise self._wrong(at, "expected a list of augmenters (`- Name: {parameter: value}`)")
-        return [self._augmenter(value, f"{at}.{i}") for i, value in enumerate(values)]
+            raise self._wrong(path, "expected a list of augmenters (`- Name: {parameter: value}`)")
+        return [self._augmenter(value, f"{path}.{i}") for i, value in enumerate(values)]
 
-    def _augmenter(self, value: Any, at: str) -> Any:
+    def _augmenter(self, value: Any, path: str) -> Any:
         if isinstance(value, str):
             value = {value: None}
         if not isinstance(value, dict) or len(value) != 1:
-            raise self._wrong(at, "expected one augmenter, as `Name: {parameter: value}`")
+            raise self._wrong(path, "expected one augmenter, as `Name: {parameter: value}`")
         ((name, arguments),) = value.items()
-        at = f"{at}.{name}"
+        path = f"{path}.{name}"
         allowed = augmenters()
         if name in REFUSED:
-            said = "runs code, writes files, or can't be repeated from an image and YAML alone"
-            raise self._wrong(at, f"{name} is not allowed in a policy: it {said}")
+            problem = "runs code, writes files, or can't be repeated from an image and YAML alone"
+            raise self._wrong(path, f"{name} is not allowed in a policy: it {problem}")
         if name not in allowed:
-            raise self._wrong(at, f"no augmenter {name!r}; {nearest(name, allowed)}")
+            raise self._wrong(path, f"no augmenter {name!r}; {nearest(name, allowed)}")
         if not isinstance(arguments, dict | None):
-            raise self._wrong(at, "expected `{parameter: value}` after the augmenter's name")
-        known = set(inspect.signature(allowed[name]).parameters) - OURS
+            raise self._wrong(path, "expected `{parameter: value}` after the augmenter's name")
+        known = set(inspect.signature(allowed[name]).parameters) - RESERVED_PARAMETERS
         built = {}
-        for parameter, given in (arguments or {}).items():
+        for parameter, argument in (arguments or {}).items():
             if parameter not in known:
-                said = f"{name} has no parameter {parameter!r}; {nearest(parameter, known)}"
-                raise self._wrong(f"{at}.{parameter}", said)
-            built[parameter] = self._value(given, f"{at}.{parameter}")
+                problem = f"{name} has no parameter {parameter!r}; {nearest(parameter, known)}"
+                raise self._wrong(f"{path}.{parameter}", problem)
+            built[parameter] = self._value(argument, f"{path}.{parameter}")
         try:
             return allowed[name](**built)
         except Exception as error:
-            said = one_line(error)
-            raise self._wrong(at, f"{name} does not take these values: {said}") from error
+            problem = one_line(error)
+            raise self._wrong(path, f"{name} does not take these values: {problem}") from error
 
-    def _value(self, value: Any, at: str) -> Any:
+    def _value(self, value: Any, path: str) -> Any:
         if isinstance(value, dict):
             if set(value) == {"range"}:
-                return self._range(value["range"], f"{at}.range")
+                return self._range(value["range"], f"{path}.range")
             if set(value) == {"choice"}:
                 if not isinstance(value["choice"], list) or not value["choice"]:
-                    raise self._wrong(at, "choice takes a list: {choice: [a, b, c]}")
-                inner = f"{at}.choice"
+                    raise self._wrong(path, "choice takes a list: {choice: [a, b, c]}")
+                inner = f"{path}.choice"
                 return [self._value(v, f"{inner}.{i}") for i, v in enumerate(value["choice"])]
             if len(value) == 1 and next(iter(value))[:1].isupper():
-                return self._augmenter(value, at)
-            return {name: self._value(inner, f"{at}.{name}") for name, inner in value.items()}
+                return self._augmenter(value, path)
+            return {name: self._value(inner, f"{path}.{name}") for name, inner in value.items()}
         if isinstance(value, list):
             names = [v for v in value if isinstance(v, str)]
             if any(isinstance(v, dict) for v in value) or not augmenters().keys().isdisjoint(names):
-                return self._augmenters(value, at)
-            raise self._wrong(at, "a bare list is ambiguous; say {range: [a, b]} or {choice: […]}")
-        if type(value) in (int, float) and abs(value) > LARGEST:
-            raise self._wrong(at, f"{value} is too large; numbers go up to {LARGEST:,}")
+                return self._augmenters(value, path)
+            problem = "a bare list is ambiguous; say {range: [a, b]} or {choice: […]}"
+            raise self._wrong(path, problem)
+        if type(value) in (int, float) and abs(value) > MAX_NUMBER:
+            raise self._wrong(path, f"{value} is too large; numbers go up to {MAX_NUMBER:,}")
         return value
 
-    def _range(self, value: Any, at: str) -> tuple[float, float]:
+    def _range(self, value: Any, path: str) -> tuple[float, float]:
         numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
         if not numbers or len(value) != 2 or value[0] > value[1]:
-            raise self._wrong(at, "range takes two numbers, low then high: {range: [a, b]}")
-        return (self._value(value[0], f"{at}.0"), self._value(value[1], f"{at}.1"))
+            raise self._wrong(path, "range takes two numbers, low then high: {range: [a, b]}")
+        return (self._value(value[0], f"{path}.0"), self._value(value[1], f"{path}.1"))
 
-    def _wrong(self, at: str, said: str) -> BadInput:
+    def _wrong(self, path: str, problem: str) -> BadInput:
         where = str(self._policy.source or f"policy {self._policy.name}")
-        names = at.split(".")  # the line of the key itself, or of the nearest one around it
+        names = path.split(".")  # the line of the key itself, or of the nearest one around it
         around = (".".join(names[:i]) for i in range(len(names), 0, -1))
         line = next((self._policy.lines[name] for name in around if name in self._policy.lines), 0)
-        return BadInput(f"{where}{f' line {line}' if line else ''}, {at}: {said}")
+        return BadInput(f"{where}{f' line {line}' if line else ''}, {path}: {problem}")
 
 
 def _names(value: Any) -> set[str]:
@@ -278,19 +282,19 @@ def augmenters() -> dict[str, type]:
     iaa = _imgaug()
     from featurecache.images import augmenters as ours
 
-    found = {}
+    classes = {}
     for prefix, module in (("", iaa), ("pillike.", iaa.pillike)):
         for name, value in vars(module).items():
-            own = prefix == "" or getattr(value, "__module__", "") == module.__name__
+            is_defined_here = prefix == "" or getattr(value, "__module__", "") == module.__name__
             if (
-                own
+                is_defined_here
                 and isinstance(value, type)
                 and issubclass(value, iaa.Augmenter)
                 and name not in REFUSED
                 and not name.startswith("_")
             ):
-                found[prefix + name] = value
-    return found | {name: getattr(ours, name) for name in OWN}
+                classes[prefix + name] = value
+    return classes | {name: getattr(ours, name) for name in OWN}
 
 
 def shipped() -> dict[str, Path]:
@@ -329,17 +333,17 @@ def read_policy(path: Path) -> Policy:
     return Policy(path.stem, file.augmenters, file.description, source, dict(_lines(node, "")))
 
 
-def _lines(node: yaml.Node, at: str) -> Iterator[tuple[str, int]]:
+def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
     """The line of every key of a YAML tree, by its dotted path."""
-    yield at, node.start_mark.line + 1
+    yield path, node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            inner = f"{at}.{key.value}" if at else key.value
+            inner = f"{path}.{key.value}" if path else key.value
             yield from _lines(value, inner)
             yield inner, key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
         for i, child in enumerate(node.value):
-            yield from _lines(child, f"{at}.{i}")
+            yield from _lines(child, f"{path}.{i}")
 
 
 def _imgaug() -> Any:

@@ -16,7 +16,7 @@ from featurecache.items import Items
 from featurecache.storage import object_store
 from featurecache.storage.safe_open import open_regular
 
-_MOST_SHARD = 1 << 50  # bytes of a file that holds many images
+_MAX_SHARD = 1 << 50  # bytes of a file that holds many images
 MAX_FILE = 1 << 30  # bytes; decode.MAX_PIXELS pixels of 16-bit RGBA, not compressed, are 800 MB
 
 
@@ -35,7 +35,7 @@ class Member:
         """Raises OSError."""
         if object_store.is_remote(self.path):
             return object_store.read_range(self.path, self.start, self.start + self.size)
-        with open_regular(self.path, _MOST_SHARD) as (file, _):
+        with open_regular(self.path, _MAX_SHARD) as (file, _):
             file.seek(self.start)
             return file.read(self.size)
 
@@ -86,11 +86,11 @@ class Sample:
 
 def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict[bytes, Sample]:
     """item -> the first sample with these bytes, in the order of the samples."""
-    found: dict[bytes, Sample] = {}
+    sources: dict[bytes, Sample] = {}
     for sample, item in zip(samples, items, strict=True):
         if item is not None:
-            found.setdefault(item, sample)
-    return found
+            sources.setdefault(item, sample)
+    return sources
 
 
 def items_of(

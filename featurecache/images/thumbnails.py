@@ -25,14 +25,14 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], tile: int, gap: int) -> Image.Im
     """Rows of pictures (H, W, 3) uint8, each scaled to fit into a tile of `tile` pixels."""
     step = tile + gap
     widest = max(len(row) for row in rows)
-    whole = Image.new("RGB", (step * widest + gap, step * len(rows) + gap), "white")
+    page = Image.new("RGB", (step * widest + gap, step * len(rows) + gap), "white")
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):
             picture = Image.fromarray(pixels)
             scale = tile / max(picture.size)
             size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-            whole.paste(picture.resize(size), (gap + x * step, gap + y * step))
-    return whole
+            page.paste(picture.resize(size), (gap + x * step, gap + y * step))
+    return page
 
 
 def save_signed(picture: Image.Image, path: str | Path, software: str) -> None:

@@ -46,5 +46,5 @@ def read_text(path: Path) -> str:
 
 def first_few(names: Sequence[str]) -> str:
     """The first of a list of names, and how many more there are."""
-    shown = ", ".join(names[:_MAX_SHOWN])
-    return shown + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")
+    text = ", ".join(names[:_MAX_SHOWN])
+    return text + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")

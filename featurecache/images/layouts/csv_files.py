@@ -24,48 +24,49 @@ def csv_file(path: Path) -> Contents:
     remote = object_store.is_remote(path)
     folder = str(path.parent) if remote else os.path.normpath(path.parent.absolute())
     seen: dict[str, tuple[str | None, str, int]] = {}  # path -> class name, split, line
-    found: list[Entry] = []
+    entries: list[Entry] = []
     missing: list[str] = []
     unused: list[str] = []
     unsplit: list[int] = []  # lines
     for line, row in _rows(path, unused):
-        given, label = row["path"], row["label"] or None
+        listed_path, label = row["path"], row["label"] or None
         split = split_of(row.get("split", "") or "train")
         unsplit += [line] if row.get("split") == "" else []
-        if not given:
+        if not listed_path:
             raise BadInput(f"{path} line {line}: the path is empty")
         if split is None:
             raise UnknownName("split", row["split"], SPLITS, where=f"{path} line {line}")
         if label is None and split != "test":
             raise BadInput(f"{path} line {line}: no label; only split test may lack one")
-        elsewhere = remote or "://" in given
+        elsewhere = remote or "://" in listed_path
         if elsewhere:
-            file = given if "://" in given else f"{folder.rstrip('/')}/{given}"
+            file = listed_path if "://" in listed_path else f"{folder.rstrip('/')}/{listed_path}"
         else:
-            file = os.path.normpath(os.path.join(folder, given))  # noqa: PTH118  one spelling
+            file = os.path.normpath(os.path.join(folder, listed_path))  # noqa: PTH118  one spelling
         if file in seen:
             if seen[file][:2] == (label, split):
                 continue
             what = "labels" if seen[file][0] != label else "splits"
             raise BadInput(
-                f"{path} lines {seen[file][2]} and {line}: {given} has two {what}; keep one line"
+                f"{path} lines {seen[file][2]} and {line}: {listed_path} has two {what}; "
+                "keep one line"
             )
         seen[file] = (label, split, line)
         inside = not elsewhere and file.startswith(f"{folder}{os.sep}")
-        name = Path(file).relative_to(folder).as_posix() if inside else given
-        found.append(Entry(split, label, file, name if elsewhere else Path(name).as_posix()))
+        name = Path(file).relative_to(folder).as_posix() if inside else listed_path
+        entries.append(Entry(split, label, file, name if elsewhere else Path(name).as_posix()))
         if not elsewhere and not os.path.lexists(file):  # else reading it says so
-            missing.append(f"{given} (line {line})")
+            missing.append(f"{listed_path} (line {line})")
     if missing:
         raise BadInput(f"{path}: {len(missing)} files are not there: {first_few(missing)}")
-    if not found:
+    if not entries:
         raise BadInput(f"{path}: holds no rows; expected a line of path,label[,split] per image")
     root = str(path) if remote else path.as_posix()
     notes = [f"columns that are not used: {first_few([*map(repr, unused)])}"] * bool(unused)
     if unsplit:
         lines = first_few([*map(str, unsplit)])
         notes.append(f"lines without a split, which are train: {lines}")
-    return Contents(root=root, layout="csv", entries=found, notes=notes)
+    return Contents(root=root, layout="csv", entries=entries, notes=notes)
 
 
 def tables_in(folder: Path) -> Iterator[Path]:

@@ -71,8 +71,8 @@ def class_notes(tree: Tree, root: str) -> list[str]:
     classes = tree.top(root).folders
     named = [name for name in classes if splits_in(name) or is_undecided(name)]
     if named:
-        shown = first_few(named)
-        notes.append(f"taken for classes, though a split's word is in their names: {shown}")
+        names = first_few(named)
+        notes.append(f"taken for classes, though a split's word is in their names: {names}")
     inner = {tuple(tree.listing(f"{root}/{name}").folders) for name in classes}
     if len(classes) > 1 and len(inner) == 1 and len(*inner) > 1:
         alike = first_few([name for names in inner for name in names])
@@ -116,7 +116,7 @@ def split_folders(tree: Tree, root: str) -> list[Entry]:
         raise BadInput(
             f"{stray}: an image outside the split folders ({', '.join(named)}); move it into one"
         )
-    found: list[Entry] = []
+    listed: list[Entry] = []
     train = folder_of.get("train")
     classes = tree.top(_classes_in(tree, f"{root}/{train}")).folders if train else []
     for split, name in folder_of.items():
@@ -125,10 +125,10 @@ def split_folders(tree: Tree, root: str) -> list[Entry]:
         odd = inside.pictures and all(map(is_picture, inside.folders))  # no classes, surely
         plain = [is_plain_folder(inner) and inner not in classes for inner in inside.folders]
         if split == "test" and (odd or all(plain)):
-            found += entries(root, "test", unlabelled(tree, folder))
+            listed += entries(root, "test", unlabelled(tree, folder))
         else:
-            found += entries(root, split, class_folders(tree, folder))
-    return found
+            listed += entries(root, split, class_folders(tree, folder))
+    return listed
 
 
 def _classes_in(tree: Tree, folder: str) -> str:

@@ -50,17 +50,17 @@ class Indexed(Sequence[Sample]):
     def __getitem__(self, index: slice) -> Sequence[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
         if not isinstance(index, slice):
-            place = range(len(self))[index]
-            return next(iter(self[place : place + 1]))
+            position = range(len(self))[index]
+            return next(iter(self[position : position + 1]))
         start, stop, step = index.indices(len(self))
         if step != 1:
-            return [self[place] for place in range(start, stop, step)]
-        some = slice(start, max(start, stop))
+            return [self[position] for position in range(start, stop, step)]
+        rows = slice(start, max(start, stop))
         return Indexed(
             self._file,
-            self.labels[some],
-            self.splits[some],
-            self.items[some],
+            self.labels[rows],
+            self.splits[rows],
+            self.items[rows],
             self._start + start,
         )
 
@@ -172,7 +172,7 @@ def read_index(path: Path) -> tuple[Indexed, tuple[str, ...]]:
             f"columns {', '.join(COLUMNS)}"
         ) from error
     classes = sorted(name for name in codes if name is not None)
-    number = {name: place for place, name in enumerate(classes)}
+    number = {name: class_number for class_number, name in enumerate(classes)}
     labels[:] = np.array([number.get(name or "", -1) for name in codes], np.int32)[labels]
     if (labels[splits != SPLITS.index("test")] < 0).any():
         raise BadInput(f"{path}: has rows without a label; only split test may lack one")

@@ -69,22 +69,22 @@ class Tree:
                         others.append(name)
         except OSError as error:
             raise BadInput(f"{folder}: can't be listed ({error.strerror})") from error
-        own = study_pictures(folder, pictures, others)
+        own_pictures = study_pictures(folder, pictures, others)
         if SHEET in pictures and is_sheet(f"{folder}/{SHEET}"):
-            own.add(SHEET)
-        if own:
-            drawn = {name.removesuffix(".png") + ".svg" for name in own} & set(others)
-            self.passed_over |= {f"{folder}/{name}": _OWN for name in own | drawn}
-            pictures = [name for name in pictures if name not in own]
+            own_pictures.add(SHEET)
+        if own_pictures:
+            drawn = {name.removesuffix(".png") + ".svg" for name in own_pictures} & set(others)
+            self.passed_over |= {f"{folder}/{name}": _OWN for name in own_pictures | drawn}
+            pictures = [name for name in pictures if name not in own_pictures]
         is_own = any(is_marker(folder, name) for name in others)
         return Listing(sorted(folders), sorted(pictures), is_own)
 
     def top(self, folder: str) -> Listing:
         """`listing`, with the sub-folders left out that hold nothing but what featurecache writes:
         caches, runs, studies, and folders of them."""
-        found = self.listing(folder)
-        folders = [name for name in found.folders if not self.is_own(f"{folder}/{name}")]
-        return Listing(folders, found.pictures, found.is_own)
+        listing = self.listing(folder)
+        folders = [name for name in listing.folders if not self.is_own(f"{folder}/{name}")]
+        return Listing(folders, listing.pictures, listing.is_own)
 
     def is_own(self, folder: str) -> bool:
         """Does a folder hold what featurecache has written, and no picture besides?"""
@@ -150,8 +150,8 @@ class Tree:
             paths = [path for path, kind in self.passed_over.items() if kind == what]
             outer = [p for p in sorted(paths) if not _is_inside(p, self.passed_over)]
             if outer:
-                shown = [path.removeprefix(f"{root}/") for path in outer]
-                notes.append(f"passed over, {what}: {first_few(shown)}")
+                names = [path.removeprefix(f"{root}/") for path in outer]
+                notes.append(f"passed over, {what}: {first_few(names)}")
         return notes
 
 

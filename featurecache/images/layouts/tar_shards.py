@@ -114,12 +114,12 @@ def tar_shards(data: str, paths: Sequence[Path]) -> Contents:
     root = object_store.as_path(data)
     split_by = {path: _split_of(path, root) for path in paths}
     lacking: list[str] = []
-    found = [
+    entries = [
         entry
         for path in paths
         for entry in _members(path, split_by[path] or "train", root, lacking)
     ]
-    twice = [name for name, count in Counter(e.id for e in found).items() if count > 1]
+    twice = [name for name, count in Counter(e.id for e in entries).items() if count > 1]
     if twice:
         raise BadInput(f"{data}: {len(twice)} names stand twice in shards: {first_few(twice)}")
     notes = []
@@ -128,30 +128,30 @@ def tar_shards(data: str, paths: Sequence[Path]) -> Contents:
         notes.append(f"shards whose names tell no split, and are train: {first_few(unnamed)}")
     if lacking:
         notes.append(f"labels without an image that can be read: {first_few(lacking)}")
-    return Contents(root=data, layout="tar shards", entries=found, notes=notes)
+    return Contents(root=data, layout="tar shards", entries=entries, notes=notes)
 
 
 def _split_of(shard: Path, root: Path) -> str | None:
     """The split that a shard's name tells, or that of its folder; None where neither does. Raises
     BadInput where they tell several."""
-    own, folder = splits_in(shard.stem), shard.parent.name
+    own_splits, folder = splits_in(shard.stem), shard.parent.name
     if root in shard.parent.parents:  # a folder of the dataset itself
-        told = {*own, *splits_in(folder)}
+        splits = {*own_splits, *splits_in(folder)}
         unclear = is_undecided(shard.stem) or is_undecided(folder)
     else:  # what lies above the dataset may be called anything
-        told = set(own) or {split for split in [split_of(folder)] if split}
+        splits = set(own_splits) or {split for split in [split_of(folder)] if split}
         unclear = is_undecided(shard.stem)
-    if unclear or len(told) > 1:
+    if unclear or len(splits) > 1:
         raise BadInput(
             f"{shard}: its name tells no single split; rename it with one of train, val, test"
         )
-    return told.pop() if told else None
+    return splits.pop() if splits else None
 
 
 def _members(shard: Path, split: str, root: Path, lacking: list[str]) -> Iterator[Entry]:
     """The images of one shard; labels without one are added to `lacking`."""
     labels: dict[str, str] = {}
-    found: list[tuple[str, str, Member]] = []
+    members: list[tuple[str, str, Member]] = []
     try:
         with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
@@ -164,14 +164,16 @@ def _members(shard: Path, split: str, root: Path, lacking: list[str]) -> Iterato
                     labels[key] = _label(tar, member)
                 elif is_picture(info.name):
                     member = _member(tar, info)
-                    found.append((key, info.name, Member(shard, member.offset_data, member.size)))
+                    members.append((key, info.name, Member(shard, member.offset_data, member.size)))
             _check_end(file, tar.offset)
     except (OSError, tarfile.TarError, ValueError, _Refused) as error:
         raise BadInput(f"{shard}: {_reason(shard, error)}") from error
-    lacking += [f"{shard.name}: {key}.cls" for key in labels.keys() - {key for key, _, _ in found}]
-    if not found:
+    lacking += [
+        f"{shard.name}: {key}.cls" for key in labels.keys() - {key for key, _, _ in members}
+    ]
+    if not members:
         raise BadInput(f"{shard}: holds no images ({', '.join(PICTURE_SUFFIXES)})")
-    for key, name, where in found:
+    for key, name, where in members:
         label = labels.get(key) or None
         if label is None and split != "test":
             what = f"{key}.cls is empty" if key in labels else f"expected {key}.cls beside it"

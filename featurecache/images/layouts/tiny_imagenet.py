@@ -15,7 +15,7 @@ from featurecache.images.layouts.listing import Tree
 
 def tiny_imagenet(tree: Tree, root: str) -> list[Entry]:
     """The images of `root`, those of val with the labels of its annotations."""
-    found = [*entries(root, "train", class_folders(tree, f"{root}/train"))]
+    listed = [*entries(root, "train", class_folders(tree, f"{root}/train"))]
     annotations = Path(root, "val", "val_annotations.txt")
     wnid_of: dict[str, str] = {}
     for number, line in enumerate(read_text(annotations).split("\n"), start=1):
@@ -40,10 +40,10 @@ def tiny_imagenet(tree: Tree, root: str) -> list[Entry]:
         raise BadInput(
             f"{annotations}: {len(absent)} images are not in {root}/val: {first_few(absent)}"
         )
-    found += entries(root, "val", ((wnid_of[name], file) for file, name in labelled.items()))
+    listed += entries(root, "val", ((wnid_of[name], file) for file, name in labelled.items()))
     if Path(root, "test").is_dir():
-        found += entries(root, "test", unlabelled(tree, f"{root}/test"))
-    return found
+        listed += entries(root, "test", unlabelled(tree, f"{root}/test"))
+    return listed
 
 
 def readable_names(path: Path) -> dict[str, str]:

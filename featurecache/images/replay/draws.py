@@ -29,12 +29,12 @@ Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Read = Callable[[Numbers, Any], Step]  # how a node's step is read; raises Unknown
 
 
-def known(thing: Any, of: Mapping[str, Any]) -> Any:
+def known(thing: Any, table: Mapping[str, Any]) -> Any:
     """What is known of an object of imgaug's, by `module.Class`. Raises Unknown."""
     name = f"{type(thing).__module__}.{type(thing).__name__}"
-    if not name.startswith("imgaug.") or name.removeprefix("imgaug.") not in of:
+    if not name.startswith("imgaug.") or name.removeprefix("imgaug.") not in table:
         raise Unknown(name)
-    return of[name.removeprefix("imgaug.")]
+    return table[name.removeprefix("imgaug.")]
 
 
 def drawn(parameter: Any) -> Draw:

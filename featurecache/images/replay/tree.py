@@ -63,8 +63,8 @@ def _sequential(numbers: Numbers, node: Any) -> Step:
             chosen = [steps[i] for i in order]
         else:
             chosen = steps
-        for one in chosen:
-            image = one(image, states)
+        for child_step in chosen:
+            image = child_step(image, states)
         return image
 
     return step
