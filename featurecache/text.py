@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -26,3 +27,9 @@ def printable(text: str) -> str:
 def as_utf8(name: str | Path) -> str:
     """`name` with bytes that are not UTF-8 escaped: names go into JSON, HDF5, CSV and HTML."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def readable_name(class_name: str, words: Mapping[str, str]) -> str:
+    """The name of a class to show a reader: its words where the dataset has some, as
+    "goldfish, Carassius auratus" for n01443537, or else the class name."""
+    return words.get(class_name, class_name)

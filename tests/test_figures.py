@@ -67,10 +67,10 @@ def test_a_label_is_one_short_line() -> None:
 
 
 def test_points_fill_a_square_with_y_upward() -> None:
-    found = figures.placed([{"x": 0, "y": 0}, {"x": 10, "y": 5, "class": "a"}])
+    found = figures.scaled_points([{"x": 0, "y": 0}, {"x": 10, "y": 5, "class": "a"}])
     assert found == [{"x": 0, "y": 500}, {"x": 1000, "y": 0, "class": "a"}]
-    assert figures.placed([{"x": 3, "y": 4}] * 2) == [{"x": 0, "y": 0}] * 2
-    assert figures.placed([]) == []
+    assert figures.scaled_points([{"x": 3, "y": 4}] * 2) == [{"x": 0, "y": 0}] * 2
+    assert figures.scaled_points([]) == []
 
 
 def test_classes_have_colours_of_their_own_as_long_as_there_are_some() -> None:

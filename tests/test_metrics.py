@@ -138,7 +138,7 @@ def test_best_and_worst_by_hand() -> None:
             [0, 3, 0, 1],  # one in four
         ]
     )
-    best, worst = best_and_worst(counts, list("abcd"), {"b": "bee, honeybee"}, most=2)
+    best, worst = best_and_worst(counts, list("abcd"), {"b": "bee, honeybee"}, count=2)
     a, b = best
     assert a == {
         "class": "a", "name": "a", "n": 4, "top1": 1.0, "wrong": 0, "confused_with": None,

@@ -10,7 +10,7 @@ from torch import nn
 from featurecache.errors import BadInput
 from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
 from featurecache.study import saliency
-from featurecache.study.saliency import Whole
+from featurecache.study.saliency import ImageClassifier
 
 AS_IS = Preprocess(8, "bilinear", 1.0, "center", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 PIXELS = np.random.default_rng(0).integers(40, 216, (8, 8, 3)).astype(np.uint8)
@@ -32,16 +32,18 @@ def frozen(module: nn.Module, seed: int) -> nn.Module:
 
 
 @pytest.fixture
-def whole() -> Whole:
+def model() -> ImageClassifier:
     head = nn.Sequential(nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 3))
     other = nn.Sequential(nn.Linear(64, 3))
-    return Whole([frozen(smooth_network(), 1)], [AS_IS], [frozen(head, 2), frozen(other, 3)])
+    return ImageClassifier(
+        [frozen(smooth_network(), 1)], [AS_IS], [frozen(head, 2), frozen(other, 3)]
+    )
 
 
-def test_gradient_is_that_of_finite_differences(whole: Whole) -> None:
-    found = saliency.gradient(whole, PIXELS, 1)
+def test_gradient_is_that_of_finite_differences(model: ImageClassifier) -> None:
+    found = saliency.gradient(model, PIXELS, 1)
     assert found.shape == (8, 8, 3)
-    exact = whole.double()
+    exact = model.double()
     step = 1e-4
     picture = torch.tensor(PIXELS, dtype=torch.float64).permute(2, 0, 1)[None] / 255
     for y, x, channel in [(0, 0, 0), (3, 4, 1), (7, 2, 2), (5, 5, 0)]:
@@ -62,9 +64,9 @@ def test_several_networks_add_up_on_the_pixels_of_the_picture() -> None:
     ]
     networks = [frozen(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), n) for n in (1, 2)]
     head = frozen(nn.Sequential(nn.Linear(2 * 4 * 4 + 2 * 7 * 7, 3)), 3)
-    whole = Whole(networks, preprocesses, [head])
+    model = ImageClassifier(networks, preprocesses, [head])
     pixels = np.random.default_rng(1).integers(90, 160, (12, 17, 3)).astype(np.uint8)
-    found = saliency.gradient(whole, pixels, 2)
+    found = saliency.gradient(model, pixels, 2)
 
     def score(values: np.ndarray) -> float:
         given = []
@@ -72,7 +74,7 @@ def test_several_networks_add_up_on_the_pixels_of_the_picture() -> None:
             down, across = preprocess.matrices(12, 17)
             channels = np.stack([down @ values[..., c] @ across.T for c in range(3)])
             given.append(torch.tensor(channels)[None])
-        return float(whole.double().score(given, 2))
+        return float(model.double().score(given, 2))
 
     values = pixels / 255
     for y, x, channel in [(0, 0, 0), (6, 8, 1), (11, 16, 2), (5, 3, 0)]:
@@ -98,47 +100,47 @@ def test_matrices_do_what_preprocessing_does(
 def test_what_is_cropped_away_is_not_looked_at() -> None:
     preprocess = Preprocess(8, "nearest", 0.5, "center", (0.0,) * 3, (1.0,) * 3)
     network = frozen(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AvgPool2d(2)), 0)
-    whole = Whole([nn.Sequential(network, nn.Flatten())], [preprocess], [nn.Flatten()])
+    model = ImageClassifier([nn.Sequential(network, nn.Flatten())], [preprocess], [nn.Flatten()])
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     border = np.ones((16, 16), bool)
     border[4:12, 4:12] = False
     for found in (
-        saliency.absolute(saliency.gradient(whole, pixels, 0)),
-        saliency.class_activations(whole, pixels, 0),
+        saliency.absolute(saliency.gradient(model, pixels, 0)),
+        saliency.class_activations(model, pixels, 0),
     ):
         assert np.all(found[border] == 0) and np.any(found[~border] != 0)
 
 
-def test_probabilities_are_those_of_the_mean_over_members(whole: Whole) -> None:
-    found = saliency.probabilities(whole, PIXELS)
+def test_probabilities_are_those_of_the_mean_over_members(model: ImageClassifier) -> None:
+    found = saliency.probabilities(model, PIXELS)
     with torch.no_grad():
-        each = whole(whole.ready(PIXELS)).softmax(2)
+        each = model(model.ready(PIXELS)).softmax(2)
     assert found.shape == (3,) and found.sum() == pytest.approx(1)
     assert found == pytest.approx(((each[0] + each[1]) / 2)[0].numpy())
 
 
-def test_smoothgrad_follows_from_its_seed(whole: Whole) -> None:
+def test_smoothgrad_follows_from_its_seed(model: ImageClassifier) -> None:
     def smooth(seed: int, samples: int = 7, noise: float = 0.15) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        return saliency.smooth_gradient(whole, PIXELS, 0, rng, samples, noise)
+        return saliency.smooth_gradient(model, PIXELS, 0, rng, samples, noise)
 
     assert np.array_equal(smooth(0), smooth(0))
     assert not np.allclose(smooth(0), smooth(1))
-    plain = saliency.gradient(whole, PIXELS, 0)
+    plain = saliency.gradient(model, PIXELS, 0)
     assert np.allclose(smooth(0, noise=1e-6), plain, rtol=1e-3, atol=1e-5)
     assert not np.allclose(smooth(0), plain, rtol=1e-3, atol=1e-5)
 
 
-def test_smoothgrad_is_the_mean_of_the_gradients_at_its_copies(whole: Whole) -> None:
-    found = saliency.smooth_gradient(whole, PIXELS, 0, np.random.default_rng(3), 6, 0.2)
-    (x,) = whole.ready(PIXELS)
+def test_smoothgrad_is_the_mean_of_the_gradients_at_its_copies(model: ImageClassifier) -> None:
+    found = saliency.smooth_gradient(model, PIXELS, 0, np.random.default_rng(3), 6, 0.2)
+    (x,) = model.ready(PIXELS)
     rng = np.random.default_rng(3)
     span = float(x.max() - x.min())
     each = []
     for _ in range(6):
         noisy = x + 0.2 * span * torch.from_numpy(rng.standard_normal((1, 3, 8, 8), np.float32))
         noisy.requires_grad_()
-        whole.score([noisy], 0).backward()
+        model.score([noisy], 0).backward()
         assert noisy.grad is not None
         each.append(noisy.grad[0].permute(1, 2, 0).numpy())
     assert np.allclose(found, np.mean(each, 0), rtol=1e-4, atol=1e-6)
@@ -151,10 +153,10 @@ def test_grad_cam_is_the_hand_formula() -> None:
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     head = frozen(nn.Linear(4, 3), 5)
     network = frozen(nn.Sequential(maps, pool), 4)
-    whole = Whole([network], [AS_IS], [nn.Sequential(head)])
-    found = saliency.class_activations(whole, PIXELS, 2)
+    model = ImageClassifier([network], [AS_IS], [nn.Sequential(head)])
+    found = saliency.class_activations(model, PIXELS, 2)
     assert isinstance(head, nn.Linear)
-    (x,) = whole.ready(PIXELS)
+    (x,) = model.ready(PIXELS)
     mean, std = torch.tensor(AS_IS.mean), torch.tensor(AS_IS.std)
     activations = maps((x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))[0]  # (4, 4, 4)
     cells = torch.einsum("k,khw->hw", head.weight[2], activations) / 16
@@ -173,10 +175,10 @@ class Tokens(nn.Module):
 
 
 def test_grad_cam_refuses_what_has_no_map() -> None:
-    whole = Whole([frozen(Tokens(), 0)], [AS_IS], [nn.Linear(4, 3)])
+    model = ImageClassifier([frozen(Tokens(), 0)], [AS_IS], [nn.Linear(4, 3)])
     with pytest.raises(BadInput, match="Tokens does not end in one; take --method gradient"):
-        saliency.class_activations(whole, PIXELS, 0)
-    assert saliency.gradient(whole, PIXELS, 0).any()
+        saliency.class_activations(model, PIXELS, 0)
+    assert saliency.gradient(model, PIXELS, 0).any()
 
 
 def test_absolute_and_signed_and_share() -> None:

@@ -112,7 +112,7 @@ def test_the_same_study_leaves_the_same_files(
     [
         ({"method": "gradcan"}, "unknown method 'gradcan'; nearest: gradcam"),
         ({"images": 0}, "images 0: must be 1 or more"),
-        ({"images": 101}, "101 images: at most 100 fit one figure"),
+        ({"images": 101}, "101 images: one figure holds at most 100"),
         ({"samples": 0}, "samples 0: must be 1 or more"),
         ({"noise": 0.0}, "noise 0.0: must be above 0"),
         ({"seed": -1}, "seed -1: must be 0 or more"),
@@ -177,7 +177,7 @@ def test_saliency_on_the_command_line(
 
 
 def test_filters_of_a_network(tmp_path: Path) -> None:
-    found = study_filters(TINY, weights="random", most=10, out=tmp_path)
+    found = study_filters(TINY, weights="random", max_tiles=10, out=tmp_path)
     first, last = found.layers
     assert (first.place, first.layer, first.kind) == ("first", "conv_stem", "colour")
     assert first.shape[1] == 3 and first.tiles == first.shape[0] and first.shown <= 10
@@ -185,7 +185,7 @@ def test_filters_of_a_network(tmp_path: Path) -> None:
     assert (last.tiles, last.shown) == (last.shape[0] * last.shape[1], 10)
     assert last.norm_least <= last.norm_mean <= last.norm_greatest
     (note,) = found.notes
-    assert last.layer in note and "conv_head: in those there is nothing to see" in note
+    assert last.layer in note and "conv_head; those show nothing" in note
     numbers = json.loads((tmp_path / "filters.json").read_text())
     assert [layer["layer"] for layer in numbers["layers"]] == [first.layer, last.layer]
     with (tmp_path / "filters.csv").open(newline="") as file:
@@ -205,14 +205,14 @@ def test_filters_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="unknown backbone 'efficientnet_lite9'"):
         study_filters("efficientnet_lite9", out=tmp_path)
     with pytest.raises(BadInput, match="most 0: must be 1 or more"):
-        study_filters(TINY, most=0, out=tmp_path)
+        study_filters(TINY, max_tiles=0, out=tmp_path)
 
 
 def test_filters_on_the_command_line(tmp_path: Path) -> None:
     words = ["study", "filters", "--backbone", TINY, "--weights", "random", "--out", str(tmp_path)]
     plain = CliRunner().invoke(cli, words)
     assert plain.exit_code == 0, plain.output
-    assert "conv_stem" in plain.stdout and "nothing to see" in plain.stdout
+    assert "conv_stem" in plain.stdout and "show nothing" in plain.stdout
     printed = CliRunner().invoke(cli, [*words, "--json"])
     assert json.loads(printed.stdout)["backbone"] == TINY
 
@@ -229,8 +229,8 @@ def test_convolutions_are_found_in_order() -> None:
 
 def test_spread_is_even_and_keeps_order() -> None:
     tiles = np.arange(10.0).reshape(10, 1, 1)
-    assert filters.spread(tiles, 4)[:, 0, 0].tolist() == [0, 2, 5, 7]
-    assert filters.spread(tiles, 99).shape == (10, 1, 1)
+    assert filters.evenly_spaced(tiles, 4)[:, 0, 0].tolist() == [0, 2, 5, 7]
+    assert filters.evenly_spaced(tiles, 99).shape == (10, 1, 1)
 
 
 def test_a_mosaic_scales_each_tile_by_itself() -> None:

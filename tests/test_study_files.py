@@ -105,13 +105,13 @@ def test_each_seed_of_an_embedding_is_of_one_thing(where: dict[str, Any]) -> Non
 def test_more_than_there_is_is_said(where: dict[str, Any], small_data: Path) -> None:
     found = study_tsne(NET, count=9, images=10, **where)
     assert found.notes == [
-        f"{small_data} has 3 classes, fewer than 9",
-        "perplexity 3 instead of 30: at most a third of the other images",
+        f"{small_data} has only 3 classes",
+        "perplexity 3 instead of 30: the limit is a third of the other images",
     ]
     assert written(where, "tsne")["perplexity"] == 3
     image = small_data / "train/cat/000.png"
     near = study_neighbours(image, NET, count=99, **where)
-    assert len(near.table) == 47 and near.notes == ["there are 47 other images, fewer than 99"]
+    assert len(near.table) == 47 and near.notes == ["there are only 47 other images"]
     drift = study_drift(NET, neighbours=20, **where)
     (note,) = drift.notes
     assert note.startswith("3 of 3 classes have at most 20 images;") and "(11 in cat)" in note
@@ -123,7 +123,7 @@ def test_classes_go_by_their_names_and_by_each_readable_one() -> None:
     for name in ("n2", "goldfish", "Carassius auratus", "goldfish, Carassius auratus"):
         assert chosen_classes(dataset, [name], 5, 0) == [1]
     assert chosen_classes(dataset, ["derrick", "n1", "n3"], 5, 0) == [0, 2]
-    with pytest.raises(BadInput, match="class 'crane' means n1, n3; give one of these"):
+    with pytest.raises(BadInput, match="class 'crane' is ambiguous: n1, n3; give one of these"):
         chosen_classes(dataset, ["crane"], 5, 0)
     assert readable_names(dataset, [0, 2]) == {0: "crane", 2: "crane, derrick"}
     alike = Dataset("root", "csv", (), ("n1", "n3"), {"n1": "crane", "n3": "crane"})
@@ -183,7 +183,7 @@ def test_drift_finds_a_policy_of_ones_own_and_says_what_it_leaves_out(
     assert [row["view"] for row in found.table] == ["none", "flip_1"]
     assert found.notes == [
         "color_1 lacks 18 of these images, and is left out",
-        "several policies are called flip_1, of which one is looked at",
+        "several policies are named flip_1; only one of them is measured",
     ]
 
 
@@ -236,7 +236,6 @@ def test_images_that_went_are_left_out_of_pictures(
     [
         (lambda **w: study_pca(images=1, **w), "at least 2 images"),
         (lambda **w: study_pca(split="nope", **w), "nope"),
-        (lambda **w: study_pca(NET, inputsize=3, **w), "nearest: input_size"),
         (lambda **w: study_tsne(**w), "needs --backbone"),
         (lambda **w: study_tsne(NET, perplexity=0, **w), "above 0"),
         (lambda **w: study_tsne(NET, count=0, **w), "1 or more"),
@@ -244,8 +243,8 @@ def test_images_that_went_are_left_out_of_pictures(
         (lambda **w: study_tsne(NET, method="pca", **w), "unknown embedding"),
         (lambda **w: study_drift(**w), "needs --backbone"),
         (lambda **w: study_drift(NET, neighbours=0, **w), "1 neighbour"),
-        (lambda **w: study_neighbours("nope.png", NET, **w), "nope.png: can't be read"),
-        (lambda **w: study_neighbours("pyproject.toml", NET, **w), "can't be read as an image"),
+        (lambda **w: study_neighbours("nope.png", NET, **w), "nope.png: cannot be read"),
+        (lambda **w: study_neighbours("pyproject.toml", NET, **w), "cannot be read as an image"),
         (lambda **w: study_neighbours("nope.png", **w), "needs --backbone"),
         (lambda **w: study_neighbours("nope.png", NET, count=0, **w), "1 or more"),
     ],
@@ -254,6 +253,13 @@ def test_what_is_wrong_is_said(call: Any, said: str, where: dict[str, Any]) -> N
     with pytest.raises(BadInput, match=said):
         call(**where)
     assert not list(Path(where["out"]).glob("*")) if Path(where["out"]).exists() else True
+
+
+def test_an_unknown_keyword_is_refused_as_python_does(where: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="'inputsize'; nearest: input_size"):
+        study_pca(NET, inputsize=3, **where)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'view'"):
+        study_drift(NET, view="none", **where)
 
 
 def test_the_commands_write_and_the_report_shows(

@@ -1,4 +1,4 @@
-"""The studies: each writes pictures and their numbers into a folder."""
+"""The studies: each writes figures and their numbers into a folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from featurecache.commands.options import HELD, options
 
 @click.group()
 def study() -> None:
-    """Look at vectors, networks and policies: pictures, with the numbers beside them."""
+    """Study vectors, networks and policies: figures, with their numbers."""
 
 
 OUT = click.option(
     "--out", default="study", show_default=True, metavar="DIR", help="The folder to write into."
 )
-BACKBONE = click.option("--backbone", default="", metavar="NAME", help="Whose vectors.")
+BACKBONE = click.option(
+    "--backbone", default="", metavar="NAME", help="The network whose vectors are studied."
+)
 SPLIT = click.option("--split", default="train", show_default=True, help="A labelled split.")
 
 
@@ -27,83 +29,117 @@ SPLIT = click.option("--split", default="train", show_default=True, help="A labe
 @BACKBONE
 @options("data", "cache", "view")
 @SPLIT
-@click.option("--images", type=int, default=2000, show_default=True, help="Images at most.")
-@click.option("--pixels", type=int, default=64, show_default=True, help="Pixels a side, of images.")
+@click.option(
+    "--images", type=int, default=2000, show_default=True, help="Maximum number of images."
+)
+@click.option(
+    "--pixels",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Side of the scaled images, in pixels.",
+)
 @OUT
 @options("seed", *HELD, "json", "quiet", "debug")
-def pca(as_json: bool, quiet: bool, **given: Any) -> None:
-    """How many components keep the variance of pixels, and with --backbone of vectors."""
+def pca(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """How many principal components retain the variance of pixels (and of vectors: --backbone)."""
     from featurecache.stages.studies.pca import study_pca
 
-    _print(study_pca(**given, progress=terminal.progress(quiet)), as_json)
+    _print(study_pca(**arguments, progress=terminal.progress(quiet)), as_json)
 
 
 @study.command()
 @BACKBONE
 @click.option("--classes", multiple=True, metavar="NAME", help="A class. Repeatable.")
-@click.option("--count", type=int, default=5, show_default=True, help="Classes to draw instead.")
+@click.option(
+    "--count",
+    type=int,
+    default=5,
+    show_default=True,
+    help="Without --classes: number of classes to draw.",
+)
 @options("data", "cache", "view")
 @SPLIT
-@click.option("--images", type=int, default=500, show_default=True, help="Images at most.")
+@click.option(
+    "--images", type=int, default=500, show_default=True, help="Maximum number of images."
+)
 @click.option("--method", default="tsne", show_default=True, help="tsne or umap.")
 @click.option(
-    "--perplexity", type=float, default=30.0, show_default=True, help="Neighbours that count."
+    "--perplexity",
+    type=float,
+    default=30.0,
+    show_default=True,
+    help="Effective number of neighbours.",
 )
 @OUT
 @options("seed")
 @click.option(
-    "--sampling-seed", type=int, default=0, show_default=True, help="Seed of the classes drawn."
+    "--sampling-seed", type=int, default=0, show_default=True, help="Seed of the draw of classes."
 )
 @click.option(
     "--embedding-seed",
     type=int,
     default=0,
     show_default=True,
-    help="Seed of UMAP; t-SNE starts from the components.",
+    help="Seed of UMAP. (t-SNE starts from the components.)",
 )
 @options(*HELD, "json", "quiet", "debug")
-def tsne(as_json: bool, quiet: bool, **given: Any) -> None:
-    """Vectors of some classes in two dimensions, with their images."""
+def tsne(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Embed the vectors of some classes in two dimensions, with their images."""
     from featurecache.stages.studies.tsne import study_tsne
 
-    _print(study_tsne(**given, progress=terminal.progress(quiet)), as_json)
+    _print(study_tsne(**arguments, progress=terminal.progress(quiet)), as_json)
 
 
 @study.command()
 @BACKBONE
 @options("policy", "data", "cache")
 @SPLIT
-@click.option("--images", type=int, default=2000, show_default=True, help="Images at most.")
-@click.option("--neighbours", type=int, default=10, show_default=True, help="Nearest that vote.")
+@click.option(
+    "--images", type=int, default=2000, show_default=True, help="Maximum number of images."
+)
+@click.option(
+    "--neighbours",
+    type=int,
+    default=10,
+    show_default=True,
+    help="Number of nearest neighbours that vote.",
+)
 @OUT
 @options("seed", *HELD, "json", "quiet", "debug")
-def drift(as_json: bool, quiet: bool, **given: Any) -> None:
-    """How far views move vectors, and the images that they break most."""
+def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """How far views move vectors, and which images they break most."""
     from featurecache.stages.studies.drift import study_drift
 
-    _print(study_drift(**given, progress=terminal.progress(quiet)), as_json)
+    _print(study_drift(**arguments, progress=terminal.progress(quiet)), as_json)
 
 
 @study.command()
 @click.argument("image")
 @BACKBONE
 @options("data", "cache")
-@click.option("--split", help="One split.  [default: all that are labelled]")
-@click.option("--count", type=int, default=8, show_default=True, help="Neighbours to show.")
+@click.option("--split", help="One split.  [default: all labelled ones]")
+@click.option(
+    "--count", type=int, default=8, show_default=True, help="Number of neighbours to show."
+)
 @OUT
 @options("weights", "engine", *HELD, "json", "quiet", "debug")
-def neighbours(as_json: bool, quiet: bool, **given: Any) -> None:
-    """The cached images whose vectors are nearest to that of IMAGE."""
+def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """The cached images whose vectors are nearest to the vector of IMAGE."""
     from featurecache.stages.studies.neighbours import study_neighbours
 
-    _print(study_neighbours(**given, progress=terminal.progress(quiet)), as_json)
+    _print(study_neighbours(**arguments, progress=terminal.progress(quiet)), as_json)
 
 
 @study.command()
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--image", multiple=True, metavar="FILE", help="An image to look at. Repeatable.")
 @click.option(
-    "--images", type=int, default=4, show_default=True, help="Without --image: so many of a split."
+    "--images",
+    type=int,
+    default=4,
+    show_default=True,
+    help="Without --image: number of images of the split.",
 )
 @options("data", "split")
 @click.option(
@@ -113,12 +149,18 @@ def neighbours(as_json: bool, quiet: bool, **given: Any) -> None:
     metavar="NAME",
     help="gradient, smoothgrad or gradcam.",
 )
-@click.option("--class", "class_name", metavar="NAME", help="Of this class.  [default: predicted]")
 @click.option(
-    "--samples", type=int, default=25, show_default=True, help="Noisy copies, of smoothgrad."
+    "--class", "class_name", metavar="NAME", help="Class to map.  [default: the predicted one]"
 )
 @click.option(
-    "--noise", type=float, default=0.15, show_default=True, help="Share of the span, of smoothgrad."
+    "--samples", type=int, default=25, show_default=True, help="smoothgrad: number of noisy copies."
+)
+@click.option(
+    "--noise",
+    type=float,
+    default=0.15,
+    show_default=True,
+    help="smoothgrad: noise, as a share of the span.",
 )
 @click.option(
     "--noise-seed",
@@ -127,39 +169,46 @@ def neighbours(as_json: bool, quiet: bool, **given: Any) -> None:
     type=int,
     default=0,
     show_default=True,
-    help="Seed of the noise, of smoothgrad.",
+    help="smoothgrad: seed of the noise.",
 )
 @click.option(
     "--weights",
     multiple=True,
     metavar="FILE",
-    help="Weights that vectors were made with: .safetensors or .pth. Repeatable.",
+    help="Weights the vectors were made with: .safetensors or .pth. Repeatable.",
 )
 @OUT
 @options("json", "quiet", "debug")
-def saliency(as_json: bool, quiet: bool, **given: Any) -> None:
-    """Where the heads in RUNS look on images: maps of the class score, beside the boxes."""
+def saliency(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Which pixels the heads in RUNS use: maps of the class score, with the boxes."""
     from featurecache.stages.studies.saliency import study_saliency
 
-    result = study_saliency(**given, progress=terminal.progress(quiet))
+    result = study_saliency(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
     terminal.table(result.maps, f"{result.method}: share of the saliency inside the boxes")
-    terminal.table(result.runs, "means over the images that have a box")
-    _wrote(result.files)
+    terminal.table(result.runs, "means over the images with a box")
+    _print_paths(result.files)
 
 
 @study.command()
 @click.option("--backbone", required=True, metavar="NAME", help="The network.")
 @options("weights")
-@click.option("--most", type=int, default=256, show_default=True, help="Tiles shown of a layer.")
+@click.option(
+    "--most",
+    "max_tiles",
+    type=int,
+    default=256,
+    show_default=True,
+    help="Maximum number of tiles per layer.",
+)
 @OUT
 @options("json", "debug")
-def filters(as_json: bool, **given: Any) -> None:
-    """The filters of a network's first and last convolution, as pictures."""
+def filters(as_json: bool, **arguments: Any) -> None:
+    """Draw the filters of the first and last convolution of a network."""
     from featurecache.stages.studies.filters import study_filters
 
-    result = study_filters(**given)
+    result = study_filters(**arguments)
     if as_json:
         return printing.print_json(result)
     rows = [dataclasses.asdict(layer) for layer in result.layers]
@@ -168,7 +217,7 @@ def filters(as_json: bool, **given: Any) -> None:
     )
     for note in result.notes:
         click.echo(terminal.printable(note))
-    _wrote(result.files)
+    _print_paths(result.files)
 
 
 def _print(result: Any, as_json: bool) -> None:
@@ -178,9 +227,9 @@ def _print(result: Any, as_json: bool) -> None:
     terminal.table(rows, f"{result.study}, {result.n:,} images")
     for note in result.notes:
         click.echo(terminal.printable(note))
-    _wrote(result.files)
+    _print_paths(result.files)
 
 
-def _wrote(files: list[str]) -> None:
+def _print_paths(files: list[str]) -> None:
     for file in files:
         click.echo(f"wrote {terminal.printable(file)}")

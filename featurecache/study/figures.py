@@ -33,7 +33,7 @@ COLOURS = (  # of classes and runs
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D")  # of the first ten classes, the next ten, …
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
-SHOWN = {"train": "training", "val": "validation"}
+PART_NAMES = {"train": "training", "val": "validation"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and needs no font here
     "svg.hashsalt": "featurecache",
@@ -84,11 +84,11 @@ def _settle(figure: Figure) -> None:
         axes.set_position((left, bottom, width, height))
 
 
-def label(name: str, most: int = 32) -> str:
+def label(name: str, max_length: int = 32) -> str:
     """A name that comes from strangers, as it can stand in a figure: at most so many characters on
     one line, and nothing that XML can't hold."""
     plain = printable(name)
-    return plain if len(plain) <= most else plain[: most - 1] + "…"
+    return plain if len(plain) <= max_length else plain[: max_length - 1] + "…"
 
 
 def inline(figure: Figure) -> str:
@@ -124,12 +124,14 @@ def curves(epochs: Sequence[Mapping[str, float]], phases: Sequence[tuple[int, in
                     for number in numbers
                 ]
                 means = [sum(cell) / len(cell) for cell in cells]
-                axes.plot(numbers, means, ".-", color=colour, label=SHOWN[part], linewidth=1.5)
+                axes.plot(numbers, means, ".-", color=colour, label=PART_NAMES[part], linewidth=1.5)
                 if max(map(len, cells)) > 1:
-                    least, most = [min(c) for c in cells], [max(c) for c in cells]
-                    axes.fill_between(numbers, least, most, color=colour, alpha=0.25, linewidth=0)
-            for place, (first, last, _) in enumerate(phases):
-                if place % 2:
+                    lowest, highest = [min(c) for c in cells], [max(c) for c in cells]
+                    axes.fill_between(
+                        numbers, lowest, highest, color=colour, alpha=0.25, linewidth=0
+                    )
+            for index, (first, last, _) in enumerate(phases):
+                if index % 2:
                     axes.axvspan(first - 0.5, last + 0.5, color=INK, alpha=0.08, linewidth=0)
             axes.set_ylabel({"top1": "top-1", "loss": "loss, nats"}[what])
         for first, last, name in phases:
@@ -153,13 +155,13 @@ def reliability(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         figure = Figure(figsize=(4.2, 3.6))
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], "--", color=INK, alpha=0.5, linewidth=1)
-        for place, (name, bins) in enumerate(runs.items()):
+        for index, (name, bins) in enumerate(runs.items()):
             full = [row for row in bins if row["n"]]
-            most = max(row["n"] for row in full)
+            max_n = max(row["n"] for row in full)
             x, y = [row["confidence"] for row in full], [row["top1"] for row in full]
-            colour = COLOURS[place % len(COLOURS)]
+            colour = COLOURS[index % len(COLOURS)]
             axes.plot(x, y, "-", color=colour, linewidth=1.5, label=label(name))
-            sizes = [6 + 60 * row["n"] / most for row in full]
+            sizes = [6 + 60 * row["n"] / max_n for row in full]
             axes.scatter(x, y, s=sizes, color=colour)
         axes.set(xlabel="confidence", ylabel="top-1", xlim=(0, 1), ylim=(0, 1))
         if len(runs) > 1:
@@ -175,8 +177,8 @@ def retained(curves: Mapping[str, npt.NDArray[np.float64]], shares: Sequence[flo
     with style():
         figure = Figure(figsize=(6.2, 4))
         axes = figure.subplots()
-        for place, (name, curve) in enumerate(curves.items()):
-            colour = colours.get(name.rpartition(" ")[2], COLOURS[place % len(COLOURS)])
+        for index, (name, curve) in enumerate(curves.items()):
+            colour = colours.get(name.rpartition(" ")[2], COLOURS[index % len(COLOURS)])
             axes.plot(
                 np.arange(1, len(curve) + 1), curve, color=colour, label=label(name), linewidth=1.5
             )
@@ -196,10 +198,10 @@ def scatter(points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> 
     with style():
         figure = Figure(figsize=(6.2, 5.2))
         axes = figure.subplots()
-        for place, (name, colour) in enumerate(colours.items()):
-            marker = MARKERS[place // len(COLOURS) % len(MARKERS)]
-            own = [point for point in points if point["class"] == name]
-            xs, ys = [point["x"] for point in own], [point["y"] for point in own]
+        for index, (name, colour) in enumerate(colours.items()):
+            marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
+            class_points = [point for point in points if point["class"] == name]
+            xs, ys = [point["x"] for point in class_points], [point["y"] for point in class_points]
             axes.scatter(
                 xs, ys, s=14, color=colour, marker=marker, label=label(name), alpha=0.8,
                 linewidths=0,
@@ -214,16 +216,16 @@ def colours_of(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """A colour for each class of points {class, …}, by the order of their names; an eleventh
     class has the first one's again."""
     names = sorted({str(point["class"]) for point in points})
-    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
 
 
-def placed(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def scaled_points(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Points {x, y, …} with x and y from 0 to 1000 and y downward, as a page draws them."""
     if not points:
         return []
-    places = np.array([(point["x"], -point["y"]) for point in points])
-    low = places.min(0)
-    scaled = 1000 * (places - low) / max(float((places.max(0) - low).max()), 1e-9)
+    coordinates = np.array([(point["x"], -point["y"]) for point in points])
+    low = coordinates.min(0)
+    scaled = 1000 * (coordinates - low) / max(float((coordinates.max(0) - low).max()), 1e-9)
     return [
         {**point, "x": round(float(x), 1), "y": round(float(y), 1)}
         for point, (x, y) in zip(points, scaled, strict=True)
@@ -240,10 +242,10 @@ def drift(
     view, text) that it broke most."""
     from matplotlib.figure import Figure
 
-    high = 0.6 + 0.32 * len(cosines)
+    chart_height = 0.6 + 0.32 * len(cosines)
     with style():
-        figure = Figure(figsize=(7.6, high + 1.7 * len(strips)))
-        heights = [high, *[1.7] * len(strips)]
+        figure = Figure(figsize=(7.6, chart_height + 1.7 * len(strips)))
+        heights = [chart_height, *[1.7] * len(strips)]
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         top, below = parts[0], parts[1:]
         left, right = top.subplots(1, 2, width_ratios=(3, 2), sharey=True)
@@ -263,10 +265,10 @@ def drift(
             cells = part.subplots(2, max(10, len(pairs)), squeeze=False)
             for cell in cells.flat:
                 cell.axis("off")
-            for column, (clean, seen, said) in enumerate(pairs):
+            for column, (clean, augmented, caption) in enumerate(pairs):
                 cells[0, column].imshow(clean)
-                cells[1, column].imshow(seen)
-                cells[0, column].set_title(said, fontsize=7, pad=2)
+                cells[1, column].imshow(augmented)
+                cells[0, column].set_title(caption, fontsize=7, pad=2)
     return figure
 
 

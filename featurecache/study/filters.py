@@ -27,10 +27,10 @@ def slices(weights: Tiles) -> Tiles:
     return weights.reshape(-1, *weights.shape[2:])
 
 
-def spread(tiles: Tiles, most: int) -> Tiles:
+def evenly_spaced(tiles: Tiles, most: int) -> Tiles:
     """At most `most` of the tiles, evenly spread."""
-    count = min(most, len(tiles))
-    return np.asarray(tiles[np.arange(count) * len(tiles) // count])
+    selected = min(most, len(tiles))
+    return np.asarray(tiles[np.arange(selected) * len(tiles) // selected])
 
 
 def mosaic(tiles: Tiles) -> Tiles:
@@ -40,15 +40,15 @@ def mosaic(tiles: Tiles) -> Tiles:
     them are of a colour that grey tiles don't have.
     """
     axes = tuple(range(1, tiles.ndim))
-    least, greatest = tiles.min(axes, keepdims=True), tiles.max(axes, keepdims=True)
-    shades = (tiles - least) / np.where(greatest > least, greatest - least, 1)
+    minimum, maximum = tiles.min(axes, keepdims=True), tiles.max(axes, keepdims=True)
+    shades = (tiles - minimum) / np.where(maximum > minimum, maximum - minimum, 1)
     if tiles.ndim == 3:
         shades = np.repeat(shades[..., None], 3, axis=3)
-    count, high, wide = tiles.shape[:3]
-    columns = math.ceil(math.sqrt(count * high / wide))
+    count, height, width = tiles.shape[:3]
+    columns = math.ceil(math.sqrt(count * height / width))
     rows = math.ceil(count / columns)
-    picture = np.tile(_GAP, (rows * (high + 1) + 1, columns * (wide + 1) + 1, 1))
-    for place, shade in enumerate(shades):
-        y, x = 1 + place // columns * (high + 1), 1 + place % columns * (wide + 1)
-        picture[y : y + high, x : x + wide] = shade
+    picture = np.tile(_GAP, (rows * (height + 1) + 1, columns * (width + 1) + 1, 1))
+    for index, shade in enumerate(shades):
+        y, x = 1 + index // columns * (height + 1), 1 + index % columns * (width + 1)
+        picture[y : y + height, x : x + width] = shade
     return picture

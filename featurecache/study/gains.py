@@ -15,7 +15,7 @@ from featurecache.study.paired import Difference, Right, by_class, difference
 
 CLEAN = "clean"
 WRITTEN, SHUFFLED = "written", "shuffled"
-_MOST_CLASSES = 3  # that gained, and that lost
+_MAX_CLASSES = 3  # that gained, and that lost
 
 
 class Way(NamedTuple):
@@ -71,31 +71,37 @@ def gains(
     best = _best(list(rights), rights)
     best_clean = _best([way for way in rights if way.policy == CLEAN], rights)
 
-    def against(way: Way, other: Way) -> Difference | None:
-        return difference(rights[way], rights[other]) if way != other and other in rights else None
+    def against(way: Way, baseline: Way) -> Difference | None:
+        return (
+            difference(rights[way], rights[baseline])
+            if way != baseline and baseline in rights
+            else None
+        )
 
-    found = []
+    results = []
     for way, right in rights.items():
-        same = Way(CLEAN, WRITTEN, way.lr_schedule)
+        clean_way = Way(CLEAN, WRITTEN, way.lr_schedule)
         changed = [
             {"class": row["class"], "name": words.get(row["class"], row["class"]), **row}
-            for row in (by_class(right, rights[same], labels, classes) if way != same else [])
+            for row in (
+                by_class(right, rights[clean_way], labels, classes) if way != clean_way else []
+            )
         ]
-        found.append(
+        results.append(
             Gain(
                 *way,
                 top1=float(right.mean()),
                 of_seeds=[float(top1) for top1 in right.mean(1)],
                 best=way == best,
-                against_clean=against(way, same),
+                against_clean=against(way, clean_way),
                 against_best_clean=against(way, best_clean),
                 against_shuffled=against(way, way._replace(order=SHUFFLED)),
                 against_best=against(way, best),
-                gained=[row for row in changed if row["difference"] > 0][:_MOST_CLASSES],
-                lost=[row for row in changed[::-1] if row["difference"] < 0][:_MOST_CLASSES],
+                gained=[row for row in changed if row["difference"] > 0][:_MAX_CLASSES],
+                lost=[row for row in changed[::-1] if row["difference"] < 0][:_MAX_CLASSES],
             )
         )
-    return found
+    return results
 
 
 def _best(ways: Sequence[Way], rights: Mapping[Way, Right]) -> Way:
@@ -103,24 +109,24 @@ def _best(ways: Sequence[Way], rights: Mapping[Way, Right]) -> Way:
     return max(ways, key=lambda way: rights[way].mean())
 
 
-def verdict(found: Sequence[Gain]) -> str:
+def verdict(results: Sequence[Gain]) -> str:
     """In one sentence: what each policy gained under each learning-rate schedule, and the best."""
     parts = []
-    for policy in dict.fromkeys(gain.policy for gain in found if gain.policy != CLEAN):
-        said = [
+    for policy in dict.fromkeys(gain.policy for gain in results if gain.policy != CLEAN):
+        outcomes = [
             f"{_points(gain.against_clean)} under {gain.lr_schedule}"
-            for gain in found
+            for gain in results
             if (gain.policy, gain.order) == (policy, WRITTEN) and gain.against_clean is not None
         ]
-        parts.append(f"{policy} {', '.join(said)}")
-    (best,) = (gain for gain in found if gain.best)
-    named = Way(best.policy, best.order, best.lr_schedule)
-    return f"{'; '.join(parts)}; best: {named}, {100 * best.top1:.1f}%"
+        parts.append(f"{policy} {', '.join(outcomes)}")
+    (best,) = (gain for gain in results if gain.best)
+    best_way = Way(best.policy, best.order, best.lr_schedule)
+    return f"{'; '.join(parts)}; best: {best_way}, {100 * best.top1:.1f}%"
 
 
-def _points(found: Difference) -> str:
+def _points(change: Difference) -> str:
     """`gained 0.9 ± 0.4 points`; the interval is not always even, and half its width is shown."""
-    size, half = 100 * found.difference, 50 * (found.high - found.low)
-    if not found.sure:
+    size, half = 100 * change.difference, 50 * (change.high - change.low)
+    if not change.sure:
         return f"made no sure difference ({size:+.1f} ± {half:.1f} points)"
     return f"{'gained' if size > 0 else 'lost'} {abs(size):.1f} ± {half:.1f} points"

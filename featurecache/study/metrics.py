@@ -72,12 +72,12 @@ def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) 
     right = probabilities.argmax(1) == labels
     edges = np.arange(bins + 1) / bins
     # Floating point may leave a probability a little above 1.
-    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    bin_index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     ece, table = 0.0, []
-    for number in range(bins):
-        inside = place == number
+    for index in range(bins):
+        inside = bin_index == index
         n = int(inside.sum())
-        row: keys.Json = {"low": float(edges[number]), "high": float(edges[number + 1]), "n": n}
+        row: keys.Json = {"low": float(edges[index]), "high": float(edges[index + 1]), "n": n}
         row |= {"confidence": None, "top1": None}
         if n:
             row |= {
@@ -115,7 +115,7 @@ def best_and_worst(
     counts: npt.NDArray[np.int64],
     classes: Sequence[str],
     words: Mapping[str, str],
-    most: int = 5,
+    count: int = 5,
 ) -> tuple[list[keys.Json], list[keys.Json]]:
     """The classes of highest and of lowest accuracy in a `confusion`, `most` of each.
 
@@ -144,8 +144,8 @@ def best_and_worst(
             }
         )
     return (
-        sorted(rows, key=lambda row: -row["top1"])[:most],
-        sorted(rows, key=lambda row: row["top1"])[:most],
+        sorted(rows, key=lambda row: -row["top1"])[:count],
+        sorted(rows, key=lambda row: row["top1"])[:count],
     )
 
 
@@ -161,7 +161,7 @@ def interval(right: Right, seed: int = 0) -> list[float]:
     return [float(low), float(high)]
 
 
-def mcnemar(right: Right, other: Right) -> keys.Json:
+def mcnemar(right: Right, baseline: Right) -> keys.Json:
     """{both, only, only_other, neither, p}: the exact McNemar test of two predictions of the same
     rows.
 
@@ -171,13 +171,13 @@ def mcnemar(right: Right, other: Right) -> keys.Json:
     """
     from scipy.stats import binomtest  # takes most of a second
 
-    only, only_other = int((right & ~other).sum()), int((other & ~right).sum())
+    only, only_other = int((right & ~baseline).sum()), int((baseline & ~right).sum())
     differing = only + only_other
     return {
-        "both": int((right & other).sum()),
+        "both": int((right & baseline).sum()),
         "only": only,
         "only_other": only_other,
-        "neither": int((~right & ~other).sum()),
+        "neither": int((~right & ~baseline).sum()),
         "p": float(binomtest(only, differing, 0.5).pvalue) if differing else 1.0,
     }
 

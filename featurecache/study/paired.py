@@ -34,7 +34,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def difference(right: Right, other: Right, seed: int = 0) -> Difference:
+def difference(right: Right, baseline: Right, seed: int = 0) -> Difference:
     """The mean over seeds and images of `right` less `other`, with a bootstrap interval.
 
     The interval answers for other images and for other seeds. Images are drawn anew with
@@ -45,36 +45,36 @@ def difference(right: Right, other: Right, seed: int = 0) -> Difference:
     what chance on N images explains of it (two-way analysis of variance). With one seed the
     interval is over images alone.
     """
-    each = right.astype(np.int8) - other
-    seeds, images = each.shape
+    gains = right.astype(np.int8) - baseline
+    seeds, images = gains.shape
     rng = np.random.default_rng(seed)
     # A mean needs no more of the images drawn than how many there are of each sum over the seeds.
-    sums, counts = np.unique(each.sum(0, dtype=np.int64), return_counts=True)
+    sums, counts = np.unique(gains.sum(0, dtype=np.int64), return_counts=True)
     drawn = rng.multinomial(images, counts / images, RESAMPLES) @ sums / (seeds * images)
     if seeds > 1:
-        drawn += rng.standard_t(seeds - 1, RESAMPLES) * np.sqrt(_seed_variance(each))
+        drawn += rng.standard_t(seeds - 1, RESAMPLES) * np.sqrt(_seed_variance(gains))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(float(each.mean()), float(low), float(high))
+    return Difference(float(gains.mean()), float(low), float(high))
 
 
-def _seed_variance(each: npt.NDArray[np.int8]) -> float:
+def _seed_variance(gains: npt.NDArray[np.int8]) -> float:
     """The variance of the mean of `each` (S, N) that is of the S seeds and not of images."""
-    seeds, images = each.shape
-    of_seed = each.mean(1)
-    chance = each - of_seed[:, None] - each.mean(0) + each.mean()
+    seeds, images = gains.shape
+    of_seed = gains.mean(1)
+    chance = gains - of_seed[:, None] - gains.mean(0) + gains.mean()
     noise = (chance**2).sum() / max(1, (seeds - 1) * (images - 1))
     return float(max(0.0, of_seed.var(ddof=1) - noise / images) / seeds)
 
 
 def by_class(
-    right: Right, other: Right, labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
+    right: Right, baseline: Right, labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
 ) -> list[keys.Json]:
     """{class, n, difference} of each class that has images, the greatest gain first.
 
     `labels` (N,) are the places in `classes` of the images. Of equal differences the first class
     comes first.
     """
-    gains = right.mean(0) - other.mean(0)
+    gains = right.mean(0) - baseline.mean(0)
     counts = np.bincount(labels, minlength=len(classes))
     sums = np.bincount(labels, weights=gains, minlength=len(classes))
     rows = [

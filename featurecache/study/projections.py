@@ -86,20 +86,24 @@ def embed(
         return np.zeros((len(rows), 2)), 0
     solver = "covariance_eigh" if len(rows) > rows.shape[1] else "full"
     pca = PCA(n_components=RETAINED, svd_solver=solver)
-    kept = pca.fit_transform(np.asarray(rows, np.float64))
-    near = min(perplexity, max_perplexity(len(rows)))
+    components = pca.fit_transform(np.asarray(rows, np.float64))
+    neighbour_count = min(perplexity, max_perplexity(len(rows)))
     if method == "umap":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ImportWarning)  # of a part that needs TensorFlow
             import umap
-        neighbours = max(2, round(near))
-        made = umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(kept)
+        neighbours = max(2, round(neighbour_count))
+        embedded = umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(
+            components
+        )
     else:
         from sklearn.manifold import TSNE
 
-        start = "pca" if kept.shape[1] >= 2 else "random"
-        made = TSNE(perplexity=near, init=start, random_state=seed).fit_transform(kept)
-    return np.asarray(made, np.float64), kept.shape[1]
+        start = "pca" if components.shape[1] >= 2 else "random"
+        embedded = TSNE(perplexity=neighbour_count, init=start, random_state=seed).fit_transform(
+            components
+        )
+    return np.asarray(embedded, np.float64), components.shape[1]
 
 
 def cosines(a: Rows, b: Rows) -> npt.NDArray[np.float64]:
@@ -127,30 +131,32 @@ class Neighbourhood:
         return np.asarray(np.clip(sizes[labels] - 1, 0, k), np.int64)
 
     def agreement(
-        self, rows: Rows, own: npt.NDArray[np.integer[Any]], k: int = 10
+        self, rows: Rows, clean_indices: npt.NDArray[np.integer[Any]], k: int = 10
     ) -> npt.NDArray[np.bool_]:
         """(M,) whether most of the clean rows that are nearest to each of these (M, D), as many as
         `voters` says, bear its label. Row i is a view of clean row `own[i]`, which is left out of
         its neighbours. Of equal votes the nearest label counts."""
-        voters = self.voters(self._labels[own], k)
-        most = int(voters.max(initial=0))
-        near = self._index.kneighbors(_unit(rows), most + 1, return_distance=False)
+        voters = self.voters(self._labels[clean_indices], k)
+        max_voters = int(voters.max(initial=0))
+        neighbour_table = self._index.kneighbors(_unit(rows), max_voters + 1, return_distance=False)
         right = np.zeros(len(rows), bool)
-        for row, (places, self_, count) in enumerate(zip(near, own, voters, strict=True)):
+        for row, (neighbours, clean_index, count) in enumerate(
+            zip(neighbour_table, clean_indices, voters, strict=True)
+        ):
             if count == 0:
                 continue
-            voted = self._labels[places[places != self_][:count]]
-            names, first, counts = np.unique(voted, return_index=True, return_counts=True)
+            votes = self._labels[neighbours[neighbours != clean_index][:count]]
+            names, first, counts = np.unique(votes, return_index=True, return_counts=True)
             highest = counts == counts.max()
-            right[row] = names[highest][np.argmin(first[highest])] == self._labels[self_]
+            right[row] = names[highest][np.argmin(first[highest])] == self._labels[clean_index]
         return right
 
 
 def nearest(row: npt.NDArray[np.floating[Any]], rows: Rows, k: int) -> npt.NDArray[np.int64]:
     """(k,) the places of the rows (N, D) of highest cosine with a row (D,), the nearest first; of
     equals the first."""
-    found = cosines(np.broadcast_to(row, rows.shape), rows)
-    return np.asarray(np.argsort(-found, kind="stable")[:k], np.int64)
+    similarities = cosines(np.broadcast_to(row, rows.shape), rows)
+    return np.asarray(np.argsort(-similarities, kind="stable")[:k], np.int64)
 
 
 def _unit(rows: Rows) -> npt.NDArray[np.float64]:

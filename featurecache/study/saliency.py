@@ -22,12 +22,12 @@ from torch import nn
 from featurecache.errors import BadInput
 from featurecache.features.preprocess import Preprocess
 
-_AT_ONCE = 5  # noisy copies in a pass
+_COPIES_PER_PASS = 5  # noisy copies in a pass
 
 Map = npt.NDArray[np.float64]
 
 
-class Whole(nn.Module):
+class ImageClassifier(nn.Module):
     """Pictures to logits: networks side by side, each behind its mean and std, then the head.
 
     `networks` map (n, 3, S, S) to (n, D) each, `members` (n, sum of D) to (n, C), one a fold.
@@ -45,19 +45,19 @@ class Whole(nn.Module):
         self.members = nn.ModuleList(members)
         self.eval()
 
-    def forward(self, given: Sequence[torch.Tensor]) -> torch.Tensor:
+    def forward(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """(members, n, C) logits of pictures (n, 3, S, S) in 0..1, one tensor for each network."""
         vectors = []
-        for network, preprocess, x in zip(self.networks, self.preprocesses, given, strict=True):
+        for network, preprocess, x in zip(self.networks, self.preprocesses, inputs, strict=True):
             mean = torch.tensor(preprocess.mean).view(1, -1, 1, 1)
             std = torch.tensor(preprocess.std).view(1, -1, 1, 1)
             vectors.append(network((x - mean) / std))
-        together = torch.cat(vectors, 1)
-        return torch.stack([member(together) for member in self.members])
+        joined = torch.cat(vectors, 1)
+        return torch.stack([member(joined) for member in self.members])
 
-    def score(self, given: Sequence[torch.Tensor], label: int) -> torch.Tensor:
+    def score(self, inputs: Sequence[torch.Tensor], label: int) -> torch.Tensor:
         """The score of class `label`, summed over the pictures, which do not touch each other."""
-        logits: torch.Tensor = self(given)
+        logits: torch.Tensor = self(inputs)
         return logits[:, :, label].mean(0).sum()
 
     def ready(self, pixels: np.ndarray) -> list[torch.Tensor]:
@@ -67,7 +67,7 @@ class Whole(nn.Module):
             for preprocess in self.preprocesses
         ]
 
-    def on_picture(self, found: Sequence[torch.Tensor], height: int, width: int) -> Map:
+    def on_picture(self, gradients: Sequence[torch.Tensor], height: int, width: int) -> Map:
         """(height, width, 3): gradients by what the networks are given, (1, 3, S, S) each, as one
         by the pixels of the picture.
 
@@ -76,28 +76,28 @@ class Whole(nn.Module):
         away is 0.
         """
         total: Map = np.zeros((height, width, 3))
-        for gradient, preprocess in zip(found, self.preprocesses, strict=True):
+        for gradient, preprocess in zip(gradients, self.preprocesses, strict=True):
             down, across = preprocess.matrices(height, width)
             channels = gradient[0].double().numpy()
             total += np.stack([down.T @ channel @ across for channel in channels], 2)
         return total
 
 
-def probabilities(whole: Whole, pixels: np.ndarray) -> npt.NDArray[np.float32]:
+def probabilities(model: ImageClassifier, pixels: np.ndarray) -> npt.NDArray[np.float32]:
     """(C,) of a picture (H, W, 3) uint8, as the head's predict_proba: a mean over its members."""
     with torch.no_grad():
-        mean: npt.NDArray[np.float32] = whole(whole.ready(pixels)).softmax(2).mean(0)[0].numpy()
+        mean: npt.NDArray[np.float32] = model(model.ready(pixels)).softmax(2).mean(0)[0].numpy()
     return mean
 
 
-def gradient(whole: Whole, pixels: np.ndarray, label: int) -> Map:
+def gradient(model: ImageClassifier, pixels: np.ndarray, label: int) -> Map:
     """(H, W, 3): the gradient of the score of class `label` by the pixels (H, W, 3) uint8 of a
     picture, in logits for a channel that goes from black to full."""
-    return whole.on_picture(_gradients(whole, whole.ready(pixels), label), *pixels.shape[:2])
+    return model.on_picture(_gradients(model, model.ready(pixels), label), *pixels.shape[:2])
 
 
 def smooth_gradient(
-    whole: Whole,
+    model: ImageClassifier,
     pixels: np.ndarray,
     label: int,
     rng: np.random.Generator,
@@ -106,20 +106,20 @@ def smooth_gradient(
 ) -> Map:
     """As `gradient`, a mean over `samples` copies with noise, whose standard deviation is `noise`
     times the span of the picture's values. It is added to what the networks are given."""
-    given = whole.ready(pixels)
-    sums = [torch.zeros_like(x) for x in given]
-    for start in range(0, samples, _AT_ONCE):
-        count = min(_AT_ONCE, samples - start)
+    inputs = model.ready(pixels)
+    sums = [torch.zeros_like(x) for x in inputs]
+    for start in range(0, samples, _COPIES_PER_PASS):
+        count = min(_COPIES_PER_PASS, samples - start)
         noisy = []
-        for x in given:
+        for x in inputs:
             drawn = rng.standard_normal((count, *x.shape[1:]), np.float32)
             noisy.append(x + torch.from_numpy(drawn) * (noise * (x.max() - x.min())))
-        for total, found in zip(sums, _gradients(whole, noisy, label), strict=True):
-            total += found.sum(0, keepdim=True)
-    return whole.on_picture([total / samples for total in sums], *pixels.shape[:2])
+        for total, gradients in zip(sums, _gradients(model, noisy, label), strict=True):
+            total += gradients.sum(0, keepdim=True)
+    return model.on_picture([total / samples for total in sums], *pixels.shape[:2])
 
 
-def class_activations(whole: Whole, pixels: np.ndarray, label: int) -> Map:
+def class_activations(model: ImageClassifier, pixels: np.ndarray, label: int) -> Map:
     """(H, W): Grad-CAM before its ReLU: of a network's last map that has more than one cell the sum
     of the channels, each weighted by its mean gradient, drawn out bilinearly over what the network
     saw of the picture. Several networks add up; what was cropped away is 0.
@@ -127,15 +127,15 @@ def class_activations(whole: Whole, pixels: np.ndarray, label: int) -> Map:
     Raises BadInput for a network that has no such map: transformers, or channels last.
     """
     total = np.zeros(pixels.shape[:2])
-    cells = _weighted_maps(whole, whole.ready(pixels), label)
-    for found, preprocess in zip(cells, whole.preprocesses, strict=True):
+    cells = _weighted_maps(model, model.ready(pixels), label)
+    for activation, preprocess in zip(cells, model.preprocesses, strict=True):
         sides = []
         resized, starts = preprocess.geometry(*pixels.shape[:2])
         for count, before, after, start in zip(
-            found.shape, pixels.shape[:2], resized, starts, strict=True
+            activation.shape, pixels.shape[:2], resized, starts, strict=True
         ):
-            sides.append(_drawn_out(count, before, after, start, preprocess.input_size))
-        total += sides[0] @ found.double().numpy() @ sides[1].T
+            sides.append(_interpolation_weights(count, before, after, start, preprocess.input_size))
+        total += sides[0] @ activation.double().numpy() @ sides[1].T
     return total
 
 
@@ -155,49 +155,55 @@ def share_inside(values: Map, mask: npt.NDArray[np.bool_]) -> float | None:
     return float(values[mask].sum()) / total if total > 0 else None
 
 
-def _gradients(whole: Whole, given: Sequence[torch.Tensor], label: int) -> list[torch.Tensor]:
+def _gradients(
+    model: ImageClassifier, inputs: Sequence[torch.Tensor], label: int
+) -> list[torch.Tensor]:
     """The gradient of each picture's score by what each network is given, (n, 3, S, S)."""
-    leaves = [x.detach().clone().requires_grad_() for x in given]
-    return list(torch.autograd.grad(whole.score(leaves, label), leaves))
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    return list(torch.autograd.grad(model.score(leaves, label), leaves))
 
 
-def _weighted_maps(whole: Whole, given: Sequence[torch.Tensor], label: int) -> list[torch.Tensor]:
+def _weighted_maps(
+    model: ImageClassifier, inputs: Sequence[torch.Tensor], label: int
+) -> list[torch.Tensor]:
     """Grad-CAM's map of each network, (h, w) in cells."""
-    last: dict[int, torch.Tensor] = {}
+    feature_maps: dict[int, torch.Tensor] = {}
 
-    def look(number: int) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_: nn.Module, __: Any, out: Any) -> None:
-            if isinstance(out, torch.Tensor) and out.ndim == 3:
-                last.pop(number, None)  # tokens: what came before is no last map
-            elif isinstance(out, torch.Tensor) and out.ndim == 4 and out[0, 0].numel() > 1:
-                last[number] = out
+    def recorder(number: int) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim == 3:
+                feature_maps.pop(number, None)  # tokens: what came before is no last map
+            elif isinstance(output, torch.Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
+                feature_maps[number] = output
 
         return keep
 
     with contextlib.ExitStack() as hooks:
-        for number, network in enumerate(whole.networks):
+        for number, network in enumerate(model.networks):
             for layer in network.modules():
-                hooks.callback(layer.register_forward_hook(look(number)).remove)
-        score = whole.score([x.detach().clone().requires_grad_() for x in given], label)
-    for number, network in enumerate(whole.networks):
+                hooks.callback(layer.register_forward_hook(recorder(number)).remove)
+        score = model.score([x.detach().clone().requires_grad_() for x in inputs], label)
+    for number, network in enumerate(model.networks):
         inner = getattr(network, "network", network)  # of a Reader
-        if number not in last or getattr(inner, "output_fmt", "NCHW") != "NCHW":
+        if number not in feature_maps or getattr(inner, "output_fmt", "NCHW") != "NCHW":
             raise BadInput(
                 f"Grad-CAM needs a map of channels, and {type(inner).__name__} does not end in "
                 "one; take --method gradient or smoothgrad"
             )
-    maps = [last[number] for number in range(len(whole.networks))]
+    maps = [feature_maps[number] for number in range(len(model.networks))]
     slopes = torch.autograd.grad(score, maps)
     return [
-        (slope.mean((2, 3), keepdim=True) * found.detach()).sum(1)[0]
-        for found, slope in zip(maps, slopes, strict=True)
+        (slope.mean((2, 3), keepdim=True) * activation.detach()).sum(1)[0]
+        for activation, slope in zip(maps, slopes, strict=True)
     ]
 
 
-def _drawn_out(cells: int, pixels: int, resized: int, start: int, size: int) -> Map:
+def _interpolation_weights(cells: int, pixels: int, resized: int, start: int, size: int) -> Map:
     """(pixels, cells): the weights of a side's cells at each pixel; 0 for what was cropped away."""
-    at = (np.arange(pixels) + 0.5) * resized / pixels - start  # in the network's pixels
-    places = at * cells / size - 0.5
-    weights = np.stack([np.interp(places, np.arange(cells), one) for one in np.eye(cells)], 1)
-    weights[(at < 0) | (at > size)] = 0
+    positions = (np.arange(pixels) + 0.5) * resized / pixels - start  # in the network's pixels
+    cell_positions = positions * cells / size - 0.5
+    weights = np.stack(
+        [np.interp(cell_positions, np.arange(cells), cell) for cell in np.eye(cells)], 1
+    )
+    weights[(positions < 0) | (positions > size)] = 0
     return weights

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from featurecache.study.figures import Figure
 
 _CELL = 1.5  # inches
-_BRIGHTEST = 99.5  # percent: a few pixels would leave the rest in the dark
+_SCALE_PERCENTILE = 99.5  # percent: a few pixels would leave the rest in the dark
 
 
-def _short(names: str, most: int) -> str:
+def _short(names: str, max_length: int) -> str:
     """The first of several names, cut where it is too long for its place."""
-    return label(names.split(",")[0], most)
+    return label(names.split(",")[0], max_length)
 
 
-class Looked(NamedTuple):
+class SaliencyRow(NamedTuple):
     """A row of `saliency`. `maps` has for each run the absolute and the signed map (H, W), the name
     of the class, its probability, and the share of the absolute map in the boxes, or None."""
 
@@ -33,7 +33,7 @@ class Looked(NamedTuple):
     maps: Sequence[tuple[np.ndarray, np.ndarray, str, float, float | None]]
 
 
-def saliency(title: str, runs: Sequence[str], rows: Sequence[Looked]) -> Figure:
+def saliency(title: str, runs: Sequence[str], rows: Sequence[SaliencyRow]) -> Figure:
     """Images below each other; beside each for every run the absolute map (white is most) and the
     signed one (red is for the class, blue against it). Each map has a scale of its own."""
     from matplotlib.figure import Figure
@@ -46,20 +46,20 @@ def saliency(title: str, runs: Sequence[str], rows: Sequence[Looked]) -> Figure:
             _picture(line[0], row.pixels, row.boxes)
             truth = "" if row.truth is None else f"\n{_short(row.truth, 20)}"
             line[0].set_title(_short(row.name.rpartition("/")[2], 20) + truth, fontsize=7)
-            for place, (absolute, signed, name, probability, inside) in enumerate(row.maps):
-                left, right = line[1 + 2 * place : 3 + 2 * place]
-                most = float(np.percentile(absolute, _BRIGHTEST)) or 1.0
-                _picture(left, absolute, row.boxes, cmap="gray", vmin=0, vmax=most)
-                most = float(np.percentile(np.abs(signed), _BRIGHTEST)) or 1.0
-                _picture(right, signed, row.boxes, cmap="RdBu_r", vmin=-most, vmax=most)
-                head = f"{_short(runs[place], 40)}\n" if row is rows[0] else ""
-                shown = ""
+            for index, (absolute, signed, name, probability, inside) in enumerate(row.maps):
+                left, right = line[1 + 2 * index : 3 + 2 * index]
+                scale = float(np.percentile(absolute, _SCALE_PERCENTILE)) or 1.0
+                _picture(left, absolute, row.boxes, cmap="gray", vmin=0, vmax=scale)
+                scale = float(np.percentile(np.abs(signed), _SCALE_PERCENTILE)) or 1.0
+                _picture(right, signed, row.boxes, cmap="RdBu_r", vmin=-scale, vmax=scale)
+                head = f"{_short(runs[index], 40)}\n" if row is rows[0] else ""
+                box_share = ""
                 if inside is not None and row.area is not None:
-                    shown = (
+                    box_share = (
                         f"\n{100 * inside:.0f}% in the box ({100 * row.area:.0f}% of the picture)"
                     )
-                said = f"{_short(name, 30)}, {100 * probability:.0f}%"
-                left.set_title(head + said + shown, fontsize=7, loc="left")
+                prediction = f"{_short(name, 30)}, {100 * probability:.0f}%"
+                left.set_title(head + prediction + box_share, fontsize=7, loc="left")
     return figure
 
 
@@ -79,11 +79,11 @@ def mosaics(title: str, names: Sequence[str], pictures: Sequence[np.ndarray]) ->
 
 
 def _picture(
-    axes: Any, picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]] = (), **how: Any
+    axes: Any, picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]] = (), **options: Any
 ) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.imshow(picture, interpolation="nearest", **how)
+    axes.imshow(picture, interpolation="nearest", **options)
     axes.set_axis_off()
     for x0, y0, x1, y1 in boxes:
         corner, size = (x0 - 0.5, y0 - 0.5), (x1 - x0 + 1, y1 - y0 + 1)

@@ -284,7 +284,7 @@ def _studies(folder: Path) -> list[dict[str, Any]]:
                 "title": study.title,
                 "src": src,
                 "numbers": list(_numbers(study.model_extra or {})),
-                "points": figures.placed(shown),
+                "points": figures.scaled_points(shown),
                 "colours": figures.colours_of(shown),
             }
         )

@@ -19,7 +19,7 @@ from featurecache.images.views import View, original, view_of_key
 from featurecache.lookup.held_spaces import OTHER_VERSIONS, is_drawn_alike
 from featurecache.runs.predictions import Predictions
 from featurecache.runs.record import RunRecord
-from featurecache.stages.studies.study_files import spread, unread
+from featurecache.stages.studies.study_files import evenly_spaced, unread_notes
 from featurecache.study import pages
 
 THUMBNAIL = 96  # pixels
@@ -47,7 +47,7 @@ class Pictures:
 
     def notes(self) -> list[str]:
         """How many of the pictures can't be had any more."""
-        return unread(sum(not uri for uri in self._made.values()))
+        return unread_notes(sum(not uri for uri in self._made.values()))
 
 
 def _pixels(sample: Sample, item: bytes) -> np.ndarray | None:
@@ -130,7 +130,7 @@ def sheets(
     notes[:] = dict.fromkeys(notes)
     samples = [sample for sample in asked.dataset.samples if sample.label is not None]
     samples = [sample for sample in samples if sample.split == "train"] or samples
-    shown = spread(samples, _SHEET_IMAGES)
+    shown = evenly_spaced(samples, _SHEET_IMAGES)
     made = []
     for draws in of_policy.values():
         views = [draws[draw] for draw in sorted(draws)][:_SHEET_DRAWS]

@@ -1,15 +1,14 @@
-"""How far views move vectors: a destructive policy is seen before it is trained on."""
+"""How far views move vectors: it shows a destructive policy before any training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
 
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
@@ -18,20 +17,22 @@ from featurecache.lookup.held_spaces import OTHER_VERSIONS, fitting_spaces, is_d
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows
 from featurecache.stages.studies.study_files import (
     Study,
+    StudyInput,
+    StudySource,
     cached_vectors,
-    choice_of,
-    different,
+    evenly_spaced,
     pictures_of,
-    spread,
     study_folder,
-    unread,
+    study_source,
+    unique_rows,
+    unread_notes,
     write_study,
 )
 from featurecache.study import figures, projections
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-CLEAN = 50_000  # images among whom neighbours are looked for, at most: 250 MB of 1,280 numbers
-BROKEN = 10  # images shown of each view
+MAX_CLEAN = 50_000  # images to search for neighbours: 250 MB at 1,280 numbers each
+MAX_BROKEN = 10  # images shown per view
 
 
 def study_drift(
@@ -41,124 +42,193 @@ def study_drift(
     split: str = "train",
     images: int = 2000,
     neighbours: int = 10,
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
     seed: int = 0,
-    out: str | Path = "study",
-    progress: Progress = silent,
-    **setting: Any,
+    **keywords: Unpack[StudyInput],
 ) -> Study:
-    """The cosine of each vector of a view to the clean one of its image, and how many views still
-    have their label's neighbours: most of the nearest `neighbours` clean vectors of other images of
-    the split (of a larger one 50,000, spread evenly). Of a class with no more images than that,
-    its size less one vote, and images that are alone in their class are not counted.
+    """How far views move vectors, and how often they change the label of the nearest neighbours.
 
-    `policy` are views, without any all that the cache holds of the backbone for these images. The
-    table has a row for each: {view, cosine_5 … cosine_95 (quantiles), agreement, broken: the images
-    of lowest cosine}; that of `none` has the agreement of the clean vectors themselves. Raises
-    BadInput, NotCached.
+    For each view: the cosine of each vector to the clean vector of its image, and the share of
+    vectors whose nearest `neighbours` clean vectors of other images of the split (50,000 of a
+    larger one, evenly spaced) mostly have the same label. In a class with no more images than
+    `neighbours`, one fewer than its size vote. An image alone in its class is not counted.
+
+    `policy` names views; without any, all views of the backbone are taken that the cache holds for
+    these images. The table has a row per view: {view, cosine_5 … cosine_95 (quantiles), agreement,
+    broken: the images of lowest cosine}; the agreement of `none` is that of the clean vectors.
+    Raises BadInput, NotCached.
     """
+    source = study_source(keywords, StudyInput, "study_drift")
+    progress = source.progress
     if not backbone:
-        raise BadInput("drift needs --backbone NAME; `featurecache ls` lists what is held")
+        raise BadInput("drift needs --backbone NAME; `featurecache ls` lists the cached ones")
     if images < 2 or neighbours < 1:
         raise BadInput("drift needs at least 2 images and 1 neighbour")
-    dataset = open_dataset(data)
-    every = spread(different(labelled_rows(dataset, [split], progress)), max(images, CLEAN))
-    folder = study_folder(out)
-    rows = spread(every, images)
-    notes: list[str] = []
-    names = [policy] if isinstance(policy, str) else policy
-    views = [find_view(name, seed) for name in dict.fromkeys(names) if name != "none"]
-    if not views:
-        held = fitting_spaces(Cache(cache).spaces(), choice_of(backbone, setting), cache)
-        views = list(_held(held, rows, seed, notes))
-    if not views:
-        raise BadInput(
-            f"{cache} holds no view of {backbone} but `none` for these images; featurize one, "
-            "or name it with --policy"
-        )
-    every, clean = cached_vectors(every, backbone, View(None), data, cache, setting)
-    place_of = {row.item: place for place, row in enumerate(every)}
-    labels = np.array([row.label for row in every])
-    neighbourhood = projections.Neighbourhood(clean, labels)
-    notes += _small_classes(neighbourhood, labels, neighbours, dataset)
-    if not neighbourhood.voters(np.array([row.label for row in rows]), neighbours).any():
+    dataset = open_dataset(source.data)
+    clean_rows = unique_rows(labelled_rows(dataset, [split], progress))
+    clean_rows = evenly_spaced(clean_rows, max(images, MAX_CLEAN))
+    folder = study_folder(source.out)
+    rows = evenly_spaced(clean_rows, images)
+    views, notes = _views(policy, rows, backbone, seed, source)
+    clean = _clean_vectors(clean_rows, backbone, source)
+    notes += _small_classes(clean, neighbours, dataset)
+    if not clean.neighbourhood.voters(np.array([row.label for row in rows]), neighbours).any():
         raise BadInput("each of these images is alone in its class; give more --images")
-    cosines: dict[str, np.ndarray] = {}
-    lines: list[list[object]] = []
-    table: list[dict[str, Any]] = []
-    strips = []
-    lost = 0
+    drifts = []
     for number, view in enumerate([View(None), *views]):
         progress(number, len(views) + 1, f"drift ({view.name})")
-        seen, vectors = cached_vectors(rows, backbone, view, data, cache, setting)
-        seen, vectors, own = _beside(seen, vectors, place_of)
-        cosine = projections.cosines(vectors, clean[own])
-        agreed = neighbourhood.agreement(vectors, own, neighbours)
-        row: dict[str, Any] = {"view": view.name}
-        row |= {f"cosine_{q * 100:.0f}": float(np.quantile(cosine, q)) for q in QUANTILES}
-        counted = neighbourhood.voters(labels[own], neighbours) > 0
-        row |= {"agreement": float(agreed[counted].mean()), "broken": []}
-        table.append(row)
-        if view.policy is None:
-            continue
-        cosines[view.name] = cosine
-        order = np.argsort(cosine, kind="stable")[:BROKEN]
-        worst = [seen[at] for at in order]
-        row["broken"] = [image.id for image in worst]
-        lines += [
-            [view.name, image.id, dataset.classes[image.label], float(value)]
-            for image, value in zip(seen, cosine, strict=True)
-        ]
-        pairs = [
-            (pixels, view.picture(pixels, worst[at].item), f"{cosine[order[at]]:.2f}")
-            for at, pixels in pictures_of(dataset, worst)
-        ]
-        strips.append((view.name, pairs))
-        lost += len(worst) - len(pairs)
+        drifts.append(
+            _measure(view, cached_vectors(rows, backbone, view, source), clean, neighbours)
+        )
+    augmented = drifts[1:]
+    strips = [(drift.view.name, _strip(drift, dataset)) for drift in augmented]
     progress(len(views) + 1, len(views) + 1, "drift")
-    shares = {str(of["view"]): float(of["agreement"]) for of in table}
-    title = f"Drift of views from clean vectors of {backbone}, {len(rows):,} images of {split}"
+    table = [drift.table_row() for drift in drifts]
     files = write_study(
         folder,
         "drift",
-        title,
-        figures.drift(cosines, shares, strips),
+        f"Drift of views from clean vectors of {backbone}, {len(rows):,} images of {split}",
+        figures.drift(
+            {drift.view.name: drift.cosines for drift in augmented},
+            {drift.view.name: drift.agreement for drift in drifts},
+            strips,
+        ),
         ["view", "path", "class", "cosine"],
-        lines,
+        [
+            [drift.view.name, row.id, dataset.classes[row.label], float(cosine)]
+            for drift in augmented
+            for row, cosine in zip(drift.rows, drift.cosines, strict=True)
+        ],
         {f"{row['view']}: median cosine": row["cosine_50"] for row in table[1:]}
         | {f"{row['view']}: neighbours agree": row["agreement"] for row in table}
         | {"table": table},
     )
-    return Study("drift", files, len(rows), table, [*notes, *unread(lost)])
+    unread = sum(len(drift.worst) for drift in augmented) - sum(len(pairs) for _, pairs in strips)
+    notes += unread_notes(unread)
+    return Study(study="drift", files=files, n=len(rows), table=table, notes=notes)
 
 
-def _small_classes(
-    neighbourhood: projections.Neighbourhood, labels: np.ndarray, neighbours: int, dataset: Dataset
-) -> list[str]:
-    """Notes of the classes that have fewer voters than `neighbours`."""
-    present = np.unique(labels)
-    voters = neighbourhood.voters(present, neighbours)
+@dataclass(frozen=True, kw_only=True)
+class _Clean:
+    """The clean vectors (N, D) of the split, their labels (N,), and the index of each item."""
+
+    index: Mapping[bytes, int]
+    labels: np.ndarray
+    vectors: np.ndarray
+    neighbourhood: projections.Neighbourhood
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drift:
+    """What a view does to the vectors of `rows`; `worst` are indices of `rows`."""
+
+    view: View
+    rows: list[LabelledRow]
+    cosines: np.ndarray  # (N,)
+    agreement: float
+    worst: list[int]
+
+    def table_row(self) -> dict[str, Any]:
+        """The row of the study's table; `none` breaks no image."""
+        quantiles = {
+            f"cosine_{q * 100:.0f}": float(np.quantile(self.cosines, q)) for q in QUANTILES
+        }
+        broken = [self.rows[index].id for index in self.worst] if self.view.policy else []
+        agreement = {"agreement": self.agreement, "broken": broken}
+        return {"view": self.view.name, **quantiles, **agreement}
+
+
+def _clean_vectors(rows: Sequence[LabelledRow], backbone: str, source: StudySource) -> _Clean:
+    rows, vectors = cached_vectors(rows, backbone, View(None), source)
+    labels = np.array([row.label for row in rows])
+    return _Clean(
+        index={row.item: index for index, row in enumerate(rows)},
+        labels=labels,
+        vectors=vectors,
+        neighbourhood=projections.Neighbourhood(vectors, labels),
+    )
+
+
+def _measure(
+    view: View,
+    rows_and_vectors: tuple[list[LabelledRow], np.ndarray],
+    clean: _Clean,
+    neighbours: int,
+) -> _Drift:
+    """The drift of a view, over the rows that have a clean vector too."""
+    rows, vectors = rows_and_vectors
+    indices = [index for index, row in enumerate(rows) if row.item in clean.index]
+    rows, vectors = [rows[index] for index in indices], vectors[indices]
+    clean_indices = np.array([clean.index[row.item] for row in rows], np.int64)
+    cosines = projections.cosines(vectors, clean.vectors[clean_indices])
+    agrees = clean.neighbourhood.agreement(vectors, clean_indices, neighbours)
+    has_voters = clean.neighbourhood.voters(clean.labels[clean_indices], neighbours) > 0
+    return _Drift(
+        view=view,
+        rows=rows,
+        cosines=cosines,
+        agreement=float(agrees[has_voters].mean()),
+        worst=[int(index) for index in np.argsort(cosines, kind="stable")[:MAX_BROKEN]],
+    )
+
+
+def _strip(drift: _Drift, dataset: Dataset) -> list[tuple[np.ndarray, np.ndarray, str]]:
+    """(clean picture, its view, cosine) of each of the worst images that can still be read."""
+    rows = [drift.rows[index] for index in drift.worst]
+    cosines = drift.cosines[drift.worst]
+    return [
+        (pixels, drift.view.picture(pixels, rows[index].item), f"{cosines[index]:.2f}")
+        for index, pixels in pictures_of(dataset, rows)
+    ]
+
+
+def _small_classes(clean: _Clean, neighbours: int, dataset: Dataset) -> list[str]:
+    """Notes on the classes that have fewer voters than `neighbours`."""
+    labels = np.unique(clean.labels)
+    voters = clean.neighbourhood.voters(labels, neighbours)
     notes = []
     small = np.flatnonzero((voters < neighbours) & (voters > 0))
     if len(small):
-        least = small[voters[small].argmin()]
-        name = dataset.classes[present[least]]
+        smallest = small[voters[small].argmin()]
+        name = dataset.classes[labels[smallest]]
         notes.append(
-            f"{len(small)} of {len(present)} classes have at most {neighbours} images; in each of "
-            f"them as many neighbours vote as it has images, less one ({voters[least]} in {name})"
+            f"{len(small)} of {len(labels)} classes have at most {neighbours} images; in each of "
+            f"them the number of voters is its size less one ({voters[smallest]} in {name})"
         )
     if alone := int((voters == 0).sum()):
-        notes.append(f"{alone} classes have one image, which is left out of the agreement")
+        classes = "1 class has" if alone == 1 else f"{alone} classes have"
+        notes.append(f"{classes} only one image, which is not counted in the agreement")
     return notes
 
 
-def _held(
-    spaces: Sequence[Space], rows: Sequence[LabelledRow], seed: int, notes: list[str]
-) -> Iterator[View]:
-    """The views that the cache holds for these images with this seed, by their names; a note for
-    each that can't be drawn again here, lacks some of them, or has the name of another."""
-    names = set()
+def _views(
+    policy: str | Sequence[str],
+    rows: Sequence[LabelledRow],
+    backbone: str,
+    seed: int,
+    source: StudySource,
+) -> tuple[list[View], list[str]]:
+    """The views named, or else those in the cache, and notes. Raises BadInput if there is none."""
+    names = [policy] if isinstance(policy, str) else policy
+    views = [find_view(name, seed) for name in dict.fromkeys(names) if name != "none"]
+    notes: list[str] = []
+    if not views:
+        spaces = fitting_spaces(Cache(source.cache).spaces(), source.choice(backbone), source.cache)
+        views, notes = _cached_views(spaces, rows, seed)
+    if not views:
+        raise BadInput(
+            f"{source.cache} holds no view of {backbone} but `none` for these images; featurize "
+            "one, or name it with --policy"
+        )
+    return views, notes
+
+
+def _cached_views(
+    spaces: Sequence[Space], rows: Sequence[LabelledRow], seed: int
+) -> tuple[list[View], list[str]]:
+    """The views with this seed that the cache holds for these images, sorted by name, and a note
+    on each that cannot be reproduced here, lacks some images, or shares its name with another."""
+    views: dict[str, View] = {}
+    notes = []
     for space in sorted(spaces, key=lambda space: space.view):
         view = view_of_key(space.key["view"], space.view)
         if view.policy is None or view.seed != seed:
@@ -168,17 +238,8 @@ def _held(
             notes.append(f"{space.view} is left out: {OTHER_VERSIONS}")
         elif missing:
             notes.append(f"{space.view} lacks {missing} of these images, and is left out")
-        elif view.name in names:
-            notes.append(f"several policies are called {space.view}, of which one is looked at")
+        elif view.name in views:
+            notes.append(f"several policies are named {space.view}; only one of them is measured")
         else:
-            names.add(view.name)
-            yield view
-
-
-def _beside(
-    rows: Sequence[LabelledRow], vectors: np.ndarray, place_of: Mapping[bytes, int]
-) -> tuple[list[LabelledRow], np.ndarray, np.ndarray]:
-    """The rows that have a clean vector too, theirs, and the places of the clean ones."""
-    both = [at for at, row in enumerate(rows) if row.item in place_of]
-    kept = [rows[at] for at in both]
-    return kept, vectors[both], np.array([place_of[row.item] for row in kept], np.int64)
+            views[view.name] = view
+    return list(views.values()), notes

@@ -1,4 +1,4 @@
-"""Filters: the first and the last convolution of a network, drawn."""
+"""Filters: drawings of the first and the last convolution of a network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from featurecache.errors import BadInput
 from featurecache.features.backbones import load_backbone
 from featurecache.stages.studies.study_files import study_folder, write_study
 
-MOST = 256  # tiles of a layer
+MAX_TILES = 256  # per layer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A convolution that was drawn: its weights are `shape`, (out, in, height, width).
+    """A convolution that was drawn. `shape` is that of its weights: (out, in, height, width).
 
-    A tile is a filter in colour, or in grey a slice: the kernel of one input channel. The norms are
-    Euclidean, of its filters.
+    A tile is a filter (colour), or a slice: the kernel of one input channel (grey). The norms are
+    the Euclidean norms of the filters.
     """
 
     place: str  # first or last
@@ -33,9 +33,9 @@ class Layer:
     norm_greatest: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What was drawn of a network, and what was passed over."""
+    """The drawn layers of a network; `notes` name what was not drawn."""
 
     backbone: str
     layers: list[Layer]
@@ -47,57 +47,57 @@ def study_filters(
     backbone: str,
     *,
     weights: str | Path | None = None,
-    most: int = MOST,
+    max_tiles: int = MAX_TILES,
     out: str | Path = "study",
 ) -> Filters:
-    """Draw the filters of the first and of the last convolution of a network, into `out`.
+    """Draw the filters of the first and the last convolution of a network, into the folder `out`.
 
-    The last is the last, in the order of the modules, whose kernel is more than one pixel: in
-    others there is nothing to see. At most `most` tiles of a layer are shown, evenly spread.
+    Only convolutions larger than one pixel count, in the order of the modules: the others show
+    nothing. At most `max_tiles` tiles per layer are drawn, evenly spaced.
     Raises BadInput, UnknownName, BackboneUnavailable.
     """
-    if most < 1:
-        raise BadInput(f"most {most}: must be 1 or more")
+    if max_tiles < 1:
+        raise BadInput(f"--most {max_tiles}: must be 1 or more")
     folder = study_folder(out)
     network = load_backbone(backbone, weights)
     from featurecache.study import filters, sheets  # torch
 
-    found = filters.convolutions(network.module)
-    larger = [name for name, weight in found.items() if weight[0, 0].size > 1]
-    if not larger:
+    kernels = filters.convolutions(network.module)
+    spatial = [name for name, weight in kernels.items() if weight[0, 0].size > 1]
+    if not spatial:
         raise BadInput(f"backbone {backbone} has no convolution larger than one pixel")
-    chosen = {"first": larger[0], "last": larger[-1]}
+    chosen = {"first": spatial[0], "last": spatial[-1]}
     notes = []
-    last = list(found)[-1]
+    last = list(kernels)[-1]
     if last != chosen["last"]:
         notes.append(
-            f"behind {chosen['last']} there are convolutions of one pixel, the last of them "
-            f"{last}: in those there is nothing to see"
+            f"{chosen['last']} is followed by convolutions of one pixel, up to {last}; "
+            "those show nothing and were not drawn"
         )
     if chosen["first"] == chosen["last"]:
         del chosen["last"]
-        notes.append(f"{larger[0]} is the only convolution larger than one pixel")
+        notes.append(f"{spatial[0]} is the only convolution larger than one pixel")
     layers, pictures = [], []
-    for place, name in chosen.items():
-        weight = found[name]
+    for position, name in chosen.items():
+        weight = kernels[name]
         colour = weight.shape[1] == 3
         tiles = weight.transpose(0, 2, 3, 1) if colour else filters.slices(weight)
-        shown = filters.spread(tiles, most)
+        selected = filters.evenly_spaced(tiles, max_tiles)
         norms = np.sqrt((weight**2).sum((1, 2, 3)))
         layers.append(
             Layer(
-                place,
-                name,
-                list(weight.shape),
-                "colour" if colour else "grey",
-                len(tiles),
-                len(shown),
-                float(norms.mean()),
-                float(norms.min()),
-                float(norms.max()),
+                place=position,
+                layer=name,
+                shape=list(weight.shape),
+                kind="colour" if colour else "grey",
+                tiles=len(tiles),
+                shown=len(selected),
+                norm_mean=float(norms.mean()),
+                norm_least=float(norms.min()),
+                norm_greatest=float(norms.max()),
             )
         )
-        pictures.append(filters.mosaic(shown))
+        pictures.append(filters.mosaic(selected))
     title = f"Filters of {backbone}"
     files = write_study(
         folder,
@@ -106,14 +106,18 @@ def study_filters(
         sheets.mosaics(
             title,
             [
-                f"{one.place} convolution, {one.layer}: {'x'.join(map(str, one.shape))}\n"
-                f"{one.shown:,} of {one.tiles:,} {'filters' if one.kind == 'colour' else 'slices'}"
-                for one in layers
+                f"{layer.place} convolution, {layer.layer}: {'x'.join(map(str, layer.shape))}\n"
+                f"{layer.shown:,} of {layer.tiles:,} "
+                f"{'filters' if layer.kind == 'colour' else 'slices'}"
+                for layer in layers
             ],
             pictures,
         ),
         [field.name for field in fields(Layer)],
-        [[*astuple(one)[:2], "x".join(map(str, one.shape)), *astuple(one)[3:]] for one in layers],
-        {"backbone": backbone, "layers": [asdict(one) for one in layers], "notes": notes},
+        [
+            [*astuple(layer)[:2], "x".join(map(str, layer.shape)), *astuple(layer)[3:]]
+            for layer in layers
+        ],
+        {"backbone": backbone, "layers": [asdict(layer) for layer in layers], "notes": notes},
     )
-    return Filters(backbone, layers, notes, files)
+    return Filters(backbone=backbone, layers=layers, notes=notes, files=files)

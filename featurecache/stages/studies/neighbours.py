@@ -1,16 +1,15 @@
-"""The cached images that are nearest to an image."""
+"""The cached images nearest to a given image."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from featurecache import text
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
 from featurecache.features.backbones import backbone_of_key
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.spaces import Space
@@ -23,11 +22,12 @@ from featurecache.lookup.held_spaces import held_spaces
 from featurecache.lookup.labelled_rows import decodable, labelled_rows
 from featurecache.stages.studies.study_files import (
     Study,
-    choice_of,
-    different,
+    StudyInput,
     pictures_of,
     study_folder,
-    unread,
+    study_source,
+    unique_rows,
+    unread_notes,
     write_study,
 )
 from featurecache.storage.safe_open import read_regular
@@ -40,23 +40,19 @@ def study_neighbours(
     *,
     count: int = 8,
     split: str | None = None,
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
     weights: str | Path | None = None,
     engine: str = "auto",
-    out: str | Path = "study",
-    progress: Progress = silent,
-    **setting: Any,
+    **keywords: Unpack[StudyInput],
 ) -> Study:
-    """The `count` images of a dataset, or of one split of it, whose vectors have the highest cosine
-    with that of an image file; copies of the image itself are left out.
+    """The `count` images of a dataset, or of one split, whose vectors have the highest cosine with
+    the vector of an image file. Copies of the image itself are left out.
 
-    An image whose bytes are cached costs no network; another is run through it, as `predict` does.
-    The table has a row for each neighbour: {path, class, name, split, cosine}. Raises BadInput,
-    NotCached.
+    The network runs only if the image is not cached, as in `predict`. The table has a row per
+    neighbour: {path, class, name, split, cosine}. Raises BadInput, NotCached.
     """
+    source = study_source(keywords, StudyInput, "study_neighbours")
     if not backbone:
-        raise BadInput("neighbours needs --backbone NAME; `featurecache ls` lists what is held")
+        raise BadInput("neighbours needs --backbone NAME; `featurecache ls` lists the cached ones")
     if count < 1:
         raise BadInput(f"count {count}: must be 1 or more")
     try:
@@ -64,42 +60,47 @@ def study_neighbours(
         pixels = decode(content)
     except (OSError, Undecodable) as error:
         why = error.strerror or error if isinstance(error, OSError) else error
-        raise BadInput(f"{image}: can't be read as an image ({why})") from error
-    dataset = open_dataset(data)
+        raise BadInput(f"{image}: cannot be read as an image ({why})") from error
+    dataset = open_dataset(source.data)
+    splits = {sample.split for sample in dataset.samples}
     unlabelled = {sample.split for sample in dataset.samples if sample.label is None}
-    here = {sample.split for sample in dataset.samples}
-    labelled = [name for name in SPLITS if name in here - unlabelled]
-    rows = labelled_rows(dataset, labelled if split is None else [split], progress)
-    folder = study_folder(out)
+    labelled = [name for name in SPLITS if name in splits - unlabelled]
+    rows = labelled_rows(dataset, labelled if split is None else [split], source.progress)
+    folder = study_folder(source.out)
     item = hashlib.sha256(content).digest()
-    rows = [row for row in different(rows) if row.item != item]
+    rows = [row for row in unique_rows(rows) if row.item != item]
     if not rows:
-        raise BadInput(f"{data}: there is no other image to compare with")
-    choice = choice_of(backbone, setting)
+        raise BadInput(f"{source.data}: there is no other image to compare with")
+    choice = source.choice(backbone)
+    cache = Cache(source.cache)
     items = [row.item for row in rows]
-    space = held_spaces(Cache(cache), {"none": View(None)}, choice, items, data)["none"]
+    space = held_spaces(cache, {"none": View(None)}, choice, items, source.data)["none"]
     rows = decodable(rows, [space])
-    known = item in space.rows and not space.failures([item])
-    own = space.vectors([item])[0][0] if known else _computed(space, pixels, weights, engine)
+    is_cached = item in space.rows and not space.failures([item])
+    query = (
+        space.vectors([item])[0][0]
+        if is_cached
+        else _compute_vector(space, pixels, weights, engine)
+    )
     vectors = space.vectors([row.item for row in rows])[0]
-    places = projections.nearest(own, vectors, count)
-    near = [rows[place] for place in places]
-    cosines = projections.cosines(vectors[places], np.broadcast_to(own, vectors[places].shape))
+    indices = projections.nearest(query, vectors, count)
+    neighbour_rows = [rows[index] for index in indices]
+    cosines = projections.cosines(vectors[indices], np.broadcast_to(query, vectors[indices].shape))
     table = [
         {
             "path": row.id,
             "class": (name := dataset.classes[row.label]),
-            "name": dataset.words.get(name, name),
+            "name": text.readable_name(name, dataset.words),
             "split": row.split,
             "cosine": float(cosine),
         }
-        for row, cosine in zip(near, cosines, strict=True)
+        for row, cosine in zip(neighbour_rows, cosines, strict=True)
     ]
-    pictures = dict(pictures_of(dataset, near))
+    pictures = dict(pictures_of(dataset, neighbour_rows))
     tiles = [(pixels, text.as_utf8(Path(image).name), "")] + [
-        (pictures[place], str(row["name"]), f"{row['cosine']:.3f}")
-        for place, row in enumerate(table)
-        if place in pictures
+        (pictures[index], str(row["name"]), f"{row['cosine']:.3f}")
+        for index, row in enumerate(table)
+        if index in pictures
     ]
     files = write_study(
         folder,
@@ -108,17 +109,17 @@ def study_neighbours(
         figures.tiles(tiles),
         ["path", "class", "name", "split", "cosine"],
         [list(row.values()) for row in table],
-        {"computed": not known, "table": table},
+        {"computed": not is_cached, "table": table},
     )
-    fewer = [f"there are {len(rows)} other images, fewer than {count}"] if len(rows) < count else []
-    notes = [*fewer, *unread(len(near) - len(pictures))]
-    return Study("neighbours", files, len(rows), table, notes)
+    notes = [f"there are only {len(rows)} other images"] if len(rows) < count else []
+    notes += unread_notes(len(neighbour_rows) - len(pictures))
+    return Study(study="neighbours", files=files, n=len(rows), table=table, notes=notes)
 
 
-def _computed(
+def _compute_vector(
     space: Space, pixels: np.ndarray, weights: str | Path | None, engine: str
 ) -> np.ndarray:
-    """(D,) the vector of a picture, by the network of a space."""
+    """(D,) the vector of a picture, computed by the network of a space."""
     backbone = backbone_of_key(str(space.backbone), space.key["backbone"], weights)
-    running = open_engine(backbone, engine, space.key["precision"])
-    return np.asarray(run_rows(running, backbone.preprocess(pixels)[None])[0])
+    opened_engine = open_engine(backbone, engine, space.key["precision"])
+    return np.asarray(run_rows(opened_engine, backbone.preprocess(pixels)[None])[0])

@@ -1,26 +1,26 @@
-"""How many principal components keep the variance: of pixels and of vectors."""
+"""The number of principal components that retain the variance of pixels and of vectors."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from PIL import Image
 
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.labelled_rows import labelled_rows
 from featurecache.stages.studies.study_files import (
     Study,
+    StudyInput,
     cached_vectors,
-    different,
+    evenly_spaced,
     pictures_of,
-    spread,
     study_folder,
-    unread,
+    study_source,
+    unique_rows,
+    unread_notes,
     write_study,
 )
 from featurecache.study import figures, projections
@@ -36,46 +36,47 @@ def study_pca(
     split: str = "train",
     images: int = 2000,
     pixels: int = 64,
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
     seed: int = 0,
-    out: str | Path = "study",
-    progress: Progress = silent,
-    **setting: Any,
+    **keywords: Unpack[StudyInput],
 ) -> Study:
-    """The share of variance that the first components keep: of each colour channel of `images`
-    pictures, scaled to `pixels` a side (paper 001 §8.2), and with a backbone of its vectors.
+    """The share of the variance that the first principal components retain: per colour channel of
+    `images` pictures, scaled to `pixels` x `pixels` (paper 001 §8.2), and, given a backbone, of
+    its vectors.
 
-    Both are of the same images, spread evenly over the split. The table has a row for each:
-    {of, n, dim, components_90, components_95, singular_90}; the last is the number by the paper's
-    own formula, whose shares are of singular values. Raises BadInput, NotCached.
+    Both use the same images, evenly spaced over the split. The table has a row for each:
+    {of, n, dim, components_90, components_95, singular_90}. The last one follows the paper's
+    formula, which takes shares of the singular values. Raises BadInput, NotCached.
     """
+    source = study_source(keywords, StudyInput, "study_pca")
+    progress = source.progress
     if pixels < 2 or images < 2:
-        raise BadInput("principal components need at least 2 images of at least 2 pixels a side")
-    of_vectors = [view != "none", *(value is not None for value in setting.values())]
-    if not backbone and any(of_vectors):
-        raise BadInput("a view and settings are of vectors; say whose by --backbone NAME")
-    dataset = open_dataset(data)
-    rows = spread(different(labelled_rows(dataset, [split], progress)), images)
-    folder = study_folder(out)
+        raise BadInput("principal components need at least 2 images and at least 2 pixels per side")
+    vector_options = [view != "none", *(value is not None for value in source.setting.values())]
+    if not backbone and any(vector_options):
+        raise BadInput("a view and its settings need vectors; name a backbone with --backbone NAME")
+    dataset = open_dataset(source.data)
+    rows = evenly_spaced(unique_rows(labelled_rows(dataset, [split], progress)), images)
+    folder = study_folder(source.out)
     vectors = None
     if backbone:
-        wanted = find_view(view, seed)
-        rows, vectors = cached_vectors(rows, backbone, wanted, data, cache, setting)
-    flat, kept = [], []
-    for place, picture in pictures_of(dataset, rows, progress):
+        view_of_vectors = find_view(view, seed)
+        rows, vectors = cached_vectors(rows, backbone, view_of_vectors, source)
+    pixel_rows, indices = [], []
+    for index, picture in pictures_of(dataset, rows, progress):
         scaled = Image.fromarray(picture).resize((pixels, pixels))
-        flat.append(np.asarray(scaled, np.float32).reshape(-1, 3) / 255)
-        kept.append(place)
-    if len(flat) < 2:
-        raise BadInput(f"split {split!r} of {data} has fewer than 2 images that can be decoded")
-    stacked = np.stack(flat)
-    parts = {f"pixels, {name}": stacked[:, :, place] for place, name in enumerate(CHANNELS)}
+        pixel_rows.append(np.asarray(scaled, np.float32).reshape(-1, 3) / 255)
+        indices.append(index)
+    if len(pixel_rows) < 2:
+        raise BadInput(
+            f"split {split!r} of {source.data} has fewer than 2 images that can be decoded"
+        )
+    stacked = np.stack(pixel_rows)
+    parts = {f"pixels, {name}": stacked[:, :, index] for index, name in enumerate(CHANNELS)}
     if vectors is not None:
-        parts[f"vectors, {backbone}" + ("" if view == "none" else f", {view}")] = vectors[kept]
+        parts[f"vectors, {backbone}" + ("" if view == "none" else f", {view}")] = vectors[indices]
     table, curves = [], {}
-    for place, (name, part) in enumerate(parts.items()):
-        progress(place, len(parts), "principal components")
+    for index, (name, part) in enumerate(parts.items()):
+        progress(index, len(parts), "principal components")
         variance = projections.variances(part)
         curves[name] = projections.retained(variance)
         by_singular = projections.retained_singular(variance)
@@ -88,7 +89,7 @@ def study_pca(
             | {"singular_90": projections.components_for(by_singular, 0.9)}
         )
     progress(len(parts), len(parts), "principal components")
-    title = f"Variance that principal components keep, {len(stacked):,} images of {split}"
+    title = f"Variance retained by principal components, {len(stacked):,} images of {split}"
     lines = [
         (name, number, float(share))
         for name, curve in curves.items()
@@ -104,4 +105,10 @@ def study_pca(
         {f"{row['of']}: components for 90%": row["components_90"] for row in table}
         | {"table": table},
     )
-    return Study("pca", files, len(stacked), table, unread(len(rows) - len(kept)))
+    return Study(
+        study="pca",
+        files=files,
+        n=len(stacked),
+        table=table,
+        notes=unread_notes(len(rows) - len(indices)),
+    )

@@ -1,13 +1,13 @@
-"""Saliency: which pixels the heads of runs look at, drawn on pictures, with the dataset's boxes."""
+"""Saliency: which pixels the heads of runs use, drawn on pictures, with the dataset's boxes."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -15,32 +15,68 @@ from featurecache import keys, text
 from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import Backbone
+from featurecache.features.settings import check_keywords
 from featurecache.images.boxes import Box, boxes_of, inside
 from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import Sample
-from featurecache.runs.record import read_run
+from featurecache.runs.record import RunRecord, read_run
 from featurecache.stages.heads.predict import run_networks
 from featurecache.stages.studies.study_files import study_folder, write_study
 
 if TYPE_CHECKING:
-    from featurecache.study.saliency import Map, Whole
+    from featurecache.study.saliency import ImageClassifier, Map
+    from featurecache.study.sheets import SaliencyRow
 
 METHODS = {"gradient": "Gradients", "smoothgrad": "SmoothGrad", "gradcam": "Grad-CAM"}
-IMAGES, MOST_IMAGES = 4, 100
+IMAGES, MAX_IMAGES = 4, 100
 SAMPLES, NOISE = 25, 0.15  # Smilkov et al.: noise of 10% to 20%; 50 samples are hardly better
 _CSV = ("image", "run", "class", "name", "probability", "truth", "inside", "area")
 
 
-@dataclass(frozen=True)
+class SaliencyKeywords(TypedDict, total=False):
+    """How a map is computed; the fields of `_Settings`, with its defaults."""
+
+    method: str
+    class_name: str | None
+    samples: int
+    noise: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    method: str = "gradient"
+    class_name: str | None = None  # the predicted class by default
+    samples: int = SAMPLES
+    noise: float = NOISE
+    seed: int = 0
+
+    def check(self, records: Sequence[RunRecord], paths: Sequence[str | Path]) -> None:
+        """Raise BadInput or UnknownName for a setting that is wrong, for any of the runs."""
+        if self.method not in METHODS:
+            raise UnknownName("method", self.method, METHODS)
+        for name, value, minimum in (("samples", self.samples, 1), ("seed", self.seed, 0)):
+            if value < minimum:
+                raise BadInput(f"{name} {value}: must be {minimum} or more")
+        if not 0 < self.noise <= 1:
+            raise BadInput(
+                f"noise {self.noise}: must be above 0 and at most 1, as a share of the span"
+            )
+        for path, record in zip(paths, records, strict=True):
+            if self.class_name is not None and self.class_name not in record.classes:
+                raise UnknownName("class", self.class_name, record.classes, where=str(path))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Saliency:
     """Maps of images by runs, drawn in one figure.
 
-    `maps` has for each image and run {image, run, class, name, probability, truth, inside, area}:
-    the class whose score the map is of, with its readable name and its probability; the true class
-    where it is known; the share of the absolute saliency that lies in the image's boxes, and the
-    share of its pixels that does, which `inside` would be of an even map. Both are None where there
-    is no box. `runs` has {run, images, inside, area}: means over the images that have one.
+    `maps` has, per image and run, {image, run, class, name, probability, truth, inside, area}: the
+    class whose score was mapped, its readable name and its probability; the true class if known;
+    the share of the absolute saliency inside the image's boxes, and the share of its pixels inside
+    them, which `inside` would equal for a uniform map. Both are None if there is no box. `runs`
+    has {run, images, inside, area}: means over the images that have a box.
     """
 
     method: str
@@ -58,6 +94,14 @@ class _Picture(NamedTuple):
     boxes: tuple[Box, ...]
 
 
+class _DrawnMap(NamedTuple):
+    """The maps (H, W) of a picture by a run, and their row in the table."""
+
+    absolute: Map
+    signed: Map
+    row: dict[str, Any]
+
+
 def study_saliency(
     runs: str | Path | Sequence[str | Path],
     *,
@@ -65,137 +109,160 @@ def study_saliency(
     images: int = IMAGES,
     data: str | Path = "data",
     split: str = "val",
-    method: str = "gradient",
-    class_name: str | None = None,
-    samples: int = SAMPLES,
-    noise: float = NOISE,
-    seed: int = 0,
     weights: str | Path | Sequence[str | Path] = (),
     out: str | Path = "study",
     progress: Progress = silent,
+    **keywords: Unpack[SaliencyKeywords],
 ) -> Saliency:
-    """Draw where the heads of `runs` look on images, absolute and signed, into `out`.
+    """Map the pixels that the heads of `runs` use, absolute and signed, into the folder `out`.
 
-    `image` are files; without them `images` of a split of `data`, evenly spread. The map is of the
-    class that a run predicts, or of `class_name`. `method` is gradient, smoothgrad (a mean over
-    `samples` noisy copies, `noise` of the values' span, drawn from `seed` and the image alone) or
-    gradcam. Computed in float32 on the CPU, whatever the vectors were made by. `weights` as in
-    `predict`. Raises BadInput and UnknownName before any work.
+    `image` names files; without any, `images` images of a split of `data` are taken, evenly spaced.
+    The mapped score is that of `class_name`, by default of the class that a run predicts. `method`
+    is gradient, smoothgrad (a mean over `samples` noisy copies; the noise is `noise` times the span
+    of the values, drawn from `seed` and the image alone) or gradcam. All are computed in float32 on
+    the CPU, whichever engine made the vectors. `weights` as in `predict`. Raises BadInput and
+    UnknownName before any work.
     """
     began = time.perf_counter()
-    if method not in METHODS:
-        raise UnknownName("method", method, METHODS)
-    for name, value, least in (("images", images, 1), ("samples", samples, 1), ("seed", seed, 0)):
-        if value < least:
-            raise BadInput(f"{name} {value}: must be {least} or more")
-    if not 0 < noise <= 1:
-        raise BadInput(f"noise {noise}: must be above 0 and at most 1, as a share of the span")
-    given = [image] if isinstance(image, str | Path) else list(image)
-    if max(images, len(given)) > MOST_IMAGES:
-        raise BadInput(f"{max(images, len(given))} images: at most {MOST_IMAGES} fit one figure")
+    check_keywords(keywords, SaliencyKeywords, "study_saliency")
+    settings = _Settings(**keywords)
+    if images < 1:
+        raise BadInput(f"images {images}: must be 1 or more")
+    image_files = [image] if isinstance(image, str | Path) else list(image)
+    count = max(images, len(image_files))
+    if count > MAX_IMAGES:
+        raise BadInput(f"{count} images: one figure holds at most {MAX_IMAGES}")
     paths = [runs] if isinstance(runs, str | Path) else list(runs)
     if not paths:
         raise BadInput("saliency needs the folder of a run")
-    opened = [read_run(path) for path in paths]
-    for path, record in zip(paths, opened, strict=True):
-        if class_name is not None and class_name not in record.classes:
-            raise UnknownName("class", class_name, record.classes, where=str(path))
-    pictures = _given(given) if given else _spread(data, split, images)
+    records = [read_run(path) for path in paths]
+    settings.check(records, paths)
+    pictures = _pictures_of_files(image_files) if image_files else _sample(data, split, images)
     folder = study_folder(out)
+    weight_files = [weights] if isinstance(weights, str | Path) else list(weights)
 
-    from featurecache.heads.mlp import Head
-    from featurecache.study import saliency, sheets
+    from featurecache.study import sheets  # matplotlib
 
-    files = [weights] if isinstance(weights, str | Path) else list(weights)
-    loaded: dict[str, list[Backbone]] = {}
-    maps: list[dict[str, Any]] = []
-    drawn: list[list[tuple[Map, Map]]] = [[] for _ in pictures]
-    for path, record in zip(paths, opened, strict=True):
-        same = keys.digest([[one["name"], one["key"]] for one in record.backbones])
-        if same not in loaded:
-            loaded[same] = run_networks(record, files)
-        networks = loaded[same]
-        whole = saliency.Whole(
-            [network.module for network in networks],
-            [network.preprocess for network in networks],
-            Head.load(Path(path)).members,
-        )
-        for number, picture in enumerate(pictures):
-            progress(len(maps), len(pictures) * len(paths), "saliency")
-            said = saliency.probabilities(whole, picture.pixels)
-            label = int(said.argmax()) if class_name is None else record.classes.index(class_name)
-            rng = np.random.default_rng([seed, *picture.item])
-            one = _map(whole, picture.pixels, label, method, rng, samples, noise)
-            drawn[number].append(one)
-            mask = inside(picture.boxes, *picture.pixels.shape[:2])
-            name = record.classes[label]
-            maps.append(
-                {
-                    "image": picture.id,
-                    "run": text.as_utf8(path),
-                    "class": name,
-                    "name": record.words.get(name, name),
-                    "probability": float(said[label]),
-                    "truth": picture.truth,
-                    "inside": saliency.share_inside(one[0], mask) if mask.any() else None,
-                    "area": float(mask.mean()) if mask.any() else None,
-                }
-            )
-    progress(len(maps), len(maps), "saliency")
-    words = {name: word for record in opened for name, word in record.words.items()}
-    title = METHODS[method]
-    rows = [
-        sheets.Looked(
-            picture.id,
-            None if picture.truth is None else words.get(picture.truth, picture.truth),
-            picture.pixels,
-            picture.boxes,
-            maps[number]["area"],
-            [
-                (*pair, one["name"], one["probability"], one["inside"])
-                for pair, one in zip(of_picture, maps[number :: len(pictures)], strict=True)
-            ],
-        )
-        for number, (picture, of_picture) in enumerate(zip(pictures, drawn, strict=True))
-    ]
-    count = len(pictures)
-    means = [_mean(maps[start : start + count]) for start in range(0, len(maps), count)]
-    written = write_study(
+    drawn: list[list[_DrawnMap]] = [[] for _ in pictures]  # by picture, then by run
+    classifiers = _classifiers(paths, records, weight_files)
+    for number, (path, record, classifier) in enumerate(
+        zip(paths, records, classifiers, strict=True)
+    ):
+        for index, picture in enumerate(pictures):
+            done = number * len(pictures) + index
+            progress(done, len(pictures) * len(paths), "saliency")
+            drawn[index].append(_draw(path, record, classifier, picture, settings))
+    progress(len(pictures) * len(paths), len(pictures) * len(paths), "saliency")
+    maps_of_runs = [[by_run[number].row for by_run in drawn] for number in range(len(paths))]
+    maps = [row for rows in maps_of_runs for row in rows]
+    words = {name: word for record in records for name, word in record.words.items()}
+    rows = [_sheet_row(*pair, words) for pair in zip(pictures, drawn, strict=True)]
+    means = [_means(rows) for rows in maps_of_runs]
+    title = METHODS[settings.method]
+    files = write_study(
         folder,
         "saliency",
         title,
         sheets.saliency(title, [Path(path).name for path in paths], rows),
         _CSV,
-        [[one[key] for key in _CSV] for one in maps],
-        {"method": method, "seed": seed, "maps": maps, "runs": means},
+        [[row[key] for key in _CSV] for row in maps],
+        {"method": settings.method, "seed": settings.seed, "maps": maps, "runs": means},
     )
-    return Saliency(method, maps, means, round(time.perf_counter() - began, 3), written)
+    return Saliency(
+        method=settings.method,
+        maps=maps,
+        runs=means,
+        seconds=round(time.perf_counter() - began, 3),
+        files=files,
+    )
 
 
-def _map(
-    whole: Whole,
-    pixels: np.ndarray,
-    label: int,
-    method: str,
-    rng: np.random.Generator,
-    samples: int,
-    noise: float,
-) -> tuple[Map, Map]:
-    """The absolute and the signed saliency (H, W) of a picture. Of Grad-CAM the first is what is
-    above 0: its own map."""
+def _classifiers(
+    paths: Sequence[str | Path], records: Sequence[RunRecord], weights: Sequence[str | Path]
+) -> Iterator[ImageClassifier]:
+    """The networks and head of each run; runs on the same networks share them."""
+    from featurecache.heads.mlp import Head
     from featurecache.study import saliency
 
-    if method == "gradcam":
-        found = saliency.class_activations(whole, pixels, label)
-        return np.maximum(found, 0), found
-    if method == "smoothgrad":
-        gradient = saliency.smooth_gradient(whole, pixels, label, rng, samples, noise)
+    loaded: dict[str, list[Backbone]] = {}
+    for path, record in zip(paths, records, strict=True):
+        key = keys.digest([[used["name"], used["key"]] for used in record.backbones])
+        if key not in loaded:
+            loaded[key] = run_networks(record, weights)
+        yield saliency.ImageClassifier(
+            [network.module for network in loaded[key]],
+            [network.preprocess for network in loaded[key]],
+            Head.load(Path(path)).members,
+        )
+
+
+def _draw(
+    path: str | Path,
+    record: RunRecord,
+    classifier: ImageClassifier,
+    picture: _Picture,
+    settings: _Settings,
+) -> _DrawnMap:
+    """The maps of a picture by one run."""
+    from featurecache.study import saliency
+
+    probabilities = saliency.probabilities(classifier, picture.pixels)
+    label = int(probabilities.argmax())
+    if settings.class_name is not None:
+        label = record.classes.index(settings.class_name)
+    absolute, signed = _maps(classifier, picture, label, settings)
+    mask = inside(picture.boxes, *picture.pixels.shape[:2])
+    name = record.classes[label]
+    row = {
+        "image": picture.id,
+        "run": text.as_utf8(path),
+        "class": name,
+        "name": text.readable_name(name, record.words),
+        "probability": float(probabilities[label]),
+        "truth": picture.truth,
+        "inside": saliency.share_inside(absolute, mask) if mask.any() else None,
+        "area": float(mask.mean()) if mask.any() else None,
+    }
+    return _DrawnMap(absolute, signed, row)
+
+
+def _maps(
+    classifier: ImageClassifier, picture: _Picture, label: int, settings: _Settings
+) -> tuple[Map, Map]:
+    """The absolute and the signed saliency (H, W) of a picture. For Grad-CAM the first is the
+    positive part of the second, which is the map that the method defines."""
+    from featurecache.study import saliency
+
+    if settings.method == "gradcam":
+        activations = saliency.class_activations(classifier, picture.pixels, label)
+        return np.maximum(activations, 0), activations
+    if settings.method == "smoothgrad":
+        rng = np.random.default_rng([settings.seed, *picture.item])
+        gradient = saliency.smooth_gradient(
+            classifier, picture.pixels, label, rng, settings.samples, settings.noise
+        )
     else:
-        gradient = saliency.gradient(whole, pixels, label)
+        gradient = saliency.gradient(classifier, picture.pixels, label)
     return saliency.absolute(gradient), saliency.signed(gradient)
 
 
-def _given(files: Sequence[str | Path]) -> list[_Picture]:
+def _sheet_row(picture: _Picture, maps: Sequence[_DrawnMap], words: dict[str, str]) -> SaliencyRow:
+    from featurecache.study import sheets
+
+    return sheets.SaliencyRow(
+        picture.id,
+        None if picture.truth is None else text.readable_name(picture.truth, words),
+        picture.pixels,
+        picture.boxes,
+        maps[0].row["area"],
+        [
+            (absolute, signed, row["name"], row["probability"], row["inside"])
+            for absolute, signed, row in maps
+        ],
+    )
+
+
+def _pictures_of_files(files: Sequence[str | Path]) -> list[_Picture]:
     missing = [str(file) for file in files if not Path(file).is_file()]
     if missing:
         raise BadInput(f"no such file: {', '.join(missing[:5])}")
@@ -206,14 +273,15 @@ def _given(files: Sequence[str | Path]) -> list[_Picture]:
     ]
 
 
-def _spread(data: str | Path, split: str, count: int) -> list[_Picture]:
-    """`count` images of a split, evenly spread, or all where it has fewer."""
+def _sample(data: str | Path, split: str, count: int) -> list[_Picture]:
+    """`count` images of a split, evenly spaced; all if it has fewer."""
     dataset = open_dataset(data)
     samples = dataset.split(split)
     count = min(count, len(samples))
-    chosen = [samples[place * len(samples) // count] for place in range(count)]
+    chosen = [samples[index * len(samples) // count] for index in range(count)]
     return [
-        _picture(one, None if one.label is None else dataset.classes[one.label]) for one in chosen
+        _picture(sample, None if sample.label is None else dataset.classes[sample.label])
+        for sample in chosen
     ]
 
 
@@ -229,14 +297,14 @@ def _picture(sample: Sample, truth: str | None) -> _Picture:
     return _Picture(sample.id, pixels, item, truth, boxes)
 
 
-def _mean(maps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{run, images, inside, area} of a run's maps: means over those whose image has a box."""
-    boxed = [one for one in maps if one["inside"] is not None]
+def _means(maps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """{run, images, inside, area} of a run's maps: means over the images that have a box."""
+    boxed = [row for row in maps if row["inside"] is not None]
     return {
         "run": maps[0]["run"],
         "images": len(boxed),
         **{
-            key: sum(one[key] for one in boxed) / len(boxed) if boxed else None
+            key: sum(row[key] for row in boxed) / len(boxed) if boxed else None
             for key in ("inside", "area")
         },
     }

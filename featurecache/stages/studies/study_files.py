@@ -1,5 +1,5 @@
-"""What studies have in common: the images and vectors that they look at, and what each leaves in
-its folder: NAME.svg and NAME.png to look at, NAME.csv and NAME.json with the numbers.
+"""What the studies share: their parameters, the images and vectors that they look at, and the files
+that each writes: NAME.svg and NAME.png for the eye, NAME.csv and NAME.json with the numbers.
 `report --study FOLDER` shows them."""
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from featurecache import yaml_files
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress, silent
+from featurecache.features.settings import BackboneSetting, check_keywords
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset
@@ -30,13 +31,51 @@ if TYPE_CHECKING:
     from featurecache.study.figures import Figure
 
 
-Each = TypeVar("Each")
+Entry = TypeVar("Entry")
 
 
-@dataclass(frozen=True)
+class StudyInput(BackboneSetting, total=False):
+    """The keywords that every study of vectors takes, beside the settings of the backbone."""
+
+    precision: str | None
+    data: str | Path  # "data" by default
+    cache: str | Path  # "data/cache" by default
+    out: str | Path  # the folder to write into; "study" by default
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySource:
+    """Where a study reads and writes. `setting` chooses among the cached vectors of a backbone:
+    input_size, crop, interpolation, layer, pooling, precision; None accepts any."""
+
+    data: str | Path = "data"
+    cache: str | Path = "data/cache"
+    out: str | Path = "study"
+    progress: Progress = silent
+    setting: Mapping[str, Any]
+
+    def choice(self, backbone: str) -> BackboneChoice:
+        """The choice of a backbone with this setting. Raises BadInput for a value that is wrong."""
+        return yaml_files.validate(BackboneChoice, {"name": backbone, **self.setting}, "backbone")
+
+
+def study_source(keywords: Mapping[str, Any], group: type, function: str) -> StudySource:
+    """The source that the keywords of a study name. Raises TypeError for a keyword that `group`,
+    the typed group of the public function, lacks."""
+    check_keywords(keywords, group, function)
+    source_fields = {"data", "cache", "out", "progress"}
+    settings = {*BackboneSetting.__annotations__, "precision"}
+    return StudySource(
+        **{name: keywords[name] for name in source_fields & keywords.keys()},
+        setting={name: keywords[name] for name in settings & keywords.keys()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """What a study came to: the files that it wrote, how many images it looked at, and a table;
-    `notes` say what was left out."""
+    """The result of a study: the files it wrote, the number `n` of images it looked at, and a
+    table. `notes` name what was left out."""
 
     study: str
     files: list[str]
@@ -45,69 +84,60 @@ class Study:
     notes: list[str]
 
 
-def spread(rows: Sequence[Each], most: int) -> list[Each]:
-    """At most so many of the rows, evenly from all of them, in their order."""
-    places = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
-    return [rows[place] for place in places]
+def evenly_spaced(rows: Sequence[Entry], count: int) -> list[Entry]:
+    """At most `count` of the rows, evenly spaced, in their order."""
+    indices = np.linspace(0, len(rows) - 1, min(len(rows), count)).round().astype(int)
+    return [rows[index] for index in indices]
 
 
-def different(rows: Sequence[LabelledRow]) -> list[LabelledRow]:
-    """Of rows with the same bytes the first, in their order."""
-    found: dict[bytes, LabelledRow] = {}
+def unique_rows(rows: Sequence[LabelledRow]) -> list[LabelledRow]:
+    """The rows without duplicates: the first of those with the same bytes, in their order."""
+    first_rows: dict[bytes, LabelledRow] = {}
     for row in rows:
-        found.setdefault(row.item, row)
-    return list(found.values())
-
-
-def choice_of(backbone: str, setting: Mapping[str, Any]) -> BackboneChoice:
-    """What `setting` (input_size, crop, interpolation, layer, pooling, precision; None says
-    nothing) says of vectors of a backbone. Raises BadInput for other names."""
-    return yaml_files.validate(BackboneChoice, {"name": backbone, **setting}, "backbone")
+        first_rows.setdefault(row.item, row)
+    return list(first_rows.values())
 
 
 def cached_vectors(
-    rows: Sequence[LabelledRow],
-    backbone: str,
-    view: View,
-    data: str | Path,
-    cache: str | Path,
-    setting: Mapping[str, Any],
+    rows: Sequence[LabelledRow], backbone: str, view: View, source: StudySource
 ) -> tuple[list[LabelledRow], np.ndarray]:
     """The rows that could be decoded, and their vectors (N, D) through a view. Raises NotCached."""
     items = [row.item for row in rows]
-    choice = choice_of(backbone, setting)
-    name = view.option_name
-    space = held_spaces(Cache(cache), {name: view}, choice, items, data)[name]
-    kept = decodable(rows, [space])
-    return kept, space.vectors([row.item for row in kept])[0]
+    name, cache = view.option_name, Cache(source.cache)
+    space = held_spaces(cache, {name: view}, source.choice(backbone), items, source.data)[name]
+    decoded = decodable(rows, [space])
+    return decoded, space.vectors([row.item for row in decoded])[0]
 
 
 def pictures_of(
     dataset: Dataset, rows: Sequence[LabelledRow], progress: Progress = silent
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place, pixels (H, W, 3) uint8) of each of the rows that can still be read."""
+    """(index, pixels (H, W, 3) uint8) of each row whose image can still be read."""
     samples = {sample.id: sample for sample in dataset.samples}
-    for place, row in enumerate(rows):
-        progress(place + 1, len(rows), "pictures")
+    for index, row in enumerate(rows):
+        progress(index + 1, len(rows), "pictures")
         try:
-            yield place, original(samples[row.id], row.item)
+            yield index, original(samples[row.id], row.item)
         except (Undecodable, FeatureCacheError):
-            continue  # it went or changed since its bytes were hashed; what is left is shown
+            continue  # deleted or changed since it was hashed; the others are shown
 
 
-def unread(count: int) -> list[str]:
-    """A note of pictures that `pictures_of` could not give."""
-    return [f"{count} images can't be read or decoded any more, and are not shown"] if count else []
+def unread_notes(count: int) -> list[str]:
+    """A note of the number of pictures that `pictures_of` could not read; none for 0."""
+    if not count:
+        return []
+    images = "1 image" if count == 1 else f"{count} images"
+    return [f"{images} can no longer be read or decoded, and are not shown"]
 
 
 def study_folder(out: str | Path) -> Path:
-    """The folder, made where there is none. Call this after the dataset was read, in which it may
-    lie, and before work. Raises BadInput where that can't be."""
+    """The output folder, created if missing. Call this before the work, but after the dataset was
+    read, since the folder may be inside it. Raises BadInput if it cannot be created."""
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"{out} can't be made ({error.strerror}); give another --out") from error
+        raise BadInput(f"cannot create {out} ({error.strerror}); give another --out") from error
     return folder
 
 
@@ -120,15 +150,15 @@ def write_study(
     rows: Sequence[Sequence[object]],
     numbers: dict[str, Any],
 ) -> list[str]:
-    """Write the four files of a study called `name`, and give their paths.
+    """Write the four files of a study called `name`, and return their paths.
 
     `header` and `rows` are the CSV; the JSON is {"study", "title", **numbers}.
     """
-    written = []
+    paths = []
     for form in figures.FORMATS:
         durable.replace(folder / f"{name}.{form}", figures.rendered(figure, form))
-        written.append(str(folder / f"{name}.{form}"))
+        paths.append(str(folder / f"{name}.{form}"))
     write_csv(folder / f"{name}.csv", header, rows)
     text = json.dumps({"study": name, "title": title, **numbers}, indent=1, allow_nan=False)
     durable.replace(folder / f"{name}.json", text.encode() + b"\n")
-    return [*written, str(folder / f"{name}.csv"), str(folder / f"{name}.json")]
+    return [*paths, str(folder / f"{name}.csv"), str(folder / f"{name}.json")]

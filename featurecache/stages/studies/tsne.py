@@ -1,34 +1,43 @@
-"""Vectors of some classes in two dimensions."""
+"""The vectors of some classes, embedded in two dimensions."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from featurecache import text
 from featurecache.errors import BadInput, UnknownName
-from featurecache.executors import Progress, silent
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.thumbnails import JPEG, thumbnail
 from featurecache.images.views import find_view
 from featurecache.lookup.labelled_rows import labelled_rows
 from featurecache.stages.studies.study_files import (
     Study,
+    StudyInput,
     cached_vectors,
-    different,
+    evenly_spaced,
     pictures_of,
-    spread,
     study_folder,
-    unread,
+    study_source,
+    unique_rows,
+    unread_notes,
     write_study,
 )
 from featurecache.storage import durable
 from featurecache.study import figures, pages, projections
 
 _THUMBNAIL = 64  # pixels
+
+
+class EmbeddingInput(StudyInput, total=False):
+    """The keywords of an embedding: the view and the labelled split whose vectors it takes."""
+
+    view: str  # "none" by default
+    split: str  # "train" by default
+    seed: int  # of the view; 0 by default
 
 
 def study_tsne(
@@ -39,122 +48,127 @@ def study_tsne(
     images: int = 500,
     method: str = "tsne",
     perplexity: float = 30.0,
-    view: str = "none",
-    split: str = "train",
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
-    seed: int = 0,
     sampling_seed: int = 0,
     embedding_seed: int = 0,
-    out: str | Path = "study",
-    progress: Progress = silent,
-    **setting: Any,
+    **keywords: Unpack[EmbeddingInput],
 ) -> Study:
-    """An embedding of the vectors of some classes, by t-SNE or UMAP, after the components that keep
-    90% of their variance (paper 001 §8.3).
+    """Embed the vectors of some classes by t-SNE or UMAP, after a projection on the principal
+    components that retain 90% of their variance (paper 001 §8.3).
 
-    `classes` are names of classes, or readable names, whole or one of them; without any, `count`
-    are drawn by `sampling_seed`. `seed` is the one the view was made with, and `embedding_seed`
-    that of UMAP (t-SNE starts from the components). Beside the four files of a study there is
-    METHOD.html, where each point shows its image.
-    The table has a row for each class: {class, name, n}. Raises BadInput, NotCached, MissingExtra.
+    `classes` are class names, or readable names: all of one, or one of its comma-separated parts.
+    Without any, `sampling_seed` draws `count` classes. `seed` is the seed that the view was made
+    with, and `embedding_seed` that of UMAP (t-SNE starts from the components). METHOD.html is
+    written beside the four files of a study; there each point shows its image.
+    The table has a row per class: {class, name, n}. Raises BadInput, NotCached, MissingExtra.
     """
+    source = study_source(keywords, EmbeddingInput, "study_tsne")
+    view, split = keywords.get("view", "none"), keywords.get("split", "train")
+    seed = keywords.get("seed", 0)
     projections.check_method(method)
     if not backbone:
-        raise BadInput("an embedding needs --backbone NAME; `featurecache ls` lists what is held")
+        raise BadInput(
+            "an embedding needs --backbone NAME; `featurecache ls` lists the cached ones"
+        )
     if not perplexity > 0:
         raise BadInput(f"perplexity {perplexity}: must be above 0")
     seeds = {"sampling_seed": sampling_seed, "embedding_seed": embedding_seed}
     for name, value in seeds.items():
         if not 0 <= value < 2**32:  # scikit-learn takes seeds of 32 bits
-            raise BadInput(f"{name} {value}: must be 0 or more, and below 2**32")
-    dataset = open_dataset(data)
-    named = [classes] if isinstance(classes, str) else classes
-    chosen = chosen_classes(dataset, named, count, sampling_seed)
-    rows = [row for row in labelled_rows(dataset, [split], progress) if row.label in chosen]
-    folder = study_folder(out)
-    rows = spread(different(rows), images)
-    wanted = find_view(view, seed)
-    rows, vectors = cached_vectors(rows, backbone, wanted, data, cache, setting)
+            raise BadInput(f"{name} {value}: must be at least 0 and below 2**32")
+    dataset = open_dataset(source.data)
+    class_names = [classes] if isinstance(classes, str) else classes
+    chosen = chosen_classes(dataset, class_names, count, sampling_seed)
+    rows = [row for row in labelled_rows(dataset, [split], source.progress) if row.label in chosen]
+    folder = study_folder(source.out)
+    rows = evenly_spaced(unique_rows(rows), images)
+    wanted_view = find_view(view, seed)
+    rows, vectors = cached_vectors(rows, backbone, wanted_view, source)
     notes = []
     if view == "none" and seed:
-        notes.append("--seed is of the view, and none has no seed; --sampling-seed draws classes")
-    if not named and count > len(chosen):
-        notes.append(f"{dataset.root} has {len(chosen)} classes, fewer than {count}")
-    used = min(perplexity, projections.max_perplexity(len(rows)))
-    if used < perplexity:
+        notes.append("--seed has no effect on the view `none`; --sampling-seed draws classes")
+    if not class_names and count > len(chosen):
+        notes.append(f"{dataset.root} has only {len(chosen)} classes")
+    used_perplexity = min(perplexity, projections.max_perplexity(len(rows)))
+    if used_perplexity < perplexity:
         notes.append(
-            f"perplexity {used:.3g} instead of {perplexity:g}: at most a third of the other images"
+            f"perplexity {used_perplexity:.3g} instead of {perplexity:g}: the limit is a third of "
+            "the other images"
         )
-    embedded, kept = projections.embed(vectors, method, used, embedding_seed)
+    embedded, components = projections.embed(vectors, method, used_perplexity, embedding_seed)
     names = readable_names(dataset, chosen)
-    pictures = {place: thumbnail(p, _THUMBNAIL) for place, p in pictures_of(dataset, rows)}
-    shown: list[dict[str, Any]] = [
+    pictures = {index: thumbnail(p, _THUMBNAIL) for index, p in pictures_of(dataset, rows)}
+    points: list[dict[str, Any]] = [
         {
             "x": float(x),
             "y": float(y),
             "class": names[row.label],
             "path": row.id,
-            "src": pages.data_uri(pictures[place], JPEG) if place in pictures else "",
+            "src": pages.data_uri(pictures[index], JPEG) if index in pictures else "",
         }
-        for place, (row, (x, y)) in enumerate(zip(rows, embedded, strict=True))
+        for index, (row, (x, y)) in enumerate(zip(rows, embedded, strict=True))
     ]
-    by = {"tsne": "t-SNE", "umap": "UMAP"}[method]
-    title = f"{by} of {len(rows):,} vectors of {backbone}, {len(chosen)} classes, {view}"
-    coloured = figures.colours_of(shown)
+    method_name = {"tsne": "t-SNE", "umap": "UMAP"}[method]
+    title = f"{method_name} of {len(rows):,} vectors of {backbone}, {len(chosen)} classes, {view}"
+    colours = figures.colours_of(points)
     files = write_study(
         folder,
         method,
         title,
-        figures.scatter(shown, coloured),
+        figures.scatter(points, colours),
         ["x", "y", "class", "path"],
-        [[p["x"], p["y"], p["class"], p["path"]] for p in shown],
-        {"components for 90%": kept, "images": len(rows), "perplexity": used, "seed": seed}
-        | {**seeds, "points": shown},
+        [[p["x"], p["y"], p["class"], p["path"]] for p in points],
+        {
+            "components for 90%": components,
+            "images": len(rows),
+            "perplexity": used_perplexity,
+            "seed": seed,
+        }
+        | {**seeds, "points": points},
     )
     page = folder / f"{method}.html"
-    points = figures.placed(shown)
-    text = pages.page("scatter_page.html", title=title, points=points, colours=coloured)
-    durable.replace(page, text.encode("utf-8"))
+    page_points = figures.scaled_points(points)
+    html = pages.page("scatter_page.html", title=title, points=page_points, colours=colours)
+    durable.replace(page, html.encode("utf-8"))
     table = [
         {"class": dataset.classes[label], "name": names[label]}
         | {"n": sum(row.label == label for row in rows)}
         for label in chosen
     ]
-    notes += unread(len(rows) - len(pictures))
-    return Study(method, [*files, str(page)], len(rows), table, notes)
+    notes += unread_notes(len(rows) - len(pictures))
+    return Study(study=method, files=[*files, str(page)], n=len(rows), table=table, notes=notes)
 
 
 def chosen_classes(dataset: Dataset, wanted: Sequence[str], count: int, seed: int) -> list[int]:
-    """The labels of the classes that are meant, in the dataset's order."""
+    """The labels of the wanted classes, in the dataset's order: those named, or else `count` drawn
+    by `seed`."""
     labels = {name: label for label, name in enumerate(dataset.classes)}
-    by_word: dict[str, list[int]] = {}
+    labels_by_word: dict[str, list[int]] = {}
     for name, words in dataset.words.items():
         for word in dict.fromkeys([words, *words.split(", ")]):  # `goldfish, Carassius auratus`
-            by_word.setdefault(word, []).append(labels[name])
+            labels_by_word.setdefault(word, []).append(labels[name])
     if not wanted:
         if count < 1:
             raise BadInput(f"count {count}: must be 1 or more")
         rng = np.random.default_rng(seed)
         drawn = rng.choice(len(labels), min(count, len(labels)), replace=False)
         return sorted(int(label) for label in drawn)
-    found = set()
+    chosen = set()
     for name in wanted:
-        if name not in labels and name not in by_word:
-            raise UnknownName("class", name, [*labels, *by_word], str(dataset.root))
-        meant = [labels[name]] if name in labels else by_word[name]
-        if len(meant) > 1:
-            classes = ", ".join(dataset.classes[label] for label in meant)
-            raise BadInput(f"class {name!r} means {classes}; give one of these")
-        found.add(meant[0])
-    return sorted(found)
+        if name not in labels and name not in labels_by_word:
+            raise UnknownName("class", name, [*labels, *labels_by_word], str(dataset.root))
+        matches = [labels[name]] if name in labels else labels_by_word[name]
+        if len(matches) > 1:
+            classes = ", ".join(dataset.classes[label] for label in matches)
+            raise BadInput(f"class {name!r} is ambiguous: {classes}; give one of these")
+        chosen.add(matches[0])
+    return sorted(chosen)
 
 
 def readable_names(dataset: Dataset, labels: Sequence[int]) -> dict[int, str]:
-    """The readable name of each class, with the class where two of them have the same."""
-    read = {label: dataset.words.get(name := dataset.classes[label], name) for label in labels}
-    count = Counter(read.values())
+    """The readable name of each class; where two classes share one, the class name is added."""
+    names = {label: text.readable_name(dataset.classes[label], dataset.words) for label in labels}
+    count = Counter(names.values())
     return {
         label: name if count[name] == 1 else f"{name} ({dataset.classes[label]})"
-        for label, name in read.items()
+        for label, name in names.items()
     }
