@@ -217,7 +217,7 @@ def test_an_image_of_another_split_and_copies_are_not_fitted_on(
     ("changed", "kind", "said"),
     [
         ({"backbone": ()}, BadInput, "needs --backbone"),
-        ({"split": "train"}, BadInput, "is what is fitted on"),
+        ({"split": "train"}, BadInput, "is used for fitting"),
         ({"split": "vla"}, BadInput, "vla"),
         ({"view": "colour_1"}, UnknownName, "nearest: color"),
         ({"view": "color_2"}, NotCached, "--policy color_2"),

@@ -50,7 +50,7 @@ def test_hostile_names_are_text() -> None:
 
 def test_a_run_with_a_hostile_folder() -> None:
     best = {"epoch": 2, "top1": 0.5, "loss": 1.25}
-    found = shown(TrainedRun(HOSTILE, best, best, [HOSTILE]))
+    found = shown(TrainedRun(run=HOSTILE, best=best, last=best, notes=[HOSTILE]))
     assert found.text.count(HOSTILE) == 2
     assert "best, top1\n0.5000" in found.text
 

@@ -214,7 +214,7 @@ def test_one_path_is_one_file(three: Trained) -> None:
 
 def test_bad_files_only(three: Trained, bad_files: list[Path]) -> None:
     found = predict(three.run, bad_files[:1])
-    assert found == [Prediction(str(bad_files[0]), [], found[0].error)]
+    assert found == [Prediction(path=str(bad_files[0]), top=[], error=found[0].error)]
     assert found[0].error
 
 

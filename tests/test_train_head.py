@@ -168,7 +168,7 @@ def test_a_second_training_of_a_folder_waits_for_the_first(
     second = train(out=out, progress=progress)
     who = f"process {os.getpid()} on {socket.gethostname()}"
     assert [what for what in shown if what.startswith("train-head")] == [
-        f"train-head (waiting for {who}, which trains it)"
+        f"train-head (waiting for {who}, which is training this run)"
     ]
     assert second.best == read_run(run).best
     assert {path.name for path in out.iterdir()} == {path.name for path in run.iterdir()}
@@ -408,7 +408,7 @@ def test_a_folder_of_something_else_is_left_alone(
     with pytest.raises(BadInput, match="not empty, and not the folder of a run"):
         train(out=tmp_path / "thesis")
     copy = shutil.copytree(run, tmp_path / "run")
-    with pytest.raises(BadInput, match="a run of another schedule or other vectors"):
+    with pytest.raises(BadInput, match="a run with another schedule or other vectors"):
         train(out=copy, seed=5)
     (copy / "run.json").write_text("{")
     with pytest.raises(DamagedRun, match=r"run/run\.json: not JSON .* train it again"):

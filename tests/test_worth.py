@@ -197,7 +197,7 @@ def test_of_several_policies_each_is_weighed_alone(
     ]
     top1 = {way.policy: way.top1 for way in found.ways if way.order == "written"}
     assert top1["spatial"] > top1["clean"] > top1["color"]
-    assert "with one seed the intervals are over images alone" in found.notes[0]
+    assert "with one seed the intervals cover images only" in found.notes[0]
     assert len(trainings) == 5
 
 
@@ -249,7 +249,7 @@ def test_all_trainings_have_the_same_steps_and_rows(
     ]
     schedule = {"phases": phases, "early_stopping": {"patience": 1}, "validation": {"folds": 3}}
     found = weigh(schedule, lr_schedule=["constant", "cosine"])
-    assert "early_stopping is left out" in found.notes[0]
+    assert "early_stopping is ignored" in found.notes[0]
     assert len(trainings) == len(found.ways) * 2
     assert len({each["steps"] for each in trainings}) == 1
     assert trainings[0]["steps"] > 0
@@ -379,7 +379,7 @@ def test_a_file_that_is_damaged_is_named(weigh: Callable[..., Worth]) -> None:
     value = json.loads(path.read_text())
     for content in ("{", json.dumps(value | {"right": value["right"][2:]})):
         path.write_text(content)
-        with pytest.raises(DamagedRun, match=rf"{path.name}: .*delete it to train"):
+        with pytest.raises(DamagedRun, match=rf"{path.name}: .*delete it and rerun"):
             weigh()
     path.unlink()
     assert timeless(weigh()) == timeless(found)
@@ -403,13 +403,13 @@ def test_gc_spares_what_it_stands_on(
         ({}, {"seeds": 0}, BadInput, "seeds 0: must be 1 or more"),
         ({"seed": 2**32 - 2}, {"seeds": 3}, BadInput, "every seed below"),
         ({}, {"device": "gpu"}, UnknownName, "unknown device 'gpu'"),
-        ({}, {"policy": "none"}, BadInput, "compared with in any case"),
+        ({}, {"policy": "none"}, BadInput, "clean training is always compared"),
         ({}, {"policy": "colr_1"}, UnknownName, "unknown policy 'colr'; nearest: color"),
         ({}, {"policy": "color_2"}, NotCached, "1797 images of view color_2; make them with"),
         ({}, {"lr_schedule": "cosin"}, BadInput, "--lr-schedule cosin: lr_schedule"),
         ({}, {"lr_schedule": "{name: step, evry: 2}"}, BadInput, "nearest: every"),
         ({}, {"lr_schedule": "{"}, BadInput, "--lr-schedule: not valid YAML"),
-        ({"phases": [{"views": "none", "epochs": 3}]}, {}, BadInput, "no augmentation to weigh"),
+        ({"phases": [{"views": "none", "epochs": 3}]}, {}, BadInput, "no augmentation to compare"),
         ({"sweep": {"seeds": [0, 1]}}, {}, BadInput, "sweep: worth compares trainings of one"),
         ({"validation": {"split": "vall"}}, {}, UnknownName, "unknown split 'vall'"),
         ({"validation": {"split": "train"}}, {}, BadInput, "'train' is what is trained on"),
@@ -433,7 +433,7 @@ def test_bad_input_is_said_before_any_work(
 def test_phases_that_show_the_same_have_no_other_order(weigh: Callable[..., Worth]) -> None:
     found = weigh({"phases": [{"views": ["none", "spatial_1"], "epochs": 2}]})
     assert [way.order for way in found.ways] == ["written", "written"]
-    assert found.notes == ["every epoch shows the same, so there is no other order of the phases"]
+    assert found.notes == ["all epochs show the same views, so the phases have no other order"]
 
 
 def test_a_schedule_is_taken_as_it_is_but_for_its_end() -> None:

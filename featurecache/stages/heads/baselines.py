@@ -1,4 +1,4 @@
-"""Baselines: how well cached vectors are classified without training a head."""
+"""Baselines: how well simple classifiers do on cached vectors, without a trained head."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
+from featurecache.features.settings import BackboneSetting, check_keywords
 from featurecache.features.store import Cache
 from featurecache.heads import baselines as fits
 from featurecache.heads.schedules import BackboneChoice
@@ -23,18 +24,18 @@ from featurecache.lookup.labelled_rows import decodable, labelled_rows, training
 from featurecache.study import metrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """`table` has a row for each baseline: {baseline, setting, top1, low, high, top5, seconds}; low
-    and high are the 95% bootstrap interval of top1 over the n images; of neighbours, most of whose
-    votes are 0, there is no top5."""
+    """`table` has one row per baseline: {baseline, setting, top1, low, high, top5, seconds}. low
+    and high are the 95% bootstrap interval of top1 over the n images. Neighbours have no top5,
+    because most of their votes are 0."""
 
     backbone: list[str]
     view: str
     split: str
-    train: int  # different images that were fitted on
-    n: int  # images that were classified
-    left_out: int  # of the split: could not be read or decoded
+    train: int  # distinct images used for fitting
+    n: int  # images tested
+    left_out: int  # images of the split that could not be read or decoded
     table: list[dict[str, Any]]
 
 
@@ -45,39 +46,29 @@ def baselines(
     split: str = "val",
     data: str | Path = "data",
     cache: str | Path = "data/cache",
-    input_size: int | None = None,
-    crop: float | None = None,
-    interpolation: str | None = None,
-    layer: str | None = None,
-    pooling: str | None = None,
     precision: str | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    **setting: Unpack[BackboneSetting],
 ) -> Baselines:
     """Ridge, logistic regression and nearest neighbours on the vectors of a view: fitted on the
     split `train`, tested on another.
 
-    Of several backbones the vectors stand side by side. The settings tell apart what the cache
-    holds several of, and are of every backbone; `seed` is the one the view was made with. Copies of
-    an image are fitted on once, and an image of another split not at all (law 8). Raises BadInput
-    and NotCached before any work.
+    Vectors of several backbones are concatenated. `precision` and the settings select among several
+    spaces in the cache and apply to every backbone; `seed` is the seed of the view. Copies of an
+    image are fitted once, and images that also occur in another split not at all (law 8, "Views of
+    one image never straddle a split"). Raises BadInput and NotCached before any work.
     """
+    check_keywords(setting, BackboneSetting, "baselines")
     names = [backbone] if isinstance(backbone, str) else list(dict.fromkeys(backbone))
     if not names:
-        raise BadInput("baselines needs --backbone NAME; `featurecache ls` lists what is held")
+        raise BadInput("baselines needs --backbone NAME; `featurecache ls` lists the cached ones")
     if split == "train":
-        raise BadInput("split train is what is fitted on; take another")
+        raise BadInput("split train is used for fitting; choose another")
     wanted = {view: find_view(view, seed)}
-    given = {
-        "input_size": input_size,
-        "crop": crop,
-        "interpolation": interpolation,
-        "layer": layer,
-        "pooling": pooling,
-        "precision": precision,
-    }
+    choice = {"precision": precision, **setting}
     choices = [
-        yaml_files.validate(BackboneChoice, {"name": name, **given}, "backbone") for name in names
+        yaml_files.validate(BackboneChoice, {"name": name, **choice}, "backbone") for name in names
     ]
     dataset = open_dataset(data)
     rows = labelled_rows(dataset, ["train", split], progress)
@@ -87,7 +78,7 @@ def baselines(
     train = list(reversed(first.values()))
     tested = decodable([row for row in rows if row.split == split], spaces)
     if len({row.label for row in train}) < 2:
-        raise BadInput("the training images are of one class; there is nothing to tell apart")
+        raise BadInput("all training images are of one class; baselines need at least two")
 
     X = side_by_side(spaces, [row.item for row in train])
     Z = side_by_side(spaces, [row.item for row in tested])
@@ -109,4 +100,12 @@ def baselines(
         )
     progress(3, 3, "baselines")
     left_out = len(dataset.split(split)) - len(tested)
-    return Baselines(names, view, split, len(train), len(tested), left_out, table)
+    return Baselines(
+        backbone=names,
+        view=view,
+        split=split,
+        train=len(train),
+        n=len(tested),
+        left_out=left_out,
+        table=table,
+    )

@@ -6,32 +6,29 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.heads.run_files import read_epochs
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
+from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
 from featurecache.runs.record import read_run, schedule_of
 from featurecache.storage.output_files import check_output
 from featurecache.study import metrics
 
-if TYPE_CHECKING:
-    pass
-from featurecache.csv_files import write_csv
-from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Accuracy of a head on the `n` images of a split that could be decoded.
 
     `loss` is the mean negative log-likelihood in nats; `classes` maps a class to {n, top1}.
-    `interval`, `ece`, `bins`, `best` and `worst` are what study/metrics.py says of them.
+    `interval`, `ece`, `bins`, `best` and `worst` are defined in study/metrics.py.
     """
 
     run: str
@@ -44,15 +41,15 @@ class Evaluation:
     top5: float
     loss: float
     classes: dict[str, Any]
-    tta: list[str]  # the views whose probabilities were averaged with those of `view`
+    tta: list[str]  # views whose probabilities were averaged with those of `view`
     interval: list[float]  # of top1, 95%
-    gap: float | None  # of the training: top-1 in training less in validation
+    gap: float | None  # training top-1 minus validation top-1, during training
     ece: float
     bins: list[dict[str, Any]]
     best: list[dict[str, Any]]
     worst: list[dict[str, Any]]
     against: dict[str, Any] | None = None  # {run, top1, both, only, only_other, neither, p}
-    notes: list[str] = field(default_factory=list)  # what makes the numbers less than they seem
+    notes: list[str] = field(default_factory=list)  # reasons to trust the numbers less
 
     def _repr_html_(self) -> str:
         names = ("n", "left_out", "top1", "top3", "top5", "loss", "ece", "gap")
@@ -74,16 +71,16 @@ def evaluate(
     seed: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """What a run's head is worth on a split, seen through a view.
+    """Evaluate a run's head on a split, seen through a view.
 
-    The split `held-out` is of the images that the run was validated on, and none of its training;
-    after a training with folds each by the network that has not seen it. With `against` those that
-    neither run was trained on. Where a run was trained on images of the split, `notes` say so.
-    With `tta` the probabilities are means over these views too. `against` is another run, whose
-    predictions of the same images are compared by McNemar's test. `misclassified` and `confusion`
-    are CSV files to write. `seed` is the one the views were made with; by default the schedule's
-    `augment_seed`. Raises BadInput for classes that a head does not know, NotCached for vectors
-    that are not there.
+    The split `held-out` has the images that the run was validated on and not trained on; after a
+    training with folds, each image is classified by the network that was not trained on it. With
+    `against` it has the images that neither run was trained on. Where a run was trained on images
+    of the split, `notes` say so. With `tta` the probabilities are averaged over these views too.
+    `against` is another run, whose predictions of the same images are compared by McNemar's test.
+    `misclassified` and `confusion` are CSV files to write. `seed` is the seed of the views; the
+    default is the schedule's `augment_seed`. Raises BadInput for classes that a head does not know,
+    NotCached for missing vectors.
     """
     for option, file in (("--misclassified", misclassified), ("--confusion", confusion)):
         if file is not None:
@@ -92,75 +89,80 @@ def evaluate(
         raise BadInput(f"{confusion}: --misclassified and --confusion name the same file")
     runs = [run] if against is None else [run, against]
     views = views_of(view, tta)
-    if against is not None and not same_views([read_run(each) for each in runs], views, seed):
+    if against is not None and not same_views([read_run(path) for path in runs], views, seed):
         raise BadInput(
-            f"{run} and {against} were trained on views of other seeds (augment_seed), so a "
-            "comparison would be through different pictures; give --seed, which is for both"
+            f"{run} and {against} were trained on views with different seeds (augment_seed), so "
+            "they would be compared on different pictures; pass --seed, which applies to both"
         )
-    asked = predict_split(runs, split, views, seed, data, cache, progress)
-    record, likely, labels = asked.records[0], asked.probabilities[0], asked.labels[0]
+    predictions = predict_split(runs, split, views, seed, data, cache, progress)
+    classes, labels = predictions.records[0].classes, predictions.labels[0]
+    probabilities = predictions.probabilities[0]
     if misclassified is not None:
-        _write_misclassified(misclassified, asked.rows, likely, labels, record.classes)
+        _write_misclassified(misclassified, predictions.rows, probabilities, labels, classes)
     if confusion is not None:
-        counts = metrics.confusion(labels, likely.argmax(1), len(record.classes)).tolist()
-        table = ([name, *line] for name, line in zip(record.classes, counts, strict=True))
-        write_csv(confusion, ["class", *record.classes], table)
-    found = worth_of(asked, 0, split, views)
+        counts = metrics.confusion(labels, probabilities.argmax(1), len(classes)).tolist()
+        table = ([name, *line] for name, line in zip(classes, counts, strict=True))
+        write_csv(confusion, ["class", *classes], table)
+    result = evaluation_of(predictions, 0, split, views)
     if against is None:
-        return found
-    rights = [asked.correct_mask(0), asked.correct_mask(1)]
-    beside = {"run": str(against), "top1": float(rights[1].mean()), **metrics.mcnemar(*rights)}
-    return dataclasses.replace(found, against=beside)
+        return result
+    rights = [predictions.correct_mask(0), predictions.correct_mask(1)]
+    comparison = {"run": str(against), "top1": float(rights[1].mean()), **metrics.mcnemar(*rights)}
+    return dataclasses.replace(result, against=comparison)
 
 
-def worth_of(asked: Predictions, place: int, split: str, views: Sequence[str]) -> Evaluation:
-    """What one of the runs that were asked is worth."""
-    run, record = asked.runs[place], asked.records[place]
-    likely, labels = asked.probabilities[place], asked.labels[place]
-    counts = metrics.confusion(labels, likely.argmax(1), len(record.classes))
+def evaluation_of(
+    predictions: Predictions, run_index: int, split: str, views: Sequence[str]
+) -> Evaluation:
+    """The evaluation of one of the runs that made these predictions."""
+    run, record = predictions.runs[run_index], predictions.records[run_index]
+    probabilities, labels = predictions.probabilities[run_index], predictions.labels[run_index]
+    counts = metrics.confusion(labels, probabilities.argmax(1), len(record.classes))
     best, worst = metrics.best_and_worst(counts, record.classes, record.words)
     return Evaluation(
-        str(run),
-        split,
-        views[0],
-        len(asked.rows),
-        asked.left_out,
-        **metrics.evaluate_predictions(likely, labels, record.classes),
+        run=str(run),
+        split=split,
+        view=views[0],
+        n=len(predictions.rows),
+        left_out=predictions.left_out,
+        **metrics.evaluate_predictions(probabilities, labels, record.classes),
         tta=list(views[1:]),
-        interval=metrics.interval(asked.correct_mask(place)),
+        interval=metrics.interval(predictions.correct_mask(run_index)),
         gap=_gap(Path(run), schedule_of(record).early_stopping is not None),
-        **metrics.calibration(likely, labels),
+        **metrics.calibration(probabilities, labels),
         best=best,
         worst=worst,
-        notes=asked.notes,
+        notes=predictions.notes,
     )
 
 
 def _write_misclassified(
     path: str | Path,
     rows: Sequence[LabelledRow],
-    likely: npt.NDArray[np.float32],
+    probabilities: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64],
     classes: Sequence[str],
 ) -> None:
     header = ["path", "class", "predicted", "class_probability", "predicted_probability"]
     lines = [
-        [row.id, classes[label], classes[best], f"{said[label]:.6f}", f"{said[best]:.6f}"]
-        for row, label, best, said in zip(rows, labels, likely.argmax(1), likely, strict=True)
+        [row.id, classes[label], classes[best], f"{shares[label]:.6f}", f"{shares[best]:.6f}"]
+        for row, label, best, shares in zip(
+            rows, labels, probabilities.argmax(1), probabilities, strict=True
+        )
         if label != best
     ]
     write_csv(path, header, lines)
 
 
 def _gap(run: Path, early: bool) -> float | None:
-    """Top-1 in training less top-1 in validation, of the last epoch, with early stopping of the one
-    whose weights were kept; a mean over the folds.
+    """Training top-1 minus validation top-1 of the last epoch, or with early stopping of the epoch
+    whose weights were saved; averaged over the folds.
 
-    As it was measured while the head was trained, with dropout and through the phase's views: that
-    costs nothing here. None where the folder has no metrics.
+    Both were measured during training, with dropout and on the phase's views, so they cost nothing
+    here. None if the folder has no metrics.
     """
     epochs = read_epochs(run)
-    if early:  # the kept epoch of each fold comes last
+    if early:  # sort the saved epoch of each fold last
         epochs.sort(key=lambda row: (-row.val_loss, -row.epoch))
     last = {row.fold: row.train_top1 - row.val_top1 for row in epochs}
     return sum(last.values()) / len(last) if last else None

@@ -1,4 +1,4 @@
-"""Predict: what a trained head says of any image files."""
+"""Predict: the classes of any image files, by a trained head."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from featurecache.runs.record import RunRecord, read_run
 from featurecache.storage.safe_open import read_regular
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One file: its five most probable classes, `{class, name, probability}`, or why there are
-    none. `name` is the readable name where the dataset had one, else the class."""
+    """One file: its five most probable classes, `{class, name, probability}`, or in `error` the
+    reason why there are none. `name` is the class's readable name where the dataset has one, else
+    the class."""
 
     path: str
     top: list[dict[str, Any]]
@@ -39,18 +40,20 @@ def predict(
     weights: str | Path | Sequence[str | Path] = (),
     engine: str = "auto",
 ) -> list[Prediction]:
-    """The five most probable classes of each image file, in the order given. A folder stands for
+    """The five most probable classes of each image file, in the order of `files`. A folder means
     all images below it, sorted.
 
-    The networks are built as the run's record says and must be the very ones (their keys are
-    compared). `weights` are the files of those whose vectors were made with `--weights`; each finds
+    The networks are rebuilt from the run's record, and their keys must match it. `weights` are the
+    weights files of the networks whose vectors were made with `--weights`; each file is matched to
     its network. Nothing is cached.
     """
     files = _files([files] if isinstance(files, str | Path) else files)
     record = read_run(run)
     head = Head.load(Path(run))
     networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
-    rows, errors = _vectors(networks, [one["precision"] for one in record.backbones], files, engine)
+    rows, errors = _vectors(
+        networks, [backbone["precision"] for backbone in record.backbones], files, engine
+    )
     tops = []
     if len(rows):
         words = record.words
@@ -63,21 +66,21 @@ def predict(
                     for c, i in zip(names, best, strict=True)
                 ]
             )
-    given = iter(tops)
+    in_order = iter(tops)
     return [
-        Prediction(str(f), [], errors[str(f)])
-        if str(f) in errors
-        else Prediction(str(f), next(given))
-        for f in files
+        Prediction(path=file, top=[], error=errors[file])
+        if file in errors
+        else Prediction(path=file, top=next(in_order))
+        for file in files
     ]
 
 
 def _files(paths: Sequence[str | Path]) -> list[str]:
-    """The files of these paths, of a folder all images below it. Raises BadInput."""
+    """The files of these paths; a folder means all images below it. Raises BadInput."""
     files: list[str] = []
     missing = []
     for path in map(str, paths):
-        if os.path.isdir(path):  # noqa: PTH112  says no to a name that can't be
+        if os.path.isdir(path):  # noqa: PTH112  is False for an impossible name
             below = sorted(Tree().pictures(Path(path).as_posix()))
             if not below:
                 raise BadInput(f"{path}: a folder without images")
@@ -98,32 +101,33 @@ def load_head(run: str | Path) -> Head:
 
 
 def run_networks(record: RunRecord, files: Sequence[str | Path]) -> list[Backbone]:
-    """The backbones of a run: by the weights file that holds the very weights, else by their own.
+    """The backbones of a run, each with the weights file that matches its key, else with the
+    model's own weights.
 
-    Raises BadInput for a file that is of none of them.
+    Raises BadInput for a file that matches none of them.
     """
-    found: dict[int, Backbone] = {}
+    from_files: dict[int, Backbone] = {}
     for file in files:
         refused = []
-        for number, one in enumerate(record.backbones):
+        for number, backbone in enumerate(record.backbones):
             try:
-                found[number] = backbone_of_key(one["name"], one["key"], file)
+                from_files[number] = backbone_of_key(backbone["name"], backbone["key"], file)
             except BadInput as error:
                 refused.append(error)
         if len(refused) == len(record.backbones):
             raise refused[0]
     return [
-        found[number] if number in found else backbone_of_key(one["name"], one["key"])
-        for number, one in enumerate(record.backbones)
+        from_files.get(number) or backbone_of_key(backbone["name"], backbone["key"])
+        for number, backbone in enumerate(record.backbones)
     ]
 
 
 def _vectors(
     networks: Sequence[Backbone], precisions: Sequence[str], files: Sequence[str], engine: str
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """The vectors of the files that can be decoded, those of all networks side by side, (N, D)
-    float32, and why the others can't. Of the pictures one batch is in memory, as small as the
-    networks take them."""
+    """The vectors of the files that can be decoded, (N, D) float32, with those of all networks side
+    by side; and the reasons why the others can't. Only one batch of pictures is in memory, resized
+    to the networks' input size."""
     running: list[Engine] = []
     waiting: list[list[np.ndarray]] = [[] for _ in networks]
     rows: list[list[np.ndarray]] = [[] for _ in networks]
@@ -149,5 +153,6 @@ def _vectors(
     for number, left in enumerate(waiting):
         if left:
             run(number)
-    found = [np.concatenate(made) for made in rows if made]
-    return np.concatenate(found, axis=1) if found else np.empty((0, 0), np.float32), errors
+    by_network = [np.concatenate(batches) for batches in rows if batches]
+    vectors = np.concatenate(by_network, axis=1) if by_network else np.empty((0, 0), np.float32)
+    return vectors, errors

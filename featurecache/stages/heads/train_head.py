@@ -1,4 +1,4 @@
-"""Train a head on cached vectors under a curriculum; a killed training goes on where it was."""
+"""Train a head on cached vectors under a curriculum; a killed training resumes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ from featurecache.runs.record import (
     STARTED,
     RunBackbone,
     RunRecord,
+    make_folder,
     read_record,
     read_run,
+    write_run,
 )
 from featurecache.runs.training_data import load_training_data
 from featurecache.storage import durable, locks
@@ -39,34 +41,33 @@ from featurecache.training.epoch_metrics import METRICS_FILE
 if TYPE_CHECKING:
     from featurecache.heads.sweep import Swept
     from featurecache.heads.training import Trained
-from featurecache.runs.record import make_folder, write_run
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainedRun:
     """A run folder and its validation results, each `{epoch, top1, loss}`; folds are averaged.
 
-    `trials` are the settings of a sweep in their order, each with {setting, n, top1, low, high,
-    diverged, best, last} (heads/trials.py), and `winner` is the place of the one whose head it is.
+    `trials` are the settings of a sweep in order, each {setting, n, top1, low, high, diverged,
+    best, last} (heads/sweep.py); `winner` is the index of the trial whose head was saved.
     """
 
     run: str
     best: dict[str, Any]
-    last: dict[str, Any]  # of the head that was saved
-    notes: list[str]  # what was left out of the training, and why
+    last: dict[str, Any]  # of the saved head
+    notes: list[str]  # what was excluded from the training, and why
     trials: list[dict[str, Any]] = field(default_factory=list)
     winner: int | None = None
 
     def _repr_html_(self) -> str:
-        shown = {
+        results = {
             f"{name}, {key}": value
-            for name, found in (("best", self.best), ("last", self.last))
-            for key, value in found.items()
+            for name, result in (("best", self.best), ("last", self.last))
+            for key, value in result.items()
         }
         notes = {f"note {number}": note for number, note in enumerate(self.notes, 1)}
-        return html_table(f"run {self.run}", shown | notes)
+        return html_table(f"run {self.run}", results | notes)
 
 
 def train_head(
@@ -85,13 +86,14 @@ def train_head(
 ) -> TrainedRun:
     """Train the head that a schedule describes (a YAML file's path, or a shipped schedule's name).
 
-    `backbone` (one name or several) and `seed` stand in for the schedule's own. The run folder is
-    `out`, or one in `runs` named by the schedule and what it was trained on: the same training is
-    never done twice, and a killed one resumes to the same numbers. `tensorboard` is a folder for
-    TensorBoard's events of the finished training, in a folder of the run's name. Raises BadInput or
-    NotCached before the first step if anything that the schedule names is missing, MissingExtra
-    where TensorBoard is. Vectors that take more than `memory` (`4G`; half of the machine's by
-    default) stay on the disk, and minibatches are drawn from windows of them (heads/streams.py).
+    `backbone` (one name or several) and `seed` override the schedule's. The run folder is `out`, or
+    a folder in `runs` named after the schedule and a hash of the training's inputs: the same
+    training is never done twice, and a killed one resumes to the same numbers. `tensorboard` is a
+    folder; the events of the finished training go to a subfolder with the run's name. Vectors that
+    take more than `memory` (`4G`; the default is half of the machine's) stay on disk, and
+    minibatches are drawn from windows of them (heads/streams.py). Raises BadInput or NotCached
+    before the first step if anything that the schedule names is missing, MissingExtra if
+    TensorBoard is.
     """
     if tensorboard is not None:
         check_tensorboard()
@@ -102,30 +104,32 @@ def train_head(
     settings = [] if wanted.sweep is None else settings_of(wanted, path)
     opened = Cache(cache)
     limit = _half_of_memory() if memory is None else byte_sizes.parse_size(memory, "--memory")
-    found = load_training_data(wanted, wanted.views(), data, opened, progress, limit)
-    if tensorboard is not None:  # not before the dataset was read, in which it may lie
+    training = load_training_data(wanted, wanted.views(), data, opened, progress, limit)
+    if tensorboard is not None:  # after the dataset was read, which may contain this folder
         make_folder(Path(tensorboard), "--tensorboard")
     plans = [setting.schedule for setting in settings] or [wanted]
     for plan in plans:
-        found.check(plan)
-    pairs = found.folds(wanted)
-    notes = list(found.notes)
+        training.check(plan)
+    pairs = training.folds(wanted)
+    notes = list(training.notes)
 
     effective = wanted.model_dump(mode="json", exclude_none=True)
-    named = found.space_names()
+    space_names = training.space_names()
     described: dict[str, Any] = {
         "schedule": effective,
-        "classes": list(found.dataset.classes),
-        # A plain name where there is one backbone: so earlier runs were found, and still are.
-        "spaces": {name: one[0] if len(one) == 1 else one for name, one in named.items()},
-        "rows": found.rows_hash(),
+        "classes": list(training.dataset.classes),
+        # A plain name for a single backbone keeps the identity of existing runs.
+        "spaces": {
+            view: names[0] if len(names) == 1 else names for view, names in space_names.items()
+        },
+        "rows": training.rows_hash(),
     }
-    # Windows are another order of the rows, and so another training.
-    windows = {} if found.window is None else {"window": found.window}
-    identity = keys.digest({**described, "vectors": found.vector_hashes(), **windows})
+    # Windows change the order of the rows, and so the training.
+    windows = {} if training.window is None else {"window": training.window}
+    identity = keys.digest({**described, "vectors": training.vector_hashes(), **windows})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
-    if not opened.note_run(run, [space for one in named.values() for space in one]):
-        notes.append(f"{cache} can't be written, so `gc` may not spare what this run stands on")
+    if not opened.note_run(run, [name for names in space_names.values() for name in names]):
+        notes.append(f"{cache} is read-only, so `gc` cannot know that this run uses it")
     done = _earlier(run, identity)
     if done is not None:
         _write_events(run, tensorboard)
@@ -133,10 +137,10 @@ def train_head(
     began = time.time()
     record = RunRecord(
         identity=identity,
-        **described | {"spaces": named},
-        words=dict(found.dataset.words),
-        backbones=[_backbone(space) for space in next(iter(found.spaces.values()))],
-        data={"given": str(data), "layout": found.dataset.layout, "rows": len(found.rows)},
+        **described | {"spaces": space_names},
+        words=dict(training.dataset.words),
+        backbones=[_backbone(space) for space in next(iter(training.spaces.values()))],
+        data={"given": str(data), "layout": training.dataset.layout, "rows": len(training.rows)},
         versions=versions.installed_versions("featurecache", "torch", "numpy"),
         started=time.strftime(STARTED, time.gmtime(began)),
         notes=notes,
@@ -151,7 +155,7 @@ def train_head(
         progress(epochs, total, f"train-head (top-1 {row['val_top1']:.4f})")
 
     def on_done(trained: Trained | Swept) -> None:
-        TrainedItems.of(found.items, pairs).save(run)
+        TrainedItems.of(training.items, pairs).save(run)
         record.best, record.last = trained.best, trained.last
         if isinstance(trained, Swept):
             record.trials = [asdict(trial) for trial in trained.trials]
@@ -161,21 +165,21 @@ def train_head(
 
     make_folder(run)
     with claimed_run(run, lambda why: progress(0, total, f"train-head ({why})")):
-        finished = _earlier(run, identity)  # by the process that was waited for
+        finished = _earlier(run, identity)  # by the process that held the lock
         if finished is None:
             write_run(run, record)
             text = yaml.safe_dump(effective, sort_keys=False)
             durable.replace(run / "schedule.yaml", text.encode())
-            # torch is imported only now, when nothing the user wrote can still be wrong.
+            # torch is imported here, after every check of what the user wrote.
             from featurecache.heads.sweep import Swept, train_sweep
             from featurecache.heads.training import train
 
             (train_sweep if settings else train)(
-                found.vectors,
-                found.labels,
-                found.items,
+                training.vectors,
+                training.labels,
+                training.items,
                 wanted,
-                found.dataset.classes,
+                training.dataset.classes,
                 run,
                 identity=identity,
                 pairs=pairs,
@@ -190,15 +194,16 @@ def train_head(
 def claimed_run(
     run: Path, waiting: Callable[[str], None], name: str = "training"
 ) -> AbstractContextManager[None]:
-    """Only one process at a time trains in the folder of a run. The next one waits, and calls
-    `waiting` with what for. Trainings that share a folder have names of their own."""
+    """Let one process at a time train in a run folder. The next one waits, and calls `waiting` with
+    the reason. Trainings that share a folder have separate names."""
     return locks.claimed(
-        run / f".{name}.lock", lambda holder: waiting(f"waiting for {holder}, which trains it")
+        run / f".{name}.lock",
+        lambda holder: waiting(f"waiting for {holder}, which is training this run"),
     )
 
 
 def _half_of_memory() -> int | None:
-    """Half of the memory of this machine, in bytes; None where it does not say."""
+    """Half of this machine's memory in bytes; None if the platform does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, OSError, ValueError):
@@ -208,7 +213,7 @@ def _half_of_memory() -> int | None:
 def overridden(
     schedule: Schedule, backbone: str | Sequence[str], seed: int | None = None
 ) -> Schedule:
-    """The schedule with these in place of its own, where they are given. Raises BadInput."""
+    """The schedule with its backbone and seed overridden, where given. Raises BadInput."""
     changed: dict[str, Any] = {}
     names = [backbone] if isinstance(backbone, str) else list(backbone)
     if names:
@@ -231,36 +236,42 @@ def _backbone(space: Space) -> RunBackbone:
 
 
 def _earlier(run: Path, identity: str) -> RunRecord | None:
-    """The record of the same training, finished before; None if it is to be begun or resumed."""
+    """The record of the same training if it is finished; None if it must be started or resumed."""
     if not (run / RUN_FILE).is_file():
-        # Hidden files may be left of a run that was killed as it began.
+        # A run that was killed at its start may leave hidden files.
         if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
-            raise BadInput(f"{run}: not empty, and not the folder of a run; give another --out")
+            raise BadInput(f"{run}: neither empty nor a run folder; choose another --out")
         return None
     record = read_record(run)
     if record.identity != identity:
         raise BadInput(
-            f"{run}: holds a run of another schedule or other vectors; give another --out"
+            f"{run}: holds a run with another schedule or other vectors; choose another --out"
         )
     return None if record.best is None else record
 
 
 def _write_events(run: Path, tensorboard: str | Path | None) -> None:
-    """The events of a finished run, below a folder of its name. They are made of its metrics, so a
-    run that was trained before has them too, and a resumed one has none twice."""
+    """Write the events of a finished run to a subfolder with its name. They are made from its
+    metrics, so older runs have them too, and a resumed run has no duplicates."""
     if tensorboard is None:
         return
     epochs = read_epochs(run)
     if not epochs:
         raise DamagedRun(
-            f"{run}: has no {METRICS_FILE} to make events of; train it into another --out"
+            f"{run}: has no {METRICS_FILE} to make events from; train it into another --out"
         )
     began = calendar.timegm(time.strptime(read_run(run).started, STARTED))
     write_events(Path(tensorboard) / run.name, [epoch.model_dump() for epoch in epochs], began)
 
 
 def _result(run: Path, record: RunRecord, notes: list[str]) -> TrainedRun:
-    """`notes` are of the data as it is now, those in the record of when it was trained."""
+    """`notes` describe the data as it is now; the record's, as it was during the training."""
     assert record.best is not None and record.last is not None  # they are written together
-    trials, winner = record.trials or [], record.winner
-    return TrainedRun(str(run), record.best, record.last, notes, trials, winner)
+    return TrainedRun(
+        run=str(run),
+        best=record.best,
+        last=record.last,
+        notes=notes,
+        trials=record.trials or [],
+        winner=record.winner,
+    )

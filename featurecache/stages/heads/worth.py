@@ -1,6 +1,5 @@
-"""Worth: was the augmentation worth it? The same heads are trained with it and without it and
-compared pair by pair, under several learning-rate schedules: what gains under one may lose under
-another."""
+"""Worth: was the augmentation worth it? The same heads are trained with and without it and compared
+in pairs, under several learning-rate schedules: a gain under one may be a loss under another."""
 
 from __future__ import annotations
 
@@ -36,38 +35,38 @@ from featurecache.study.gains import CLEAN, SHUFFLED, WRITTEN, Gain, Way, gains,
 if TYPE_CHECKING:
     from featurecache.heads.training import Trained
 
-LR_SCHEDULES = ("constant", "cosine")  # that are tried beside the schedule's own
+LR_SCHEDULES = ("constant", "cosine")  # compared with the schedule's own
 
 Ways = dict[Way, list[Schedule]]  # a schedule for each seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Worth:
-    """The gain of each way in the order they were trained, what the views cost, {view, rows,
-    seconds}, and what there is to say."""
+    """The gain of each way of training, in the order of training; the cost of the views, {view,
+    rows, seconds}; notes."""
 
     run: str
     verdict: str
-    images: int  # that were validated on
-    epochs: int  # of each training
+    images: int  # validation images
+    epochs: int  # per training
     seeds: list[int]
     ways: list[Gain]
     views: list[dict[str, Any]]
     notes: list[str]
 
 
-class Kept(Strict):
-    """A file of `trained/`: one training, and which validation images its head has right."""
+class Outcome(Strict):
+    """A file in `trained/`: one training, and which validation images its head gets right."""
 
     schedule: dict[str, Any]
     images: pydantic.PositiveInt
-    right: str = pydantic.Field(pattern=r"^[0-9a-f]*$")  # a bit an image, fold after fold
+    right: str = pydantic.Field(pattern=r"^[0-9a-f]*$")  # one bit per image, fold by fold
     seconds: NotNegative
 
     @pydantic.model_validator(mode="after")
-    def _whole(self) -> Kept:
+    def _check_length(self) -> Outcome:
         if len(self.right) != 2 * -(-self.images // 8):
-            raise ValueError(f"not the bits of {self.images} images")
+            raise ValueError(f"not one bit for each of {self.images} images")
         return self
 
     def array(self) -> np.ndarray:
@@ -89,19 +88,19 @@ def worth(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Worth:
-    """Train a schedule as it is written, on clean images alone, and in another order of its phases,
-    under every learning-rate schedule and with every seed; and compare.
+    """Train a schedule as written, on clean images only, and with its phases in another order,
+    under every learning-rate schedule and with every seed; compare the results.
 
-    Where the schedule has several policies, or `policy` names views, each policy alone takes the
-    place of all augmented views too. `lr_schedule` are values of the schedule's key of that name,
-    in YAML: by default constant, cosine and the schedule's own. `backbone` (one name or several)
-    overrides the schedule's. Seeds count from the schedule's:
-    ways of one seed have the same initial weights, order of rows and dropout. All trainings have
-    the same number of epochs and the same validation images.
+    Where the schedule has several policies, or `policy` names views, each policy also replaces all
+    augmented views in turn. `lr_schedule` holds values for the schedule's key of that name, in
+    YAML; the default is constant, cosine and the schedule's own. `backbone` (one name or several)
+    overrides the schedule's. Seeds count up from the schedule's: with the same seed, all ways share
+    the initial weights, the order of rows and dropout. All trainings have the same number of epochs
+    and the same validation images.
 
-    A folder in `runs` keeps what each training came to. None is done twice, also when policies,
-    learning-rate schedules or seeds are added, and a killed one goes on. Raises BadInput or
-    NotCached before the first step.
+    A folder in `runs` stores the outcome of each training. No training is done twice, even when
+    policies, learning-rate schedules or seeds are added later, and a killed one resumes. Raises
+    BadInput or NotCached before the first step.
     """
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
@@ -112,84 +111,101 @@ def worth(
     numbers = list(range(wanted.seed, wanted.seed + seeds))
     plan, notes = same_steps(wanted, path)
     rates = _rates(plan, [lr_schedule] if isinstance(lr_schedule, str) else lr_schedule)
-    given = [policy] if isinstance(policy, str) else policy
-    ways = ways_of(plan, _shown(plan, given, path), rates, numbers)
+    policies = [policy] if isinstance(policy, str) else policy
+    ways = ways_of(plan, _phases_by_policy(plan, policies, path), rates, numbers)
     if all(way.order == WRITTEN for way in ways):
-        notes.append("every epoch shows the same, so there is no other order of the phases")
+        notes.append("all epochs show the same views, so the phases have no other order")
     if seeds == 1:
-        notes.append("with one seed the intervals are over images alone; give more --seeds")
+        notes.append("with one seed the intervals cover images only; give more --seeds")
 
     opened = Cache(cache)
-    views = [view for settings in ways.values() for one in settings for view in one.views()]
-    found = load_training_data(wanted, list(dict.fromkeys(views)), data, opened, progress)
-    found.check(wanted)
-    classes = list(found.dataset.classes)
-    pairs = found.folds(wanted)
-    base = digest({"schedule": plan, "classes": classes, "rows": found.rows_hash()})
+    variants = [variant for of_way in ways.values() for variant in of_way]
+    views = [view for variant in variants for view in variant.views()]
+    training = load_training_data(wanted, list(dict.fromkeys(views)), data, opened, progress)
+    training.check(wanted)
+    classes = list(training.dataset.classes)
+    pairs = training.folds(wanted)
+    base = digest({"schedule": plan, "classes": classes, "rows": training.rows_hash()})
     run = Path(runs) / f"worth-{base[:8]}"
     make_folder(run / "trained")
-    if not opened.note_run(run, [name for each in found.space_names().values() for name in each]):
-        notes.append(f"{cache} can't be written, so `gc` may not spare what this stands on")
+    spaces = [name for names in training.space_names().values() for name in names]
+    if not opened.note_run(run, spaces):
+        notes.append(f"{cache} is read-only, so `gc` cannot know that this comparison uses it")
 
-    hashes = found.vector_hashes()
+    hashes = training.vector_hashes()
     epochs = wanted.epochs * len(pairs)
     done, total = 0, epochs * len(ways) * seeds
-    kept: dict[Way, list[Kept]] = {way: [] for way in ways}
+    outcomes: dict[Way, list[Outcome]] = {way: [] for way in ways}
 
     def waiting(why: str) -> None:
         progress(done, total, f"worth ({why})")
 
-    for place, seed in enumerate(numbers):  # seed after seed: stopped early, some are complete
+    for position, seed in enumerate(numbers):  # by seed: whole seeds are done if it is stopped
         for way, settings in ways.items():
-            one = settings[place]
-            seen = {view: hashes[view] for view in one.views()}
-            effective = one.model_dump(mode="json", exclude_none=True)
+            variant = settings[position]
+            seen = {view: hashes[view] for view in variant.views()}
+            effective = variant.model_dump(mode="json", exclude_none=True)
             key = digest({"base": base, "schedule": effective, "vectors": seen})
             show = functools.partial(_show, progress, done, total, f"worth ({way}, seed {seed})")
             with claimed_run(run, waiting, f"training-{key[:16]}"):
-                kept[way].append(_trained(run, key, one, found, pairs, device, show))
+                outcomes[way].append(
+                    _train_variant(run, key, variant, training, pairs, device, show)
+                )
             done += epochs
             progress(done, total, f"worth ({way}, seed {seed})")
 
-    rights = {way: np.array([one.array() for one in of_way]) for way, of_way in kept.items()}
-    held = np.concatenate([found.labels[held] for _, held in pairs])
-    costs = _view_costs(found, opened)
-    of_views = {cost["view"]: cost["seconds"] for cost in costs}
+    rights = {
+        way: np.array([outcome.array() for outcome in of_seeds])
+        for way, of_seeds in outcomes.items()
+    }
+    labels = np.concatenate([training.labels[validation] for _, validation in pairs])
+    costs = _view_costs(training, opened)
+    seconds_of_view = {cost["view"]: cost["seconds"] for cost in costs}
     compared = []
-    for gain, settings, of_way in zip(
-        gains(rights, held, classes, found.dataset.words), ways.values(), kept.values(), strict=True
+    for gain, settings, of_seeds in zip(
+        gains(rights, labels, classes, training.dataset.words),
+        ways.values(),
+        outcomes.values(),
+        strict=True,
     ):
-        shown = phase_variants.shown_views(settings[0].model_dump(exclude_none=True)["phases"])
-        made = sum(of_views[view] for view in shown if view != phase_variants.NONE)
-        seconds = round(sum(one.seconds for one in of_way), 3)
-        compared.append(replace(gain, views=shown, seconds=seconds, views_seconds=round(made, 3)))
+        phases = settings[0].model_dump(exclude_none=True)["phases"]
+        views = phase_variants.shown_views(phases)
+        making = sum(seconds_of_view[view] for view in views if view != phase_variants.NONE)
+        seconds = round(sum(outcome.seconds for outcome in of_seeds), 3)
+        compared.append(replace(gain, views=views, seconds=seconds, views_seconds=round(making, 3)))
     result = Worth(
-        str(run), verdict(compared), len(held), wanted.epochs, numbers, compared, costs, notes
-        + found.notes,
-    )  # fmt: skip
+        run=str(run),
+        verdict=verdict(compared),
+        images=len(labels),
+        epochs=wanted.epochs,
+        seeds=numbers,
+        ways=compared,
+        views=costs,
+        notes=notes + training.notes,
+    )
     durable.replace(run / "worth.json", canonical(asdict(result)) + b"\n")
     return result
 
 
 def same_steps(schedule: Schedule, where: Path) -> tuple[Json, list[str]]:
-    """The schedule as a plain mapping, without what would give trainings other numbers of steps,
-    and notes of what that was. Raises BadInput for a sweep."""
+    """The schedule as a plain mapping without the keys that would change the number of steps, and
+    a note for each removed key. Raises BadInput for a sweep."""
     plan = schedule.model_dump(mode="json", exclude_none=True)
     notes = []
     if "sweep" in plan:
-        raise BadInput(f"{where}: sweep: worth compares trainings of one setting; take it out")
+        raise BadInput(f"{where}: sweep: worth compares trainings of one setting; remove it")
     if plan.pop("early_stopping", None) is not None:
-        notes.append("early_stopping is left out: all trainings are to have as many steps")
+        notes.append("early_stopping is ignored: all trainings need the same number of steps")
     return plan, notes
 
 
 def ways_of(
     plan: Json,
-    shown: Mapping[str, phase_variants.Phases],
+    phases_by_policy: Mapping[str, phase_variants.Phases],
     rates: Mapping[str, Json],
     seeds: Sequence[int],
 ) -> Ways:
-    """Clean, then each of `shown` (policy -> phases) in its order and in others, under each of
+    """Clean, then each of `phases_by_policy` in its own and in shuffled order, under each of
     `rates` (the name of a learning-rate schedule -> the keys that set it in a plan)."""
     ways: Ways = {}
     for rate, keys in rates.items():
@@ -202,7 +218,7 @@ def ways_of(
             ]
 
         add(Way(CLEAN, WRITTEN, rate), [phase_variants.clean(plan["phases"])] * len(seeds))
-        for policy, phases in shown.items():
+        for policy, phases in phases_by_policy.items():
             add(Way(policy, WRITTEN, rate), [phases] * len(seeds))
             orders = [phase_variants.shuffled(phases, seed) for seed in seeds]
             if all(orders):
@@ -210,68 +226,70 @@ def ways_of(
     return ways
 
 
-def _shown(plan: Json, given: Sequence[str], where: Path) -> dict[str, phase_variants.Phases]:
-    """Policy -> phases: the written ones, and where there are several policies, or views are given,
-    those through each policy alone."""
+def _phases_by_policy(
+    plan: Json, policies: Sequence[str], where: Path
+) -> dict[str, phase_variants.Phases]:
+    """Policy -> phases. The schedule's phases come first; where it has several policies, or
+    `policies` names views, the phases through each policy alone follow."""
     written = plan["phases"]
-    own = _by_policy(phase_variants.augmented_views(written))
-    if not own:
+    augmented = _by_policy(phase_variants.augmented_views(written))
+    if not augmented:
         raise BadInput(
-            f"{where}: phases: every view is `none`, so there is no augmentation to weigh; "
-            "show another in some phase, as in {views: spatial_1, epochs: 4}"
+            f"{where}: phases: every view is `none`, so there is no augmentation to compare; "
+            "use another view in some phase, for example {views: spatial_1, epochs: 4}"
         )
-    if phase_variants.NONE in given:
-        raise BadInput("--policy none: is compared with in any case; give augmented views")
-    shown = {"+".join(own): written}
-    views = [str(ViewName.parse(view).with_draw()) for view in given]
+    if phase_variants.NONE in policies:
+        raise BadInput("--policy none: clean training is always compared; give augmented views")
+    result = {"+".join(augmented): written}
+    views = [str(ViewName.parse(view).with_draw()) for view in policies]
     for policy, draws in _by_policy(views or phase_variants.augmented_views(written)).items():
         phases = phase_variants.through(written, draws)
         if phases != written:
-            shown["+".join(draws) if policy in shown else policy] = phases
-    return shown
+            result["+".join(draws) if policy in result else policy] = phases
+    return result
 
 
 def _by_policy(views: Sequence[str]) -> dict[str, list[str]]:
     """policy -> its views, each once."""
-    found: dict[str, list[str]] = {}
+    draws_by_policy: dict[str, list[str]] = {}
     for view in dict.fromkeys(views):
-        found.setdefault(ViewName.parse(view).policy, []).append(view)
-    return found
+        draws_by_policy.setdefault(ViewName.parse(view).policy, []).append(view)
+    return draws_by_policy
 
 
-def _rates(plan: Json, given: Sequence[str]) -> dict[str, Json]:
-    """The name of each learning-rate schedule -> the keys that set it in a plan. Without any given:
-    LR_SCHEDULES, and the plan's own. Raises BadInput for what a schedule doesn't take."""
+def _rates(plan: Json, texts: Sequence[str]) -> dict[str, Json]:
+    """The name of each learning-rate schedule -> the keys that set it in a plan. Without `texts`:
+    LR_SCHEDULES and the plan's own. Raises BadInput for an invalid learning-rate schedule."""
     values = {
-        text: yaml_files.plain_value(yaml_files.parse_yaml(text, "--lr-schedule")) for text in given
+        text: yaml_files.plain_value(yaml_files.parse_yaml(text, "--lr-schedule")) for text in texts
     }
-    if not given:
-        own = plan.get("lr_schedule", {"name": "constant"})
-        name = yaml.safe_dump(own, default_flow_style=True, width=1000).strip()
-        values = {name: name for name in LR_SCHEDULES} | {name: own}
-    found: dict[str, Json] = {}
+    if not texts:
+        written = plan.get("lr_schedule", {"name": "constant"})
+        name = yaml.safe_dump(written, default_flow_style=True, width=1000).strip()
+        values = {name: name for name in LR_SCHEDULES} | {name: written}
+    keys_by_name: dict[str, Json] = {}
     checked: list[Schedule] = []
     for name, value in values.items():
-        # It is what a schedule does that says nothing, and is named by saying nothing here too.
+        # `constant` is the default, so it is written as an absent key.
         keys = {} if value in ("constant", {"name": "constant"}) else {"lr_schedule": value}
         others = {n: v for n, v in plan.items() if n != "lr_schedule"}
         schedule = yaml_files.validate(Schedule, others | keys, f"--lr-schedule {name}")
         if schedule not in checked:
             checked.append(schedule)
-            found[name] = keys
-    return found
+            keys_by_name[name] = keys
+    return keys_by_name
 
 
-def _trained(
+def _train_variant(
     run: Path,
     key: str,
     schedule: Schedule,
-    found: TrainingData,
+    training: TrainingData,
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     device: str,
     show: Callable[[int], None],
-) -> Kept:
-    """What one training came to: read, where it was done before, or trained and kept."""
+) -> Outcome:
+    """The outcome of one training: read from its file if there is one, else trained and saved."""
     path, scratch = run / "trained" / f"{key[:16]}.json", run / f"training-{key[:16]}"
     if not path.is_file():
         # torch is imported only now, when nothing the user wrote can still be wrong.
@@ -280,21 +298,21 @@ def _trained(
         rows = itertools.count(1)
 
         def keep(trained: Trained) -> None:
-            right = _right(trained, schedule, found, pairs)
-            kept = Kept(
+            right = _right(trained, schedule, training, pairs)
+            outcome = Outcome(
                 schedule=schedule.model_dump(mode="json", exclude_none=True),
                 images=len(right),
                 right=np.packbits(right).tobytes().hex(),
                 seconds=round(sum(row["seconds"] for row in trained.rows), 3),
             )
-            durable.replace(path, kept.model_dump_json().encode() + b"\n")
+            durable.replace(path, outcome.model_dump_json().encode() + b"\n")
 
         train(
-            found.vectors,
-            found.labels,
-            found.items,
+            training.vectors,
+            training.labels,
+            training.items,
             schedule,
-            found.dataset.classes,
+            training.dataset.classes,
             scratch,
             identity=key,
             pairs=pairs,
@@ -302,44 +320,44 @@ def _trained(
             on_done=keep,
             device=device,
         )
-    shutil.rmtree(scratch, ignore_errors=True)  # also what a kill left behind
-    kept = read_model(path, Kept, MAX_RUN_JSON, _damaged)
-    if kept.schedule != schedule.model_dump(mode="json", exclude_none=True):
-        raise _damaged(path, "schedule: not the one that its name is the hash of")
-    images = sum(len(held) for _, held in pairs)
-    if kept.images != images:
-        raise _damaged(path, f"images: {kept.images}, but {images} are validated on")
-    return kept
+    shutil.rmtree(scratch, ignore_errors=True)  # also after a killed run
+    outcome = read_model(path, Outcome, MAX_RUN_JSON, _damaged)
+    if outcome.schedule != schedule.model_dump(mode="json", exclude_none=True):
+        raise _damaged(path, "schedule: does not match the hash in the file name")
+    images = sum(len(validation) for _, validation in pairs)
+    if outcome.images != images:
+        raise _damaged(path, f"images: {outcome.images}, but there are {images} to validate on")
+    return outcome
 
 
 def _damaged(path: Path, what: str) -> DamagedRun:
-    return damaged_run(path, what, "delete it to train that anew")
+    return damaged_run(path, what, "delete it and rerun to train it again")
 
 
 def _right(
     trained: Trained,
     schedule: Schedule,
-    found: TrainingData,
+    training: TrainingData,
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> np.ndarray:
-    """(N,) bool: which of the validation rows of all folds the head of their fold has right."""
-    vectors, head = found.vectors[schedule.validation.view], trained.head
+    """(N,) bool: for the validation rows of all folds, whether their fold's head is right."""
+    vectors, head = training.vectors[schedule.validation.view], trained.head
     parts = []
-    for place, (_, held) in enumerate(pairs):
-        likely = head.network(place).predict_proba(vectors[held])
-        parts.append(likely.argmax(1) == found.labels[held])
+    for fold, (_, validation) in enumerate(pairs):
+        probabilities = head.network(fold).predict_proba(vectors[validation])
+        parts.append(probabilities.argmax(1) == training.labels[validation])
     return np.concatenate(parts)
 
 
-def _view_costs(found: TrainingData, cache: Cache) -> list[dict[str, Any]]:
-    """{view, rows, seconds} of each view: what its vectors took to make, and its pictures, where
-    `augment` kept them first."""
-    items = {row.item for row in found.rows}
+def _view_costs(training: TrainingData, cache: Cache) -> list[dict[str, Any]]:
+    """{view, rows, seconds} of each view: the time to compute its vectors, and its pictures where
+    `augment` stored them first."""
+    items = {row.item for row in training.rows}
     spaces = cache.spaces()
     costs = []
-    for view, of_view in found.spaces.items():
-        pictures = cache.space(picture_key(of_view[0].key["view"]))
-        seconds = sum(seconds_to_make(one, items, spaces) for one in (*of_view, pictures))
+    for view, vectors in training.spaces.items():
+        pictures = cache.space(picture_key(vectors[0].key["view"]))
+        seconds = sum(seconds_to_make(space, items, spaces) for space in (*vectors, pictures))
         costs.append({"view": view, "rows": len(items), "seconds": round(seconds, 3)})
     return costs
 

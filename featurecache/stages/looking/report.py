@@ -21,7 +21,7 @@ from featurecache.features.store import Cache
 from featurecache.json_files import Open, read_file, read_model
 from featurecache.runs.predictions import Predictions, predict_split, same_views
 from featurecache.runs.record import RunRecord
-from featurecache.stages.heads.evaluate import Evaluation, worth_of
+from featurecache.stages.heads.evaluate import Evaluation, evaluation_of
 from featurecache.stages.looking.report_pictures import (
     Pictures,
     card,
@@ -87,7 +87,7 @@ def report(
     studies = [] if study is None else _studies(Path(study))
     asked = predict_split(runs, split, [view], seed, data, cache, progress, same_classes=True)
     names = _names(runs)
-    worths = [worth_of(asked, place, split, [view]) for place in range(len(runs))]
+    worths = [evaluation_of(asked, place, split, [view]) for place in range(len(runs))]
     comparable = same_views(asked.records, [view], seed)
     spaces = {space.path.name: space for space in Cache(cache).spaces()}
     seen = Pictures(asked)
