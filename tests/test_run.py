@@ -21,7 +21,7 @@ from featurecache.heads import training
 from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.recipes import run as stage
 from featurecache.stages.recipes.recipe_file import read_recipe
-from featurecache.stages.recipes.run import Ran, run
+from featurecache.stages.recipes.run import RecipeResult, run
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Step = dict[str, Any]
@@ -64,10 +64,10 @@ def write(tmp_path: Path, small_data: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def go(small_cache: Path, write: Callable[..., Path]) -> Callable[..., Ran]:
+def go(small_cache: Path, write: Callable[..., Path]) -> Callable[..., RecipeResult]:
     """Run the recipe of some steps on the small cache."""
 
-    def call(steps: Any = STEPS, **given: Any) -> Ran:
+    def call(steps: Any = STEPS, **given: Any) -> RecipeResult:
         return run(write(steps), **{"cache": small_cache, "workers": 0} | given)
 
     return call
@@ -111,7 +111,7 @@ def test_a_recipe_makes_what_is_missing_and_nothing_twice(
 
 
 def test_the_table_has_means_over_seeds(
-    go: Callable[..., Ran], small_data: Path, small_cache: Path
+    go: Callable[..., RecipeResult], small_data: Path, small_cache: Path
 ) -> None:
     ran = go()
     assert [(row["what"], row["view"], row["n"]) for row in ran.table] == [
@@ -143,7 +143,7 @@ def test_the_table_has_means_over_seeds(
 
 
 def test_one_seed_is_the_schedules_own_and_its_interval_is_of_images(
-    go: Callable[..., Ran],
+    go: Callable[..., RecipeResult],
 ) -> None:
     ran = go([STEPS[0], {"train-head": {"schedule": "linear.yaml"}}, {"evaluate": None}])
     (row,) = ran.table
@@ -153,7 +153,7 @@ def test_one_seed_is_the_schedules_own_and_its_interval_is_of_images(
     assert len(ran.runs["linear.yaml"]) == 1
 
 
-def test_the_seeds_of_one_schedule_are_an_ensemble(go: Callable[..., Ran]) -> None:
+def test_the_seeds_of_one_schedule_are_an_ensemble(go: Callable[..., RecipeResult]) -> None:
     ran = go([*STEPS[:3], {"ensemble": {"of": ["mlp.yaml"], "how": "vote"}}])
     (row,) = ran.table
     assert row["what"] == "vote of the 3 seeds of mlp.yaml"
@@ -174,7 +174,7 @@ SWEPT: list[Step] = [STEPS[0], {"train-head": {"schedule": "sweep.yaml"}}, {"eva
 
 
 def test_a_sweep_has_a_row_for_each_setting(
-    go: Callable[..., Ran], write_sweep: Callable[..., None]
+    go: Callable[..., RecipeResult], write_sweep: Callable[..., None]
 ) -> None:
     write_sweep()
     ran = go(SWEPT)
@@ -190,7 +190,7 @@ def test_a_sweep_has_a_row_for_each_setting(
 
 
 def test_a_sweep_that_was_validated_elsewhere_has_a_row_for_its_winner(
-    go: Callable[..., Ran], write_sweep: Callable[..., None]
+    go: Callable[..., RecipeResult], write_sweep: Callable[..., None]
 ) -> None:
     write_sweep(validation={"fraction": 0.25}, sweep={"seeds": [0, 1]})
     ran = go(SWEPT)
@@ -199,15 +199,17 @@ def test_a_sweep_that_was_validated_elsewhere_has_a_row_for_its_winner(
 
 
 def test_seeds_of_a_sweep_stand_in_the_sweep(
-    go: Callable[..., Ran], write_sweep: Callable[..., None]
+    go: Callable[..., RecipeResult], write_sweep: Callable[..., None]
 ) -> None:
     write_sweep()
-    with pytest.raises(BadInput, match=r"step 2.*sweep\.yaml is a sweep; give its seeds there"):
+    with pytest.raises(
+        BadInput, match=r"step 2.*sweep\.yaml is a sweep; list its seeds in the schedule"
+    ):
         go([STEPS[0], {"train-head": {"schedule": "sweep.yaml", "seeds": [1]}}])
 
 
 def test_baselines_are_rows_of_the_table(
-    go: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    go: Callable[..., RecipeResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featurecache.heads import baselines as fits
 
@@ -221,7 +223,7 @@ def test_baselines_are_rows_of_the_table(
 
 
 def test_files_beside_the_recipe_are_found_from_anywhere(
-    go: Callable[..., Ran], write: Callable[..., Path], tmp_path: Path
+    go: Callable[..., RecipeResult], write: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = write().parent
     (folder / "flips.yaml").write_text("augmenters:\n  - Fliplr: {p: 0.5}\n")
@@ -275,7 +277,7 @@ BAD: list[tuple[Any, type[BadInput], str]] = [
     (changed(2, "", seeds=[0]), BadInput, r"step 6.*\[3, 1\] seeds"),
     ([STEPS[0], {"evaluate": {}}], BadInput, "step 2, evaluate: there is no train-head"),
     ([STEPS[1], STEPS[0]], BadInput, "step 1.*no featurize step above"),
-    ([STEPS[0], {"train-head": {"schedule": "mlp.yaml"}}, STEPS[5]], BadInput, "no ensemble"),
+    ([STEPS[0], {"train-head": {"schedule": "mlp.yaml"}}, STEPS[5]], BadInput, "at least two runs"),
     (
         [STEPS[0], {"baselines": {"backbone": "efficientnet_lite1"}}],
         BadInput,
@@ -376,7 +378,7 @@ def test_what_would_be_written_twice_is_refused(write: Callable[..., Path], tmp_
     twice = {"train-head": {"schedule": "other/linear.yaml"}}
     with pytest.raises(BadInput, match=r"step 3.*trains the same runs as linear.yaml above"):
         run(write([STEPS[0], STEPS[1], twice]))
-    with pytest.raises(BadInput, match=r"step 4.*report\.html is written above"):
+    with pytest.raises(BadInput, match=r"step 4.*report\.html is written by an earlier step"):
         run(write([STEPS[0], STEPS[1], {"report": {}}, {"report": {}}]))
     (tmp_path / "r").write_text("a file")
     with pytest.raises(BadInput, match=r"can't be made .* give another --runs"):
@@ -435,7 +437,7 @@ def test_the_command_prints_one_table(
     assert all(Path(each).parent == tmp_path / "other" for each in printed["runs"]["mlp.yaml"])
 
 
-def test_a_report_is_a_step(go: Callable[..., Ran], tmp_path: Path) -> None:
+def test_a_report_is_a_step(go: Callable[..., RecipeResult], tmp_path: Path) -> None:
     steps = [*STEPS[:4], {"report": {}}, {"report": {"name": "one.html", "of": ["mlp.yaml"]}}]
     found = go(steps)
     assert [note for note in found.notes if note.startswith("report: ")] == [
@@ -458,7 +460,7 @@ def test_a_report_is_a_step(go: Callable[..., Ran], tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_report_is_refused_before_any_work(
-    go: Callable[..., Ran], tmp_path: Path, step: Step, said: str
+    go: Callable[..., RecipeResult], tmp_path: Path, step: Step, said: str
 ) -> None:
     with pytest.raises(BadInput, match=said):
         go([*STEPS[:2], {"report": step}])

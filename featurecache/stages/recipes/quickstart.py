@@ -1,6 +1,6 @@
 """Quickstart: the whole product on an embedded dataset, offline, in a minute or two.
 
-A recipe of stages, as `run` does them from a file.
+It calls stages in order, as `run` does from a recipe file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from featurecache.stages.heads.train_head import train_head
 VIEWS = ("none", "spatial_1", "color_1")
 
 
-@dataclass(frozen=True)
-class Quickstarted:
-    """`table` has a row for each schedule: {schedule, run, <view>: top-1 on val through it}."""
+@dataclass(frozen=True, kw_only=True)
+class QuickstartResult:
+    """`table` has one row per schedule: {schedule, run, <view>: top-1 on val through it}."""
 
     computed: int
     hits: int
@@ -33,14 +33,14 @@ def quickstart(
     runs: str | Path = "runs",
     workers: int | None = None,
     progress: Progress = silent,
-) -> Quickstarted:
-    """scikit-learn's digits through EfficientNet-Lite0: views none, spatial_1 and color_1; a head
-    trained on clean images alone and one under a curriculum; both tested on all three views.
+) -> QuickstartResult:
+    """scikit-learn's digits through EfficientNet-Lite0: views none, spatial_1 and color_1; one head
+    is trained on clean images only, one under a curriculum; both are tested on all three views.
 
-    A second call finds everything in the cache and takes seconds.
+    A second call finds everything in the cache and takes a few seconds.
     """
     start = time.perf_counter()
-    made = featurize(
+    result = featurize(
         "digits",
         policy=VIEWS,
         backbone="efficientnet_lite0",
@@ -57,7 +57,11 @@ def quickstart(
             runs=runs,
             progress=progress,
         ).run
-        seen = {view: evaluate(run, view=view, data="digits", cache=cache).top1 for view in VIEWS}
-        table.append({"schedule": f"{schedule}.yaml", "run": run, **seen})
+        accuracies = {
+            view: evaluate(run, view=view, data="digits", cache=cache).top1 for view in VIEWS
+        }
+        table.append({"schedule": f"{schedule}.yaml", "run": run, **accuracies})
     seconds = round(time.perf_counter() - start, 1)
-    return Quickstarted(made.computed, made.hits, seconds, table)
+    return QuickstartResult(
+        computed=result.computed, hits=result.hits, seconds=seconds, table=table
+    )

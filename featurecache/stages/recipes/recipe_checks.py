@@ -1,4 +1,4 @@
-"""What a recipe's training and stacking steps need of schedules and of the dataset, known before
+"""Checks of schedules and dataset that a recipe's training and stacking steps need to pass before
 the first step."""
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ _REMEDY = "train with validation: {folds: 5}, or with one fraction and one seed"
 
 
 def check_stacked(split: str, group: Sequence[Schedule], where: str) -> None:
-    """Raise BadInput for members whose stack would be tested on what it is fitted on."""
+    """Raise BadInput for members whose stack would be tested on the images it is fitted on."""
     if split in (*_validated(group), HELD_OUT):
         raise BadInput(
-            f"{where}: how: stack: its members are validated on images of split {split}, on which "
-            f"a stack can't be tested too; {_REMEDY}, and evaluate another split"
+            f"{where}: how: stack: its members are validated on images of split {split}, so the "
+            f"stack can't be tested on them; {_REMEDY}, and evaluate another split"
         )
 
 
 def check_alike(group: Sequence[Schedule], where: str) -> None:
-    """Raise BadInput for members that hold out no image in common, whatever the dataset."""
+    """Raise BadInput for members that cannot hold out an image in common in any dataset."""
     splits = _validated(group)
     if len(splits) > 1:
         raise BadInput(
             f"{where}: its members are validated on images of {len(splits)} splits, so none is "
-            f"held out for all; {_REMEDY}"
+            f"held out for all of them; {_REMEDY}"
         )
 
 
 def _validated(group: Sequence[Schedule]) -> set[str]:
-    """The splits that the held-out images of these schedules are of."""
+    """The splits that contain the held-out images of these schedules."""
     return {schedule.validation.split or "train" for schedule in group}
 
 
 def check_held_out(group: Sequence[Schedule], dataset: Dataset, where: str) -> None:
-    """Raise BadInput where these members hold out no image in common. Hashes the training images
-    where fractions or seeds differ."""
+    """Raise BadInput if these members hold out no image in common. Hashes the training images if
+    fractions or seeds differ."""
     parts = {
         (schedule.validation.fraction, schedule.seed): schedule
         for schedule in group
@@ -56,19 +56,21 @@ def check_held_out(group: Sequence[Schedule], dataset: Dataset, where: str) -> N
     rows = training_rows(dataset, ["train"], labelled_rows(dataset, ["train"]), []).rows
     items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
     labels = np.array([row.label for row in rows], np.int64)
-    held = [split_items(items, labels, one, dataset.classes)[0][1] for one in parts.values()]
-    common = set(held[0].tolist()).intersection(*(rows.tolist() for rows in held[1:]))
-    if not common:
-        shown = ", ".join(f"{fraction} with seed {seed}" for fraction, seed in parts)
+    held_out = [
+        set(split_items(items, labels, schedule, dataset.classes)[0][1].tolist())
+        for schedule in parts.values()
+    ]
+    if not set.intersection(*held_out):
+        fractions = ", ".join(f"{fraction} with seed {seed}" for fraction, seed in parts)
         raise BadInput(
-            f"{where}: its members hold out fractions ({shown}) that have no image in "
+            f"{where}: its members hold out fractions ({fractions}) that have no image in "
             f"common; {_REMEDY}"
         )
 
 
 def check_classes(schedule: Schedule, dataset: Dataset, where: str) -> None:
-    """Raise BadInput for classes that a schedule names and the dataset lacks, and for those that
-    have too few images for its validation. (Of files there may be fewer images yet: copies.)"""
+    """Raise BadInput for classes that a schedule names and the dataset lacks, and for classes with
+    too few images for its validation. (Copies count here, so a training may find fewer still.)"""
     if isinstance(schedule.class_weights, dict):
         unknown = [name for name in schedule.class_weights if name not in dataset.classes]
         if unknown:

@@ -1,6 +1,6 @@
-"""Recipes: steps that are commands with their options, read and checked before the first of them.
+"""Recipes: steps that are commands with their options, read and checked before the first step.
 
-A recipe says what is done; where it runs (workers, engine, device) is said when it is run.
+A recipe says what to do; where to do it (workers, engine, device) is chosen when it is run.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pydantic
 from pydantic import Field
@@ -17,6 +17,7 @@ from featurecache import keys, yaml_files
 from featurecache.errors import BadInput, UnknownName
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import choose_engine
+from featurecache.features.settings import BackboneSetting
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
@@ -38,21 +39,39 @@ from featurecache.training.settings import STRICT
 Names = str | Annotated[list[str], Field(min_length=1)]
 
 
-class Featurize(pydantic.BaseModel):
-    """A step of `featurecache featurize`."""
+class BackboneStep(pydantic.BaseModel):
+    """What steps that name a backbone share: its setting, and the seed of the views."""
 
     model_config = STRICT
 
     backbone: Names
-    policy: Names = "none"
-    weights: str | None = None
     input_size: int | None = None
     crop: float | None = None
     interpolation: str | None = None
     layer: str | None = None
     pooling: str | None = None
-    precision: str = "f32"
     seed: int = Field(default=0, ge=0)
+
+    def setting(self) -> BackboneSetting:
+        """The setting of the backbone, as commands take it."""
+        return cast(BackboneSetting, self.model_dump(include=set(BackboneSetting.__annotations__)))
+
+
+class Featurize(BackboneStep):
+    """A step of `featurecache featurize`."""
+
+    policy: Names = "none"
+    weights: str | None = None
+    precision: str = "f32"
+
+
+class SplitStep(pydantic.BaseModel):
+    """What steps that look at a split share."""
+
+    model_config = STRICT
+
+    split: str = "val"
+    view: str = "none"
 
 
 class TrainHead(pydantic.BaseModel):
@@ -73,50 +92,31 @@ class TrainHead(pydantic.BaseModel):
         return value
 
 
-class Evaluate(pydantic.BaseModel):
-    """A step of `featurecache evaluate`, of every run that the steps above it trained."""
+class Evaluate(SplitStep):
+    """A step of `featurecache evaluate`, for every run of the earlier steps."""
 
-    model_config = STRICT
-
-    split: str = "val"
-    view: str = "none"
     tta: str | list[str] = []
 
 
 class Ensemble(Evaluate):
-    """A step of `featurecache ensemble`, of the runs of some schedules above it. Of several the
-    runs stand together seed by seed; of one all its seeds do."""
+    """A step of `featurecache ensemble`, for the runs of some earlier schedules. Runs of several
+    schedules are combined seed by seed, those of a single one over all its seeds."""
 
     how: str | None = None
-    of: list[str] | None = Field(default=None, min_length=1)  # None: of all schedules above
+    of: list[str] | None = Field(default=None, min_length=1)  # None: all earlier schedules
 
 
-class Report(pydantic.BaseModel):
-    """A step of `featurecache report`, of some schedules above it, each by its first seed."""
-
-    model_config = STRICT
+class Report(SplitStep):
+    """A step of `featurecache report`, for the first seed of some earlier schedules."""
 
     name: str = Field(default="report.html", pattern=r"^[\w-]+\.html$")  # in the folder of runs
-    split: str = "val"
-    view: str = "none"
-    of: list[str] | None = Field(default=None, min_length=1)  # None: of all schedules above
+    of: list[str] | None = Field(default=None, min_length=1)  # None: all earlier schedules
 
 
-class Baselines(pydantic.BaseModel):
+class Baselines(BackboneStep, SplitStep):
     """A step of `featurecache baselines`."""
 
-    model_config = STRICT
-
-    backbone: Names
-    split: str = "val"
-    view: str = "none"
-    input_size: int | None = None
-    crop: float | None = None
-    interpolation: str | None = None
-    layer: str | None = None
-    pooling: str | None = None
     precision: str | None = None
-    seed: int = Field(default=0, ge=0)
 
 
 Step = Featurize | TrainHead | Evaluate | Ensemble | Report | Baselines
@@ -131,8 +131,8 @@ COMMANDS: dict[str, type[Step]] = {
 
 
 class RecipeFile(pydantic.BaseModel):
-    """The top of a recipe. `data`, `cache` and `runs` count from the working folder, as in every
-    command; schedules, policy and weights files from the recipe's own."""
+    """The top of a recipe. `data`, `cache` and `runs` are relative to the working folder, as in
+    every command; schedule, policy and weights files are relative to the recipe's folder."""
 
     model_config = STRICT
 
@@ -143,83 +143,89 @@ class RecipeFile(pydantic.BaseModel):
     steps: list[dict[str, Any]] = Field(min_length=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A recipe that was read: its steps, and the file and content of every schedule by its name
-    there. Policies and weights of the steps are paths from the working folder."""
+    """The content of a recipe file: its steps, and the path and content of each schedule by its
+    name in the recipe. Policies and weights of the steps are relative to the working folder."""
 
     path: Path
     file: RecipeFile
-    steps: list[tuple[str, Step]]  # where it stands, for errors
+    steps: list[tuple[str, Step]]  # each with its location, for errors
     schedules: dict[str, tuple[Path, Schedule]]
 
 
 def read_recipe(recipe: str | Path) -> Recipe:
-    """The recipe in a YAML file, with its schedules. A BadInput names the step, and every wrong
-    option with the nearest right one. No dataset, cache or network is looked at."""
+    """Read a recipe and its schedules. A BadInput names the step, and each wrong option with the
+    nearest valid one. Datasets, caches and networks are not opened."""
     path = Path(recipe)
     file = yaml_files.validate(RecipeFile, yaml_files.plain_value(yaml_files.read_yaml(path)), path)
     steps: list[tuple[str, Step]] = []
     schedules: dict[str, tuple[Path, Schedule]] = {}
     reports: set[str] = set()
-    for number, given in enumerate(file.steps, 1):
-        at = f"{path}, step {number}"
-        if len(given) != 1:
-            raise BadInput(f"{at}: expected one command with its options, as `evaluate: {{}}`")
-        ((command, options),) = given.items()
+    for number, entry in enumerate(file.steps, 1):
+        where = f"{path}, step {number}"
+        if len(entry) != 1:
+            raise BadInput(
+                f"{where}: expected one command with its options, for example `evaluate: {{}}`"
+            )
+        ((command, options),) = entry.items()
         if command not in COMMANDS:
-            raise UnknownName("step", command, COMMANDS, at)
-        at = f"{at}, {command}"
-        step = yaml_files.validate(COMMANDS[command], {} if options is None else options, at)
+            raise UnknownName("step", command, COMMANDS, where)
+        where = f"{where}, {command}"
+        step = yaml_files.validate(COMMANDS[command], {} if options is None else options, where)
         step = _from_here(step, path.parent)
         if isinstance(step, TrainHead):
             if step.schedule in schedules:
-                raise BadInput(f"{at}: {step.schedule} is trained above; give all seeds there")
-            where = find_schedule(_beside(path.parent, step.schedule))
-            schedule = read_schedule(where)
+                raise BadInput(f"{where}: {step.schedule} is trained above; list all seeds there")
+            file_path = find_schedule(_beside(path.parent, step.schedule))
+            schedule = read_schedule(file_path)
             if schedule.sweep is not None:
-                settings_of(schedule, where)
+                settings_of(schedule, file_path)
                 if step.seeds is not None:
-                    raise BadInput(f"{at}: {step.schedule} is a sweep; give its seeds there")
-            for name, (other, twin) in schedules.items():
-                if (other.stem, twin) == (where.stem, schedule):
-                    raise BadInput(f"{at}: {step.schedule} trains the same runs as {name} above")
-            schedules[step.schedule] = where, schedule
+                    raise BadInput(
+                        f"{where}: {step.schedule} is a sweep; list its seeds in the schedule"
+                    )
+            for name, (other_path, twin) in schedules.items():
+                if (other_path.stem, twin) == (file_path.stem, schedule):
+                    raise BadInput(f"{where}: {step.schedule} trains the same runs as {name} above")
+            schedules[step.schedule] = file_path, schedule
         elif isinstance(step, Evaluate | Report):
             above = [s for _, s in steps if isinstance(s, TrainHead)]
-            _check_runs(step, above, at)
+            _check_runs(step, above, where)
             for group in held_out_groups(step, above, schedules):
                 if isinstance(step, Ensemble) and step.how == "stack":
-                    check_stacked(step.split, group, at)
-                check_alike(group, at)
+                    check_stacked(step.split, group, where)
+                check_alike(group, where)
             if isinstance(step, Report) and step.name in reports:
-                raise BadInput(f"{at}: name: {step.name} is written above; give another")
+                raise BadInput(
+                    f"{where}: name: {step.name} is written by an earlier step; choose another"
+                )
             reports |= {step.name} if isinstance(step, Report) else set()
-        steps.append((at, step))
-    return Recipe(path, file, steps, schedules)
+        steps.append((where, step))
+    return Recipe(path=path, file=file, steps=steps, schedules=schedules)
 
 
-def _check_runs(step: Evaluate | Report, above: Sequence[TrainHead], at: str) -> None:
-    """That the steps above give runs to evaluate."""
+def _check_runs(step: Evaluate | Report, above: Sequence[TrainHead], where: str) -> None:
+    """Raise BadInput if the earlier steps do not train the runs that this step needs."""
     if not above:
-        raise BadInput(f"{at}: there is no train-head step above it, and so no run")
+        raise BadInput(f"{where}: there is no train-head step above it, so there are no runs")
     if not isinstance(step, Ensemble | Report):
         return
     seeds = {train.schedule: len(train.seeds or [None]) for train in above}
     for name in step.of or ():
         if name not in seeds:
-            raise UnknownName("schedule", name, seeds, f"{at}: of the train-head steps above")
+            raise UnknownName("schedule", name, seeds, f"{where}: of the train-head steps above")
     if len(set(step.of or ())) < len(step.of or ()):
-        raise BadInput(f"{at}: of: a schedule is listed twice in {step.of}")
+        raise BadInput(f"{where}: of: a schedule is listed twice in {step.of}")
     if isinstance(step, Report):
         return
     if step.how is not None and step.how not in HOW:
-        raise UnknownName("ensemble", step.how, HOW, at)
+        raise UnknownName("ensemble", step.how, HOW, where)
     counts = [seeds[name] for name in step.of or seeds]
     if counts == [1]:
-        raise BadInput(f"{at}: one run is no ensemble; give more schedules or seeds")
+        raise BadInput(f"{where}: an ensemble needs at least two runs; add schedules or seeds")
     if len(set(counts)) > 1:
-        raise BadInput(f"{at}: schedules of {counts} seeds can't stand together seed by seed")
+        raise BadInput(f"{where}: schedules with {counts} seeds can't be combined seed by seed")
 
 
 def held_out_groups(
@@ -227,9 +233,9 @@ def held_out_groups(
     above: Sequence[TrainHead],
     schedules: Mapping[str, tuple[Path, Schedule]],
 ) -> list[list[Schedule]]:
-    """The schedules, with their seeds, of runs that a step needs images of which all have held out:
-    for a stack, or to look at such images. Of an ensemble of several schedules they stand together
-    seed by seed, of one all its seeds; of a report the first seeds do."""
+    """Groups of schedules, with their seeds, that must hold out images in common: the members of a
+    stack, and all runs of a step on held-out images. An ensemble of several schedules has one group
+    per seed, one of a single schedule a group of all its seeds, a report a group of first seeds."""
     stacked = isinstance(step, Ensemble) and step.how == "stack"
     if not isinstance(step, Ensemble | Report) or not (stacked or step.split == HELD_OUT):
         return []
@@ -237,8 +243,8 @@ def held_out_groups(
     of_names = []
     for name in step.of or list(seeds):
         _, schedule = schedules[name]
-        given = seeds[name] or [schedule.seed]
-        of_names.append([schedule.model_copy(update={"seed": seed}) for seed in given])
+        seeds_of_name = seeds[name] or [schedule.seed]
+        of_names.append([schedule.model_copy(update={"seed": seed}) for seed in seeds_of_name])
     if isinstance(step, Report):
         return [[of_name[0] for of_name in of_names]]
     return (
@@ -247,7 +253,7 @@ def held_out_groups(
 
 
 def _from_here(step: Step, folder: Path) -> Step:
-    """The step with paths of policy and weights files from the working folder."""
+    """The step with its policy and weights files made relative to the working folder."""
 
     def view(name: str) -> str:
         parts = ViewName.parse(name)
@@ -258,8 +264,8 @@ def _from_here(step: Step, folder: Path) -> Step:
     changed: dict[str, Any] = {}
     for key in ("policy", "view", "tta"):
         if hasattr(step, key):
-            given = getattr(step, key)
-            changed[key] = view(given) if isinstance(given, str) else [view(n) for n in given]
+            value = getattr(step, key)
+            changed[key] = view(value) if isinstance(value, str) else [view(n) for n in value]
     if isinstance(step, Featurize) and step.weights is not None:
         changed["weights"] = _beside(folder, step.weights)
     return step.model_copy(update=changed)
@@ -270,98 +276,94 @@ def _beside(folder: Path, name: str) -> str:
 
 
 def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: str) -> None:
-    """Raise BadInput for what would stop a step that is not the first."""
+    """Raise BadInput for anything that would make a later step fail."""
     dataset, opened = open_dataset(data), Cache(cache)
-    held = opened.spaces()
-    to_come: list[Space] = []
+    cached = opened.spaces()
+    planned: list[Space] = []
     trained: dict[str, Schedule] = {}
     steps_above: list[TrainHead] = []
-    for at, step in recipe.steps:
+    for where, step in recipe.steps:
         if isinstance(step, Featurize):
-            to_come += _spaces_of(step, opened, engine)
+            planned += _spaces_of(step, opened, engine)
         elif isinstance(step, TrainHead):
             schedule = recipe.schedules[step.schedule][1]
             if schedule.validation.split is not None:
-                _check_split(dataset, schedule.validation.split, at)
+                _check_split(dataset, schedule.validation.split, where)
             views = [find_view(name, schedule.augment_seed) for name in schedule.views()]
-            _check_vectors(held, to_come, schedule.backbone, views, at)
-            check_classes(schedule, dataset, at)
+            _check_vectors(cached, planned, schedule.backbone, views, where)
+            check_classes(schedule, dataset, where)
             trained[step.schedule] = schedule
             steps_above.append(step)
         elif isinstance(step, Evaluate | Report):
             if step.split != HELD_OUT:
-                _check_split(dataset, step.split, at)
-            of = list(trained)
+                _check_split(dataset, step.split, where)
+            names = list(trained)
             if isinstance(step, Ensemble | Report) and step.of:
-                of = step.of
+                names = step.of
             for group in held_out_groups(step, steps_above, recipe.schedules):
-                check_held_out(group, dataset, at)
-            for schedule in (trained[name] for name in of):
+                check_held_out(group, dataset, where)
+            for schedule in (trained[name] for name in names):
                 views = [find_view(name, schedule.augment_seed) for name in views_of_step(step)]
-                _check_vectors(held, to_come, schedule.backbone, views, at)
+                _check_vectors(cached, planned, schedule.backbone, views, where)
         else:
-            _check_split(dataset, step.split, at)
-            given = step.model_dump(exclude={"backbone", "split", "view", "seed"})
+            _check_split(dataset, step.split, where)
+            choice = {**step.setting(), "precision": step.precision}
             choices = [
-                yaml_files.validate(BackboneChoice, {"name": name, **given}, at)
+                yaml_files.validate(BackboneChoice, {"name": name, **choice}, where)
                 for name in listed(step.backbone)
             ]
-            _check_vectors(held, to_come, choices, [find_view(step.view, step.seed)], at)
+            _check_vectors(cached, planned, choices, [find_view(step.view, step.seed)], where)
 
 
 def _spaces_of(step: Featurize, cache: Cache, engine: str) -> Iterator[Space]:
-    """The spaces that a step will fill. Builds its networks and tries its policies."""
+    """The spaces that a step will fill. Builds its networks and checks its policies."""
     names = listed(step.backbone)
     if step.weights is not None and len(names) > 1:
-        raise BadInput("weights belong to one backbone; give each a featurize step of its own")
+        raise BadInput(
+            "weights fit only one backbone; use a separate featurize step for each backbone"
+        )
     choose_engine(engine, step.precision)
     views = [find_view(name, step.seed) for name in listed(step.policy)]
     for view in views:
         view.check()
     for name in names:
-        backbone = load_backbone(
-            name,
-            step.weights,
-            input_size=step.input_size,
-            crop=step.crop,
-            interpolation=step.interpolation,
-            layer=step.layer,
-            pooling=step.pooling,
-        )
+        backbone = load_backbone(name, step.weights, **step.setting())
         for view in views:
             key = keys.vector_key(view.key(), backbone.key(), step.precision)
             yield cache.space(key, view.name, backbone.name)
 
 
-def _check_split(dataset: Dataset, split: str, at: str) -> None:
+def _check_split(dataset: Dataset, split: str, where: str) -> None:
     if any(sample.label is None for sample in dataset.split(split)):
-        raise BadInput(f"{at}: split {split!r} of {dataset.root} has no labels; take another")
+        raise BadInput(f"{where}: split {split!r} of {dataset.root} has no labels; choose another")
 
 
 def _check_vectors(
-    held: Sequence[Space],
-    to_come: Sequence[Space],
+    cached: Sequence[Space],
+    planned: Sequence[Space],
     choices: Sequence[BackboneChoice],
     views: Sequence[View],
-    at: str,
+    where: str,
 ) -> None:
-    """That the steps above make these views of these backbones, and that each choice means one
-    setting, of them and of what the cache holds."""
+    """Raise BadInput unless the earlier steps make these views with these backbones, and each
+    choice is unambiguous among the spaces they make and those in the cache."""
     for choice in choices:
-        above = fitting_spaces(to_come, choice, f"{at}: the recipe")
-        fitting_spaces([*held, *to_come], choice, f"{at}: with this recipe the cache")
-        found = [keys.canonical(space.key["view"]) for space in above]
+        above = fitting_spaces(planned, choice, f"{where}: the recipe")
+        fitting_spaces([*cached, *planned], choice, f"{where}: with this recipe the cache")
+        made_views = [keys.canonical(space.key["view"]) for space in above]
         for view in views:
-            if keys.canonical(view.key()) not in found:
-                asked = choice.model_dump(exclude_none=True)
-                raise BadInput(f"{at}: no featurize step above makes view {view.name} of {asked}")
+            if keys.canonical(view.key()) not in made_views:
+                description = choice.model_dump(exclude_none=True)
+                raise BadInput(
+                    f"{where}: no featurize step above makes view {view.name} of {description}"
+                )
 
 
 def views_of_step(step: Evaluate | Report | Baselines) -> list[str]:
-    """The views that a step looks through."""
+    """The views that a step averages over."""
     return [step.view, *(listed(step.tta) if isinstance(step, Evaluate) else ())]
 
 
 def listed(names: Names) -> list[str]:
-    """One name as a list of it, a list as it is."""
+    """A single name as a list; a list unchanged."""
     return [names] if isinstance(names, str) else names

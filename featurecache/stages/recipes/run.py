@@ -1,11 +1,11 @@
-"""Run a recipe, from images to one table. Like `quickstart` it only calls other stages."""
+"""Run a recipe, from images to one table. Like `quickstart`, it only calls other stages."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from featurecache.stages.recipes.recipe_file import (
     Ensemble,
     Evaluate,
     Featurize,
+    Recipe,
     Report,
+    Step,
     TrainHead,
     check_recipe,
     read_recipe,
@@ -36,15 +38,16 @@ from featurecache.stages.recipes.recipe_file import (
 )
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a recipe came to.
+@dataclass(frozen=True, kw_only=True)
+class RecipeResult:
+    """The result of a recipe.
 
-    A row of `table` is {what, split, view, n, top1, low, high, top5, seconds}: the mean top1 and
-    top5 of n seeds, the 95% interval of the mean by Student's t, or for one its bootstrap over
-    images, the mean seconds of a training. A sweep that was validated on what is evaluated has a
-    row for each setting, without top5; of others the winner has a row, and `trials` the settings as
-    `train-head` gives them. `runs` are the run folders of each schedule, a seed each.
+    A row of `table` is {what, split, view, n, top1, low, high, top5, seconds}: top1 and top5 are
+    means over n seeds; low and high are the 95% interval of the mean top1 by Student's t, or for a
+    single seed its bootstrap interval over images; seconds is the mean time per training. A sweep
+    that was validated on the evaluated images has one row per setting, without top5. Of any other
+    sweep the winner has a row, and `trials` has the settings as `train-head` returns them. `runs`
+    has the run folders of each schedule, one per seed.
     """
 
     recipe: str
@@ -68,124 +71,134 @@ def run(
     engine: str = "auto",
     device: str = "auto",
     progress: Progress = silent,
-) -> Ran:
-    """Do the steps of a recipe (a YAML file) in order, but for what is done already.
+) -> RecipeResult:
+    """Run the steps of a recipe (a YAML file) in order, except for work that is already done.
 
-    `data`, `cache` and `runs` stand in for the recipe's. Everything is checked before the first
-    step: the recipe, its schedules, policies, networks and splits, and that a step above makes the
-    vectors that each step needs. Raises BadInput for what is wrong there.
+    `data`, `cache` and `runs` override the recipe's. Everything is checked before the first step:
+    the recipe, its schedules, policies, networks and splits, and that an earlier step makes the
+    vectors that each step needs. Raises BadInput if one of them is wrong.
     """
-    began = time.perf_counter()
-    wanted = read_recipe(recipe)
-    where = _Where(
-        wanted.file.data if data is None else data,
-        wanted.file.cache if cache is None else cache,
-        wanted.file.runs if runs is None else runs,
+    start = time.perf_counter()
+    content = read_recipe(recipe)
+    execution = _Execution(
+        recipe=content,
+        data=content.file.data if data is None else data,
+        cache=content.file.cache if cache is None else cache,
+        runs_folder=Path(content.file.runs if runs is None else runs),
+        workers=workers,
+        engine=engine,
+        device=device,
+        progress=progress,
     )
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     checked_workers(workers)
-    check_recipe(wanted, where.data, where.cache, engine)
-    make_folder(Path(where.runs), "--runs")
-    made = _Made()
-    for _, step in wanted.steps:
-        if isinstance(step, Featurize):
-            given = step.model_dump()
-            result = featurize(
-                where.data,
-                cache=where.cache,
-                engine=engine,
-                workers=workers,
-                progress=progress,
-                **given,
-            )
-            made.computed += result.computed
-            made.hits += result.hits
-            made.failed |= {row["path"]: row for row in result.failed}
-        elif isinstance(step, TrainHead):
-            seeds: Sequence[int | None] = step.seeds or [None]
-            made.runs[step.schedule] = [
-                train_head(
-                    wanted.schedules[step.schedule][0],
-                    data=where.data,
-                    cache=where.cache,
-                    runs=where.runs,
-                    seed=seed,
-                    device=device,
-                    progress=progress,
-                )
-                for seed in seeds
-            ]
-        elif isinstance(step, Ensemble):
-            made.table += _together(step, made, where, progress)
-        elif isinstance(step, Report):
-            first = [made.runs[name][0].run for name in step.of or made.runs]
-            page = report(
-                first,
-                out=Path(where.runs) / step.name,
-                split=step.split,
-                view=step.view,
-                data=where.data,
-                cache=where.cache,
-                progress=progress,
-            )
-            made.notes += [f"report: {page.path}", *page.notes]
-        elif isinstance(step, Evaluate):
-            for name in made.runs:
-                _, schedule = wanted.schedules[name]
-                if _validated_so(schedule, step) and made.runs[name][0].trials:
-                    made.table += _trials(name, step, made)
-                else:
-                    made.table.append(_evaluated(name, step, made, where, progress))
-        else:
-            made.table += _baselines(step, where, progress)
-    return Ran(
-        str(recipe),
-        made.computed,
-        made.hits,
-        list(made.failed.values()),
-        round(time.perf_counter() - began, 1),
-        made.table,
-        {
-            name: {"winner": one.winner, "trials": one.trials}
-            for name, (one, *_) in made.runs.items()
-            if one.trials and name not in made.shown
+    check_recipe(content, execution.data, execution.cache, engine)
+    make_folder(execution.runs_folder, "--runs")
+    for _, step in content.steps:
+        STEP_FUNCTIONS[type(step)](step, execution)
+    return RecipeResult(
+        recipe=str(recipe),
+        computed=execution.computed,
+        hits=execution.hits,
+        failed=list(execution.failed.values()),
+        seconds=round(time.perf_counter() - start, 1),
+        table=execution.table,
+        trials={
+            name: {"winner": first.winner, "trials": first.trials}
+            for name, (first, *_) in execution.runs.items()
+            if first.trials and name not in execution.tabulated
         },
-        {name: [one.run for one in each] for name, each in made.runs.items()},
-        list(dict.fromkeys([*_notes(made), *made.notes])),
+        runs={name: execution.folders(name) for name in execution.runs},
+        notes=list(dict.fromkeys([*_training_notes(execution), *execution.notes])),
     )
 
 
-@dataclass(frozen=True)
-class _Where:
+@dataclass(kw_only=True)
+class _Execution:
+    """Where a recipe runs, and what its steps have produced so far."""
+
+    recipe: Recipe
     data: str | Path
     cache: str | Path
-    runs: str | Path
-
-
-@dataclass
-class _Made:
-    """What the steps so far came to."""
-
-    runs: dict[str, list[TrainedRun]] = field(default_factory=dict)  # of each schedule
+    runs_folder: Path
+    workers: int | None
+    engine: str
+    device: str
+    progress: Progress
+    runs: dict[str, list[TrainedRun]] = field(default_factory=dict)  # per schedule
     table: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    shown: set[str] = field(default_factory=set)  # schedules whose trials are in the table
+    tabulated: set[str] = field(default_factory=set)  # schedules whose trials are in the table
     computed: int = 0
     hits: int = 0
 
+    def folders(self, schedule: str) -> list[str]:
+        """The run folders of a schedule, one per seed."""
+        return [trained.run for trained in self.runs[schedule]]
 
-def _validated_so(schedule: Schedule, step: Evaluate) -> bool:
-    """Is what an evaluation looks at what the schedule was validated on?"""
+    def where(self) -> dict[str, Any]:
+        """The keywords that every stage takes."""
+        return {"data": self.data, "cache": self.cache, "progress": self.progress}
+
+
+def _featurize(step: Featurize, execution: _Execution) -> None:
+    result = featurize(
+        **execution.where(),
+        engine=execution.engine,
+        workers=execution.workers,
+        **step.model_dump(),
+    )
+    execution.computed += result.computed
+    execution.hits += result.hits
+    execution.failed |= {row["path"]: row for row in result.failed}
+
+
+def _train_head(step: TrainHead, execution: _Execution) -> None:
+    seeds: Sequence[int | None] = step.seeds or [None]
+    execution.runs[step.schedule] = [
+        train_head(
+            execution.recipe.schedules[step.schedule][0],
+            **execution.where(),
+            runs=execution.runs_folder,
+            seed=seed,
+            device=execution.device,
+        )
+        for seed in seeds
+    ]
+
+
+def _report(step: Report, execution: _Execution) -> None:
+    page = report(
+        [execution.runs[name][0].run for name in step.of or execution.runs],
+        **execution.where(),
+        out=execution.runs_folder / step.name,
+        split=step.split,
+        view=step.view,
+    )
+    execution.notes += [f"report: {page.path}", *page.notes]
+
+
+def _evaluate(step: Evaluate, execution: _Execution) -> None:
+    """One row per schedule, or per trial of a sweep that was validated on the same images."""
+    for name, trained in execution.runs.items():
+        _, schedule = execution.recipe.schedules[name]
+        if _is_validated_on(schedule, step) and trained[0].trials:
+            execution.tabulated.add(name)
+            execution.table += _trial_rows(name, trained[0], step)
+        else:
+            execution.table.append(_mean_row(name, step, execution))
+
+
+def _is_validated_on(schedule: Schedule, step: Evaluate) -> bool:
+    """Was the schedule validated on the images and views that this step evaluates?"""
     validation = schedule.validation
     return (validation.split, [validation.view]) == (step.split, views_of_step(step))
 
 
-def _trials(name: str, step: Evaluate, made: _Made) -> list[dict[str, Any]]:
-    """A row for each setting of a sweep, as its own validation found them."""
-    (trained,) = made.runs[name]
-    made.shown.add(name)
+def _trial_rows(name: str, trained: TrainedRun, step: Evaluate) -> list[dict[str, Any]]:
+    """One row per setting of a sweep, from its own validation."""
     members = sum(trial["n"] + trial["diverged"] for trial in trained.trials)
     seconds = round((read_run(trained.run).seconds or 0.0) / members, 1)
     rows = []
@@ -198,95 +211,82 @@ def _trials(name: str, step: Evaluate, made: _Made) -> list[dict[str, Any]]:
     return rows
 
 
-def _evaluated(
-    name: str, step: Evaluate, made: _Made, where: _Where, progress: Progress
-) -> dict[str, Any]:
-    """The row of a schedule: the mean over its seeds."""
-    runs = [trained.run for trained in made.runs[name]]
-    found = [
-        evaluate(
-            each,
-            split=step.split,
-            view=step.view,
-            tta=step.tta,
-            data=where.data,
-            cache=where.cache,
-            progress=progress,
-        )
-        for each in runs
-    ]
-    made.notes += [f"{name}: {note}" for one in found for note in one.notes]
-    seconds = [read_run(each).seconds or 0.0 for each in runs]
-    what = f"{name}, its winner" if made.runs[name][0].trials else name
+def _mean_row(name: str, step: Evaluate, execution: _Execution) -> dict[str, Any]:
+    """The row of a schedule: the means over its seeds."""
+    folders = execution.folders(name)
+    results = [evaluate(folder, **execution.where(), **step.model_dump()) for folder in folders]
+    execution.notes += [f"{name}: {note}" for result in results for note in result.notes]
+    seconds = [read_run(folder).seconds or 0.0 for folder in folders]
     return _row(
-        what,
+        f"{name}, its winner" if execution.runs[name][0].trials else name,
         step,
-        [one.top1 for one in found],
-        [one.top5 for one in found],
+        [result.top1 for result in results],
+        [result.top5 for result in results],
         round(float(np.mean(seconds)), 1),
-        found[0].interval,
+        results[0].interval,
     )
 
 
-def _together(
-    step: Ensemble, made: _Made, where: _Where, progress: Progress
-) -> list[dict[str, Any]]:
-    """A row for each way to combine runs."""
-    names = step.of or list(made.runs)
-    folders = [[trained.run for trained in made.runs[name]] for name in names]
+def _ensemble(step: Ensemble, execution: _Execution) -> None:
+    """One row per way to combine runs."""
+    names = step.of or list(execution.runs)
+    folders = [execution.folders(name) for name in names]
     groups = folders if len(names) == 1 else list(zip(*folders, strict=True))
-    found = [
-        ensemble(
-            list(group),
-            how=step.how,
-            split=step.split,
-            view=step.view,
-            tta=step.tta,
-            data=where.data,
-            cache=where.cache,
-            progress=progress,
-        )
+    results = [
+        ensemble(list(group), **execution.where(), **step.model_dump(exclude={"of"}))
         for group in groups
     ]
-    shown = f"the {len(folders[0])} seeds of {names[0]}" if len(names) == 1 else ", ".join(names)
-    made.notes += [f"{shown}: {note}" for each in found for note in each.notes]
-    shared = [
-        each.correlation[a][b]
-        for each in found
-        for a, b in itertools.combinations(range(len(each.members)), 2)
+    title = f"the {len(folders[0])} seeds of {names[0]}" if len(names) == 1 else ", ".join(names)
+    execution.notes += [f"{title}: {note}" for result in results for note in result.notes]
+    correlations = [
+        result.correlation[a][b]
+        for result in results
+        for a, b in itertools.combinations(range(len(result.members)), 2)
     ]
-    known = [value for value in shared if value is not None]
+    known = [correlation for correlation in correlations if correlation is not None]
     if known:
-        least, most = min(known), max(known)
-        made.notes.append(f"{shown}: errors of two members correlate by {least:.3f} to {most:.3f}")
-    return [
-        _row(
-            f"{how} of {shown}",
-            step,
-            [each.ensembles[how]["top1"] for each in found],
-            [each.ensembles[how].get("top5") for each in found],
-            None,
-            found[0].ensembles[how]["interval"],
+        execution.notes.append(
+            f"{title}: errors of two members correlate by {min(known):.3f} to {max(known):.3f}"
         )
-        for how in HOW
-        if all(how in each.ensembles for each in found)
-    ]
+    for how in HOW:
+        if all(how in result.ensembles for result in results):
+            rows = [result.ensembles[how] for result in results]
+            execution.table.append(
+                _row(
+                    f"{how} of {title}",
+                    step,
+                    [row["top1"] for row in rows],
+                    [row.get("top5") for row in rows],
+                    None,
+                    rows[0]["interval"],
+                )
+            )
 
 
-def _baselines(step: Baselines, where: _Where, progress: Progress) -> list[dict[str, Any]]:
-    found = baselines(data=where.data, cache=where.cache, progress=progress, **step.model_dump())
-    shown = " + ".join(found.backbone)
-    return [
+def _baselines(step: Baselines, execution: _Execution) -> None:
+    result = baselines(**execution.where(), **step.model_dump())
+    networks = " + ".join(result.backbone)
+    execution.table += [
         _row(
-            f"{row['baseline']}, {row['setting']}: {shown}",
+            f"{row['baseline']}, {row['setting']}: {networks}",
             step,
             [row["top1"]],
             [row["top5"]],
             row["seconds"],
             (row["low"], row["high"]),
         )
-        for row in found.table
+        for row in result.table
     ]
+
+
+STEP_FUNCTIONS: dict[type[Step], Callable[[Any, _Execution], None]] = {
+    Featurize: _featurize,
+    TrainHead: _train_head,
+    Evaluate: _evaluate,
+    Ensemble: _ensemble,
+    Report: _report,
+    Baselines: _baselines,
+}
 
 
 def _row(
@@ -295,13 +295,13 @@ def _row(
     top1: Sequence[float],
     top5: Sequence[float | None],
     seconds: float | None,
-    of_images: Sequence[float],
+    image_interval: Sequence[float],
 ) -> dict[str, Any]:
-    """A row of the table; `of_images` is the interval of the first number, over images."""
+    """A row of the table; `image_interval` is the interval of the first number over images."""
     from featurecache.heads.sweep import interval  # torch
 
-    low, high = of_images if len(top1) == 1 else interval(np.array(top1))
-    known = [value for value in top5 if value is not None]
+    low, high = image_interval if len(top1) == 1 else interval(np.array(top1))
+    known = [number for number in top5 if number is not None]
     return {
         "what": what,
         "split": step.split,
@@ -315,6 +315,6 @@ def _row(
     }
 
 
-def _notes(made: _Made) -> Iterator[str]:
-    for name, each in made.runs.items():
-        yield from (f"{name}: {note}" for one in each for note in one.notes)
+def _training_notes(execution: _Execution) -> Iterator[str]:
+    for name, trained in execution.runs.items():
+        yield from (f"{name}: {note}" for run in trained for note in run.notes)
