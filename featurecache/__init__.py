@@ -1,6 +1,6 @@
 """featurecache: never compute the same view of the same image twice.
 
-Every command is one function here, with the same name and arguments:
+Every command is a function here, with the same name and arguments:
 
 >>> import featurecache
 >>> featurecache.featurize("digits", backbone="efficientnet_lite0", cache="cache")  # doctest: +SKIP
@@ -56,7 +56,7 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    # Found when first used, so that `import featurecache` costs nothing and needs no torch.
+    # Imported at first use, so that `import featurecache` is fast and does not import torch.
     if name in _HOMES:
         return getattr(importlib.import_module(f"featurecache.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'featurecache' has no attribute {name!r}")

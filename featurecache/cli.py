@@ -1,6 +1,6 @@
-"""The command line: its commands, and what a signal or an error does to them.
+"""The command line: its commands, and how it handles signals and errors.
 
-Stages are imported when a command calls one, so that `--help`, `inspect` and `ls` cost no torch.
+A command imports its stage when it is called, so `--help`, `inspect` and `ls` do not import torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featurecache.text import one_line
 @click.version_option(__version__, prog_name="featurecache")
 def cli() -> None:
     """Augment once, run the frozen network once, keep the vector; train heads in seconds."""
-    object_store.working_folder()  # before each command, but for --help
+    object_store.working_folder()  # before each command, except for --help
 
 
 for command in (
@@ -59,31 +59,31 @@ for command in (
     cli.add_command(command)
 
 
-_LEAVING = 8  # seconds that a stopped command has to tidy up
+_MAX_CLEANUP = 8  # seconds that an interrupted command has to clean up
 
 
 def _stop(number: int, _frame: object) -> None:
-    """The first signal unwinds the command; a second one, or too long a wait, ends it on the spot.
+    """The first signal unwinds the command; a second signal, or a slow cleanup, ends it at once.
 
-    That is safe at any moment (law 4). Workers are killed: one that was just being started never
-    hears that it is to end, and would be waited for without end.
+    Both are safe at any moment (law 4, "Committed or absent"). Workers are killed: a worker that is
+    just starting would miss a request to stop, and the wait for it would never end.
     """
-    for again in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(again, lambda again, _: _leave(128 + again))
+    for second in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(second, lambda second, _: _leave(128 + second))
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, lambda *_: _leave(128 + number))
-        signal.alarm(_LEAVING)
+        signal.alarm(_MAX_CLEANUP)
     for worker in multiprocessing.active_children():
         worker.kill()
 
-    def swallowed(found: Any) -> None:
-        # Python prints and forgets what is raised in a finaliser or the callback of a weak
-        # reference, and an import has those: the command would go on.
-        if isinstance(found.exc_value, KeyboardInterrupt | SystemExit):
+    def handle_unraisable(unraisable: Any) -> None:
+        # Python prints and drops exceptions raised in finalisers and weak reference callbacks,
+        # which imports use: the command would continue after the signal.
+        if isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
             _leave(128 + number)
-        sys.__unraisablehook__(found)
+        sys.__unraisablehook__(unraisable)
 
-    sys.unraisablehook = swallowed
+    sys.unraisablehook = handle_unraisable
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
@@ -103,17 +103,17 @@ def _show_warning(
 
 
 def main() -> None:
-    """The entry point: errors that explain themselves get one line and their exit code."""
+    """The entry point: expected errors are printed on one line and set the exit code."""
     debug = "--debug" in sys.argv
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     terminal.prepare_streams()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    sys.exit(_printed(_exit_code(debug)))
+    sys.exit(_flush_output(_exit_code(debug)))
 
 
 def _exit_code(debug: bool) -> int:
-    """Run the command, and give its exit code."""
+    """Run the command and return its exit code."""
     try:
         return cli.main(standalone_mode=False) or 0
     except click.exceptions.Exit as stop:
@@ -122,38 +122,38 @@ def _exit_code(debug: bool) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; what was committed stays, and the same command goes on", err=True)
+        click.echo("interrupted; committed work is kept. Rerun the command to resume.", err=True)
         return 130
     except FeatureCacheError as error:
         if debug:
             raise
         click.echo(terminal.printable(f"featurecache: {error}"), err=True)
         return error.exit_code
-    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU's memory
+    except (MemoryError, RuntimeError) as error:  # torch has no error class for CPU memory
         if debug or not is_out_of_memory(error):
             raise
-        said = (
-            f"featurecache: out of memory ({one_line(error)}); what was committed stays: run again "
-            "with less at once (workers, batch, width of the head), or on a larger machine"
+        message = (
+            f"featurecache: out of memory ({one_line(error)}); committed work is kept. Rerun with "
+            "fewer workers, a smaller batch or a narrower head, or on a larger machine"
         )
-        click.echo(terminal.printable(said), err=True)
+        click.echo(terminal.printable(message), err=True)
         return 1
     except OSError as error:  # a full disk, a folder without permission
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        said = f"featurecache: {where}{error.strerror or error}"
-        click.echo(terminal.printable(said), err=True)
+        message = f"featurecache: {where}{error.strerror or error}"
+        click.echo(terminal.printable(message), err=True)
         return 1
 
 
-def _printed(code: int) -> int:
-    """The exit code of a command whose own is `code`: 1 where its output could not be written. Of a
-    reader that has seen enough (`| head`) nothing is said."""
+def _flush_output(code: int) -> int:
+    """`code`, or 1 if the command succeeded but its output could not be written. A reader that
+    closed the pipe early (`| head`) causes no message."""
     error = terminal.lost_output()
     if error is None:
         return code
     if not isinstance(error, BrokenPipeError):
-        said = f"featurecache: the output can't be written ({error.strerror or error})"
-        click.echo(terminal.printable(said), err=True)
+        message = f"featurecache: can't write the output ({error.strerror or error})"
+        click.echo(terminal.printable(message), err=True)
     return code or 1

@@ -252,4 +252,4 @@ def test_the_command_prints_what_the_function_gives(small_data: Path, small_cach
     assert untimed(printed.pop("table")) == untimed(found.pop("table"))
     assert printed == found
     table = CliRunner().invoke(cli, words).stdout
-    assert "36 images fitted on, 12 of val tested" in table and "logistic" in table
+    assert "fitted on 36 images, tested on 12 of val" in table and "logistic" in table

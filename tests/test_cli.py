@@ -465,7 +465,7 @@ def test_failed_images_are_exit_3(call: Callable[..., Ended], data: Path) -> Non
     lines = ended.err.splitlines()
     assert lines[:2] == [f"failed: {path}: {reason}" for path, reason in sorted(
         failed.items(), key=lambda row: row[0] != "train/dog/gone.png")]  # fmt: skip
-    assert lines[2] == "2 images failed; --allow-failed makes this exit 0"
+    assert lines[2] == "2 images failed; pass --allow-failed to exit 0 anyway"
     allowed = call("featurize", *words, "--allow-failed")
     assert allowed.code == 0
     assert "0 computed, 12 held, 2 failed" in allowed.out
@@ -516,16 +516,16 @@ def test_upkeep(call: Callable[..., Ended], small_cache: Path, small_data: Path)
     assert bad.code == 1 and "featurecache verify --repair --cache b --data DIR" in bad.err
     repaired = call("verify", "--cache", "b", "--repair", "--data", small_data)
     assert repaired.code == 0
-    assert "repair: 1 set aside, 16 rows computed again, 0 stray files deleted" in repaired.out
+    assert "repair: 1 quarantined, 16 rows recomputed, 0 stray files deleted" in repaired.out
     same = call("diff", "a", "b")
-    assert (same.code, same.out) == (0, "2 spaces, 0 of them differ\n")
+    assert (same.code, same.out) == (0, "2 spaces, 0 different\n")
 
     torn = next(path for path in sorted(Path("b").rglob("*.h5")) if "quarantine" not in path.parts)
     torn.unlink()
     left = call("verify", "--cache", "b", "--repair", "--data", "nowhere")
     assert left.code == 1
     lines = left.err.splitlines()
-    assert any(line.startswith("left: nothing was computed again (nowhere: ") for line in lines)
+    assert any(line.startswith("not repaired: nothing was computed again (nowhere: ") for line in lines)
     differ = call("diff", "a", "b", "--json")
     assert differ.code == 1
     assert sorted(row["missing"] for row in parsed(differ)) == [0, 16]
@@ -533,13 +533,13 @@ def test_upkeep(call: Callable[..., Ended], small_cache: Path, small_data: Path)
 
     refused(call("gc", "--cache", "a"), "gc needs --policy")
     shown = call("gc", "--cache", "a", "--policy", "color")
-    assert "1 spaces" in shown.out and "to go; --delete deletes them; 0 kept" in shown.out
+    assert "1 space," in shown.out and "to delete; pass --delete; 0 kept" in shown.out
     gone = call("gc", "--cache", "a", "--policy", "color", "--delete", "--json")
     assert [row["deleted"] for row in parsed(gone)] == [True]
     assert [row["view"] for row in parsed(call("ls", "--cache", "a", "--json"))] == ["none"]
 
     again = call("retry", "--cache", "a", "--data", small_data)
-    assert (again.code, again.out) == (0, "0 failed rows, 0 of them mended\n")
+    assert (again.code, again.out) == (0, "0 failed rows, 0 of them repaired\n")
 
 
 def test_debug_shows_the_traceback(data: Path, tmp_path: Path) -> None:
@@ -595,7 +595,7 @@ def test_stopped_it_keeps_what_was_committed(
     assert running.returncode == code
     assert out == "" and "Traceback" not in err
     if number == signal.SIGINT:
-        assert "stopped; what was committed stays, and the same command goes on" in err
+        assert "interrupted; committed work is kept. Rerun the command to resume." in err
     found = verify(tmp_path / "c")
     assert found.bad == [] and 3 <= found.rows < 300
 

@@ -249,7 +249,7 @@ def test_a_stopped_driver_takes_its_workers_along(words: list[str], tmp_path: Pa
     wait_for(3, tmp_path / "cache", job)
     job.send_signal(signal.SIGINT)
     _, err = job.communicate(timeout=60)
-    assert job.returncode == 130 and "stopped; what was committed stays" in err
+    assert job.returncode == 130 and "interrupted; committed work is kept" in err
     time.sleep(1)
     before = committed(tmp_path / "cache")
     time.sleep(2)

@@ -117,7 +117,7 @@ RESULTS = {
     "featurecache study saliency": "studies.saliency.Saliency",
     "featurecache submit": "heads.submit.Submission",
     "featurecache report": "looking.report.Report",
-    "featurecache run": "recipes.run.Ran",
+    "featurecache run": "recipes.run.RecipeResult",
     "featurecache train-head": "heads.train_head.TrainedRun",
     "featurecache verify": "cache.verify.Verification",
     "featurecache why": "cache.why.Why",

@@ -209,5 +209,5 @@ def test_an_output_that_can_not_be_written_is_no_traceback(output: str, code: in
     assert done.returncode == code
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr
     lost = output == ">/dev/full"
-    assert ("the output can't be written (No space" in done.stderr) == lost
+    assert ("can't write the output (No space" in done.stderr) == lost
     assert len(done.stderr.splitlines()) == lost

@@ -405,7 +405,7 @@ def test_a_folder_of_something_else_is_left_alone(
 ) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/thesis.tex").write_text("important")
-    with pytest.raises(BadInput, match="not empty, and not the folder of a run"):
+    with pytest.raises(BadInput, match="neither empty nor a run folder"):
         train(out=tmp_path / "thesis")
     copy = shutil.copytree(run, tmp_path / "run")
     with pytest.raises(BadInput, match="a run with another schedule or other vectors"):

@@ -1,4 +1,4 @@
-"""Commands that fill the cache, and look after it."""
+"""Commands that fill and maintain the cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import COMPUTING, HELD, SPREAD, options
+from featurecache.commands.options import COMPUTING, DISTRIBUTION, HELD, options
 
 
 @click.command()
@@ -19,21 +19,21 @@ from featurecache.commands.options import COMPUTING, HELD, SPREAD, options
     "workers",
     "seed",
     "shard_rows",
-    *SPREAD,
+    *DISTRIBUTION,
     "allow_failed",
     "json",
     "quiet",
     "debug",
 )
 def augment(
-    as_json: bool, quiet: bool, allow_failed: bool, shard_rows: int | None, **given: Any
+    as_json: bool, quiet: bool, allow_failed: bool, shard_rows: int | None, **arguments: Any
 ) -> int:
-    """Keep the pictures of views in the cache, lossless; `featurize` then covers them."""
+    """Store the pictures of views in the cache, lossless; `featurize` then includes them."""
     from featurecache.stages.cache.augment import SHARD_ROWS, augment
 
     rows = SHARD_ROWS if shard_rows is None else shard_rows
-    result = augment(**given, shard_rows=rows, progress=terminal.progress(quiet))
-    return printing.made(result, as_json, allow_failed)
+    result = augment(**arguments, shard_rows=rows, progress=terminal.progress(quiet))
+    return printing.filled(result, as_json, allow_failed)
 
 
 @click.command()
@@ -47,29 +47,30 @@ def augment(
     "workers",
     "seed",
     "shard_rows",
-    *SPREAD,
+    *DISTRIBUTION,
     "allow_failed",
     "json",
     "quiet",
     "debug",
 )
 def featurize(
-    as_json: bool, quiet: bool, allow_failed: bool, shard_rows: int | None, **given: Any
+    as_json: bool, quiet: bool, allow_failed: bool, shard_rows: int | None, **arguments: Any
 ) -> int:
-    """Compute and keep the vectors that the cache does not hold yet.
+    """Compute and store the vectors that are missing from the cache.
 
-    Without --view: of `none` and of every view that `augment` has made.
+    Without --view: for `none` and every view that `augment` has stored.
     """
     from featurecache.stages.cache.featurize import SHARD_ROWS, featurize
 
     rows = SHARD_ROWS if shard_rows is None else shard_rows
-    result = featurize(**given, shard_rows=rows, progress=terminal.progress(quiet))
+    result = featurize(**arguments, shard_rows=rows, progress=terminal.progress(quiet))
     for name, cosine in result.least_cosine.items():
         click.echo(
-            f"{name} in {given['precision']} against f32, first batch: least cosine {cosine:.5f}",
+            f"{name} in {arguments['precision']} against f32, first batch: "
+            f"minimum cosine {cosine:.5f}",
             err=True,
         )
-    return printing.made(result, as_json, allow_failed)
+    return printing.filled(result, as_json, allow_failed)
 
 
 @click.command()
@@ -86,11 +87,11 @@ def featurize(
     "quiet",
     "debug",
 )
-def plan(as_json: bool, quiet: bool, **given: Any) -> None:
-    """What `featurize` would compute: hits, misses, disk, and time from a short probe."""
+def plan(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Show what `featurize` would compute: hits, misses, disk space and time (from a probe)."""
     from featurecache.stages.cache.plan import plan
 
-    result = plan(**given, progress=terminal.progress(quiet))
+    result = plan(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
     terminal.table(result.spaces)
@@ -102,11 +103,11 @@ def plan(as_json: bool, quiet: bool, **given: Any) -> None:
 
 @click.command()
 @options("backbone", "policy", "data", "cache", *COMPUTING, "seed", "json", "debug")
-def why(as_json: bool, **given: Any) -> None:
-    """Why `featurize` with these arguments would miss: the field that differs."""
+def why(as_json: bool, **arguments: Any) -> None:
+    """Explain why `featurize` with these arguments would miss: the field that differs."""
     from featurecache.stages.cache.why import why
 
-    rows = why(**given)
+    rows = why(**arguments)
     if as_json:
         return printing.print_json(rows)
     names = ("view", "backbone", "hits", "misses", "reason")
@@ -120,11 +121,11 @@ def why(as_json: bool, **given: Any) -> None:
 @options("data")
 @click.option("--out", required=True, metavar="FILE.parquet", help="The file to write.")
 @options("allow_failed", "json", "quiet", "debug")
-def index(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
-    """List and hash a dataset once: `--data FILE.parquet` then begins at once, anywhere."""
+def index(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
+    """List and hash a dataset once: `--data FILE.parquet` then starts at once, anywhere."""
     from featurecache.stages.cache.index import index
 
-    result = index(**given, progress=terminal.progress(quiet))
+    result = index(**arguments, progress=terminal.progress(quiet))
     if as_json:
         printing.print_json(result)
     else:
@@ -149,8 +150,10 @@ def list_spaces(cache: str, as_json: bool) -> None:
     for row in short:
         several = row["pixel_canaries"]
         if isinstance(several, list) and len(several) > 1:
-            shown = ", ".join(several)
-            click.echo(f"{row['space']}: from machines that make other pixels (canaries {shown})")
+            canaries = ", ".join(several)
+            click.echo(
+                f"{row['space']}: from machines that make different pixels (canaries {canaries})"
+            )
     if not rows:
         click.echo("no spaces yet")
 
@@ -162,12 +165,12 @@ def list_spaces(cache: str, as_json: bool) -> None:
     type=int,
     default=0,
     metavar="N",
-    help="Compute N random rows of each space again, and print the drift.",
+    help="Recompute N random rows per space, and print the drift.",
 )
 @click.option(
     "--repair",
     is_flag=True,
-    help="Set bad shards aside, compute their rows again, delete what killed processes left.",
+    help="Quarantine bad shards, recompute their rows, delete files of killed processes.",
 )
 @click.option(
     "--sampling-seed",
@@ -176,14 +179,14 @@ def list_spaces(cache: str, as_json: bool) -> None:
     type=int,
     default=0,
     show_default=True,
-    help="Seed of the rows that are drawn.",
+    help="Seed for choosing the rows.",
 )
 @options("weights", "engine", "json", "quiet", "debug")
-def verify(as_json: bool, quiet: bool, **given: Any) -> int:
-    """Hash every shard and compare it with its record; exit 1 if any is bad and stays so."""
+def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
+    """Hash every shard and compare it with its record; exit 1 if a bad one remains."""
     from featurecache.stages.cache.verify import verify
 
-    result = verify(**given, progress=terminal.progress(quiet))
+    result = verify(**arguments, progress=terminal.progress(quiet))
     if as_json:
         printing.print_json(result)
     else:
@@ -197,38 +200,38 @@ def verify(as_json: bool, quiet: bool, **given: Any) -> int:
         click.echo(
             ", ".join(counts) + (f"; {len(result.stray)} stray files" if result.stray else "")
         )
-        if given["repair"]:
+        if arguments["repair"]:
             click.echo(
-                f"repair: {len(result.bad)} set aside, {result.remade:,} rows computed again, "
+                f"repair: {len(result.bad)} quarantined, {result.remade:,} rows recomputed, "
                 f"{len(result.removed)} stray files deleted"
             )
     for line in result.left:
-        click.echo(terminal.printable(f"left: {line}"), err=True)
+        click.echo(terminal.printable(f"not repaired: {line}"), err=True)
     if result.pending:
         known = sum(int(shard["rows"] or 0) for shard in result.pending)
         unknown = sum(shard["rows"] is None for shard in result.pending)
         parts = [f"{known:,} rows"] if known else []
-        parts += [f"{unknown} shards whose rows can't be told"] if unknown else []
-        click.echo(f"{' and '.join(parts)} in quarantine not yet computed again", err=True)
-    if (result.bad or result.pending) and not given["repair"]:
-        command = f"featurecache verify --repair --cache {given['cache']} --data DIR"
-        does = [f"sets {len(result.bad)} bad files aside"] if result.bad else []
-        click.echo(f"{command} {' and '.join([*does, 'computes the rows again'])}", err=True)
-    undone = result.bad and not given["repair"]
-    return 1 if undone or result.left or result.unreadable or result.pending else 0
+        parts += [f"{unknown} shards with an unknown number of rows"] if unknown else []
+        click.echo(f"{' and '.join(parts)} in quarantine not yet recomputed", err=True)
+    if (result.bad or result.pending) and not arguments["repair"]:
+        command = f"featurecache verify --repair --cache {arguments['cache']} --data DIR"
+        actions = [f"quarantines {len(result.bad)} bad files"] if result.bad else []
+        click.echo(f"{command} {' and '.join([*actions, 'recomputes the rows'])}", err=True)
+    unrepaired = result.bad and not arguments["repair"]
+    return 1 if unrepaired or result.left or result.unreadable or result.pending else 0
 
 
 @click.command()
 @options("data", "cache", "weights", "engine", "allow_failed", "json", "quiet", "debug")
-def retry(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
-    """Decode the images that failed once more, and add the rows of those that now can be."""
+def retry(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
+    """Decode failed images again, and add the rows of those that now succeed."""
     from featurecache.stages.cache.retry import retry
 
-    result = retry(**given, progress=terminal.progress(quiet))
+    result = retry(**arguments, progress=terminal.progress(quiet))
     if as_json:
         printing.print_json(result)
     else:
-        click.echo(f"{result.failed:,} failed rows, {result.mended:,} of them mended")
+        click.echo(f"{result.failed:,} failed rows, {result.mended:,} of them repaired")
     return printing.failed(result.left, allow_failed)
 
 
@@ -237,16 +240,16 @@ def retry(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
 @click.argument("b")
 @options("json", "quiet", "debug")
 def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
-    """In which rows the caches A and B differ: missing, extra, drift; exit 1 if in any."""
+    """Compare the rows of caches A and B: missing, extra, drift; exit 1 if they differ."""
     from featurecache.stages.cache.diff import diff
 
-    found = diff(a, b, progress=terminal.progress(quiet))
-    differing = [row for row in found if not row.same]
+    comparisons = diff(a, b, progress=terminal.progress(quiet))
+    differing = [row for row in comparisons if not row.same]
     if as_json:
-        printing.print_json(found)
+        printing.print_json(comparisons)
     else:
         terminal.table([{**dataclasses.asdict(d), "space": d.space[:12]} for d in differing])
-        click.echo(f"{len(found)} spaces, {len(differing)} of them differ")
+        click.echo(f"{printing.plural(len(comparisons), 'space')}, {len(differing)} different")
     return 1 if differing else 0
 
 
@@ -254,59 +257,71 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
 @options("cache")
 @click.option(
     "--view", "--policy", "policy", multiple=True, metavar="NAME",
-    help="A view, or all draws of a policy.",
+    help="A view, or a policy for all its draws.",
 )  # fmt: skip
 @click.option("--backbone", multiple=True, metavar="NAME", help="A network, or `pictures`.")
-@click.option("--older-than", metavar="SPAN", help="Newest shard older than 12h, 30d or 2w.")
-@click.option("--max-size", metavar="SIZE", help="Oldest first, until the cache has 500M, 20G…")
+@click.option(
+    "--older-than",
+    metavar="SPAN",
+    help="Spaces whose newest shard is older than SPAN: 12h, 30d, 2w.",
+)
+@click.option(
+    "--max-size",
+    metavar="SIZE",
+    help="Oldest spaces, until the cache takes at most SIZE: 500M, 20G.",
+)
 @options("runs")
-@click.option("--delete", is_flag=True, help="Delete them; without it they are only shown.")
-@click.option("--force", is_flag=True, help="Also what a run was trained on.")
+@click.option(
+    "--delete", is_flag=True, help="Delete them; without this option they are only listed."
+)
+@click.option("--force", is_flag=True, help="Also delete spaces that a run was trained on.")
 @options("json", "quiet", "debug")
-def gc(as_json: bool, quiet: bool, **given: Any) -> None:
-    """Show the spaces that fit all criteria, and with --delete delete them."""
+def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """List the spaces that match all criteria; with --delete, delete them."""
     from featurecache.stages.cache.gc import absent_names, gc
 
-    absent = absent_names(given["cache"], given["policy"], given["backbone"])
-    found = gc(**given, progress=terminal.progress(quiet))
+    absent = absent_names(arguments["cache"], arguments["policy"], arguments["backbone"])
+    candidates = gc(**arguments, progress=terminal.progress(quiet))
     for line in absent:
         click.echo(terminal.printable(line), err=True)
     if as_json:
-        return printing.print_json(found)
-    spaces = [c for c in found if not c.leftover]
+        return printing.print_json(candidates)
+    spaces = [c for c in candidates if not c.leftover]
     names = ("view", "backbone", "rows", "bytes", "last", "kept")
     terminal.table(
         [{"space": c.space[:12]} | {name: getattr(c, name) for name in names} for c in spaces]
     )
-    left = [c for c in found if c.leftover]
+    left = [c for c in candidates if c.leftover]
     terminal.table(
         [{name: getattr(c, name) for name in ("leftover", "bytes", "last", "kept")} for c in left],
         "left by killed commands",
     )
-    going = [c for c in spaces if not c.kept]
-    done = "deleted" if given["delete"] else "to go; --delete deletes them"
-    size = sum(c.bytes for c in going)
-    click.echo(f"{len(going)} spaces, {size:,} bytes {done}; {len(spaces) - len(going)} kept")
+    removable = [c for c in spaces if not c.kept]
+    done = "deleted" if arguments["delete"] else "to delete; pass --delete"
+    size = sum(c.bytes for c in removable)
+    click.echo(
+        f"{printing.plural(len(removable), 'space')}, {size:,} bytes {done}; {len(spaces) - len(removable)} kept"
+    )
     if left:
         size = sum(c.bytes for c in left)
         gone = sum(c.deleted for c in left)
-        done = f"{gone} deleted" if given["delete"] else "--delete deletes them"
-        click.echo(f"{len(left)} leftovers of killed commands, {size:,} bytes; {done}")
+        done = f"{gone} deleted" if arguments["delete"] else "--delete deletes them"
+        click.echo(f"{printing.plural(len(left), 'leftover')} of killed commands, {size:,} bytes; {done}")
 
 
 @click.command()
 @options("data", "cache", "seed")
 @click.option("--out", required=True, metavar="FILE", help="The file to write.")
-@click.option("--backbone", required=True, metavar="NAME", help="Whose vectors.")
+@click.option("--backbone", required=True, metavar="NAME", help="The backbone of the vectors.")
 @options("view")
-@click.option("--split", help="One split.  [default: all]")
+@click.option("--split", help="A single split.  [default: all]")
 @click.option("--format", metavar="NAME", help="npz, parquet or safetensors.  [default: by FILE]")
 @options(*HELD, "json", "debug")
-def export(as_json: bool, **given: Any) -> None:
-    """Write a view's vectors, with labels, into one file."""
+def export(as_json: bool, **arguments: Any) -> None:
+    """Write the vectors of a view, with labels, to one file."""
     from featurecache.stages.cache.export import export
 
-    result = export(**given)
+    result = export(**arguments)
     if as_json:
         return printing.print_json(result)
     click.echo(f"{result.path}: {result.rows:,} rows of {result.dim} ({result.format})")

@@ -1,4 +1,4 @@
-"""Commands that train heads on the cache, and ask them."""
+"""Commands that train heads on cached vectors, evaluate them and predict with them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,21 @@ from featurecache.commands.options import HELD, options
     "--backbone",
     multiple=True,
     metavar="NAME",
-    help="Stands in for the schedule's backbone entry. Repeatable: vectors side by side.",
+    help="Overrides the schedule's backbone. Repeatable: vectors are concatenated.",
 )
-@click.option("--seed", type=int, help="Stands in for the schedule's seed.")
-@click.option("--memory", metavar="SIZE", help="Of vectors at a time: 4G.  [default: half of it]")
-@click.option("--tensorboard", metavar="DIR", help="Where TensorBoard's events go, if anywhere.")
+@click.option("--seed", type=int, help="Overrides the seed in the schedule.")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory for vectors, e.g. 4G.  [default: half of the machine's]",
+)
+@click.option("--tensorboard", metavar="DIR", help="Write TensorBoard events to this folder.")
 @options("device", "json", "quiet", "debug")
-def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
+def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Train a head on cached vectors under a curriculum."""
     from featurecache.stages.heads.train_head import train_head
 
-    result = train_head(**given, progress=terminal.progress(quiet))
+    result = train_head(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
     printing.trials(result.trials, result.winner)
@@ -49,31 +53,31 @@ def train_head(as_json: bool, quiet: bool, **given: Any) -> None:
     "--schedule",
     required=True,
     metavar="FILE",
-    help="What is weighed: a YAML file, or the name of a shipped one.",
+    help="The curriculum to test: a YAML file, or the name of a shipped one.",
 )
 @options("policy", "data", "cache")
 @click.option(
     "--backbone",
     multiple=True,
     metavar="NAME",
-    help="Overrides the schedule's backbone. Repeatable: vectors side by side.",
+    help="Overrides the schedule's backbone. Repeatable: vectors are concatenated.",
 )
 @click.option(
     "--lr-schedule",
     multiple=True,
     metavar="YAML",
-    help="As a schedule has it. Repeatable.  [default: constant, cosine, the schedule's own]",
+    help="A `lr_schedule` value. Repeatable.  [default: constant, cosine, the schedule's own]",
 )
-@click.option("--seeds", type=int, default=5, show_default=True, help="Trainings of each kind.")
+@click.option("--seeds", type=int, default=5, show_default=True, help="Trainings per variant.")
 @options("runs", "device", "json", "quiet", "debug")
-def worth(as_json: bool, quiet: bool, **given: Any) -> None:
-    """Was the augmentation worth it? Heads with it and without, compared on cached vectors.
+def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Was the augmentation worth it? Compares heads trained with and without it.
 
-    With --view: each of these policies too replaces the schedule's own.
+    With --view: also trains the schedule with each of these policies in place of its own.
     """
     from featurecache.stages.heads.worth import worth
 
-    result = worth(**given, progress=terminal.progress(quiet))
+    result = worth(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
     rows = [
@@ -88,14 +92,17 @@ def worth(as_json: bool, quiet: bool, **given: Any) -> None:
         }
         for way in result.ways
     ]
-    terminal.table(rows, f"points of top-1, {result.images:,} images, {len(result.seeds)} seeds")
+    terminal.table(
+        rows,
+        f"points of top-1, {result.images:,} images, {printing.plural(len(result.seeds), 'seed')}",
+    )
     augmented = max((w for w in result.ways if w.policy != "clean"), key=lambda way: way.top1)
     changed = [
         {"class": row["name"], "n": row["n"], "points": f"{100 * row['difference']:+.1f}"}
         for row in [*augmented.gained, *augmented.lost[::-1]]
     ]
     where = f"{augmented.policy} under {augmented.lr_schedule}"
-    terminal.table([] if quiet else changed, f"classes that changed most by {where}")
+    terminal.table([] if quiet else changed, f"classes that changed most with {where}")
     for note in result.notes:
         click.echo(note)
     click.echo(terminal.printable(result.verdict))
@@ -106,21 +113,27 @@ def worth(as_json: bool, quiet: bool, **given: Any) -> None:
 @click.argument("run")
 @options("data", "cache", "run_split", "view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedule's augment_seed]")
-@click.option("--against", metavar="RUN2", help="A run to compare with, on the same images.")
-@click.option("--misclassified", metavar="FILE", help="A CSV to write: which images are wrong.")
-@click.option("--confusion", metavar="FILE", help="A CSV to write: class by predicted class.")
+@click.option("--against", metavar="RUN2", help="A run to compare with on the same images.")
+@click.option(
+    "--misclassified", metavar="FILE", help="Write the misclassified images to this CSV file."
+)
+@click.option(
+    "--confusion",
+    metavar="FILE",
+    help="Write the confusion matrix to this CSV file: class by predicted class.",
+)
 @options("json", "quiet", "debug")
-def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
-    """What the head in RUN is worth on a split of a dataset."""
+def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Evaluate the head in RUN on a split of a dataset."""
     from featurecache.stages.heads.evaluate import evaluate
 
-    result = evaluate(**given, progress=terminal.progress(quiet))
+    result = evaluate(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
     names = ("n", "top1", "interval", "top3", "top5", "loss", "ece", "gap")
     row = {name: getattr(result, name) for name in names}
-    seen = {"split": result.split, "view": " + ".join([result.view, *result.tta])}
-    terminal.table([seen | row | {"interval": printing.interval(result.interval)}], result.run)
+    question = {"split": result.split, "view": " + ".join([result.view, *result.tta])}
+    terminal.table([question | row | {"interval": printing.interval(result.interval)}], result.run)
     if not quiet:
         terminal.table(printing.classes(result.best), "best classes")
         terminal.table(printing.classes(result.worst), "worst classes")
@@ -134,25 +147,27 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
 @click.command()
 @click.argument("runs", nargs=-1, required=True)
 @options("data", "cache")
-@click.option("--how", metavar="NAME", help="mean, vote or stack.  [default: all that can be]")
+@click.option(
+    "--how", metavar="NAME", help="mean, vote or stack.  [default: all that are possible]"
+)
 @options("run_split", "view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
 @options("json", "quiet", "debug")
-def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:
-    """What the heads in RUNS are worth together: mean, vote and stack beside each member."""
+def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Evaluate the heads in RUNS together: mean, vote and stack, beside each member."""
     from featurecache.stages.heads.ensemble import ensemble
 
-    result = ensemble(**given, progress=terminal.progress(quiet))
+    result = ensemble(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
     names = ("top1", "interval", "top3", "top5", "loss", "ece", "val_top1")
     rows = [(f"{n}: {m['run']}", m) for n, m in enumerate(result.members, 1)]
     rows += list(result.ensembles.items())
-    shown = [
+    table = [
         {"": name, **{n: row.get(n) for n in names}, "interval": printing.interval(row["interval"])}
         for name, row in rows
     ]
-    terminal.table(shown, f"{result.split} through {' + '.join([result.view, *result.tta])}")
+    terminal.table(table, f"{result.split} through {' + '.join([result.view, *result.tta])}")
     numbered = enumerate(result.correlation, 1)
     terminal.table(
         [{"": n, **{str(k): r for k, r in enumerate(row, 1)}} for n, row in numbered],
@@ -165,22 +180,22 @@ def ensemble(as_json: bool, quiet: bool, **given: Any) -> None:
 
 @click.command()
 @options("backbone", "data", "cache", "seed", "view")
-@click.option("--split", default="val", show_default=True, help="A labelled split to test on.")
+@click.option("--split", default="val", show_default=True, help="A labelled split for testing.")
 @options(
     *HELD,
     "json",
     "quiet",
     "debug",
 )
-def baselines(as_json: bool, quiet: bool, **given: Any) -> None:
-    """Ridge, logistic regression and k-NN on cached vectors: what a head has to beat."""
+def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Evaluate ridge, logistic regression and k-NN on cached vectors: what a head has to beat."""
     from featurecache.stages.heads.baselines import baselines
 
-    result = baselines(**given, progress=terminal.progress(quiet))
+    result = baselines(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
-    title = f"{' + '.join(result.backbone)}, {result.view}: {result.train:,} images fitted on"
-    terminal.table(result.table, f"{title}, {result.n:,} of {result.split} tested")
+    title = f"{' + '.join(result.backbone)}, {result.view}: fitted on {result.train:,} images"
+    terminal.table(result.table, f"{title}, tested on {result.n:,} of {result.split}")
     printing.left_out(result.left_out)
 
 
@@ -192,11 +207,11 @@ def baselines(as_json: bool, quiet: bool, **given: Any) -> None:
 @options("view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
 @options("allow_failed", "json", "quiet", "debug")
-def submit(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
-    """Write what RUNS, by the mean of their probabilities, say of a split without labels."""
+def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
+    """Write the predictions of RUNS, averaged, for a split without labels."""
     from featurecache.stages.heads.submit import submit
 
-    result = submit(**given, progress=terminal.progress(quiet))
+    result = submit(**arguments, progress=terminal.progress(quiet))
     if as_json:
         printing.print_json(result)
     else:
@@ -211,14 +226,14 @@ def submit(as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
     "--weights",
     multiple=True,
     metavar="FILE",
-    help="Weights that vectors were made with: .safetensors or .pth. Repeatable.",
+    help="A weights file that vectors were computed with: .safetensors or .pth. Repeatable.",
 )
 @options("engine", "allow_failed", "json", "quiet", "debug")
-def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **given: Any) -> int:
-    """The five most probable classes of each of FILES, by the head in RUN."""
+def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
+    """Print the five most probable classes of each of FILES, by the head in RUN."""
     from featurecache.stages.heads.predict import predict
 
-    results = predict(run, **given)
+    results = predict(run, **arguments)
     if as_json:
         printing.print_json(results)
     else:
@@ -239,14 +254,14 @@ def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **given: A
 
 
 def _mark(way: Any) -> str:
-    """What a way of training is beside the best: worse, if that is sure."""
+    """Is a way of training the best, or not surely worse than the best?"""
     if way.best:
         return "best"
     return "" if way.against_best.sure else "unsure"
 
 
-def _points(found: Any) -> str:
-    """`+0.9 ± 0.4`, in points; nothing where nothing was compared."""
-    if found is None:
+def _points(gain: Any) -> str:
+    """`+0.9 ± 0.4`, in points; empty if nothing was compared."""
+    if gain is None:
         return ""
-    return f"{100 * found.difference:+.1f} ± {50 * (found.high - found.low):.1f}"
+    return f"{100 * gain.difference:+.1f} ± {50 * (gain.high - gain.low):.1f}"

@@ -11,7 +11,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def options(*names: str) -> Callable[[Command], Command]:
-    """Decorate a command with some of the SHARED options, in this order."""
+    """Decorate a command with these SHARED options, in this order."""
 
     def decorate(command: Command) -> Command:
         for name in reversed(names):
@@ -21,8 +21,8 @@ def options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-# Vectors that are held are chosen among: what is not given may be anything.
-_HELD = "As the vectors were made.  [default: as those held]"
+# These options select among the cached vectors; an option that is absent matches all of them.
+_HELD = "As the vectors were computed.  [default: any, if unambiguous]"
 
 SHARED: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
@@ -34,7 +34,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "workers": click.option(
         "--workers", type=int, default=None,
-        help="Processes that make pictures; 0 = in this one.  [default: cores - 1]",
+        help="Processes that make pictures; 0 = the main process only.  [default: cores - 1]",
     ),
     "seed": click.option(
         "--seed", type=int, default=0, show_default=True, help="Seed of the views."
@@ -49,14 +49,14 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "weights": click.option(
         "--weights", metavar="FILE",
-        help="Weights of the one backbone: .safetensors, .pth or .ckpt. (`random`: for tests.)",
+        help="Weights of a single backbone: .safetensors, .pth or .ckpt. (`random`: for tests.)",
     ),
     "input_size": click.option(
-        "--input-size", type=int, help="Pixels, both sides.  [default: the model's own]"
+        "--input-size", type=int, help="Width and height in pixels.  [default: the model's own]"
     ),
     "crop": click.option(
         "--crop", type=float,
-        help="Share of the image kept at the centre; 1 = all.  [default: the model's own]",
+        help="Share of the image to keep, centred; 1 = all.  [default: the model's own]",
     ),
     "interpolation": click.option(
         "--interpolation", metavar="NAME",
@@ -64,7 +64,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "layer": click.option(
         "--layer", metavar="NAME",
-        help="What is read; `featurecache backbones --layers NAME` lists.  [default: pre_logits]",
+        help="Layer to read (see `featurecache backbones --layers NAME`).  [default: pre_logits]",
     ),
     "pooling": click.option(
         "--pooling", metavar="NAME",
@@ -77,32 +77,35 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "precision": click.option(
         "--precision", default="f32", show_default=True, help="f32, bf16 or fp16."
     ),
-    "shard_rows": click.option("--shard-rows", type=int, help="Rows a shard; a kill loses one."),
+    "shard_rows": click.option(
+        "--shard-rows", type=int, help="Rows per shard. A killed run loses at most one shard."
+    ),
     "part": click.option(
-        "--part", metavar="I/N", help="One job's share of what is missing, of N at one cache."
+        "--part", metavar="I/N",
+        help="Compute part I of the missing rows, of N jobs that fill one cache."
     ),
     "executor": click.option(
         "--executor", default="local", show_default=True,
-        help="local, processes (of this machine) or ray (a cluster); docs/cluster.md.",
+        help="local, processes (on this machine) or ray (a cluster); see docs/cluster.md.",
     ),
     "address": click.option(
         "--address", metavar="HOST:PORT",
-        help="Of the Ray cluster.  [default: the one that runs here, or a new one]",
+        help="Address of the Ray cluster.  [default: the one running here, or a new one]",
     ),
     "gpus_per_worker": click.option(
         "--gpus-per-worker", type=float, metavar="N",
-        help="GPUs of each worker.  [default: 1 where there are some]",
+        help="GPUs per worker.  [default: 1 if the cluster has any]",
     ),
     "max_workers": click.option(
         "--max-workers", type=int, metavar="N",
-        help="Workers at a time.  [default: as many as there is room for]",
+        help="Maximum number of workers.  [default: as many as fit]",
     ),
     "allow_failed": click.option(
-        "--allow-failed", is_flag=True, help="Exit 0 although images could not be decoded."
+        "--allow-failed", is_flag=True, help="Exit 0 even if images could not be decoded."
     ),
     "runs": click.option(
         "--runs", default="runs", show_default=True, metavar="DIR",
-        help="Where run folders go that are not named.",
+        help="Folder for new runs.",
     ),
     "device": click.option(
         "--device", default="auto", show_default=True, help="auto, cpu or cuda."
@@ -110,15 +113,15 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "split": click.option("--split", default="val", show_default=True, help="A labelled split."),
     "run_split": click.option(
         "--split", default="val", show_default=True,
-        help="A labelled split, or `held-out`: what the run was validated on.",
+        help="A labelled split, or `held-out`: the images that the run was validated on.",
     ),
     "view": click.option(
         "--view", default="none", show_default=True, metavar="NAME_N",
-        help="The view to look through.",
+        help="The view of the images.",
     ),
     "tta": click.option(
         "--tta", multiple=True, metavar="NAME_N",
-        help="A view to average the probabilities over too. Repeatable.",
+        help="Another view to average the probabilities over. Repeatable.",
     ),
     "held_precision": click.option("--precision", metavar="NAME", help=_HELD),
     "held_input_size": click.option("--input-size", type=int, help=_HELD),
@@ -129,15 +132,15 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "json": click.option(
         "--json", "as_json", is_flag=True, help="One JSON object on stdout, the rest on stderr."
     ),
-    "quiet": click.option("--quiet", is_flag=True, help="No progress."),
+    "quiet": click.option("--quiet", is_flag=True, help="Show no progress."),
     "debug": click.option(
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
     ),
 }  # fmt: skip
 _SETTING = ("input_size", "crop", "interpolation", "layer", "pooling")
-COMPUTING = ("weights", *_SETTING, "precision")  # how vectors are made
-SPREAD = ("part", "executor", "address", "gpus_per_worker", "max_workers")  # of many machines
+COMPUTING = ("weights", *_SETTING, "precision")  # how vectors are computed
+DISTRIBUTION = ("part", "executor", "address", "gpus_per_worker", "max_workers")  # many machines
 HELD = (
     *(f"held_{name}" for name in _SETTING),
     "held_precision",
-)  # which of the vectors that are held
+)  # which of the cached vectors

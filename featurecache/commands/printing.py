@@ -1,4 +1,4 @@
-"""What several commands print, and the exit code that follows."""
+"""Output that several commands share, and their exit codes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import click
 
 from featurecache.commands import terminal
 
-SOME_FAILED = 3  # images could not be decoded, and --allow-failed was not given
+SOME_FAILED = 3  # images could not be decoded, without --allow-failed
 
 
-def made(result: Any, as_json: bool, allow_failed: bool) -> int:
-    """Print what `augment` or `featurize` did, and give its exit code."""
+def filled(result: Any, as_json: bool, allow_failed: bool) -> int:
+    """Print the result of `augment` or `featurize`, and return the exit code."""
     if as_json:
         print_json(result)
     else:
@@ -36,22 +36,23 @@ def made(result: Any, as_json: bool, allow_failed: bool) -> int:
     return failed(result.failed, allow_failed)
 
 
-def trials(trials: list[dict[str, Any]], winner: int | None, of: str = "") -> None:
+def trials(trials: list[dict[str, Any]], winner: int | None, prefix: str = "") -> None:
+    """Print the settings of a sweep as a table."""
     names = ["n", "top1", "low", "high"]
     names += ["diverged"] if any(trial["diverged"] for trial in trials) else []
     rows = [
         {
-            "": "winner" if place == winner else "",
+            "": "winner" if position == winner else "",
             **{key: json.dumps(value) for key, value in trial["setting"].items()},
             **{name: trial[name] for name in names},
         }
-        for place, trial in enumerate(trials)
+        for position, trial in enumerate(trials)
     ]
-    terminal.table(rows, f"{of}validation top-1 of every setting, with a 95% interval")
+    terminal.table(rows, f"{prefix}validation top-1 per setting, with 95% intervals")
 
 
 def classes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with `class` and `name`; without the readable names where there are none."""
+    """Rows with `class` and `name`; without `name` if all names equal the classes."""
     if any(row["name"] != row["class"] for row in rows):
         return rows
     return [{key: value for key, value in row.items() if key != "name"} for row in rows]
@@ -61,9 +62,14 @@ def interval(ends: list[float]) -> str:
     return f"{ends[0]:.4f}-{ends[1]:.4f}"
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def left_out(count: int) -> None:
     if count:
-        click.echo(f"{count} images could not be read or decoded, and were left out")
+        click.echo(f"{plural(count, 'image')} could not be read or decoded, and left out")
 
 
 def failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:
@@ -71,8 +77,7 @@ def failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:
         click.echo(terminal.printable(f"failed: {row['path']}: {row['reason']}"), err=True)
     if failed and not allow_failed:
         click.echo(
-            f"{len(failed)} images failed; --allow-failed makes this exit 0",
-            err=True,
+            f"{plural(len(failed), 'image')} failed; pass --allow-failed to exit 0 anyway", err=True
         )
         return SOME_FAILED
     return 0

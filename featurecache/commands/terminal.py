@@ -1,4 +1,4 @@
-"""What people see: progress, tables, errors. Everything here goes to stderr but results."""
+"""What users see: progress, tables, errors. Everything but results goes to stderr."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from featurecache.text import printable as printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-LINE_EVERY = 10.0  # seconds between lines when the output is no terminal
-NARROW = 60  # columns below which numbers take the place of a bar
-PIPE_WIDTH = 200  # of tables in a pipe, which has no width to fit into
-MAX_LINES = 25  # of the terminal, which no table looks at
-LIST_COLUMNS = ("", "value")  # of a row that is shown as a list
-MAX_WHOLE = 16  # columns of text that is not broken; of longer text those that are left to it
+LINE_EVERY = 10.0  # seconds between lines when stderr is not a terminal
+NARROW = 60  # terminals with fewer columns show numbers without a bar
+PIPE_WIDTH = 200  # width of tables in a pipe, which has none of its own
+CONSOLE_LINES = 25  # rich wants a height; tables do not depend on it
+LIST_COLUMNS = ("", "value")  # of a single row that is printed as a list
+MAX_UNBROKEN = 16  # columns; longer text may wrap, to this width or more
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output or error that is discarded once it can't be written to (a closed terminal, a
-    full disk, a pipe without a reader), with the reason in `lost`: work must not be lost because
-    what it prints can't be shown."""
+    """Standard output or error that discards what is printed once it can't be written (a closed
+    terminal, a full disk, a pipe without a reader), and keeps the reason in `lost`: a command must
+    not lose its work because its output can't be shown."""
 
     def __init__(self, number: int, encoding: str) -> None:
         raw = io.BufferedWriter(io.FileIO(number, "wb", closefd=False))
-        # Escapes for a name that the encoding lacks (a Windows code page): Python would raise.
+        # Escape characters that the encoding lacks (a Windows code page): Python would raise.
         super().__init__(raw, encoding, "backslashreplace", line_buffering=number == 2)
         self.number = number
         self.lost: OSError | None = None
@@ -56,10 +56,10 @@ class _Output(io.TextIOWrapper):
 
 
 def prepare_streams() -> None:
-    """Make standard input, output and error usable, whatever the caller left of them.
+    """Make standard input, output and error usable, even if the caller closed them.
 
-    One that is closed is opened on the null device: else the next file that is opened, of a cache
-    perhaps, would get its number, and a library that prints would write into it.
+    A closed stream is opened on the null device. Otherwise the next file to be opened, perhaps a
+    cache file, would get its descriptor, and a library that prints would write into that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -74,13 +74,13 @@ def prepare_streams() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Why what was printed on stdout can't be written; None where it was."""
+    """The error that stopped output to stdout; None if everything was written."""
     sys.stdout.flush()
     return sys.stdout.lost if isinstance(sys.stdout, _Output) else None
 
 
 def _discard(number: int) -> None:
-    """Let a file descriptor lead to the null device, here and in child processes."""
+    """Point a file descriptor to the null device, here and in child processes."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != number:
         os.dup2(null, number)
@@ -89,10 +89,10 @@ def _discard(number: int) -> None:
 
 
 def progress(quiet: bool) -> Progress:
-    """A bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+    """A bar with rate and remaining time on a terminal, else a plain line every ten seconds."""
     if quiet:
         return silent
-    moves = os.environ.get("TERM", "") not in ("dumb", "unknown")  # else nothing can be redrawn
+    moves = os.environ.get("TERM", "") not in ("dumb", "unknown")  # which cannot redraw
     return _Bar() if sys.stderr.isatty() and moves else _Lines()
 
 
@@ -136,7 +136,7 @@ class _Bar:
         from rich.text import Text
 
         class What(ProgressColumn):
-            """Cut where there is no room: the numbers beside it stay whole."""
+            """Truncated to fit, so that the numbers beside it are not."""
 
             def render(self, task: Task) -> Text:
                 return Text(task.description, no_wrap=True, overflow="ellipsis")
@@ -145,17 +145,17 @@ class _Bar:
             def render(self, task: Task) -> Text:
                 return Text(f"{task.speed or 0:,.1f}/s")
 
-        def whole() -> Column:
+        def unbroken() -> Column:
             return Column(no_wrap=True)
 
         console = Console(stderr=True)
         columns = (
             What(), *([] if console.width < NARROW else [BarColumn()]),
-            MofNCompleteColumn(table_column=whole()), Rate(table_column=whole()),
-            TimeRemainingColumn(table_column=whole()),
+            MofNCompleteColumn(table_column=unbroken()), Rate(table_column=unbroken()),
+            TimeRemainingColumn(table_column=unbroken()),
         )  # fmt: skip
         self._progress = Progress(*columns, console=console)
-        atexit.register(self._progress.stop)  # an error on the way must not leave the cursor hidden
+        atexit.register(self._progress.stop)  # an error must not leave the cursor hidden
         self._task: Any = None
         self._what = ""
 
@@ -171,18 +171,18 @@ class _Bar:
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """Rows of the same keys as a table on stdout. Text is shown as it is, markup and all.
+    """Print rows with the same keys as a table on stdout. Markup in text is printed literally.
 
-    Numbers and short words are never broken. Where they leave too little room for a table of all
-    columns, one row is shown as a list of names and values, and several rows as tables below each
-    other, each beginning with the first column.
+    Numbers and short words are never broken. If the columns do not all fit, a single row is printed
+    as a list of names and values, and several rows as tables below each other, each starting with
+    the first column.
     """
     from rich.console import Console
 
     if not rows:
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
-    console = Console(width=width, height=MAX_LINES)  # both, or a dumb terminal has 80 columns
+    console = Console(width=width, height=CONSOLE_LINES)  # both, or a dumb terminal has 80 columns
     names = list(rows[0])
     parts = _fitting(rows, names, width)
     if len(parts) > 1 and len(rows) == 1:
@@ -193,12 +193,12 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
 
 
 def _fitting(rows: Sequence[Mapping[str, Any]], names: list[str], width: int) -> list[list[str]]:
-    """The columns in parts that each fit into a width, the first column in each of them."""
-    least = {name: min(_width(rows, name), MAX_WHOLE) if _is_text(rows, name)
+    """The columns split into parts that each fit into a width and start with the first column."""
+    minimum = {name: min(_width(rows, name), MAX_UNBROKEN) if _is_text(rows, name)
              else _width(rows, name) for name in names}  # fmt: skip
 
     def needed(part: Sequence[str]) -> int:
-        return sum(least[name] + 3 for name in part) + 1  # with a space on each side and a line
+        return sum(minimum[name] + 3 for name in part) + 1  # a space on each side, and a line
 
     parts = [names[:1]]
     for name in names[1:]:
@@ -218,23 +218,23 @@ def _print_table(
     from rich.text import Text
 
     is_list = tuple(names) == LIST_COLUMNS
-    shown = Table(title=None if title is None else Text(_text(title)), show_header=not is_list)
+    grid = Table(title=None if title is None else Text(_text(title)), show_header=not is_list)
     for name in names:
         is_text, width = _is_text(rows, name), _width(rows, name)
         header = _text(name)
-        shown.add_column(
+        grid.add_column(
             Text(header if len(header) <= width else header.replace(" ", "\n")),
             justify="left" if is_text else "right",
             overflow="fold",
-            no_wrap=not is_text or width <= MAX_WHOLE,
+            no_wrap=not is_text or width <= MAX_UNBROKEN,
         )
     for row in rows:
-        shown.add_row(*(Text(_text(row[name])) for name in names))
-    console.print(shown)
+        grid.add_row(*(Text(_text(row[name])) for name in names))
+    console.print(grid)
 
 
 def _width(rows: Sequence[Mapping[str, Any]], name: str) -> int:
-    """The columns that the widest cell of a column takes, or the longest word of its name."""
+    """The width of a column's widest cell, or of the longest word of its name if that is wider."""
     from rich.cells import cell_len
 
     cells = [*(_text(row[name]) for row in rows), *_text(name).split()]
@@ -242,7 +242,7 @@ def _width(rows: Sequence[Mapping[str, Any]], name: str) -> int:
 
 
 def _is_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Does a column hold text? It may be broken, and numbers may not."""
+    """Does a column hold text? Text may wrap, numbers may not."""
     values = [row[name] for row in rows if row[name] is not None]
     return not values or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values)
 
