@@ -300,13 +300,16 @@ def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
     done = "deleted" if arguments["delete"] else "to delete; pass --delete"
     size = sum(c.bytes for c in removable)
     click.echo(
-        f"{printing.plural(len(removable), 'space')}, {size:,} bytes {done}; {len(spaces) - len(removable)} kept"
+        f"{printing.plural(len(removable), 'space')}, {size:,} bytes {done}; "
+        f"{len(spaces) - len(removable)} kept"
     )
     if left:
         size = sum(c.bytes for c in left)
         gone = sum(c.deleted for c in left)
         done = f"{gone} deleted" if arguments["delete"] else "--delete deletes them"
-        click.echo(f"{printing.plural(len(left), 'leftover')} of killed commands, {size:,} bytes; {done}")
+        click.echo(
+            f"{printing.plural(len(left), 'leftover')} of killed commands, {size:,} bytes; {done}"
+        )
 
 
 @click.command()
