@@ -525,7 +525,9 @@ def test_upkeep(call: Callable[..., Ended], small_cache: Path, small_data: Path)
     left = call("verify", "--cache", "b", "--repair", "--data", "nowhere")
     assert left.code == 1
     lines = left.err.splitlines()
-    assert any(line.startswith("not repaired: nothing was computed again (nowhere: ") for line in lines)
+    assert any(
+        line.startswith("not repaired: nothing was computed again (nowhere: ") for line in lines
+    )
     differ = call("diff", "a", "b", "--json")
     assert differ.code == 1
     assert sorted(row["missing"] for row in parsed(differ)) == [0, 16]
