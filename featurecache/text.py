@@ -33,3 +33,8 @@ def readable_name(class_name: str, words: Mapping[str, str]) -> str:
     """The name of a class to show a reader: its words where the dataset has some, as
     "goldfish, Carassius auratus" for n01443537, or else the class name."""
     return words.get(class_name, class_name)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 worker`, `2,000 workers`: a count with a noun whose plural ends in s."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

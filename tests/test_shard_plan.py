@@ -39,7 +39,7 @@ def test_a_shard_that_another_process_is_at_is_waited_for(
     finishes: bool,
 ) -> None:
     """What it commits counts as held; what it gives up is made here."""
-    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
     before = ls(small_cache)
     cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
     space = next(s for s in Cache(cache).spaces() if s.view == "none")
@@ -81,7 +81,7 @@ def test_claims_end_when_the_work_fails(
 def test_threads_share_too(
     small_data: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
     results = []
 
     def work() -> None:
@@ -151,7 +151,7 @@ def test_parts_that_there_are_not(part: str, small_data: Path, tiny: dict[str, A
         ({"executor": "processes", "max_workers": 0}, "max workers 0: must be 1 or more"),
         ({"executor": "ray", "gpus_per_worker": -1}, "gpus per worker -1: must be 0 or more"),
         ({"executor": "ray", "gpus_per_worker": float("nan")}, "gpus per worker nan: must be 0"),
-        ({"executor": "processes", "gpus_per_worker": 0.5}, "processes gives whole ones"),
+        ({"executor": "processes", "gpus_per_worker": 0.5}, "processes needs whole numbers"),
     ],
 )
 def test_executors_that_there_are_not(
@@ -193,7 +193,7 @@ def test_processes_that_gpus_are_given_to(
     )
     module._crew(module.Where("processes", None, each, most), None, there)
     assert asked == [wanted]
-    with pytest.raises(BadInput, match="gpus per worker 3: there are 2 here"):
+    with pytest.raises(BadInput, match="gpus per worker 3: this machine has 2"):
         module._crew(module.Where("processes", None, 3.0, None), None, 2)
 
 

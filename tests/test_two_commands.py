@@ -191,9 +191,9 @@ def test_of_two_fills_each_row_is_computed_once(
 # ---- one that fills, one that deletes ----
 
 POINTS = {
-    "before it loads the network": ("featurecache.stages.cache.featurize:open_engine", 1),
+    "before it loads the network": ("featurecache.filling.vectors:open_engine", 1),
     "before its first shard": ("featurecache.features.spaces:Space.commit", 1),
-    "between two shards": ("featurecache.filling.shard_plan:_claim", 2),
+    "between two shards": ("featurecache.filling.claims:_claim", 2),
 }
 
 

@@ -1,7 +1,8 @@
 """Shards that this process has claimed, with the batches to compute for them.
 
-A shard is claimed before its first image is decoded. What another process has claimed, or has
-committed meanwhile, is left to it."""
+A shard is claimed before its first image is decoded. This process leaves alone what another process
+has claimed, or has committed in the meantime.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ import collections
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Generic, TypeVar
 
 from featurecache.executors.pool import ordered
 from featurecache.features.spaces import Space
@@ -22,20 +24,49 @@ Context = TypeVar("Context")
 Made = TypeVar("Made")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardWork(Generic[Made]):
+    """What this process has to make of a shard."""
+
+    shard: Shard  # only with the spaces that this process has claimed
+    batches: Iterator[Made]  # the function's results, in the order of the rows
+    committed: int  # rows that another process has committed in the meantime
+    busy: Shard | None  # the part that another process has claimed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimedShard(Generic[Made]):
+    """A claimed shard. `with claimed_shard as work:` gives its work; commit the shard inside the
+    block, whose end releases the claims."""
+
+    work: ShardWork[Made]
+    claims: Sequence[Claim] = field(repr=False)
+
+    def __enter__(self) -> ShardWork[Made]:
+        return self.work
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _release(self.claims)
+
+
 def claimed_shards(
     todo: Iterable[Shard | None],
     spaces: Sequence[Space],
-    size: int,
+    batch_rows: int,
     function: Callable[[Context, Batch], Made],
     context: Context,
     workers: int,
-) -> Generator[tuple[Shard, Iterator[Made], int, Shard | None], None, None]:
-    """Each shard, with what is to be made of it here, and `function(context, batch)` of its batches
-    of `size` rows, in their order; beside it the number of rows that another process has committed
-    meanwhile, and what of the shard another is at.
+) -> Generator[ClaimedShard[Made], None, None]:
+    """Each shard of `todo` as a context manager, with `function(context, batch)` of its batches.
 
-    Commit the shard before asking for the next, which ends the claim on it. A shard of which
-    nothing is to be made here has one batch, of no rows.
+    Shards are claimed a few ahead, as the workers need batches. A None in `todo` means that there
+    is no shard yet. A shard with nothing to make has one batch of no rows. Closing the generator
+    releases the claims on shards that it has not handed out.
     """
     claimed: collections.deque[_Claimed] = collections.deque()
 
@@ -44,49 +75,58 @@ def claimed_shards(
             if shard is None:
                 yield None
                 continue
-            one = _claim(shard, spaces)
-            claimed.append(one)
-            rows = one.mine.rows if one.mine.spaces else ()
-            for i in range(0, max(len(rows), 1), size):
-                yield Batch(rows[i : i + size], one.mine.spaces)
+            claim = _claim(shard, spaces)
+            claimed.append(claim)
+            rows = claim.shard.rows if claim.shard.spaces else ()
+            for start in range(0, max(len(rows), 1), batch_rows):
+                yield Batch(rows[start : start + batch_rows], claim.shard.spaces)
 
     try:
         with contextlib.closing(ordered(function, context, batches(), workers)) as results:
             for first in results:
-                one = claimed[0]
-                count = -(-len(one.mine.rows) // size) if one.mine.spaces else 1
-                made = itertools.chain([first], itertools.islice(results, count - 1))
-                yield one.mine, made, one.found, one.left
-                claimed.popleft().release()
+                claim = claimed.popleft()
+                count = -(-len(claim.shard.rows) // batch_rows) if claim.shard.spaces else 1
+                work = ShardWork(
+                    shard=claim.shard,
+                    batches=itertools.chain([first], itertools.islice(results, count - 1)),
+                    committed=claim.committed,
+                    busy=claim.busy,
+                )
+                yield ClaimedShard(work=work, claims=claim.claims)
     finally:
-        for one in claimed:
-            one.release()
+        for claim in claimed:
+            _release(claim.claims)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Claimed:
-    mine: Shard
+    shard: Shard
     claims: list[Claim]
-    found: int
-    left: Shard | None
-
-    def release(self) -> None:
-        for claim in self.claims:
-            claim.release()
+    committed: int
+    busy: Shard | None
 
 
 def _claim(shard: Shard, spaces: Sequence[Space]) -> _Claimed:
-    """The part of a shard that is to be made here, with the claims on it."""
-    mine, others, claims, found = [], [], [], 0
+    """Claim a shard in each of its spaces, as far as it is missing and free."""
+    claimed, busy, claims, committed = [], [], [], 0
     for number in shard.spaces:
         claim = spaces[number].claim(shard.name)
         if claim is None:
-            others.append(number)
-        elif spaces[number].has(shard.name):  # asked under the claim: now nobody else can do it
+            busy.append(number)
+        elif spaces[number].has(shard.name):  # checked under the claim: nobody can commit it now
             claim.release()
-            found += len(shard.rows)
+            committed += len(shard.rows)
         else:
             claims.append(claim)
-            mine.append(number)
-    left = replace(shard, spaces=tuple(others)) if others else None
-    return _Claimed(replace(shard, spaces=tuple(mine)), claims, found, left)
+            claimed.append(number)
+    return _Claimed(
+        shard=replace(shard, spaces=tuple(claimed)),
+        claims=claims,
+        committed=committed,
+        busy=replace(shard, spaces=tuple(busy)) if busy else None,
+    )
+
+
+def _release(claims: Iterable[Claim]) -> None:
+    for claim in claims:
+        claim.release()

@@ -17,17 +17,18 @@ from featurecache.filling.shard_plan import Shard, ShardPlan
 from featurecache.filling.tally import ShardResult, Tally
 from featurecache.images.samples import Member
 from featurecache.storage import durable, object_store
+from featurecache.text import counted
 
 EXECUTORS = ("local", "processes", "ray")
 
-_LOOK_AGAIN = 0.5  # seconds until shards that others are at are looked at again
+_POLL_SECONDS = 0.5  # between looks at shards that other processes have claimed
 
-_CORES = 8  # for each worker of `processes`, where there are no GPUs: one feeds that many
+_CORES = 8  # per worker of `processes` without GPUs: one network keeps that many busy
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where shards are made: `executor` is one of EXECUTORS, the others are its settings."""
+    """Where shards are made: `executor` is one of EXECUTORS; the rest are its settings."""
 
     executor: str = "local"
     address: str | None = None
@@ -38,7 +39,7 @@ class Where:
 def check_where(
     executor: str, address: str | None, gpus_per_worker: float | None, max_workers: int | None
 ) -> Where:
-    """These as a Where. Raises BadInput."""
+    """The Where with these settings. Raises BadInput."""
     if executor not in EXECUTORS:
         raise UnknownName("executor", executor, EXECUTORS)
     if address is not None and executor != "ray":
@@ -53,13 +54,13 @@ def check_where(
 
 
 class Maker(Protocol):
-    """Makes the shards of one job, whatever has to be opened once for all of them open."""
+    """Makes the shards of one job. What they share, such as networks, is opened once."""
 
     def work(
-        self, shards: Iterable[Shard | None], told: Callable[[int], None]
+        self, shards: Iterable[Shard | None], report_rows: Callable[[int], None]
     ) -> Generator[ShardResult, None, None]:
-        """Make and commit each shard; what became of them, in their order. None stands for one that
-        is not there yet. `told` of the rows of each batch."""
+        """Make and commit each shard, and yield the results in their order. A shard that is None
+        means that there is none yet. Calls `report_rows` with the row count of each batch."""
         ...
 
 
@@ -72,24 +73,25 @@ def dispatch(
     gpus: int,
     tally: Tally,
 ) -> None:
-    """Make all of `todo` with `maker(job)`, here or by an executor's workers, each of which opens
-    one of its own. `gpus` are those of this machine that `job` would use.
+    """Make all of `todo` with `maker(job)`, in this process or in an executor's workers, each of
+    which opens its own maker. `gpus` is the number of GPUs of this machine that `job` would use.
 
-    Raises FeatureCacheError, with the shards that could not be made and why, when all others are.
+    Raises FeatureCacheError after all other shards are made, if some could not be: it names each,
+    with the reason.
     """
     if where.executor == "local":
-        here = maker(job)
+        local_maker = maker(job)
         shards: Iterable[Shard] = todo
         while True:
-            left = []
-            for done in here.work(shards, tally.rows):
-                tally.done(done)
-                left += [done.left] if done.left else []
-            if not left:
+            busy = []
+            for result in local_maker.work(shards, tally.add_rows):
+                tally.add_shard(result)
+                busy += [result.busy] if result.busy else []
+            if not busy:
                 return
-            shards = left
-            tally.show(f"waiting for {len(left)} shards of other processes")
-            time.sleep(_LOOK_AGAIN)
+            shards = busy
+            tally.show(f"waiting for {counted(len(busy), 'shard')} of other processes")
+            time.sleep(_POLL_SECONDS)
     source = next(iter(todo)).rows[0][0].source
     if isinstance(source, Member):
         source = source.path
@@ -97,11 +99,11 @@ def dispatch(
         context = (maker, job, probe, None if isinstance(source, bytes) else source)
         tally.show("starting workers")
         with contextlib.closing(_crew(where, context, gpus)) as crew:
-            results = schedule(crew, todo, tally.lost)
+            results = schedule(crew, todo, tally.add_lost_worker)
             try:
-                for done, machine in results:
-                    tally.rows(done.rows, machine)
-                    tally.done(done)
+                for result, machine in results:
+                    tally.add_rows(result.rows, machine)
+                    tally.add_shard(result)
             except TasksFailed as error:
                 raise _not_made(error, len(todo)) from error
 
@@ -113,19 +115,19 @@ def _crew(where: Where, context: Any, gpus: int) -> Any:
         return Cluster(_begin, context, where.address, where.gpus_per_worker, where.max_workers)
     from featurecache.executors.processes import Processes
 
-    each = 1.0 if where.gpus_per_worker is None else where.gpus_per_worker
-    if each != int(each):
-        raise BadInput(f"gpus per worker {each:g}: --executor processes gives whole ones")
-    if not gpus or not each:
+    per_worker = 1.0 if where.gpus_per_worker is None else where.gpus_per_worker
+    if per_worker != int(per_worker):
+        raise BadInput(f"gpus per worker {per_worker:g}: --executor processes needs whole numbers")
+    if not gpus or not per_worker:
         return Processes(_begin, context, where.max_workers or max(1, cores() // _CORES))
-    if gpus < each:
-        raise BadInput(f"gpus per worker {each:g}: there are {gpus} here")
-    count = min(gpus // int(each), where.max_workers or gpus)
-    return Processes(_begin, context, count, int(each))
+    if gpus < per_worker:
+        raise BadInput(f"gpus per worker {per_worker:g}: this machine has {gpus}")
+    count = min(gpus // int(per_worker), where.max_workers or gpus)
+    return Processes(_begin, context, count, int(per_worker))
 
 
 def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> Any:
-    """A worker's beginning: what does a shard when it is called."""
+    """Start a worker; returns the function that makes a shard."""
     maker, job, probe, source = context
     if not object_store.has(probe):
         raise BadInput(
@@ -136,18 +138,18 @@ def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> An
         raise BadInput(
             f"does not see the dataset ({source}): it must be at the same path on every machine"
         )
-    made = maker(job)
+    worker_maker = maker(job)
 
     def work(shards: Iterable[Shard | None]) -> Iterator[ShardResult | Deferred]:
-        for done in made.work(shards, lambda rows: None):
-            yield Deferred(replace(done, left=None), done.left) if done.left else done
+        for result in worker_maker.work(shards, lambda rows: None):
+            yield Deferred(replace(result, busy=None), result.busy) if result.busy else result
 
     return CallQueue(work)
 
 
 @contextlib.contextmanager
 def _probe(cache: Path) -> Iterator[Path]:
-    """A file in the cache, by which workers see that it is the same one."""
+    """A file in the cache, which shows workers that theirs is the same cache."""
     probe = cache.absolute() / "probe"
     if not object_store.is_remote(cache):
         with durable.temporary_file(probe) as temporary:
@@ -163,10 +165,10 @@ def _probe(cache: Path) -> Iterator[Path]:
 
 def _not_made(error: TasksFailed, total: int) -> FeatureCacheError:
     lines = [
-        f"{shard.name[:12]} ({shard.rows[0][0].id} and {len(shard.rows) - 1} more): {why}"
-        for shard, why in error.failed
+        f"{shard.name[:12]} ({shard.rows[0][0].id} and {len(shard.rows) - 1} more): {reason}"
+        for shard, reason in error.failed
     ]
     return FeatureCacheError(
-        f"{len(lines)} of {total} shards could not be made; the others are committed, and the same "
-        "command tries these again: " + "; ".join(lines)
+        f"{len(lines)} of {total} shards could not be made; the others are committed. Run the same "
+        "command again to retry these: " + "; ".join(lines)
     )

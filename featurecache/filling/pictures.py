@@ -14,7 +14,7 @@ from PIL import Image
 from featurecache.errors import SourceChanged
 from featurecache.executors.pool import checked_workers
 from featurecache.features.spaces import Space
-from featurecache.filling.claims import claimed_shards
+from featurecache.filling.claims import ShardWork, claimed_shards
 from featurecache.filling.shard_plan import Batch, Shard
 from featurecache.filling.tally import ShardResult
 from featurecache.filling.timing import timed, timed_each
@@ -29,7 +29,7 @@ SPENT = ("pictures", "decode", "augment", "disk")
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a crew knows: what it makes, and where it goes."""
+    """What every worker needs: what to make, and where to commit it."""
 
     spaces: tuple[Space, ...]
     views: tuple[View, ...]  # of each space
@@ -44,41 +44,52 @@ class Augmenter:
         self._workers = checked_workers(job.workers)
 
     def work(
-        self, shards: Iterable[Shard | None], told: Callable[[int], None]
+        self, shards: Iterable[Shard | None], report_rows: Callable[[int], None]
     ) -> Generator[ShardResult, None, None]:
         job = self._job
-        made = claimed_shards(shards, job.spaces, BATCH_ROWS, render, job.views, self._workers)
-        with contextlib.closing(made):
-            for shard, batches, found, left in made:
-                began = time.perf_counter()
-                spent = dict.fromkeys(SPENT, 0.0)
-                pictures: list[list[bytes]] = [[] for _ in shard.spaces]
-                failed: list[dict[bytes, str]] = [{} for _ in shard.spaces]
-                changed: dict[bytes, SourceChanged] = {}
-                for batch in timed_each(batches, spent, "pictures"):
-                    changed |= batch.changed
-                    spent["decode"] += batch.decode
-                    spent["augment"] += batch.augment
-                    for i, (new, bad) in enumerate(zip(batch.pictures, batch.failed, strict=True)):
-                        pictures[i] += new
-                        failed[i] |= bad
-                    told(sum(map(len, batch.pictures)))
-                took = time.perf_counter() - began
-                items = [item for item in shard.items if item not in changed]
-                with timed(spent, "disk"):
-                    for s, kept, bad in (
-                        zip(shard.spaces, pictures, failed, strict=True) if items else ()
-                    ):
-                        arrays = arrays_of(kept)
-                        made_by = provenance(job.views[s])
-                        job.spaces[s].commit(items, arrays, bad, made_by, took)
-                reasons = {error.name: error.reason for error in changed.values()}
-                computed = len(items) * len(shard.spaces)
-                yield ShardResult(computed, found, left, spent, changed=reasons)
+        claimed = claimed_shards(shards, job.spaces, BATCH_ROWS, render, job.views, self._workers)
+        with contextlib.closing(claimed):
+            for claimed_shard in claimed:
+                with claimed_shard as work:
+                    result = self._make(work, report_rows)
+                yield result
+
+    def _make(self, work: ShardWork[Rendered], report_rows: Callable[[int], None]) -> ShardResult:
+        job, shard = self._job, work.shard
+        start = time.perf_counter()
+        spent = dict.fromkeys(SPENT, 0.0)
+        pictures: list[list[bytes]] = [[] for _ in shard.spaces]
+        failed: list[dict[bytes, str]] = [{} for _ in shard.spaces]
+        changed: dict[bytes, SourceChanged] = {}
+        for batch in timed_each(work.batches, spent, "pictures"):
+            changed |= batch.changed
+            spent["decode"] += batch.decode
+            spent["augment"] += batch.augment
+            for i, (new, bad) in enumerate(zip(batch.pictures, batch.failed, strict=True)):
+                pictures[i] += new
+                failed[i] |= bad
+            report_rows(sum(map(len, batch.pictures)))
+        seconds = time.perf_counter() - start
+        items = [item for item in shard.items if item not in changed]
+        with timed(spent, "disk"):
+            for s, encoded, bad in (
+                zip(shard.spaces, pictures, failed, strict=True) if items else ()
+            ):
+                arrays = arrays_of(encoded)
+                made_by = provenance(job.views[s])
+                job.spaces[s].commit(items, arrays, bad, made_by, seconds)
+        reasons = {error.name: error.reason for error in changed.values()}
+        return ShardResult(
+            rows=len(items) * len(shard.spaces),
+            hits=work.committed,
+            busy=work.busy,
+            spent=spent,
+            changed=reasons,
+        )
 
 
 def arrays_of(pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """The arrays of a shard of encoded pictures, none of them for a bad image."""
+    """The arrays of a shard of encoded pictures; a bad image has an empty one."""
     return {
         "pictures": np.frombuffer(b"".join(pictures), np.uint8),
         "offsets": np.cumsum([0, *map(len, pictures)], dtype=np.uint64),
@@ -86,20 +97,20 @@ def arrays_of(pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
 
 
 def provenance(view: View) -> dict[str, str]:
-    """What may shift a picture's last bits and is not in its key."""
+    """What may change a picture's last bits and is not in its key (law 2)."""
     return {"pictures": "png"} | pixel_provenance(view)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The PNG bytes of each view of each row of a batch; none for an image that failed there. One
-    that changed since it was listed has no row."""
+    """The PNG bytes per view and row of a batch; empty for an image that failed in that view. An
+    image that changed after it was listed has no row."""
 
     pictures: list[list[bytes]]
-    failed: list[dict[bytes, str]]  # of each view
+    failed: list[dict[bytes, str]]  # per view
     changed: dict[bytes, SourceChanged]
-    decode: float  # seconds, with reading
-    augment: float  # with encoding
+    decode: float  # seconds, including reading
+    augment: float  # seconds, including encoding
 
 
 def render(views: tuple[View, ...], batch: Batch) -> Rendered:
@@ -132,6 +143,6 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
 
 def _png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
-    # Level 1: noise hardly packs, so higher levels cost time and save little.
+    # Level 1: noise compresses badly, so higher levels cost time and save little.
     Image.fromarray(pixels).save(out, "PNG", compress_level=1)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""Make rows of a space again from its key alone: what `verify` and `retry` have in common."""
+"""Recompute rows of a space from its key alone, for `verify` and `retry`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featurecache.images.views import view_of_key
 
 @dataclass(frozen=True)
 class RecomputedRows:
-    """What `Space.commit` wants of these rows."""
+    """What `Space.commit` needs for these rows."""
 
     arrays: dict[str, np.ndarray]
     failed: dict[bytes, str]
@@ -29,14 +29,12 @@ class RecomputedRows:
 
 
 class Recomputer:
-    """Makes rows of any space of a cache again, in this process; each network is opened once.
+    """Recomputes rows of any space of a cache, in this process; each network is opened once.
 
-    `weights` are those that the spaces were made with, where they were made with such an option.
+    `weights` must be the same file as when the spaces were made, if they were made with one.
     """
 
-    def __init__(
-        self, engine: str = "auto", weights: str | Path | None = None, workers: int = 0
-    ) -> None:
+    def __init__(self, engine: str = "auto", weights: str | Path | None = None) -> None:
         self._engine = engine
         self._weights = weights
         self._backbones: dict[str, Backbone] = {}
@@ -45,10 +43,10 @@ class Recomputer:
     def make(
         self, space: Space, rows: Sequence[tuple[Sample, bytes]], engine: str = ""
     ) -> RecomputedRows:
-        """The rows of these images, in batches from the first one on (law 5).
+        """The rows of these images, in batches from the first one on (law 5, "Same bytes").
 
-        Raises BadInput where the key can't be had here: other library versions, other weights.
-        `engine` is taken before the one of this object, where it is there.
+        `engine` overrides the one of this object. Raises BadInput if this machine can't make the
+        space's key: other library versions, other weights.
         """
         if space.backbone is None:
             return self._pictures(space, rows)
@@ -66,32 +64,32 @@ class Recomputer:
         if which not in self._engines:
             self._engines[which] = open_engine(backbone, name, key["precision"])
         running = self._engines[which]
-        recipe = vectors.Preparation((view,), (), (backbone.preprocess,), ((0, 0),))
+        preparation = vectors.Preparation((view,), (), (backbone.preprocess,), ((0, 0),))
         parts = []
         failed: dict[bytes, str] = {}
         check = vectors.vector_check(space)
         for batch in _batches(rows, running.batch_rows):
-            made = vectors.prepare(recipe, batch)
+            made = vectors.prepare(preparation, batch)
             _unchanged(made.changed)
             parts.append(run_rows(running, made.pixels[0]))
             check.add(made.pixels[0], parts[-1], made.decoded[0])
             failed |= made.failed[0]
         check.finish()
         features = vectors.vectors_of([item for _, item in rows], parts, failed)
-        made_by = vectors.provenance(running, recipe, 0, ())
+        made_by = vectors.provenance(running, preparation, 0, ())
         return RecomputedRows({"features": features}, failed, made_by)
 
     def _pictures(self, space: Space, rows: Sequence[tuple[Sample, bytes]]) -> RecomputedRows:
         view = view_of_key(space.key["view"], space.view)
         _check_same_key(space.key, keys.picture_key(view.key()))
-        kept: list[bytes] = []
+        encoded: list[bytes] = []
         failed: dict[bytes, str] = {}
         for batch in _batches(rows, pictures.BATCH_ROWS):
             made = pictures.render((view,), batch)
             _unchanged(made.changed)
-            kept += made.pictures[0]
+            encoded += made.pictures[0]
             failed |= made.failed[0]
-        return RecomputedRows(pictures.arrays_of(kept), failed, pictures.provenance(view))
+        return RecomputedRows(pictures.arrays_of(encoded), failed, pictures.provenance(view))
 
 
 def _batches(rows: Sequence[tuple[Sample, bytes]], size: int) -> list[Batch]:
@@ -103,7 +101,7 @@ def _unchanged(changed: Mapping[bytes, SourceChanged]) -> None:
         raise error
 
 
-def _check_same_key(key: keys.Json, here: keys.Json) -> None:
-    if keys.digest(key) != keys.digest(here):
-        differs = "; ".join(keys.differences(key, here))
-        raise BadInput(f"can't be computed again here: differs in {differs}")
+def _check_same_key(key: keys.Json, local_key: keys.Json) -> None:
+    if keys.digest(key) != keys.digest(local_key):
+        differs = "; ".join(keys.differences(key, local_key))
+        raise BadInput(f"cannot be recomputed on this machine, where these differ: {differs}")

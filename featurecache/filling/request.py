@@ -1,10 +1,11 @@
-"""Resolve what was asked for into samples, items and spaces: the first step of most stages."""
+"""A request, resolved to samples, items and spaces: the first step of the stages that fill."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.engines import PRECISIONS
+from featurecache.features.settings import BackboneSetting
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
@@ -23,10 +25,10 @@ from featurecache.items import Items, Lookup
 
 @dataclass(frozen=True)
 class Request:
-    """A dataset with the items of its samples, and what to make of them."""
+    """A dataset with the items of its samples, and the views and backbones to make of them."""
 
     dataset: Dataset
-    items: Items  # beside dataset.samples; None where the file can't be read
+    items: Items  # per sample of the dataset; None if its file can't be read
     unreadable: dict[str, str]  # sample id -> reason
     cache: Cache
     views: tuple[View, ...]
@@ -40,11 +42,11 @@ class Request:
 
     @property
     def images(self) -> int:
-        """The number of images that can be read, each once."""
+        """The number of distinct images that can be read."""
         return len(self.items.distinct)
 
     def picture_space(self, view: View) -> Space:
-        """The space of a view's kept pictures."""
+        """The space of a view's pictures."""
         return self.cache.space(keys.picture_key(view.key()), view.name)
 
     def vector_space(self, view: View, backbone: Backbone) -> Space:
@@ -53,21 +55,21 @@ class Request:
         return self.cache.space(key, view.name, backbone.name)
 
     def failures(self, spaces: Sequence[Space]) -> list[dict[str, str]]:
-        """Every sample without a row, `{path, reason}`: unreadable, or undecodable in a space. An
-        image that fails in some views alone has a reason for each."""
+        """`{path, reason}` of every sample without a row: unreadable, or undecodable in a space. An
+        image that fails in several views for different reasons lists each reason."""
         reasons: dict[bytes, str] = {}
         for space in spaces:
-            for item, why in space.failed.items():
-                known = reasons.setdefault(item, why)
-                if why not in known.split("; "):
-                    reasons[item] = f"{known}; {why}"
-        rows = [{"path": path, "reason": why} for path, why in self.unreadable.items()]
+            for item, reason in space.failed.items():
+                known = reasons.setdefault(item, reason)
+                if reason not in known.split("; "):
+                    reasons[item] = f"{known}; {reason}"
+        rows = [{"path": path, "reason": reason} for path, reason in self.unreadable.items()]
         if reasons:
             listed = Lookup(Items.of(list(reasons)).array).places(self.items.array)
-            for place in np.flatnonzero(listed >= 0).tolist():
-                reason = reasons.get(self.items[place] or b"")
-                if reason is not None:
-                    rows.append({"path": self.dataset.samples[place].id, "reason": reason})
+            for index in np.flatnonzero(listed >= 0).tolist():
+                failure = reasons.get(self.items[index] or b"")
+                if failure is not None:
+                    rows.append({"path": self.dataset.samples[index].id, "reason": failure})
         return rows
 
 
@@ -78,18 +80,14 @@ def resolve_request(
     backbone: str | Sequence[str] = (),
     *,
     weights: str | Path | None = None,
-    input_size: int | None = None,
-    crop: float | None = None,
-    interpolation: str | None = None,
-    layer: str | None = None,
-    pooling: str | None = None,
     precision: str = "f32",
     seed: int = 0,
     progress: Progress = silent,
+    **setting: Unpack[BackboneSetting],
 ) -> Request:
-    """The dataset, its items, and the views and backbones by their names. Raises BadInput.
+    """The dataset, its items, and the named views and backbones. Raises BadInput.
 
-    Without a policy: the view `none`, and every view whose pictures `augment` has kept with this
+    Without a policy: the view `none`, and every view whose pictures `augment` has stored with this
     seed.
     """
     if seed < 0:
@@ -98,25 +96,14 @@ def resolve_request(
         raise UnknownName("precision", precision, PRECISIONS)
     opened = Cache(cache)
     names = [policy] if isinstance(policy, str) else list(policy)
-    views = [find_view(name, seed) for name in names] or [View(None), *_kept_views(opened, seed)]
+    views = [find_view(name, seed) for name in names] or [View(None), *_stored_views(opened, seed)]
     dataset = open_dataset(data)
     for view in views:
         view.check()
-    asked = [backbone] if isinstance(backbone, str) else list(backbone)
-    if weights is not None and len(asked) > 1:
+    backbone_names = [backbone] if isinstance(backbone, str) else list(backbone)
+    if weights is not None and len(backbone_names) > 1:
         raise BadInput("--weights belongs to one backbone; give one --backbone")
-    backbones = [
-        load_backbone(
-            name,
-            weights,
-            input_size=input_size,
-            crop=crop,
-            interpolation=interpolation,
-            layer=layer,
-            pooling=pooling,
-        )
-        for name in dict.fromkeys(asked)
-    ]
+    backbones = [load_backbone(name, weights, **setting) for name in dict.fromkeys(backbone_names)]
     items, unreadable = items_of(dataset.samples, progress)
     return Request(
         dataset,
@@ -129,8 +116,8 @@ def resolve_request(
     )
 
 
-def _kept_views(cache: Cache, seed: int) -> list[View]:
-    """The views of the picture spaces that this seed and this imgaug would make again."""
+def _stored_views(cache: Cache, seed: int) -> list[View]:
+    """The views of the picture spaces that this seed and this version of imgaug would reproduce."""
     views = []
     for space in cache.spaces():
         wanted = space.key.get("view")

@@ -16,7 +16,7 @@ from featurecache.items import Items
 
 ImageItem = tuple[Sample, bytes]  # an image and its item
 
-_SPARSE = 8  # times more images between the first and the last of a shard than in it
+_SPARSE = 8  # a shard is sparse if its span in the dataset is this many times its rows
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that a worker makes at once, for some of the numbered spaces."""
+    """Rows that a worker makes in one call, for some of the numbered spaces."""
 
     rows: tuple[ImageItem, ...]
     spaces: tuple[int, ...]
 
 
 class ShardPlan:
-    """A plan: shards that are missing, in dataset order. Of each it has the places of its images in
-    the dataset; the images themselves are looked up as it is gone through."""
+    """The missing shards, in dataset order. It holds the positions of each shard's images in the
+    dataset, and reads the samples as it is iterated."""
 
     def __init__(
         self,
@@ -56,62 +56,64 @@ class ShardPlan:
         return len(self._cuts)
 
     def __iter__(self) -> Iterator[Shard]:
-        for name, at, spaces in self._cuts:
-            first, last = int(at[0]), int(at[-1])
-            if last - first < _SPARSE * len(at):  # samples that lie together are cheaper together
-                near = list(self._samples[first : last + 1])
-                samples = [near[place - first] for place in at.tolist()]
+        for name, positions, spaces in self._cuts:
+            first, last = int(positions[0]), int(positions[-1])
+            if last - first < _SPARSE * len(positions):  # one slice is cheaper than single reads
+                span = list(self._samples[first : last + 1])
+                samples = [span[position - first] for position in positions.tolist()]
             else:
-                samples = [self._samples[place] for place in at.tolist()]
-            items = [item.tobytes() for item in self._items.array[at]]
+                samples = [self._samples[position] for position in positions.tolist()]
+            items = [item.tobytes() for item in self._items.array[positions]]
             yield Shard(name, tuple(zip(samples, items, strict=True)), spaces)
 
     @property
     def rows(self) -> int:
-        """How many rows these shards are, in all their spaces."""
-        return sum(len(at) * len(spaces) for _, at, spaces in self._cuts)
+        """The number of rows of these shards, in all their spaces."""
+        return sum(len(positions) * len(spaces) for _, positions, spaces in self._cuts)
 
     @property
     def spaces(self) -> list[int]:
-        """The numbers of the spaces that lack something."""
+        """The numbers of the spaces that lack rows."""
         return sorted({number for _, _, spaces in self._cuts for number in spaces})
 
     def of_part(self, part: tuple[int, int], rows: int) -> ShardPlan:
-        """Those of the shards, cut by `rows`, that are one job's of n that know nothing of each
-        other.
+        """The shards, cut by `rows`, of job i of n; `part` is (i, n). The jobs need not know of
+        each other.
 
-        A shard belongs to the place among the images of its first one, and not to its place in the
-        plan, which others shorten while they work: so jobs that begin at other times divide it
-        alike, and what one of them fails to do is its own again.
+        The position of a shard's first image among all images decides, not the shard's position
+        in the plan, which gets shorter as jobs work. So jobs that start at different times divide
+        the work in the same way, and a job that is run again gets the shards that it failed to
+        make.
         """
-        place, of = part
-        firsts = np.array([at[0] for _, at, _ in self._cuts], np.int64)
-        mine = np.searchsorted(self._items.distinct, firsts) // rows % of == place - 1
-        cuts = [cut for cut, taken in zip(self._cuts, mine.tolist(), strict=True) if taken]
+        number, count = part
+        firsts = np.array([positions[0] for _, positions, _ in self._cuts], np.int64)
+        chosen = np.searchsorted(self._items.distinct, firsts) // rows % count == number - 1
+        cuts = [cut for cut, taken in zip(self._cuts, chosen.tolist(), strict=True) if taken]
         return ShardPlan(self._samples, self._items, cuts)
 
 
 def plan_shards(
     samples: Sequence[Sample], items: Items, spaces: Sequence[Space], rows: int
 ) -> ShardPlan:
-    """The missing items of each space in dataset order, cut into shards of `rows` (law 3).
+    """The missing items of each space in dataset order, cut into shards of `rows` (law 3, "Rows are
+    addressed by item").
 
     Spaces that miss the same shard share it, so their images are decoded and augmented once. A
-    resumed plan names the same shards as the first: whole shards were committed, so the cut falls
-    in the same places.
+    resumed plan names the same shards as the first one: only whole shards were committed, so the
+    cuts fall at the same images.
     """
     check_shard_rows(rows)
     distinct = items.distinct
     images = items.array if len(distinct) == len(items) else items.array[distinct]
-    found: dict[str, tuple[np.ndarray, list[int]]] = {}
+    shards: dict[str, tuple[np.ndarray, list[int]]] = {}
     for number, space in enumerate(spaces):
         missing = distinct[~space.holds(images)]
         for start in range(0, len(missing), rows):
-            at = missing[start : start + rows]
-            name = hashlib.sha256(items.array[at].tobytes()).hexdigest()
-            found.setdefault(name, (at, []))[1].append(number)
-    in_order = sorted(found.items(), key=lambda pair: int(pair[1][0][0]))
-    cuts = [(name, at, tuple(numbers)) for name, (at, numbers) in in_order]
+            positions = missing[start : start + rows]
+            name = hashlib.sha256(items.array[positions].tobytes()).hexdigest()
+            shards.setdefault(name, (positions, []))[1].append(number)
+    in_order = sorted(shards.items(), key=lambda pair: int(pair[1][0][0]))
+    cuts = [(name, positions, tuple(numbers)) for name, (positions, numbers) in in_order]
     return ShardPlan(samples, items, cuts)
 
 
@@ -123,9 +125,9 @@ def check_shard_rows(rows: int) -> int:
 
 
 def parse_part(part: str) -> tuple[int, int]:
-    """(i, n) of `i/n`, a job's place in an array of n. Raises BadInput."""
+    """(i, n) of `i/n`: job i of n. Raises BadInput."""
     match = re.fullmatch(r"(\d+)/(\d+)", part)
-    place, of = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= place <= of:
-        raise BadInput(f"part {part!r}: must be I/N with I from 1 to N, as 1/8 for the first of 8")
-    return place, of
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise BadInput(f"part {part!r}: must be I/N with I from 1 to N; 1/8 is the first of 8")
+    return number, count

@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 from featurecache.executors import Progress
 from featurecache.filling.shard_plan import Shard
 from featurecache.images.datasets import Dataset
+from featurecache.text import counted
 
-MAX_LISTED = 3  # machines whose share progress shows, and failed shards that an error does
+MAX_LISTED = 3  # machines whose shares progress shows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What became of a shard. Small, since it may come from another machine."""
+    """The outcome of a shard. Small, since it may come from another machine."""
 
-    rows: int  # computed here, and committed
-    found: int  # committed by others meanwhile
-    left: Shard | None  # what others are at
-    spent: dict[str, float]  # seconds by part
-    least_cosine: dict[str, float] = field(default_factory=dict)  # featurize's
+    rows: int  # computed and committed by this worker
+    hits: int  # rows that others have committed in the meantime
+    busy: Shard | None  # the part that others have claimed
+    spent: dict[str, float]  # part of the work -> seconds
+    least_cosine: dict[str, float] = field(default_factory=dict)  # of featurize
     changed: dict[str, str] = field(default_factory=dict)  # sample id -> why its rows can't be made
 
 
@@ -36,60 +37,59 @@ class Tally:
         self._what = what
         self._total = total
         self._progress = progress
-        self._shares: collections.Counter[str] = collections.Counter()  # rows made by each place
+        self._shares: collections.Counter[str] = collections.Counter()  # machine -> rows
         self._lost = 0
 
-    def rows(self, count: int, place: str = "") -> None:
+    def add_rows(self, count: int, machine: str = "") -> None:
         self.computed += count
-        self._shares[place] += count
+        self._shares[machine] += count
         self.show()
 
-    def done(self, done: ShardResult) -> None:
-        self.hits += done.found
-        self._total -= done.found
-        self.spent.update(done.spent)
-        self.least_cosine = {**done.least_cosine, **self.least_cosine}
-        self.changed |= done.changed
+    def add_shard(self, result: ShardResult) -> None:
+        self.hits += result.hits
+        self._total -= result.hits
+        self.spent.update(result.spent)
+        self.least_cosine = {**result.least_cosine, **self.least_cosine}
+        self.changed |= result.changed
         self.show()
 
-    def lost(self, why: str) -> None:
+    def add_lost_worker(self, reason: str) -> None:
         self._lost += 1
-        self.show(why)
+        self.show(reason)
 
     def show(self, note: str = "") -> None:
-        said = [f"{self.hits:,} hits"]
-        said += [f"bound by {self.bound}"] if self.spent and self.computed else []
+        parts = [f"{self.hits:,} hits"]
+        parts += [f"bound by {self.bound}"] if self.spent and self.computed else []
         if any(self._shares.keys()):
             first = self._shares.most_common(MAX_LISTED)
-            shares = [f"{place} {count / max(self.computed, 1):.0%}" for place, count in first]
+            shares = [f"{machine} {count / max(self.computed, 1):.0%}" for machine, count in first]
             more = len(self._shares) - len(first)
-            said.append(", ".join(shares) + (f" and {more} more" if more else ""))
+            parts.append(", ".join(shares) + (f" and {more} more" if more else ""))
         if self._lost:
-            said.append(f"{self._lost} workers lost")
-        said += [note] if note else []
-        self._progress(self.computed, self._total, f"{self._what} ({'; '.join(said)})")
+            parts.append(f"{counted(self._lost, 'worker')} lost")
+        parts += [note] if note else []
+        self._progress(self.computed, self._total, f"{self._what} ({'; '.join(parts)})")
 
     def failures(self) -> list[dict[str, str]]:
-        """`{path, reason}` of the images that were removed or edited since they were listed. Their
-        bytes are unknown, so nothing of them is committed: a later run takes them up."""
-        return [{"path": path, "reason": why} for path, why in sorted(self.changed.items())]
+        """`{path, reason}` of the images that were removed or edited after they were listed. Their
+        bytes are unknown, so none of their rows are committed; the next run computes them."""
+        return [{"path": path, "reason": reason} for path, reason in sorted(self.changed.items())]
 
     def notes(self, dataset: Dataset) -> list[str]:
-        """What to do about them."""
+        """What to do about changed images."""
         if not self.changed:
             return []
+        images = counted(len(self.changed), "image")
         if dataset.layout == "index":
             return [
-                f"the index {dataset.root} is older than {len(self.changed):,} of its images; run "
-                "`featurecache index` again"
+                f"the index {dataset.root} is older than {images} in it; run `featurecache index` "
+                "again"
             ]
-        return [
-            f"{len(self.changed):,} images were removed or edited while the work ran; run again"
-        ]
+        return [f"{images} removed or edited while the work ran; run again"]
 
     @property
     def bound(self) -> str:
-        """What was waited for most; of pictures, what takes the most of making them."""
+        """The part that the run waited for most; for pictures, the slower step of making them."""
         part = max(("network", "disk", "pictures"), key=lambda part: self.spent[part])
         if part == "pictures":
             return max(("decode", "augment"), key=lambda part: self.spent[part])

@@ -18,11 +18,11 @@ def timed(spent: dict[str, float], part: str) -> Iterator[None]:
 
 
 def timed_each(made: Iterable[Made], spent: dict[str, float], part: str) -> Iterator[Made]:
-    """`made`, with the time that is waited for each added to `part`."""
-    each = iter(made)
+    """Yield from `made`, and add the time that each result takes to `part`."""
+    iterator = iter(made)
     while True:
         with timed(spent, part):
-            one = next(each, None)
-        if one is None:
+            result = next(iterator, None)
+        if result is None:
             return
-        yield one
+        yield result

@@ -24,7 +24,7 @@ from featurecache.features.engines import (
 from featurecache.features.preprocess import Preprocess
 from featurecache.features.soundness import VectorCheck
 from featurecache.features.spaces import Space
-from featurecache.filling.claims import claimed_shards
+from featurecache.filling.claims import ShardWork, claimed_shards
 from featurecache.filling.shard_plan import Batch, Shard
 from featurecache.filling.tally import ShardResult
 from featurecache.filling.timing import Made, timed, timed_each
@@ -42,41 +42,41 @@ Waiting = Callable[[], np.ndarray]
 
 @dataclass(frozen=True)
 class Preparation:
-    """What every worker of a run knows: how a picture of each view is had and made ready."""
+    """How each view's pictures are made, or read if `augment` has stored them, and preprocessed."""
 
     views: tuple[View, ...]
-    kept: tuple[Space, ...]  # beside `views`: where `augment` may have kept their pictures; or ()
+    picture_spaces: tuple[Space, ...]  # per view, as stored by `augment`; or () to ignore these
     preprocesses: tuple[Preprocess, ...]
-    spaces: tuple[tuple[int, int], ...]  # of each numbered space its (view, preprocess) numbers
+    spaces: tuple[tuple[int, int], ...]  # (view, preprocess) numbers per space
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """(n, S, S, 3) uint8 for each space of a batch; zeros for an image that failed there, or that
-    changed since it was listed."""
+    """(n, S, S, 3) uint8 per space of a batch; zeros for an image that failed in that space or
+    changed after it was listed."""
 
     pixels: list[np.ndarray]
-    decoded: list[np.ndarray]  # (n,) bool for each space
-    failed: list[dict[bytes, str]]  # of each space: an image may fail in one view alone
+    decoded: list[np.ndarray]  # (n,) bool per space
+    failed: list[dict[bytes, str]]  # per space: an image may fail in one view only
     changed: dict[bytes, SourceChanged]
-    decode: float  # seconds, with reading and resizing
-    augment: float
+    decode: float  # seconds, including reading and resizing
+    augment: float  # seconds
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a crew knows: what it makes, how, and where it goes."""
+    """What every worker needs: what to make, how, and where to commit it."""
 
     spaces: tuple[Space, ...]
-    recipe: Preparation
-    backbones: dict[int, Backbone]  # those that are needed, by their number
+    preparation: Preparation
+    backbones: dict[int, Backbone]  # number -> backbone, for the spaces that lack rows
     engine: str
     precision: str
     workers: int | None
 
 
 class Featurizer:
-    """The Maker of vectors: its networks are opened once."""
+    """The Maker of vectors. Each network is opened once."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -88,66 +88,75 @@ class Featurizer:
         self._cosines: dict[str, float] = {}
 
     def work(
-        self, shards: Iterable[Shard | None], told: Callable[[int], None]
+        self, shards: Iterable[Shard | None], report_rows: Callable[[int], None]
     ) -> Generator[ShardResult, None, None]:
-        job, targets = self._job, self._job.recipe.spaces
-        size = next(iter(self._engines.values())).batch_rows  # one kind of engine, one size
-        made = claimed_shards(shards, job.spaces, size, prepare, job.recipe, self._workers)
-        with contextlib.closing(made):
-            for shard, batches, found, left in made:
-                began = time.perf_counter()
-                spent = dict.fromkeys(SPENT, 0.0)
-                rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
-                failed: dict[int, dict[bytes, str]] = {s: {} for s in shard.spaces}
-                changed: dict[bytes, SourceChanged] = {}
-                checks = {s: vector_check(job.spaces[s]) for s in shard.spaces}
-                running = [self._engines[targets[s][1]] for s in shard.spaces]
+        job = self._job
+        size = next(iter(self._engines.values())).batch_rows  # all engines are of one kind
+        claimed = claimed_shards(shards, job.spaces, size, prepare, job.preparation, self._workers)
+        with contextlib.closing(claimed):
+            for claimed_shard in claimed:
+                with claimed_shard as work:
+                    result = self._make(work, report_rows)
+                yield result
 
-                def begin(
-                    batch: Prepared,
-                    running: list[Engine] = running,
-                    spent: dict[str, float] = spent,
-                ) -> list[Waiting]:
-                    with timed(spent, "network"):
-                        both = zip(running, batch.pixels, strict=True)
-                        return [start_rows(engine, pixels) for engine, pixels in both]
+    def _make(self, work: ShardWork[Prepared], report_rows: Callable[[int], None]) -> ShardResult:
+        job, targets, shard = self._job, self._job.preparation.spaces, work.shard
+        start = time.perf_counter()
+        spent = dict.fromkeys(SPENT, 0.0)
+        rows: dict[int, list[np.ndarray]] = {s: [] for s in shard.spaces}
+        failed: dict[int, dict[bytes, str]] = {s: {} for s in shard.spaces}
+        changed: dict[bytes, SourceChanged] = {}
+        checks = {s: vector_check(job.spaces[s]) for s in shard.spaces}
+        running = [self._engines[targets[s][1]] for s in shard.spaces]
 
-                for batch, started in one_ahead(timed_each(batches, spent, "pictures"), begin):
-                    changed |= batch.changed
-                    spent["decode"] += batch.decode
-                    spent["augment"] += batch.augment
-                    with timed(spent, "network"):
-                        for i, (s, wait) in enumerate(zip(shard.spaces, started, strict=True)):
-                            rows[s].append(wait())
-                            checks[s].add(batch.pixels[i], rows[s][-1], batch.decoded[i])
-                            failed[s] |= batch.failed[i]
-                    self._compare(shard.spaces, rows, batch)
-                    told(sum(len(rows[s][-1]) - len(batch.changed) for s in shard.spaces))
-                for check in checks.values():
-                    check.finish()
-                with timed(spent, "disk"):
-                    items = [item for item in shard.items if item not in changed]
-                    for s, used in zip(shard.spaces, running, strict=True) if items else ():
-                        features = vectors_of(shard.items, rows[s], failed[s])
-                        if changed:
-                            features = features[[item not in changed for item in shard.items]]
-                        took = time.perf_counter() - began
-                        made_by = provenance(used, job.recipe, targets[s][0], items)
-                        arrays = {"features": features}
-                        job.spaces[s].commit(items, arrays, failed[s], made_by, took)
-                computed = len(items) * len(shard.spaces)
-                reasons = {error.name: error.reason for error in changed.values()}
-                yield ShardResult(computed, found, left, spent, self._cosines, reasons)
+        def begin(batch: Prepared) -> list[Waiting]:
+            with timed(spent, "network"):
+                both = zip(running, batch.pixels, strict=True)
+                return [start_rows(engine, pixels) for engine, pixels in both]
+
+        for batch, started in one_ahead(timed_each(work.batches, spent, "pictures"), begin):
+            changed |= batch.changed
+            spent["decode"] += batch.decode
+            spent["augment"] += batch.augment
+            with timed(spent, "network"):
+                for i, (s, wait) in enumerate(zip(shard.spaces, started, strict=True)):
+                    rows[s].append(wait())
+                    checks[s].add(batch.pixels[i], rows[s][-1], batch.decoded[i])
+                    failed[s] |= batch.failed[i]
+            self._compare(shard.spaces, rows, batch)
+            report_rows(sum(len(rows[s][-1]) - len(batch.changed) for s in shard.spaces))
+        for check in checks.values():
+            check.finish()
+        with timed(spent, "disk"):
+            items = [item for item in shard.items if item not in changed]
+            for s, used in zip(shard.spaces, running, strict=True) if items else ():
+                features = vectors_of(shard.items, rows[s], failed[s])
+                if changed:
+                    features = features[[item not in changed for item in shard.items]]
+                seconds = time.perf_counter() - start
+                made_by = provenance(used, job.preparation, targets[s][0], items)
+                arrays = {"features": features}
+                job.spaces[s].commit(items, arrays, failed[s], made_by, seconds)
+        return ShardResult(
+            rows=len(items) * len(shard.spaces),
+            hits=work.committed,
+            busy=work.busy,
+            spent=spent,
+            least_cosine=self._cosines,
+            changed={error.name: error.reason for error in changed.values()},
+        )
 
     def _compare(
         self, spaces: Sequence[int], rows: Mapping[int, list[np.ndarray]], batch: Prepared
     ) -> None:
-        """What the precision costs, on the first batch of each network (law 9)."""
+        """Measure the cost of the precision on each network's first batch (law 9)."""
         if self._job.precision == "f32":
             return
-        eager = self._job.engine.removesuffix("-compiled")  # nobody compiles for one batch
+        eager = self._job.engine.removesuffix(
+            "-compiled"
+        )  # compiling is not worth it for one batch
         for s, pixels in zip(spaces, batch.pixels, strict=True):
-            backbone = self._job.backbones[self._job.recipe.spaces[s][1]]
+            backbone = self._job.backbones[self._job.preparation.spaces[s][1]]
             if backbone.name not in self._cosines:
                 exact = run_rows(open_engine(backbone, eager, "f32"), pixels)
                 self._cosines[backbone.name] = least_cosine(rows[s][0], exact)
@@ -156,14 +165,14 @@ class Featurizer:
 def one_ahead(
     made: Iterable[Made], begin: Callable[[Made], Started]
 ) -> Iterator[tuple[Made, Started]]:
-    """Each of `made` with what `begin` gave for it, once the next has been begun too: a device
-    that computes one batch has another waiting."""
-    before: list[tuple[Made, Started]] = []
-    for one in made:
-        before.append((one, begin(one)))
-        if len(before) == 2:
-            yield before.pop(0)
-    yield from before
+    """Yield each batch of `made` with the result of `begin(batch)`, after the next batch has begun
+    too: so the device always has a batch waiting."""
+    pending: list[tuple[Made, Started]] = []
+    for batch in made:
+        pending.append((batch, begin(batch)))
+        if len(pending) == 2:
+            yield pending.pop(0)
+    yield from pending
 
 
 def vector_check(space: Space) -> VectorCheck:
@@ -173,48 +182,48 @@ def vector_check(space: Space) -> VectorCheck:
 def vectors_of(
     items: Sequence[bytes], rows: Sequence[np.ndarray], failed: Collection[bytes]
 ) -> np.ndarray:
-    """The vectors of a shard's batches end to end, (N, D), with zeros where an image failed."""
+    """The vectors of a shard, (N, D), from those of its batches; zeros where an image failed."""
     features: np.ndarray = np.concatenate(rows)
     features[[i for i, item in enumerate(items) if item in failed]] = 0
     return features
 
 
 def provenance(
-    engine: Engine, recipe: Preparation, view: int, items: Sequence[bytes]
+    engine: Engine, preparation: Preparation, view: int, items: Sequence[bytes]
 ) -> dict[str, str]:
-    """What may shift these vectors' last bits and is not in their key. Where `augment` has kept the
-    pictures of the view, the canaries are those of the machines that made them."""
-    made = engine.provenance() | pixel_provenance(recipe.views[view])
-    kept = recipe.kept[view] if recipe.kept else None
-    rows = [kept.rows.get(item) for item in items] if kept and kept.records else []
-    if kept and any(rows):
+    """What may change these vectors' last bits and is not in their key (law 2). If `augment` has
+    stored the view's pictures, the canaries are those of the machines that made them."""
+    made = engine.provenance() | pixel_provenance(preparation.views[view])
+    pictures = preparation.picture_spaces[view] if preparation.picture_spaces else None
+    rows = [pictures.rows.get(item) for item in items] if pictures and pictures.records else []
+    if pictures and any(rows):
         numbers = {row[0] for row in rows if row is not None}
-        canaries = set().union(*(kept.records[number].pixel_canaries for number in numbers))
-        if None in rows:  # made here
+        canaries = set().union(*(pictures.records[number].pixel_canaries for number in numbers))
+        if None in rows:  # made on this machine
             canaries.add(made[keys.PIXEL_CANARY])
         made[keys.PIXEL_CANARY] = " ".join(sorted(canaries))
     return made
 
 
-def prepare(recipe: Preparation, batch: Batch) -> Prepared:
-    """Decode each image of a batch once, make each view of it once, fit it to each network."""
+def prepare(preparation: Preparation, batch: Batch) -> Prepared:
+    """Decode each image of a batch once, make each view once, preprocess it for each network."""
     start = time.perf_counter()
     spent = {"augment": 0.0}
-    targets = [recipe.spaces[s] for s in batch.spaces]
+    targets = [preparation.spaces[s] for s in batch.spaces]
     made = []
     for _, p in targets:
-        size = recipe.preprocesses[p].input_size
+        size = preparation.preprocesses[p].input_size
         made.append(np.zeros((len(batch.rows), size, size, 3), np.uint8))
     decoded = [np.ones(len(batch.rows), bool) for _ in targets]
     failed: list[dict[bytes, str]] = [{} for _ in targets]
     changed = {}
     for row, (sample, item) in enumerate(batch.rows):
         try:
-            pictures = _pictures(recipe, [v for v, _ in targets], sample, item, spent)
+            pictures = _pictures(preparation, [v for v, _ in targets], sample, item, spent)
         except SourceChanged as error:
             changed[item] = error
-            for of_space in decoded:
-                of_space[row] = False
+            for mask in decoded:
+                mask[row] = False
             continue
         for i, (v, p) in enumerate(targets):
             picture = pictures[v]
@@ -222,31 +231,37 @@ def prepare(recipe: Preparation, batch: Batch) -> Prepared:
                 failed[i][item] = str(picture)
                 decoded[i][row] = False
             else:
-                made[i][row] = recipe.preprocesses[p](picture)
-    whole = time.perf_counter() - start
-    return Prepared(made, decoded, failed, changed, whole - spent["augment"], spent["augment"])
+                made[i][row] = preparation.preprocesses[p](picture)
+    seconds = time.perf_counter() - start
+    return Prepared(made, decoded, failed, changed, seconds - spent["augment"], spent["augment"])
 
 
 def _pictures(
-    recipe: Preparation, views: Sequence[int], sample: Sample, item: bytes, spent: dict[str, float]
+    preparation: Preparation,
+    views: Sequence[int],
+    sample: Sample,
+    item: bytes,
+    spent: dict[str, float],
 ) -> dict[int, np.ndarray | Undecodable]:
-    """An image in each of these views, or why there is none of it. Raises SourceChanged."""
+    """view number -> the image in that view, or why it failed. Raises SourceChanged."""
     source: np.ndarray | Undecodable | None = None
-    found: dict[int, np.ndarray | Undecodable] = {}
+    pictures: dict[int, np.ndarray | Undecodable] = {}
     for v in dict.fromkeys(views):
         try:
-            kept = recipe.kept[v].picture(item) if recipe.kept else None
-            if kept:  # empty where the image failed: the original says why
-                found[v] = decode(kept)
+            stored = None
+            if preparation.picture_spaces:
+                stored = preparation.picture_spaces[v].picture(item)
+            if stored:  # empty if the image failed: decoding the original tells why
+                pictures[v] = decode(stored)
                 continue
             if isinstance(source, Undecodable):
-                found[v] = source
+                pictures[v] = source
                 continue
             if source is None:
                 source = original(sample, item)
             with timed(spent, "augment"):
-                found[v] = recipe.views[v].picture(source, item)
+                pictures[v] = preparation.views[v].picture(source, item)
         except Undecodable as error:
-            found[v] = error
-            source = error if source is None and not kept else source
-    return found
+            pictures[v] = error
+            source = error if source is None and not stored else source
+    return pictures
