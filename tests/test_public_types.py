@@ -83,3 +83,10 @@ def test_a_users_script_is_checked_against_the_real_signatures(tmp_path: Path) -
     mistakes = check(tmp_path / "mistakes.py", MISTAKES)
     errors = [line.split(": ")[0] for line in mistakes if ": error: " in line]
     assert errors == ["4", "5", "6", "7"], mistakes
+
+
+def test_an_unknown_keyword_of_a_shared_group_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"evaluate\(\) got an unexpected .*'dta'; nearest: data"):
+        featurecache.evaluate("run", dta="data")
+    with pytest.raises(TypeError, match=r"baselines\(\) .*'inputsize'; nearest: input_size"):
+        featurecache.baselines("efficientnet_lite0", inputsize=32)

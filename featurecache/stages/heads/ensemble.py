@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from featurecache.errors import BadInput, UnknownName
-from featurecache.executors import Progress, silent
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.runs.held_out import HELD_OUT
 from featurecache.runs.predictions import (
@@ -23,6 +22,7 @@ from featurecache.runs.predictions import (
     views_of,
 )
 from featurecache.runs.record import RunRecord, schedule_of
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.study import metrics
 
 HOW = ("mean", "vote", "stack")
@@ -57,10 +57,8 @@ def ensemble(
     split: str = "val",
     view: str = "none",
     tta: str | Sequence[str] = (),
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
     seed: int | None = None,
-    progress: Progress = silent,
+    **options: Unpack[SharedOptions],
 ) -> Ensemble:
     """Evaluate several runs on a split, together and separately.
 
@@ -70,6 +68,7 @@ def ensemble(
     different backbones, but must have the same classes. `view`, `tta`
     and `seed` are as for `evaluate`. Raises BadInput for what can't be combined.
     """
+    data, cache, progress = resolve_options(options, "ensemble")
     if how is not None and how not in HOW:
         raise UnknownName("ensemble", how, HOW)
     if len({Path(run).resolve() for run in runs}) < max(len(runs), 2):

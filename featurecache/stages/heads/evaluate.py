@@ -6,19 +6,19 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
 from featurecache.heads.run_files import read_epochs
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
 from featurecache.runs.record import read_run, schedule_of
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage.output_files import check_output
 from featurecache.study import metrics
 
@@ -66,10 +66,8 @@ def evaluate(
     against: str | Path | None = None,
     misclassified: str | Path | None = None,
     confusion: str | Path | None = None,
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
     seed: int | None = None,
-    progress: Progress = silent,
+    **options: Unpack[SharedOptions],
 ) -> Evaluation:
     """Evaluate a run's head on a split, seen through a view.
 
@@ -82,6 +80,7 @@ def evaluate(
     default is the schedule's `augment_seed`. Raises BadInput for classes that a head does not know,
     NotCached for missing vectors.
     """
+    data, cache, progress = resolve_options(options, "evaluate")
     for option, file in (("--misclassified", misclassified), ("--confusion", confusion)):
         if file is not None:
             check_output(file, option, data=data)

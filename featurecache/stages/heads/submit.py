@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Unpack
 
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
 from featurecache.images.samples import items_of
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.runs.predictions import all_spaces, decodable_images, open_question, views_of
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
 
@@ -33,10 +34,8 @@ def submit(
     split: str = "test",
     view: str = "none",
     tta: str | Sequence[str] = (),
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
     seed: int | None = None,
-    progress: Progress = silent,
+    **options: Unpack[SharedOptions],
 ) -> Submission:
     """Write the most probable class of each image of a split; of several runs by the mean of their
     probabilities. Labels are not read.
@@ -46,6 +45,7 @@ def submit(
     path in the dataset where two images of the split share a name. `view`, `tta` and `seed` are as
     for `evaluate`. Raises NotCached for missing vectors.
     """
+    data, cache, progress = resolve_options(options, "submit")
     runs = [runs] if isinstance(runs, str | Path) else list(runs)
     if not runs:
         raise BadInput("a submission needs a run")

@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import yaml
 
 from featurecache import byte_sizes, keys, versions, yaml_files
 from featurecache.errors import BadInput, DamagedRun, UnknownName
-from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.run_files import read_epochs
@@ -34,6 +33,7 @@ from featurecache.runs.record import (
     write_run,
 )
 from featurecache.runs.training_data import load_training_data
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage import durable, locks
 from featurecache.study.events import check_tensorboard, write_events
 from featurecache.training.epoch_metrics import METRICS_FILE
@@ -73,8 +73,6 @@ class TrainedRun:
 def train_head(
     schedule: str | Path,
     *,
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
     out: str | Path | None = None,
     runs: str | Path = "runs",
     backbone: str | Sequence[str] = (),
@@ -82,7 +80,7 @@ def train_head(
     device: str = "auto",
     memory: str | None = None,
     tensorboard: str | Path | None = None,
-    progress: Progress = silent,
+    **options: Unpack[SharedOptions],
 ) -> TrainedRun:
     """Train the head that a schedule describes (a YAML file's path, or a shipped schedule's name).
 
@@ -95,6 +93,7 @@ def train_head(
     before the first step if anything that the schedule names is missing, MissingExtra if
     TensorBoard is.
     """
+    data, cache, progress = resolve_options(options, "train_head")
     if tensorboard is not None:
         check_tensorboard()
     if device not in DEVICES:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pydantic
@@ -17,7 +17,7 @@ import yaml
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput, DamagedRun, UnknownName
-from featurecache.executors import Progress, silent
+from featurecache.executors import Progress
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.store import Cache
 from featurecache.heads import phase_variants
@@ -28,6 +28,7 @@ from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_mode
 from featurecache.keys import Json, canonical, digest, picture_key
 from featurecache.runs.record import make_folder
 from featurecache.runs.training_data import TrainingData, load_training_data
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.stages.heads.train_head import DEVICES, claimed_run, overridden
 from featurecache.storage import durable
 from featurecache.study.gains import CLEAN, SHUFFLED, WRITTEN, Gain, Way, gains, verdict
@@ -82,11 +83,9 @@ def worth(
     backbone: str | Sequence[str] = (),
     lr_schedule: str | Sequence[str] = (),
     seeds: int = 5,
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
     runs: str | Path = "runs",
     device: str = "auto",
-    progress: Progress = silent,
+    **options: Unpack[SharedOptions],
 ) -> Worth:
     """Train a schedule as written, on clean images only, and with its phases in another order,
     under every learning-rate schedule and with every seed; compare the results.
@@ -102,6 +101,7 @@ def worth(
     policies, learning-rate schedules or seeds are added later, and a killed one resumes. Raises
     BadInput or NotCached before the first step.
     """
+    data, cache, progress = resolve_options(options, "worth")
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
