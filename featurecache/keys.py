@@ -56,7 +56,7 @@ def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
     }
 
 
-def differences(a: Any, b: Any, at: str = "") -> list[str]:
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
     """The fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`.
 
     Where one has a mapping and the other nothing, each field of the mapping counts.
@@ -64,20 +64,20 @@ def differences(a: Any, b: Any, at: str = "") -> list[str]:
     if canonical(a) == canonical(b):  # not a == b: 1, 1.0 and True are three keys
         return []
     if isinstance(a, dict | None) and isinstance(b, dict | None):
-        mine, other = a or {}, b or {}
-        found = []
-        for name in sorted(mine.keys() | other.keys()):
-            inner = f"{at}.{name}" if at else name
-            found += differences(mine.get(name), other.get(name), inner)
-        if found:
-            return found
+        first, second = a or {}, b or {}
+        result = []
+        for name in sorted(first.keys() | second.keys()):
+            inner = f"{path}.{name}" if path else name
+            result += differences(first.get(name), second.get(name), inner)
+        if result:
+            return result
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [
             d
             for i, (x, y) in enumerate(zip(a, b, strict=True))
-            for d in differences(x, y, f"{at}.{i}")
+            for d in differences(x, y, f"{path}.{i}")
         ]
-    return [f"{at}: {_short(a)} / {_short(b)}"]
+    return [f"{path}: {_short(a)} / {_short(b)}"]
 
 
 def _short(value: Any) -> str:

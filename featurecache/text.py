@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def one_line(error: BaseException, most: int = 300) -> str:
+def one_line(error: BaseException, max_length: int = 300) -> str:
     """What a library's error says, on one line of at most `most` characters."""
-    return " ".join(str(error).split())[:most]
+    return " ".join(str(error).split())[:max_length]
 
 
 def printable(text: str) -> str:

@@ -28,8 +28,8 @@ def read_yaml(path: Path) -> yaml.Node:
     try:
         text = read_regular(path, MAX_YAML).decode("utf-8")
     except OSError as error:
-        said = f"can't be read as a text file ({error.strerror})"
-        raise BadInput(f"{path}: {said}") from error
+        reason = f"can't be read as a text file ({error.strerror})"
+        raise BadInput(f"{path}: {reason}") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: can't be read as a text file ({error})") from error
     node = parse_yaml(text, path)
@@ -65,7 +65,7 @@ def parse_yaml(text: str, where: object) -> yaml.Node:
     return node
 
 
-def _check(node: yaml.Node, where: object, at: str = "") -> None:
+def _check(node: yaml.Node, where: object, path: str = "") -> None:
     """Refuse what plain YAML has and JSON has not, and repeated keys."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -76,17 +76,17 @@ def _check(node: yaml.Node, where: object, at: str = "") -> None:
             if key.value in seen:
                 raise BadInput(f"{where} line {line}: {key.value!r} is given twice; keep one")
             seen.add(key.value)
-            _check(value, where, f"{at}.{key.value}" if at else key.value)
+            _check(value, where, f"{path}.{key.value}" if path else key.value)
     elif isinstance(node, yaml.SequenceNode):
         for i, child in enumerate(node.value):
-            _check(child, where, f"{at}.{i}" if at else str(i))
+            _check(child, where, f"{path}.{i}" if path else str(i))
     else:
         try:
             canonical(plain_value(node))
         except (TypeError, ValueError, yaml.YAMLError):
             line = node.start_mark.line + 1
-            said = f"{node.value!r} is no text, number, true, false or null; put text in quotes"
-            raise BadInput(f"{where} line {line}, {at}: {said}") from None
+            reason = f"{node.value!r} is no text, number, true, false or null; put text in quotes"
+            raise BadInput(f"{where} line {line}, {path}: {reason}") from None
 
 
 def plain_value(node: yaml.Node) -> Any:
@@ -128,9 +128,9 @@ def _explain(model: type[pydantic.BaseModel], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{key}: no such key; {nearest(path[-1], _keys_beside(model, path))}"
     message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, int | float | str) else ""
-    return f"{key}: {message}{shown}" if key else message
+    value = error.get("input")
+    suffix = f" (given: {value!r})" if isinstance(value, int | float | str) else ""
+    return f"{key}: {message}{suffix}" if key else message
 
 
 def _keys_beside(model: type[pydantic.BaseModel], path: list[str]) -> set[str]:

@@ -89,7 +89,9 @@ def test_easy_first_is_hard_last_and_equals_keep_their_order(losses: list[float]
 def test_a_random_order_is_one_for_all_epochs() -> None:
     plan = schedule(phases=[{"views": "none", "epochs": 4, "order": {"by": "random"}}])
     curriculum = Curriculum(plan, NAMES, {1: torch.tensor([0, 1])}, pytest.fail, pytest.fail)
-    each = [set(curriculum.places(1, 30, at, pytest.fail).tolist()) for at in curriculum.plan]
+    each = [
+        set(curriculum.row_positions(1, 30, at, pytest.fail).tolist()) for at in curriculum.plan
+    ]
     assert [len(places) for places in each] == [9, 16, 23, 30]
     assert all(before < after for before, after in itertools.pairwise(each))
 
@@ -111,7 +113,7 @@ def test_the_reference_sees_which_rows_are_hard(
         {v: torch.from_numpy(x) for v, x in VECTORS.items()}, torch.tensor(labels)
     )
     curriculum = stack_training._curriculum(data, [fold], plan, NAMES)
-    begun = set(curriculum.places(1, len(labels), curriculum.plan[0], pytest.fail).tolist())
+    begun = set(curriculum.row_positions(1, len(labels), curriculum.plan[0], pytest.fail).tolist())
     assert len(begun) == 27
     assert len(begun & set(range(6))) == (0 if first == "easy" else 6)
 
@@ -231,7 +233,7 @@ def test_the_saved_head_is_that_of_the_rows(tmp_path: Path) -> None:
     )
     assert len(found.rows) < 20
     lowest = min(found.rows, key=lambda row: row["val_loss"])
-    assert found.kept == [lowest]
+    assert found.saved_rows == [lowest]
     assert found.last == {
         "epoch": lowest["epoch"],
         "top1": lowest["val_top1"],

@@ -159,7 +159,9 @@ def test_each_trial_is_its_trainings(tmp_path: Path, validation: dict[str, Any])
         alone = train_many(
             VECTORS, LABELS, ITEMS, setting.schedule, NAMES, members, folder, identity="x"
         )
-        tops = [[row["val_top1"] for row in one.kept] for one in alone if isinstance(one, Trained)]
+        tops = [
+            [row["val_top1"] for row in one.saved_rows] for one in alone if isinstance(one, Trained)
+        ]
         assert trial.top1 == pytest.approx(np.mean(tops), abs=0.03)  # stacked: other last digits
         assert trial.n == (validation.get("folds") or 2)
         assert trial.low is not None and trial.low <= trial.top1

@@ -52,10 +52,10 @@ def ridge(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
     prior = np.bincount(y, minlength=classes) / rows
     gram = np.zeros((width, width))
     cross = np.zeros((width, classes))
-    for at in _blocks(rows):
-        centred = X[at] - mean
+    for block in _blocks(rows):
+        centred = X[block] - mean
         gram += centred.T @ centred
-        cross += centred.T @ (np.eye(classes)[y[at]] - prior)
+        cross += centred.T @ (np.eye(classes)[y[block]] - prior)
     values, axes = np.linalg.eigh(gram)
     values = np.maximum(values, 0)
     penalties = PENALTIES * (values.mean() or 1.0)
@@ -63,18 +63,18 @@ def ridge(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
     # float32 is enough to choose by, and takes half the time.
     mean32, axes32 = mean.astype(np.float32), axes.astype(np.float32)
     shrunk = [1 / (values + penalty) for penalty in penalties]
-    weights = [(turned * one[:, None]).astype(np.float32) for one in shrunk]
+    weights = [(turned * factors[:, None]).astype(np.float32) for factors in shrunk]
     right = np.zeros(len(penalties), np.int64)
-    for at in _blocks(rows):
-        along = (X[at] - mean32) @ axes32
-        squares, own = along**2, np.arange(len(along))
-        for number, one in enumerate(shrunk):
-            leverage = squares @ one.astype(np.float32) + np.float32(1 / rows)
+    for block in _blocks(rows):
+        along = (X[block] - mean32) @ axes32
+        squares, block_rows = along**2, np.arange(len(along))
+        for number, factors in enumerate(shrunk):
+            leverage = squares @ factors.astype(np.float32) + np.float32(1 / rows)
             # Of the row's own class (fit - h) / (1 - h), of the others fit / (1 - h): the argmax
             # needs no division.
             without = along @ weights[number] + prior.astype(np.float32)
-            without[own, y[at]] -= leverage
-            right[number] += (without.argmax(1) == y[at]).sum()
+            without[block_rows, y[block]] -= leverage
+            right[number] += (without.argmax(1) == y[block]).sum()
     best = int(right.argmax())
     scores = (Z - mean) @ (axes @ (turned * shrunk[best][:, None])) + prior
     return Chosen(f"penalty {penalties[best]:.3g}", scores)
@@ -92,14 +92,14 @@ def logistic(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
 
     scaler = StandardScaler().fit(X)
     X, Z = scaler.transform(X), scaler.transform(Z)
-    held = held_part(y, classes)
+    val_mask = held_part(y, classes)
     model = LogisticRegression(max_iter=_STEPS, warm_start=True)
     chosen, best = INVERSES[0], -1.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the setting says it
         for inverse in INVERSES:
-            model.set_params(C=inverse / (~held).sum()).fit(X[~held], y[~held])
-            accuracy = float(model.score(X[held], y[held]))
+            model.set_params(C=inverse / (~val_mask).sum()).fit(X[~val_mask], y[~val_mask])
+            accuracy = float(model.score(X[val_mask], y[val_mask]))
             if accuracy < best:
                 break
             chosen, best = inverse, accuracy
@@ -118,31 +118,31 @@ def neighbours(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
 
     X, Z = normalize(X), normalize(Z)
 
-    def nearest(kept: Vectors, asked: Vectors) -> tuple[npt.NDArray, npt.NDArray]:
+    def nearest(train: Vectors, queries: Vectors) -> tuple[npt.NDArray, npt.NDArray]:
         # Of unit vectors the nearest are the most similar: distance**2 = 2 - 2 * cosine.
-        found = NearestNeighbors(n_neighbors=min(NEIGHBOURS[-1], len(kept)), algorithm="brute")
-        distances, places = found.fit(kept).kneighbors(asked)
-        return 1 - distances**2 / 2, places
+        index = NearestNeighbors(n_neighbors=min(NEIGHBOURS[-1], len(train)), algorithm="brute")
+        distances, indices = index.fit(train).kneighbors(queries)
+        return 1 - distances**2 / 2, indices
 
-    held = held_part(y, classes)
-    cosines, places = nearest(X[~held], X[held])
-    most = {
-        k: (votes(cosines, y[~held][places], k, classes).argmax(1) == y[held]).mean()
+    val_mask = held_part(y, classes)
+    cosines, indices = nearest(X[~val_mask], X[val_mask])
+    accuracies = {
+        k: (votes(cosines, y[~val_mask][indices], k, classes).argmax(1) == y[val_mask]).mean()
         for k in NEIGHBOURS
-        if k <= (~held).sum()
+        if k <= (~val_mask).sum()
     }
-    k = max(most, key=lambda k: (most[k], -k))
-    cosines, places = nearest(X, Z)
-    return Chosen(f"k {k}", votes(cosines, y[places], k, classes))
+    k = max(accuracies, key=lambda k: (accuracies[k], -k))
+    cosines, indices = nearest(X, Z)
+    return Chosen(f"k {k}", votes(cosines, y[indices], k, classes))
 
 
 def votes(cosines: Scores, labels: Labels, k: int, classes: int) -> Scores:
     """The votes (M, C) of the first k of K neighbours, given by cosine and label, (M, K) each."""
     result = np.zeros((len(cosines), classes))
     rows = np.arange(len(cosines))
-    for place in range(k):
+    for rank in range(k):
         # No row twice in one step, so that += adds each vote.
-        result[rows, labels[:, place]] += np.exp((cosines[:, place] - 1) / TEMPERATURE)
+        result[rows, labels[:, rank]] += np.exp((cosines[:, rank] - 1) / TEMPERATURE)
     return result
 
 
@@ -155,14 +155,14 @@ def held_part(y: Labels, classes: int) -> npt.NDArray[np.bool_]:
     ordered = shuffled[np.argsort(y[shuffled], kind="stable")]
     counts = np.bincount(y, minlength=classes)
     place_in_class = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
-    held = np.zeros(len(y), np.bool_)
-    held[ordered[place_in_class % _HELD == _HELD - 1]] = True
-    if not held.any():
+    val_mask = np.zeros(len(y), np.bool_)
+    val_mask[ordered[place_in_class % _HELD == _HELD - 1]] = True
+    if not val_mask.any():
         raise BadInput(
             f"every class has fewer than {_HELD} different training images, too few to choose a "
             "setting on; add images"
         )
-    return held
+    return val_mask
 
 
 def _blocks(rows: int) -> Iterator[slice]:

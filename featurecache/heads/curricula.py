@@ -47,25 +47,28 @@ class Curriculum:
         wanted = labels if any(order.by == "reference" for order in orders) else ()
         self._reference = {n: reference(n) for n in wanted}
 
-    def places(self, fold: int, rows: int, at: Planned, own: Callable[[], RowLosses]) -> Index:
-        """The places of the training rows that the epoch takes; `own` gives the head's losses."""
-        order = at.phase.order
+    def row_positions(
+        self, fold: int, rows: int, planned: Planned, own_losses: Callable[[], RowLosses]
+    ) -> Index:
+        """The positions of the training rows that the epoch takes. `own_losses` gives the losses
+        under the head itself."""
+        order = planned.phase.order
         if order is None:
             return np.arange(rows)
         if order.by == "random":
             of_losses = None
         else:
-            of_losses = own() if order.by == "self" else self._reference[fold]
+            of_losses = own_losses() if order.by == "self" else self._reference[fold]
         key = (fold, 0, _RANDOM_ORDER)  # one order for all epochs: the control of a fixed ranking
         rng = np.random.default_rng(np.random.SeedSequence(self.schedule.seed, spawn_key=key))
         ranked = ranking(order, of_losses, rows, rng)
-        return ranked[: taken(order, at.in_phase, at.phase.epochs, rows)]
+        return ranked[: taken(order, planned.in_phase, planned.phase.epochs, rows)]
 
-    def perturbation(self, fold: int, at: Planned) -> Perturbation | None:
+    def perturbation(self, fold: int, planned: Planned) -> Perturbation | None:
         """What changes the vectors of the fold's minibatches in the epoch; None: nothing does."""
         if not self._spread:
             return None
-        key = (fold, at.epoch, _PERTURBING)
+        key = (fold, planned.epoch, _PERTURBING)
         sequence = np.random.SeedSequence(self.schedule.seed, spawn_key=key)
         schedule = self.schedule
         return Perturbation(schedule.features, schedule.mixup, self._spread[fold], sequence)
@@ -78,23 +81,23 @@ class Curriculum:
         return self._weights
 
     def rate(
-        self, at: Planned, lr: float, decay: float, through: float, so_far: list[float]
+        self, planned: Planned, lr: float, decay: float, through: float, so_far: list[float]
     ) -> Rate:
         """For a network with this rate and weight decay, when the share `through` of the epoch's
         steps is done; `so_far` are its validation losses. A phase's own values go before them."""
-        own = at.phase.optimizer
+        optimizer = planned.phase.optimizer
         factor = lr_factor(
             self.schedule.lr_schedule,
-            at.epoch,
+            planned.epoch,
             len(self.plan),
-            at.in_phase,
-            at.phase.epochs,
+            planned.in_phase,
+            planned.phase.epochs,
             through,
             so_far,
         )
         return Rate(
-            (lr if own.lr is None else own.lr) * factor,
-            decay if own.weight_decay is None else own.weight_decay,
+            (lr if optimizer.lr is None else optimizer.lr) * factor,
+            decay if optimizer.weight_decay is None else optimizer.weight_decay,
         )
 
     def _fixed_weights(
@@ -103,15 +106,15 @@ class Curriculum:
         wanted = self.schedule.class_weights
         where = next(iter(labels.values())).device
         if wanted == "balanced":
-            each = [balanced(of_fold, len(classes)) for of_fold in labels.values()]
-            return torch.cat(each).to(where)
+            by_fold = [balanced(of_fold, len(classes)) for of_fold in labels.values()]
+            return torch.cat(by_fold).to(where)
         if isinstance(wanted, dict):
             return named(wanted, classes).to(where)
         return None
 
 
 def ranking(order: Order, losses: RowLosses | None, rows: int, rng: np.random.Generator) -> Index:
-    """The places of `rows` training rows, those first that a phase begins with.
+    """The positions of `rows` training rows, in the order in which a phase adds them.
 
     `losses` (rows,) are those that `order` goes by; rows of equal loss keep their order. A random
     order needs none, and is drawn from `rng`.

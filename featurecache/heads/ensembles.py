@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from featurecache.errors import BadInput
 
-_LEAST = 1e-7  # a probability below what float32 can take from 1 says no more than that
+_MIN_PROBABILITY = 1e-7  # a probability below what float32 can take from 1 says no more than that
 
 Probabilities = npt.NDArray[np.floating[Any]]  # (N, C)
 Labels = npt.NDArray[np.integer[Any]]  # (N,)
@@ -24,26 +24,26 @@ def mean(members: Sequence[Probabilities]) -> Probabilities:
     """The mean of the members' probabilities (N, C)."""
     check(members)
     total = np.zeros(members[0].shape)
-    for each in members:
-        total += each
+    for member in members:
+        total += member
     return total / len(members)
 
 
 def vote(members: Sequence[Probabilities], best: int) -> npt.NDArray[np.int64]:
     """The class (N,) that most members predict.
 
-    Where two or more classes have the most votes, it is the prediction of the member at place
+    Where two or more classes have the most votes, it is the prediction of the member at index
     `best`, whether or not it is one of them: the fall-back of paper 003, whose three networks were
     a tie only if all of them disagreed.
     """
     check(members)
-    predicted = np.stack([each.argmax(1) for each in members])
+    predicted = np.stack([member_classes.argmax(1) for member_classes in members])
     rows = np.arange(predicted.shape[1])
     votes = np.zeros(members[0].shape, np.int64)
-    for each in predicted:
-        votes[rows, each] += 1
-    most = votes.max(1, keepdims=True)
-    tied = (votes == most).sum(1) > 1
+    for member_classes in predicted:
+        votes[rows, member_classes] += 1
+    top_count = votes.max(1, keepdims=True)
+    tied = (votes == top_count).sum(1) > 1
     return np.where(tied, predicted[best], votes.argmax(1))
 
 
@@ -64,16 +64,16 @@ def fit_stack(members: Sequence[Probabilities], labels: Labels) -> npt.NDArray[n
     rows, middle = np.arange(len(labels)), 1 / len(members)
 
     def loss(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        said = _softmax(np.tensordot(weights, logs, 1))
-        likelihood = np.log(np.clip(said[rows, labels], 1e-300, None)).sum()
+        predicted = _softmax(np.tensordot(weights, logs, 1))
+        likelihood = np.log(np.clip(predicted[rows, labels], 1e-300, None)).sum()
         away = weights - middle
-        said[rows, labels] -= 1
-        slope = np.array([(said * each).sum() for each in logs])
+        predicted[rows, labels] -= 1
+        slope = np.array([(predicted * log).sum() for log in logs])
         return float(away @ away / 2 - likelihood), away + slope
 
     start = np.full(len(members), middle)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(members))
-    return np.asarray(found.x, np.float64)
+    solution = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(members))
+    return np.asarray(solution.x, np.float64)
 
 
 def stack(
@@ -86,13 +86,13 @@ def stack(
 
 def check(members: Sequence[Probabilities]) -> None:
     """Raises BadInput where there are no members, or their shapes are not one."""
-    shapes = {each.shape for each in members}
+    shapes = {member.shape for member in members}
     if len(shapes) != 1:
         raise BadInput(f"an ensemble needs members of one shape (N, C), not {sorted(shapes)}")
 
 
 def _logs(members: Sequence[Probabilities]) -> npt.NDArray[np.float64]:
-    return np.log(np.clip(np.stack(members).astype(np.float64), _LEAST, None))
+    return np.log(np.clip(np.stack(members).astype(np.float64), _MIN_PROBABILITY, None))
 
 
 def _softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:

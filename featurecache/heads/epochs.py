@@ -45,15 +45,15 @@ class Member:
 @dataclass(frozen=True)
 class Fold:
     number: int  # from 1
-    kept: torch.Tensor  # row numbers, int64, on the device
-    held: torch.Tensor
+    train_rows: torch.Tensor  # row numbers, int64, on the device
+    val_rows: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Job:
-    """One network: a member on a fold. `place` is the member's, from 0."""
+    """One network: a member on a fold. `member_index` counts from 0."""
 
-    place: int
+    member_index: int
     member: Member
     fold: Fold
 
@@ -68,8 +68,8 @@ class Data:
     @property
     def window(self) -> int | None:
         """Rows of a window, where the vectors are not in memory."""
-        one = next(iter(self.views.values()))
-        return one.window if isinstance(one, Windowed) else None
+        vectors = next(iter(self.views.values()))
+        return vectors.window if isinstance(vectors, Windowed) else None
 
 
 class Minibatch(NamedTuple):
@@ -87,7 +87,7 @@ def one_epoch(
     data: Data,
     group: Sequence[Job],
     curriculum: Curriculum,
-    at: Planned,
+    planned: Planned,
     so_far: Sequence[list[float]],
     errors: torch.Tensor | None = None,
 ) -> list[tuple[float, float]]:
@@ -98,28 +98,30 @@ def one_epoch(
     """
     where = data.labels.device
     schedule = curriculum.schedule
-    shares = at.phase.shares(at.in_phase)
-    shown = [data.views[view] for view in shares]
+    shares = planned.phase.shares(planned.in_phase)
+    vectors_by_view = [data.views[view] for view in shares]
     folds = distinct(group)
     orders: list[torch.Tensor] = []
     drawn: list[torch.Tensor] = []
     for fold in folds:
-        rng = epoch_rng(schedule.seed, fold.number, at.epoch)
-        own = functools.partial(row_losses, stack, data, fold.kept, schedule.validation.view)
-        taken = curriculum.places(fold.number, len(fold.kept), at, own)
+        rng = epoch_rng(schedule.seed, fold.number, planned.epoch)
+        own_losses = functools.partial(
+            row_losses, stack, data, fold.train_rows, schedule.validation.view
+        )
+        taken = curriculum.row_positions(fold.number, len(fold.train_rows), planned, own_losses)
         if data.window is None:
             order = torch.from_numpy(taken[rng.permutation(len(taken))]).to(where)
         else:
             order = torch.from_numpy(windowed(taken, data.window, rng)).to(where)
-        orders.append(fold.kept[order])
-        if len(shown) > 1:
-            places = torch.from_numpy(mixture(shares, len(fold.kept), rng)).to(where)
-            drawn.append(places[order])
-    perturbations = [curriculum.perturbation(fold.number, at) for fold in folds]
+        orders.append(fold.train_rows[order])
+        if len(vectors_by_view) > 1:
+            view_indices = torch.from_numpy(mixture(shares, len(fold.train_rows), rng)).to(where)
+            drawn.append(view_indices[order])
+    perturbations = [curriculum.perturbation(fold.number, planned) for fold in folds]
     weights = curriculum.weights(errors)
     if weights is not None:
         weights = weights.to(where).expand(len(group), -1)
-    dropping = [_dropping(job, at.epoch, where) for job in group]
+    dropping = [_dropping(job, planned.epoch, where) for job in group]
     # Summed on the device: asking for a number at every step would wait for every step.
     loss = torch.zeros(len(group), dtype=torch.float64, device=where)
     right = torch.zeros(len(group), dtype=torch.int64, device=where)
@@ -129,7 +131,7 @@ def one_epoch(
     def step(part: Stack, networks: slice, number: int, rows: Minibatch) -> None:
         rates = [
             curriculum.rate(
-                at, job.member.lr, job.member.weight_decay, number / len(cuts[f]), losses
+                planned, job.member.lr, job.member.weight_decay, number / len(cuts[f]), losses
             )
             for job, f, losses in list(zip(group, of_fold, so_far, strict=True))[networks]
         ]
@@ -147,12 +149,16 @@ def one_epoch(
     for number, spans in enumerate(itertools.zip_longest(*cuts, fillvalue=(0, 0))):
         if data.window is not None and spans[0][0] % data.window == 0:
             start = spans[0][0]  # of a window; there is one fold, see training._groups
-            for vectors in shown:
+            for vectors in vectors_by_view:
                 if isinstance(vectors, Windowed):
                     vectors.hold(orders[0][start : start + data.window])
         rows = [
             _minibatch(
-                data, shown, orders[f][a:b], drawn[f][a:b] if drawn else None, perturbations[f]
+                data,
+                vectors_by_view,
+                orders[f][a:b],
+                drawn[f][a:b] if drawn else None,
+                perturbations[f],
             )
             for f, (a, b) in enumerate(spans)
         ]
@@ -175,22 +181,22 @@ def validate(
     """Each network's mean loss and top1 over its validation rows, and its share of errors in each
     class, (M, C) float64, NaN in a class without rows."""
     if len(distinct(group)) > 1:
-        each = [
+        results = [
             validate(stack.part(network), data, [job], view, classes)
             for network, job in enumerate(group)
         ]
-        return [pair for pairs, _ in each for pair in pairs], torch.cat([e for _, e in each])
-    held = group[0].fold.held
-    loss = torch.zeros(len(stack), dtype=torch.float64, device=held.device)
-    right = torch.zeros(len(stack), classes, dtype=torch.float64, device=held.device)
+        return [pair for pairs, _ in results for pair in pairs], torch.cat([e for _, e in results])
+    val_rows = group[0].fold.val_rows
+    loss = torch.zeros(len(stack), dtype=torch.float64, device=val_rows.device)
+    right = torch.zeros(len(stack), classes, dtype=torch.float64, device=val_rows.device)
     with torch.inference_mode():
-        for rows in torch.split(held, _rows_at_once(stack)):
+        for rows in torch.split(val_rows, _rows_at_once(stack)):
             logits, target = stack.logits(data.views[view][rows]), data.labels[rows]
             loss += cross_entropy(logits, target).sum(1)
             right.index_add_(1, target, hits(logits, target).double())
-    counts = torch.bincount(data.labels[held], minlength=classes)
+    counts = torch.bincount(data.labels[val_rows], minlength=classes)
     shares = [
-        (total / len(held), number / len(held))
+        (total / len(val_rows), number / len(val_rows))
         for total, number in zip(loss.tolist(), right.sum(1).tolist(), strict=True)
     ]
     return shares, 1 - right / counts
@@ -199,15 +205,15 @@ def validate(
 def row_losses(stack: Stack, data: Data, rows: torch.Tensor, view: str) -> RowLosses:
     """The loss (B,) of each of the rows (B,) under a stack of one, as in validation."""
     with torch.inference_mode():
-        each = [
+        losses = [
             cross_entropy(stack.logits(data.views[view][some]), data.labels[some])[0]
             for some in torch.split(rows, _rows_at_once(stack))
         ]
-        return torch.cat(each).double().cpu().numpy()
+        return torch.cat(losses).double().cpu().numpy()
 
 
 def mixture(shares: Mapping[str, float], rows: int, rng: np.random.Generator) -> Index:
-    """For each of `rows` rows the place in `shares` of the view drawn for it, (rows,) int64."""
+    """For each of `rows` rows the index in `shares` of the view drawn for it, (rows,) int64."""
     weights = np.array(list(shares.values()), dtype=np.float64)
     return rng.choice(len(weights), size=rows, p=weights / weights.sum())
 
@@ -223,12 +229,14 @@ def batches(rows: int, size: int) -> list[tuple[int, int]]:
 def gather(
     views: Sequence[torch.Tensor | Windowed], rows: torch.Tensor, drawn: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Vectors (B, D): each of `rows` from the view whose place was drawn for it."""
+    """Vectors (B, D): each of `rows` from the view whose index was drawn for it."""
     result = views[0].index_select(0, rows)
     if drawn is not None:
-        for place, vectors in enumerate(views[1:], 1):
+        for view_index, vectors in enumerate(views[1:], 1):
             # No list of the rows that were drawn: a GPU would be waited for until it is there.
-            result = torch.where((drawn == place)[:, None], vectors.index_select(0, rows), result)
+            result = torch.where(
+                (drawn == view_index)[:, None], vectors.index_select(0, rows), result
+            )
     return result
 
 
@@ -243,27 +251,30 @@ def epoch_rng(seed: int, fold: int, epoch: int) -> np.random.Generator:
 
 def _minibatch(
     data: Data,
-    shown: Sequence[torch.Tensor | Windowed],
+    vectors_by_view: Sequence[torch.Tensor | Windowed],
     rows: torch.Tensor,
     drawn: torch.Tensor | None,
     perturbation: Perturbation | None,
 ) -> Minibatch:
-    x, target = gather(shown, rows, drawn), data.labels[rows]
+    x, target = gather(vectors_by_view, rows, drawn), data.labels[rows]
     if perturbation is None or len(rows) == 0:
         return Minibatch(x, target)
     x = perturbation.vectors(x)
     if perturbation.alpha is None:
         return Minibatch(x, target)
-    x, other, share = perturbation.mix(x, perturbation.alpha)
-    return Minibatch(x, target, (target[other], torch.full((1, 1), share, device=x.device)))
+    x, partners, share = perturbation.mix(x, perturbation.alpha)
+    return Minibatch(x, target, (target[partners], torch.full((1, 1), share, device=x.device)))
 
 
 def _together(rows: Sequence[Minibatch]) -> Minibatch:
     """Minibatches of one size as one; that of a single fold is for all members as it is."""
     if len(rows) == 1:
         return rows[0]
-    x, target = torch.stack([of.x for of in rows]), torch.stack([of.target for of in rows])
-    mixed = [of.mixed for of in rows if of.mixed is not None]
+    x, target = (
+        torch.stack([batch.x for batch in rows]),
+        torch.stack([batch.target for batch in rows]),
+    )
+    mixed = [batch.mixed for batch in rows if batch.mixed is not None]
     if not mixed:
         return Minibatch(x, target)
     others, shares = zip(*mixed, strict=True)

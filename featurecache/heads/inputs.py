@@ -17,7 +17,7 @@ from featurecache.heads.perturb import spread
 from featurecache.heads.settings import Input
 
 # Whitening divides by no deviation below this share of the first component's.
-_LEAST = 1e-4
+_MIN_DEVIATION = 1e-4
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Fitted:
     def within(self, head: nn.Sequential) -> nn.Sequential:
         """The head of (N, K) as one of (N, D), by another first layer; summed in float64."""
         layers = list(head.children())
-        place = next(n for n, layer in enumerate(layers) if isinstance(layer, nn.Linear))
-        first = layers[place]
+        index = next(n for n, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+        first = layers[index]
         assert isinstance(first, nn.Linear)
         matrix = torch.diag(self.scale) if self.matrix is None else self.matrix
         weight = first.weight.detach().double() @ matrix.cpu().double().T
@@ -46,7 +46,7 @@ class Fitted:
         with torch.no_grad():
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
-        layers[place] = layer
+        layers[index] = layer
         return nn.Sequential(*layers).eval()
 
 
@@ -67,10 +67,10 @@ def fit(wanted: Input, rows: torch.Tensor) -> Fitted:
     if wanted.pca is None:
         return Fitted(mean, scale, None)
     scaled = ((rows - mean) * scale).cpu().numpy()
-    found = PCA(wanted.pca, whiten=wanted.whiten, svd_solver="covariance_eigh").fit(scaled)
-    components = torch.from_numpy(found.components_.T.copy()).to(rows)
+    pca = PCA(wanted.pca, whiten=wanted.whiten, svd_solver="covariance_eigh").fit(scaled)
+    components = torch.from_numpy(pca.components_.T.copy()).to(rows)
     if wanted.whiten:
-        deviations = torch.from_numpy(found.explained_variance_).to(rows).clamp_min(0).sqrt()
+        deviations = torch.from_numpy(pca.explained_variance_).to(rows).clamp_min(0).sqrt()
         # What has no variance but of rounding is not blown up to as much as the rest.
-        components = components / deviations.clamp_min(float(deviations[0]) * _LEAST)
+        components = components / deviations.clamp_min(float(deviations[0]) * _MIN_DEVIATION)
     return Fitted(mean, scale, scale[:, None] * components)

@@ -39,7 +39,7 @@ def build(in_features: int, classes: int, head: HeadSpec) -> nn.Sequential:
     if head.input_dropout is not None:
         layers.append(nn.Dropout(head.input_dropout))
     widths = itertools.pairwise([in_features, *head.hidden])
-    for (fan_in, width), dropout in zip(widths, head.each("dropout"), strict=True):
+    for (fan_in, width), dropout in zip(widths, head.per_layer("dropout"), strict=True):
         layers.append(nn.Linear(fan_in, width))
         if head.norm == "batch":
             layers.append(nn.BatchNorm1d(width))
@@ -107,8 +107,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
             rows = slice(start, start + _ROWS_AT_ONCE)
             batch = torch.tensor(vectors[rows])
             with torch.inference_mode():
-                each = [member.eval()(batch).softmax(1) for member in self.members]
-                result[rows] = torch.stack(each).mean(0).numpy()
+                by_member = [member.eval()(batch).softmax(1) for member in self.members]
+                result[rows] = torch.stack(by_member).mean(0).numpy()
         return result
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.str_]:
@@ -116,9 +116,9 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         names: npt.NDArray[np.str_] = self.classes_[self.predict_proba(X).argmax(1)]
         return names
 
-    def network(self, place: int) -> Head:
-        """The network at this place, that of one fold, as a head by itself."""
-        return Head([self.members[place]], self.classes, self.spec)
+    def network(self, index: int) -> Head:
+        """The network at this index, that of one fold, as a head by itself."""
+        return Head([self.members[index]], self.classes, self.spec)
 
     def save(self, folder: Path) -> None:
         """Write the weights, then `head.json`, each file whole or not at all."""

@@ -47,8 +47,8 @@ class Perturbation:
         """Vectors (B, D), each with a share of another of its minibatch; the places (B,) of the
         others, and the share of the first. One share a minibatch, drawn from Beta(alpha, alpha)."""
         share = float(self._rng.beta(alpha, alpha))
-        other = torch.from_numpy(self._rng.permutation(len(x))).to(x.device)
-        return share * x + (1 - share) * x[other], other, share
+        partners = torch.from_numpy(self._rng.permutation(len(x))).to(x.device)
+        return share * x + (1 - share) * x[partners], partners, share
 
     def _uniform(self, shape: tuple[int, int]) -> torch.Tensor:
         """Numbers from [-1, 1)."""

@@ -21,8 +21,8 @@ Phases = list[keys.Json]
 
 def shown_views(phases: Sequence[keys.Json]) -> list[str]:
     """The views that phases show, in first-seen order."""
-    shown = [view for phase in phases for name in _SHARES for view in phase.get(name, ())]
-    return list(dict.fromkeys(shown))
+    views = [view for phase in phases for name in _SHARES for view in phase.get(name, ())]
+    return list(dict.fromkeys(views))
 
 
 def augmented_views(phases: Sequence[keys.Json]) -> list[str]:
@@ -49,22 +49,22 @@ def shuffled(phases: Sequence[keys.Json], seed: int) -> Phases | None:
     What is seen and for how long changes places; the optimizer's settings stay in theirs, so that
     an order of rates that is written as phases is not shuffled with them.
     """
-    kept = [{n: v for n, v in phase.items() if n in _OF_THE_PLACE} for phase in phases]
+    fixed = [{n: v for n, v in phase.items() if n in _OF_THE_PLACE} for phase in phases]
     moved = [{n: v for n, v in phase.items() if n not in _OF_THE_PLACE} for phase in phases]
     written = _epochs(moved)
     if all(epoch == written[0] for epoch in written):
         return None
     rng = np.random.default_rng(seed)
     while True:
-        order = [moved[place] for place in rng.permutation(len(moved))]
+        order = [moved[index] for index in rng.permutation(len(moved))]
         if _epochs(order) != written:
-            return [{**own, **place} for own, place in zip(order, kept, strict=True)]
+            return [{**content, **settings} for content, settings in zip(order, fixed, strict=True)]
 
 
 def _epochs(phases: Sequence[keys.Json]) -> Phases:
     """What each epoch shows: two phases alike, one after the other, are as one of both lengths."""
-    shown = [({n: v for n, v in p.items() if n != "epochs"}, int(p["epochs"])) for p in phases]
-    return [each for each, epochs in shown for _ in range(epochs)]
+    contents = [({n: v for n, v in p.items() if n != "epochs"}, int(p["epochs"])) for p in phases]
+    return [content for content, epochs in contents for _ in range(epochs)]
 
 
 def _replaced(phases: Sequence[keys.Json], instead: Callable[[str], str]) -> Phases:

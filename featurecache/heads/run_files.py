@@ -75,7 +75,7 @@ class TrialFields(Strict):
     last: Validation | None
 
     @pydantic.model_validator(mode="after")
-    def _whole(self) -> TrialFields:
+    def _consistent(self) -> TrialFields:
         if len({value is None for value in (self.top1, self.best, self.last)}) > 1:
             raise ValueError("top1, best and last belong together")
         return self
@@ -87,7 +87,7 @@ TrialJson = Annotated[Json, fitting(TrialFields)]
 class TrialsFile(Strict):
     """`trials.json`: what came out of settings that were trained together."""
 
-    of: str  # the hash of all that decides them
+    identity: str = pydantic.Field(alias="of")  # the hash of everything that decides the trials
     trials: list[TrialJson]
 
 

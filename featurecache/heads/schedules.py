@@ -153,10 +153,10 @@ class Validation(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _exactly_one(self) -> Validation:
-        given = [n for n in ("fraction", "split", "folds") if getattr(self, n) is not None]
-        if len(given) != 1:
-            shown = " and ".join(given) or "none of them"
-            raise ValueError(f"give exactly one of fraction, split, folds; there is {shown}")
+        names = [n for n in ("fraction", "split", "folds") if getattr(self, n) is not None]
+        if len(names) != 1:
+            listed = " and ".join(names) or "none of them"
+            raise ValueError(f"give exactly one of fraction, split, folds; there is {listed}")
         return self
 
 
@@ -205,8 +205,8 @@ class Schedule(pydantic.BaseModel):
 
     @pydantic.field_serializer("backbone", mode="wrap")
     def _as_written(self, value: Any, dump: pydantic.SerializerFunctionWrapHandler) -> Any:
-        found = dump(value)  # of one backbone a mapping: the identity of its runs has that form
-        return found[0] if len(found) == 1 else found
+        dumped = dump(value)  # of one backbone a mapping: the identity of its runs has that form
+        return dumped[0] if len(dumped) == 1 else dumped
 
     @pydantic.field_validator("phases")
     @classmethod
@@ -244,7 +244,7 @@ class Schedule(pydantic.BaseModel):
             for number, phase in enumerate(phases, 1)
             for epoch in range(1, phase.epochs + 1)
         ]
-        return [Planned(at, *each) for at, each in enumerate(within, 1)]
+        return [Planned(epoch, *planned) for epoch, planned in enumerate(within, 1)]
 
     def check_fits(self, classes: Sequence[str], rows: int, width: int) -> None:
         """Raise BadInput for what is said of classes that there are not, or of more components than
@@ -253,11 +253,11 @@ class Schedule(pydantic.BaseModel):
             for name in self.class_weights:
                 if name not in classes:
                     raise UnknownName("class of class_weights", name, classes)
-        most = min(rows - 1, width)
-        if self.input is not None and type(self.input.pca) is int and self.input.pca > most:
+        limit = min(rows - 1, width)
+        if self.input is not None and type(self.input.pca) is int and self.input.pca > limit:
             raise BadInput(
                 f"input.pca: {self.input.pca} components of {rows} training vectors of {width} "
-                f"numbers; there can be {most} at most"
+                f"numbers; there can be {limit} at most"
             )
 
     def views(self) -> list[str]:

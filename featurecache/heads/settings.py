@@ -66,16 +66,16 @@ class HeadSpec(pydantic.BaseModel):
         hidden = len(self.hidden)
         layers_of = {"dropout": hidden, "drop_connect": hidden, "l1": hidden + 1, "l2": hidden + 1}
         for name, layers in layers_of.items():
-            given = getattr(self, name)
-            if isinstance(given, list) and len(given) != layers:
-                raise ValueError(f"{name} has {len(given)} numbers, for {layers} layers")
+            values = getattr(self, name)
+            if isinstance(values, list) and len(values) != layers:
+                raise ValueError(f"{name} has {len(values)} numbers, for {layers} layers")
         return self
 
-    def each(self, name: Literal["dropout", "drop_connect", "l1", "l2"]) -> list[float]:
+    def per_layer(self, name: Literal["dropout", "drop_connect", "l1", "l2"]) -> list[float]:
         """The setting `name` for each layer it is of: hidden ones, or for l1 and l2 all."""
         layers = len(self.hidden) + (name in ("l1", "l2"))
-        given = getattr(self, name)
-        return given if isinstance(given, list) else [given or 0.0] * layers
+        values = getattr(self, name)
+        return values if isinstance(values, list) else [values or 0.0] * layers
 
 
 class Input(pydantic.BaseModel):
@@ -171,12 +171,12 @@ class Drawn(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _one_kind(self) -> Drawn:
-        given = [n for n in ("range", "log", "choice") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give one of range, log, choice; there is {' and '.join(given)}")
+        names = [n for n in ("range", "log", "choice") if getattr(self, n) is not None]
+        if len(names) != 1:
+            raise ValueError(f"give one of range, log, choice; there is {' and '.join(names)}")
         ends = self.range or self.log
         if ends is not None and (len(ends) != 2 or ends[0] >= ends[1]):
-            raise ValueError(f"{given[0]} takes two numbers, low then high: [a, b]")
+            raise ValueError(f"{names[0]} takes two numbers, low then high: [a, b]")
         if self.log is not None and self.log[0] <= 0:
             raise ValueError("log takes numbers above 0")
         return self

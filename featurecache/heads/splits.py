@@ -43,10 +43,10 @@ def split_items(
                 f"least {needed} in every class; add images, remove the class, or validate by "
                 + ("fewer folds" if count > 1 else "a split of the dataset")
             )
-    places = np.arange(len(distinct))
+    indices = np.arange(len(distinct))
     if folds is not None:
         cut = StratifiedKFold(folds, shuffle=True, random_state=schedule.seed)
-        pairs = list(cut.split(places, strata))
+        pairs = list(cut.split(indices, strata))
     elif fraction is not None:
         present = int((counts > 0).sum())
         held_out = int(np.ceil(fraction * len(distinct)))  # as scikit-learn rounds it
@@ -58,14 +58,14 @@ def split_items(
             )
         pairs = [
             train_test_split(
-                places, test_size=fraction, stratify=strata, random_state=schedule.seed
+                indices, test_size=fraction, stratify=strata, random_state=schedule.seed
             )
         ]
     else:
         raise BadInput("validation by a split of the dataset: its rows must be given")
     return [
-        (np.flatnonzero(np.isin(inverse, kept)), np.flatnonzero(np.isin(inverse, held)))
-        for kept, held in pairs
+        (np.flatnonzero(np.isin(inverse, train)), np.flatnonzero(np.isin(inverse, val)))
+        for train, val in pairs
     ]
 
 
@@ -90,12 +90,12 @@ def checked_pairs(
     """
     checked = []
     for fold, (train_idx, val_idx) in enumerate(pairs, 1):
-        kept = drop_shared(items, train_idx, val_idx)
-        dropped = len(train_idx) - len(kept)
-        if len(kept) == 0 or len(val_idx) == 0:
-            side = "training" if len(kept) == 0 else "validation"
+        train_rows = drop_shared(items, train_idx, val_idx)
+        dropped = len(train_idx) - len(train_rows)
+        if len(train_rows) == 0 or len(val_idx) == 0:
+            side = "training" if len(train_rows) == 0 else "validation"
             shared = dropped + sum(copies.values())
-            if len(kept) == 0 and shared:
+            if len(train_rows) == 0 and shared:
                 raise BadInput(
                     f"fold {fold}: there are no training rows: the {shared} training images are "
                     "copies of images that are held out; add others"
@@ -103,14 +103,14 @@ def checked_pairs(
             raise BadInput(
                 f"fold {fold}: there are no {side} rows; see `validation` in the schedule"
             )
-        if len(kept) == 1 and schedule.head.norm == "batch" and schedule.head.hidden:
+        if len(train_rows) == 1 and schedule.head.norm == "batch" and schedule.head.hidden:
             raise BadInput(f"fold {fold}: batch norm needs more than one training row")
-        unseen = np.setdiff1d(labels[val_idx], labels[kept])
+        unseen = np.setdiff1d(labels[val_idx], labels[train_rows])
         if len(unseen) > 0:
             label = int(unseen[0])
             shared = int((labels[train_idx] == label).sum()) + copies.get(label, 0)
             raise BadInput(f"fold {fold}: class {classes[label]!r} {_why_unseen(shared)}")
-        checked.append((kept, val_idx))
+        checked.append((train_rows, val_idx))
     return checked
 
 

@@ -53,8 +53,19 @@ class _Record:
 
     rows: list[list[Row]]  # of each network, one an epoch
     lost: dict[int, str]  # networks whose loss is no longer finite, and what to say of it
-    kept: dict[int, State]  # weights of the best epoch so far, where training may end early
+    best_states: dict[int, State]  # weights of the best epoch so far, where training may end early
     errors: torch.Tensor | None = None  # (M, C), of the last validation
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fields by their names in a checkpoint."""
+        state = dict(vars(self))
+        return {"kept": state.pop("best_states"), **state}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> _Record:
+        """The record that `state_dict` described. Raises KeyError or TypeError for other fields."""
+        fields = dict(state)
+        return cls(best_states=fields.pop("kept"), **fields)
 
     def so_far(self) -> list[list[float]]:
         """The validation losses of each network."""
@@ -94,29 +105,33 @@ def train_group(
     for epoch in range(behind):
         for job, rows in zip(group, record.rows, strict=True):
             if epoch < len(rows):
-                done(job.place, rows[epoch])
+                done(job.member_index, rows[epoch])
 
     curriculum = _curriculum(data, distinct(group), schedule, classes)
-    for at in curriculum.plan[behind:]:
+    for planned in curriculum.plan[behind:]:
         running = _running(record, group, schedule)
         if not running:
             break
-        if schedule.pruning is not None and at.number > len(schedule.phases) and at.in_phase == 1:
+        if (
+            schedule.pruning is not None
+            and planned.number > len(schedule.phases)
+            and planned.in_phase == 1
+        ):
             stack.prune(schedule.pruning.share)
         began = time.perf_counter()
         so_far = record.so_far()
-        trained = one_epoch(stack, data, group, curriculum, at, so_far, record.errors)
+        trained = one_epoch(stack, data, group, curriculum, planned, so_far, record.errors)
         view = schedule.validation.view
         validated, record.errors = validate(stack, data, group, view, len(classes))
         seconds = (time.perf_counter() - began) / len(running)
         for network in running:
-            job, own = group[network], group[network].member
-            rate = curriculum.rate(at, own.lr, own.weight_decay, 0.0, so_far[network])
+            job, member = group[network], group[network].member
+            rate = curriculum.rate(planned, member.lr, member.weight_decay, 0.0, so_far[network])
             row: Row = {
                 "fold": job.fold.number,
-                "epoch": at.epoch,
-                "phase": at.number,
-                "views": at.phase.shares(at.in_phase),
+                "epoch": planned.epoch,
+                "phase": planned.number,
+                "views": planned.phase.shares(planned.in_phase),
                 "lr": rate.lr,
                 "train_loss": trained[network][0],
                 "train_top1": trained[network][1],
@@ -131,14 +146,14 @@ def train_group(
             if schedule.early_stopping is not None:
                 losses = [*so_far[network], row["val_loss"]]
                 if lowest_index(losses) == len(losses) - 1:
-                    record.kept[network] = stack.snapshot(network)
-        ended = at is curriculum.plan[-1] or not _running(record, group, schedule)
+                    record.best_states[network] = stack.snapshot(network)
+        ended = planned is curriculum.plan[-1] or not _running(record, group, schedule)
         if checkpoint.due() or ended:
-            checkpoint.save({"stack": stack.state_dict(), "record": vars(record)})
+            checkpoint.save({"stack": stack.state_dict(), "record": record.state_dict()})
         for network in running:
             if network not in record.lost:
-                done(group[network].place, record.rows[network][-1])
-    for network, saved in record.kept.items():
+                done(group[network].member_index, record.rows[network][-1])
+    for network, saved in record.best_states.items():
         stack.restore(network, saved)
     heads = [stack.head(network, width, len(classes)) for network in range(len(group))]
     if fitted is not None:
@@ -153,12 +168,12 @@ def _resumed(state: dict[str, Any], stack: Stack, group: Sequence[Job]) -> _Reco
     """Give the stack the state that a checkpoint has, and the record in it. Raises ValueError and
     the like for what no training leaves there."""
     stack.load_state_dict(state["stack"])
-    record = _Record(**state["record"])
+    record = _Record.from_state(state["record"])
     for job, rows in zip(group, record.rows, strict=True):
         for epoch, row in enumerate(rows, 1):
             if (job.fold.number, epoch) != (row["fold"], fit(Epoch, row).epoch):
                 raise ValueError("rows of other epochs")
-    for network, saved in record.kept.items():
+    for network, saved in record.best_states.items():
         stack.check(saved, stack.snapshot(network))
     if not all(network in range(len(group)) for network in record.lost):
         raise ValueError("a network that is not of the group")
@@ -169,7 +184,7 @@ def _resumed(state: dict[str, Any], stack: Stack, group: Sequence[Job]) -> _Reco
 
 def _running(record: _Record, group: Sequence[Job], schedule: Schedule) -> list[int]:
     """The networks that are neither lost, nor a fold beside a lost one, nor ended early."""
-    if record.lost and len({job.place for job in group}) == 1:
+    if record.lost and len({job.member_index for job in group}) == 1:
         return []
     patience = None if schedule.early_stopping is None else schedule.early_stopping.patience
     return [
@@ -209,7 +224,7 @@ def _training_rows(data: Data, fold: Fold, schedule: Schedule) -> torch.Tensor:
             "what a schedule fits on all training vectors (input, noise) needs them in memory; "
             "give a larger --memory, or leave it out"
         )
-    return data.views[schedule.validation.view][fold.kept]
+    return data.views[schedule.validation.view][fold.train_rows]
 
 
 def _curriculum(
@@ -223,7 +238,7 @@ def _curriculum(
     return Curriculum(
         schedule,
         classes,
-        {fold.number: data.labels[fold.kept] for fold in folds},
+        {fold.number: data.labels[fold.train_rows] for fold in folds},
         lambda number: _training_rows(data, by_number[number], schedule),
         reference,
     )
@@ -248,9 +263,9 @@ def _reference_losses(
     width = data.views[view].shape[1]
     stack = _fresh(group, plain.head, plain.optimizer, width, len(classes), data)
     curriculum = _curriculum(data, [fold], plain, classes)
-    for at in curriculum.plan:
-        one_epoch(stack, data, group, curriculum, at, [[]])
-    return row_losses(stack, data, fold.kept, view)
+    for planned in curriculum.plan:
+        one_epoch(stack, data, group, curriculum, planned, [[]])
+    return row_losses(stack, data, fold.train_rows, view)
 
 
 @contextlib.contextmanager

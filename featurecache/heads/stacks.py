@@ -80,24 +80,26 @@ class Stack:
     def __len__(self) -> int:
         return len(next(iter(self.state.values())))
 
-    def part(self, place: int) -> Stack:
-        """The member at `place` as a stack of one, on the same memory; made anew after pruning."""
-        one = object.__new__(Stack)
-        one.layers, one.spec, one.optimizer = self.layers, self.spec, self.optimizer
-        one.trained, one.weights = self.trained, self.weights
-        here = slice(place, place + 1)
-        one.state = {name: tensor.detach()[here] for name, tensor in self.state.items()}
-        one.moments = [{n: tensor[here] for n, tensor in each.items()} for each in self.moments]
-        one.steps = {name: tensor[here] for name, tensor in self.steps.items()}
-        one.masks = {name: tensor[here] for name, tensor in self.masks.items()}
-        one._begin()
-        return one
+    def part(self, index: int) -> Stack:
+        """The member at `index` as a stack of one, on the same memory; made anew after pruning."""
+        member = object.__new__(Stack)
+        member.layers, member.spec, member.optimizer = self.layers, self.spec, self.optimizer
+        member.trained, member.weights = self.trained, self.weights
+        here = slice(index, index + 1)
+        member.state = {name: tensor.detach()[here] for name, tensor in self.state.items()}
+        member.moments = [
+            {n: tensor[here] for n, tensor in moment.items()} for moment in self.moments
+        ]
+        member.steps = {name: tensor[here] for name, tensor in self.steps.items()}
+        member.masks = {name: tensor[here] for name, tensor in self.masks.items()}
+        member._begin()
+        return member
 
-    def head(self, place: int, features: int, classes: int) -> nn.Sequential:
-        """The member at `place` as a module of its own, on the CPU, for evaluation."""
+    def head(self, index: int, features: int, classes: int) -> nn.Sequential:
+        """The member at `index` as a module of its own, on the CPU, for evaluation."""
         with torch.device("meta"):  # draws no initial weights
             module = mlp.build(features, classes, self.spec)
-        state = {name: tensor[place].detach().cpu().clone() for name, tensor in self.state.items()}
+        state = {name: tensor[index].detach().cpu().clone() for name, tensor in self.state.items()}
         module.load_state_dict(state, assign=True)
         return module.requires_grad_().eval()
 
@@ -110,30 +112,33 @@ class Stack:
         rows and keeps running ones, and dropout drops.
         """
         h = x.transpose(-1, -2)
-        unconnected = iter([*self.spec.each("drop_connect"), 0.0])
+        unconnected = iter([*self.spec.per_layer("drop_connect"), 0.0])
         for name, layer in self.layers.items():
-            own = {part: self.state[f"{name}.{part}"] for part in layer.state_dict()}
+            tensors = {part: self.state[f"{name}.{part}"] for part in layer.state_dict()}
             if isinstance(layer, nn.Linear):
-                weight, rate = own["weight"], next(unconnected)
+                weight, rate = tensors["weight"], next(unconnected)
                 if rate > 0 and dropping is not None:
                     weight = weight * _dropout_mask(weight.shape, rate, dropping)
-                h = _linear(h, weight, own["bias"])
+                h = _linear(h, weight, tensors["bias"])
             elif isinstance(layer, nn.BatchNorm1d):
                 if dropping is not None:
-                    own["num_batches_tracked"] += 1
+                    tensors["num_batches_tracked"] += 1
                 h = functional.batch_norm(
                     h.reshape(1, -1, h.shape[-1]),
-                    own["running_mean"].view(-1),
-                    own["running_var"].view(-1),
-                    own["weight"].view(-1),
-                    own["bias"].view(-1),
+                    tensors["running_mean"].view(-1),
+                    tensors["running_var"].view(-1),
+                    tensors["weight"].view(-1),
+                    tensors["bias"].view(-1),
                     training=dropping is not None,
                     momentum=layer.momentum or 0.0,
                     eps=layer.eps,
                 ).view(h.shape)
             elif isinstance(layer, nn.LayerNorm):
                 normal = functional.layer_norm(h.transpose(1, 2), layer.normalized_shape)
-                h = normal.transpose(1, 2) * own["weight"][..., None] + own["bias"][..., None]
+                h = (
+                    normal.transpose(1, 2) * tensors["weight"][..., None]
+                    + tensors["bias"][..., None]
+                )
             elif isinstance(layer, nn.Dropout):
                 if dropping is not None:
                     shape = torch.Size([len(self), *h.shape[-2:]])  # rows may be for all members
@@ -168,7 +173,7 @@ class Stack:
     @torch.no_grad()
     def _penalise(self, gradients: State) -> None:
         for name, l1, l2 in zip(
-            self.weights, self.spec.each("l1"), self.spec.each("l2"), strict=True
+            self.weights, self.spec.per_layer("l1"), self.spec.per_layer("l2"), strict=True
         ):
             if l1 > 0:
                 gradients[name].add_(self.state[name].sign(), alpha=l1)
@@ -197,13 +202,13 @@ class Stack:
                 continue
             run, rate = slice(start, stop), rates[start]
             parameters = [self.state[name][run] for name in self.trained]
-            own = [
+            member_gradients = [
                 gradient[run].contiguous() for gradient in gradients
             ]  # fused kernels ask no more
-            moments = [[each[name][run] for name in self.trained] for each in self.moments]
+            moments = [[moment[name][run] for name in self.trained] for moment in self.moments]
             # The members of a run have taken as many steps: the first counts for them all.
             counts = [self.steps[name][start] for name in self.trained]
-            self._rule(parameters, own, moments, counts, rate)
+            self._rule(parameters, member_gradients, moments, counts, rate)
             for name, count in zip(self.trained, counts, strict=True):
                 self.steps[name][run] = count
             start = stop
@@ -267,14 +272,14 @@ class Stack:
         }:
             raise ValueError("tensors of another stack")
 
-    def snapshot(self, place: int) -> State:
-        """A copy of the weights and statistics of the member at `place`."""
-        return {name: tensor.detach()[place].clone() for name, tensor in self.state.items()}
+    def snapshot(self, index: int) -> State:
+        """A copy of the weights and statistics of the member at `index`."""
+        return {name: tensor.detach()[index].clone() for name, tensor in self.state.items()}
 
-    def restore(self, place: int, saved: State) -> None:
-        """Give the member at `place` what `snapshot` kept; not its optimizer's state."""
+    def restore(self, index: int, saved: State) -> None:
+        """Give the member at `index` what `snapshot` kept; not its optimizer's state."""
         for name, tensor in self.state.items():
-            tensor.detach()[place].copy_(saved[name])
+            tensor.detach()[index].copy_(saved[name])
 
 
 def _linear(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -290,13 +295,13 @@ def _dropout_mask(
     shape: torch.Size, rate: float, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
     """0 where a feature is dropped, else 1 / (share that is kept): (M, width, B) float32."""
-    each = math.prod(shape[1:])
-    shape_of_words = (len(generators), -(-each // 4))
+    features = math.prod(shape[1:])
+    shape_of_words = (len(generators), -(-features // 4))
     words = torch.empty(shape_of_words, dtype=torch.int64, device=generators[0].device)
     for row, generator in zip(words, generators, strict=True):
         row.random_(-(2**63), None, generator=generator)
     dropped = min(round(rate * _LANES), _LANES - 1)
-    drawn = words.view(torch.int16)[:, :each].reshape(shape)
+    drawn = words.view(torch.int16)[:, :features].reshape(shape)
     mask = torch.empty(shape, device=words.device)
     torch.ge(drawn, dropped - _LANES // 2, out=mask)
     return mask.mul_(_LANES / (_LANES - dropped))

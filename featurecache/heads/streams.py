@@ -77,12 +77,12 @@ def mixing(labels: Labels, window: int, classes: int) -> Mixing:
     """The Mixing of rows with these labels, in the order in which they lie."""
     rng = np.random.default_rng(0)
     rows = np.arange(len(labels))
-    whole = np.bincount(labels, minlength=classes) / len(labels)
+    all_shares = np.bincount(labels, minlength=classes) / len(labels)
 
     def distance(order: Index) -> float:
         some = [order[start : start + window] for start in range(0, len(order), window)]
-        shares = [np.bincount(labels[one], minlength=classes) / len(one) for one in some]
-        apart = [np.abs(share - whole).sum() / 2 for share in shares]
-        return float(np.average(apart, weights=[len(one) for one in some]))
+        shares = [np.bincount(labels[rows], minlength=classes) / len(rows) for rows in some]
+        apart = [np.abs(share - all_shares).sum() / 2 for share in shares]
+        return float(np.average(apart, weights=[len(rows) for rows in some]))
 
     return Mixing(distance(windowed(rows, window, rng)), distance(rng.permutation(rows)))

@@ -52,7 +52,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Swept:
-    """The trials in the order of the settings, and the place of the one with the highest top1,
+    """The trials in the order of the settings, and the index of the one with the highest top1,
     whose `best` and `last` those of the sweep are."""
 
     trials: list[Trial]
@@ -86,29 +86,29 @@ def train_sweep(
     settings = settings_of(schedule, "schedule")
     assert schedule.sweep is not None
     seeds = schedule.sweep.seeds or [schedule.seed]
-    found: dict[int, Trial] = {}
+    trial_of: dict[int, Trial] = {}
     folder_of: dict[int, Path] = {}
     member_of: dict[int, int] = {}  # of its first seed, from 1
-    for number, places in enumerate(stackable(settings), 1):
+    for number, indices in enumerate(stackable(settings), 1):
         folder = run / "sweep" / str(number)
-        folder_of.update(dict.fromkeys(places, folder))
-        member_of.update({place: at * len(seeds) + 1 for at, place in enumerate(places)})
-        of = keys.digest(
+        folder_of.update(dict.fromkeys(indices, folder))
+        member_of.update({index: rank * len(seeds) + 1 for rank, index in enumerate(indices)})
+        identity_hash = keys.digest(
             {
                 "identity": identity,
-                "settings": [settings[place].schedule.model_dump(mode="json") for place in places],
+                "settings": [settings[index].schedule.model_dump(mode="json") for index in indices],
                 "seeds": seeds,
                 "device": device_of(device).type,
             }
         )
         if not (folder / _TRIALS).is_file():
-            own = [settings[place].schedule.optimizer for place in places]
-            members = [Member(seed, o.lr, o.weight_decay) for o in own for seed in seeds]
+            optimizers = [settings[index].schedule.optimizer for index in indices]
+            members = [Member(seed, o.lr, o.weight_decay) for o in optimizers for seed in seeds]
             train_many(
                 vectors,
                 labels,
                 items,
-                settings[places[0]].schedule,
+                settings[indices[0]].schedule,
                 classes,
                 members,
                 folder,
@@ -116,32 +116,36 @@ def train_sweep(
                 pairs=pairs,
                 on_epoch=None if on_epoch is None else lambda _, row: on_epoch(row),
                 on_done=functools.partial(
-                    _save, folder, of, [settings[place] for place in places], len(seeds)
+                    _save,
+                    folder,
+                    identity_hash,
+                    [settings[index] for index in indices],
+                    len(seeds),
                 ),
                 device=device,
             )
         elif on_epoch is not None:
             for row in read_member_epochs(folder):
                 on_epoch(row)
-        kept = read_model(folder / _TRIALS, TrialsFile, MAX_RUN_JSON, _damaged)
-        if kept.of != of:
+        saved = read_model(folder / _TRIALS, TrialsFile, MAX_RUN_JSON, _damaged)
+        if saved.identity != identity_hash:
             raise BadInput(
                 f"{folder}: holds trials of another sweep (schedule, vectors or device differ); "
                 "delete the folder to train them anew, or take another run folder"
             )
-        if [trial["setting"] for trial in kept.trials] != [settings[n].values for n in places]:
+        if [trial["setting"] for trial in saved.trials] != [settings[n].values for n in indices]:
             raise _damaged(folder / _TRIALS, "trials: their settings are not those of the sweep")
         for left in folder.glob("stack-*.checkpoint"):  # of a kill right after the trials
             left.unlink()
-        found.update(zip(places, [Trial(**trial) for trial in kept.trials], strict=True))
-    ordered = [found[place] for place in range(len(settings))]
-    place = _winner(ordered)
-    won = None if place is None else ordered[place]
-    if place is None or won is None or won.best is None or won.last is None:
+        trial_of.update(zip(indices, [Trial(**trial) for trial in saved.trials], strict=True))
+    ordered = [trial_of[index] for index in range(len(settings))]
+    winner = _winner(ordered)
+    won = None if winner is None else ordered[winner]
+    if winner is None or won is None or won.best is None or won.last is None:
         raise FeatureCacheError("in every setting of the sweep the loss was no longer finite")
-    Head.load(folder_of[place]).save(run)
-    _keep_metrics(folder_of[place], member_of[place], run)
-    swept = Swept(ordered, place, won.best, won.last)
+    Head.load(folder_of[winner]).save(run)
+    _keep_metrics(folder_of[winner], member_of[winner], run)
+    swept = Swept(ordered, winner, won.best, won.last)
     if on_done is not None:
         on_done(swept)
     return swept
@@ -149,20 +153,21 @@ def train_sweep(
 
 def _save(
     folder: Path,
-    of: str,
+    identity_hash: str,
     settings: Sequence[Setting],
     seeds: int,
     trained: Sequence[Trained | Lost],
 ) -> None:
     """Keep the trials of settings that were trained together, and the head of the best of them."""
-    each = [trained[at : at + seeds] for at in range(0, len(trained), seeds)]
+    by_setting = [trained[start : start + seeds] for start in range(0, len(trained), seeds)]
     trials = [
-        _trial(setting, of_setting) for setting, of_setting in zip(settings, each, strict=True)
+        _trial(setting, of_setting)
+        for setting, of_setting in zip(settings, by_setting, strict=True)
     ]
     best = _winner(trials)
-    if best is not None and isinstance(first := each[best][0], Trained):
+    if best is not None and isinstance(first := by_setting[best][0], Trained):
         first.head.save(folder)
-    content = keys.canonical({"of": of, "trials": [asdict(trial) for trial in trials]})
+    content = keys.canonical({"of": identity_hash, "trials": [asdict(trial) for trial in trials]})
     durable.replace(folder / _TRIALS, content + b"\n")
 
 
@@ -172,16 +177,18 @@ def _damaged(path: Path, what: str) -> DamagedRun:
 
 def _keep_metrics(folder: Path, member: int, run: Path) -> None:
     """Give a run the rows of the head that it has, as a training without a sweep would."""
-    kept = [row for row in read_member_epochs(folder) if row.pop("member", member) == member]
-    durable.replace(run / METRICS_FILE, b"".join(keys.canonical(row) + b"\n" for row in kept))
+    rows = [row for row in read_member_epochs(folder) if row.pop("member", member) == member]
+    durable.replace(run / METRICS_FILE, b"".join(keys.canonical(row) + b"\n" for row in rows))
 
 
 def _trial(setting: Setting, trained: Sequence[Trained | Lost]) -> Trial:
-    finite = [one for one in trained if isinstance(one, Trained)]
+    finite = [result for result in trained if isinstance(result, Trained)]
     if len(finite) < len(trained):
         lost = len(trained) - len(finite)
         return Trial(setting.values, 0, None, None, None, lost, None, None)
-    by_seed = np.array([[row["val_top1"] for row in one.kept] for one in finite])
+    by_seed = np.array(
+        [[row["val_top1"] for row in trained_head.saved_rows] for trained_head in finite]
+    )
     # Seeds on one fold share its images, so folds are what is independent where there are some.
     scores = by_seed.mean(0) if by_seed.shape[1] > 1 else by_seed[:, 0]
     low, high = interval(scores)
@@ -199,6 +206,6 @@ def interval(scores: npt.NDArray[np.float64]) -> tuple[float | None, float | Non
 
 
 def _winner(trials: Sequence[Trial]) -> int | None:
-    """The place of the highest top1, of equals the first; None where every setting diverged."""
-    tops = {place: trial.top1 for place, trial in enumerate(trials) if trial.top1 is not None}
-    return max(tops, key=lambda place: (tops[place], -place), default=None)
+    """The index of the highest top1, of equals the first; None where every setting diverged."""
+    tops = {index: trial.top1 for index, trial in enumerate(trials) if trial.top1 is not None}
+    return max(tops, key=lambda index: (tops[index], -index), default=None)

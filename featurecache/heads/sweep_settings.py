@@ -46,33 +46,35 @@ def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
         top = key.split(".")[0]
         if top not in SWEPT:
             raise BadInput(f"{where}: sweep: {key} can't be swept; {nearest(top, SWEPT)}")
-        own = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight_decay"}.get(key)
-        if own and all(getattr(phase.optimizer, own) is not None for phase in schedule.phases):
+        field = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight_decay"}.get(key)
+        if field and all(getattr(phase.optimizer, field) is not None for phase in schedule.phases):
             raise BadInput(f"{where}: sweep: {key}: every phase sets its own; take those out")
     plain = schedule.model_dump(mode="json", exclude_none=True, exclude={"sweep"})
-    found = []
+    settings = []
     for values in _combinations(sweep) if sweep.random is None else _draws(sweep):
         changed = plain
         for key, value in values.items():
             block = changed.get(key.removesuffix(".name"))
             if key in _OF_ANY and isinstance(block, dict) and block.get("name") != value:
                 # What is only for the kind that stands there would be refused for another.
-                kept = {name: v for name, v in block.items() if name in _OF_ANY[key]}
-                changed = {**changed, key.removesuffix(".name"): kept}
+                common = {name: v for name, v in block.items() if name in _OF_ANY[key]}
+                changed = {**changed, key.removesuffix(".name"): common}
             changed = _with(changed, key.split("."), value)
-        shown = ", ".join(f"{key} {value}" for key, value in values.items())
-        found.append(Setting(values, yaml_files.validate(Schedule, changed, f"{where}: {shown}")))
-    return found
+        listed = ", ".join(f"{key} {value}" for key, value in values.items())
+        settings.append(
+            Setting(values, yaml_files.validate(Schedule, changed, f"{where}: {listed}"))
+        )
+    return settings
 
 
 def stackable(settings: list[Setting]) -> list[list[int]]:
     """Places of settings that differ in the learning rate and the weight decay alone, so that their
     heads can be trained in one stack; in the order of their first."""
     groups: dict[str, list[int]] = {}
-    for place, setting in enumerate(settings):
+    for index, setting in enumerate(settings):
         plain = setting.schedule.model_dump(mode="json")
-        own = {k: v for k, v in plain["optimizer"].items() if k not in ("lr", "weight_decay")}
-        groups.setdefault(keys.digest({**plain, "optimizer": own}), []).append(place)
+        optimizer = {k: v for k, v in plain["optimizer"].items() if k not in ("lr", "weight_decay")}
+        groups.setdefault(keys.digest({**plain, "optimizer": optimizer}), []).append(index)
     return list(groups.values())
 
 

@@ -33,10 +33,10 @@ class TrainedItems:
     folds: npt.NDArray[np.uint16]
 
     @classmethod
-    def of(
+    def from_pairs(
         cls, items: npt.NDArray[np.uint8], pairs: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> TrainedItems:
-        """Of the rows of a training, `items` (N, 32), and its folds of row numbers."""
+        """From the rows of a training, `items` (N, 32), and the row numbers of its folds."""
         folds = np.zeros(len(items), np.uint16)
         used = np.zeros(len(items), bool)
         for number, (train_idx, val_idx) in enumerate(pairs, 1):
@@ -59,8 +59,8 @@ class TrainedItems:
     def folds_of(self, items: Sequence[bytes]) -> npt.NDArray[np.int64]:
         """(M,) the fold of each of these images as in `folds`; -1 where the run has not seen it."""
         wanted = np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)
-        places = self._lookup.places(wanted)
-        return np.where(places >= 0, self.folds[places].astype(np.int64), -1)
+        positions = self._lookup.places(wanted)
+        return np.where(positions >= 0, self.folds[positions].astype(np.int64), -1)
 
     def save(self, run: Path) -> None:
         """Write 34 bytes per image, its item and its fold, then the SHA-256 of them all."""
@@ -78,8 +78,8 @@ class TrainedItems:
             return None
         data = read_file(path, _MAX_BYTES, damaged_run)
         content = data[:-32]
-        whole = hashlib.sha256(content).digest() == data[-32:]
-        if not whole or not content or len(content) % _DTYPE.itemsize:
+        intact = hashlib.sha256(content).digest() == data[-32:]
+        if not intact or not content or len(content) % _DTYPE.itemsize:
             remedy = "delete it, or train into another --out"
             raise damaged_run(path, "not the images of a run", remedy)
         rows = np.frombuffer(content, _DTYPE)

@@ -48,12 +48,12 @@ class Trained:
     the validation, means over the folds: the epoch of the highest top1 (the earliest of equals),
     and that of the weights of `head`, one network a fold. That is the last epoch, or with
     early stopping for each fold the one of the lowest loss; then `epoch` is the latest of them.
-    `kept` are the rows of those weights, one a fold.
+    `saved_rows` are the rows of those weights, one per fold.
     """
 
     head: mlp.Head
     rows: list[Row]
-    kept: list[Row]
+    saved_rows: list[Row]
     best: keys.Json
     last: keys.Json
 
@@ -98,16 +98,16 @@ def train(
     """
     alone = Member(schedule.seed, schedule.optimizer.lr, schedule.optimizer.weight_decay)
 
-    result: list[Trained] = []
+    results: list[Trained] = []
 
     def finish(trained: list[Trained | Lost]) -> None:
-        (one,) = trained
-        if isinstance(one, Lost):
-            raise FeatureCacheError(f"{one.reason}; lower optimizer.lr in the schedule")
-        one.head.save(run)
+        (result,) = trained
+        if isinstance(result, Lost):
+            raise FeatureCacheError(f"{result.reason}; lower optimizer.lr in the schedule")
+        result.head.save(run)
         if on_done is not None:
-            on_done(one)
-        result.append(one)
+            on_done(result)
+        results.append(result)
 
     _train_all(
         vectors,
@@ -119,11 +119,11 @@ def train(
         run,
         identity=identity,
         pairs=pairs,
-        note=lambda place, row: on_epoch(row) if on_epoch is not None else None,
+        note=lambda index, row: on_epoch(row) if on_epoch is not None else None,
         finish=finish,
         device=device,
     )
-    return result[0]
+    return results[0]
 
 
 def train_many(
@@ -145,7 +145,7 @@ def train_many(
 
     Arguments and errors are those of `train`, whose result each is but for the order of sums; but a
     member whose loss is no longer finite is Lost, and the others go on.
-    `on_epoch` gets the member's place, from 0, before the row. Saved are metrics and checkpoints;
+    `on_epoch` gets the member's index, from 0, before the row. Saved are metrics and checkpoints;
     the heads are the caller's to save, in `on_done` if they are to outlive the checkpoints.
     """
     if not members:
@@ -160,7 +160,7 @@ def train_many(
         run,
         identity=identity,
         pairs=pairs,
-        note=on_epoch or (lambda place, row: None),
+        note=on_epoch or (lambda index, row: None),
         finish=on_done or (lambda trained: None),
         device=device,
     )
@@ -186,8 +186,8 @@ def _train_all(
     if pairs is None:
         pairs = split_items(items, labels, schedule, classes)
     pairs = checked_pairs(pairs, items, labels, schedule, classes)
-    for kept, _ in pairs:
-        schedule.check_fits(classes, len(kept), vectors[schedule.validation.view].shape[1])
+    for train_rows, _ in pairs:
+        schedule.check_fits(classes, len(train_rows), vectors[schedule.validation.view].shape[1])
     where = device_of(device)
     run.mkdir(parents=True, exist_ok=True)
     data = Data(
@@ -195,10 +195,10 @@ def _train_all(
         torch.tensor(np.asarray(labels, dtype=np.int64), device=where),
     )
     folds = [
-        Fold(n, torch.from_numpy(kept).to(where), torch.from_numpy(held).to(where))
-        for n, (kept, held) in enumerate(pairs, 1)
+        Fold(n, torch.from_numpy(train_rows).to(where), torch.from_numpy(val_rows).to(where))
+        for n, (train_rows, val_rows) in enumerate(pairs, 1)
     ]
-    jobs = [Job(place, member, fold) for fold in folds for place, member in enumerate(members)]
+    jobs = [Job(index, member, fold) for fold in folds for index, member in enumerate(members)]
     width = vectors[schedule.validation.view].shape[1]
     groups = _groups(
         jobs, schedule, data.window is not None, _at_once(schedule, width, len(classes), where)
@@ -207,27 +207,29 @@ def _train_all(
     checkpoints = []
     with _Metrics(run / METRICS_FILE, len(members) > 1) as metrics:
 
-        def done(place: int, row: Row) -> None:
-            metrics.add(place, row)
-            note(place, row)
+        def done(index: int, row: Row) -> None:
+            metrics.add(index, row)
+            note(index, row)
 
         for number, group in enumerate(groups, 1):
-            of = _identity(identity, schedule, classes, labels, items, pairs, group, where)
-            checkpoint = Checkpoint(run / f"stack-{number}.checkpoint", of)
+            group_identity = _identity(
+                identity, schedule, classes, labels, items, pairs, group, where
+            )
+            checkpoint = Checkpoint(run / f"stack-{number}.checkpoint", group_identity)
             heads = train_group(data, group, schedule, classes, checkpoint, done)
             checkpoints.append(checkpoint)
             for job, head in zip(group, heads, strict=True):
-                networks[job.place, job.fold.number] = head
+                networks[job.member_index, job.fold.number] = head
             if len(members) == 1 and any(isinstance(head, Lost) for head in heads):
                 break  # other folds can't help
     trained = [
         _trained(
-            [networks[place, n] for n in range(1, len(folds) + 1) if (place, n) in networks],
-            metrics.of(place),
+            [networks[index, n] for n in range(1, len(folds) + 1) if (index, n) in networks],
+            metrics.rows_of(index),
             schedule,
             classes,
         )
-        for place in range(len(members))
+        for index in range(len(members))
     ]
     finish(trained)
     for checkpoint in checkpoints:
@@ -249,13 +251,13 @@ class _Metrics:
     def __exit__(self, *error: object) -> None:
         self._write()
 
-    def add(self, place: int, row: Row) -> None:
-        self._rows[place, row["fold"], row["epoch"]] = row
+    def add(self, index: int, row: Row) -> None:
+        self._rows[index, row["fold"], row["epoch"]] = row
         if self._timer.due():
             self._write()
 
-    def of(self, place: int) -> list[Row]:
-        return [row for (member, _, _), row in sorted(self._rows.items()) if member == place]
+    def rows_of(self, index: int) -> list[Row]:
+        return [row for (member, _, _), row in sorted(self._rows.items()) if member == index]
 
     def _write(self) -> None:
         began = time.monotonic()
@@ -287,7 +289,7 @@ def _groups(
     """
     if any(phase.order is not None and phase.order.by == "self" for phase in schedule.phases):
         at_once = 1
-    if len({job.place for job in jobs}) == 1 and schedule.input is None and not streamed:
+    if len({job.member_index for job in jobs}) == 1 and schedule.input is None and not streamed:
         together = [list(jobs)]
     else:
         together = [
@@ -373,27 +375,27 @@ def _trained(
         if isinstance(network, Lost):
             return network
         finite.append(network)
-    kept, best = _summary(rows, schedule.early_stopping is not None)
-    last = _mean(max(row["epoch"] for row in kept), kept)
-    return Trained(mlp.Head(finite, list(classes), schedule.head), rows, kept, best, last)
+    saved_rows, best = _summary(rows, schedule.early_stopping is not None)
+    last = _mean(max(row["epoch"] for row in saved_rows), saved_rows)
+    return Trained(mlp.Head(finite, list(classes), schedule.head), rows, saved_rows, best, last)
 
 
 def _summary(rows: Sequence[Row], early: bool) -> tuple[list[Row], keys.Json]:
-    """`kept` and `best` of Trained. A fold that ended early counts with the row that was kept in
-    the epochs that it has none of."""
+    """`saved_rows` and `best` of Trained. A fold that ended early counts with its saved row in the
+    epochs that it did not reach."""
     folds = [[row for row in rows if row["fold"] == n] for n in sorted({r["fold"] for r in rows})]
-    kept = [
+    saved_rows = [
         min(of_fold, key=lambda row: (row["val_loss"], row["epoch"])) if early else of_fold[-1]
         for of_fold in folds
     ]
     means = []
     for epoch in range(1, max(len(of_fold) for of_fold in folds) + 1):
-        shown = [
-            of_fold[epoch - 1] if epoch <= len(of_fold) else own
-            for of_fold, own in zip(folds, kept, strict=True)
+        epoch_rows = [
+            of_fold[epoch - 1] if epoch <= len(of_fold) else saved
+            for of_fold, saved in zip(folds, saved_rows, strict=True)
         ]
-        means.append(_mean(epoch, shown))
-    return kept, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
+        means.append(_mean(epoch, epoch_rows))
+    return saved_rows, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
 
 
 def _mean(epoch: int, rows: Sequence[Row]) -> keys.Json:

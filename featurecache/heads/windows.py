@@ -25,10 +25,10 @@ class Windowed:
 
     def index_select(self, _: int, rows: torch.Tensor) -> torch.Tensor:
         wanted = rows.cpu().numpy()
-        at = np.searchsorted(self._rows, wanted).clip(max=max(len(self._rows) - 1, 0))
-        if not len(self._rows) or (self._rows[at] != wanted).any():
+        positions = np.searchsorted(self._rows, wanted).clip(max=max(len(self._rows) - 1, 0))
+        if not len(self._rows) or (self._rows[positions] != wanted).any():
             return self._read(wanted)
-        return self._held.index_select(0, torch.from_numpy(at).to(self._device))
+        return self._held.index_select(0, torch.from_numpy(positions).to(self._device))
 
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         return self._read(rows.cpu().numpy())

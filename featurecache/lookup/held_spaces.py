@@ -39,21 +39,21 @@ def spaces_of(
 
     Raises NotCached with a command for each that lacks rows, BadInput for the same vectors twice.
     """
-    held, lacking = [], []
+    by_choice, lacking = [], []
     for choice in choices:
         try:
-            held.append(held_spaces(cache, views, choice, items, data))
+            by_choice.append(held_spaces(cache, views, choice, items, data))
         except NotCached as error:
             lacking.append(str(error))
     if lacking:
         raise NotCached("; ".join(lacking))  # a command for each of them
     for view in views:
-        names = [spaces[view].path.name for spaces in held]
+        names = [spaces[view].path.name for spaces in by_choice]
         for number, name in enumerate(names):
             if name in names[:number]:
                 same = " and ".join(choices[n].name for n in (names.index(name), number))
                 raise BadInput(f"backbone: {same} are the same vectors; keep one of them")
-    return {view: [spaces[view] for spaces in held] for view in views}
+    return {view: [spaces[view] for spaces in by_choice] for view in views}
 
 
 def held_spaces(
@@ -75,23 +75,25 @@ def held_spaces(
         if choice.name not in ALIASES:
             check_name(choice.name)
         check_layer(choice.name, choice.layer, choice.pooling)
-        given = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
-        raise not_cached_error(cache, dict.fromkeys(views, items), choice.name, given, seed, data)
+        setting_options = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
+        raise not_cached_error(
+            cache, dict.fromkeys(views, items), choice.name, setting_options, seed, data
+        )
     setting = _settings(of_choice[0])
     backbone = {name: value for name, value in setting.items() if name != "precision"}
     # The name that the vectors were made by tells where the weights came from; the choice may not.
     made_by = str(of_choice[0].backbone)
-    found = {
+    by_view = {
         name: cache.space(
             keys.vector_key(view.key(), backbone, setting["precision"]), view.name, made_by
         )
         for name, view in views.items()
     }
-    lacking = {name: space.missing(items) for name, space in found.items()}
+    lacking = {name: space.missing(items) for name, space in by_view.items()}
     lacking = {name: missing for name, missing in lacking.items() if missing}
     if lacking:
         raise not_cached_error(cache, lacking, made_by, setting, seed, data)
-    return found
+    return by_view
 
 
 def fitting_spaces(spaces: Iterable[Space], choice: BackboneChoice, where: object) -> list[Space]:
@@ -99,8 +101,8 @@ def fitting_spaces(spaces: Iterable[Space], choice: BackboneChoice, where: objec
 
     Raises BadInput, with the fields that differ, where several settings fit.
     """
-    found = [s for s in spaces if s.backbone is not None and _fits(s, choice)]
-    settings = {keys.digest(_settings(s)): _settings(s) for s in found}
+    matches = [s for s in spaces if s.backbone is not None and _fits(s, choice)]
+    settings = {keys.digest(_settings(s)): _settings(s) for s in matches}
     if len(settings) > 1:
         first, second, *_ = settings.values()
         raise BadInput(
@@ -108,7 +110,7 @@ def fitting_spaces(spaces: Iterable[Space], choice: BackboneChoice, where: objec
             f"in {'; '.join(keys.differences(first, second))}. Say which: in a schedule as in "
             f"backbone: {{name: {choice.name}, crop: 1.0}}, in a command as in --crop 1.0"
         )
-    return found
+    return matches
 
 
 OTHER_VERSIONS = "it was made by other versions of what draws it"
@@ -174,6 +176,6 @@ def _fits(space: Space, choice: BackboneChoice) -> bool:
     names = (space.backbone, model, model.split(".")[0])
     if choice.name not in names and ALIASES.get(choice.name) != model:
         return False
-    given = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
+    options = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
     weights = str(settings["weights"]).startswith(choice.weights or "")
-    return weights and all(settings[name] == value for name, value in given.items())
+    return weights and all(settings[name] == value for name, value in options.items())

@@ -58,10 +58,10 @@ def labelled_rows(
 def decodable(rows: Sequence[LabelledRow], spaces: Iterable[Space]) -> list[LabelledRow]:
     """The rows that have a vector in every one of these spaces. Raises BadInput for none."""
     bad = {item for space in spaces for item in space.failures(row.item for row in rows)}
-    found = [row for row in rows if row.item not in bad]
-    if not found:
+    decoded = [row for row in rows if row.item not in bad]
+    if not decoded:
         raise BadInput("none of these images could be decoded; see `featurecache inspect`")
-    return found
+    return decoded
 
 
 def rows_digest(rows: Sequence[LabelledRow]) -> str:
@@ -87,12 +87,12 @@ def training_rows(
         notes.append(f"{lost} images could not be read or decoded, and were left out")
     others = [split for split in dataset.splits if split != "train"]
     held_out = {item for _, item in items_by_split(dataset, others, progress)}
-    kept = [row for row in decoded if row.split != "train" or row.item not in held_out]
+    train_rows = [row for row in decoded if row.split != "train" or row.item not in held_out]
     copies = Counter(row.label for row in decoded if row.split == "train" and row.item in held_out)
     if shared := copies.total():
         notes.append(f"{shared} training images are in another split too, and were left out")
-    labels = Counter(item for item, _ in {(row.item, row.label) for row in kept})
+    labels = Counter(item for item, _ in {(row.item, row.label) for row in train_rows})
     contradicting = sum(count > 1 for count in labels.values())
     if contradicting:
         notes.append(f"{contradicting} images stand under more than one class")
-    return TrainingRows(kept, notes, copies)
+    return TrainingRows(train_rows, notes, copies)

@@ -36,8 +36,13 @@ def trained_items(
     schedule = schedule_of(record)
     val = schedule.validation.split
     splits = ["train"] if val is None else ["train", val]
-    held = {space.path.name: space for space in cache.spaces()}
-    spaces = [held[name] for names in record.spaces.values() for name in names if name in held]
+    spaces_by_name = {space.path.name: space for space in cache.spaces()}
+    spaces = [
+        spaces_by_name[name]
+        for names in record.spaces.values()
+        for name in names
+        if name in spaces_by_name
+    ]
     try:
         rows = labelled_rows(dataset, splits, progress)
         rows = training_rows(dataset, splits, rows, spaces, progress).rows
@@ -55,7 +60,9 @@ def trained_items(
     else:
         of_val = np.array([row.split != "train" for row in rows])
         pairs = [(np.flatnonzero(~of_val), np.flatnonzero(of_val))]
-    return TrainedItems.of(items, checked_pairs(pairs, items, labels, schedule, record.classes))
+    return TrainedItems.from_pairs(
+        items, checked_pairs(pairs, items, labels, schedule, record.classes)
+    )
 
 
 def held_out_rows(
@@ -71,14 +78,14 @@ def held_out_rows(
     splits = [split for split in dict.fromkeys(named) if split in dataset.splits]
     rows = labelled_rows(dataset, splits, progress)
     items = [row.item for row in rows]
-    held = np.all([of_run.folds_of(items) > 0 for of_run in trained], axis=0)
-    found = [
+    held_out = np.all([of_run.folds_of(items) > 0 for of_run in trained], axis=0)
+    matches = [
         row
-        for row, is_held in zip(rows, held.tolist(), strict=True)
+        for row, is_held in zip(rows, held_out.tolist(), strict=True)
         if is_held and row.item not in without
     ]
-    if found:
-        return found
+    if matches:
+        return matches
     if len(opened) == 1:
         raise BadInput(f"{dataset.root} has none of the images that this run held out")
     raise BadInput(
@@ -88,7 +95,7 @@ def held_out_rows(
 
 
 def networks_of(trained: TrainedItems, rows: Sequence[LabelledRow]) -> npt.NDArray[np.int64]:
-    """(N,) for each held-out row the place of the network that was not trained on it."""
+    """(N,) for each held-out row the index of the network that was not trained on it."""
     return trained.folds_of([row.item for row in rows]) - 1
 
 

@@ -71,9 +71,9 @@ class RunRecord(Open):
         if not isinstance(value, dict) or value.get("format") != 1:
             return value
         new = {name: v for name, v in value.items() if name not in ("backbone", "precision")}
-        one, spaces = value.get("backbone"), value.get("spaces")
-        if isinstance(one, dict) and isinstance(spaces, dict):
-            new["backbones"] = [{**one, "precision": value.get("precision")}]
+        backbone, spaces = value.get("backbone"), value.get("spaces")
+        if isinstance(backbone, dict) and isinstance(spaces, dict):
+            new["backbones"] = [{**backbone, "precision": value.get("precision")}]
             new["spaces"] = {view: [space] for view, space in spaces.items()}
         return new
 

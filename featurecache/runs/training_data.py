@@ -65,19 +65,19 @@ class TrainingData:
 
     def vector_hashes(self) -> dict[str, str]:
         """Hash of the vectors of each view."""
-        found = {}
+        hashes = {}
         for name, vectors in self.vectors.items():
             digest = hashlib.sha256()
             for start in range(0, len(vectors), _ROWS):
                 digest.update(np.ascontiguousarray(vectors[start : start + _ROWS]).data)
-            found[name] = digest.hexdigest()
-        return found
+            hashes[name] = digest.hexdigest()
+        return hashes
 
     @property
     def window(self) -> int | None:
         """The rows of a window of Streams."""
-        one = next(iter(self.vectors.values()))
-        return one.window if isinstance(one, Stream) else None
+        vectors = next(iter(self.vectors.values()))
+        return vectors.window if isinstance(vectors, Stream) else None
 
     def check(self, schedule: Schedule) -> None:
         """Raise BadInput for what a schedule says of classes and components that there are not.
@@ -96,7 +96,7 @@ class TrainingData:
 
     def space_names(self) -> dict[str, list[str]]:
         """The names of the spaces of each view."""
-        return {view: [space.path.name for space in each] for view, each in self.spaces.items()}
+        return {view: [space.path.name for space in spaces] for view, spaces in self.spaces.items()}
 
 
 def load_training_data(
@@ -134,8 +134,8 @@ def load_training_data(
     if memory is None or size <= memory:
         vectors = {name: side_by_side(of_view, items) for name, of_view in spaces.items()}
     else:
-        shown = max(len(phase.views) for phase in schedule.phases)
-        window = window_of(memory, width, shown, schedule.batch_size)
+        views_per_phase = max(len(phase.views) for phase in schedule.phases)
+        window = window_of(memory, width, views_per_phase, schedule.batch_size)
         vectors = {
             name: Stream(_Mapped([MappedVectors(space, items) for space in of_view]), window)
             for name, of_view in spaces.items()
@@ -148,6 +148,6 @@ def load_training_data(
             f"{len(rows):,} rows, in {CHUNKS} chunks; the labels of a window are {apart.here:.3f} "
             f"from those of all (total variation; {apart.shuffled:.3f} if all were shuffled)"
         )
-    held = np.array([row.split != "train" for row in rows])
-    pairs = None if val is None else [(np.flatnonzero(~held), np.flatnonzero(held))]
+    val_mask = np.array([row.split != "train" for row in rows])
+    pairs = None if val is None else [(np.flatnonzero(~val_mask), np.flatnonzero(val_mask))]
     return TrainingData(dataset, rows, spaces, vectors, pairs, notes, copies)

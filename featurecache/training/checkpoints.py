@@ -60,12 +60,12 @@ class Checkpoint:
             raise self.damaged(self.path, "damaged")
         try:
             saved = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
-            of, state = saved["identity"], saved["state"]
-            if not (isinstance(of, str) and isinstance(state, dict)):
+            identity, state = saved["identity"], saved["state"]
+            if not (isinstance(identity, str) and isinstance(state, dict)):
                 raise TypeError("not the fields of a checkpoint")
         except Exception as error:  # what an unpickler meets may raise anything
             raise self.damaged(self.path, f"unreadable ({one_line(error)})") from error
-        if of != self.identity:
+        if identity != self.identity:
             raise BadInput(
                 f"{self.path}: the checkpoint of another training (schedule, vectors, rows or "
                 "device differ); delete this file to train anew, or take another run folder"

@@ -23,7 +23,7 @@ def cross_entropy(
     added, and the share (M, 1) or (1, 1) of the first ones (Zhang et al. 2018).
     """
 
-    def of(labels: torch.Tensor) -> torch.Tensor:
+    def loss_against(labels: torch.Tensor) -> torch.Tensor:
         labels = labels.expand(len(logits), -1)
         loss = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         if weights is not None:
@@ -31,9 +31,9 @@ def cross_entropy(
         return loss
 
     if mixed is None:
-        return of(target)
+        return loss_against(target)
     others, share = mixed
-    return share * of(target) + (1 - share) * of(others)
+    return share * loss_against(target) + (1 - share) * loss_against(others)
 
 
 def hits(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

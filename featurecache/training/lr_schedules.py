@@ -38,12 +38,12 @@ def lr_factor(
 
 def plateaus(losses: Sequence[float], patience: int) -> int:
     """How often `patience` epochs in a row brought no loss below all before them."""
-    lowest, waited, found = math.inf, 0, 0
+    lowest, waited, count = math.inf, 0, 0
     for loss in losses:
         if loss < lowest:
             lowest, waited = loss, 0
             continue
         waited += 1
         if waited == patience:
-            found, waited = found + 1, 0
-    return found
+            count, waited = count + 1, 0
+    return count

@@ -64,19 +64,19 @@ class LrSchedule(pydantic.BaseModel):
     @classmethod
     def _own_keys(cls, value: Any) -> Any:
         value = {"name": value} if isinstance(value, str) else value
-        own: dict[str, dict[str, Any]] = {
+        defaults: dict[str, dict[str, Any]] = {
             "constant": {},
             "cosine": {"over": "training"},
             "step": {"every": 10, "factor": 0.1},
             "plateau": {"factor": 0.1, "patience": 10},
         }
-        if not isinstance(value, dict) or value.get("name") not in own:
+        if not isinstance(value, dict) or value.get("name") not in defaults:
             return value  # refused below, with the names there are
-        mine = own[value["name"]]
+        own_defaults = defaults[value["name"]]
         for key in value:
-            if key in ("over", "every", "factor", "patience") and key not in mine:
+            if key in ("over", "every", "factor", "patience") and key not in own_defaults:
                 raise ValueError(f"{value['name']} has no {key}; take it out")
-        return {**mine, **value}
+        return {**own_defaults, **value}
 
 
 class EarlyStopping(pydantic.BaseModel):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 
 def lowest_index(losses: Sequence[float]) -> int:
-    """The place of the lowest loss, of equals the earliest."""
-    return min(range(len(losses)), key=lambda at: (losses[at], at))
+    """The index of the lowest loss, the earliest of equals."""
+    return min(range(len(losses)), key=lambda index: (losses[index], index))
 
 
 def should_stop(losses: Sequence[float], patience: int) -> bool:

@@ -154,7 +154,7 @@ def train_head(
         progress(epochs, total, f"train-head (top-1 {row['val_top1']:.4f})")
 
     def on_done(trained: Trained | Swept) -> None:
-        TrainedItems.of(training.items, pairs).save(run)
+        TrainedItems.from_pairs(training.items, pairs).save(run)
         record.best, record.last = trained.best, trained.last
         if isinstance(trained, Swept):
             record.trials = [asdict(trial) for trial in trained.trials]
