@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.images import augmenters, policies
-from featurecache.images.policies import OWN, Policy, find_policy, shipped
+from featurecache.images.policies import OWN_AUGMENTERS, Policy, find_policy, shipped
 
 
 def noise(height: int = 24, width: int = 17, seed: int = 0) -> np.ndarray:
@@ -309,19 +309,19 @@ MEANS = {
 
 
 def test_every_own_augmenter_is_tried_here() -> None:
-    assert set(ENTRIES) == set(OWN)
-    assert set(MEANS) == set(OWN.items())
+    assert set(ENTRIES) == set(OWN_AUGMENTERS)
+    assert set(MEANS) == set(OWN_AUGMENTERS.items())
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", OWN_AUGMENTERS)
 def test_pictures_stay_while_the_version_does(name: str) -> None:
     pixels = np.mgrid[:200:10, :100:5].sum(0)[..., None].repeat(3, 2).astype(np.uint8)
     made = [run({name: ENTRIES[name]}, pixels, bytes([n])) for n in range(3)]
     means = [float(picture[:10, :7].mean()) for picture in made]
-    assert means == pytest.approx(MEANS[name, OWN[name]], abs=0.2)
+    assert means == pytest.approx(MEANS[name, OWN_AUGMENTERS[name]], abs=0.2)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", OWN_AUGMENTERS)
 def test_each_image_of_a_batch_has_its_own_draw(name: str) -> None:
     augmenter = Policy("p", [{name: ENTRIES[name]}]).build()._root[0]
     pixels = noise(30, 30)
@@ -331,7 +331,7 @@ def test_each_image_of_a_batch_has_its_own_draw(name: str) -> None:
         assert len({picture.tobytes() for picture in made}) >= 3
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", OWN_AUGMENTERS)
 def test_an_augmenter_tells_imgaug_its_parameters(name: str) -> None:
     augmenter = Policy("p", [{name: ENTRIES[name]}]).build()._root[0]
     parameters = augmenter.get_parameters()
@@ -372,7 +372,7 @@ def test_mistakes_are_said(entry: Any, said: str) -> None:
 
 def named(tree: Any) -> set[str]:
     """The names of our augmenters in the text of a tree."""
-    return {name for name in OWN if f'"{name}"' in keys.canonical(tree).decode()}
+    return {name for name in OWN_AUGMENTERS if f'"{name}"' in keys.canonical(tree).decode()}
 
 
 ONE = st.sampled_from(["Fliplr", {"Add": {"value": 3}}, *({n: ENTRIES[n]} for n in ENTRIES)])
@@ -393,7 +393,7 @@ TREES = st.lists(
 @given(TREES)
 def test_a_key_has_the_versions_of_our_augmenters_in_it(tree: Any) -> None:
     key = Policy("p", tree).key()
-    assert key.get("own", {}) == {name: OWN[name] for name in named(tree)}
+    assert key.get("own", {}) == {name: OWN_AUGMENTERS[name] for name in named(tree)}
     assert set(key) == {"library", "tree"} | ({"own"} if named(tree) else set())
 
 
@@ -403,11 +403,13 @@ def test_a_new_version_changes_the_keys_that_name_it(
 ) -> None:
     policy = find_policy(name)
     before = policy.key()
-    monkeypatch.setattr(policies, "OWN", {own: version + 1 for own, version in OWN.items()})
+    monkeypatch.setattr(
+        policies, "OWN_AUGMENTERS", {own: version + 1 for own, version in OWN_AUGMENTERS.items()}
+    )
     assert (policy.key() == before) == (not named(policy.tree))
 
 
 def test_our_names_are_none_of_imgaug() -> None:
     import imgaug.augmenters as iaa
 
-    assert [name for name in OWN if hasattr(iaa, name)] == []
+    assert [name for name in OWN_AUGMENTERS if hasattr(iaa, name)] == []

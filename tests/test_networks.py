@@ -29,7 +29,7 @@ from featurecache.features.backbones import (
     load_backbone,
 )
 from featurecache.features.engines import open_engine, run_rows
-from featurecache.features.layers import POOLINGS, Reader, chosen
+from featurecache.features.layers import POOLINGS, Reader, resolve_layer
 from featurecache.features.store import Cache
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
@@ -174,17 +174,17 @@ def test_a_size_at_which_nothing_is_left_is_refused() -> None:
 def test_what_is_left_out_of_the_choice(
     layer: str | None, pooling: str | None, meant: tuple[str, str]
 ) -> None:
-    assert chosen(layer, pooling) == meant
+    assert resolve_layer(layer, pooling) == meant
 
 
 @given(st.sampled_from([None, "pre_logits", "features", "x"]), st.sampled_from([None, *POOLINGS]))
 def test_a_choice_is_meant_or_refused(layer: str | None, pooling: str | None) -> None:
     try:
-        meant = chosen(layer, pooling)
+        meant = resolve_layer(layer, pooling)
     except BadInput:
         assert (layer in (None, "pre_logits")) != (pooling in (None, "model"))
     else:
-        assert chosen(*meant) == meant
+        assert resolve_layer(*meant) == meant
         assert (layer or meant[0], pooling or meant[1]) == meant
 
 

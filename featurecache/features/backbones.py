@@ -175,10 +175,10 @@ def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str,
 
     Builds the network without weights. Raises UnknownName, BadInput.
     """
-    from featurecache.features.layers import OWN, PRE_LOGITS, chosen
+    from featurecache.features.layers import MODEL_POOLING, PRE_LOGITS, resolve_layer
 
-    layer, pooling = chosen(layer, pooling)
-    if (layer, pooling) != (PRE_LOGITS, OWN):
+    layer, pooling = resolve_layer(layer, pooling)
+    if (layer, pooling) != (PRE_LOGITS, MODEL_POOLING):
         layers = layers_of(name)
         if layer not in layers:
             raise UnknownName("layer", layer, layers, where=f"backbone {name}")
@@ -195,12 +195,12 @@ def layers_of(name: str) -> dict[str, tuple[str, ...]]:
     import timm
     import torch
 
-    from featurecache.features.layers import readable
+    from featurecache.features.layers import poolings_by_layer
 
     model = check_name(name)
     with torch.device("meta"):  # no memory and no arithmetic: the network is built in a moment
         network = timm.create_model(model, pretrained=False, num_classes=0).eval()
-        return readable(network, _own_size(model))
+        return poolings_by_layer(network, _own_size(model))
 
 
 def known() -> list[str]:

@@ -17,34 +17,34 @@ from featurecache.errors import BadInput, UnknownName
 
 PRE_LOGITS = "pre_logits"  # the output of timm for num_classes=0: pooled by the network itself
 FEATURES = "features"  # the map before that, the output of timm's forward_features
-OWN = "model"  # the pooling of pre_logits
+MODEL_POOLING = "model"  # the pooling of pre_logits
 _POOL: dict[str, Any] = {"avg": torch.mean, "max": torch.amax}
-POOLINGS = (OWN, *_POOL, "avg+max", "token")
+POOLINGS = (MODEL_POOLING, *_POOL, "avg+max", "token")
 
 
-def chosen(layer: str | None, pooling: str | None) -> tuple[str, str]:
+def resolve_layer(layer: str | None, pooling: str | None) -> tuple[str, str]:
     """The layer and the pooling, with the defaults for what is None.
 
     Raises BadInput for a pooling that does not fit the layer, whatever the network.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise UnknownName("pooling", pooling, POOLINGS)
-    layer = layer or (PRE_LOGITS if pooling in (None, OWN) else FEATURES)
-    pooling = pooling or (OWN if layer == PRE_LOGITS else "avg")
-    if (layer == PRE_LOGITS) != (pooling == OWN):
+    layer = layer or (PRE_LOGITS if pooling in (None, MODEL_POOLING) else FEATURES)
+    pooling = pooling or (MODEL_POOLING if layer == PRE_LOGITS else "avg")
+    if (layer == PRE_LOGITS) != (pooling == MODEL_POOLING):
         raise BadInput(
             f"layer {layer} with pooling {pooling}: the network pools {PRE_LOGITS} itself "
-            f"({OWN}); every other layer is pooled by {', '.join(POOLINGS[1:])}"
+            f"({MODEL_POOLING}); every other layer is pooled by {', '.join(POOLINGS[1:])}"
         )
     return layer, pooling
 
 
-def readable(network: Any, size: int) -> dict[str, tuple[str, ...]]:
+def poolings_by_layer(network: Any, size: int) -> dict[str, tuple[str, ...]]:
     """The layers of a timm network, with the poolings that each supports.
 
     `network` is on the meta device, where a pass over a picture of `size` pixels costs nothing.
     """
-    poolings = {PRE_LOGITS: (OWN,)} if _output(network, size, 2) else {}
+    poolings = {PRE_LOGITS: (MODEL_POOLING,)} if _output(network, size, 2) else {}
     maps = ("avg", "max", "avg+max")
     prefixed = getattr(network, "num_prefix_tokens", None)
     token = ("token",) if prefixed and getattr(network, "cls_token", None) is not None else ()

@@ -1,9 +1,9 @@
-"""Augmenters of our own: what published policies do and imgaug lacks.
+"""Our own augmenters: operations of published policies that imgaug lacks.
 
-Beside policies.py the only file that imports imgaug; it is imported when a policy is built. Each
-class is an augmenter of imgaug that a policy may name; policies.OWN has their names and versions.
-They change images alone, keep each image's size, and hold no state: all that is drawn for an image
-comes from the generator that imgaug hands them.
+Only policies.py and this module import imgaug; this module is imported when a policy is built. Each
+class is an augmenter of imgaug that a policy may name; policies.OWN_AUGMENTERS has their names and
+versions. They change images only, keep the size of an image, and hold no state: all random numbers
+for an image come from the generator that imgaug passes to them.
 """
 
 from __future__ import annotations

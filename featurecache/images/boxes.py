@@ -1,10 +1,10 @@
-"""Bounding boxes that stand beside pictures: Tiny ImageNet's.
+"""Bounding boxes in files beside the pictures, as in Tiny ImageNet.
 
     train/WNID/images/FILE   train/WNID/WNID_boxes.txt    FILE, x0, y0, x1, y1
     val/images/FILE          val/val_annotations.txt      FILE, WNID, x0, y0, x1, y1
 
-Columns are parted by tabs. Pixels are counted from 0 at the top left, and x1 and y1 belong to the
-box: one around a whole picture of 64x64 is 0, 0, 63, 63.
+Columns are separated by tabs. Pixels are counted from 0 at the top left. x1 and y1 belong to the
+box: the box around a full picture of 64x64 is 0, 0, 63, 63.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Box(NamedTuple):
 def boxes_of(picture: Path) -> tuple[Box, ...]:
     """The boxes of a picture, by the file beside its folder; none where there is no such file.
 
-    Raises BadInput, with the line, for a file of boxes that can't be understood.
+    Raises BadInput, with the line, for an unreadable file of boxes.
     """
     for folder in picture.absolute().parents[:2]:
         for path, columns in (
@@ -71,7 +71,7 @@ def _boxes(path: Path, columns: int, name: str) -> list[Box]:
         if not (0 <= x0 <= x1 and 0 <= y0 <= y1):
             raise BadInput(
                 f"{path} line {number}: expected x0, y0, x1, y1 in whole pixels, got {line!r}; "
-                "mend the line, or cut its numbers"
+                "correct the line, or remove its numbers"
             )
         boxes.append(Box(x0, y0, x1, y1))
     return boxes

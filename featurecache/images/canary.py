@@ -1,8 +1,8 @@
 """A pixel canary: a digest of a view's pixels on reference pictures, for this kind of machine.
 
-The libraries below a view choose their code by the CPU (SIMD, IPP, OpenBLAS), so machines of
-another kind may round some pixels otherwise. No key says so. Every shard records the canary of the
-machine that made its pixels, and where two differ it is shown.
+The libraries that make a view choose their code by the CPU (SIMD, IPP, OpenBLAS), so another kind
+of machine may round some pixels differently. Keys do not contain this. Every shard records the
+canary of the machine that made its pixels, and differences are reported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from featurecache.errors import FeatureCacheError
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View
 
-DRAWS = 24  # enough that every augmenter of the shipped policies comes to its turn
+DRAWS = 24  # enough to run every augmenter of the shipped policies
 # The libraries that decide a picture's last bits.
 LIBRARIES = (
     "featurecache",
@@ -59,9 +59,9 @@ W4AAZqE76O6t3OKy1xO1hqMm6z3KororVL7/AAAABN+s8AL5br0736g+zxQ+F//Z
 
 @functools.lru_cache(maxsize=64)
 def pixel_canary(view: View) -> str:
-    """The first 16 digits of the SHA-256 over what `view` makes of the reference pictures here.
+    """The first 16 digits of the SHA-256 over `view` of the reference pictures on this machine.
 
-    Covers decoding a JPEG, DRAWS draws of the policy, and resizing. Once in a process.
+    Covers decoding a JPEG, DRAWS draws of the policy, and resizing. Cached per process.
     """
     total = hashlib.sha256()
     with Image.open(io.BytesIO(_JPEG)) as image:  # Pillow's own JPEG library is another build
@@ -71,7 +71,10 @@ def pixel_canary(view: View) -> str:
         item = hashlib.sha256(f"pixel canary {draw}".encode()).digest()
         try:
             pixels = view.picture(pictures[draw % len(pictures)], item)
-        except (FeatureCacheError, Undecodable) as error:  # it takes no picture this small
+        except (
+            FeatureCacheError,
+            Undecodable,
+        ) as error:  # too small a picture for it
             total.update(str(error).encode())
             continue
         total.update(str(pixels.shape).encode() + pixels.tobytes())

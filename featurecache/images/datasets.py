@@ -1,4 +1,4 @@
-"""Datasets: an ordered list of samples with class names and splits, found in what a path holds.
+"""Datasets: an ordered list of samples with class names and splits, read from a path.
 
     digits                                   scikit-learn's 1,797 pictures of 8x8, in memory
     FILE.parquet                             an index: layouts/indexes.py
@@ -8,10 +8,11 @@
     ROOT/{train,val,test}/CLASS/**           split folders; pictures right in test/ are unlabelled
     ROOT/CLASS/**                            class folders, all of them split `train`
 
-A folder whose only sub-folder is one of these stands for it. Names that start with a dot, caches
-and runs are passed over. The order of listing never matters: samples are sorted by split and id.
+A folder whose only sub-folder is one of these is read as that sub-folder. Names that start with a
+dot, caches and runs are skipped. The order of listing never matters: samples are sorted by split
+and id.
 
-Whatever has a picture's name is a sample, and reading it says what is wrong with it: pipes,
+Every file with a picture's suffix is a sample, and errors are reported when it is read: pipes,
 sockets, devices, folders, broken links, names that are not UTF-8 and files above MAX_FILE are
 refused one by one, unread. Links to files and folders are followed, wherever they lead.
 """
@@ -67,7 +68,7 @@ _MAX_SHOWN = 5  # classes that a notebook shows
 class Dataset:
     """Samples sorted by (split in the order train, val, test; id); classes sorted by name.
 
-    `words` maps class names to readable ones, where the dataset has such. `notes` say what looks
+    `words` maps class names to readable ones, if the dataset has them. `notes` name what looks
     like a part of the dataset and is not used.
     """
 
@@ -87,7 +88,7 @@ class Dataset:
         return tuple(name for name in SPLITS if name in present)
 
     def split(self, name: str) -> Sequence[Sample]:
-        """The samples of one split, in order. Raises UnknownName where the dataset lacks it."""
+        """The samples of one split, in order. Raises UnknownName if the dataset lacks it."""
         if name not in self.splits:
             raise UnknownName("split", name, self.splits, where=self.root)
         if isinstance(self.samples, Indexed):
@@ -112,10 +113,10 @@ class Dataset:
 
 
 def open_dataset(data: str | Path | Dataset) -> Dataset:
-    """The dataset at `data`: a folder, a file, or the literal string `digits`. An open one is given
-    as it is, so that every function takes it where it takes a path.
+    """The dataset at `data`: a folder, a file, or the literal string `digits`. An open dataset is
+    returned unchanged, so that every function that takes a path takes a dataset too.
 
-    Lists files and reads no image. Raises BadInput, with what to do, for what is no dataset.
+    Lists files and reads no image. Raises BadInput, with what to do, if it is not a dataset.
     """
     if isinstance(data, Dataset):
         return data
@@ -209,7 +210,7 @@ def _folder(path: Path) -> Contents:
 
 
 def _detect(tree: Tree, folder: str, above: tuple[str, ...] = ()) -> tuple[str, str] | None:
-    """(root, layout) of the dataset in `folder`; the root is the folder, or its one sub-folder."""
+    """(root, layout) of the dataset in `folder`; the root is the folder or its only sub-folder."""
     if Path(folder, "val", "val_annotations.txt").is_file():
         return folder, "tiny-imagenet"
     top = tree.top(folder)
@@ -226,7 +227,7 @@ def _detect(tree: Tree, folder: str, above: tuple[str, ...] = ()) -> tuple[str, 
 
 
 def _numbered(contents: Contents) -> Dataset:
-    """The dataset of what a layout has listed: classes numbered, samples in order."""
+    """The dataset of a layout's contents: classes numbered, samples in order."""
     root, listed = contents.root, contents.entries
     train = {e.label for e in listed if e.split == "train" and e.label is not None}
     for entry in listed:
@@ -238,7 +239,7 @@ def _numbered(contents: Contents) -> Dataset:
     classes = sorted({entry.label for entry in listed if entry.label is not None})
     notes = tuple(map(as_utf8, [*contents.notes, *_check_classes(classes, root)]))
     number = {label: index for index, label in enumerate(classes)}
-    here = object_store.working_folder()  # sources are absolute, as workers may stand elsewhere
+    here = object_store.working_folder()  # sources are absolute, as workers may run elsewhere
     samples = [
         Sample(
             as_utf8(name),
@@ -261,7 +262,7 @@ def _numbered(contents: Contents) -> Dataset:
 
 
 def _check_classes(classes: Sequence[str], root: str) -> list[str]:
-    """What is odd about the names of classes. Raises BadInput for those that can't be."""
+    """Notes on unusual class names. Raises BadInput for invalid ones."""
     for label in classes:
         if as_utf8(label) != label:
             raise BadInput(
@@ -281,7 +282,7 @@ def _check_classes(classes: Sequence[str], root: str) -> list[str]:
 
 
 def _alike(label: str, others: Iterable[str]) -> str:
-    """The names nearest to a class that is not there; what differs, where one looks the same."""
+    """A hint for an unknown class: the difference from one that looks the same, or near names."""
     for class_name in others:
         what = difference(label, class_name)
         if what is not None:

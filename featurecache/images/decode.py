@@ -1,16 +1,16 @@
-"""Encoded bytes to pixels: the decode rule that is part of every key (records.DECODE_RULE).
+"""Encoded bytes to pixels: the decode rule that is part of every key (keys.DECODE_RULE).
 
-A picture is a pure function of its bytes. The rule is what Pillow gives:
+A picture is a pure function of its bytes. The rule is the result of Pillow:
 
-- orientation: EXIF orientation is applied, all eight; where EXIF is broken or silent it is 1
+- orientation: EXIF orientation is applied, all eight; if EXIF is broken or lacks it, 1
   (an XMP `tiff:Orientation` counts where EXIF has none, as Pillow reads it);
 - colour: CMYK, YCCK and YCbCr become RGB by Pillow's conversion; ICC profiles are ignored;
 - grey is replicated into the three channels; 1-bit pixels become 0 and 255;
 - palettes are expanded;
 - alpha (RGBA, LA, PA, palette transparency, a transparent colour) is composited over white,
   round(alpha * colour + (1 - alpha) * 255). A further band of a TIFF is alpha if the file says so;
-  alpha that is 0 everywhere in a BMP or TIFF is a band that was never filled, and none;
-- 12 or 16 bits a channel: the high byte is kept (Netpbm is scaled by its maxval to 255 instead; the
+  alpha that is 0 everywhere in a BMP or TIFF is a band that was never filled, and is ignored;
+- 12 or 16 bits per channel: the high byte is used (Netpbm is scaled by its maxval to 255; the
   transparent colour of a 16-bit RGB or a 2- or 4-bit grey PNG is not applied, Pillow lacks it);
 - frames: the first frame of GIF, APNG, WebP, AVIF, multi-page TIFF and MPO (what phones write);
 - refused by name: signed, 32-bit and float pixels, what picture_checks.py limits (seen in the
@@ -60,8 +60,8 @@ if importlib.util.find_spec("PIL._avif"):  # since Pillow 11.3, in most builds
 
     FORMATS += (AvifImagePlugin.AvifImageFile.format,)
 
-# What Pillow's parsers raise on broken files; test_decode.py mutates files to see it is enough.
-# MemoryError is not here: it may be the machine's fault, and then the image must not be blamed.
+# What Pillow's parsers raise on broken files; test_decode.py mutates files to check the list.
+# Without MemoryError, which may be the fault of the machine and not of the image.
 _BROKEN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError,
     SyntaxError, TypeError, ValueError, struct.error, zlib.error,
@@ -129,15 +129,15 @@ def _decode_by_pillow(data: bytes, may_be_turned: bool) -> NDArray[np.uint8]:
         raise Undecodable(_unloaded(data, _reason(error))) from error
 
 
-# The last plain header, whole, and what it says: small pictures of one set often share theirs, and
-# reading it again is a good part of what is left of their decoding.
+# The last plain header and the size in it: small pictures of a dataset often have equal headers,
+# and parsing them is a good part of their decoding time.
 _plain_before: tuple[bytes, tuple[int, int] | None] = (b"\xff\xd8 none yet", None)
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG with nothing in it that turns, colours or hides its picture.
+    """Width and height of a JPEG with nothing in it that turns it or changes its colours.
 
-    None for any other file, also for a broken one: that is looked at by Pillow. Until the first
+    None for any other file, including broken ones: these are left to Pillow. Until the first
     scan only tables, comments, one frame of 8-bit grey or colour, and JFIF's own part are plain.
     Colour by other names than JFIF's 1, 2, 3 may not be YCbCr.
     """
@@ -182,7 +182,7 @@ def _turbo(data: bytes) -> NDArray[np.uint8] | None:
 
 
 def _unopened(data: bytes) -> str:
-    """What a file is that Pillow can't open."""
+    """What kind of file it is that Pillow can't open."""
     kind = kind_of(data[:HEAD])
     if kind == "AVIF" and "AVIF" not in FORMATS:
         return "AVIF, which this Pillow can't decode; upgrade it, or convert the picture"
@@ -203,7 +203,7 @@ def _reason_of_plugin(data: bytes, format: str) -> str:
 
 
 def _unloaded(data: bytes, reason: str) -> str:
-    """Why the pixels of an opened file could not be had; Pillow's words for some are riddles."""
+    """Why the pixels of an opened file could not be read; explains some of Pillow's messages."""
     riddle = "raw mode" in reason or "decoder error" in reason
     return broken_tiff(data, reason) if riddle and kind_of(data[:HEAD]) == "TIFF" else reason
 
@@ -246,9 +246,9 @@ def _orientation(image: Image.Image) -> Any:
 def _quieten_pillow() -> None:
     """Keep Pillow's warnings (large image, corrupt EXIF, bad APNG) from leaking or being fatal.
 
-    What they warn of is decided by the decode rule. `warnings.catch_warnings` is not thread-safe,
-    so this is a filter of the process; it is set again only where another one came before it, as
-    every change of the filters makes Python forget which warnings it has shown once.
+    The decode rule covers what they warn of. `warnings.catch_warnings` is not thread-safe, so this
+    filter applies to the process. It is set again only if another filter has been put before it,
+    because every change of the filters makes Python forget which warnings it has shown.
     """
     if tuple(warnings.filters[:1]) != (_QUIET,):
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,19 +1,19 @@
-"""The limits of a picture, which hold for files and after every step of an augmentation.
+"""The limits on the size of a picture, for files and after every step of an augmentation.
 
-A picture past them would take all memory or minutes of time, here or when it is scaled up to a
-network's input.
+A larger picture could take all memory or minutes of time, here or when it is scaled up to the input
+of a network.
 """
 
 from __future__ import annotations
 
 MAX_PIXELS = 100_000_000
-MAX_SCANS = 32  # of MAX_PIXELS: a second's work. Encoders write 1 to 12; a megabyte can hold 50,000
+MAX_SCANS = 32  # of MAX_PIXELS, about a second. Encoders write 1 to 12; a megabyte can hold 50,000
 MAX_RATIO = 256  # a network scales the shorter side up: a line of pixels would fill the memory
 
 
 class Undecodable(Exception):
-    """There is no picture by the decode rule, or none of this view; the message is the reason, on
-    one line."""
+    """The bytes, or the view, give no picture by the decode rule. The message is the reason, on one
+    line."""
 
 
 def size_refusal(width: int, height: int, scans: int = 1) -> str | None:
@@ -31,21 +31,23 @@ def size_refusal(width: int, height: int, scans: int = 1) -> str | None:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise Undecodable for an image of this size, where a file of it would be refused."""
+    """Raise Undecodable if a file of this size would be refused."""
     refusal = size_refusal(width, height)
     if refusal is not None:
         raise Undecodable(refusal)
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Raise Undecodable before more than MAX_PIXELS are made."""
+    """Raise Undecodable if this is more than MAX_PIXELS. Call before allocating."""
     if int(height) * int(width) > MAX_PIXELS:
         raise Undecodable(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
 
 
 def jpeg_refusal(data: bytes, width: int, height: int) -> str | None:
     """Why a JPEG of this size is refused; None if it is not."""
-    max_scans = data.count(b"\xff\xda")  # other parts, and what lies behind the end, hold these too
+    max_scans = data.count(
+        b"\xff\xda"
+    )  # an upper bound: other segments and trailing bytes contain these too
     refusal = size_refusal(width, height, max_scans)
     return refusal and size_refusal(width, height, _count_scans(data, max_scans))
 

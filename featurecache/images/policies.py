@@ -1,8 +1,8 @@
 """Policies: declarative augmentation programs, read from YAML, built into imgaug trees.
 
-The room of imgaug, with augmenters.py, which has augmenters of our own; both import it only when a
-tree is built: naming and keying a policy costs no import. The YAML grammar is described in
-docs/policies.md; in short, an augmenter is `Name: {parameter: value}` with imgaug's own names, and
+Only this module and augmenters.py, with our own augmenters, import imgaug, and only when a tree is
+built: naming and keying a policy costs no import. The YAML grammar is described in
+docs/policies.md. In short, an augmenter is `Name: {parameter: value}` with imgaug's own names, and
 a value is a scalar, `{range: [a, b]}` (anything between), `{choice: [a, b, c]}` (one of), a
 mapping, or children.
 """
@@ -32,18 +32,18 @@ from featurecache.text import one_line
 
 SHIPPED = Path(__file__).parent / "shipped"
 
-# Augmenters that run a caller's code, write files, want more than an image, or (KMeans…) draw from
-# OpenCV's global generator, so that law 1 can't hold for them.
+# Augmenters that run a caller's code, write files, need more than an image, or (KMeans…) draw from
+# OpenCV's global generator, so that law 1, "A view depends on its image alone", can't hold.
 REFUSED = {
     "AssertLambda", "AssertShape", "Augmenter", "BlendAlphaBoundingBoxes", "BlendAlphaMask",
     "BlendAlphaSegMapClassIds", "ClipCBAsToImagePlanes", "KMeansColorQuantization", "Lambda",
     "RemoveCBAsByOutOfImageFraction", "SaveDebugImageEveryNBatches",
 }  # fmt: skip
-# The largest number in a policy, either sign. A blur this wide, or as many cuts, take a second an
-# image; imgaug would take a number with more zeros, and then hours or all memory, without a word.
+# The largest absolute value of a number in a policy. A blur this wide, or as many cuts, take a
+# second per image; imgaug would accept larger numbers, and then take hours or all memory.
 MAX_NUMBER = 4096
-# Our own augmenters (augmenters.py), with a version of each that goes up when its pixels change.
-OWN = {
+# Our own augmenters (augmenters.py), with a version that is raised whenever the pixels change.
+OWN_AUGMENTERS = {
     "AutoAugmentOp": 1,
     "ChannelShift": 1,
     "CropAndScale": 1,
@@ -57,7 +57,7 @@ RESERVED_PARAMETERS = {"self", "seed", "name", "random_state", "deterministic"}
 
 
 class UnfitImage(FeatureCacheError, Undecodable):
-    """An image that a policy can't be applied to, while it can to others."""
+    """An image that a policy can't be applied to, although it can be applied to others."""
 
 
 class PolicyFile(pydantic.BaseModel):
@@ -70,7 +70,7 @@ class PolicyFile(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Policy:
-    """A named tree of augmenters; `tree` is the plain YAML value and all that a key sees."""
+    """A named tree of augmenters; `tree` is the plain YAML value, and the only part in the key."""
 
     name: str
     tree: list[Any] = field(hash=False)
@@ -79,33 +79,35 @@ class Policy:
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     def __eq__(self, other: object) -> bool:
-        # Python's 1 == 1.0 == True are three trees, with three keys and other pixels.
+        # For Python 1 == 1.0 == True, but these are three trees, with three keys and other pixels.
         return isinstance(other, Policy) and (
             (self.name, keys.canonical(self.tree)) == (other.name, keys.canonical(other.tree))
         )
 
     def key(self) -> keys.Json:
-        """What identifies the policy: its tree and the version of the library that runs it, and of
-        each augmenter of our own in it."""
+        """The policy's part of a view's key: its tree, the version of imgaug, and the version of
+        each of our own augmenters in the tree."""
         version = versions.installed_versions("imaug")["imaug"]
-        if version == "none":  # law 2: what can't be fingerprinted is refused
+        if version == "none":  # law 2, "The key says everything"
             raise FeatureCacheError("the version of imaug can't be told; pip install imaug")
-        own_versions = {name: OWN[name] for name in sorted(_names(self.tree) & OWN.keys())}
+        own_versions = {
+            name: OWN_AUGMENTERS[name] for name in sorted(_names(self.tree) & OWN_AUGMENTERS.keys())
+        }
         key = {"library": f"imaug {version}", "tree": self.tree}
         return key | ({"own": own_versions} if own_versions else {})
 
     def build(self) -> Augmentation:
-        """The runnable tree. Raises BadInput for a name or value that imgaug does not take."""
+        """The runnable tree. Raises BadInput for a name or value that imgaug does not accept."""
         return Augmentation(self)
 
 
 class Augmentation:
-    """A built policy: `run(pixels, entropy)` gives the same pixels for the same arguments.
+    """A built policy: `run(pixels, entropy)` returns the same pixels for the same arguments.
 
     The pixels are those of `run_by_imgaug`: before each image every node of the tree, hidden inner
     ones too, gets a fresh generator, and every object below it (FrequencyNoise keeps a matrix of
     the largest image so far) is put back as it was built, so nothing carries over from the images
-    before (DESIGN law 1). `run` gets the same pixels sooner where all of the tree can be replayed.
+    before (law 1). `run` computes the same pixels faster if the whole tree can be replayed.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -133,7 +135,7 @@ class Augmentation:
         return self.run_by_imgaug(pixels, entropy) if made is None else made
 
     def run_by_imgaug(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
-        """What `run` gives, by imgaug's own code."""
+        """The result of `run`, computed by imgaug's own code."""
         for state, built in self._as_built:
             state.clear()
             state.update(built)
@@ -142,13 +144,13 @@ class Augmentation:
             sequence = np.random.SeedSequence([*words, number])
             node.random_state = self._generator(np.random.Generator(np.random.SFC64(sequence)))
         try:
-            with step_limits.limited():
+            with step_limits.size_limits():
                 out = self._root.augment_image(pixels)
         except Undecodable:
             raise
         except Exception as error:
             error_text = one_line(error)
-            # What may pass, or is the machine's fault, is not held against the image.
+            # An error that may pass, or is the fault of the machine, does not condemn the image.
             is_passing = (
                 isinstance(error, MemoryError | OSError) or "nsufficient memory" in error_text
             )
@@ -239,7 +241,7 @@ class Augmentation:
 
 
 def _names(value: Any) -> set[str]:
-    """Every word and every key of a tree: the names of its augmenters are among them."""
+    """Every string and every key of a tree, which include the names of its augmenters."""
     if isinstance(value, dict):
         return set(value).union(*map(_names, value.values()))
     if isinstance(value, list):
@@ -248,7 +250,7 @@ def _names(value: Any) -> set[str]:
 
 
 def _words(entropy: bytes) -> np.ndarray:
-    """Eight 32-bit words of any entropy."""
+    """Eight 32-bit words from entropy of any length."""
     return np.frombuffer(hashlib.sha256(entropy).digest(), dtype="<u4")
 
 
@@ -294,11 +296,11 @@ def augmenters() -> dict[str, type]:
                 and not name.startswith("_")
             ):
                 classes[prefix + name] = value
-    return classes | {name: getattr(ours, name) for name in OWN}
+    return classes | {name: getattr(ours, name) for name in OWN_AUGMENTERS}
 
 
 def shipped() -> dict[str, Path]:
-    """The policies that come with the package, by name, in alphabetical order."""
+    """The policies that the package contains, by name, in alphabetical order."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
@@ -322,7 +324,7 @@ def read_policy(path: Path) -> Policy:
         or ViewName.parse(path.stem).draw is not None
     ):
         raise BadInput(
-            f"{path}: a policy is named by its file, with letters, digits, '_' and '-', and may "
+            f"{path}: a policy is named after its file, with letters, digits, '_' and '-', and may "
             "not end in '_' and digits (NAME_2 means draw 2 of NAME); rename the file"
         )
     if path.stem == "none":
@@ -353,8 +355,8 @@ def _imgaug() -> Any:
         if "libGL" in str(error):
             # imaug installs both OpenCV wheels, and the one with windows needs a system library.
             raise FeatureCacheError(
-                "OpenCV can't be imported: it wants libGL, a system library for windows. Install "
-                "the build without: pip install --force-reinstall --no-deps "
+                "OpenCV can't be imported: it needs libGL, a system library for windows. Install "
+                "the build that does not need it: pip install --force-reinstall --no-deps "
                 "opencv-python-headless==4.12.0.88"
             ) from error
         raise
@@ -362,7 +364,7 @@ def _imgaug() -> Any:
 
     step_limits.install(functions, iaa)
     if multiprocessing.parent_process() is not None:
-        # A worker has its core; OpenCV would start a thread for every core of the machine in each.
+        # A worker has one core; OpenCV would start a thread per core of the machine in each.
         import cv2
 
         cv2.setNumThreads(1)

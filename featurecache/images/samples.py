@@ -1,4 +1,4 @@
-"""Samples: one image each, and what identifies its bytes."""
+"""Samples: single images, and the hashes that identify their bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Bytes that lie in a larger file: an image of a tar shard."""
+    """Bytes inside a larger file: an image of a tar shard."""
 
     path: Path
     start: int
@@ -56,16 +56,16 @@ class Sample:
     refused: str = ""
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises OSError, whose `strerror` says why they can't be had."""
+        """The encoded bytes. Raises OSError, whose `strerror` says why they can't be read."""
         if isinstance(self.source, bytes):
             return self.source
         if isinstance(self.source, Member):
             return self.source.read()
         with self._opened(self.source) as (file, size):
-            return file.read(size + 1)  # one more: a file that grew has other bytes
+            return file.read(size + 1)  # one byte more, so that a file that grew differs
 
     def item(self) -> bytes:
-        """SHA-256 of what `read` gives, without holding it. Raises OSError as `read` does."""
+        """SHA-256 of the encoded bytes, read in pieces. Raises OSError as `read` does."""
         if isinstance(self.source, bytes | Member):
             return hashlib.sha256(self.read()).digest()
         digest = hashlib.sha256()
@@ -96,8 +96,8 @@ def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict
 def items_of(
     samples: Sequence[Sample], progress: Progress = silent, threads: int = 8
 ) -> tuple[Items, dict[str, str]]:
-    """The item (SHA-256 of the encoded bytes, 32 bytes) of each sample, in order. An index knows
-    them; what reads an image sees whether they still hold.
+    """The item (SHA-256 of the encoded bytes, 32 bytes) of each sample, in order. An index
+    contains the items; whatever reads an image checks them.
 
     A sample whose bytes can't be read has None there, and its id with the reason in the dict.
     """
@@ -116,7 +116,7 @@ def items_of(
                 reasons[sample.id] = error.strerror or str(error)
         return items
 
-    # Slices, as a future for each of a million samples costs more than hashing a small image.
+    # Slices, since a future per sample costs more than hashing a small image.
     slices = [samples[i : i + 256] for i in range(0, len(samples), 256)]
     with ThreadPoolExecutor(threads) as pool:
         items: list[bytes | None] = []

@@ -22,7 +22,7 @@ _running = threading.local()
 
 
 @contextlib.contextmanager
-def limited() -> Iterator[None]:
+def size_limits() -> Iterator[None]:
     """While a policy runs in this thread, nothing larger than MAX_PIXELS is made."""
     _running.is_limited, _running.depth = True, 0
     try:

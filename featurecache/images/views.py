@@ -1,4 +1,7 @@
-"""Views: a policy and a draw, turned into pixels that depend on one image alone (law 1)."""
+"""Views: a policy and a draw, turned into pixels that depend on one image alone.
+
+That is law 1, "A view depends on its image alone".
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from featurecache.images.view_names import ViewName
 
 @dataclass(frozen=True)
 class View:
-    """One independent random realisation (`draw`) of a policy over all images; `none` has none."""
+    """An independent random realisation (`draw`) of a policy over all images. `none` has none."""
 
     policy: Policy | None
     draw: int = 0
@@ -41,15 +44,15 @@ class View:
         return self.name if source is None else str(ViewName(str(source), self.draw))
 
     def key(self) -> keys.Json | None:
-        """What identifies the view: the policy's key, the draw and the seed; None for `none`."""
+        """The view's part of a space key: the policy's key, draw and seed; None for `none`."""
         if self.policy is None:
             return None
         return {"policy": self.policy.key(), "draw": self.draw, "seed": self.seed}
 
     def check(self) -> None:
-        """Build and try the policy, so that a mistake in it is said before any work (BadInput)."""
+        """Build and try the policy, to report its mistakes before any work. Raises BadInput."""
         if self.policy is not None:
-            with contextlib.suppress(Undecodable):  # too large: each image says so for itself
+            with contextlib.suppress(Undecodable):  # too large: reported per image
                 try:
                     self.picture(np.zeros((32, 32, 3), np.uint8), bytes(32))
                 except BadInput:
@@ -61,8 +64,8 @@ class View:
         """The view of one decoded image: (H, W, 3) uint8 in, (H', W', 3) uint8 out.
 
         `item` is the SHA-256 of the image's encoded bytes. The result is a pure function of the
-        arguments and the view: no state, neighbour, worker or order has a part in it. Raises
-        Undecodable where there is no such picture, since a step would make it too large.
+        arguments and the view: no state, neighbour, worker or order affects it. Raises
+        Undecodable if a step of the policy would make the picture too large.
         """
         if self.policy is None:
             return pixels
@@ -77,15 +80,15 @@ class View:
 
 @functools.lru_cache(maxsize=64)
 def _built(view: View) -> tuple[Augmentation, bytes]:
-    """The built tree and the fingerprint of a view, made once in a process."""
+    """The built tree and the fingerprint of a view, cached per process."""
     assert view.policy is not None
     return view.policy.build(), keys.canonical(view.key())
 
 
 def original(sample: Sample, item: bytes) -> np.ndarray:
-    """The decoded pixels of a sample, (H, W, 3) uint8, if its bytes are still those of `item`.
+    """The decoded pixels of a sample, (H, W, 3) uint8, if the hash of its bytes is still `item`.
 
-    Raises SourceChanged if they are not, Undecodable if they are no picture.
+    Raises SourceChanged if it is not, and Undecodable if the bytes are not a picture.
     """
     try:
         data = sample.read()
@@ -97,7 +100,7 @@ def original(sample: Sample, item: bytes) -> np.ndarray:
 
 
 def view_of_key(key: keys.Json | None, name: str) -> View:
-    """The view that a space's key describes; `name` is the space's, NAME_N."""
+    """The view that a space's key describes; `name` is the name of its view."""
     if key is None:
         return View(None)
     policy = Policy(ViewName.parse(name).policy, key["policy"]["tree"])
@@ -105,7 +108,7 @@ def view_of_key(key: keys.Json | None, name: str) -> View:
 
 
 def find_view(name: str, seed: int = 0) -> View:
-    """The view called `none`, `NAME_N`, or `NAME` (draw 1); NAME may be a YAML file's path.
+    """The view called `none`, `NAME_N`, or `NAME` (draw 1); NAME may be the path of a YAML file.
 
     Raises BadInput for an unknown policy or a draw below 1.
     """
