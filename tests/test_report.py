@@ -29,7 +29,7 @@ from featurecache.stages.heads.train_head import read_epochs, train_head
 from featurecache.stages.looking import report as stage
 from featurecache.stages.looking import report_pictures
 from featurecache.stages.looking.report import report
-from featurecache.stages.looking.report_runs import _phases, course_of
+from featurecache.stages.looking.report_runs import _phases, training_course
 
 Runs = dict[str, Path]
 
@@ -83,7 +83,7 @@ def test_the_page_says_what_evaluate_says(
     asked = predict_split(
         list(map(Path, written.runs)), "val", ["none"], None, small_data, small_cache
     )
-    assert written.wrong == len(report_pictures.wrong(asked)) > 0
+    assert written.wrong == len(report_pictures.wrong_rows_of(asked)) > 0
     assert written.shown == written.wrong == text.count('class="card"')
     assert written.bytes == Path(written.path).stat().st_size < 1_000_000
 
@@ -113,10 +113,10 @@ def test_every_class_is_shown_before_one_is_shown_twice(
 ) -> None:
     asked = predict_split([small_runs["split"]], "val", ["none"], None, small_data, small_cache)
     asked.probabilities[0][:] = np.roll(np.eye(3, dtype=np.float32)[asked.labels[0]], 1, axis=1)
-    mistaken = report_pictures.wrong(asked)
+    mistaken = report_pictures.wrong_rows_of(asked)
     assert len(mistaken) == 12
     for most in (0, 1, 3, 4, 7, 12, 50):
-        shown = report_pictures.of_each_class(mistaken, asked, most)
+        shown = report_pictures.balanced_sample(mistaken, asked, most)
         assert len(shown) == len(set(shown)) == min(most, 12)
         counts = np.bincount(asked.labels[0][shown], minlength=3) if shown else np.zeros(3)
         assert counts.max() - counts.min() <= 1
@@ -160,16 +160,16 @@ def test_studies_are_shown_as_images(
     with pytest.raises(BadInput, match="holds no study"):
         report(small_runs["split"], study=folder, **given)
     (folder / "pca.json").write_text('{"study": "pca", "title": "<b>&", "components_90": 41}')
-    with pytest.raises(BadInput, match=r"pca\.json: not what a study left"):
+    with pytest.raises(BadInput, match=r"pca\.json: not a result of a study"):
         report(small_runs["split"], study=folder, **given)
     (folder / "pca.svg").write_text("<svg><script>alert(1)</script></svg>")
-    with pytest.raises(BadInput, match=r"pca\.json: not what a study left"):
+    with pytest.raises(BadInput, match=r"pca\.json: not a result of a study"):
         report(small_runs["split"], study=folder, **given)
     (folder / "pca.png").write_bytes(bytes(500))
     (folder / "tsne.json").write_text('{"study": "tsne", "title": "t", "points": 5}')
     for end in (".svg", ".png"):
         (folder / f"tsne{end}").write_bytes(b"x")
-    with pytest.raises(BadInput, match=r"tsne\.json: not what a study left"):
+    with pytest.raises(BadInput, match=r"tsne\.json: not a result of a study"):
         report(small_runs["split"], study=folder, **given)
     for path in folder.glob("tsne.*"):
         path.unlink()
@@ -186,7 +186,7 @@ def test_what_is_wrong_is_said_before_any_work(
     given: dict[str, Any] = {"data": small_data, "cache": small_cache, "out": tmp_path / "r.html"}
     for wrong, said in (
         ({"runs": []}, "at least one run"),
-        ({"runs": [run, run]}, "each once"),
+        ({"runs": [run, run]}, "each run only once"),
         ({"runs": [tmp_path]}, "not the folder of a run"),
         ({"runs": [run], "out": tmp_path / "no" / "r.html"}, "its folder does not exist"),
         ({"runs": [run], "pictures": -1}, "must be 0 or more"),
@@ -232,15 +232,13 @@ def test_a_page_stays_below_what_can_be_mailed(
     bare = report(small_runs["split"], pictures=0, **given)
     whole = report(small_runs["split"], **given)
     assert (bare.shown, whole.shown) == (0, whole.wrong) and whole.wrong >= 4
-    monkeypatch.setattr(stage, "MOST_BYTES", (bare.bytes + whole.bytes) // 2)
+    monkeypatch.setattr(stage, "MAX_BYTES", (bare.bytes + whole.bytes) // 2)
     less = report(small_runs["split"], **given)
-    assert 0 < less.shown < whole.shown and less.bytes <= stage.MOST_BYTES
-    assert less.notes == [
-        f"{less.shown} wrong images are shown, so that the page stays below 10 MB"
-    ]
-    monkeypatch.setattr(stage, "MOST_BYTES", 10)
+    assert 0 < less.shown < whole.shown and less.bytes <= stage.MAX_BYTES
+    assert less.notes == [f"only {less.shown} wrong images are shown, to keep the page below 10 MB"]
+    monkeypatch.setattr(stage, "MAX_BYTES", 10)
     none = report(small_runs["split"], **given)
-    assert none.shown == 0 and none.notes[-1].startswith("the page has ")
+    assert none.shown == 0 and none.notes[-1].startswith("the page is larger than 10 MB")
 
 
 def test_a_run_folder_whose_name_is_not_utf_8(
@@ -269,7 +267,7 @@ def test_phases_are_those_that_were_trained(
     run = train_head(schedule, out=tmp_path / "run", device="cpu", **given).run
     asked = predict_split([run], "val", ["none"], None, small_data, small_cache)
     spaces = {space.path.name: space for space in Cache(small_cache).spaces()}
-    found = course_of(asked, 0, spaces)
+    found = training_course(asked, 0, spaces)
     assert [(p["views"], p["augmented"], p["first"], p["last"]) for p in found["phases"]] == [
         ("none", False, 1, 2),
         ("none to color_1", True, 3, 4),
@@ -371,10 +369,10 @@ def test_ten_thousand_images_of_two_hundred_classes(
     likely[np.arange(10_000), labels] += 0.3
     rows = [asked.rows[place % 12] for place in range(10_000)]
     large = dataclasses.replace(
-        asked, records=[record], rows=rows, likely=[likely], labels=[labels]
+        asked, records=[record], rows=rows, probabilities=[likely], labels=[labels]
     )
     monkeypatch.setattr(stage, "predict_split", lambda *_, **__: large)
-    monkeypatch.setattr(stage, "course_of", lambda *_: COURSE)
+    monkeypatch.setattr(stage, "training_course", lambda *_: COURSE)
     found = report(small_runs["split"], data=small_data, cache=small_cache, out=tmp_path / "r.html")
     assert found.n == 10_000 and found.shown == 500 and found.bytes < 10_000_000
     assert found.seconds < 30

@@ -77,11 +77,11 @@ def show(name: str) -> None:
 @click.option("--images", type=int, default=8, show_default=True, help="Rows of the sheet.")
 @click.option("--draws", type=int, default=5, show_default=True, help="Draws beside each original.")
 @options("json", "debug")
-def preview(as_json: bool, **given: Any) -> None:
+def preview(as_json: bool, **arguments: Any) -> None:
     """Draw a contact sheet of policy NAME: originals beside draws."""
     from featurecache.stages.looking.policies import preview
 
-    result = preview(**given)
+    result = preview(**arguments)
     if as_json:
         return printing.print_json(result)
     click.echo(f"{result.path}: {result.images} images, each beside draws 1-{result.draws}")
@@ -129,11 +129,11 @@ def doctor(cache: str, as_json: bool) -> int:
     "--pictures", type=int, default=500, show_default=True, help="Misclassified images at most."
 )
 @options("json", "quiet", "debug")
-def report(as_json: bool, quiet: bool, **given: Any) -> None:
+def report(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Write what RUNS came to into one HTML file, to look at without a network."""
     from featurecache.stages.looking.report import report
 
-    result = report(**given, progress=terminal.progress(quiet))
+    result = report(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
     for note in result.notes:

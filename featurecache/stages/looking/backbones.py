@@ -13,5 +13,5 @@ def backbones(layers: str | None = None) -> list[dict[str, str]]:
     """
     if layers is None:
         return at_hand()
-    found = layers_of(layers)
-    return [{"layer": layer, "pooling": ", ".join(how)} for layer, how in found.items()]
+    poolings = layers_of(layers)
+    return [{"layer": layer, "pooling": ", ".join(how)} for layer, how in poolings.items()]

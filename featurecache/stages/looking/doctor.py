@@ -71,10 +71,10 @@ def known_image(engine: str) -> str:
     logits = run_rows(running, picture[None])[0].astype(np.float64)
     probabilities = np.exp(logits - logits.max())
     probability = float(probabilities[DAISY] / probabilities.sum())
-    said = f"a daisy with probability {probability:.3f}, known to be {PROBABILITY}"
+    answer = f"a daisy with probability {probability:.3f}, known to be {PROBABILITY}"
     if abs(probability - PROBABILITY) > TOLERANCE:
-        raise FeatureCacheError(f"{said}: weights, preprocessing or normalisation are wrong")
-    return said
+        raise FeatureCacheError(f"{answer}: weights, preprocessing or normalisation are wrong")
+    return answer
 
 
 def _tried(name: str, look) -> Check:  # type: ignore[no-untyped-def]

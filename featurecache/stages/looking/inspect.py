@@ -97,15 +97,15 @@ def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspec
     dataset = open_dataset(data)
     samples = dataset.samples
 
-    seen: list[_Seen] = []
+    outcomes: list[_Seen] = []
     slices = [samples[start : start + _SLICE] for start in range(0, len(samples), _SLICE)]
     with ThreadPoolExecutor(_THREADS) as pool:
         for part in pool.map(_look_at_all, slices):
-            seen += part
-            progress(len(seen), len(samples), "inspect")
+            outcomes += part
+            progress(len(outcomes), len(samples), "inspect")
 
-    sizes = Counter(one.size for one in seen if one.size is not None)
-    items = [one.item for one in seen if one.item is not None]
+    sizes = Counter(outcome.size for outcome in outcomes if outcome.size is not None)
+    items = [outcome.item for outcome in outcomes if outcome.item is not None]
     return Inspection(
         root=dataset.root,
         layout=dataset.layout,
@@ -114,17 +114,17 @@ def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspec
         words=dict(dataset.words),
         splits={name: _split(dataset.split(name), dataset.classes) for name in dataset.splits},
         sizes=_sizes(sizes) if sizes else None,
-        bytes=sum(one.length for one in seen),
+        bytes=sum(outcome.length for outcome in outcomes),
         duplicates=len(items) - len(set(items)),
         unreadable=[
-            Unreadable(sample.id, one.reason)
-            for sample, one in zip(samples, seen, strict=True)
-            if one.reason
+            Unreadable(sample.id, outcome.reason)
+            for sample, outcome in zip(samples, outcomes, strict=True)
+            if outcome.reason
         ],
         notes=[
             *dataset.notes,
             *_unread_notes(dataset),
-            *_depth_notes([one.bits for one in seen if one.bits is not None]),
+            *_depth_notes([outcome.bits for outcome in outcomes if outcome.bits is not None]),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""Report: everything that runs came to, as one HTML file to look at."""
+"""Report: the results of runs as one HTML file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from featurecache.runs.record import RunRecord
 from featurecache.stages.heads.evaluate import Evaluation, evaluation_of
 from featurecache.stages.looking.report_pictures import (
     Pictures,
+    balanced_sample,
     card,
+    class_label_name,
     examples,
-    of_each_class,
-    readable,
     sheets,
-    wrong,
+    wrong_rows_of,
 )
-from featurecache.stages.looking.report_runs import course_of, shown_view
+from featurecache.stages.looking.report_runs import training_course, view_title
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
 from featurecache.study import figures, metrics, pages
@@ -39,14 +39,14 @@ from featurecache.study import figures, metrics, pages
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 PICTURES = 500  # misclassified images that are shown; with names and data about 4 kB each
 _CONFUSIONS = 30  # rows of the table
-MOST_BYTES = 10_000_000  # of a page that can be mailed
+MAX_BYTES = 10_000_000  # of a page that can be mailed
 _MAX_STUDY = 64 << 20  # bytes of a study's picture or numbers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """The page that was written: its path and bytes, the runs on it, how many misclassified images
-    there are and how many of them are shown; `notes` say what could not be."""
+    """The page that was written: its path and bytes, the runs on it, and the numbers of
+    misclassified images and of those shown. `notes` name what could not be shown."""
 
     path: str
     bytes: int
@@ -71,38 +71,38 @@ def report(
     pictures: int = PICTURES,
     progress: Progress = silent,
 ) -> Report:
-    """Write what runs came to on a split into one HTML file that needs no network.
+    """Write the results of runs on a split into one HTML file that needs no network.
 
-    The runs must have the same classes. `study` is a folder that `featurecache study` wrote, whose
-    pictures are shown too. At most `pictures` misclassified images are shown, as many of each class
-    as can be. Raises BadInput and NotCached before any work, as `evaluate` does.
+    The runs must have the same classes. `study` is a folder that `featurecache study` wrote;
+    its figures are shown too. At most `pictures` misclassified images are shown, balanced over the
+    classes. Raises BadInput and NotCached before any work, as `evaluate` does.
     """
     began = time.perf_counter()
     runs = [runs] if isinstance(runs, str | Path) else list(runs)
     if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
-        raise BadInput("a report needs at least one run, and each once")
+        raise BadInput("a report needs at least one run, and each run only once")
     check_output(out, data=data)
     if pictures < 0:
         raise BadInput(f"pictures {pictures}: must be 0 or more")
     studies = [] if study is None else _studies(Path(study))
-    asked = predict_split(runs, split, [view], seed, data, cache, progress, same_classes=True)
+    predictions = predict_split(runs, split, [view], seed, data, cache, progress, same_classes=True)
     names = _names(runs)
-    worths = [evaluation_of(asked, place, split, [view]) for place in range(len(runs))]
-    comparable = same_views(asked.records, [view], seed)
+    worths = [evaluation_of(predictions, index, split, [view]) for index in range(len(runs))]
+    comparable = same_views(predictions.records, [view], seed)
     spaces = {space.path.name: space for space in Cache(cache).spaces()}
-    seen = Pictures(asked)
-    notes: list[str] = []
+    thumbnails = Pictures(predictions)
+    contact_sheets, sheet_notes = sheets(predictions, spaces)
     content = {
         "version": __version__,
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "dataset": asked.dataset.root,
-        "layout": asked.dataset.layout,
-        "counts": Counter(sample.split for sample in asked.dataset.samples),
+        "dataset": predictions.dataset.root,
+        "layout": predictions.dataset.layout,
+        "counts": Counter(sample.split for sample in predictions.dataset.samples),
         "split": split,
-        "view": shown_view(view),
-        "n": len(asked.rows),
-        "left_out": asked.left_out,
-        "classes": _classes(asked, worths),
+        "view": view_title(view),
+        "n": len(predictions.rows),
+        "left_out": predictions.left_out,
+        "classes": _classes(predictions, worths),
         "runs": [
             {
                 "name": name,
@@ -111,55 +111,58 @@ def report(
                 "backbones": _backbones(record),
                 "schedule": yaml.safe_dump(record.schedule, sort_keys=False, allow_unicode=True),
                 "worth": worth,
-                "against": metrics.mcnemar(asked.correct_mask(place), asked.correct_mask(0))
-                if place and comparable
+                "against": metrics.mcnemar(
+                    predictions.correct_mask(index), predictions.correct_mask(0)
+                )
+                if index and comparable
                 else None,
-                **course_of(asked, place, spaces),
-                "best": examples(worth.best, asked, place, seen, right=True),
-                "worst": examples(worth.worst, asked, place, seen, right=False),
-                "confusions": _confusions(asked, place),
+                **training_course(predictions, index, spaces),
+                "best": examples(worth.best, predictions, index, thumbnails, right=True),
+                "worst": examples(worth.worst, predictions, index, thumbnails, right=False),
+                "confusions": _confusions(predictions, index),
             }
-            for place, (name, run, record, worth) in enumerate(
-                zip(names, runs, asked.records, worths, strict=True)
+            for index, (name, run, record, worth) in enumerate(
+                zip(names, runs, predictions.records, worths, strict=True)
             )
         ],
         "reliability": figures.inline(
             figures.reliability({n: w.bins for n, w in zip(names, worths, strict=True)})
         ),
-        "confusion": _confusion_data(asked, names),
-        "sheets": sheets(asked, spaces, notes),
+        "confusion": _confusion_data(predictions, names),
+        "sheets": contact_sheets,
         "studies": studies,
         "comparable": comparable,
-        "warnings": asked.notes,
-        "notes": notes,
+        "warnings": predictions.notes,
     }
-    mistaken = wrong(asked)
-    most = min(pictures, len(mistaken))
+    wrong_rows = wrong_rows_of(predictions)
+    count = min(pictures, len(wrong_rows))
     while True:
         gallery = []
-        for place in of_each_class(mistaken, asked, most):
-            gallery.append(card(asked, place, seen))
-            progress(len(gallery), most, "pictures")
-        page = pages.page("report.html", gallery=gallery, wrong=len(mistaken), **content)
-        written = page.encode("utf-8")
-        if len(written) <= MOST_BYTES or not most:
+        for index in balanced_sample(wrong_rows, predictions, count):
+            gallery.append(card(predictions, index, thumbnails))
+            progress(len(gallery), count, "pictures")
+        notes = [*sheet_notes, *thumbnails.notes()]
+        if count < min(pictures, len(wrong_rows)):
+            notes.append(f"only {count} wrong images are shown, to keep the page below 10 MB")
+        values = content | {"gallery": gallery, "wrong": len(wrong_rows), "notes": notes}
+        page = pages.page("report.html", **values).encode("utf-8")
+        if len(page) <= MAX_BYTES:
             break
-        most //= 2  # of half as many pictures; a page above that can't be mailed
-    if most < min(pictures, len(mistaken)):
-        notes.append(f"{most} wrong images are shown, so that the page stays below 10 MB")
-    if len(written) > MOST_BYTES:
-        notes.append(f"the page has {len(written) / 1e6:.1f} MB, and that without wrong images")
-    notes += seen.notes()
-    durable.replace(Path(out), written)
+        if not count:
+            notes.append("the page is larger than 10 MB, even without wrong images")
+            page = pages.page("report.html", **values).encode("utf-8")
+            break
+        count //= 2
+    durable.replace(Path(out), page)
     return Report(
-        str(out),
-        len(written),
-        [str(run) for run in runs],
-        len(asked.rows),
-        len(mistaken),
-        len(gallery),
-        round(time.perf_counter() - began, 1),
-        [*asked.notes, *notes],
+        path=str(out),
+        bytes=len(page),
+        runs=[str(run) for run in runs],
+        n=len(predictions.rows),
+        wrong=len(wrong_rows),
+        shown=len(gallery),
+        seconds=round(time.perf_counter() - began, 1),
+        notes=[*predictions.notes, *notes],
     )
 
 
@@ -170,93 +173,97 @@ def _names(runs: Sequence[str | Path]) -> list[str]:
     """The last part of each path, or as much of it as tells them apart."""
     paths = [Path(text.as_utf8(Path(run).resolve())).parts for run in runs]
     for depth in range(1, max(map(len, paths)) + 1):
-        found = ["/".join(parts[-depth:]) for parts in paths]
-        if len(set(found)) == len(found):
-            return found
+        names = ["/".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
     return [text.as_utf8(run) for run in runs]
 
 
 def _backbones(record: RunRecord) -> list[dict[str, Any]]:
     return [
         {
-            "name": one["name"],
-            "size": one["key"].get("input_size"),
-            "layer": one["key"].get("layer"),
-            "precision": one["precision"],
-            "weights": str(one["key"].get("weights")),
-            "key": yaml.safe_dump(one["key"], sort_keys=False, default_flow_style=None),
+            "name": backbone["name"],
+            "size": backbone["key"].get("input_size"),
+            "layer": backbone["key"].get("layer"),
+            "precision": backbone["precision"],
+            "weights": str(backbone["key"].get("weights")),
+            "key": yaml.safe_dump(backbone["key"], sort_keys=False, default_flow_style=None),
         }
-        for one in record.backbones
+        for backbone in record.backbones
     ]
 
 
 # ---- classes ----
 
 
-def _classes(asked: Predictions, worths: Sequence[Evaluation]) -> list[dict[str, Any]]:
+def _classes(predictions: Predictions, worths: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """The table of classes: what each run has right, and what the first takes each for."""
-    record, labels = asked.records[0], asked.labels[0]
+    record, labels = predictions.records[0], predictions.labels[0]
     taken: dict[int, Counter[int]] = {}
-    for label, said in zip(labels.tolist(), asked.probabilities[0].argmax(1).tolist(), strict=True):
-        if label != said:
-            taken.setdefault(label, Counter())[said] += 1
+    for label, predicted in zip(
+        labels.tolist(), predictions.probabilities[0].argmax(1).tolist(), strict=True
+    ):
+        if label != predicted:
+            taken.setdefault(label, Counter())[predicted] += 1
     return [
         {
             "class": name,
-            "name": readable(record, label),
+            "name": class_label_name(record, label),
             "n": worths[0].classes[name]["n"],
             "top1": [worth.classes[name]["top1"] for worth in worths],
             "taken": [
-                (readable(record, said), count)
-                for said, count in taken.get(label, Counter()).most_common(2)
+                (class_label_name(record, predicted), count)
+                for predicted, count in taken.get(label, Counter()).most_common(2)
             ],
         }
         for label, name in enumerate(record.classes)
     ]
 
 
-def _confusions(asked: Predictions, place: int) -> list[dict[str, Any]]:
-    record, labels = asked.records[place], asked.labels[place]
-    counts = metrics.confusion(labels, asked.probabilities[place].argmax(1), len(record.classes))
+def _confusions(predictions: Predictions, index: int) -> list[dict[str, Any]]:
+    record, labels = predictions.records[index], predictions.labels[index]
+    counts = metrics.confusion(
+        labels, predictions.probabilities[index].argmax(1), len(record.classes)
+    )
     totals = counts.sum(1)
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:_CONFUSIONS]
     pairs = [divmod(int(cell), len(record.classes)) for cell in order]
     return [
         {
-            "true": readable(record, true),
-            "said": readable(record, said),
-            "count": int(counts[true, said]),
+            "true": class_label_name(record, true),
+            "said": class_label_name(record, predicted),
+            "count": int(counts[true, predicted]),
             "n": int(totals[true]),
-            "back": int(counts[said, true]),
+            "back": int(counts[predicted, true]),
         }
-        for true, said in pairs
-        if counts[true, said]
+        for true, predicted in pairs
+        if counts[true, predicted]
     ]
 
 
-def _confusion_data(asked: Predictions, names: Sequence[str]) -> dict[str, Any]:
+def _confusion_data(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
     """What the page draws the matrices from: the cells that are not 0, orders of the classes."""
-    record = asked.records[0]
-    of_runs = []
-    for place, name in enumerate(names):
-        labels, predicted = asked.labels[place], asked.probabilities[place].argmax(1)
+    record = predictions.records[0]
+    matrices = []
+    for index, name in enumerate(names):
+        labels, predicted = predictions.labels[index], predictions.probabilities[index].argmax(1)
         counts = metrics.confusion(labels, predicted, len(record.classes))
-        true, said = np.nonzero(counts)
+        true, answers = np.nonzero(counts)
         totals = np.maximum(counts.sum(1), 1)
-        of_runs.append(
+        matrices.append(
             {
                 "name": name,
-                "cells": np.stack([true, said, counts[true, said]], 1).tolist(),
+                "cells": np.stack([true, answers, counts[true, answers]], 1).tolist(),
                 "accuracy": np.argsort(-np.diagonal(counts) / totals, kind="stable").tolist(),
                 "alike": metrics.order_of_confusion(counts),
             }
         )
-    shown = [readable(record, label) for label in range(len(record.classes))]
+    names_shown = [class_label_name(record, label) for label in range(len(record.classes))]
     return {
-        "names": shown,
-        "n": np.bincount(asked.labels[0], minlength=len(shown)).tolist(),
-        "runs": of_runs,
+        "names": names_shown,
+        "n": np.bincount(predictions.labels[0], minlength=len(names_shown)).tolist(),
+        "runs": matrices,
     }
 
 
@@ -267,7 +274,7 @@ def _studies(folder: Path) -> list[dict[str, Any]]:
     """The studies in a folder, each {name, title, src, numbers, points, colours}."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; `featurecache study` writes one")
-    found = []
+    studies = []
     for path in sorted(folder.glob("*.json")):
         drawn = {path.with_suffix(end): kind for end, kind in KINDS.items()}
         study = read_model(path, _Study, _MAX_STUDY, _no_study)
@@ -277,24 +284,24 @@ def _studies(folder: Path) -> list[dict[str, Any]]:
         smaller = min(drawn, key=lambda file: file.stat().st_size)
         # As an image, so that nothing in it can act.
         src = pages.data_uri(read_file(smaller, _MAX_STUDY, _no_study), drawn[smaller])
-        shown = [point.model_dump(by_alias=True) for point in study.points]
-        found.append(
+        points = [point.model_dump(by_alias=True) for point in study.points]
+        studies.append(
             {
                 "name": study.study,
                 "title": study.title,
                 "src": src,
                 "numbers": list(_numbers(study.model_extra or {})),
-                "points": figures.scaled_points(shown),
-                "colours": figures.colours_of(shown),
+                "points": figures.scaled_points(points),
+                "colours": figures.colours_of(points),
             }
         )
-    if not found:
+    if not studies:
         raise BadInput(f"{folder}: holds no study; `featurecache study` writes them")
-    return found
+    return studies
 
 
 def _no_study(path: Path, what: str) -> BadInput:
-    return BadInput(f"{path}: not what a study left: {what}; take it out of the folder")
+    return BadInput(f"{path}: not a result of a study: {what}; move it out of the folder")
 
 
 Coordinate = Annotated[float, pydantic.Field(ge=-1e30, le=1e30)]  # differences stay finite
@@ -321,10 +328,10 @@ class _Study(Open):
 
 def _numbers(value: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """The plain numbers and words of a study, for the text beside its picture."""
-    for name, one in value.items():
-        if isinstance(one, dict | list) or one is None:
+    for name, number in value.items():
+        if isinstance(number, dict | list) or number is None:
             continue
-        if isinstance(one, float):
-            yield name, f"{one:.4g}" if math.isfinite(one) else str(one)
+        if isinstance(number, float):
+            yield name, f"{number:.4g}" if math.isfinite(number) else str(number)
         else:
-            yield name, text.as_utf8(str(one))
+            yield name, text.as_utf8(str(number))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featurecache import keys
+from featurecache import keys, text
 from featurecache.errors import FeatureCacheError
 from featurecache.features.spaces import Space
 from featurecache.images.decode import Undecodable
@@ -29,21 +29,21 @@ _EXAMPLES = 4  # pictures of each of the best and worst classes
 
 
 class Pictures:
-    """Thumbnails of the images of a split, made when they are first asked for."""
+    """Thumbnails of the images of a split, made at their first use."""
 
-    def __init__(self, asked: Predictions) -> None:
-        self._asked = asked
-        self._samples = {sample.id: sample for sample in asked.dataset.samples}
+    def __init__(self, predictions: Predictions) -> None:
+        self._predictions = predictions
+        self._samples = {sample.id: sample for sample in predictions.dataset.samples}
         self._made: dict[int, str] = {}
 
-    def uri(self, place: int) -> str:
+    def uri(self, index: int) -> str:
         """The picture of a row as a data URI; empty for an image that can't be had any more."""
-        if place not in self._made:
-            row = self._asked.rows[place]
+        if index not in self._made:
+            row = self._predictions.rows[index]
             pixels = _pixels(self._samples[row.id], row.item)
             made = None if pixels is None else thumbnail(pixels, THUMBNAIL)
-            self._made[place] = "" if made is None else pages.data_uri(made, JPEG)
-        return self._made[place]
+            self._made[index] = "" if made is None else pages.data_uri(made, JPEG)
+        return self._made[index]
 
     def notes(self) -> list[str]:
         """How many of the pictures can't be had any more."""
@@ -59,78 +59,81 @@ def _pixels(sample: Sample, item: bytes) -> np.ndarray | None:
         return None
 
 
-def wrong(asked: Predictions) -> list[int]:
+def wrong_rows_of(predictions: Predictions) -> list[int]:
     """The rows that at least one of the runs has wrong."""
-    rights = np.array([asked.correct_mask(place) for place in range(len(asked.runs))])
+    rights = np.array(
+        [predictions.correct_mask(run_index) for run_index in range(len(predictions.runs))]
+    )
     return [int(row) for row in np.flatnonzero(~rights.all(0))]
 
 
-def of_each_class(wrong: Sequence[int], asked: Predictions, most: int) -> list[int]:
+def balanced_sample(wrong: Sequence[int], predictions: Predictions, count: int) -> list[int]:
     """At most so many of the wrong rows: of each class in turn the one that the runs are surest of,
     and so each class is seen. In the order of classes."""
     sure = np.max(
         [
-            np.where(asked.correct_mask(place), 0, likely.max(1))
-            for place, likely in enumerate(asked.probabilities)
+            np.where(predictions.correct_mask(run_index), 0, probabilities.max(1))
+            for run_index, probabilities in enumerate(predictions.probabilities)
         ],
         axis=0,
     )
-    labels = asked.labels[0]
+    labels = predictions.labels[0]
     turn: Counter[int] = Counter()
     keyed = []
     for row in sorted(wrong, key=lambda row: -sure[row]):
         keyed.append((turn[int(labels[row])], -sure[row], row))
         turn[int(labels[row])] += 1
-    kept = [row for _, _, row in sorted(keyed)[:most]]
-    return sorted(kept, key=lambda row: (labels[row], -sure[row]))
+    chosen = [row for _, _, row in sorted(keyed)[:count]]
+    return sorted(chosen, key=lambda row: (labels[row], -sure[row]))
 
 
-def card(asked: Predictions, row: int, seen: Pictures) -> dict[str, Any]:
-    label = int(asked.labels[0][row])
-    said = []
-    for place, likely in enumerate(asked.probabilities):
-        best = int(likely[row].argmax())
-        said.append(
+def card(predictions: Predictions, row: int, thumbnails: Pictures) -> dict[str, Any]:
+    label = int(predictions.labels[0][row])
+    answers = []
+    for run_index, probabilities in enumerate(predictions.probabilities):
+        predicted = int(probabilities[row].argmax())
+        answers.append(
             {
-                "right": best == int(asked.labels[place][row]),
-                "name": readable(asked.records[place], best),
-                "label": best,
-                "probability": float(likely[row, best]),
-                "of_true": float(likely[row, asked.labels[place][row]]),
+                "right": predicted == int(predictions.labels[run_index][row]),
+                "name": class_label_name(predictions.records[run_index], predicted),
+                "label": predicted,
+                "probability": float(probabilities[row, predicted]),
+                "of_true": float(probabilities[row, predictions.labels[run_index][row]]),
             }
         )
     return {
-        "src": seen.uri(row),
-        "path": asked.rows[row].id,
+        "src": thumbnails.uri(row),
+        "path": predictions.rows[row].id,
         "label": label,
-        "name": readable(asked.records[0], label),
-        "said": said,
+        "name": class_label_name(predictions.records[0], label),
+        "said": answers,
     }
 
 
 def sheets(
-    asked: Predictions, spaces: Mapping[str, Space], notes: list[str]
-) -> list[dict[str, Any]]:
-    """A contact sheet of each policy that the runs were trained through: training images beside the
-    very draws that vectors were made of, before the network's resize and crop. Notes say of which
-    there is none."""
+    predictions: Predictions, spaces: Mapping[str, Space]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A contact sheet per policy that the runs were trained on: training images beside the draws
+    that the vectors were made of, before the network's resize and crop. The notes name the policies
+    that have no sheet."""
+    notes: list[str] = []
     of_policy: dict[str, dict[int, View]] = {}  # by the policy itself and the seed
-    for record in asked.records:
+    for record in predictions.records:
         for view, names in record.spaces.items():
             space = next((spaces[name] for name in names if name in spaces), None)
             if space is None:
                 notes.append(f"no contact sheet of {view}: its vectors are not in this cache")
             elif space.key["view"] is not None:
-                found = view_of_key(space.key["view"], space.view)
-                if is_drawn_alike(found, space):
+                view_made = view_of_key(space.key["view"], space.view)
+                if is_drawn_alike(view_made, space):
                     key = keys.digest({**space.key["view"], "draw": None})
-                    of_policy.setdefault(key, {})[found.draw] = found
+                    of_policy.setdefault(key, {})[view_made.draw] = view_made
                 else:
                     notes.append(f"no contact sheet of {view}: {OTHER_VERSIONS}")
-    notes[:] = dict.fromkeys(notes)
-    samples = [sample for sample in asked.dataset.samples if sample.label is not None]
+    notes = list(dict.fromkeys(notes))
+    samples = [sample for sample in predictions.dataset.samples if sample.label is not None]
     samples = [sample for sample in samples if sample.split == "train"] or samples
-    shown = evenly_spaced(samples, _SHEET_IMAGES)
+    sheet_samples = evenly_spaced(samples, _SHEET_IMAGES)
     made = []
     for draws in of_policy.values():
         views = [draws[draw] for draw in sorted(draws)][:_SHEET_DRAWS]
@@ -138,7 +141,7 @@ def sheets(
         try:
             views[0].check()
             rows = []
-            for sample, item in zip(shown, items_of(shown)[0], strict=True):
+            for sample, item in zip(sheet_samples, items_of(sheet_samples)[0], strict=True):
                 pixels = None if item is None else _pixels(sample, item)
                 if pixels is not None and item is not None:
                     with contextlib.suppress(Undecodable):  # in one of the views
@@ -156,39 +159,48 @@ def sheets(
             )
         else:
             notes.append(f"no contact sheet of {policy}: its images can't be read or decoded")
-    return made
+    return made, notes
 
 
-def readable(record: RunRecord, label: int) -> str:
-    name = record.classes[label]
-    return record.words.get(name, name)
+def class_label_name(record: RunRecord, label: int) -> str:
+    return text.readable_name(record.classes[label], record.words)
 
 
 def examples(
-    rows: Sequence[dict[str, Any]], asked: Predictions, place: int, seen: Pictures, right: bool
+    rows: Sequence[dict[str, Any]],
+    predictions: Predictions,
+    run_index: int,
+    thumbnails: Pictures,
+    right: bool,
 ) -> list[dict[str, Any]]:
     """The best or worst classes with pictures: of the best those it is surest of, of the worst the
     errors it is surest of (paper 003's table 3 and figure 7)."""
-    record, likely, labels = asked.records[place], asked.probabilities[place], asked.labels[place]
-    predicted, correct = likely.argmax(1), asked.correct_mask(place)
-    found = []
+    record, probabilities, labels = (
+        predictions.records[run_index],
+        predictions.probabilities[run_index],
+        predictions.labels[run_index],
+    )
+    predicted, correct = probabilities.argmax(1), predictions.correct_mask(run_index)
+    rows_with_pictures = []
     for row in rows:
         of_class = np.flatnonzero(labels == record.classes.index(row["class"]))
         wanted = of_class[correct[of_class] == right]
-        order = wanted[np.argsort(-likely[wanted].max(1), kind="stable")][:_EXAMPLES]
-        shown = [
+        order = wanted[np.argsort(-probabilities[wanted].max(1), kind="stable")][:_EXAMPLES]
+        pictures = [
             {
-                "src": seen.uri(int(index)),
-                "said": "" if right else readable(record, int(predicted[index])),
+                "src": thumbnails.uri(int(index)),
+                "said": "" if right else class_label_name(record, int(predicted[index])),
             }
             for index in order
         ]
-        other = row["confused_with"]
-        found.append(
+        confused_with = row["confused_with"]
+        rows_with_pictures.append(
             row
             | {
-                "confused_name": None if other is None else record.words.get(other, other),
-                "pictures": [picture for picture in shown if picture["src"]],
+                "confused_name": None
+                if confused_with is None
+                else text.readable_name(confused_with, record.words),
+                "pictures": [picture for picture in pictures if picture["src"]],
             }
         )
-    return found
+    return rows_with_pictures

@@ -17,7 +17,9 @@ from featurecache.runs.record import RunRecord, schedule_of
 from featurecache.study import figures, metrics
 
 
-def course_of(asked: Predictions, place: int, spaces: Mapping[str, Space]) -> dict[str, Any]:
+def training_course(
+    predictions: Predictions, run_index: int, spaces: Mapping[str, Space]
+) -> dict[str, Any]:
     """{epochs, folds, phases, curves, views, through} of a run; `spaces` are the cache's by name.
 
     `phases` are those of the schedule (of a sweep the winner's), each {views, augmented, epochs,
@@ -26,18 +28,18 @@ def course_of(asked: Predictions, place: int, spaces: Mapping[str, Space]) -> di
     makes good the damage of another gains nothing; `most` marks the greatest gain above 0.
     `curves` is an SVG, None without metrics.
     """
-    record = asked.records[place]
-    epochs = read_epochs(asked.runs[place])
+    record = predictions.records[run_index]
+    epochs = read_epochs(predictions.runs[run_index])
     phases = _phases(schedule_of(record), epochs)
     return {
         "epochs": len({row.epoch for row in epochs}),
         "folds": len({row.fold for row in epochs}),
         "phases": phases,
-        "validated": shown_view(schedule_of(record).validation.view),
+        "validated": view_title(schedule_of(record).validation.view),
         "seed": record.schedule["augment_seed"],
         "curves": _curves(phases, epochs),
         "views": [_view(view, record, epochs, spaces) for view in record.spaces],
-        "through": [_through(view, asked, place, spaces) for view in record.spaces],
+        "through": [_through(view, predictions, run_index, spaces) for view in record.spaces],
     }
 
 
@@ -46,22 +48,22 @@ def _phases(schedule: Schedule, epochs: Sequence[Epoch]) -> list[dict[str, Any]]
         number: float(np.mean([row.val_top1 for row in epochs if row.epoch == number]))
         for number in {row.epoch for row in epochs}
     }
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     before: float | None = None
     best: float | None = None  # after any phase so far
     # An early stop may leave phases without epochs; what is trained after pruning is one more.
-    for number, phase in {one.number: one.phase for one in schedule.plan()}.items():
-        own = [row for row in epochs if row.phase == number]
-        last = max((row.epoch for row in own), default=None)
+    for number, phase in {planned.number: planned.phase for planned in schedule.plan()}.items():
+        phase_epochs = [row for row in epochs if row.phase == number]
+        last = max((row.epoch for row in phase_epochs), default=None)
         after = None if last is None else ended[last]
-        rates = sorted({row.lr for row in own if row.lr is not None})
+        rates = sorted({row.lr for row in phase_epochs if row.lr is not None})
         pruned = number > len(schedule.phases)
-        found.append(
+        rows.append(
             {
                 "views": _mixture(phase) + (" after pruning" if pruned else ""),
                 "augmented": {*phase.views, *(phase.ramp_to or {})} != {"none"},
                 "epochs": phase.epochs,
-                "first": min((row.epoch for row in own), default=None),
+                "first": min((row.epoch for row in phase_epochs), default=None),
                 "last": last,
                 "lr": " to ".join(f"{rate:g}" for rate in dict.fromkeys([*rates[-1:], *rates[:1]])),
                 "before": before,
@@ -72,23 +74,23 @@ def _phases(schedule: Schedule, epochs: Sequence[Epoch]) -> list[dict[str, Any]]
         )
         if after is not None:
             before, best = after, after if best is None else max(best, after)
-    gains = [row["gain"] for row in found if row["gain"] is not None]
-    return [row | {"most": bool(gains) and row["gain"] == max(gains) > 0} for row in found]
+    gains = [row["gain"] for row in rows if row["gain"] is not None]
+    return [row | {"most": bool(gains) and row["gain"] == max(gains) > 0} for row in rows]
 
 
 def _mixture(phase: Phase) -> str:
     """`none`, `none 50% + spatial_1 50%`, `none to spatial_1`."""
 
-    def said(shares: Mapping[str, float]) -> str:
-        names = {shown_view(name): share for name, share in shares.items()}
+    def text(shares: Mapping[str, float]) -> str:
+        names = {view_title(name): share for name, share in shares.items()}
         return " + ".join(
             n if len(names) == 1 else f"{n} {share:.0%}" for n, share in names.items()
         )
 
-    return said(phase.views) + (f" to {said(phase.ramp_to)}" if phase.ramp_to else "")
+    return text(phase.views) + (f" to {text(phase.ramp_to)}" if phase.ramp_to else "")
 
 
-def shown_view(view: str) -> str:
+def view_title(view: str) -> str:
     """A view as `ls` calls it: a policy's file, with where it lies and its ending, by its name."""
     return ViewName.parse(view).display_name
 
@@ -109,18 +111,18 @@ def _view(
 ) -> dict[str, Any]:
     """What the vectors of a view cost to make, and how often the training read one of them."""
     names = record.spaces[view]
-    held = [spaces[name] for name in names if name in spaces]
-    rows = sum(len(space.rows) for space in held)
-    made = sum(seconds_to_make(space, space.rows, list(spaces.values())) for space in held)
+    spaces_held = [spaces[name] for name in names if name in spaces]
+    rows = sum(len(space.rows) for space in spaces_held)
+    made = sum(seconds_to_make(space, space.rows, list(spaces.values())) for space in spaces_held)
     # Each epoch reads each training row once, through one view of its mixture; of k folds a row is
     # trained on in k - 1.
     folds = len({row.fold for row in epochs})
     shares = [row.views.get(view, 0) / (sum(row.views.values()) or 1) for row in epochs]
     return {
-        "view": shown_view(view),
-        "gone": len(names) - len(held),
+        "view": view_title(view),
+        "gone": len(names) - len(spaces_held),
         "rows": rows,
-        "bytes": sum(space.size for space in held),
+        "bytes": sum(space.size for space in spaces_held),
         "seconds": made,
         "milliseconds": 1000 * made / rows if rows else None,
         "reads": sum(shares) * ((folds - 1) / folds if folds > 1 else 1),
@@ -128,19 +130,21 @@ def _view(
 
 
 def _through(
-    view: str, asked: Predictions, place: int, spaces: Mapping[str, Space]
+    view: str, predictions: Predictions, run_index: int, spaces: Mapping[str, Space]
 ) -> dict[str, Any]:
     """Top-1 through the very vectors of a view that the run was trained on, where the images that
     are looked at are among them."""
-    names = asked.records[place].spaces[view]
-    held = [spaces[name] for name in names if name in spaces]
-    items = [row.item for row in asked.rows]
-    own = asked.records[place].schedule["augment_seed"]
-    differ = view != "none" and len({run.schedule["augment_seed"] for run in asked.records}) > 1
-    name = shown_view(view) + (f", seed {own}" if differ else "")
+    names = predictions.records[run_index].spaces[view]
+    spaces_held = [spaces[name] for name in names if name in spaces]
+    items = [row.item for row in predictions.rows]
+    seed = predictions.records[run_index].schedule["augment_seed"]
+    differ = (
+        view != "none" and len({run.schedule["augment_seed"] for run in predictions.records}) > 1
+    )
+    name = view_title(view) + (f", seed {seed}" if differ else "")
     row: dict[str, Any] = {"view": name, "top1": None, "interval": None}
-    if len(held) < len(names) or any(space.missing(items) for space in held):
+    if len(spaces_held) < len(names) or any(space.missing(items) for space in spaces_held):
         return row
-    likely, labels = asked.predict_from(place, held)
+    likely, labels = predictions.predict_from(run_index, spaces_held)
     right = likely.argmax(1) == labels
     return row | {"top1": float(right.mean()), "interval": metrics.interval(right)}
