@@ -388,4 +388,6 @@ def test_every_stage_that_names_a_network_takes_both() -> None:
     from featurecache.stages.cache.plan import plan
 
     for stage in (featurize, plan, why, export, vectors):
-        assert {"layer", "pooling"} <= set(inspect.signature(stage).parameters)
+        assert "BackboneSetting" in inspect.signature(stage).parameters["setting"].annotation
+        with pytest.raises(TypeError, match="unexpected keyword argument 'layr'"):
+            stage("data", backbone="efficientnet_lite0", layr="blocks.2")  # type: ignore

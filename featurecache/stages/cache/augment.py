@@ -1,4 +1,4 @@
-"""Augment: keep the pictures of a view, lossless, so that many networks can look at them later."""
+"""Augment: store the pictures of a view, lossless, so that many networks can use them later."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ def augment(
     max_workers: int | None = None,
     progress: Progress = silent,
 ) -> Augmented:
-    """Keep the pictures of these views in the cache, as PNG in shards under the same laws as
-    vectors. `featurize` then covers them without being told. `part`, `executor` and its settings
-    are as in `featurize`; errors too.
+    """Store the pictures of these views in the cache, as PNG in shards under the same laws as
+    vectors. `featurize` then includes them by default. `part`, `executor` and its settings, and
+    the errors, are those of `featurize`.
     """
     start = time.perf_counter()
     if not policy:
         raise BadInput("augment needs --policy NAME_N; `featurecache policies` lists them")
-    if workers is not None or executor == "local":  # else every worker knows its own cores
+    if workers is not None or executor == "local":  # else each worker counts its own cores
         workers = checked_workers(workers)
-    mine = None if part is None else parse_part(part)
+    own_part = None if part is None else parse_part(part)
     check_shard_rows(shard_rows)
     where = check_where(executor, address, gpus_per_worker, max_workers)
     request = resolve_request(data, cache, policy, seed=seed, progress=progress)
     spaces = [request.picture_space(view) for view in request.views]
     if request.images and not request.cache.exists:
         request.cache.create()
-    with reserved(spaces):  # before it is read which rows they hold
+    with reserved(spaces):  # before their rows are read
         missing = plan_shards(request.dataset.samples, request.items, spaces, shard_rows)
-        todo = missing if mine is None else missing.of_part(mine, shard_rows)
+        todo = missing if own_part is None else missing.of_part(own_part, shard_rows)
         hits = request.images * len(spaces) - missing.rows
         tally = Tally("augment", todo.rows, hits, progress)
         for space in spaces:

@@ -8,13 +8,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, Unpack, overload
 
 import numpy as np
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput, MissingExtra, UnknownName
 from featurecache.features.mapped import MappedVectors
+from featurecache.features.settings import BackboneSetting, check_keywords
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset, open_dataset
@@ -62,12 +63,8 @@ def export(
     data: str | Path = "data",
     cache: str | Path = "data/cache",
     seed: int = 0,
-    input_size: int | None = None,
-    crop: float | None = None,
-    interpolation: str | None = None,
-    layer: str | None = None,
-    pooling: str | None = None,
     precision: str | None = None,
+    **setting: Unpack[BackboneSetting],
 ) -> Exported:
     """Write a view's vectors with labels, ids, items (SHA-256 of images) and splits into one file.
 
@@ -75,6 +72,7 @@ def export(
     be decoded are left out, and counted. The settings tell apart what the cache holds several of.
     Raises NotCached for vectors that are not there.
     """
+    check_keywords(setting, BackboneSetting, "export")
     path = Path(out)
     format = format or path.suffix.removeprefix(".")
     if format not in FORMATS:
@@ -82,7 +80,7 @@ def export(
     if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtra("export to parquet", "pyarrow", "parquet")
     check_output(path, data=data)
-    choice = _choice(backbone, input_size, crop, interpolation, layer, pooling, precision)
+    choice = _choice(backbone, precision, setting)
     table = _table(data, [view], choice, split, cache, seed)
     content = io.BytesIO()
     if format == "npz":
@@ -132,15 +130,11 @@ def vectors(
     split: str | None = ...,
     cache: str | Path = ...,
     seed: int = ...,
-    input_size: int | None = ...,
-    crop: float | None = ...,
-    interpolation: str | None = ...,
-    layer: str | None = ...,
-    pooling: str | None = ...,
     precision: str | None = ...,
     mapped: bool = ...,
     return_groups: Literal[False] = ...,
     return_ids: Literal[False] = ...,
+    **setting: Unpack[BackboneSetting],
 ) -> tuple[np.ndarray | MappedVectors, np.ndarray]: ...
 @overload
 def vectors(
@@ -151,15 +145,11 @@ def vectors(
     split: str | None = ...,
     cache: str | Path = ...,
     seed: int = ...,
-    input_size: int | None = ...,
-    crop: float | None = ...,
-    interpolation: str | None = ...,
-    layer: str | None = ...,
-    pooling: str | None = ...,
     precision: str | None = ...,
     mapped: bool = ...,
     return_groups: bool = ...,
     return_ids: bool = ...,
+    **setting: Unpack[BackboneSetting],
 ) -> tuple[np.ndarray | MappedVectors, np.ndarray, *tuple[np.ndarray, ...]]: ...
 def vectors(
     data: str | Path | Dataset = "data",
@@ -169,15 +159,11 @@ def vectors(
     split: str | None = None,
     cache: str | Path = "data/cache",
     seed: int = 0,
-    input_size: int | None = None,
-    crop: float | None = None,
-    interpolation: str | None = None,
-    layer: str | None = None,
-    pooling: str | None = None,
     precision: str | None = None,
     mapped: bool = False,
     return_groups: bool = False,
     return_ids: bool = False,
+    **setting: Unpack[BackboneSetting],
 ) -> tuple[np.ndarray | MappedVectors, np.ndarray, *tuple[np.ndarray, ...]]:
     """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,), of labelled images.
 
@@ -187,12 +173,13 @@ def vectors(
     `return_ids` adds the ids of the samples (N,).
     `mapped`: X stays on the disk and is read as it is indexed, for spaces larger than the memory.
     """
+    check_keywords(setting, BackboneSetting, "vectors")
     views = [view] if isinstance(view, str) else list(view)
     if not views or len(set(views)) < len(views):
         raise BadInput(f"view {views}: give at least one view, and each once")
     if mapped and len(views) > 1:
         raise BadInput("mapped=True takes one view; call vectors once for each")
-    choice = _choice(backbone, input_size, crop, interpolation, layer, pooling, precision)
+    choice = _choice(backbone, precision, setting)
     table = _table(data, views, choice, split, cache, seed, labelled=True, mapped=mapped)
     extra: list[np.ndarray] = []
     if return_groups:
@@ -203,25 +190,9 @@ def vectors(
     return table.vectors, table.classes[table.labels], *extra
 
 
-def _choice(
-    backbone: str,
-    input_size: int | None,
-    crop: float | None,
-    interpolation: str | None,
-    layer: str | None,
-    pooling: str | None,
-    precision: str | None,
-) -> BackboneChoice:
-    given = {
-        "name": backbone,
-        "input_size": input_size,
-        "crop": crop,
-        "interpolation": interpolation,
-        "layer": layer,
-        "pooling": pooling,
-        "precision": precision,
-    }
-    return yaml_files.validate(BackboneChoice, given, "backbone")
+def _choice(backbone: str, precision: str | None, setting: BackboneSetting) -> BackboneChoice:
+    fields = {**setting, "name": backbone, "precision": precision}
+    return yaml_files.validate(BackboneChoice, fields, "backbone")
 
 
 def _table(
@@ -239,22 +210,22 @@ def _table(
     items, _ = items_of(samples)
     readable = [(s, i) for s, i in zip(samples, items, strict=True) if i is not None]
     wanted = {name: find_view(name, seed) for name in views}
-    held = [item for _, item in readable]
+    known = [item for _, item in readable]
     where = dataset.root if isinstance(data, Dataset) else data
-    spaces = held_spaces(Cache(cache), wanted, choice, held, where)
-    failed = {item for space in spaces.values() for item in space.failures(held)}
+    spaces = held_spaces(Cache(cache), wanted, choice, known, where)
+    failed = {item for space in spaces.values() for item in space.failures(known)}
     decoded = [(sample, item) for sample, item in readable if item not in failed]
     rows = [(s, item) for s, item in decoded if s.label is not None or not labelled]
     chosen = [item for _, item in rows]
-    found: np.ndarray | MappedVectors
+    features: np.ndarray | MappedVectors
     if mapped:
-        found = MappedVectors(spaces[views[0]], chosen)
+        features = MappedVectors(spaces[views[0]], chosen)
     else:
-        each = [spaces[name].vectors(chosen)[0] for name in views]
-        found = each[0] if len(each) == 1 else np.concatenate(each)
+        parts = [spaces[name].vectors(chosen)[0] for name in views]
+        features = parts[0] if len(parts) == 1 else np.concatenate(parts)
     copies = len(views)
     return Table(
-        found,
+        features,
         np.tile(np.array([-1 if s.label is None else s.label for s, _ in rows], np.int64), copies),
         np.tile(np.array([s.id for s, _ in rows], str), copies),
         np.tile(np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 32), (copies, 1)),

@@ -1,4 +1,4 @@
-"""Featurize: every missing row of every asked-for space, computed once and committed."""
+"""Featurize: compute every missing row of every requested space once, and commit it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
@@ -14,6 +15,7 @@ from featurecache.features.engines import (
     choose_engine,
     devices,
 )
+from featurecache.features.settings import BackboneSetting, check_keywords
 from featurecache.features.spaces import Space, reserved
 from featurecache.filling.dispatch import check_where, dispatch
 from featurecache.filling.request import resolve_request
@@ -23,7 +25,7 @@ from featurecache.filling.vectors import SPENT, Featurizer, Job, Preparation
 from featurecache.images.canary import pixel_canary
 from featurecache.images.views import View
 
-SHARD_ROWS = 512  # the most work a kill can lose: 2 s of Lite0, 26 s of B3 on two cores
+SHARD_ROWS = 512  # a killed run loses at most one shard: 2 s of Lite0, 26 s of B3 on two cores
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,6 @@ def featurize(
     backbone: str | Sequence[str] = (),
     cache: str | Path = "data/cache",
     weights: str | Path | None = None,
-    input_size: int | None = None,
-    crop: float | None = None,
-    interpolation: str | None = None,
-    layer: str | None = None,
-    pooling: str | None = None,
     engine: str = "auto",
     precision: str = "f32",
     workers: int | None = None,
@@ -68,41 +65,42 @@ def featurize(
     gpus_per_worker: float | None = None,
     max_workers: int | None = None,
     progress: Progress = silent,
+    **setting: Unpack[BackboneSetting],
 ) -> Featurized:
     """Fill the cache with the vectors of these views under these backbones.
 
     Computes the images that no committed shard holds, and nothing else (law 3): stopped at any
-    moment and started again it goes on where it was, and ends with the same bytes. Without
-    `policy`: `none` and every view that `augment` has kept; with it, views are augmented on the
-    fly, to the same vectors. `part` (`i/n`) is one job's share of the missing shards, of n that
-    fill one cache together. `executor` is where the work is done: `local`, `processes` of this
-    machine or a `ray` cluster (docs/cluster.md), with the three settings that follow it. Raises
-    BadInput before any work, FeatureCacheError
-    for shards that no worker could make.
+    moment and started again, it resumes, and ends with the same bytes. Without `policy`: `none`
+    and every view that `augment` has stored; with it, views are augmented on the fly, to the same
+    vectors. `part` (`i/n`) is job i's share of the missing shards, where n jobs fill one cache
+    together. `executor` is where the work runs: `local`, `processes` of this machine or a `ray`
+    cluster (docs/cluster.md), with the three settings that follow it. `setting` is the
+    backbone's. Raises BadInput before any work, FeatureCacheError for shards that no worker could
+    make.
     """
+    check_keywords(setting, BackboneSetting, "featurize")
     start = time.perf_counter()
     if not backbone:
         raise BadInput("featurize needs --backbone NAME; `featurecache backbones` lists them")
-    if workers is not None or executor == "local":  # else every worker knows its own cores
+    if workers is not None or executor == "local":  # else each worker counts its own cores
         workers = checked_workers(workers)
-    mine = None if part is None else parse_part(part)
+    own_part = None if part is None else parse_part(part)
     check_shard_rows(shard_rows)
     where = check_where(executor, address, gpus_per_worker, max_workers)
-    if executor != "ray":  # whose machines are others
+    if executor != "ray":  # which runs on other machines
         choose_engine(engine, precision)
     request = resolve_request(
-        data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
-        interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
-        progress=progress,
+        data, cache, policy, backbone, weights=weights, precision=precision, seed=seed,
+        progress=progress, **setting,
     )  # fmt: skip
     targets = [(v, b) for v in range(len(request.views)) for b in range(len(request.backbones))]
     spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
     pictures = [request.picture_space(view) for view in request.views]
     if request.images and not request.cache.exists:
         request.cache.create()
-    with reserved([*spaces, *pictures]):  # before it is read which rows they hold
+    with reserved([*spaces, *pictures]):  # before their rows are read
         missing = plan_shards(request.dataset.samples, request.items, spaces, shard_rows)
-        todo = missing if mine is None else missing.of_part(mine, shard_rows)
+        todo = missing if own_part is None else missing.of_part(own_part, shard_rows)
         hits = request.images * len(spaces) - missing.rows
         tally = Tally("featurize", todo.rows, hits, progress)
         for space in spaces:
@@ -128,7 +126,7 @@ def featurize(
             )
             gpus = devices(engine, precision) if executor == "processes" else 0
             dispatch(Featurizer, job, todo, where, request.cache.root, gpus, tally)
-        # The answer describes what is on the disk now, not what was meant to be there.
+        # The result describes what is on the disk now, not what was meant to be there.
         spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
         summaries = [space.summary() for space in spaces]
         if request.images:

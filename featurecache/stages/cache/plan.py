@@ -1,4 +1,4 @@
-"""Plan: what would be computed, what is held already, what it costs."""
+"""Plan: what `featurize` would compute, what the cache holds already, and the cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import Engine, choose_engine, open_engine, run_rows
+from featurecache.features.settings import BackboneSetting, check_keywords
 from featurecache.filling.request import Request, resolve_request
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View
@@ -37,29 +39,25 @@ def plan(
     backbone: str | Sequence[str] = (),
     cache: str | Path = "data/cache",
     weights: str | Path | None = None,
-    input_size: int | None = None,
-    crop: float | None = None,
-    interpolation: str | None = None,
-    layer: str | None = None,
-    pooling: str | None = None,
     engine: str = "auto",
     precision: str = "f32",
     workers: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    **setting: Unpack[BackboneSetting],
 ) -> Plan:
     """What `featurize` would compute and find, the disk and the time it would take. Writes nothing.
 
     The time is estimated from a short probe: a few images through every view and backbone.
     """
+    check_keywords(setting, BackboneSetting, "plan")
     if not backbone:
         raise BadInput("plan needs --backbone NAME; `featurecache backbones` lists them")
     workers = checked_workers(workers)
     choose_engine(engine, precision)
     request = resolve_request(
-        data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
-        interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
-        progress=progress,
+        data, cache, policy, backbone, weights=weights, precision=precision, seed=seed,
+        progress=progress, **setting,
     )  # fmt: skip
     progress(0, 1, "probe")
     hits = misses = size = 0
@@ -70,30 +68,30 @@ def plan(
         images = request.items.array[request.items.distinct]
         probe = None
         for view, space in spaces:
-            held = int(space.holds(images).sum())
-            missing = request.images - held
-            hits, misses = hits + held, misses + missing
+            count = int(space.holds(images).sum())
+            missing = request.images - count
+            hits, misses = hits + count, misses + missing
             size += missing * (loaded.dim * 4 + 100)  # a row, its item, its record
             rows.append(
-                {"view": view.name, "backbone": loaded.name, "hits": held, "misses": missing}
+                {"view": view.name, "backbone": loaded.name, "hits": count, "misses": missing}
             )
             if missing:
                 probe = probe or open_engine(loaded, engine, precision)
-                seconds += missing * _seconds_a_row(request, view, loaded, probe, workers)
+                seconds += missing * _seconds_per_row(request, view, loaded, probe, workers)
     progress(1, 1, "probe")
     return Plan(hits, misses, size, round(seconds, 1), rows)
 
 
-def _seconds_a_row(
+def _seconds_per_row(
     request: Request, view: View, backbone: Backbone, engine: Engine, workers: int
 ) -> float:
     """Measured on up to 32 images: pictures are made by `workers` while the network runs."""
     start = time.perf_counter()
     pictures = []
-    for place in request.items.distinct[:32].tolist():
-        item = request.items.array[place].tobytes()
+    for index in request.items.distinct[:32].tolist():
+        item = request.items.array[index].tobytes()
         try:
-            pixels = decode(request.dataset.samples[place].read())
+            pixels = decode(request.dataset.samples[index].read())
             pictures.append(backbone.preprocess(view.picture(pixels, item)))
         except (Undecodable, OSError):  # costs nothing here; featurize lists it
             continue

@@ -1,4 +1,4 @@
-"""Retry: images that could not be decoded, once more, after whatever was wrong has been mended."""
+"""Retry: decode failed images again, after their cause has been fixed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def retry(
     items, _ = items_of(dataset.samples, progress)
     samples = [(s, i) for s, i in zip(dataset.samples, items, strict=True) if i is not None]
     sources = {item: sample for sample, item in reversed(samples)}
-    again = Recomputer(engine, weights)
+    recomputer = Recomputer(engine, weights)
     failed = mended = 0
     left: dict[str, str] = {}
     changed = []
@@ -62,7 +62,7 @@ def retry(
             for start in range(0, len(rows), SHARD_ROWS):
                 part = rows[start : start + SHARD_ROWS]
                 try:
-                    made = again.make(space, part)
+                    made = recomputer.make(space, part)
                 except FeatureCacheError as error:
                     left |= {sample.id: str(error) for sample, _ in part}
                     continue
@@ -72,7 +72,7 @@ def retry(
                 fine += [row for row in part if row[1] not in made.failed]
             if fine:
                 began = time.perf_counter()
-                made = again.make(space, fine)
+                made = recomputer.make(space, fine)
                 took = time.perf_counter() - began
                 space.commit([item for _, item in fine], made.arrays, {}, made.provenance, took)
                 mended += len(fine)

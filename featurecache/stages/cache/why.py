@@ -1,13 +1,15 @@
-"""Why would this miss? What is held of each space asked for, and how the nearest one differs."""
+"""Why: what the cache holds of each requested space, and how the nearest space differs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from featurecache import keys
 from featurecache.errors import BadInput
+from featurecache.features.settings import BackboneSetting, check_keywords
 from featurecache.filling.request import resolve_request
 from featurecache.stages.cache.featurize import other_pixels
 
@@ -36,30 +38,30 @@ def why(
     backbone: str | Sequence[str] = (),
     cache: str | Path = "data/cache",
     weights: str | Path | None = None,
-    input_size: int | None = None,
-    crop: float | None = None,
-    interpolation: str | None = None,
-    layer: str | None = None,
-    pooling: str | None = None,
     precision: str = "f32",
     seed: int = 0,
+    **setting: Unpack[BackboneSetting],
 ) -> list[Why]:
     """Explain hits and misses of `featurize` with the same arguments, computing nothing."""
+    check_keywords(setting, BackboneSetting, "why")
     if not backbone:
         raise BadInput("why needs --backbone NAME; `featurecache backbones` lists them")
     request = resolve_request(
-        data, cache, policy, backbone, weights=weights, input_size=input_size, crop=crop,
-        interpolation=interpolation, layer=layer, pooling=pooling, precision=precision, seed=seed,
+        data, cache, policy, backbone, weights=weights, precision=precision, seed=seed,
+        **setting,
     )  # fmt: skip
-    held = [space for space in request.cache.spaces() if space.backbone is not None]
-    found = []
+    candidates = [space for space in request.cache.spaces() if space.backbone is not None]
+    rows = []
     for view in request.views:
         for loaded in request.backbones:
             space = request.vector_space(view, loaded)
             hits = int(space.holds(request.items.array[request.items.distinct]).sum())
             misses = request.images - hits
             ranked = sorted(
-                ((keys.differences(space.key, other.key), other.path.name) for other in held),
+                (
+                    (keys.differences(space.key, candidate.key), candidate.path.name)
+                    for candidate in candidates
+                ),
                 key=lambda pair: (len(pair[0]), pair[1]),
             )
             differs, nearest = ranked[0] if ranked else ([], None)
@@ -71,7 +73,7 @@ def why(
                 reason = "the cache holds no vectors yet"
             else:
                 reason = "no space has this key; the nearest differs in: " + "; ".join(differs)
-            found.append(
+            rows.append(
                 Why(
                     space.path.name,
                     view.name,
@@ -84,4 +86,4 @@ def why(
                     other_pixels(view, space),
                 )
             )
-    return found
+    return rows
