@@ -1,1 +1,1 @@
-"""The commands: each parses, calls one stage, which is imported then, and prints."""
+"""The commands: each parses its arguments, imports and calls one stage, and prints the result."""

@@ -190,9 +190,9 @@ def read_recipe(recipe: str | Path) -> Recipe:
                     raise BadInput(f"{where}: {step.schedule} trains the same runs as {name} above")
             schedules[step.schedule] = file_path, schedule
         elif isinstance(step, Evaluate | Report):
-            above = [s for _, s in steps if isinstance(s, TrainHead)]
-            _check_runs(step, above, where)
-            for group in held_out_groups(step, above, schedules):
+            trainings = [s for _, s in steps if isinstance(s, TrainHead)]
+            _check_runs(step, trainings, where)
+            for group in held_out_groups(step, trainings, schedules):
                 if isinstance(step, Ensemble) and step.how == "stack":
                     check_stacked(step.split, group, where)
                 check_alike(group, where)
@@ -205,13 +205,13 @@ def read_recipe(recipe: str | Path) -> Recipe:
     return Recipe(path=path, file=file, steps=steps, schedules=schedules)
 
 
-def _check_runs(step: Evaluate | Report, above: Sequence[TrainHead], where: str) -> None:
+def _check_runs(step: Evaluate | Report, trainings: Sequence[TrainHead], where: str) -> None:
     """Raise BadInput if the earlier steps do not train the runs that this step needs."""
-    if not above:
+    if not trainings:
         raise BadInput(f"{where}: there is no train-head step above it, so there are no runs")
     if not isinstance(step, Ensemble | Report):
         return
-    seeds = {train.schedule: len(train.seeds or [None]) for train in above}
+    seeds = {train.schedule: len(train.seeds or [None]) for train in trainings}
     for name in step.of or ():
         if name not in seeds:
             raise UnknownName("schedule", name, seeds, f"{where}: of the train-head steps above")
@@ -230,7 +230,7 @@ def _check_runs(step: Evaluate | Report, above: Sequence[TrainHead], where: str)
 
 def held_out_groups(
     step: Evaluate | Report,
-    above: Sequence[TrainHead],
+    trainings: Sequence[TrainHead],
     schedules: Mapping[str, tuple[Path, Schedule]],
 ) -> list[list[Schedule]]:
     """Groups of schedules, with their seeds, that must hold out images in common: the members of a
@@ -239,7 +239,7 @@ def held_out_groups(
     stacked = isinstance(step, Ensemble) and step.how == "stack"
     if not isinstance(step, Ensemble | Report) or not (stacked or step.split == HELD_OUT):
         return []
-    seeds = {train.schedule: train.seeds for train in above}
+    seeds = {train.schedule: train.seeds for train in trainings}
     of_names = []
     for name in step.of or list(seeds):
         _, schedule = schedules[name]
@@ -281,7 +281,7 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
     cached = opened.spaces()
     planned: list[Space] = []
     trained: dict[str, Schedule] = {}
-    steps_above: list[TrainHead] = []
+    trainings: list[TrainHead] = []
     for where, step in recipe.steps:
         if isinstance(step, Featurize):
             planned += _spaces_of(step, opened, engine)
@@ -293,14 +293,14 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
             _check_vectors(cached, planned, schedule.backbone, views, where)
             check_classes(schedule, dataset, where)
             trained[step.schedule] = schedule
-            steps_above.append(step)
+            trainings.append(step)
         elif isinstance(step, Evaluate | Report):
             if step.split != HELD_OUT:
                 _check_split(dataset, step.split, where)
             names = list(trained)
             if isinstance(step, Ensemble | Report) and step.of:
                 names = step.of
-            for group in held_out_groups(step, steps_above, recipe.schedules):
+            for group in held_out_groups(step, trainings, recipe.schedules):
                 check_held_out(group, dataset, where)
             for schedule in (trained[name] for name in names):
                 views = [find_view(name, schedule.augment_seed) for name in views_of_step(step)]
@@ -348,9 +348,9 @@ def _check_vectors(
     """Raise BadInput unless the earlier steps make these views with these backbones, and each
     choice is unambiguous among the spaces they make and those in the cache."""
     for choice in choices:
-        above = fitting_spaces(planned, choice, f"{where}: the recipe")
+        matches = fitting_spaces(planned, choice, f"{where}: the recipe")
         fitting_spaces([*cached, *planned], choice, f"{where}: with this recipe the cache")
-        made_views = [keys.canonical(space.key["view"]) for space in above]
+        made_views = [keys.canonical(space.key["view"]) for space in matches]
         for view in views:
             if keys.canonical(view.key()) not in made_views:
                 description = choice.model_dump(exclude_none=True)
