@@ -153,7 +153,7 @@ def difference(name: str, other: str) -> str | None:
     if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
         return "how their accents are encoded (NFC and NFD)"
     if _seen(name) == _seen(other):
-        spaced = [" ".join(each.split()) for each in (name, other)]
+        spaced = [" ".join(text.split()) for text in (name, other)]
         return "spaces" if spaced[0] == spaced[1] else "characters that can't be seen"
     if _seen(name).casefold() == _seen(other).casefold():
         return "upper and lower case"
