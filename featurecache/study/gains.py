@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import keys
+from featurecache import keys, text
 from featurecache.study.paired import Difference, Right, by_class, difference
 
 CLEAN = "clean"
@@ -82,7 +82,7 @@ def gains(
     for way, right in rights.items():
         clean_way = Way(CLEAN, WRITTEN, way.lr_schedule)
         changed = [
-            {"class": row["class"], "name": words.get(row["class"], row["class"]), **row}
+            {"class": row["class"], "name": text.readable_name(row["class"], words), **row}
             for row in (
                 by_class(right, rights[clean_way], labels, classes) if way != clean_way else []
             )

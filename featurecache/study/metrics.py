@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import keys
+from featurecache import keys, text
 from featurecache.errors import BadInput
 
 BINS = 15  # of a reliability diagram, as in Guo et al.
@@ -135,7 +135,7 @@ def best_and_worst(
         rows.append(
             {
                 "class": name,
-                "name": words.get(name, name),
+                "name": text.readable_name(name, words),
                 "n": n,
                 "top1": float(counts[label, label] / n),
                 "wrong": int(others.sum()),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featurecache import text
 from featurecache.errors import BadInput
 from featurecache.features.backbones import Backbone, backbone_of_key
 from featurecache.features.engines import Engine, open_engine, run_rows
@@ -62,7 +63,11 @@ def predict(
             names = [record.classes[i] for i in best]
             tops.append(
                 [
-                    {"class": c, "name": words.get(c, c), "probability": float(probabilities[i])}
+                    {
+                        "class": c,
+                        "name": text.readable_name(c, words),
+                        "probability": float(probabilities[i]),
+                    }
                     for c, i in zip(names, best, strict=True)
                 ]
             )
