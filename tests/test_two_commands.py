@@ -290,7 +290,7 @@ def test_a_repair_that_overlaps_with_another_command(
     expected = state(cache)
     damage(cache)
     repair = {"cache": cache, "repair": True, "data": small_data}
-    other.begin(verify, "featurecache.filling.recompute:Again.make", **repair)
+    other.begin(verify, "featurecache.filling.recompute:Recomputer.make", **repair)
     if second == "featurize":
         made = featurize(small_data, cache=cache, policy="none", shard_rows=16, **TINY)
         assert (made.computed, made.hits) == (16, 32)
