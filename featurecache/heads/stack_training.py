@@ -93,22 +93,15 @@ def train_group(
         data = Data(resident, data.labels)
     width = data.views[schedule.validation.view].shape[1]
     stack = _fresh(group, schedule.head, schedule.optimizer, width, len(classes), data)
-    record = _Record([[] for _ in group], {}, {})
-    resumed = checkpoint.load()
-    if resumed is not None:
-        try:
-            record = _resumed(resumed, stack, group)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            what = f"not the state of this training ({one_line(error)})"
-            raise checkpoint.damaged(checkpoint.path, what) from error
-    behind = max(len(rows) for rows in record.rows)
-    for epoch in range(behind):
+    record = _load_record(checkpoint, stack, group)
+    epochs_done = max(len(rows) for rows in record.rows)
+    for epoch in range(epochs_done):
         for job, rows in zip(group, record.rows, strict=True):
             if epoch < len(rows):
                 done(job.member_index, rows[epoch])
 
     curriculum = _curriculum(data, distinct(group), schedule, classes)
-    for planned in curriculum.plan[behind:]:
+    for planned in curriculum.plan[epochs_done:]:
         running = _running(record, group, schedule)
         if not running:
             break
@@ -153,9 +146,30 @@ def train_group(
         for network in running:
             if network not in record.lost:
                 done(group[network].member_index, record.rows[network][-1])
-    for network, saved in record.best_states.items():
-        stack.restore(network, saved)
-    heads = [stack.head(network, width, len(classes)) for network in range(len(group))]
+    return _finite_heads(record, stack, width, len(classes), fitted)
+
+
+def _load_record(checkpoint: Checkpoint, stack: Stack, group: Sequence[Job]) -> _Record:
+    """The record in the checkpoint, whose state the stack takes over; an empty record where there
+    is no checkpoint. Raises DamagedRun for a state that this training did not write."""
+    state = checkpoint.load()
+    if state is None:
+        return _Record([[] for _ in group], {}, {})
+    try:
+        return _resumed(state, stack, group)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        what = f"not the state of this training ({one_line(error)})"
+        raise checkpoint.damaged(checkpoint.path, what) from error
+
+
+def _finite_heads(
+    record: _Record, stack: Stack, width: int, classes: int, fitted: inputs.Fitted | None
+) -> list[nn.Sequential | Lost]:
+    """The networks of a trained stack, as they take the vectors before `fitted`; Lost for those
+    whose loss is no longer finite."""
+    for network, state in record.best_states.items():
+        stack.restore(network, state)
+    heads = [stack.head(network, width, classes) for network in range(len(record.rows))]
     if fitted is not None:
         heads = [fitted.within(head) for head in heads]
     return [
