@@ -153,7 +153,8 @@ def test_a_fill_on_another_kind_of_machine_is_said_and_recorded(
     (listed,) = (space for space in ls(cache) if space["view"] == "color_1")
     assert listed["pixel_canaries"] == both
     printed = CliRunner().invoke(list_spaces, ["--cache", str(cache)])
-    assert f"make other pixels (canaries {both[0]}, {both[1]})" in " ".join(printed.output.split())
+    words = " ".join(printed.output.split())
+    assert f"make different pixels (canaries {both[0]}, {both[1]})" in words
 
 
 def test_kept_pictures_bring_the_canary_of_their_machine(

@@ -329,7 +329,7 @@ def test_runs_that_see_other_pictures_are_not_compared(
         assert any("views of different seeds" in note for note in notes) != comparable
     report(runs, out=out, **given)  # `none` has no seed
     assert "McNemar" in out.read_text(encoding="utf-8")
-    with pytest.raises(BadInput, match="give --seed, which is for both"):
+    with pytest.raises(BadInput, match="pass --seed, which applies to both"):
         evaluate(runs[0], against=other, view="color_1", **given)
     assert evaluate(runs[0], against=other, view="color_1", seed=0, **given).against is not None
 
