@@ -122,7 +122,7 @@ class SourceChanged(FeatureCacheError):
 
 
 class FeatureCacheWarning(UserWarning):
-    """What may not be meant as it was said; the work goes on."""
+    """The input may not mean what its author intended; work continues."""
 
 
 _ADVICE = {

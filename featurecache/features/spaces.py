@@ -252,7 +252,7 @@ class Space:
             if error.errno == errno.EFBIG:  # it has grown
                 return damaged(path, "its bytes are not the ones that were committed")
             return damaged(path, f"is {error.strerror}")
-        # Removed, and perhaps made anew since: data is there before its record, so without data a
+        # Removed, and perhaps recreated since: data is there before its record, so without data a
         # record that stays is damage.
         committed = self.path / f"{record.shard}.json"
         if not object_store.has(committed, listed=True) or (

@@ -81,7 +81,7 @@ class Stack:
         return len(next(iter(self.state.values())))
 
     def part(self, index: int) -> Stack:
-        """The member at `index` as a stack of one, on the same memory; made anew after pruning."""
+        """The member at `index` as a stack of one, on the same memory; rebuilt after pruning."""
         member = object.__new__(Stack)
         member.layers, member.spec, member.optimizer = self.layers, self.spec, self.optimizer
         member.trained, member.weights = self.trained, self.weights
