@@ -30,11 +30,12 @@ class _Output(io.TextIOWrapper):
     terminal, a full disk, a pipe without a reader), and keeps the reason in `lost`: a command must
     not lose its work because its output can't be shown."""
 
-    def __init__(self, number: int, encoding: str) -> None:
+    def __init__(self, number: int, replaced: io.TextIOWrapper) -> None:
         raw = io.BufferedWriter(io.FileIO(number, "wb", closefd=False))
         # Escape characters that the encoding lacks (a Windows code page): Python would raise.
-        super().__init__(raw, encoding, "backslashreplace", line_buffering=number == 2)
+        super().__init__(raw, replaced.encoding, "backslashreplace", line_buffering=number == 2)
         self.number = number
+        self.replaced = replaced  # it would close the descriptor if it were garbage collected
         self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
@@ -70,7 +71,7 @@ def prepare_streams() -> None:
         if stream is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
         elif number and type(stream) is io.TextIOWrapper and stream.fileno() == number:
-            setattr(sys, name, _Output(number, stream.encoding))
+            setattr(sys, name, _Output(number, stream))
 
 
 def lost_output() -> OSError | None:
