@@ -303,4 +303,4 @@ def _untidy(cache: Path, killed: bool) -> list[str]:
 
 
 def _hosts(cache: Path) -> set[str]:
-    return {str(r.made["host"]) for space in Cache(cache).spaces() for r in space.records}
+    return {r.made.host for space in Cache(cache).spaces() for r in space.records}
