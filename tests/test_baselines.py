@@ -105,7 +105,7 @@ def test_logistic_regression_is_scikit_learns(seed: int) -> None:
 def test_logistic_regression_says_that_it_did_not_converge(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fits, "_STEPS", 2)
+    monkeypatch.setattr(fits, "_MAX_STEPS", 2)
     X, y = blobs(60, 8, 0)
     assert "not converged in 2 steps" in fits.logistic(X, y, X, CLASSES).setting
 

@@ -26,8 +26,8 @@ from test_training import (
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads import stack_training
-from featurecache.heads.curricula import Curriculum, ranking, taken
-from featurecache.heads.perturb import Perturbation, spread
+from featurecache.heads.curricula import Curriculum, ranking, rows_in_epoch
+from featurecache.heads.perturb import Perturbation, mean_and_deviation
 from featurecache.heads.schedules import Phase, Schedule
 from featurecache.heads.settings import Features, Order
 from featurecache.heads.training import train
@@ -68,7 +68,7 @@ def test_a_phase_takes_more_rows_each_epoch_and_all_in_its_last(
     start: float, epochs: int, rows: int
 ) -> None:
     order = Order(by="random", start=start)
-    counts = [taken(order, epoch, epochs, rows) for epoch in range(1, epochs + 1)]
+    counts = [rows_in_epoch(order, epoch, epochs, rows) for epoch in range(1, epochs + 1)]
     assert counts == sorted(counts)
     assert counts[-1] == rows
     assert counts[0] >= 2
@@ -124,11 +124,11 @@ X = torch.from_numpy(RNG.normal(size=(400, 5)).astype(np.float32)) * torch.tenso
 
 
 def perturbation(features: Features | None = None, alpha: float | None = None) -> Perturbation:
-    return Perturbation(features, alpha, spread(X), np.random.SeedSequence(3))
+    return Perturbation(features, alpha, mean_and_deviation(X), np.random.SeedSequence(3))
 
 
 def test_brightness_is_one_number_a_row_in_deviations() -> None:
-    deviation = spread(X)[1]
+    deviation = mean_and_deviation(X)[1]
     shift = (perturbation(Features(brightness=0.5)).vectors(X) - X) / deviation
     assert shift[:, 3].isnan().all()  # a constant feature has no deviation, and stays
     rest = shift[:, [0, 1, 2, 4]]
@@ -138,7 +138,7 @@ def test_brightness_is_one_number_a_row_in_deviations() -> None:
 
 
 def test_contrast_is_one_factor_a_row_about_the_mean() -> None:
-    mean = spread(X)[0]
+    mean = mean_and_deviation(X)[0]
     factor = (perturbation(Features(contrast=0.3)).vectors(X) - mean)[:, :3] / (X - mean)[:, :3]
     torch.testing.assert_close(factor, factor[:, :1].expand(-1, 3), atol=1e-2, rtol=0)
     assert float(factor.min()) > 0.69 and float(factor.max()) < 1.31
@@ -146,7 +146,7 @@ def test_contrast_is_one_factor_a_row_about_the_mean() -> None:
 
 def test_noise_has_its_deviation() -> None:
     noise = perturbation(Features(noise=0.1)).vectors(X) - X
-    torch.testing.assert_close(noise.std(0), 0.1 * spread(X)[1], atol=0.02, rtol=0.1)
+    torch.testing.assert_close(noise.std(0), 0.1 * mean_and_deviation(X)[1], atol=0.02, rtol=0.1)
 
 
 def test_mixup_is_a_share_of_two_rows() -> None:

@@ -110,9 +110,9 @@ def test_few_rows_keep_a_stack_near_the_mean() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(BadInput, match="members of one shape"):
+    with pytest.raises(BadInput, match="must have the same shape"):
         mean([np.ones((2, 3)), np.ones((2, 4))])
-    with pytest.raises(BadInput, match="members of one shape"):
+    with pytest.raises(BadInput, match="must have the same shape"):
         vote([], 0)
     with pytest.raises(BadInput, match="no rows to fit"):
         fit_stack([np.ones((0, 3))], np.array([], int))

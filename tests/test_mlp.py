@@ -145,7 +145,7 @@ def test_a_record_that_says_something_else_is_damage(
     head().save(tmp_path)
     record = json.loads((tmp_path / "head.json").read_text())
     (tmp_path / "head.json").write_text(json.dumps(record | {key: value}))
-    with pytest.raises(DamagedRun, match=rf"head\.json: not a head's record: {key}"):
+    with pytest.raises(DamagedRun, match=rf"head\.json: not the description of a head: {key}"):
         Head.load(tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_half_a_record_is_damage(tmp_path: Path) -> None:
     head().save(tmp_path)
     text = (tmp_path / "head.json").read_text()
     (tmp_path / "head.json").write_text(text[: len(text) // 2])
-    with pytest.raises(DamagedRun, match="not a head's record"):
+    with pytest.raises(DamagedRun, match="not the description of a head"):
         Head.load(tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_weights_of_another_shape_are_damage(tmp_path: Path, change: dict[str, o
     head().save(tmp_path)
     record = json.loads((tmp_path / "head.json").read_text())
     (tmp_path / "head.json").write_text(json.dumps(record | change))
-    with pytest.raises(DamagedRun, match="its tensors are not those"):
+    with pytest.raises(DamagedRun, match="its tensors don't match the head"):
         Head.load(tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_weights_that_are_not_finite_are_damage(tmp_path: Path, value: float) ->
     next(poisoned.members[0].parameters()).data.view(-1)[0] = value
     poisoned.save(tmp_path)
     with pytest.raises(
-        DamagedRun, match=r"head\.safetensors: \S+ holds numbers that are not finite"
+        DamagedRun, match=r"head\.safetensors: \S+ holds values that are not finite"
     ):
         Head.load(tmp_path)
 

@@ -43,8 +43,7 @@ def shown(phases: phase_variants.Phases) -> list[Any]:
 def test_clean_phases_show_none_for_as_long(written: phase_variants.Phases) -> None:
     clean = phase_variants.clean(written)
     assert (
-        phase_variants.shown_views(clean) == ["none"]
-        and phase_variants.augmented_views(clean) == []
+        phase_variants.used_views(clean) == ["none"] and phase_variants.augmented_views(clean) == []
     )
     assert len(shown(clean)) == len(shown(written))
     assert [p["optimizer"] for p in clean] == [p["optimizer"] for p in written]
@@ -55,22 +54,22 @@ def test_clean_phases_show_none_for_as_long(written: phase_variants.Phases) -> N
 def test_through_a_policy_as_much_is_augmented_as_before(
     written: phase_variants.Phases, views: list[str]
 ) -> None:
-    made = phase_variants.through(written, views)
+    made = phase_variants.with_views(written, views)
     assert set(phase_variants.augmented_views(made)) <= set(views)
     before = [epoch.get("none", 0) for epoch in shown(written)]
     after = [epoch.get("none", 0) for epoch in shown(made)]
     assert all(abs(a - b) < 1e-9 for a, b in zip(before, after, strict=True))
-    assert phase_variants.through(made, views) == made
+    assert phase_variants.with_views(made, views) == made
 
 
 def test_through_a_policy_its_own_views_stay_and_others_are_its_draws_in_turn() -> None:
     seen = ["none", "color_1", "spatial_2", "color_2", "noise_1"]
     written = [{"views": {view: 1.0}, "epochs": 1} for view in seen]
-    made = phase_variants.through(written, ["spatial_2", "spatial_3"])
+    made = phase_variants.with_views(written, ["spatial_2", "spatial_3"])
     expected = ["none", "spatial_2", "spatial_2", "spatial_3", "spatial_2"]
     assert [view for phase in made for view in phase["views"]] == expected
     mixture = [{"views": {"none": 0.5, "spatial_1": 0.25, "color_1": 0.25}, "epochs": 1}]
-    (phase,) = phase_variants.through(mixture, ["color_1"])
+    (phase,) = phase_variants.with_views(mixture, ["color_1"])
     assert phase["views"] == {"none": 0.5, "color_1": 0.5}
 
 

@@ -1,9 +1,9 @@
 """Classifiers of vectors without a training loop: ridge, logistic regression, nearest neighbours.
 
-What a trained head has to beat. Each takes training vectors X (N, D) float32 with labels y (N,) in
-0..C-1, chooses its one setting on them alone, and scores other vectors Z (M, D): (M, C), of which
-the highest is the predicted class. Every row is taken to be another image: copies must be left out
-before, or a row that is held out has its copy among the others.
+A trained head has to beat these. Each takes training vectors X (N, D) float32 with labels y (N,) in
+0..C-1, chooses its one setting on them alone, and returns scores (M, C) for other vectors Z (M, D);
+the highest score is the predicted class. Every row must be a different image: remove duplicates
+first, or a held-out row has a copy among the training rows.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ PENALTIES = 10.0 ** np.arange(-4, 1.5, 0.5)
 INVERSES = 10.0 ** np.arange(1, 4.5, 0.5)
 NEIGHBOURS = (1, 5, 10, 20, 50, 100)
 TEMPERATURE = 0.07  # of a neighbour's vote, exp(cosine / T): Wu et al., CVPR 2018
-_HELD = 5  # one in so many training rows of each class is held out to choose a setting
-_STEPS = 1000  # at most, of lbfgs
+_HELD_OUT_PERIOD = 5  # every fifth training row of each class is held out to choose a setting
+_MAX_STEPS = 1000  # of lbfgs
 _ROWS_AT_ONCE = 4096
 
 
 class Chosen(NamedTuple):
-    """What was chosen on the training rows, and the scores (M, C) of the others."""
+    """The setting chosen on the training rows, and the scores (M, C) of the other rows."""
 
     setting: str
     scores: Scores
@@ -43,9 +43,9 @@ class Chosen(NamedTuple):
 def ridge(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
     """Least squares on one-hot targets, the penalty chosen by leave-one-out accuracy.
 
-    One eigendecomposition of the Gram matrix (D, D) serves every penalty, and the residual of a row
-    under the fit without it is its residual divided by 1 - h, h being its leverage (Allen's PRESS,
-    1974; what scikit-learn's RidgeCV does for one penalty at a time).
+    One eigendecomposition of the Gram matrix (D, D) serves every penalty. The leave-one-out
+    residual of a row is its residual divided by 1 - h, where h is its leverage (Allen's PRESS,
+    1974; scikit-learn's RidgeCV does the same for one penalty at a time).
     """
     rows, width = X.shape
     mean = X.mean(0, dtype=np.float64)
@@ -59,32 +59,32 @@ def ridge(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
     values, axes = np.linalg.eigh(gram)
     values = np.maximum(values, 0)
     penalties = PENALTIES * (values.mean() or 1.0)
-    turned = axes.T @ cross
-    # float32 is enough to choose by, and takes half the time.
+    rotated = axes.T @ cross
+    # float32 is precise enough to choose the penalty, and takes half the time.
     mean32, axes32 = mean.astype(np.float32), axes.astype(np.float32)
     shrunk = [1 / (values + penalty) for penalty in penalties]
-    weights = [(turned * factors[:, None]).astype(np.float32) for factors in shrunk]
+    weights = [(rotated * factors[:, None]).astype(np.float32) for factors in shrunk]
     right = np.zeros(len(penalties), np.int64)
     for block in _blocks(rows):
-        along = (X[block] - mean32) @ axes32
-        squares, block_rows = along**2, np.arange(len(along))
+        coordinates = (X[block] - mean32) @ axes32
+        squares, block_rows = coordinates**2, np.arange(len(coordinates))
         for number, factors in enumerate(shrunk):
             leverage = squares @ factors.astype(np.float32) + np.float32(1 / rows)
-            # Of the row's own class (fit - h) / (1 - h), of the others fit / (1 - h): the argmax
-            # needs no division.
-            without = along @ weights[number] + prior.astype(np.float32)
-            without[block_rows, y[block]] -= leverage
-            right[number] += (without.argmax(1) == y[block]).sum()
+            # The leave-one-out score is (fit - h) / (1 - h) for the row's own class and
+            # fit / (1 - h) for the others. The common divisor does not change the argmax.
+            unseen_scores = coordinates @ weights[number] + prior.astype(np.float32)
+            unseen_scores[block_rows, y[block]] -= leverage
+            right[number] += (unseen_scores.argmax(1) == y[block]).sum()
     best = int(right.argmax())
-    scores = (Z - mean) @ (axes @ (turned * shrunk[best][:, None])) + prior
+    scores = (Z - mean) @ (axes @ (rotated * shrunk[best][:, None])) + prior
     return Chosen(f"penalty {penalties[best]:.3g}", scores)
 
 
 def logistic(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
     """Multinomial logistic regression by lbfgs on standardised vectors.
 
-    The penalty is lowered, each fit going on from the one before, until a held-out fifth of the
-    training rows is classified less well than before; then all rows are fitted.
+    The penalty is lowered, each fit starting from the previous one, until the accuracy on a
+    held-out fifth of the training rows drops. The final fit uses all rows.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -93,10 +93,11 @@ def logistic(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
     scaler = StandardScaler().fit(X)
     X, Z = scaler.transform(X), scaler.transform(Z)
     val_mask = held_part(y, classes)
-    model = LogisticRegression(max_iter=_STEPS, warm_start=True)
+    model = LogisticRegression(max_iter=_MAX_STEPS, warm_start=True)
     chosen, best = INVERSES[0], -1.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the setting says it
+        # Chosen.setting reports it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         for inverse in INVERSES:
             model.set_params(C=inverse / (~val_mask).sum()).fit(X[~val_mask], y[~val_mask])
             accuracy = float(model.score(X[val_mask], y[val_mask]))
@@ -106,7 +107,8 @@ def logistic(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
         model.set_params(C=chosen / len(X)).fit(X, y)
     scores = np.zeros((len(Z), classes))
     scores[:, model.classes_] = model.predict_proba(Z)
-    unfinished = f", not converged in {_STEPS} steps" if max(model.n_iter_) >= _STEPS else ""
+    is_unfinished = max(model.n_iter_) >= _MAX_STEPS
+    unfinished = f", not converged in {_MAX_STEPS} steps" if is_unfinished else ""
     return Chosen(f"C {chosen / len(X):.3g}{unfinished}", scores)
 
 
@@ -119,7 +121,7 @@ def neighbours(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
     X, Z = normalize(X), normalize(Z)
 
     def nearest(train: Vectors, queries: Vectors) -> tuple[npt.NDArray, npt.NDArray]:
-        # Of unit vectors the nearest are the most similar: distance**2 = 2 - 2 * cosine.
+        # For unit vectors the nearest are the most similar: distance**2 = 2 - 2 * cosine.
         index = NearestNeighbors(n_neighbors=min(NEIGHBOURS[-1], len(train)), algorithm="brute")
         distances, indices = index.fit(train).kneighbors(queries)
         return 1 - distances**2 / 2, indices
@@ -137,30 +139,30 @@ def neighbours(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
 
 
 def votes(cosines: Scores, labels: Labels, k: int, classes: int) -> Scores:
-    """The votes (M, C) of the first k of K neighbours, given by cosine and label, (M, K) each."""
+    """The votes (M, C) of the first k of K neighbours; `cosines` and `labels` are (M, K)."""
     result = np.zeros((len(cosines), classes))
     rows = np.arange(len(cosines))
     for rank in range(k):
-        # No row twice in one step, so that += adds each vote.
+        # Each row occurs once per step, so += adds every vote.
         result[rows, labels[:, rank]] += np.exp((cosines[:, rank] - 1) / TEMPERATURE)
     return result
 
 
 def held_part(y: Labels, classes: int) -> npt.NDArray[np.bool_]:
-    """Which rows (N,) are held out: a fifth of each class, always the same.
+    """Which rows (N,) are held out: a fifth of each class, always the same rows.
 
-    Raises BadInput where every class is too small to spare one.
+    Raises BadInput if every class is too small to spare a row.
     """
     shuffled = np.random.default_rng(0).permutation(len(y))
     ordered = shuffled[np.argsort(y[shuffled], kind="stable")]
     counts = np.bincount(y, minlength=classes)
-    place_in_class = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rank_in_class = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
     val_mask = np.zeros(len(y), np.bool_)
-    val_mask[ordered[place_in_class % _HELD == _HELD - 1]] = True
+    val_mask[ordered[rank_in_class % _HELD_OUT_PERIOD == _HELD_OUT_PERIOD - 1]] = True
     if not val_mask.any():
         raise BadInput(
-            f"every class has fewer than {_HELD} different training images, too few to choose a "
-            "setting on; add images"
+            f"every class has fewer than {_HELD_OUT_PERIOD} different training images, too few to "
+            "choose a setting; add images"
         )
     return val_mask
 

@@ -1,4 +1,4 @@
-"""What each epoch of a training takes: which rows, changed how, counted how much, at what rate."""
+"""The plan of each epoch: its rows, perturbation, class weights and learning rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featurecache.heads.perturb import Perturbation, spread
+from featurecache.heads.perturb import Perturbation, mean_and_deviation
 from featurecache.heads.schedules import Planned, Schedule
 from featurecache.heads.settings import Order
 from featurecache.heads.splits import Index
@@ -19,13 +19,16 @@ from featurecache.training.lr_schedules import lr_factor
 
 RowLosses = npt.NDArray[np.float64]
 
-# Places in a SeedSequence's key; (fold, epoch) alone is the order of the rows, epoch 0 the initial
-# weights, and DROPPING a network's dropout.
+# Third component of a SeedSequence's key. (fold, epoch) without it seeds the order of the rows,
+# epoch 0 the initial weights; DROPPING seeds a network's dropout.
 DROPPING, _PERTURBING, _RANDOM_ORDER = 1, 2, 3
 
 
 class Curriculum:
-    """A schedule on the training rows of some folds. All draws come from (seed, fold, epoch)."""
+    """A schedule applied to the training rows of some folds.
+
+    All draws are seeded by (seed, fold, epoch).
+    """
 
     def __init__(
         self,
@@ -35,13 +38,15 @@ class Curriculum:
         rows: Callable[[int], torch.Tensor],
         reference: Callable[[int], RowLosses],
     ) -> None:
-        """For the number of each fold `labels` (N,) of its training side, and, asked if needed, its
-        vectors `rows` (N, D) and the losses `reference` (N,) of a head trained before.
+        """`labels` maps fold numbers to the labels (N,) of the training rows.
+
+        `rows` returns a fold's training vectors (N, D), and `reference` their losses (N,) under a
+        head trained earlier; both are called only if the schedule needs them.
         """
         self.schedule = schedule
         self.plan = schedule.plan()
         perturbed = schedule.features is not None or schedule.mixup is not None
-        self._spread = {n: spread(rows(n)) for n in labels} if perturbed else {}
+        self._moments = {n: mean_and_deviation(rows(n)) for n in labels} if perturbed else {}
         self._weights = self._fixed_weights(classes, labels)
         orders = [phase.order for phase in schedule.phases if phase.order is not None]
         wanted = labels if any(order.by == "reference" for order in orders) else ()
@@ -50,32 +55,37 @@ class Curriculum:
     def row_positions(
         self, fold: int, rows: int, planned: Planned, own_losses: Callable[[], RowLosses]
     ) -> Index:
-        """The positions of the training rows that the epoch takes. `own_losses` gives the losses
-        under the head itself."""
+        """The positions of the training rows that the epoch uses.
+
+        `own_losses` returns the losses under the head being trained.
+        """
         order = planned.phase.order
         if order is None:
             return np.arange(rows)
         if order.by == "random":
-            of_losses = None
+            losses = None
         else:
-            of_losses = own_losses() if order.by == "self" else self._reference[fold]
-        key = (fold, 0, _RANDOM_ORDER)  # one order for all epochs: the control of a fixed ranking
+            losses = own_losses() if order.by == "self" else self._reference[fold]
+        # The same order in all epochs, so that it is a control for a fixed ranking.
+        key = (fold, 0, _RANDOM_ORDER)
         rng = np.random.default_rng(np.random.SeedSequence(self.schedule.seed, spawn_key=key))
-        ranked = ranking(order, of_losses, rows, rng)
-        return ranked[: taken(order, planned.in_phase, planned.phase.epochs, rows)]
+        ranked = ranking(order, losses, rows, rng)
+        return ranked[: rows_in_epoch(order, planned.in_phase, planned.phase.epochs, rows)]
 
     def perturbation(self, fold: int, planned: Planned) -> Perturbation | None:
-        """What changes the vectors of the fold's minibatches in the epoch; None: nothing does."""
-        if not self._spread:
+        """The perturbation of the fold's minibatches in the epoch; None if there is none."""
+        if not self._moments:
             return None
         key = (fold, planned.epoch, _PERTURBING)
         sequence = np.random.SeedSequence(self.schedule.seed, spawn_key=key)
         schedule = self.schedule
-        return Perturbation(schedule.features, schedule.mixup, self._spread[fold], sequence)
+        return Perturbation(schedule.features, schedule.mixup, self._moments[fold], sequence)
 
     def weights(self, errors: torch.Tensor | None) -> torch.Tensor | None:
-        """What rows of each class count, (M, C) or (1, C), after a validation with these errors
-        (M, C); None: all the same."""
+        """The weight of a row of each class, (M, C) or (1, C); None if all rows count the same.
+
+        `errors` (M, C) are those of the last validation.
+        """
         if self.schedule.class_weights == "errors":
             return None if errors is None else by_errors(errors)
         return self._weights
@@ -83,8 +93,11 @@ class Curriculum:
     def rate(
         self, planned: Planned, lr: float, decay: float, through: float, so_far: list[float]
     ) -> Rate:
-        """For a network with this rate and weight decay, when the share `through` of the epoch's
-        steps is done; `so_far` are its validation losses. A phase's own values go before them."""
+        """The learning rate and weight decay of a network at one step.
+
+        `lr` and `decay` are the network's own; the phase's settings override them. `through` is the
+        share of the epoch's steps that are done, and `so_far` the network's validation losses.
+        """
         optimizer = planned.phase.optimizer
         factor = lr_factor(
             self.schedule.lr_schedule,
@@ -106,7 +119,7 @@ class Curriculum:
         wanted = self.schedule.class_weights
         where = next(iter(labels.values())).device
         if wanted == "balanced":
-            by_fold = [balanced(of_fold, len(classes)) for of_fold in labels.values()]
+            by_fold = [balanced(fold_labels, len(classes)) for fold_labels in labels.values()]
             return torch.cat(by_fold).to(where)
         if isinstance(wanted, dict):
             return named(wanted, classes).to(where)
@@ -116,17 +129,20 @@ class Curriculum:
 def ranking(order: Order, losses: RowLosses | None, rows: int, rng: np.random.Generator) -> Index:
     """The positions of `rows` training rows, in the order in which a phase adds them.
 
-    `losses` (rows,) are those that `order` goes by; rows of equal loss keep their order. A random
-    order needs none, and is drawn from `rng`.
+    `losses` (rows,) are the losses to sort by; rows of equal loss keep their order. None means a
+    random order, drawn from `rng`.
     """
     if losses is None:
         return rng.permutation(rows)
     return np.argsort(losses if order.first == "easy" else -losses, kind="stable")
 
 
-def taken(order: Order, epoch: int, epochs: int, rows: int) -> int:
-    """How many of `rows` rows the `epoch` (from 1) of a phase of so many takes: the share `start`
-    in the first, all in the last, and evenly more between; at least 2, for batch norm's sake."""
-    over = (epoch - 1) / (epochs - 1) if epochs > 1 else 1.0
-    share = order.start + (1 - order.start) * over
+def rows_in_epoch(order: Order, epoch: int, epochs: int, rows: int) -> int:
+    """How many of the rows are used in `epoch` (from 1) of a phase of `epochs`.
+
+    The share grows linearly from `order.start` in the first epoch to 1 in the last. At least 2
+    rows are used, because batch norm needs them.
+    """
+    progress = (epoch - 1) / (epochs - 1) if epochs > 1 else 1.0
+    share = order.start + (1 - order.start) * progress
     return min(rows, max(2, math.ceil(share * rows)))

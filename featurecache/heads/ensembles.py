@@ -1,6 +1,6 @@
-"""Several heads as one classifier: means, votes and a stack, of what each says by itself.
+"""Several heads as one classifier: the mean, a vote, or a stacking ensemble of their predictions.
 
-`members` are arrays of one shape (N, C), one for each head: its probabilities of the same rows.
+`members` are the probabilities (N, C) of each head for the same rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from scipy.optimize import minimize
 
 from featurecache.errors import BadInput
 
-_MIN_PROBABILITY = 1e-7  # a probability below what float32 can take from 1 says no more than that
+# Probabilities below the resolution of float32 at 1 carry no more information than this.
+_MIN_PROBABILITY = 1e-7
 
 Probabilities = npt.NDArray[np.floating[Any]]  # (N, C)
 Labels = npt.NDArray[np.integer[Any]]  # (N,)
@@ -32,9 +33,9 @@ def mean(members: Sequence[Probabilities]) -> Probabilities:
 def vote(members: Sequence[Probabilities], best: int) -> npt.NDArray[np.int64]:
     """The class (N,) that most members predict.
 
-    Where two or more classes have the most votes, it is the prediction of the member at index
-    `best`, whether or not it is one of them: the fall-back of paper 003, whose three networks were
-    a tie only if all of them disagreed.
+    If classes tie for the most votes, the result is the prediction of the member at index `best`,
+    even if that class is not among them. This is the fallback of paper 003, whose three networks
+    tied only if all of them disagreed.
     """
     check(members)
     predicted = np.stack([member_classes.argmax(1) for member_classes in members])
@@ -48,30 +49,30 @@ def vote(members: Sequence[Probabilities], best: int) -> npt.NDArray[np.int64]:
 
 
 def fit_stack(members: Sequence[Probabilities], labels: Labels) -> npt.NDArray[np.float64]:
-    """One weight (M,) a member, from rows that none of them was trained on.
+    """One weight per member, (M,), fitted on rows that none of them was trained on.
 
-    The stack's probabilities are p ~ prod_m p_m ** w_m, normalised: logistic regression on the
-    members' log-probabilities with weights that all classes share. They maximise the likelihood
-    under w >= 0 and a Gaussian prior of deviation 1 around 1/M, which is the geometric mean; so a
-    stack is never far from one, however few the rows, and a class without rows does no harm.
-    (Paper 001 stacks by dense layers. A weight for each pair of classes was tried on Tiny ImageNet
-    and fell behind the better member: docs/design.md, 28.)
+    The probabilities of the stacking ensemble are p ~ prod_m p_m ** w_m, normalised: logistic
+    regression on the members' log-probabilities with weights shared by all classes. The weights
+    maximise the likelihood under w >= 0 and a Gaussian prior of deviation 1 around 1/M. The prior's
+    mean is the geometric mean of the members, so with few rows the result stays close to it, and a
+    class without rows does no harm. (Paper 001 stacks with dense layers. On Tiny ImageNet, weights
+    per pair of classes did worse than the better member: docs/design.md, 28.)
     """
     check(members)
     if len(labels) == 0:
-        raise BadInput("there are no rows to fit a stack on")
+        raise BadInput("there are no rows to fit a stacking ensemble on")
     logs = _logs(members)
-    rows, middle = np.arange(len(labels)), 1 / len(members)
+    rows, prior_mean = np.arange(len(labels)), 1 / len(members)
 
     def loss(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         predicted = _softmax(np.tensordot(weights, logs, 1))
         likelihood = np.log(np.clip(predicted[rows, labels], 1e-300, None)).sum()
-        away = weights - middle
+        deviation = weights - prior_mean
         predicted[rows, labels] -= 1
         slope = np.array([(predicted * log).sum() for log in logs])
-        return float(away @ away / 2 - likelihood), away + slope
+        return float(deviation @ deviation / 2 - likelihood), deviation + slope
 
-    start = np.full(len(members), middle)
+    start = np.full(len(members), prior_mean)
     solution = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(members))
     return np.asarray(solution.x, np.float64)
 
@@ -79,16 +80,18 @@ def fit_stack(members: Sequence[Probabilities], labels: Labels) -> npt.NDArray[n
 def stack(
     members: Sequence[Probabilities], weights: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """The probabilities (N, C) of a stack that `fit_stack` gave these weights."""
+    """The probabilities (N, C) of a stacking ensemble with the weights of `fit_stack`."""
     check(members)
     return _softmax(np.tensordot(weights, _logs(members), 1))
 
 
 def check(members: Sequence[Probabilities]) -> None:
-    """Raises BadInput where there are no members, or their shapes are not one."""
+    """Raise BadInput if there are no members, or if their shapes differ."""
     shapes = {member.shape for member in members}
     if len(shapes) != 1:
-        raise BadInput(f"an ensemble needs members of one shape (N, C), not {sorted(shapes)}")
+        raise BadInput(
+            f"the members of an ensemble must have the same shape (N, C), not {sorted(shapes)}"
+        )
 
 
 def _logs(members: Sequence[Probabilities]) -> npt.NDArray[np.float64]:

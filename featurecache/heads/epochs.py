@@ -1,8 +1,8 @@
 """One epoch of a stack of networks on cached vectors: order, mixture, steps, validation.
 
-Every random number of an epoch (order, mixture, dropout) comes from (seed, fold, epoch) alone, so a
-training that was killed and started again gives the numbers of one that never was, on the same kind
-of machine with the same number of threads.
+Every random number of an epoch (order, mixture, dropout) depends only on (seed, fold, epoch). A
+training that was killed and resumed therefore gives the same numbers as an uninterrupted one, on
+the same kind of machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ _ROWS_AT_ONCE = 1 << 22  # in validation: rows x width x members
 
 @dataclass(frozen=True)
 class Member:
-    """What a head of a sweep has of its own. `seed` is of initial weights and dropout; the order of
-    the rows, mixtures and splits are drawn from the schedule's seed, the same for all members.
-    A phase that sets lr or weight_decay sets it for every member."""
+    """The settings in which the heads of a stack may differ.
+
+    `seed` draws the initial weights and dropout. The order of the rows, mixtures and splits are
+    drawn from the schedule's seed and are the same for all members. A phase that sets lr or
+    weight_decay overrides it for every member.
+    """
 
     seed: int
     lr: float
@@ -51,7 +54,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Job:
-    """One network: a member on a fold. `member_index` counts from 0."""
+    """One network to train: a member on a fold. `member_index` counts from 0."""
 
     member_index: int
     member: Member
@@ -67,14 +70,16 @@ class Data:
 
     @property
     def window(self) -> int | None:
-        """Rows of a window, where the vectors are not in memory."""
+        """The number of rows of a window; None if all vectors are in memory."""
         vectors = next(iter(self.views.values()))
         return vectors.window if isinstance(vectors, Windowed) else None
 
 
 class Minibatch(NamedTuple):
-    """Rows of a fold, or of as many networks: x (B, D) or (M, B, D), target (B,) or (M, B). With
-    mixup `mixed` are the labels of what was mixed in, and the share (1, 1) or (M, 1) of the first.
+    """Rows for all networks, x (B, D) with target (B,), or for each, (M, B, D) with (M, B).
+
+    With mixup, `mixed` holds the labels of the rows mixed in, shaped like `target`, and the share
+    of the original rows, (1, 1) or (M, 1).
     """
 
     x: torch.Tensor
@@ -91,10 +96,10 @@ def one_epoch(
     so_far: Sequence[list[float]],
     errors: torch.Tensor | None = None,
 ) -> list[tuple[float, float]]:
-    """Train one epoch in place; gives each network's mean loss and top1 over its rows as they were
-    trained. Networks on several folds see rows of their own, in minibatches of their own sizes.
+    """Train one epoch in place; return each network's mean training loss and top1.
 
-    `so_far` are the validation losses of each network, `errors` its (M, C) of the last validation.
+    Networks on several folds see different rows, in minibatches that may differ in size. `so_far`
+    are the validation losses of each network, `errors` (M, C) those of the last validation.
     """
     where = data.labels.device
     schedule = curriculum.schedule
@@ -102,53 +107,53 @@ def one_epoch(
     vectors_by_view = [data.views[view] for view in shares]
     folds = distinct(group)
     orders: list[torch.Tensor] = []
-    drawn: list[torch.Tensor] = []
+    view_indices: list[torch.Tensor] = []
     for fold in folds:
         rng = epoch_rng(schedule.seed, fold.number, planned.epoch)
         own_losses = functools.partial(
             row_losses, stack, data, fold.train_rows, schedule.validation.view
         )
-        taken = curriculum.row_positions(fold.number, len(fold.train_rows), planned, own_losses)
+        positions = curriculum.row_positions(fold.number, len(fold.train_rows), planned, own_losses)
         if data.window is None:
-            order = torch.from_numpy(taken[rng.permutation(len(taken))]).to(where)
+            order = torch.from_numpy(positions[rng.permutation(len(positions))]).to(where)
         else:
-            order = torch.from_numpy(windowed(taken, data.window, rng)).to(where)
+            order = torch.from_numpy(windowed(positions, data.window, rng)).to(where)
         orders.append(fold.train_rows[order])
         if len(vectors_by_view) > 1:
-            view_indices = torch.from_numpy(mixture(shares, len(fold.train_rows), rng)).to(where)
-            drawn.append(view_indices[order])
+            mixed_views = torch.from_numpy(mixture(shares, len(fold.train_rows), rng)).to(where)
+            view_indices.append(mixed_views[order])
     perturbations = [curriculum.perturbation(fold.number, planned) for fold in folds]
     weights = curriculum.weights(errors)
     if weights is not None:
         weights = weights.to(where).expand(len(group), -1)
     dropping = [_dropping(job, planned.epoch, where) for job in group]
-    # Summed on the device: asking for a number at every step would wait for every step.
+    # Summed on the device: reading a number back at every step would wait for every step.
     loss = torch.zeros(len(group), dtype=torch.float64, device=where)
     right = torch.zeros(len(group), dtype=torch.int64, device=where)
     cuts = [batches(len(order), schedule.batch_size) for order in orders]
-    of_fold = [0 if len(folds) == 1 else network for network in range(len(group))]
+    fold_indices = [0 if len(folds) == 1 else network for network in range(len(group))]
 
     def step(part: Stack, networks: slice, number: int, rows: Minibatch) -> None:
         rates = [
             curriculum.rate(
                 planned, job.member.lr, job.member.weight_decay, number / len(cuts[f]), losses
             )
-            for job, f, losses in list(zip(group, of_fold, so_far, strict=True))[networks]
+            for job, f, losses in list(zip(group, fold_indices, so_far, strict=True))[networks]
         ]
-        aim = functools.partial(
+        loss_function = functools.partial(
             cross_entropy,
             smoothing=schedule.label_smoothing or 0.0,
             weights=None if weights is None else weights[networks],
             mixed=rows.mixed,
         )
-        sums = part.step(rows.x, rows.target, rates, dropping[networks], aim)
+        sums = part.step(rows.x, rows.target, rates, dropping[networks], loss_function)
         loss[networks] += sums[0]
         right[networks] += sums[1]
 
     parts = [stack.part(network) for network in range(len(group))] if len(folds) > 1 else [stack]
     for number, spans in enumerate(itertools.zip_longest(*cuts, fillvalue=(0, 0))):
         if data.window is not None and spans[0][0] % data.window == 0:
-            start = spans[0][0]  # of a window; there is one fold, see training._groups
+            start = spans[0][0]  # of a window; streamed groups have one fold (training._groups)
             for vectors in vectors_by_view:
                 if isinstance(vectors, Windowed):
                     vectors.hold(orders[0][start : start + data.window])
@@ -157,18 +162,18 @@ def one_epoch(
                 data,
                 vectors_by_view,
                 orders[f][a:b],
-                drawn[f][a:b] if drawn else None,
+                view_indices[f][a:b] if view_indices else None,
                 perturbations[f],
             )
             for f, (a, b) in enumerate(spans)
         ]
-        if len({len(of_fold.target) for of_fold in rows}) == 1:
-            step(stack, slice(None), number, _together(rows))
+        if len({len(minibatch.target) for minibatch in rows}) == 1:
+            step(stack, slice(None), number, _stacked(rows))
             continue
-        for network, of_network in enumerate(rows):
-            if len(of_network.target) > 0:
-                step(parts[network], slice(network, network + 1), number, of_network)
-    counts = [len(orders[f]) for f in of_fold]
+        for network, minibatch in enumerate(rows):
+            if len(minibatch.target) > 0:
+                step(parts[network], slice(network, network + 1), number, minibatch)
+    counts = [len(orders[f]) for f in fold_indices]
     return [
         (total / count, number / count)
         for total, number, count in zip(loss.tolist(), right.tolist(), counts, strict=True)
@@ -178,8 +183,8 @@ def one_epoch(
 def validate(
     stack: Stack, data: Data, group: Sequence[Job], view: str, classes: int
 ) -> tuple[list[tuple[float, float]], torch.Tensor]:
-    """Each network's mean loss and top1 over its validation rows, and its share of errors in each
-    class, (M, C) float64, NaN in a class without rows."""
+    """Each network's mean loss and top1 over its validation rows, and its error rate per class,
+    (M, C) float64, NaN for a class without rows."""
     if len(distinct(group)) > 1:
         results = [
             validate(stack.part(network), data, [job], view, classes)
@@ -203,23 +208,24 @@ def validate(
 
 
 def row_losses(stack: Stack, data: Data, rows: torch.Tensor, view: str) -> RowLosses:
-    """The loss (B,) of each of the rows (B,) under a stack of one, as in validation."""
+    """The validation loss (B,) of each of the rows (B,) under a stack of one network."""
     with torch.inference_mode():
         losses = [
-            cross_entropy(stack.logits(data.views[view][some]), data.labels[some])[0]
-            for some in torch.split(rows, _rows_at_once(stack))
+            cross_entropy(stack.logits(data.views[view][block]), data.labels[block])[0]
+            for block in torch.split(rows, _rows_at_once(stack))
         ]
         return torch.cat(losses).double().cpu().numpy()
 
 
 def mixture(shares: Mapping[str, float], rows: int, rng: np.random.Generator) -> Index:
-    """For each of `rows` rows the index in `shares` of the view drawn for it, (rows,) int64."""
+    """A view drawn for each row, by `shares`: its index in `shares`, (rows,) int64."""
     weights = np.array(list(shares.values()), dtype=np.float64)
     return rng.choice(len(weights), size=rows, p=weights / weights.sum())
 
 
 def batches(rows: int, size: int) -> list[tuple[int, int]]:
-    """Starts and stops of minibatches; one row left over joins the last, for batch norm's sake."""
+    """Starts and stops of minibatches. A single leftover row joins the last minibatch, because
+    batch norm needs two rows."""
     starts = list(range(0, rows, size))
     if size > 1 and len(starts) > 1 and rows - starts[-1] == 1:
         starts.pop()
@@ -227,21 +233,23 @@ def batches(rows: int, size: int) -> list[tuple[int, int]]:
 
 
 def gather(
-    views: Sequence[torch.Tensor | Windowed], rows: torch.Tensor, drawn: torch.Tensor | None = None
+    views: Sequence[torch.Tensor | Windowed],
+    rows: torch.Tensor,
+    view_indices: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Vectors (B, D): each of `rows` from the view whose index was drawn for it."""
+    """Vectors (B, D): each of `rows` from the view at its index in `view_indices`."""
     result = views[0].index_select(0, rows)
-    if drawn is not None:
-        for view_index, vectors in enumerate(views[1:], 1):
-            # No list of the rows that were drawn: a GPU would be waited for until it is there.
+    if view_indices is not None:
+        for index, vectors in enumerate(views[1:], 1):
+            # torch.where, since a boolean index would wait for the GPU to count its rows.
             result = torch.where(
-                (drawn == view_index)[:, None], vectors.index_select(0, rows), result
+                (view_indices == index)[:, None], vectors.index_select(0, rows), result
             )
     return result
 
 
 def distinct(group: Sequence[Job]) -> list[Fold]:
-    """The folds of a group in order: one, or one for each network."""
+    """The folds of a group in order: one for all networks, or one per network."""
     return list({job.fold.number: job.fold for job in group}.values())
 
 
@@ -253,10 +261,10 @@ def _minibatch(
     data: Data,
     vectors_by_view: Sequence[torch.Tensor | Windowed],
     rows: torch.Tensor,
-    drawn: torch.Tensor | None,
+    view_indices: torch.Tensor | None,
     perturbation: Perturbation | None,
 ) -> Minibatch:
-    x, target = gather(vectors_by_view, rows, drawn), data.labels[rows]
+    x, target = gather(vectors_by_view, rows, view_indices), data.labels[rows]
     if perturbation is None or len(rows) == 0:
         return Minibatch(x, target)
     x = perturbation.vectors(x)
@@ -266,8 +274,9 @@ def _minibatch(
     return Minibatch(x, target, (target[partners], torch.full((1, 1), share, device=x.device)))
 
 
-def _together(rows: Sequence[Minibatch]) -> Minibatch:
-    """Minibatches of one size as one; that of a single fold is for all members as it is."""
+def _stacked(rows: Sequence[Minibatch]) -> Minibatch:
+    """Minibatches of equal size stacked into one. The only minibatch of a single fold is returned
+    as it is: all members share it."""
     if len(rows) == 1:
         return rows[0]
     x, target = (
@@ -287,7 +296,7 @@ def _rows_at_once(stack: Stack) -> int:
 
 
 def _dropping(job: Job, epoch: int, device: torch.device) -> torch.Generator:
-    """What draws a network's dropout in an epoch."""
+    """The random generator of a network's dropout in an epoch."""
     key = (job.fold.number, epoch, DROPPING)
     seed = np.random.SeedSequence(job.member.seed, spawn_key=key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed) >> 1)

@@ -1,7 +1,7 @@
-"""What is fitted on training vectors before a head: standardisation, PCA, whitening.
+"""Preprocessing that is fitted on training vectors: standardisation, PCA, whitening.
 
-All of it is affine, so it disappears into the first layer of a trained head, which then takes the
-vectors as they are: a saved head is a plain network, and nothing can be forgotten beside it.
+It is affine, so it is folded into the first layer of a trained head. A saved head is therefore a
+plain network that takes unprocessed vectors, and there is no separate scaler to lose.
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from featurecache.errors import BadInput
-from featurecache.heads.perturb import spread
+from featurecache.heads.perturb import mean_and_deviation
 from featurecache.heads.settings import Input
 
-# Whitening divides by no deviation below this share of the first component's.
+# Whitening never divides by less than this share of the first component's deviation.
 _MIN_DEVIATION = 1e-4
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The map of vectors (N, D) to (N, K): (x - mean) @ matrix, or (x - mean) * scale where there
-    is no matrix and K is D."""
+    """A fitted map from vectors (N, D) to (N, K): (x - mean) @ matrix, or without a matrix, and
+    with K = D, (x - mean) * scale."""
 
     mean: torch.Tensor  # (D,)
     scale: torch.Tensor  # (D,)
-    matrix: torch.Tensor | None  # (D, K), which has `scale` in it
+    matrix: torch.Tensor | None  # (D, K), includes `scale`
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         centred = x - self.mean
         return centred * self.scale if self.matrix is None else centred @ self.matrix
 
     def within(self, head: nn.Sequential) -> nn.Sequential:
-        """The head of (N, K) as one of (N, D), by another first layer; summed in float64."""
+        """`head`, which takes (N, K), with this map folded into its first layer; takes (N, D).
+
+        The sums are computed in float64.
+        """
         layers = list(head.children())
         index = next(n for n, layer in enumerate(layers) if isinstance(layer, nn.Linear))
         first = layers[index]
@@ -51,15 +54,15 @@ class Fitted:
 
 
 def fit(wanted: Input, rows: torch.Tensor) -> Fitted:
-    """Fit to the training vectors (N, D), which `Schedule.check_fits` has found enough.
+    """Fit to the training vectors (N, D). `Schedule.check_fits` has checked that there are enough.
 
     Raises BadInput for a PCA of vectors that are all the same.
     """
-    mean, deviation = spread(rows)
+    mean, deviation = mean_and_deviation(rows)
     if wanted.pca is not None and not (deviation > 0).any():
         raise BadInput(
-            "input.pca: all training vectors are the same, so they have no components; look at the "
-            "weights and the layer that they were made with"
+            "input.pca: all training vectors are the same, so they have no components; check the "
+            "weights and the layer they were computed with"
         )
     if not wanted.standardise:
         deviation = torch.ones_like(deviation)
@@ -71,6 +74,6 @@ def fit(wanted: Input, rows: torch.Tensor) -> Fitted:
     components = torch.from_numpy(pca.components_.T.copy()).to(rows)
     if wanted.whiten:
         deviations = torch.from_numpy(pca.explained_variance_).to(rows).clamp_min(0).sqrt()
-        # What has no variance but of rounding is not blown up to as much as the rest.
+        # Components that vary only by rounding errors must not be scaled up to unit deviation.
         components = components / deviations.clamp_min(float(deviations[0]) * _MIN_DEVIATION)
     return Fitted(mean, scale, scale[:, None] * components)

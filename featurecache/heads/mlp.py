@@ -1,7 +1,7 @@
 """The small network on top of vectors, and the trained head as a scikit-learn classifier.
 
-On disk a head is `head.json` (what it is, with the SHA-256 of its weights) beside one safetensors
-file, or one a fold. `head.json` is written last, so it never describes weights that aren't there.
+On disk a head is `head.json` (its description, with the SHA-256 of its weights) and one safetensors
+file, or one per fold. `head.json` is written last, so it never describes weights that don't exist.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from featurecache.storage import durable
 from featurecache.text import one_line
 
 HEAD_FORMAT: Literal[1] = 1
-_MOST_WEIGHTS = 2 << 30  # bytes
-_MAX_WIDTH = 1 << 24  # of a layer; one of a thousand outputs has 64 GiB of weights then
+_MAX_WEIGHT_BYTES = 2 << 30
+_MAX_WIDTH = 1 << 24  # of a layer; with a thousand outputs it has 64 GiB of weights
 _ROWS_AT_ONCE = 8192  # bounds the memory of a prediction; 8192 x 1024 float32 is 32 MiB
 
 
 def build(in_features: int, classes: int, head: HeadSpec) -> nn.Sequential:
-    """An untrained head from (B, in_features) to (B, classes) logits; uses torch's global RNG."""
+    """An untrained head: (B, in_features) to logits (B, classes). Uses torch's global RNG."""
     layers: list[nn.Module] = []
     if head.input_dropout is not None:
         layers.append(nn.Dropout(head.input_dropout))
@@ -53,7 +53,7 @@ def build(in_features: int, classes: int, head: HeadSpec) -> nn.Sequential:
 
 
 class _Described(Strict):
-    """What `head.json` says."""
+    """The content of `head.json`."""
 
     format: Literal[1]
     in_features: int = pydantic.Field(ge=1, le=_MAX_WIDTH)
@@ -63,16 +63,17 @@ class _Described(Strict):
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types
-    """A trained classifier of vectors: one network, or one a fold, averaged by probability.
+    """A trained classifier of vectors: one network, or one per fold whose probabilities are
+    averaged.
 
     `classes_` (C,) are the class names as an array of str, in the order of the probabilities;
-    `n_features_in_` is D. It is made by training or by `Head.load`; `fit` refuses.
+    `n_features_in_` is D. Heads come from training or from `Head.load`; `fit` raises.
     """
 
     def __init__(
         self, members: Sequence[nn.Sequential], classes: Sequence[str], spec: HeadSpec
     ) -> None:
-        """`members` are trained by `spec` on the labels 0..C-1, which `classes` gives names."""
+        """`members` are trained networks of shape `spec`; `classes` names the labels 0..C-1."""
         self.members = members
         self.classes = classes
         self.spec = spec
@@ -83,8 +84,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         return True
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Head:
-        """Always raises BadInput. It is here since scikit-learn's tools (FrozenEstimator,
-        permutation_importance, …) take nothing for an estimator that has no `fit`."""
+        """Always raises BadInput. It exists because scikit-learn's tools (FrozenEstimator,
+        permutation_importance, …) accept only estimators that have a `fit`."""
         raise BadInput(
             "a head is trained by train-head, not by fit; wrap it in sklearn's FrozenEstimator"
         )
@@ -92,13 +93,13 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
     def predict_proba(self, X: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Probabilities (N, C) float32 of vectors (N, D); every row sums to 1.
 
-        Raises BadInput for another shape or for values that are not finite.
+        Raises BadInput for a wrong shape or for values that are not finite.
         """
         vectors = np.asarray(X, dtype=np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.n_features_in_:
             raise BadInput(
                 f"this head takes vectors of shape (N, {self.n_features_in_}), "
-                f"not {vectors.shape}; were they made by another backbone?"
+                f"not {vectors.shape}; were they computed by another backbone?"
             )
         if not np.isfinite(vectors).all():
             raise BadInput("the vectors hold NaN or infinity")
@@ -112,16 +113,16 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         return result
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.str_]:
-        """Names (N,) of the most probable class of vectors (N, D); errors as `predict_proba`."""
+        """Names (N,) of the most probable class of vectors (N, D); raises as `predict_proba`."""
         names: npt.NDArray[np.str_] = self.classes_[self.predict_proba(X).argmax(1)]
         return names
 
     def network(self, index: int) -> Head:
-        """The network at this index, that of one fold, as a head by itself."""
+        """The network at this index, which was trained on one fold, as a head by itself."""
         return Head([self.members[index]], self.classes, self.spec)
 
     def save(self, folder: Path) -> None:
-        """Write the weights, then `head.json`, each file whole or not at all."""
+        """Write the weights, then `head.json`; each file atomically."""
         hashes = []
         for path, member in zip(
             _weight_files(folder, len(self.members)), self.members, strict=True
@@ -143,20 +144,20 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
     def load(cls, folder: Path) -> Head:
         """The head that `save` wrote into `folder`; nothing is unpickled.
 
-        Raises BadInput where there is no head, DamagedRun where its files don't fit together.
+        Raises BadInput if there is no head, DamagedRun if its files don't fit together.
         """
-        where = folder / "head.json"
-        if not where.is_file():
+        description = folder / "head.json"
+        if not description.is_file():
             raise BadInput(f"{folder}: no trained head here (no head.json); run train-head first")
-        described = read_model(where, _Described, MAX_RUN_JSON, _not_a_head)
+        described = read_model(description, _Described, MAX_RUN_JSON, _not_a_head)
         members = []
         paths = _weight_files(folder, len(described.sha256))
         for path, sha256 in zip(paths, described.sha256, strict=True):
             if not path.is_file():
-                raise DamagedRun(f"{path}: missing, though {where} names it; train again")
-            content = read_file(path, _MOST_WEIGHTS, damaged_run)
+                raise DamagedRun(f"{path}: missing, but {description} names it; train again")
+            content = read_file(path, _MAX_WEIGHT_BYTES, damaged_run)
             if hashlib.sha256(content).hexdigest() != sha256:
-                raise DamagedRun(f"{path}: not the weights that {where} names; train again")
+                raise DamagedRun(f"{path}: not the weights named in {description}; train again")
             members.append(_member(described, content, path))
         return cls(members, described.classes, described.head)
 
@@ -168,7 +169,7 @@ def _weight_files(folder: Path, members: int) -> list[Path]:
 
 
 def _not_a_head(path: Path, what: str) -> DamagedRun:
-    return damaged_run(path, f"not a head's record: {what}")
+    return damaged_run(path, f"not the description of a head: {what}")
 
 
 def _member(described: _Described, content: bytes, path: Path) -> nn.Sequential:
@@ -176,7 +177,7 @@ def _member(described: _Described, content: bytes, path: Path) -> nn.Sequential:
         state = safetensors.torch.load(content)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged_run(path, f"not a safetensors file ({one_line(error)})") from error
-    # On the meta device no initial weights are drawn: loading leaves the global RNG alone.
+    # The meta device draws no initial weights, so loading leaves the global RNG unchanged.
     try:
         with torch.device("meta"):
             module = build(described.in_features, len(described.classes), described.head)
@@ -184,11 +185,13 @@ def _member(described: _Described, content: bytes, path: Path) -> nn.Sequential:
         raise _not_a_head(path.parent / "head.json", f"head: {one_line(error)}") from error
     expected = {name: (t.shape, t.dtype) for name, t in module.state_dict().items()}
     if {name: (t.shape, t.dtype) for name, t in state.items()} != expected:
-        raise DamagedRun(f"{path}: its tensors are not those of the head in head.json")
+        raise DamagedRun(f"{path}: its tensors don't match the head in head.json")
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all() or (
             name.endswith("running_var") and (tensor < 0).any()
         ):
-            raise damaged_run(path, f"{name} holds numbers that are not finite, or no variances")
+            raise damaged_run(
+                path, f"{name} holds values that are not finite, or negative variances"
+            )
     module.load_state_dict(state, assign=True)
     return module.eval()

@@ -1,7 +1,7 @@
-"""The arms of a comparison: the phases of a schedule without augmentation, through another policy,
-and in another order. All of them take as many epochs as the phases they are made from.
+"""Variants of a schedule's phases: without augmentation, with another policy, in another order.
 
-Phases are the plain mappings of a schedule, `views` and `ramp_to` as mappings of views to shares.
+`worth` compares them. Every variant takes as many epochs as the original phases. Phases are the
+plain mappings of a schedule, with `views` and `ramp_to` as mappings of views to shares.
 """
 
 from __future__ import annotations
@@ -14,43 +14,45 @@ from featurecache import keys
 
 NONE = "none"  # the view without augmentation
 _SHARES = ("views", "ramp_to")
-_OF_THE_PLACE = ("optimizer",)  # what stays where it is when phases change places
+_POSITIONAL = ("optimizer",)  # settings that keep their position when phases are shuffled
 
 Phases = list[keys.Json]
 
 
-def shown_views(phases: Sequence[keys.Json]) -> list[str]:
-    """The views that phases show, in first-seen order."""
+def used_views(phases: Sequence[keys.Json]) -> list[str]:
+    """The views that the phases use, in first-seen order."""
     views = [view for phase in phases for name in _SHARES for view in phase.get(name, ())]
     return list(dict.fromkeys(views))
 
 
 def augmented_views(phases: Sequence[keys.Json]) -> list[str]:
-    """Those of them beside `none`."""
-    return [view for view in shown_views(phases) if view != NONE]
+    """The views that the phases use, without `none`."""
+    return [view for view in used_views(phases) if view != NONE]
 
 
 def clean(phases: Sequence[keys.Json]) -> Phases:
-    """The phases on images without augmentation."""
+    """The phases with every view replaced by `none`."""
     return _replaced(phases, lambda view: NONE)
 
 
-def through(phases: Sequence[keys.Json], views: Sequence[str]) -> Phases:
-    """The phases with no augmented views but these, the draws of one policy: as often and as long,
-    but instead of each other view one of them, in turn."""
+def with_views(phases: Sequence[keys.Json], views: Sequence[str]) -> Phases:
+    """The phases with only these augmented views, the draws of one policy.
+
+    Every other augmented view is replaced by one of them, in turn, with the same epochs and shares.
+    """
     others = [view for view in augmented_views(phases) if view not in views]
-    instead = {view: views[n % len(views)] for n, view in enumerate(others)}
-    return _replaced(phases, lambda view: instead.get(view, view))
+    replacements = {view: views[n % len(views)] for n, view in enumerate(others)}
+    return _replaced(phases, lambda view: replacements.get(view, view))
 
 
 def shuffled(phases: Sequence[keys.Json], seed: int) -> Phases | None:
-    """The phases in a random order that is not the written one; None where there is no other.
+    """The phases in a random order other than the original; None if there is no other order.
 
-    What is seen and for how long changes places; the optimizer's settings stay in theirs, so that
-    an order of rates that is written as phases is not shuffled with them.
+    Views and epochs are shuffled. Optimizer settings keep their position, so that a learning-rate
+    schedule written as phases stays intact.
     """
-    fixed = [{n: v for n, v in phase.items() if n in _OF_THE_PLACE} for phase in phases]
-    moved = [{n: v for n, v in phase.items() if n not in _OF_THE_PLACE} for phase in phases]
+    fixed = [{n: v for n, v in phase.items() if n in _POSITIONAL} for phase in phases]
+    moved = [{n: v for n, v in phase.items() if n not in _POSITIONAL} for phase in phases]
     written = _epochs(moved)
     if all(epoch == written[0] for epoch in written):
         return None
@@ -62,20 +64,20 @@ def shuffled(phases: Sequence[keys.Json], seed: int) -> Phases | None:
 
 
 def _epochs(phases: Sequence[keys.Json]) -> Phases:
-    """What each epoch shows: two phases alike, one after the other, are as one of both lengths."""
+    """The content of each epoch: two equal phases in a row count as one longer phase."""
     contents = [({n: v for n, v in p.items() if n != "epochs"}, int(p["epochs"])) for p in phases]
     return [content for content, epochs in contents for _ in range(epochs)]
 
 
-def _replaced(phases: Sequence[keys.Json], instead: Callable[[str], str]) -> Phases:
-    """The phases with other views; where two become one, it has the shares of both."""
+def _replaced(phases: Sequence[keys.Json], replacement: Callable[[str], str]) -> Phases:
+    """The phases with their views replaced; if two views become the same, their shares add up."""
     result = []
     for phase in phases:
         new = dict(phase)
         for name in set(_SHARES) & set(phase):
             shares: dict[str, float] = {}
             for view, share in phase[name].items():
-                shares[instead(view)] = shares.get(instead(view), 0.0) + share
+                shares[replacement(view)] = shares.get(replacement(view), 0.0) + share
             new[name] = shares
         result.append(new)
     return result

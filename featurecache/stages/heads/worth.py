@@ -169,7 +169,7 @@ def worth(
         strict=True,
     ):
         phases = settings[0].model_dump(exclude_none=True)["phases"]
-        views = phase_variants.shown_views(phases)
+        views = phase_variants.used_views(phases)
         making = sum(seconds_of_view[view] for view in views if view != phase_variants.NONE)
         seconds = round(sum(outcome.seconds for outcome in of_seeds), 3)
         compared.append(replace(gain, views=views, seconds=seconds, views_seconds=round(making, 3)))
@@ -243,7 +243,7 @@ def _phases_by_policy(
     result = {"+".join(augmented): written}
     views = [str(ViewName.parse(view).with_draw()) for view in policies]
     for policy, draws in _by_policy(views or phase_variants.augmented_views(written)).items():
-        phases = phase_variants.through(written, draws)
+        phases = phase_variants.with_views(written, draws)
         if phases != written:
             result["+".join(draws) if policy in result else policy] = phases
     return result
