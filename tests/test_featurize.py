@@ -454,6 +454,14 @@ def test_a_cache_that_goes_away_meanwhile_is_not_made_again(
         assert sum(space.count for space in Cache(tmp_path / "elsewhere").spaces()) >= 16
 
 
+def test_a_reason_that_all_views_share_is_listed_once(
+    data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    (data / "train/cat/003.png").write_bytes(b"<html>404 Not Found")
+    (failed,) = featurize(data, policy=VIEWS, cache=tmp_path / "cache", **tiny).failed
+    assert failed["reason"].startswith("HTML page; expected") and failed["reason"].count("HTML") == 1
+
+
 # ---- an image that fails in one view ----
 
 

@@ -57,19 +57,17 @@ class Request:
     def failures(self, spaces: Sequence[Space]) -> list[dict[str, str]]:
         """`{path, reason}` of every sample without a row: unreadable, or undecodable in a space. An
         image that fails in several views for different reasons lists each reason."""
-        reasons: dict[bytes, str] = {}
+        reasons: dict[bytes, dict[str, None]] = {}
         for space in spaces:
             for item, reason in space.failed.items():
-                known = reasons.setdefault(item, reason)
-                if reason not in known.split("; "):
-                    reasons[item] = f"{known}; {reason}"
+                reasons.setdefault(item, {})[reason] = None
         rows = [{"path": path, "reason": reason} for path, reason in self.unreadable.items()]
         if reasons:
             listed = Lookup(Items.of(list(reasons)).array).places(self.items.array)
             for index in np.flatnonzero(listed >= 0).tolist():
                 failure = reasons.get(self.items[index] or b"")
                 if failure is not None:
-                    rows.append({"path": self.dataset.samples[index].id, "reason": failure})
+                    rows.append({"path": self.dataset.samples[index].id, "reason": "; ".join(failure)})
         return rows
 
 
