@@ -459,7 +459,9 @@ def test_a_reason_that_all_views_share_is_listed_once(
 ) -> None:
     (data / "train/cat/003.png").write_bytes(b"<html>404 Not Found")
     (failed,) = featurize(data, policy=VIEWS, cache=tmp_path / "cache", **tiny).failed
-    assert failed["reason"].startswith("HTML page; expected") and failed["reason"].count("HTML") == 1
+    assert (
+        failed["reason"].startswith("HTML page; expected") and failed["reason"].count("HTML") == 1
+    )
 
 
 # ---- an image that fails in one view ----

@@ -67,7 +67,9 @@ class Request:
             for index in np.flatnonzero(listed >= 0).tolist():
                 failure = reasons.get(self.items[index] or b"")
                 if failure is not None:
-                    rows.append({"path": self.dataset.samples[index].id, "reason": "; ".join(failure)})
+                    rows.append(
+                        {"path": self.dataset.samples[index].id, "reason": "; ".join(failure)}
+                    )
         return rows
 
 
