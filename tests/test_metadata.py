@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 
 from featurecache import keys
 from featurecache.cli import cli
-from featurecache.errors import DamagedCache, FeatureCacheError
+from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
 from featurecache.stages.cache.verify import verify
 from featurecache.stages.heads.train_head import train_head
 
@@ -39,12 +38,15 @@ CONTENTS = [
 CACHE_KINDS = ("marker", "description", "record", "note")
 QUICK_KINDS = (*CACHE_KINDS, "run", "metrics", "head")
 SLOW_KINDS = ("trials", "worth", "study")
+FOLDERS = ("cache", "runs", "study")
+# An example runs a command: the same few are run every time, so that a failure repeats.
+REPEATABLE = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Files:
     """A cache, runs, a comparison and a study, whose files are changed and put back."""
 
-    def __init__(self, root: Path, data: Path, cache: Path, setting: dict[str, Any]) -> None:
+    def __init__(self, root: Path, data: Path, cache: Path, slow: bool) -> None:
         self.root, self.data = root, data
         self.cache, self.run = root / "cache", root / "runs" / "r"
         self.schedule, self.sweep = root / "r.yaml", root / "s.yaml"
@@ -62,17 +64,23 @@ class Files:
         (root / "study" / "tsne.json").write_text(json.dumps(study))
         for end in (".svg", ".png"):
             (root / "study" / f"tsne{end}").write_bytes(b"x")
+        self.swept = self.run.with_name("s")
+        if slow:
+            train_head(self.sweep, data=data, cache=self.cache, out=self.swept, device="cpu")
+            assert self.call(self.words("worth")) is None
+        for name in FOLDERS:
+            shutil.copytree(root / name, root / "pristine" / name)
 
-    @functools.cached_property
-    def swept(self) -> Path:
-        run = self.run.with_name("s")
-        train_head(self.sweep, data=self.data, cache=self.cache, out=run, device="cpu")
-        return run
-
-    @functools.cached_property
-    def worth(self) -> Path:
-        assert self.call(self.words("worth")) is None
-        return min(self.run.parent.glob("worth-*/trained/*.json"))
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """The cache and the runs are as they were after what is done in here: a command that reads
+        a changed file may rightly delete, train or write others."""
+        try:
+            yield
+        finally:
+            for name in FOLDERS:
+                shutil.rmtree(self.root / name)
+                shutil.copytree(self.root / "pristine" / name, self.root / name)
 
     def words(self, command: str) -> list[str]:
         cache, data, run = f"--cache={self.cache}", f"--data={self.data}", str(self.run)
@@ -122,7 +130,7 @@ class Files:
         if kind == "trials":
             return self.swept / "sweep" / "1" / "trials.json"
         if kind == "worth":
-            return self.worth
+            return min(self.run.parent.glob("worth-*/trained/*.json"))
         space = next(p for p in sorted((self.cache / "spaces").iterdir()) if p.is_dir())
         return {
             "marker": self.cache / "CACHE.json",
@@ -138,41 +146,30 @@ class Files:
     @contextlib.contextmanager
     def changed(self, kind: str, content: bytes) -> Iterator[Path]:
         """The file of a kind with another content; of `trials` the run goes on from there."""
-        path = self.file(kind)
-        kept = {path: path.read_bytes()}
-        if kind == "trials":
-            record = self.swept / "run.json"
-            kept[record] = record.read_bytes()
-            plain = json.loads(kept[record])
-            begun = {
-                n: v for n, v in plain.items() if n not in ("best", "last", "trials", "winner")
-            }
-            record.write_bytes(json.dumps(begun).encode())
-        path.write_bytes(content)
-        try:
+        with self.restored():
+            path = self.file(kind)
+            if kind == "trials":
+                record = self.swept / "run.json"
+                done = ("best", "last", "trials", "winner")
+                begun = {n: v for n, v in json.loads(record.read_text()).items() if n not in done}
+                record.write_text(json.dumps(begun))
+            path.write_bytes(content)
             yield path
-        finally:
-            for each, data in kept.items():
-                each.write_bytes(data)
 
     @contextlib.contextmanager
     def described(self, content: bytes, identity: str) -> Iterator[Path]:
         """The first space under another key: in the folder of that name, with records of it."""
-        space = self.file("description").parent
-        kept = {path.name: path.read_bytes() for path in space.glob("*.json")}
-        for name, data in kept.items():
-            if name != "space.json":
-                record = json.loads(data) | {"space": identity}
-                (space / name).write_bytes(sealed(record))
-        (space / "space.json").write_bytes(content)
-        moved = space.rename(space.with_name(identity))
-        try:
+        with self.restored():
+            space = self.file("description").parent
+            for path in space.glob("*.json"):
+                if path.name != "space.json":
+                    path.write_bytes(sealed(json.loads(path.read_text()) | {"space": identity}))
+            (space / "space.json").write_bytes(content)
+            moved = space.with_name(identity)
+            if moved != space:
+                shutil.rmtree(moved, ignore_errors=True)  # the key is that of the other space
+                space.rename(moved)
             yield moved / "space.json"
-        finally:
-            shutil.rmtree(space, ignore_errors=True)  # a lock of a command that looked for it
-            moved.rename(space)
-            for name, data in kept.items():
-                (space / name).write_bytes(data)
 
     def call(self, words: list[str]) -> FeatureCacheError | None:
         """Run a command in this process: what it refused, None where it ended well."""
@@ -217,9 +214,19 @@ def files(
     small_data: Path,
     small_cache: Path,
     load_once: None,
-    tiny: dict[str, Any],
 ) -> Files:
-    return Files(tmp_path_factory.mktemp("metadata"), small_data, small_cache, tiny)
+    return Files(tmp_path_factory.mktemp("metadata"), small_data, small_cache, slow=False)
+
+
+@pytest.fixture(scope="module")
+def more_files(
+    tmp_path_factory: pytest.TempPathFactory,
+    small_data: Path,
+    small_cache: Path,
+    load_once: None,
+) -> Files:
+    """With a sweep and a comparison, which take seconds."""
+    return Files(tmp_path_factory.mktemp("metadata"), small_data, small_cache, slow=True)
 
 
 def check_change(files: Files, kind: str, place: int, new: Any, command: int) -> None:
@@ -243,12 +250,17 @@ def check_readers(files: Files, kind: str, path: Path, command: int) -> None:
     readers = files.readers(kind)
     error = files.call(files.words(readers[command % len(readers)]))
     if kind in ("description", "record"):  # what a reader finds damaged, verify finds too
-        found = verify(files.cache)
+        try:
+            found = verify(files.cache)
+        except BadInput as refusal:  # a format to come is no damage
+            assert path.name in str(refusal) and "newer featurecache" in str(refusal)
+            return
         if isinstance(error, DamagedCache):
-            assert found.bad and path.name in str(error)
+            # A checksum in a record that does not fit the data is reported of the data.
+            assert found.bad and (path.name if kind == "description" else path.stem) in str(error)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(parent=REPEATABLE, max_examples=8)
 @given(
     kind=st.sampled_from(QUICK_KINDS),
     place=st.integers(0, 200),
@@ -260,25 +272,31 @@ def test_any_field_of_any_file(files: Files, kind: str, place: int, new: Any, co
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(parent=REPEATABLE, max_examples=120)
 @given(
     kind=st.sampled_from(QUICK_KINDS + SLOW_KINDS),
     place=st.integers(0, 200),
     new=st.sampled_from(VALUES),
     command=st.integers(0, 20),
 )
-def test_many_fields(files: Files, kind: str, place: int, new: Any, command: int) -> None:
-    check_change(files, kind, place, new, command)
+def test_many_fields(more_files: Files, kind: str, place: int, new: Any, command: int) -> None:
+    check_change(more_files, kind, place, new, command)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *QUICK_KINDS,
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("trials", "worth", "study")),
-    ],
-)
+@pytest.mark.parametrize("kind", QUICK_KINDS)
 def test_any_content_of_any_file_is_refused_by_its_name(files: Files, kind: str) -> None:
+    check_contents(files, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SLOW_KINDS)
+def test_any_content_of_a_file_of_a_comparison_is_refused_by_its_name(
+    more_files: Files, kind: str
+) -> None:
+    check_contents(more_files, kind)
+
+
+def check_contents(files: Files, kind: str) -> None:
     first, *others = files.readers(kind)
     for number, content in enumerate(CONTENTS):
         if kind == "metrics" and content == b"":
