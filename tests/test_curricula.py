@@ -283,12 +283,12 @@ def test_weak_classes_are_trained_more(tmp_path: Path) -> None:
 def test_bad_plans_are_said() -> None:
     for change, said in (
         ({"early_stopping": {}, "pruning": {"share": 0.5, "epochs": 1}}, "before pruning begins"),
-        ({"head": {"hidden": [4], "dropout": [0.1, 0.2]}}, "dropout has 2 numbers, for 1 layers"),
-        ({"head": {"hidden": [4], "l1": [0.1]}}, "l1 has 1 numbers, for 2 layers"),
+        ({"head": {"hidden": [4], "dropout": [0.1, 0.2]}}, "dropout has 2 numbers for 1 layer"),
+        ({"head": {"hidden": [4], "l1": [0.1]}}, "l1 has 1 number for 2 layers"),
         ({"head": {"dropout": 1.0}}, "below 1"),
         ({"head": {"l2": -1}}, "expected a number from 0, or a list"),
-        ({"input": {}}, "nothing is asked for"),
-        ({"input": {"whiten": True}}, "whiten is of principal components"),
+        ({"input": {}}, "the block has no effect"),
+        ({"input": {"whiten": True}}, "whiten scales principal components"),
         ({"input": {"pca": 1.5}}, "between 0 and 1"),
         ({"input": {"pca": 0}}, "at least 1 component"),
         ({"lr_schedule": {"name": "cosine", "factor": 0.1}}, "cosine has no factor"),

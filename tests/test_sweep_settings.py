@@ -107,14 +107,14 @@ def test_a_rate_that_every_phase_sets_is_not_swept() -> None:
     ("sweep", "said"),
     [
         ({}, "nothing to sweep"),
-        ({"random": 3}, "random and over go together"),
+        ({"random": 3}, "random and over belong together"),
         ({"grid": {"mixup": [1.0]}, "random": 1, "over": {"mixup": {"range": [1, 2]}}}, "not both"),
         ({"grid": {"mixup": []}}, "needs a value"),
         ({"seeds": [1, 1]}, "listed twice"),
-        ({"seeds": [-1]}, "0 or more"),
+        ({"seeds": [-1]}, "from 0 to"),
         ({"random": 1, "over": {"mixup": {"range": [2, 1]}}}, "low then high"),
         ({"random": 1, "over": {"mixup": {"log": [0, 1]}}}, "above 0"),
-        ({"random": 1, "over": {"mixup": {"log": [1, 2], "range": [1, 2]}}}, "give one of"),
+        ({"random": 1, "over": {"mixup": {"log": [1, 2], "range": [1, 2]}}}, "give exactly one of"),
     ],
 )
 def test_a_sweep_that_says_nothing_or_too_much(sweep: dict[str, Any], said: str) -> None:

@@ -412,7 +412,7 @@ def test_gc_spares_what_it_stands_on(
         ({"phases": [{"views": "none", "epochs": 3}]}, {}, BadInput, "no augmentation to compare"),
         ({"sweep": {"seeds": [0, 1]}}, {}, BadInput, "sweep: worth compares trainings of one"),
         ({"validation": {"split": "vall"}}, {}, UnknownName, "unknown split 'vall'"),
-        ({"validation": {"split": "train"}}, {}, BadInput, "'train' is what is trained on"),
+        ({"validation": {"split": "train"}}, {}, BadInput, "'train' is the training split"),
         ({"backbone": "efficientnet_lite9"}, {}, UnknownName, "nearest: .*efficientnet_lite0"),
     ],
 )

@@ -1,5 +1,5 @@
-"""What the files say that a training leaves in a run folder, as typed models: the metrics of its
-epochs, and the trials of a sweep."""
+"""Typed models of the files that a training leaves in its run folder: the metrics of its epochs,
+and the trials of a sweep."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from featurecache.errors import DamagedRun
 from featurecache.json_files import Json, Open, Share, Strict, damaged_run, fit, read_lines
 from featurecache.training.epoch_metrics import MAX_METRICS, METRICS_FILE
 
-MAX_NUMBER = 10**9  # of epochs, folds and members; beyond it floats no longer count in ones
+MAX_NUMBER = 10**9  # of epochs, folds and members; far below where floats skip integers
 
 Number = Annotated[int, pydantic.Field(ge=1, le=MAX_NUMBER)]
 NotNegative = Annotated[float, pydantic.Field(ge=0)]
 
 
 def fitting(model: type[pydantic.BaseModel]) -> pydantic.AfterValidator:
-    """The mark of a field that stays a plain dict, and is one that `model` takes."""
+    """A validator for a field that stays a plain dict and must fit `model`."""
 
     def checked(value: Json) -> Json:
         fit(model, value)
@@ -40,7 +40,7 @@ Validation = Annotated[Json, fitting(Validated)]
 
 
 class Epoch(Open):
-    """A line of `metrics.jsonl`: an epoch of a fold (heads/training.py says what stands in it)."""
+    """A line of `metrics.jsonl`: an epoch of a fold (`training.train` documents the fields)."""
 
     model_config = pydantic.ConfigDict(extra="ignore")
     epoch: Number
@@ -56,14 +56,14 @@ class Epoch(Open):
 
 
 class MemberEpoch(Epoch):
-    """A line of the metrics of several members that were trained together, counted from 1."""
+    """A line of the metrics of members that were trained together; `member` counts from 1."""
 
     model_config = pydantic.ConfigDict(extra="allow")
     member: Number = 1
 
 
 class TrialFields(Strict):
-    """The fields of a trial (heads/trials.py)."""
+    """The fields of a trial (heads/sweep.py)."""
 
     setting: Json
     n: Annotated[int, pydantic.Field(ge=0, le=MAX_NUMBER)]
@@ -85,7 +85,7 @@ TrialJson = Annotated[Json, fitting(TrialFields)]
 
 
 class TrialsFile(Strict):
-    """`trials.json`: what came out of settings that were trained together."""
+    """`trials.json`: the results of settings that were trained together."""
 
     identity: str = pydantic.Field(alias="of")  # the hash of everything that decides the trials
     trials: list[TrialJson]
@@ -96,12 +96,12 @@ def _no_metrics(path: Path, what: str) -> DamagedRun:
 
 
 def read_epochs(run: str | Path) -> list[Epoch]:
-    """The epochs of the head of a run, fold by fold; none where the folder has no metrics."""
+    """The epochs of a run's head, fold by fold; empty if the folder has no metrics."""
     path = Path(run) / METRICS_FILE
     return read_lines(path, Epoch, MAX_METRICS, _no_metrics) if path.exists() else []
 
 
 def read_member_epochs(folder: Path) -> list[Json]:
-    """The lines of the metrics of a folder, as they were written."""
+    """The lines of the metrics file of a folder, with the fields that were written."""
     lines = read_lines(folder / METRICS_FILE, MemberEpoch, MAX_METRICS, _no_metrics)
     return [line.model_dump(exclude_unset=True) for line in lines]

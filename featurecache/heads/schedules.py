@@ -1,6 +1,6 @@
-"""The curriculum that a person writes in YAML: which views, how long, with what optimizer.
+"""Schedules, written in YAML: which views to train on, for how long, with which optimizer.
 
-Reading a schedule says everything that is wrong with it before any work begins, and imports no
+Reading a schedule reports everything that is wrong with it before any work begins, and imports no
 torch. The files under `shipped/` are found by their file name.
 """
 
@@ -21,7 +21,8 @@ from featurecache.training.settings import STRICT, EarlyStopping, LrSchedule, Op
 
 
 class BackboneChoice(pydantic.BaseModel):
-    """Whose vectors to train on. What is None is whatever the cache holds one setting of."""
+    """The backbone whose vectors to train on. A setting that is None matches any value, as long as
+    the cache holds only one."""
 
     model_config = STRICT
 
@@ -36,7 +37,7 @@ class BackboneChoice(pydantic.BaseModel):
 
 
 class PhaseOptimizer(pydantic.BaseModel):
-    """What a phase changes of the optimizer, for the length of that phase; None keeps it."""
+    """Optimizer settings that a phase overrides; None keeps the schedule's."""
 
     model_config = STRICT
 
@@ -45,10 +46,10 @@ class PhaseOptimizer(pydantic.BaseModel):
 
 
 class Phase(pydantic.BaseModel):
-    """Some epochs on one view or a mixture. `views` maps names to shares that sum to 1.
+    """Epochs on one view or a mixture of views. `views` maps names to shares that sum to 1.
 
     In YAML `views` is a name, a list of names (equal shares) or the mapping itself. With `ramp_to`
-    the shares go over to those of `ramp_to`, in equal steps, by the last epoch.
+    the shares change in equal steps and reach those of `ramp_to` in the last epoch.
     """
 
     model_config = STRICT
@@ -84,23 +85,26 @@ class Phase(pydantic.BaseModel):
         total = math.fsum(value.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the shares must sum to 1, not to {total:.6g}")
-        return dict(sorted(value.items()))  # the order they are written in must change no draw
+        return dict(sorted(value.items()))  # so that the order in the file changes no draw
 
     @pydantic.model_validator(mode="after")
     def _room_for_a_ramp(self) -> Phase:
         if self.ramp_to is not None and self.epochs < 2:
-            raise ValueError("ramp_to needs at least 2 epochs: the first has `views`, the last it")
+            raise ValueError(
+                "ramp_to needs at least 2 epochs: the first uses `views`, the last `ramp_to`"
+            )
         return self
 
     def shares(self, epoch: int) -> dict[str, float]:
-        """The share of every view in the `epoch` of this phase, from 1."""
+        """The share of every view in this `epoch` of the phase, counted from 1."""
         if self.ramp_to is None:
             return self.views
-        over = (epoch - 1) / (self.epochs - 1)
-        named = sorted({*self.views, *self.ramp_to})
+        progress = (epoch - 1) / (self.epochs - 1)
+        views = sorted({*self.views, *self.ramp_to})
         shares = {
-            view: (1 - over) * self.views.get(view, 0.0) + over * self.ramp_to.get(view, 0.0)
-            for view in named
+            view: (1 - progress) * self.views.get(view, 0.0)
+            + progress * self.ramp_to.get(view, 0.0)
+            for view in views
         }
         return {view: share for view, share in shares.items() if share > 0}
 
@@ -123,24 +127,24 @@ def _class_weights(value: Any) -> Any:
     raise ValueError("expected balanced, errors, or a mapping of classes to weights above 0")
 
 
-# `balanced`: classes count the same however many rows they have. `errors`: a class counts more, the
-# larger its share of errors in the last epoch's validation was (paper 003's "more for weak
-# classes"). A mapping: the weights of these classes; others have 1.
+# `balanced`: all classes count the same, however many rows they have. `errors`: a class counts
+# more, the higher its error rate in the last epoch's validation (paper 003's "more for weak
+# classes"). A mapping: the weights of the classes it names; others have 1.
 ClassWeights = Annotated[
     Literal["balanced", "errors"] | dict[str, float], pydantic.PlainValidator(_class_weights)
 ]
 
 
 class Validation(pydantic.BaseModel):
-    """Where the validation rows come from: exactly one of `fraction`, `split` and `folds`.
+    """The source of the validation rows: exactly one of `fraction`, `split` and `folds`.
 
-    `view` is the view validated on, whatever views a phase trains on.
+    `view` is used for validation, whatever views a phase trains on.
     """
 
     model_config = STRICT
 
-    fraction: float | None = Field(default=None, gt=0, lt=1)  # of the images, in every class
-    split: str | None = Field(default=None, min_length=1)  # a split that the dataset brings
+    fraction: float | None = Field(default=None, gt=0, lt=1)  # of the images of every class
+    split: str | None = Field(default=None, min_length=1)  # a split of the dataset
     folds: int | None = Field(default=None, ge=2)
     view: str = Field(default="none", min_length=1)
 
@@ -148,7 +152,7 @@ class Validation(pydantic.BaseModel):
     @classmethod
     def _not_train(cls, value: str | None) -> str | None:
         if value == "train":
-            raise ValueError("'train' is what is trained on; take another")
+            raise ValueError("'train' is the training split; use another")
         return value
 
     @pydantic.model_validator(mode="after")
@@ -156,16 +160,16 @@ class Validation(pydantic.BaseModel):
         names = [n for n in ("fraction", "split", "folds") if getattr(self, n) is not None]
         if len(names) != 1:
             listed = " and ".join(names) or "none of them"
-            raise ValueError(f"give exactly one of fraction, split, folds; there is {listed}")
+            raise ValueError(f"give exactly one of fraction, split, folds, not {listed}")
         return self
 
 
 class Schedule(pydantic.BaseModel):
-    """Everything that decides a training but the vectors themselves."""
+    """Everything that determines a training, except the vectors."""
 
     model_config = STRICT
 
-    backbone: tuple[BackboneChoice, ...]  # of several the vectors stand side by side, in order
+    backbone: tuple[BackboneChoice, ...]  # the vectors of several are concatenated, in order
     input: Input | None = None
     head: HeadSpec = HeadSpec()
     optimizer: Optimizer = Optimizer()
@@ -177,7 +181,7 @@ class Schedule(pydantic.BaseModel):
     class_weights: ClassWeights | None = None
     pruning: Pruning | None = None
     batch_size: int = Field(default=256, ge=1)
-    # scikit-learn takes seeds of 32 bits, and every seed here is one that it can take.
+    # scikit-learn accepts only 32-bit seeds.
     seed: int = Field(default=0, ge=0, lt=2**32)
     augment_seed: int = Field(default=0, ge=0)  # the --seed that the views were made with
     validation: Validation = Validation(fraction=0.2)
@@ -193,7 +197,8 @@ class Schedule(pydantic.BaseModel):
             raise ValueError("expected a name, a mapping with a name, or a list of them")
         if entries is value:
             return tuple(named)
-        return (BackboneChoice.model_validate(named[0]),)  # its errors say no number of a list
+        # Validated here so that errors do not mention a list index that the user did not write.
+        return (BackboneChoice.model_validate(named[0]),)
 
     @pydantic.field_validator("backbone")
     @classmethod
@@ -205,7 +210,7 @@ class Schedule(pydantic.BaseModel):
 
     @pydantic.field_serializer("backbone", mode="wrap")
     def _as_written(self, value: Any, dump: pydantic.SerializerFunctionWrapHandler) -> Any:
-        dumped = dump(value)  # of one backbone a mapping: the identity of its runs has that form
+        dumped = dump(value)  # a single backbone is a mapping in the identity of existing runs
         return dumped[0] if len(dumped) == 1 else dumped
 
     @pydantic.field_validator("phases")
@@ -218,37 +223,38 @@ class Schedule(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _norm_needs_rows(self) -> Schedule:
         if self.batch_size == 1 and self.head.norm == "batch" and self.head.hidden:
-            raise ValueError("batch_size: batch norm needs at least 2; or take head.norm: layer")
+            raise ValueError("batch_size: batch norm needs at least 2; or use head.norm: layer")
         return self
 
     @pydantic.model_validator(mode="after")
     def _an_end(self) -> Schedule:
         if self.early_stopping is not None and self.pruning is not None:
-            raise ValueError("early_stopping would end before pruning begins; take one of them out")
+            raise ValueError("early_stopping would end before pruning begins; remove one of them")
         return self
 
     @property
     def epochs(self) -> int:
-        """Epochs of all phases together, and those after pruning."""
+        """The total number of epochs of all phases, including those after pruning."""
         return len(self.plan())
 
     def plan(self) -> list[Planned]:
-        """The epochs in order. Those after pruning are a phase more, on what the last ends on."""
+        """The epochs in order. Those after pruning form one more phase, on the final views of the
+        last phase."""
         phases = list(self.phases)
         if self.pruning is not None:
             last = phases[-1]
             views = last.shares(last.epochs)
             phases.append(Phase(views=views, epochs=self.pruning.epochs, optimizer=last.optimizer))
-        within = [
+        phase_epochs = [
             (number, phase, epoch)
             for number, phase in enumerate(phases, 1)
             for epoch in range(1, phase.epochs + 1)
         ]
-        return [Planned(epoch, *planned) for epoch, planned in enumerate(within, 1)]
+        return [Planned(epoch, *planned) for epoch, planned in enumerate(phase_epochs, 1)]
 
     def check_fits(self, classes: Sequence[str], rows: int, width: int) -> None:
-        """Raise BadInput for what is said of classes that there are not, or of more components than
-        that many training vectors of this width can have."""
+        """Raise BadInput for weights of classes that do not exist, or for more PCA components than
+        `rows` training vectors of this width can have."""
         if isinstance(self.class_weights, dict):
             for name in self.class_weights:
                 if name not in classes:
@@ -256,8 +262,8 @@ class Schedule(pydantic.BaseModel):
         limit = min(rows - 1, width)
         if self.input is not None and type(self.input.pca) is int and self.input.pca > limit:
             raise BadInput(
-                f"input.pca: {self.input.pca} components of {rows} training vectors of {width} "
-                f"numbers; there can be {limit} at most"
+                f"input.pca: {self.input.pca} components of {rows} training vectors of width "
+                f"{width}; there can be at most {limit}"
             )
 
     def views(self) -> list[str]:
@@ -267,7 +273,7 @@ class Schedule(pydantic.BaseModel):
 
 
 def read_schedule(path: Path) -> Schedule:
-    """The schedule in a YAML file; a BadInput names the file and every wrong key or value."""
+    """The schedule in a YAML file. Raises BadInput that names the file and every wrong entry."""
     return yaml_files.validate(Schedule, yaml_files.plain_value(yaml_files.read_yaml(path)), path)
 
 
@@ -278,9 +284,9 @@ def shipped() -> dict[str, Path]:
 
 
 def find_schedule(name: str) -> Path:
-    """The file that `name` means: an existing path wins, else a shipped schedule so called.
+    """The schedule file that `name` refers to: an existing path, else the shipped schedule.
 
-    Raises UnknownName where it is neither.
+    Raises UnknownName if it is neither.
     """
     if Path(name).is_file():
         return Path(name)

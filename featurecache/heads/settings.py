@@ -1,6 +1,6 @@
-"""The parts of a schedule: the head, its optimizer, and what is done to rates, rows and weights.
+"""The parts of a schedule: the head, its input, augmentation of vectors, order of rows, sweeps.
 
-Every setting that is None, or a block that is not written, is not used at all.
+A setting that is None, or a block that is absent, is not used at all.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from featurecache.text import counted
 from featurecache.training.settings import STRICT
 
-MAX_WIDTH = 1 << 20  # of a hidden layer: 5 GB of weights over vectors of 1,280 numbers
+MAX_WIDTH = 1 << 20  # of a hidden layer: 5 GB of weights for vectors of width 1,280
 
 
-def _each_layer(below: float) -> pydantic.PlainValidator:
-    """One number for all layers, or a list with one for each; from 0 to less than `below`."""
+def _per_layer(below: float) -> pydantic.PlainValidator:
+    """One number for all layers or a list with one per layer, from 0 to less than `below`."""
 
     def checked(value: Any) -> Any:
         numbers = value if isinstance(value, list) else [value]
@@ -28,19 +29,19 @@ def _each_layer(below: float) -> pydantic.PlainValidator:
     return pydantic.PlainValidator(checked)
 
 
-Shares = Annotated[float | list[float], _each_layer(1)]
+Shares = Annotated[float | list[float], _per_layer(1)]
 
-Penalties = Annotated[float | list[float], _each_layer(float("inf"))]
+Penalties = Annotated[float | list[float], _per_layer(float("inf"))]
 
 
 class HeadSpec(pydantic.BaseModel):
-    """Shape of a head: dropout of its input, if wanted, [linear, norm, activation, dropout] for
-    each of `hidden`, then linear.
+    """Shape of a head: optional input dropout, [linear, norm, activation, dropout] for each of
+    `hidden`, then linear.
 
-    `hidden` holds the widths; with none of them the head is linear (logistic regression). `l1` and
-    `l2` are of the weights of each linear layer, the last one's too: the loss that is trained on
-    gets l1 * sum(|w|) + l2 * sum(w**2), as Keras counts them. `drop_connect` drops weights of the
-    hidden layers, in training, as dropout drops features (Wan et al. 2013).
+    `hidden` lists the widths; if it is empty the head is linear (logistic regression). `l1` and
+    `l2` apply to the weights of every linear layer, including the last: l1 * sum(|w|) +
+    l2 * sum(w**2) is added to the training loss, as in Keras. `drop_connect` drops weights of the
+    hidden layers during training, as dropout drops features (Wan et al. 2013).
     """
 
     model_config = STRICT
@@ -58,31 +59,34 @@ class HeadSpec(pydantic.BaseModel):
     @classmethod
     def _widths(cls, value: list[int]) -> list[int]:
         if any(not 1 <= width <= MAX_WIDTH for width in value):
-            raise ValueError(f"every width must be at least 1, at most {MAX_WIDTH}, not {value}")
+            raise ValueError(f"every width must be from 1 to {MAX_WIDTH}, not {value}")
         return value
 
     @pydantic.model_validator(mode="after")
     def _as_many_as_layers(self) -> HeadSpec:
         hidden = len(self.hidden)
-        layers_of = {"dropout": hidden, "drop_connect": hidden, "l1": hidden + 1, "l2": hidden + 1}
-        for name, layers in layers_of.items():
+        lengths = {"dropout": hidden, "drop_connect": hidden, "l1": hidden + 1, "l2": hidden + 1}
+        for name, layers in lengths.items():
             values = getattr(self, name)
             if isinstance(values, list) and len(values) != layers:
-                raise ValueError(f"{name} has {len(values)} numbers, for {layers} layers")
+                raise ValueError(
+                    f"{name} has {counted(len(values), 'number')} for {counted(layers, 'layer')}"
+                )
         return self
 
     def per_layer(self, name: Literal["dropout", "drop_connect", "l1", "l2"]) -> list[float]:
-        """The setting `name` for each layer it is of: hidden ones, or for l1 and l2 all."""
+        """The setting `name` for each layer it applies to: hidden layers, or all for l1 and l2."""
         layers = len(self.hidden) + (name in ("l1", "l2"))
         values = getattr(self, name)
         return values if isinstance(values, list) else [values or 0.0] * layers
 
 
 class Input(pydantic.BaseModel):
-    """What is done to vectors before the head, fitted on the training rows of a fold alone.
+    """Preprocessing of vectors, fitted only on the training rows of a fold.
 
-    `standardise` to mean 0 and deviation 1; then `pca` to so many components, or to as many as
-    keep this share of the variance (paper 001 keeps 0.9); `whiten` brings those to deviation 1.
+    `standardise` scales features to mean 0 and deviation 1. `pca` then keeps this number of
+    components, or enough to explain this share of the variance (paper 001 uses 0.9). `whiten`
+    scales the components to deviation 1.
     """
 
     model_config = STRICT
@@ -94,23 +98,25 @@ class Input(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _something(self) -> Input:
         if isinstance(self.pca, float) and not 0 < self.pca < 1:
-            raise ValueError("pca is a share of the variance between 0 and 1, or a whole number")
+            raise ValueError(
+                "pca must be a share of the variance between 0 and 1, or a whole number"
+            )
         if isinstance(self.pca, int) and self.pca < 1:
             raise ValueError("pca needs at least 1 component")
         if self.whiten and self.pca is None:
-            raise ValueError("whiten is of principal components; give pca too")
+            raise ValueError("whiten scales principal components; set pca too")
         if not self.standardise and self.pca is None:
-            raise ValueError("nothing is asked for; give standardise: true or pca, or take it out")
+            raise ValueError("the block has no effect; set standardise: true or pca, or remove it")
         return self
 
 
 class Features(pydantic.BaseModel):
-    """Augmentation of vectors in training (frozen feature augmentation, Bär et al. 2024).
+    """Augmentation of vectors during training (frozen feature augmentation, Bär et al. 2024).
 
-    In units of each feature's deviation over the training rows, drawn for every row of every
-    minibatch: `brightness` b adds one number from [-b, b] to all features, `contrast` c multiplies
-    their distance from the mean by one number from [1 - c, 1 + c], `noise` adds a normal number of
-    deviation `noise` to each.
+    Draws are made for every row of every minibatch, in units of each feature's deviation over the
+    training rows. `brightness` b adds one number from [-b, b] to all features. `contrast` c
+    multiplies their distance from the mean by one number from [1 - c, 1 + c]. `noise` adds a normal
+    number of deviation `noise` to each feature.
     """
 
     model_config = STRICT
@@ -121,8 +127,9 @@ class Features(pydantic.BaseModel):
 
 
 class Pruning(pydantic.BaseModel):
-    """After the phases: the `share` of smallest weights of each linear layer becomes zero and stays
-    so for `epochs` more, on the views of the last phase (paper 003's plan, after Han et al.)."""
+    """Pruning after the phases: in each linear layer the `share` of smallest weights is set to zero
+    and stays zero for `epochs` more epochs, on the views of the last phase (paper 003's plan, after
+    Han et al.)."""
 
     model_config = STRICT
 
@@ -131,12 +138,12 @@ class Pruning(pydantic.BaseModel):
 
 
 class Order(pydantic.BaseModel):
-    """Which training rows a phase begins with: a share `start` of them, more in every epoch, and
-    all in its last.
+    """The order in which a phase adds its training rows: a share `start` of them in the first
+    epoch, more in every epoch, all in the last.
 
-    The first are the `easy` or the `hard` ones by their loss: under a linear head trained before
-    (`reference`) or the head itself before each epoch (`self`: self-paced learning). `random`
-    takes any, and is what the others are to be compared with.
+    `easy` or `hard` rows come first, by their loss under a linear head trained beforehand
+    (`reference`) or under the head itself before each epoch (`self`: self-paced learning).
+    `random` adds rows in random order, as a control for the other two.
     """
 
     model_config = STRICT
@@ -155,13 +162,13 @@ class Order(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _random_has_no_first(self) -> Order:
         if self.by == "random" and self.first is not None:
-            raise ValueError("a random order has no `first`; take it out")
+            raise ValueError("a random order has no `first`; remove it")
         return self
 
 
 class Drawn(pydantic.BaseModel):
-    """What a random sweep draws a setting from; exactly one of these. `range` [a, b] is even, `log`
-    [a, b] even in the logarithm, `choice` one of a list."""
+    """The distribution of a setting in a random sweep; exactly one of the fields. `range` [a, b] is
+    uniform, `log` [a, b] uniform in the logarithm, `choice` picks from a list."""
 
     model_config = STRICT
 
@@ -173,7 +180,8 @@ class Drawn(pydantic.BaseModel):
     def _one_kind(self) -> Drawn:
         names = [n for n in ("range", "log", "choice") if getattr(self, n) is not None]
         if len(names) != 1:
-            raise ValueError(f"give one of range, log, choice; there is {' and '.join(names)}")
+            listed = " and ".join(names) or "none of them"
+            raise ValueError(f"give exactly one of range, log, choice, not {listed}")
         ends = self.range or self.log
         if ends is not None and (len(ends) != 2 or ends[0] >= ends[1]):
             raise ValueError(f"{names[0]} takes two numbers, low then high: [a, b]")
@@ -183,10 +191,11 @@ class Drawn(pydantic.BaseModel):
 
 
 class Sweep(pydantic.BaseModel):
-    """Many settings trained in one command, each with every one of `seeds`.
+    """Many settings trained in one command, each with every seed of `seeds`.
 
-    Settings go by their dotted key, as `optimizer.lr`. `grid` lists values and takes every
-    combination; `over` says what `random` settings are drawn from, by `seed`.
+    Settings are named by their dotted key, such as `optimizer.lr`. `grid` lists values and trains
+    every combination. `random` is the number of settings drawn, with `seed`, from the distributions
+    in `over`.
     """
 
     model_config = STRICT
@@ -200,15 +209,17 @@ class Sweep(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _grid_or_random(self) -> Sweep:
         if (self.random is None) != (self.over is None):
-            raise ValueError("random and over go together: how many, and drawn from what")
+            raise ValueError(
+                "random and over belong together: the number of draws and their distributions"
+            )
         if self.grid is not None and self.random is not None:
-            raise ValueError("take grid or random, not both")
+            raise ValueError("use grid or random, not both")
         if self.grid is None and self.random is None and self.seeds is None:
             raise ValueError("nothing to sweep; give grid, random with over, or seeds")
         if any(not values for values in (self.grid or {}).values()):
-            raise ValueError("every list of the grid needs a value")
+            raise ValueError("every list of the grid needs at least one value")
         if len(set(self.seeds or ())) < len(self.seeds or ()):
             raise ValueError(f"a seed is listed twice in {self.seeds}")
         if any(not 0 <= seed < 2**32 for seed in self.seeds or ()):
-            raise ValueError("seeds must be 0 or more, and below 2**32")
+            raise ValueError("seeds must be from 0 to 2**32 - 1")
         return self

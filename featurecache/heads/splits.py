@@ -1,4 +1,5 @@
-"""Which rows are trained on and which are held out: on items, before views (DESIGN law 8)."""
+"""Which rows are for training and which are held out: splits are made on items, before views
+(law 8, "Views of one image never straddle a split")."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from featurecache.errors import BadInput
 from featurecache.heads.schedules import Schedule
+from featurecache.text import counted
 
 Labels = npt.NDArray[np.int64]  # (N,)
 Items = npt.NDArray[np.uint8]  # (N, 32), SHA-256 of the encoded images
@@ -22,12 +24,12 @@ def split_items(
 ) -> list[tuple[Index, Index]]:
     """Train and validation row numbers: one pair for a fraction, K pairs for K folds.
 
-    Law 8: rows with the same item are on the same side. The split is of the distinct items in the
-    order of their bytes, stratified by label, seeded by `schedule.seed`: the order of the rows
-    doesn't change it. An item that has several labels counts for the smallest. `items` (N, 32)
-    and `labels` (N,) in 0..C-1 are of the same rows; `classes` are the C names.
+    Rows with the same item are on the same side (law 8). The distinct items are split, sorted by
+    their bytes, stratified by label and seeded by `schedule.seed`, so the order of the rows does
+    not matter. An item with several labels counts for the smallest. `items` (N, 32) and `labels`
+    (N,) in 0..C-1 describe the same rows; `classes` are the C names.
 
-    Raises BadInput where a class has too few distinct images to be on both sides.
+    Raises BadInput if a class has too few distinct images to be on both sides.
     """
     check_rows(items, labels, classes)
     distinct, inverse = np.unique(_as_keys(items), return_inverse=True)
@@ -39,8 +41,8 @@ def split_items(
     for name, count in zip(classes, counts, strict=True):
         if 0 < count < needed:
             raise BadInput(
-                f"class {name!r} has {count} distinct image(s), and this validation needs at "
-                f"least {needed} in every class; add images, remove the class, or validate by "
+                f"class {name!r} has {counted(count, 'distinct image')}, but this validation needs "
+                f"at least {needed} in every class; add images, remove the class, or validate with "
                 + ("fewer folds" if count > 1 else "a split of the dataset")
             )
     indices = np.arange(len(distinct))
@@ -53,7 +55,7 @@ def split_items(
         if min(held_out, len(distinct) - held_out) < present:
             raise BadInput(
                 f"validation.fraction {fraction} of {len(distinct)} distinct images leaves one "
-                f"side with fewer images than the {present} classes; add images or take a "
+                f"side with fewer images than the {present} classes; add images or use a "
                 "fraction nearer 0.5"
             )
         pairs = [
@@ -62,7 +64,7 @@ def split_items(
             )
         ]
     else:
-        raise BadInput("validation by a split of the dataset: its rows must be given")
+        raise BadInput("validation with a split of the dataset needs its rows: pass `pairs`")
     return [
         (np.flatnonzero(np.isin(inverse, train)), np.flatnonzero(np.isin(inverse, val)))
         for train, val in pairs
@@ -83,10 +85,10 @@ def checked_pairs(
     classes: Sequence[str],
     copies: Mapping[int, int] = MappingProxyType({}),
 ) -> list[tuple[Index, Index]]:
-    """The pairs without training rows whose item is a validation item too (law 8).
+    """The pairs without training rows whose item is also a validation item (law 8).
 
-    `copies` counts by label the training images that were dropped before for the same reason.
-    Raises BadInput where a side is empty, or a class is validated on and not trained on.
+    `copies` maps labels to the number of training images already dropped for the same reason.
+    Raises BadInput if a side is empty, or if a class has validation rows but no training rows.
     """
     checked = []
     for fold, (train_idx, val_idx) in enumerate(pairs, 1):
@@ -97,8 +99,8 @@ def checked_pairs(
             shared = dropped + sum(copies.values())
             if len(train_rows) == 0 and shared:
                 raise BadInput(
-                    f"fold {fold}: there are no training rows: the {shared} training images are "
-                    "copies of images that are held out; add others"
+                    f"fold {fold}: there are no training rows: all {shared} training images are "
+                    "copies of held-out images; add others"
                 )
             raise BadInput(
                 f"fold {fold}: there are no {side} rows; see `validation` in the schedule"
@@ -117,22 +119,22 @@ def checked_pairs(
 def _why_unseen(copies: int) -> str:
     if copies:
         return (
-            f"is validated on and not trained on: its {copies} training image(s) are copies of "
-            "images that are held out, and are left out; add other images of it to train, or "
-            "take the copies out of the other split"
+            f"has validation images but no training images: {counted(copies, 'training image')} "
+            "of it are left out as copies of held-out images; add other training images, or "
+            "remove the copies from the other split"
         )
-    return "is validated on and not trained on; add images of it to train, or take it out"
+    return "has validation images but no training images; add training images or remove the class"
 
 
 def check_rows(items: Items, labels: Labels, classes: Sequence[str]) -> None:
     if items.ndim != 2 or items.shape[1] != 32 or items.dtype != np.uint8:
         raise BadInput(f"items must be (N, 32) uint8, not {items.shape} {items.dtype}")
     if labels.shape != (len(items),):
-        raise BadInput(f"expected {len(items)} labels, one for each item, not {labels.shape}")
+        raise BadInput(f"expected {len(items)} labels, one per item, not {labels.shape}")
     if len(labels) == 0:
         raise BadInput("there are no rows to train on")
     if labels.min() < 0 or labels.max() >= len(classes):
-        raise BadInput(f"labels must be in 0..{len(classes) - 1}, the places of the class names")
+        raise BadInput(f"labels must be in 0..{len(classes) - 1}, the indexes of the class names")
     if len(set(classes)) != len(classes):
         raise BadInput("two classes have the same name")
 
