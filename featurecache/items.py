@@ -1,7 +1,7 @@
 """Items by the million: 32 bytes each in one array, looked up by sorting and not by hashing.
 
-An item is the SHA-256 of an image's bytes. A Python dict takes 250 bytes for each of them; here it
-is the item itself and 16 bytes beside.
+An item is the SHA-256 of an image's bytes. A Python dict takes 250 bytes per item, and these arrays
+48: the item itself and 16 bytes more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import overload
 
 import numpy as np
 
-_AT_ONCE = 1 << 20  # items that are compared at a time
+_CHUNK = 1 << 20  # items that are compared at a time
 
 
 class Items(Sequence[bytes | None]):
@@ -46,36 +46,36 @@ class Items(Sequence[bytes | None]):
         return bytes(self.array[index])
 
     def __iter__(self) -> Iterator[bytes | None]:
-        for start in range(0, len(self), _AT_ONCE):
-            raw = self.array[start : start + _AT_ONCE].tobytes()
-            known = None if self.known is None else self.known[start : start + _AT_ONCE].tolist()
+        for start in range(0, len(self), _CHUNK):
+            raw = self.array[start : start + _CHUNK].tobytes()
+            known = None if self.known is None else self.known[start : start + _CHUNK].tolist()
             for row in range(len(raw) // 32):
-                fine = known is None or known[row]
-                yield raw[32 * row : 32 * row + 32] if fine else None
+                is_known = known is None or known[row]
+                yield raw[32 * row : 32 * row + 32] if is_known else None
 
     @cached_property
     def distinct(self) -> np.ndarray:
-        """The places of known items that are not at an earlier place too, in order, int64."""
+        """The positions of known items that are not at an earlier position too, in order, int64."""
         first = np.ones(len(self), bool) if self.known is None else self.known.copy()
         keys = _keys(self.array)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
-        same = np.zeros(len(self), bool)  # has a neighbour that begins alike
+        has_twin = np.zeros(len(self), bool)  # another item begins with the same 8 bytes
         equal = ordered[1:] == ordered[:-1]
-        same[1:] |= equal
-        same[:-1] |= equal
-        some = np.sort(order[same])  # few: copies of an image, and what begins alike by chance
+        has_twin[1:] |= equal
+        has_twin[:-1] |= equal
+        candidates = np.sort(order[has_twin])  # few: copies of an image, and chance
         if self.known is not None:
-            some = some[self.known[some]]
-        words = self.array[some].view(np.uint64)
-        by_item = np.lexsort((some, *words.T))
+            candidates = candidates[self.known[candidates]]
+        words = self.array[candidates].view(np.uint64)
+        by_item = np.lexsort((candidates, *words.T))
         repeated = (words[by_item][1:] == words[by_item][:-1]).all(axis=1)
-        first[some[by_item[1:][repeated]]] = False
+        first[candidates[by_item[1:][repeated]]] = False
         return np.flatnonzero(first)
 
 
 class Lookup:
-    """Where items are in an array (N, 32) uint8 of them."""
+    """Positions of items in an array (N, 32) uint8 of items."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -83,30 +83,30 @@ class Lookup:
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
 
-    def places(self, items: np.ndarray) -> np.ndarray:
-        """The place of each of `items` (M, 32), the first if there are several; -1 where it is not
-        there. int64."""
-        found = np.full(len(items), -1, np.int64)
+    def positions(self, items: np.ndarray) -> np.ndarray:
+        """The position of each of `items` (M, 32) in the array: the first of several, -1 if it is
+        absent. int64."""
+        positions = np.full(len(items), -1, np.int64)
         if not len(self._keys):
-            return found
+            return positions
         wanted = _keys(items)
-        # In order of their keys, so that neighbours are looked for near each other.
-        asked = np.argsort(wanted)
-        for start in range(0, len(asked), _AT_ONCE):
-            some = asked[start : start + _AT_ONCE]
-            at = np.searchsorted(self._keys, wanted[some])
-            while len(some):
-                there = at < len(self._keys)
-                some, at = some[there], at[there]
-                alike = self._keys[at] == wanted[some]
-                some, at = some[alike], at[alike]
-                places = self._order[at]
-                equal = (self.array[places] == items[some]).all(axis=1)
-                found[some[equal]] = places[equal]
-                some, at = some[~equal], at[~equal] + 1
-        return found
+        # In order of their keys, so that each search is near the one before.
+        by_key = np.argsort(wanted)
+        for start in range(0, len(by_key), _CHUNK):
+            rows = by_key[start : start + _CHUNK]
+            ranks = np.searchsorted(self._keys, wanted[rows])
+            while len(rows):
+                in_range = ranks < len(self._keys)
+                rows, ranks = rows[in_range], ranks[in_range]
+                same_key = self._keys[ranks] == wanted[rows]
+                rows, ranks = rows[same_key], ranks[same_key]
+                candidates = self._order[ranks]
+                equal = (self.array[candidates] == items[rows]).all(axis=1)
+                positions[rows[equal]] = candidates[equal]
+                rows, ranks = rows[~equal], ranks[~equal] + 1
+        return positions
 
 
 def _keys(array: np.ndarray) -> np.ndarray:
-    """The first 8 bytes of each item as a number: what nearly always tells two apart."""
+    """The first 8 bytes of each item as a number, which differs for nearly all pairs of items."""
     return np.ascontiguousarray(array).view(np.uint64)[:, 0]

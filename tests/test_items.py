@@ -34,7 +34,7 @@ def test_distinct_are_the_first_of_each(items: list[bytes | None]) -> None:
 
 @given(known, known)
 def test_a_lookup_finds_the_first_place(held: list[bytes], asked: list[bytes]) -> None:
-    places = Lookup(Items.of(held).array).places(Items.of(asked).array)
+    places = Lookup(Items.of(held).array).positions(Items.of(asked).array)
     assert places.tolist() == [held.index(i) if i in held else -1 for i in asked]
 
 
@@ -42,6 +42,6 @@ def test_many() -> None:
     rng = np.random.default_rng(0)
     held = rng.integers(0, 256, (300_000, 32), np.uint8)
     order = rng.permutation(300_000)
-    assert (Lookup(held).places(held[order]) == order).all()
-    assert (Lookup(held[::2]).places(held)[1::2] == -1).all()
+    assert (Lookup(held).positions(held[order]) == order).all()
+    assert (Lookup(held[::2]).positions(held)[1::2] == -1).all()
     assert len(Items(np.concatenate([held, held[order]])).distinct) == 300_000

@@ -87,7 +87,7 @@ def pending(space: Space, held: Sequence[Record]) -> list[SetAside]:
             found += [shard] if match[0].startswith(_UNKNOWN) else []
             continue
         items = list(dict.fromkeys(shard.items))
-        absent = rows.places(np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)) < 0
+        absent = rows.positions(np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)) < 0
         if absent.any():
             missing = list(itertools.compress(items, absent.tolist()))
             found.append(SetAside(shard.file, missing, shard.engine))

@@ -144,7 +144,7 @@ class Space:
 
     def holds(self, items: np.ndarray) -> np.ndarray:
         """(N,) bool: which of `items` (N, 32) uint8 are held."""
-        return self.lookup.places(items) >= 0
+        return self.lookup.positions(items) >= 0
 
     def missing(self, items: Iterable[bytes]) -> list[bytes]:
         """The items that no committed shard holds, each once, in the order given (law 3)."""

@@ -59,7 +59,7 @@ class TrainedItems:
     def folds_of(self, items: Sequence[bytes]) -> npt.NDArray[np.int64]:
         """(M,) the fold of each of these images as in `folds`; -1 where the run has not seen it."""
         wanted = np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)
-        positions = self._lookup.places(wanted)
+        positions = self._lookup.positions(wanted)
         return np.where(positions >= 0, self.folds[positions].astype(np.int64), -1)
 
     def save(self, run: Path) -> None:
