@@ -19,6 +19,7 @@ import pydantic
 
 from featurecache.errors import CannotRead, DamagedRun, FeatureCacheError, NotAFile
 from featurecache.storage.safe_open import read_regular
+from featurecache.storage.stored_file import StoredFile
 from featurecache.text import one_line
 
 MAX_DEPTH = 100  # lists and objects in each other; a key holds a policy of up to 64 levels
@@ -27,7 +28,8 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Json = dict[str, Any]
 Model = TypeVar("Model", bound=pydantic.BaseModel)
-Damage = Callable[[Path, str], FeatureCacheError]  # the error for a file, and what is wrong with it
+File = Path | StoredFile
+Damage = Callable[[Any, str], FeatureCacheError]  # the error for a File, and what is wrong with it
 
 
 class Strict(pydantic.BaseModel):
@@ -64,13 +66,12 @@ def damaged_run(
 
 
 def read_model(
-    path: Path,
+    path: File,
     model: type[Model],
     max_bytes: int,
     damage: Damage = damaged_run,
     check: Callable[[Json, bytes], None] | None = None,
     *,
-    follow: bool = True,
     file_names: bool = False,
 ) -> Model:
     """The object in a JSON file as a `model`.
@@ -80,7 +81,7 @@ def read_model(
     stand for bytes that are not UTF-8. Raises CannotRead where the file can't be read, and what
     `damage` makes of the path and a phrase that names the field where it was read and does not fit.
     """
-    data = read_file(path, max_bytes, damage, follow=follow)
+    data = read_file(path, max_bytes, damage)
     try:
         value = _object_in(data, file_names)
         if check is not None:
@@ -104,11 +105,14 @@ def read_lines(
     return found
 
 
-def read_file(path: Path, max_bytes: int, damage: Damage, *, follow: bool = True) -> bytes:
-    """The bytes of a regular file of at most `max_bytes`. Raises CannotRead, what `damage` makes
-    of one that is too large or no regular file."""
+def read_file(path: File, max_bytes: int, damage: Damage) -> bytes:
+    """The bytes of a regular file of at most `max_bytes`. Links to a Path are followed, links in a
+    store are not. Raises CannotRead, and what `damage` returns for a file that is too large or not
+    regular."""
     try:
-        return read_regular(path, max_bytes, follow=follow)
+        if isinstance(path, StoredFile):
+            return path.read(max_bytes)
+        return read_regular(path, max_bytes)
     except NotAFile as error:
         raise damage(path, f"is {error.strerror}") from error
     except OSError as error:

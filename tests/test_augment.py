@@ -23,6 +23,7 @@ from featurecache.images.decode import decode
 from featurecache.images.views import View, find_view
 from featurecache.stages.cache.augment import Augmented, augment
 from featurecache.stages.cache.featurize import Featurized, featurize
+from tests.space_folders import folder_of
 
 SMALL = "augmenters:\n  - Affine: {rotate: {range: [-40, 40]}}\n  - Resize: {size: 20}\n"
 
@@ -234,7 +235,7 @@ def test_vectors_are_made_of_the_kept_pictures(
     cache = shutil.copytree(both[2], tmp_path / "cache")
     for space in Cache(cache).spaces():
         if space.backbone is not None:
-            shutil.rmtree(space.path)
+            shutil.rmtree(folder_of(space))
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("augmented on the fly")

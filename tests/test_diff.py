@@ -83,7 +83,7 @@ def test_bytes_that_are_not_the_record_s_stop_it(small_cache: Path, tmp_path: Pa
     other.create()
     vectors = good.vectors(items)[0] * np.float32(2)
     other.space(good.key, "none", good.backbone).commit(items, {"features": vectors}, {}, {}, 0)
-    path = copy / "spaces" / good.path.name / good.records[0].file
+    path = copy / "spaces" / good.name / good.records[0].file
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedCache, match=path.name):
         diff(copy, tmp_path / "other")

@@ -31,6 +31,7 @@ from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
 from featurecache.stages.recipes import recipe_file
+from tests.space_folders import folder_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("pipelines/**/*.md")])
@@ -346,7 +347,7 @@ def test_a_reader_written_from_the_format_page_reads_vectors(
     vectors: tuple[Space, dict[bytes, np.ndarray]],
 ) -> None:
     space, made = vectors
-    found, root_hash = read_space(space.path)
+    found, root_hash = read_space(folder_of(space))
     bad = items_named("c")[0].hex()
     assert found.pop(bad) is None
     assert found == {i.hex(): row.tobytes() for i, row in made.items() if i.hex() != bad}
@@ -365,7 +366,7 @@ def test_a_reader_written_from_the_format_page_reads_pictures(tmp_path: Path) ->
     }
     cache.space(key).commit(items, arrays, {items[1]: "no image"}, {"pictures": "png"}, 0.5)
     space = cache.space(key)
-    found, root_hash = read_space(space.path)
+    found, root_hash = read_space(folder_of(space))
     assert list(found.values()) == [b"first picture", None, b"third"]
     assert root_hash == space.root_hash
 
@@ -377,7 +378,7 @@ def test_of_an_item_in_two_shards_the_first_by_name_counts(
     again = items_named("a", "f")
     other = np.full((2, 7), 3, np.float32)
     space.commit(again, {"features": other}, {}, {"engine": "y"}, 1.0)
-    space = Cache(space.path.parent.parent).space(space.key)
+    space = Cache(folder_of(space).parent.parent).space(space.key)
     first = shards.shard_name(again) < shards.shard_name(items_named(*"abc"))
     (row,), _ = space.vectors([again[0]])
     assert row.tobytes() == (other[0] if first else made[again[0]]).tobytes()
@@ -400,7 +401,7 @@ def test_a_row_that_could_be_decoded_counts_before_one_that_could_not(
     # A shard of the same item that failed once more changes nothing.
     worse = items_named("c", "a")
     space.commit(worse, {"features": np.zeros((2, 7), np.float32)}, {again[0]: "no"}, {}, 1.0)
-    space = Cache(space.path.parent.parent).space(space.key)
+    space = Cache(folder_of(space).parent.parent).space(space.key)
     (row,), (fine,) = space.vectors(again)
     assert row.tobytes() == good.tobytes() and fine
     assert space.failures(made) == {}
@@ -411,15 +412,15 @@ def test_the_reader_of_the_format_page_sees_a_changed_byte(
     vectors: tuple[Space, dict[bytes, np.ndarray]], where: str
 ) -> None:
     space, _ = vectors
-    record = space.path / f"{space.records[0].shard}.json"
-    files = {"record": record, "data": space.path / space.records[0].file}
-    path = files.get(where, space.path / "space.json")
+    record = folder_of(space) / f"{space.records[0].shard}.json"
+    files = {"record": record, "data": folder_of(space) / space.records[0].file}
+    path = files.get(where, folder_of(space) / "space.json")
     data = bytearray(path.read_bytes())
     place = data.index(b'"net"') + 1 if where == "key" else len(data) // 3
     data[place] ^= 1
     path.write_bytes(data)
     with pytest.raises(AssertionError):
-        read_space(space.path)
+        read_space(folder_of(space))
 
 
 def test_format_page_has_every_field_of_a_record(
@@ -427,7 +428,7 @@ def test_format_page_has_every_field_of_a_record(
 ) -> None:
     space, _ = vectors
     page = sections(text("docs/format.md"))
-    record = json.loads((space.path / f"{space.records[0].shard}.json").read_bytes())
+    record = json.loads((folder_of(space) / f"{space.records[0].shard}.json").read_bytes())
     assert first_cells(page["The record"]) == list(record)
     assert first_cells(page["Decoding"]) == [
         "orientation",

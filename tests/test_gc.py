@@ -20,6 +20,7 @@ from featurecache.stages.cache.ls import ls
 from featurecache.stages.cache.verify import verify
 from featurecache.stages.heads.train_head import train_head
 from featurecache.storage import durable, locks
+from tests.space_folders import folder_of
 
 SCHEDULE = """
 backbone: {name: efficientnet_lite0, input_size: 32}
@@ -53,7 +54,7 @@ def aged(cache: Path, view: str, time: str) -> None:
     """Let the shards of a view have been made at `time`."""
     space = next(s for s in Cache(cache).spaces() if s.view == view)
     for record in space.records:
-        path = space.path / f"{record.shard}.json"
+        path = folder_of(space) / f"{record.shard}.json"
         value = json.loads(path.read_bytes())
         del value["checksum"]
         value["made"]["time"] = time
@@ -167,7 +168,7 @@ def test_what_is_being_filled_or_written_is_kept(
     (kept,) = collect(policy="none", delete=True, force=True)
     assert (kept.kept, kept.deleted) == ("a process is filling it", False)
     claim.release()
-    with locks.hold_shared(space.path):
+    with locks.hold_shared(folder_of(space)):
         (kept,) = collect(policy="none", delete=True)
     assert "is writing to it" in kept.kept
     assert views(cache) == ["color_1", "none"]
@@ -186,7 +187,7 @@ def test_what_is_reserved_before_it_is_there_is_kept(
     assert list((cache / "locks").iterdir()) == []
     assert collect(policy="none", delete=True)[0].deleted
     with reserved([space]):
-        assert len(list((cache / "locks").iterdir())) == 1 and not space.path.exists()
+        assert len(list((cache / "locks").iterdir())) == 1 and not folder_of(space).exists()
     assert list((cache / "locks").iterdir()) == []
 
 
@@ -214,7 +215,7 @@ def test_a_deletion_that_was_interrupted_is_finished_by_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.shutil, "rmtree", killed)
+        patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             collect(policy="color", delete=True)
     assert views(cache) == ["none"]
@@ -259,7 +260,7 @@ def test_a_leftover_that_a_record_names_by_the_time_of_deletion_stays(
 ) -> None:
     """Another process is between the data of a shard and its record as gc looks."""
     space = next(s for s in Cache(cache).spaces() if s.view == "none")
-    record = space.path / f"{space.records[0].shard}.json"
+    record = folder_of(space) / f"{space.records[0].shard}.json"
     content = record.read_bytes()
     record.unlink()
     find = stage.abandoned

@@ -26,6 +26,7 @@ from featurecache.stages.cache.gc import gc
 from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.heads.predict import predict
 from featurecache.stages.heads.train_head import TrainedRun, read_run, train_head
+from tests.space_folders import folder_of
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
@@ -222,7 +223,7 @@ def test_a_row_that_one_space_could_not_decode_is_left_out(
     space = next(s for s in Cache(cache).spaces() if s.backbone == OTHER)
     rows = labelled_rows(open_dataset(small_data), ["val"])
     fields = space.records[0].provenance
-    shutil.rmtree(space.path)
+    shutil.rmtree(folder_of(space))
     arrays = {"features": np.ones((48, 3), np.float32)}
     arrays["features"][0] = 0
     items = list(dict.fromkeys([rows[5].item, *space.rows]))
@@ -302,7 +303,7 @@ def test_a_run_of_one_backbone_is_found_as_it_always_was(
     (backbone,) = record.pop("backbones")
     spaces = {view: space for view, (space,) in record["spaces"].items()}
     items = [row.item for row in labelled_rows(open_dataset(small_data), ["train", "val"])]
-    (space,) = (one for one in Cache(cache).spaces() if one.path.name == spaces["none"])
+    (space,) = (one for one in Cache(cache).spaces() if one.name == spaces["none"])
     x, _ = space.vectors(items)
     assert record["identity"] == keys.digest(
         {

@@ -18,6 +18,7 @@ from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.stages.cache.export import vectors
+from tests.space_folders import folder_of
 
 KEY = {"format": 1, "view": None, "backbone": {"name": "b"}, "precision": "f32"}
 SHARDS = (7, 1, 12, 5)
@@ -110,7 +111,7 @@ HARMS: dict[str, Callable[[Path], Any]] = {
 def test_damage_is_seen_before_a_row_is_used(harm: str, tmp_path: Path) -> None:
     space = made(tmp_path / "cache")
     number, _ = space.rows[ITEMS[8]]
-    HARMS[harm](space.path / space.records[number].file)
+    HARMS[harm](folder_of(space) / space.records[number].file)
     vectors = MappedVectors(space, ITEMS)
     np.testing.assert_array_equal(vectors[:8], FEATURES[:8])  # of other shards
     with pytest.raises(DamagedCache, match="verify --repair"):

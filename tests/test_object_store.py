@@ -32,6 +32,7 @@ from featurecache.stages.cache.ls import ls
 from featurecache.stages.cache.verify import verify
 from featurecache.stages.heads.train_head import train_head
 from featurecache.storage import durable, object_cache, object_store, retries
+from featurecache.storage.objects import ObjectStore
 
 # The client of the store leaves sockets open in its own thread.
 pytestmark = [pytest.mark.usefixtures("load_once"), pytest.mark.filterwarnings("default")]
@@ -303,11 +304,11 @@ def test_writers_of_other_bits_where_the_last_one_wins(
 ) -> None:
     """A store that can't refuse a name that is taken: whichever record stays, its bytes do."""
 
-    def overwritten(path: Path, data: bytes) -> bool:
-        object_store.put(path, data)
+    def overwritten(store: ObjectStore, name: str, data: bytes) -> bool:
+        store.replace(name, data)
         return True
 
-    monkeypatch.setattr(object_store, "put_if_absent", overwritten)
+    monkeypatch.setattr(ObjectStore, "put_if_absent", overwritten)
     items = [hashlib.sha256(bytes([n])).digest() for n in range(3)]
     for value in (1.0, 2.0, 1.0):
         space = Cache(elsewhere).space({"backbone": "b"}, "none", "network")
@@ -323,10 +324,10 @@ def test_damage_in_the_store_is_found_and_mended(
     """`verify` asks the store, not the copies."""
     made(small_data, elsewhere, tiny)
     space = next(s for s in Cache(elsewhere).spaces() if s.view == "none")
-    path = space.path / space.records[2].file
+    file = space.file(space.records[2].file)
     space.read(2)  # makes a copy
-    data = path.read_bytes()
-    object_store.put(path, data[:500] + bytes([data[500] ^ 1]) + data[501:])
+    data = file.read(1 << 30)
+    space.store.replace(file.key, data[:500] + bytes([data[500] ^ 1]) + data[501:])
     assert [row["file"] for row in verify(elsewhere).bad] == [f"{space.records[2].shard}.json"]
     shutil.rmtree(object_cache.folder())
     with pytest.raises(DamagedCache, match="its bytes are not the ones that were committed"):
@@ -464,7 +465,7 @@ def test_a_store_that_does_not_let_us_in(
 def test_protocols_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="nonsense"):
         Cache("nonsense://x/y")
-    monkeypatch.setitem(sys.modules, "upath", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'featurecache\[gs\]'"):
         Cache("gs://bucket/x")
     assert object_store.as_path(f"file://{tmp_path}") == tmp_path

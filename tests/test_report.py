@@ -266,7 +266,7 @@ def test_phases_are_those_that_were_trained(
     given: dict[str, Any] = {"data": small_data, "cache": small_cache}
     run = train_head(schedule, out=tmp_path / "run", device="cpu", **given).run
     asked = predict_split([run], "val", ["none"], None, small_data, small_cache)
-    spaces = {space.path.name: space for space in Cache(small_cache).spaces()}
+    spaces = {space.name: space for space in Cache(small_cache).spaces()}
     found = training_course(asked, 0, spaces)
     assert [(p["views"], p["augmented"], p["first"], p["last"]) for p in found["phases"]] == [
         ("none", False, 1, 2),

@@ -61,9 +61,9 @@ def test_what_can_be_decoded_now_is_mended(
     assert len(found.spaces) == 3
     assert verify(old).bad == []
     fill(data, tmp_path / "new", tiny)
-    mended = {s.path.name: s for s in Cache(old).spaces()}
+    mended = {s.name: s for s in Cache(old).spaces()}
     for space in Cache(tmp_path / "new").spaces():
-        again = mended[space.path.name]
+        again = mended[space.name]
         assert again.failures(again.rows).keys() == space.failures(space.rows).keys()
         if space.backbone is None:
             assert ls(old)[0]["root_hash"] == ls(tmp_path / "new")[0]["root_hash"]

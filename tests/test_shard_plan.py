@@ -25,6 +25,9 @@ from featurecache.items import Items
 from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.cache.ls import ls
+from featurecache.storage.local import LocalStore
+from featurecache.storage.stored_file import StoredFile
+from tests.space_folders import folder_of
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
@@ -43,7 +46,7 @@ def test_a_shard_that_another_process_is_at_is_waited_for(
     before = ls(small_cache)
     cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
     space = next(s for s in Cache(cache).spaces() if s.view == "none")
-    record = space.path / f"{space.records[1].shard}.json"
+    record = folder_of(space) / f"{space.records[1].shard}.json"
     data = record.read_bytes()
     record.unlink()
     claim = space.claim(record.stem)
@@ -166,10 +169,11 @@ def test_a_worker_that_sees_other_folders_does_not_begin(
     lacks: str, small_data: Path, tmp_path: Path
 ) -> None:
     picture = small_data / "train/cat/000.png"
-    with module._probe(tmp_path) as probe:
-        assert probe.is_file()
-        seen = (probe, picture.with_name("no.png")) if lacks == "dataset" else (
-            tmp_path / "elsewhere", picture)  # fmt: skip
+    store = LocalStore(tmp_path)
+    with store.probe() as name:
+        assert (tmp_path / name).is_file()
+        seen = (StoredFile(store, name), picture.with_name("no.png")) if lacks == "dataset" else (
+            StoredFile(store, "elsewhere"), picture)  # fmt: skip
         with pytest.raises(BadInput, match=f"does not see the {lacks}"):
             module._begin((lambda job: 1 / 0, None, *seen))
     assert list(tmp_path.iterdir()) == []

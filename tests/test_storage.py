@@ -52,10 +52,19 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def prepared(store: Store, *folders: str) -> None:
+    """Make the root and these folders."""
+    if store.local_folder is not None:
+        store.local_folder.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        store.make_folder(folder)
+
+
 class StoreContract:
     """Each implementation gives a `store`, empty and without a root."""
 
     def test_what_is_written_is_read(self, store: Store) -> None:
+        prepared(store, "folder")
         store.replace("folder/file name #1.json", b"0123456789")
         assert store.read("folder/file name #1.json", 10) == b"0123456789"
         assert store.size("folder/file name #1.json") == 10
@@ -66,11 +75,13 @@ class StoreContract:
         assert store.read("folder/file name #1.json", 0) == b""
 
     def test_a_name_is_given_once(self, store: Store) -> None:
+        prepared(store, "a/b")
         assert store.put_if_absent("a/b/record", b"first")
         assert not store.put_if_absent("a/b/record", b"second")
         assert store.read("a/b/record", 99) == b"first"
 
     def test_of_many_writers_one_wins(self, store: Store) -> None:
+        prepared(store, "x")
         with ThreadPoolExecutor(8) as pool:
             won = list(pool.map(lambda n: store.put_if_absent("x/record", b"%d" % n), range(8)))
         assert won.count(True) == 1
@@ -78,6 +89,7 @@ class StoreContract:
         assert store.list_folder("x") == ["record"]
 
     def test_readers_see_whole_files(self, store: Store) -> None:
+        prepared(store)
         contents = [bytes([n]) * 200_000 for n in (1, 2)]
         store.replace("file", contents[0])
         ended = threading.Event()
@@ -109,11 +121,13 @@ class StoreContract:
         store.delete("none")
 
     def test_files_that_are_too_large(self, store: Store) -> None:
+        prepared(store)
         store.replace("file", b"12345")
         with pytest.raises(NotAFile, match="5 bytes, more than the 4 allowed"):
             store.read("file", 4)
 
     def test_lists_tell_files_from_folders(self, store: Store) -> None:
+        prepared(store, "a/deeper", "abc")
         for name in ("b", "a/file", "a/deeper/file", "b-2", ".hidden", "abc/x"):
             store.replace(name, b"1")
         assert store.list_folder() == [".hidden", "a/", "abc/", "b", "b-2"]
@@ -123,6 +137,7 @@ class StoreContract:
         assert not store.is_link("a") and not store.is_link("b")
 
     def test_files_move_and_go(self, store: Store) -> None:
+        prepared(store, "space/quarantine")
         store.replace("space/record", b"1")
         store.replace("space/quarantine/record", b"0")
         store.move("space/record", "space/quarantine/record")
@@ -132,6 +147,7 @@ class StoreContract:
         assert not store.exists("space/quarantine/record")
 
     def test_content_comes_whole(self, store: Store) -> None:
+        prepared(store)
         data = os.urandom(5000)
         store.put_if_absent("shard.h5", data)
         for fresh in (False, True, False):
@@ -149,6 +165,7 @@ class StoreContract:
         assert store.free_bytes() is None or store.free_bytes()
 
     def test_locks_keep_out_or_delete_nothing(self, store: Store) -> None:
+        prepared(store, "folder", "new folder")
         store.replace("folder/file", b"1")
         claim = store.claim("locks/shard")
         other = store.claim("locks/shard")
@@ -180,12 +197,14 @@ class StoreContract:
         assert store.exists("folder/file") != store.has_locks
 
     def test_a_probe_is_seen_until_it_ends(self, store: Store) -> None:
+        prepared(store)
         store.replace("file", b"1")
         with store.probe() as first, store.probe() as second:
             assert first != second and all(map(open_store(store.root).exists, (first, second)))
         assert store.list_folder() == ["file"]
 
     def test_it_goes_to_workers(self, store: Store) -> None:
+        prepared(store)
         store.replace("file", b"1")
         code = (
             "import pickle, sys; store = pickle.load(sys.stdin.buffer); "
@@ -244,12 +263,19 @@ class TestLocalStore(StoreContract):
     def test_new_folders_are_durable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         synced: list[Path] = []
         monkeypatch.setattr(durable, "sync_folder", synced.append)
-        LocalStore(tmp_path).put_if_absent("a/b/file", b"1")
-        assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+        store = LocalStore(tmp_path)
+        for _ in range(2):  # whoever made them may have been killed before the sync
+            store.make_folder("a/b")
+            assert synced == [tmp_path, tmp_path / "a"]
+            synced.clear()
+        with pytest.raises(FileNotFoundError):
+            LocalStore(tmp_path / "absent").make_folder("a")
 
     def test_what_a_killed_maker_left_is_removed(self, tmp_path: Path) -> None:
         store = LocalStore(tmp_path / "cache")
         killed, other = (durable.temporary_name(tmp_path / "cache") for _ in range(2))
+        prepared(LocalStore(killed))
+        prepared(LocalStore(other))
         LocalStore(killed).put_if_absent("MARKER", b"1")
         LocalStore(other).put_if_absent("somebody's", b"1")
         assert store.unfinished() == sorted([killed, other])

@@ -26,8 +26,10 @@ from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.stages.cache.verify import verify
-from featurecache.storage import durable, locks, object_store
+from featurecache.storage import durable, locks
+from featurecache.storage.local import LocalStore
 from tests.keys import vector_key, view_key
+from tests.space_folders import folder_of
 
 KEY = vector_key()
 DIM = 5
@@ -62,11 +64,11 @@ def commit(
 
 
 def files_of(space: Space) -> set[str]:
-    return {path.name for path in space.path.iterdir()}
+    return {path.name for path in folder_of(space).iterdir()}
 
 
 def only(space: Space, pattern: str) -> Path:
-    (found,) = (p for p in space.path.glob(pattern) if p.name != "space.json")
+    (found,) = (p for p in folder_of(space).glob(pattern) if p.name != "space.json")
     return found
 
 
@@ -99,7 +101,7 @@ def test_what_was_committed_is_read(shards: list[list[int]], bad: set[int], rng:
                 assert vector.tobytes() == (row(n) * (n not in bad)).tobytes()
         failures = space.failures(item(n) for n in range(40))
         assert failures == {item(n): "truncated" for n in held if n in bad}
-        assert [s.path for s in Cache(folder).spaces()] == ([space.path] if held else [])
+        assert [s.name for s in Cache(folder).spaces()] == ([space.name] if held else [])
 
 
 @settings(max_examples=60, deadline=None)
@@ -157,10 +159,10 @@ def test_the_record_says_what_the_shard_is(tmp_path: Path) -> None:
     assert record.shard == hashlib.sha256(b"".join(record.item_list)).hexdigest()
     assert record.provenance == {"engine": "test"}
     assert record.made.seconds == 0.5
-    data = (space.path / record.file).read_bytes()
+    data = (folder_of(space) / record.file).read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (record.size, record.sha256)
     assert files_of(space) == {"space.json", f"{record.shard}.json", record.file}
-    assert space.path.name == keys.digest(KEY)
+    assert space.name == keys.digest(KEY)
 
 
 def test_opening_and_looking_write_nothing(tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_a_record_of_a_newer_format_is_not_called_damaged(tmp_path: Path) -> Non
 
 def test_a_description_of_another_key_is_refused(tmp_path: Path) -> None:
     space, _ = commit(tmp_path, [1])
-    path = space.path / "space.json"
+    path = folder_of(space) / "space.json"
     whole = path.read_text()
     for wrong in (whole.replace('"f32"', '"bf16"'), whole[:-20], "[]", "{}", "1"):
         path.write_text(wrong)
@@ -306,7 +308,9 @@ def test_vectors_that_are_not_finite(
 def test_without_its_record_a_shard_is_absent(tmp_path: Path) -> None:
     space, _ = commit(tmp_path, [1, 2, 3])
     commit(tmp_path, [4])
-    record = next(p for p in space.path.glob("*.json") if p.name.startswith(space.records[0].shard))
+    record = next(
+        p for p in folder_of(space).glob("*.json") if p.name.startswith(space.records[0].shard)
+    )
     before = record.read_bytes()
     record.unlink()
     assert set(space_of(tmp_path).rows) == {item(4)}
@@ -320,8 +324,8 @@ def test_what_a_crash_leaves_does_no_harm(tmp_path: Path) -> None:
     (record,) = undisturbed.records
     folder = tmp_path / "b"
     Cache(folder).create()
-    path = space_of(folder).path
-    path.mkdir()
+    path = folder_of(space_of(folder))
+    path.mkdir(parents=True)
     assert Cache(folder).spaces() == []  # a folder that was not described yet
     (path / record.file).write_bytes(b"half of a shard")  # under our very name
     (path / f"{'0' * 64}-{'0' * 16}.h5").write_bytes(b"a stranger")
@@ -354,10 +358,13 @@ def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
 
 def test_the_same_shard_again_changes_nothing(tmp_path: Path) -> None:
     space, _ = commit(tmp_path, [1, 2, 3])
-    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in space.path.iterdir()}
+    folder = folder_of(space)
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
     _, first = commit(tmp_path, [1, 2, 3])
     assert not first
-    assert before == {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in space.path.iterdir()}
+    assert before == {
+        p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder_of(space).iterdir()
+    }
 
 
 def test_the_root_hash_knows_no_cutting(tmp_path: Path) -> None:
@@ -404,7 +411,7 @@ def test_an_empty_folder_may_become_a_cache(tmp_path: Path) -> None:
         "format": "featurecache cache",
         "version": 1,
     }
-    assert {p.name for p in tmp_path.iterdir()} == {"CACHE.json", "spaces"}
+    assert {p.name for p in tmp_path.iterdir()} == {"CACHE.json"}
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -542,7 +549,7 @@ def test_a_failing_fsync_commits_nothing(
     space = space_of(tmp_path)
     # Only when the record has its name may it be seen: then its data is durable before it.
     assert len(space.records) == (2 if at == 6 else 1)
-    assert not list(space.path.glob(".*.tmp"))
+    assert not list(folder_of(space).glob(".*.tmp"))
     monkeypatch.undo()
     commit(tmp_path, [1, 2, 3])
     assert set(space_of(tmp_path).rows) == {item(n) for n in (1, 2, 3, 9)}
@@ -553,8 +560,8 @@ def test_a_note_names_a_run_folder_of_any_bytes(tmp_path: Path) -> None:
     space, _ = commit(tmp_path / "cache", [1])
     run = Path(os.fsdecode(bytes(tmp_path) + b"/r\xff"))
     run.mkdir()
-    assert Cache(tmp_path / "cache").note_run(run, [space.path.name])
-    assert Cache(tmp_path / "cache").runs() == {space.path.name: [run]}
+    assert Cache(tmp_path / "cache").note_run(run, [space.name])
+    assert Cache(tmp_path / "cache").runs() == {space.name: [run]}
 
 
 # ---- another process removes what was listed ----
@@ -571,12 +578,12 @@ def test_what_another_process_removes_is_no_damage(
 
     def remove() -> None:
         if gone == "space":  # as gc does
-            space.path.rename(durable.temporary_name(space.path))
+            folder_of(space).rename(durable.temporary_name(folder_of(space)))
             return
-        record = space.read_record(sorted(space.path.glob("[0-9a-f]*.json"))[-1])
-        (space.path / f"{record.shard}.json").unlink()
+        record = space.read_record(sorted(folder_of(space).glob("[0-9a-f]*.json"))[-1].name)
+        (folder_of(space) / f"{record.shard}.json").unlink()
         if gone == "shard":
-            (space.path / record.file).unlink()
+            (folder_of(space) / record.file).unlink()
 
     if when == "before the data":
         if gone == "record":
@@ -586,16 +593,16 @@ def test_what_another_process_removes_is_no_damage(
         with pytest.raises(RemovedMeanwhile, match="another process removed it meanwhile; run the"):
             space.vectors([item(n) for n in (1, 2, 3)])
         return
-    names = object_store.names
+    list_folder = LocalStore.list_folder
 
-    def listed(folder: Path) -> list[str]:
-        found = names(folder)
-        if folder == space.path and found:
-            monkeypatch.setattr(object_store, "names", names)
+    def listed(store: LocalStore, folder: str = "") -> list[str]:
+        names = list_folder(store, folder)
+        if folder == space.folder and names:
+            monkeypatch.setattr(LocalStore, "list_folder", list_folder)
             remove()
-        return found
+        return names
 
-    monkeypatch.setattr(object_store, "names", listed)
+    monkeypatch.setattr(LocalStore, "list_folder", listed)
     with pytest.raises(RemovedMeanwhile, match=r"\.json: another process removed it meanwhile"):
         _ = space.records
 
@@ -604,14 +611,14 @@ def test_a_space_that_goes_as_its_description_is_read_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(tmp_path, [1])
-    has = object_store.has
+    exists = LocalStore.exists
 
-    def gone_after(path: Path, **named: Any) -> bool:
-        found = has(path, **named)
-        if path.name == "space.json" and found:
-            shutil.rmtree(path.parent)
+    def gone_after(store: LocalStore, name: str, *, listed: bool = False) -> bool:
+        found = exists(store, name, listed=listed)
+        if name.endswith("/space.json") and found:
+            shutil.rmtree(store.path(name).parent)
         return found
 
     cache = Cache(tmp_path)
-    monkeypatch.setattr(object_store, "has", gone_after)
+    monkeypatch.setattr(LocalStore, "exists", gone_after)
     assert cache.spaces() == []

@@ -107,7 +107,7 @@ def test_a_run_folder_holds_what_decided_the_run(
         "trained_items.bin",
     }
     record = json.loads((run / "run.json").read_text())
-    views = {space.view: [space.path.name] for space in Cache(small_cache).spaces()}
+    views = {space.view: [space.name] for space in Cache(small_cache).spaces()}
     assert record["spaces"] == views
     assert record["classes"] == ["cat", "dog", "owl"]
     (backbone,) = record["backbones"]

@@ -34,6 +34,7 @@ from featurecache.stages.heads.train_head import train_head
 from featurecache.stages.looking.report import report
 from featurecache.stages.recipes.run import run
 from tests.conftest import TINY, _quick
+from tests.space_folders import folder_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("load_once")]
 
@@ -204,8 +205,8 @@ def test_a_space_that_is_filled_is_not_deleted(
     expected = state(cache)
     space = next(s for s in Cache(cache).spaces() if s.view == "none")
     record = space.records[1]
-    (space.path / f"{record.shard}.json").unlink()
-    (space.path / record.file).unlink()
+    (folder_of(space) / f"{record.shard}.json").unlink()
+    (folder_of(space) / record.file).unlink()
     space = next(s for s in Cache(cache).spaces() if s.view == "none")
     stop, calls = POINTS[point]
     given = {"data": small_data, "cache": cache, "policy": ["none", "spatial_1"], **TINY}
@@ -261,7 +262,7 @@ def test_a_deletion_that_was_killed_is_finished_by_the_next(cache: Path, other: 
 def damage(cache: Path) -> None:
     """Flip a bit in a shard of `none`."""
     space = next(s for s in Cache(cache).spaces() if s.view == "none")
-    path = space.path / space.records[0].file
+    path = folder_of(space) / space.records[0].file
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

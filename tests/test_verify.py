@@ -30,6 +30,7 @@ from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.cache.ls import ls
 from featurecache.stages.cache.verify import verify
 from featurecache.storage import locks, retries
+from tests.space_folders import folder_of
 
 pytestmark = pytest.mark.usefixtures("load_once")
 VIEWS = ["none", "color_1"]
@@ -351,9 +352,9 @@ def test_a_damaged_description_is_repaired(
 ) -> None:
     before = ls(cache)
     (space,) = (s for s in Cache(cache).spaces() if s.view == "color_1")
-    (space.path / "space.json").write_bytes(b"{")
+    (folder_of(space) / "space.json").write_bytes(b"{")
     repaired = verify(cache, repair=True, data=small_data)
-    assert [(b["space"], b["file"]) for b in repaired.bad] == [(space.path.name, "space.json")]
+    assert [(b["space"], b["file"]) for b in repaired.bad] == [(space.name, "space.json")]
     assert len(repaired.left) == 1
     (bad,) = verify(cache).bad  # until it is described, its rows are out of reach
     assert "is not there" in bad["reason"]
@@ -540,12 +541,12 @@ def test_a_space_that_gc_deletes_as_it_is_looked_at_is_not_bad(
     small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
-    has = Cache.space_in
+    described_space = Cache.described_space
 
-    def deleted(opened: Cache, folder: Path) -> Space | None:
-        shutil.rmtree(folder)
-        return has(opened, folder)
+    def deleted(opened: Cache, name: str) -> Space | None:
+        shutil.rmtree(cache / "spaces" / name)
+        return described_space(opened, name)
 
-    monkeypatch.setattr(Cache, "space_in", deleted)
+    monkeypatch.setattr(Cache, "described_space", deleted)
     found = verify(cache)
     assert (found.bad, found.unreadable, found.shards) == ([], [], 0)

@@ -71,7 +71,7 @@ def verify_speed(size: int, folder: Path) -> Tally:
     for number in range(size):
         items, features = made_shard(number, 512, 1280)
         space.commit(items, {"features": features}, {}, {}, 0.0)
-    files = sorted(str(path) for path in space.path.iterdir())
+    files = sorted(str(path) for path in Path(str(space.file("").parent)).iterdir())
     total = sum(Path(path).stat().st_size for path in files)
     times: dict[str, list[float]] = {"verify": [], "sha256sum": [], "hashlib": []}
     for _ in range(3):

@@ -142,7 +142,7 @@ def _read(cache: Path, path: Path) -> Iterator[bytes]:
     """Every row that a reader gets, one item at a time, from the shards that it speaks of."""
     try:
         for space in Cache(cache).spaces():
-            if path.name != "CACHE.json" and space.path != path.parent:
+            if path.name != "CACHE.json" and space.name != path.parent.name:
                 continue
             for record in space.records:
                 if path.suffix == ".h5" and path.name != record.file:

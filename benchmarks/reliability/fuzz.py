@@ -34,6 +34,7 @@ from featurecache.errors import FeatureCacheError
 from featurecache.features import shards
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.storage.local import LocalStore
 
 CORPUS = Path(__file__).parents[2] / "tests" / "corpus"
 MOST_MEMORY, MOST_SECONDS = 4096, 20  # MiB of a whole process; for one input
@@ -74,9 +75,9 @@ def _file(name: str, data: bytes) -> Path:
 
 def read_record(data: bytes) -> None:
     """A commit record as it is, then with a checksum that holds, then the rows it promises."""
-    path = _file(f"{SPACE}/{SHARD}.json", data)
-    space = Space(path.parent, {}, "", None)
-    _told(lambda: space.read_record(path))
+    path = _file(f"cache/spaces/{SPACE}/{SHARD}.json", data)
+    space = Space(LocalStore(_folder() / "cache"), SPACE)
+    _told(lambda: space.read_record(path.name))
     try:
         value = json.loads(data)
         if isinstance(value, dict):
@@ -85,21 +86,21 @@ def read_record(data: bytes) -> None:
             path.write_bytes(json.dumps(value).encode() + b"\n")
     except (ValueError, RecursionError):
         return
-    _told(lambda: _used(Space(path.parent, {}, "", None)))
+    _told(lambda: _used(Space(space.store, SPACE), path.parent))
 
 
-def _used(space: Space) -> None:
+def _used(space: Space, folder: Path) -> None:
     items = list(space.rows)
     _told(lambda: space.root_hash)
     _told(lambda: space.failures(items))
     for number, record in enumerate(space.records):
-        (space.path / record.file).write_bytes(whole_shard())
+        (folder / record.file).write_bytes(whole_shard())
         _told(functools.partial(space.read, number))
         if "features" in record.arrays:
             _told(lambda: space.vectors(items))
         else:
             _told(lambda: [space.picture(item) for item in items])
-        (space.path / record.file).unlink()
+        (folder / record.file).unlink()
 
 
 def read_description(data: bytes) -> None:
@@ -107,8 +108,8 @@ def read_description(data: bytes) -> None:
     folder = _folder() / "cache" / "spaces" / SPACE
     path = _file(f"cache/spaces/{SPACE}/space.json", data)
     cache = Cache.__new__(Cache)  # without looking at the disk for its marker
-    cache.root = folder.parent.parent
-    _told(lambda: cache.space_in(folder))
+    cache.store = LocalStore(folder.parent.parent)
+    _told(lambda: cache.described_space(folder.name))
     try:
         value = json.loads(data)
         if not isinstance(value, dict):
@@ -121,7 +122,7 @@ def read_description(data: bytes) -> None:
     folder.rename(named)
     try:
         (named / "space.json").write_text(json.dumps(value) + "\n")
-        _told(lambda: cache.space_in(named))
+        _told(lambda: cache.described_space(named.name))
     finally:
         named.rename(folder)
         path.unlink()

@@ -102,7 +102,7 @@ def cache_rows(cache: Path) -> Rows:
         for number, record in enumerate(space.records):
             arrays = space.read(number)
             for row, item in enumerate(record.item_list):
-                name = f"{space.path.name} {item.hex()}"
+                name = f"{space.name} {item.hex()}"
                 if name in found:
                     raise RuntimeError(f"row {name} is held twice")
                 found[name] = shards.row_bytes(arrays, row)
@@ -111,7 +111,7 @@ def cache_rows(cache: Path) -> Rows:
 
 def cache_hashes(cache: Path) -> object:
     bad = verify(cache).bad
-    return bad, {space.path.name: space.root_hash for space in Cache(cache).spaces()}
+    return bad, {space.name: space.root_hash for space in Cache(cache).spaces()}
 
 
 def _run_rows(out: Path) -> Rows:

@@ -48,7 +48,7 @@ def _state(writer: Writer, cache: Path) -> tuple[dict[bytes, bytes], object]:
     bad = verify(cache).bad
     if bad:
         raise RuntimeError(f"verify lists {bad}")
-    return rows, {space.path.name: space.root_hash for space in Cache(cache).spaces()}
+    return rows, {space.name: space.root_hash for space in Cache(cache).spaces()}
 
 
 def _undisturbed(writer: Writer, words: list[object], cache: Path, said: Path) -> Any:
@@ -290,7 +290,7 @@ def _untidy(cache: Path, killed: bool) -> list[str]:
     wrong = []
     for space in Cache(cache).spaces():
         named = {"space.json"} | {n for r in space.records for n in (r.file, f"{r.shard}.json")}
-        found = {path.name for path in space.path.iterdir()}
+        found = {path.name for path in Path(str(space.file("").parent)).iterdir()}
         rows = sum(len(record.item_list) for record in space.records)
         if len(space.records) != SHARDS or rows != IMAGES:
             wrong.append(f"{len(space.records)} shards of {rows} rows")

@@ -163,7 +163,7 @@ def clock_set_back(size: int, folder: Path) -> Tally:
         shutil.copytree(folder / f"undisturbed {job.name}", target)
         for space in Cache(target).spaces():
             for record in space.records:
-                path = space.path / f"{record.shard}.json"
+                path = Path(str(space.file("").parent)) / f"{record.shard}.json"
                 value = json.loads(path.read_bytes())
                 del value["checksum"]
                 value["made"]["time"] = "2099-01-01T00:00:00+00:00"

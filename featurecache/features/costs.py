@@ -6,10 +6,10 @@ import datetime
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from featurecache.features.space_files import Record
 from featurecache.features.spaces import Space
+from featurecache.storage.store import Store
 
 _AT_ONCE = 2.0  # seconds between the beginnings of shards that one command made together
 
@@ -21,12 +21,12 @@ def seconds_to_make(space: Space, items: Iterable[bytes], spaces: Sequence[Space
     for several spaces in the same seconds; those of `spaces` that it did so for share them equally.
     """
     used = Counter(space.rows[item][0] for item in set(items) if item in space.rows)
-    others = [other for other in spaces if other.path != space.path]
+    others = [other for other in spaces if (other.store, other.name) != (space.store, space.name)]
     total = 0.0
     for number, rows in used.items():
         record = space.records[number]
         beside = [
-            _begun(other.path / f"{record.shard}.json")
+            _begun(other.store, other.name, record.shard)
             for other in others
             if other.has(record.shard)
         ]
@@ -36,9 +36,9 @@ def seconds_to_make(space: Space, items: Iterable[bytes], spaces: Sequence[Space
 
 
 @functools.lru_cache(maxsize=1 << 16)  # a report asks for each as often as it has views
-def _begun(path: Path) -> tuple[str, float]:
-    """The host that made the shard of a commit record, and when it began."""
-    record = Space(path.parent, {}, "", None).read_record(path)
+def _begun(store: Store, space: str, shard: str) -> tuple[str, float]:
+    """The host that made a shard of a space, and when it began."""
+    record = Space(store, space).read_record(f"{shard}.json")
     return record.made.host, _began(record)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from featurecache.errors import BadInput, CannotRead, NotAFile
 from featurecache.features import shards
 from featurecache.features.spaces import Space, damaged
-from featurecache.storage import object_cache, object_store
 from featurecache.storage.safe_open import open_regular
 
 MOST_MAPS = 256  # open at once: each holds a file descriptor, of which a process may have 1024
@@ -44,7 +43,7 @@ class MappedVectors:
         for number in np.unique(self._numbers).tolist():
             record = space.records[number]
             if record.arrays["features"].shape[1] != space.dim:
-                raise damaged(space.path / record.file, "its vectors have another length")
+                raise damaged(space.file(record.file), "its vectors have another length")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -83,26 +82,24 @@ class MappedVectors:
         if number in self._maps:
             return self._maps[number]
         record = self._space.records[number]
-        path = self._space.path / record.file
+        file = self._space.file(record.file)
         try:
-            local = path
-            if object_store.is_remote(path):
-                local = object_cache.path_of(path, record.size, record.sha256)
-            with open_regular(local, record.size, follow=False) as (file, size):
-                data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            path = file.store.local_path(file.key, record.size, record.sha256)
+            with open_regular(path, record.size, follow=False) as (opened, size):
+                data = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
         except (NotAFile, FileNotFoundError) as error:
             raise self._space.absent(record, error) from error
         except OSError as error:
-            raise CannotRead(path, error) from error
+            raise CannotRead(file, error) from error
         except ValueError as error:  # an empty file can't be mapped
-            raise damaged(path, "its bytes are not the ones that were committed") from error
+            raise damaged(file, "its bytes are not the ones that were committed") from error
         if size != record.size or (
             number not in self._sound and hashlib.sha256(data).hexdigest() != record.sha256
         ):
-            raise damaged(path, "its bytes are not the ones that were committed")
+            raise damaged(file, "its bytes are not the ones that were committed")
         arrays = shards.unpack(data, record.arrays)
         if number not in self._sound and not shards.is_finite(arrays):
-            raise damaged(path, shards.NOT_FINITE)
+            raise damaged(file, shards.NOT_FINITE)
         self._sound.add(number)
         if len(self._maps) == MOST_MAPS:
             del self._maps[next(iter(self._maps))]

@@ -1,7 +1,7 @@
-"""What the killed leave in a cache: harmless to every reader, and deleted only under a lock.
+"""What killed processes leave in a cache: harmless to every reader, and deleted only under a lock.
 
 Temporary files, data files whose record was never linked, lock files, half-deleted spaces. Files
-that featurecache did not name are nobody's business, and are left alone.
+that featurecache did not name are left alone.
 """
 
 from __future__ import annotations
@@ -14,46 +14,53 @@ from pathlib import Path
 from featurecache.errors import BadInput, CannotRead, DamagedCache
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.storage import durable, locks, object_store
+from featurecache.storage import durable, locks
+from featurecache.storage.store import Store
 
 _TEMPORARY = re.compile(r"\..+\.tmp")
-_SPACE = re.compile(r"[0-9a-f]{64}")
+_SPACE = re.compile(r"spaces/([0-9a-f]{64})")
 _DATA = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}\.h5")
 
 
-def leftovers(cache: Cache) -> list[Path]:
-    """Files (and half-deleted spaces) that no record names, of processes alive or dead."""
-    return sorted(path for folder in _folders(cache) for path in _in(cache, folder))
+def leftovers(cache: Cache) -> list[str]:
+    """The paths of files (and half-deleted spaces) that no record names, whether their processes
+    are alive or dead."""
+    names = (name for folder in _folders(cache.store) for name in _in(cache.store, folder))
+    return sorted(map(cache.store.locate, names))
 
 
 def abandoned(cache: Cache) -> list[Path]:
     """The leftovers of processes that are gone: those that `sweep` would delete."""
-    return _of_the_dead(cache, _is_abandoned)
+    return _of_the_dead(cache.store, _is_abandoned)
 
 
 def sweep(cache: Cache) -> list[Path]:
-    """Delete the leftovers of processes that are gone; gives what is deleted. On file systems
-    without locks nothing is."""
-    deleted = _of_the_dead(cache, _remove)
+    """Delete the leftovers of processes that are gone, and return their paths. Without locks
+    nothing is deleted."""
+    deleted = _of_the_dead(cache.store, _remove)
     sweep_locks(cache)
     return deleted
 
 
-def _of_the_dead(cache: Cache, fits: Callable[[Path], bool]) -> list[Path]:
-    """The leftovers that fit in folders that no live process is adding to. A commit holds its
-    folder until its record is there, so they are listed, and used, while the folder is held: what
+def _of_the_dead(store: Store, is_match: Callable[[Path], bool]) -> list[Path]:
+    """The matching leftovers in folders that no live process is adding to. A commit holds its
+    folder until its record is there, so they are listed, and used, while the folder is locked: what
     was a leftover before may be named by a record by then."""
-    found = []
-    for folder in _folders(cache):
-        with locks.hold_exclusive(folder) as undisturbed:
-            found += [path for path in (_in(cache, folder) if undisturbed else []) if fits(path)]
-    return sorted(found)
+    root = store.local_folder
+    if root is None:
+        return []
+    paths = []
+    for folder in _folders(store):
+        with store.lock_exclusive(folder) as undisturbed:
+            names = _in(store, folder) if undisturbed else []
+            paths += [root / name for name in names if is_match(root / name)]
+    return sorted(paths)
 
 
 def sweep_locks(cache: Cache) -> None:
     """Delete the lock files that killed processes left: they are empty, and not listed."""
-    for name in _names(cache.root / "locks"):
-        claim = locks.claim(cache.root / "locks" / name) if "-" in name else None
+    for name in _names(cache.store, "locks"):
+        claim = cache.store.claim(f"locks/{name}") if "-" in name else None
         if claim is not None:
             claim.release()
 
@@ -85,37 +92,41 @@ def _remove(path: Path) -> bool:
     return undisturbed
 
 
-def _folders(cache: Cache) -> Iterator[Path]:
-    yield cache.root
-    spaces = cache.root / "spaces"
-    folders = [spaces / name for name in _names(spaces) if _SPACE.fullmatch(name)]
-    for path in [cache.root / "runs", spaces, *folders]:
-        if object_store.is_remote(path) or (path.is_dir() and not path.is_symlink()):
-            yield path
+def _folders(store: Store) -> Iterator[str]:
+    """The root and the folders in which processes write; no links."""
+    yield ""
+    yield from (name for name in ("runs", "spaces") if f"{name}/" in _listing(store, ""))
+    folders = (f"spaces/{name[:-1]}" for name in _listing(store, "spaces") if name.endswith("/"))
+    yield from filter(_SPACE.fullmatch, folders)
 
 
-def _in(cache: Cache, folder: Path) -> list[Path]:
-    names = _names(folder)
-    found = [folder / name for name in names if _TEMPORARY.fullmatch(name)]
-    if folder.parent == cache.root / "spaces":
-        space = Space(folder, {}, "", None)
+def _in(store: Store, folder: str) -> list[str]:
+    """The names of leftovers in a folder, from the root of the store."""
+    names = _names(store, folder)
+    matches = [name for name in names if _TEMPORARY.fullmatch(name)]
+    space = _SPACE.fullmatch(folder)
+    if space:
         data = [match for match in map(_DATA.fullmatch, names) if match is not None]
-        found += [folder / name[0] for name in data if not _may_name(space, name[1], name[0])]
-    return found
+        matches += [m[0] for m in data if not _may_name(Space(store, space[1]), m[1], m[0])]
+    return [f"{folder}/{name}" if folder else name for name in matches]
 
 
-def _names(folder: Path) -> list[str]:
+def _names(store: Store, folder: str) -> list[str]:
+    return [name.rstrip("/") for name in _listing(store, folder)]
+
+
+def _listing(store: Store, folder: str) -> list[str]:
     """The names in a folder; none of one that can't be listed, of which nothing is deleted."""
     try:
-        return object_store.names(folder)
+        return store.list_folder(folder)
     except OSError:
         return []
 
 
 def _may_name(space: Space, shard: str, file: str) -> bool:
-    """Does the record of this shard name this file? One that can't be read may."""
-    record = space.path / f"{shard}.json"
+    """Whether the record of this shard names this file. One that can't be read may."""
+    record = space.file(f"{shard}.json")
     try:
-        return object_store.has(record, listed=True) and space.read_record(record).file == file
+        return record.exists(listed=True) and space.read_record(record.name).file == file
     except (CannotRead, DamagedCache, BadInput, OSError):
         return True

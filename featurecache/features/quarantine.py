@@ -13,7 +13,6 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +22,8 @@ from featurecache.features.space_files import MAX_RECORD, Record
 from featurecache.features.spaces import Space, damaged
 from featurecache.items import Lookup
 from featurecache.json_files import read_file
-from featurecache.storage import durable, object_store
+from featurecache.storage.store import Store, names_in
+from featurecache.storage.stored_file import StoredFile
 
 FOLDER = "quarantine"
 _UNKNOWN = "unknown-"  # begins the name of a record whose items can't be told
@@ -46,31 +46,31 @@ class SetAside:
         return None if self.items is None else len(self.items)
 
 
-def folder(space: Space) -> Path:
-    return space.path / FOLDER
+def folder(space: Space) -> StoredFile:
+    return space.file(FOLDER)
 
 
 def set_aside(space: Space, name: str, names: Iterable[str]) -> None:
     """Move a damaged record and its data out of every reader's sight, to be looked at. `names` are
     those in the space's folder. Raises CannotRead, FeatureCacheError where the disk refuses."""
     if name == "space.json":
-        return _move(space, name, name)
+        return move_aside(space.store, space.folder, name, name)
     record = _RECORD.fullmatch(name)
     if record is not None and not name.startswith(_UNKNOWN):
-        items = _read(space, space.path / name, record[1]).items
+        items = _read(space, name, record[1]).items
         for data in names:
             found = _DATA.fullmatch(data)
             if found is not None and found[1] == record[1]:
-                _move(space, data, data)
+                move_aside(space.store, space.folder, data, data)
         if items is None:
-            return _move(space, name, _UNKNOWN + name)
-    _move(space, name, name)
+            return move_aside(space.store, space.folder, name, _UNKNOWN + name)
+    move_aside(space.store, space.folder, name, name)
 
 
 def pending(space: Space, held: Sequence[Record]) -> list[SetAside]:
     """The shards in quarantine with rows that none of the records `held` has; of a shard whose rows
     are not known, the record itself must be there again. Raises CannotRead."""
-    names = [] if object_store.is_link(folder(space)) else _names(folder(space))
+    names = [] if space.store.is_link(folder(space).key) else _names(folder(space))
     here = [match for match in map(_RECORD.fullmatch, names) if match is not None]
     if not here:
         return []
@@ -81,7 +81,7 @@ def pending(space: Space, held: Sequence[Record]) -> list[SetAside]:
     for match in here:
         if match[1] in committed:
             continue
-        shard = _read(space, folder(space) / match[0], match[1])
+        shard = _read(space, f"{FOLDER}/{match[0]}", match[1])
         if shard.items is None:
             # Before there were such names nobody noted it, and its rows may be in other shards.
             found += [shard] if match[0].startswith(_UNKNOWN) else []
@@ -94,44 +94,45 @@ def pending(space: Space, held: Sequence[Record]) -> list[SetAside]:
     return found
 
 
-def _read(space: Space, path: Path, shard: str) -> SetAside:
+def _read(space: Space, name: str, shard: str) -> SetAside:
     """What a record that is damaged, or whose data is, says of its shard."""
+    file = space.file(name)
     with contextlib.suppress(DamagedCache, BadInput):  # BadInput: of a newer version
-        record = space.read_record(path)
-        return SetAside(path.name, record.item_list, record.provenance.get("engine", ""))
-    return SetAside(path.name, _claimed_items(path, shard) or _items_of_data(space, shard))
+        record = space.read_record(name)
+        return SetAside(file.name, record.item_list, record.provenance.get("engine", ""))
+    return SetAside(file.name, _claimed_items(file, shard) or _items_of_data(space, shard))
 
 
-def _claimed_items(path: Path, shard: str) -> list[bytes] | None:
+def _claimed_items(file: StoredFile, shard: str) -> list[bytes] | None:
     """The items that a damaged record still lists, if they are the ones its name is the hash of."""
     # A pipe, a device, a link list nothing.
     data = b""
     with contextlib.suppress(DamagedCache):
-        data = read_file(path, MAX_RECORD, damaged, follow=False)
+        data = read_file(file, MAX_RECORD, damaged)
     found = re.search(rb'"items": "((?:[0-9a-f]{64})+)"', data)
     return _checked(bytes.fromhex(found[1].decode()) if found else b"", shard)
 
 
 def _items_of_data(space: Space, shard: str) -> list[bytes] | None:
     """The items in a data file of the shard that has the bytes that its name is the hash of."""
-    for place in (space.path, folder(space)):
-        for name in _names(place):
+    for parent in (space.file("").parent, folder(space)):
+        for name in _names(parent):
             match = _DATA.fullmatch(name)
             if match is None or match[1] != shard:
                 continue
             with contextlib.suppress(DamagedCache):
-                data = read_file(place / name, _MAX_DATA, damaged, follow=False)
+                data = read_file(parent / name, _MAX_DATA, damaged)
                 items = _checked(shards.items_in(data, match[2]), shard)
                 if items is not None:
                     return items
     return None
 
 
-def _names(path: Path) -> list[str]:
+def _names(parent: StoredFile) -> list[str]:
     try:
-        return object_store.names(path)
+        return names_in(parent.store, parent.key)
     except OSError as error:
-        raise CannotRead(path, error) from error
+        raise CannotRead(parent, error) from error
 
 
 def _checked(packed: bytes, shard: str) -> list[bytes] | None:
@@ -139,22 +140,17 @@ def _checked(packed: bytes, shard: str) -> list[bytes] | None:
     return items if items and shards.shard_name(items) == shard else None
 
 
-def _move(space: Space, name: str, new_name: str) -> None:
-    aside = folder(space)
+def move_aside(store: Store, folder: str, name: str, new_name: str) -> None:
+    """Move a file of a folder to its quarantine. Raises FeatureCacheError where the disk
+    refuses."""
+    file, target = StoredFile(store, f"{folder}/{name}"), StoredFile(store, f"{folder}/{FOLDER}")
     try:
-        if object_store.is_remote(space.path):
-            with contextlib.suppress(FileNotFoundError):
-                object_store.move(space.path / name, aside / new_name)
-            return
-        if aside.is_symlink():
-            raise FeatureCacheError(f"{aside} is a link; remove it, then repair again")
-        aside.mkdir(exist_ok=True)
+        if store.is_link(target.key):
+            raise FeatureCacheError(f"{target} is a link; remove it, then repair again")
         with contextlib.suppress(FileNotFoundError):  # another repair was first
-            (space.path / name).replace(aside / new_name)
-        durable.sync_folder(aside)
-        durable.sync_folder(space.path)
+            store.move(file.key, f"{target.key}/{new_name}")
     except OSError as error:
         raise FeatureCacheError(
-            f"{space.path / name}: can't be moved to {aside} ({error.strerror}); it stays where "
-            "it is: mend that, then repair again"
+            f"{file}: can't be moved to {target} ({error.strerror}); it stays where it is: repair "
+            "the disk, then run verify --repair again"
         ) from error

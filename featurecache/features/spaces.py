@@ -18,7 +18,6 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -37,39 +36,57 @@ from featurecache.features.space_files import MARKER, MAX_RECORD, Made, Record, 
 from featurecache.items import Items, Lookup
 from featurecache.json_files import read_model
 from featurecache.notebook import html_table
-from featurecache.storage import durable, locks, object_cache, object_store
-from featurecache.storage.safe_open import read_regular
+from featurecache.storage.locks import Claim
+from featurecache.storage.store import Store, names_in
+from featurecache.storage.stored_file import StoredFile
 
 _RECORD = re.compile(r"(?!space\.).*\.json")
-_REQUESTS = 16  # to an object store at a time
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 class Space:
     """All vectors of one (view, backbone), or all pictures of one view: item -> row."""
 
-    def __init__(self, path: Path, key: keys.Json, view: str, backbone: str | None) -> None:
-        self.path = path
-        self.key = key
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        key: keys.Json | None = None,
+        view: str = "",
+        backbone: str | None = None,
+    ) -> None:
+        """`name` is the digest of the key, 64 hex digits. A space without a key has no description,
+        or one that is not needed."""
+        self.store = store
+        self.name = name
+        self.key = key or {}
         self.view = view
         self.backbone = backbone
         self._loaded: tuple[str, dict[str, np.ndarray]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """What goes to a worker, which may stand in another folder: its place, not its rows."""
-        path, key, view, backbone = self.path.absolute(), self.key, self.view, self.backbone
-        return {"path": path, "key": key, "view": view, "backbone": backbone, "_loaded": None}
+        """What is sent to a worker: not the rows, which it reads itself."""
+        names = ("store", "name", "key", "view", "backbone")
+        return {name: getattr(self, name) for name in names} | {"_loaded": None}
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in the store."""
+        return f"spaces/{self.name}"
+
+    def file(self, name: str) -> StoredFile:
+        """The file of this name in its folder."""
+        return StoredFile(self.store, f"{self.folder}/{name}")
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """The records of the shards that were committed when this was first read, by name."""
-        names = [name for name in object_store.names(self.path) if _RECORD.fullmatch(name)]
-        paths = [self.path / name for name in names]
-        if object_store.is_remote(self.path):  # each is a wait, and no work
-            with ThreadPoolExecutor(_REQUESTS) as pool:
-                return tuple(pool.map(self.read_record, paths))
-        return tuple(map(self.read_record, paths))
+        names = [name for name in names_in(self.store, self.folder) if _RECORD.fullmatch(name)]
+        if self.store.parallel_requests > 1:
+            with ThreadPoolExecutor(self.store.parallel_requests) as pool:
+                return tuple(pool.map(self.read_record, names))
+        return tuple(map(self.read_record, names))
 
     @cached_property
     def rows(self) -> dict[bytes, tuple[int, int]]:
@@ -130,7 +147,7 @@ class Space:
     def summary(self) -> dict[str, object]:
         """What `ls` and `--json` show of a space."""
         return {
-            "space": self.path.name,
+            "space": self.name,
             "view": self.view,
             "backbone": self.backbone,
             "rows": self.count,
@@ -189,7 +206,7 @@ class Space:
             arrays = self.read(number)
             if arrays["features"].shape[1] != width:
                 raise damaged(
-                    self.path / self.records[number].file, "its vectors have another length"
+                    self.file(self.records[number].file), "its vectors have another length"
                 )
             positions, rows = (_run(numbers) for numbers in np.array(wanted[number]).T)
             out[positions] = arrays["features"][rows]
@@ -225,101 +242,100 @@ class Space:
         record = self.records[number]
         arrays = shards.unpack(self.read_bytes(record), record.arrays)
         if not shards.is_finite(arrays):  # `commit` refuses such; another writer may not
-            raise damaged(self.path / record.file, shards.NOT_FINITE)
+            raise damaged(self.file(record.file), shards.NOT_FINITE)
         return arrays
 
     def read_bytes(self, record: Record, fresh: bool = False) -> bytes:
         """The bytes of a shard, if they are the ones that were committed; of one in an object store
         its copy here, unless they are to be `fresh`."""
-        path = self.path / record.file
+        file = self.file(record.file)
         try:
-            if object_store.is_remote(path):
-                data = object_cache.read(path, record.size, record.sha256, fresh)
-            else:
-                data = read_own(path, record.size)
+            data = self.store.read_content(file.key, record.size, record.sha256, fresh=fresh)
         except (NotAFile, FileNotFoundError) as error:
             raise self.absent(record, error) from error
         except OSError as error:
-            raise CannotRead(path, error) from error
+            raise CannotRead(file, error) from error
         if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
-            raise damaged(path, "its bytes are not the ones that were committed")
+            raise damaged(file, "its bytes are not the ones that were committed")
         return data
 
     def absent(self, record: Record, error: OSError) -> FeatureCacheError:
         """The error for a committed shard under whose name there is no file of its size."""
-        path = self.path / record.file
+        file = self.file(record.file)
         if isinstance(error, NotAFile):
             if error.errno == errno.EFBIG:  # it has grown
-                return damaged(path, "its bytes are not the ones that were committed")
-            return damaged(path, f"is {error.strerror}")
-        # Removed, and perhaps recreated since: data is there before its record, so without data a
-        # record that stays is damage.
-        committed = self.path / f"{record.shard}.json"
-        if not object_store.has(committed, listed=True) or (
-            not object_store.is_remote(path)
-            and (object_store.has(path) or not object_store.has(committed))
-        ):
-            return RemovedMeanwhile(path, error)
-        if object_store.is_remote(path) and record.file in object_store.names(self.path):
-            return CannotRead(path, error)
-        return damaged(path, "is missing")
+                return damaged(file, "its bytes are not the ones that were committed")
+            return damaged(file, f"is {error.strerror}")
+        # The shard may have been removed, and may have been committed again since. Data is written
+        # before its record, so a record that stays without data is damage.
+        committed = self.file(f"{record.shard}.json")
+        if not committed.exists(listed=True):
+            return RemovedMeanwhile(file, error)
+        if record.file in names_in(self.store, self.folder):
+            # A local file was removed and committed again. An object that is listed and not found
+            # is one that the store does not give out yet.
+            kind = CannotRead if self.store.read_attempts > 1 else RemovedMeanwhile
+            return kind(file, error)
+        if not committed.exists(listed=True):
+            return RemovedMeanwhile(file, error)
+        return damaged(file, "is missing")
 
-    def read_record(self, path: Path) -> Record:
-        """A commit record, if its checksum and its names hold. Raises DamagedCache, CannotRead,
-        BadInput."""
-        return insisted(path, lambda: self._record(path))
+    def read_record(self, name: str) -> Record:
+        """The commit record of this name in the space's folder, if its checksum and its names hold.
+        Raises DamagedCache, CannotRead, BadInput."""
+        return retry_if_damaged(self.store, lambda: self._record(self.file(name)))
 
-    def _record(self, path: Path) -> Record:
+    def _record(self, file: StoredFile) -> Record:
         def check(value: keys.Json, data: bytes) -> None:
             check_checksum(value, data)
             # Asked before the fields are looked at: a newer format may have others.
             version = value.get("format")
             if isinstance(version, int) and version > keys.FORMAT_VERSION:
-                raise BadInput(f"{path}: written by a newer featurecache; upgrade to read it")
+                raise BadInput(f"{file}: written by a newer featurecache; upgrade to read it")
 
-        def damage(path: Path, what: str) -> DamagedCache:
-            return damaged(path, f"not a commit record: {what}")
+        def damage(file: StoredFile, what: str) -> DamagedCache:
+            return damaged(file, f"not a commit record: {what}")
 
         try:
-            record = read_model(path, Record, MAX_RECORD, damage, check, follow=False)
+            record = read_model(file, Record, MAX_RECORD, damage, check)
         except CannotRead as error:
-            gone = isinstance(error.error, FileNotFoundError)
-            if gone and path.name not in object_store.names(self.path):
-                raise RemovedMeanwhile(path, error.error) from error
+            is_absent = isinstance(error.error, FileNotFoundError)
+            if is_absent and file.name not in names_in(self.store, self.folder):
+                raise RemovedMeanwhile(file, error.error) from error
             raise
         try:
-            record.check_names(self.path.name, path.name)
+            record.check_names(self.name, file.name)
             if self.key and ("features" in record.arrays) != ("backbone" in self.key):
                 raise ValueError("arrays: not those of a space of this key")
         except ValueError as error:
-            raise damaged(path, str(error)) from None
+            raise damaged(file, str(error)) from None
         return record
 
-    def claim(self, shard: str) -> locks.Claim | None:
+    def claim(self, shard: str) -> Claim | None:
         """The right to make this shard, or None while another process has it. Raises
         FeatureCacheError where the cache is gone."""
         self._check_cache()
-        return locks.claim(self._locks / f"{self.path.name[:16]}-{shard[:16]}")
+        return self.store.claim(f"locks/{self.name[:16]}-{shard[:16]}")
 
-    def reserve(self) -> locks.Claim:
+    def reserve(self) -> Claim:
         """Keep this space, there or not yet, from being deleted until the claim is released. Any
         number of processes may; who deletes it now is waited for."""
         try:
-            return locks.claim_shared(self._reservation)
+            return self.store.claim_shared(self._reservation)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            return locks.Claim(self._reservation, None)  # a cache that is only read here
+            return Claim.unlocked()  # a cache that is only read here
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
         """Is nobody filling this space, or writing to it? While it is held, nobody begins to."""
-        reservation = locks.claim(self._reservation)
+        reservation = self.store.claim(self._reservation)
         try:
             if reservation is None or self._shard_claimed:
                 yield False
             else:
-                with locks.hold_exclusive(self.path) as undisturbed:
+                with self.store.lock_exclusive(self.folder) as undisturbed:
                     yield undisturbed
         finally:
             if reservation is not None:
@@ -328,7 +344,7 @@ class Space:
     @property
     def in_use(self) -> bool:
         """Is a process filling this space now?"""
-        reservation = locks.claim(self._reservation)
+        reservation = self.store.claim(self._reservation)
         if reservation is None:
             return True
         reservation.release()
@@ -336,30 +352,27 @@ class Space:
 
     @property
     def _shard_claimed(self) -> bool:
-        for path in self._locks.glob(f"{self.path.name[:16]}-{16 * '[0-9a-f]'}"):
-            claim = locks.claim(path)
+        of_shard = re.compile(f"{self.name[:16]}-[0-9a-f]{{16}}").fullmatch
+        for name in filter(of_shard, self.store.list_folder("locks")):
+            claim = self.store.claim(f"locks/{name}")
             if claim is None:
                 return True
             claim.release()  # of a process that was killed
         return False
 
     @property
-    def _locks(self) -> Path:
-        return self.path.parent.parent / "locks"
-
-    @property
-    def _reservation(self) -> Path:
-        return self._locks / f"{self.path.name[:16]}-reserved"
+    def _reservation(self) -> str:
+        return f"locks/{self.name[:16]}-reserved"
 
     def has(self, shard: str) -> bool:
         """Is this shard committed now? Looks at the disk, unlike `records`."""
-        return object_store.has(self.path / f"{shard}.json")
+        return self.file(f"{shard}.json").exists()
 
     def _check_cache(self) -> None:
         """A cache that is removed while it is filled is not made again without its marker. An
         object store is not asked for each shard: that takes a request."""
-        if not object_store.is_remote(self.path):
-            check_cache(self.path.parent.parent)
+        if self.store.parallel_requests == 1:
+            check_cache(self.store)
 
     def commit(
         self,
@@ -377,7 +390,9 @@ class Space:
         """
         self._check_cache()
         if not shards.is_finite(arrays):
-            raise FeatureCacheError(f"{self.path}: not stored: {shards.NOT_FINITE}")
+            raise FeatureCacheError(
+                f"{self.store.locate(self.folder)}: not stored: {shards.NOT_FINITE}"
+            )
         name = shards.shard_name(items)
         status = [shards.UNDECODABLE if item in failed else shards.OK for item in items]
         whole = {
@@ -394,7 +409,7 @@ class Space:
         sha256 = hashlib.sha256(data).hexdigest()
         record = Record(
             format=keys.FORMAT_VERSION,
-            space=self.path.name,
+            space=self.name,
             shard=name,
             file=f"{name}-{sha256[:16]}.h5",
             size=len(data),
@@ -413,39 +428,39 @@ class Space:
         record["checksum"] = keys.digest(record)
         try:
             self.describe()
-            with locks.hold_shared(self.path):  # until the record is there, the data is nobody's
-                path = self.path / str(record["file"])
-                if not durable.link_new(path, data) and _hash_of(path, len(data)) != sha256:
+            # Until the record is there, no record names the data: the lock keeps it.
+            with self.store.lock_shared(self.folder):
+                file = self.file(str(record["file"])).key
+                if not self.store.put_if_absent(file, data) and (
+                    _hash_of(self.store, file, len(data)) != sha256
+                ):
                     # The remains of a crash or a bad disk under our exact name.
-                    durable.replace(path, data)
-                first = durable.link_new(
-                    self.path / f"{name}.json", json.dumps(record).encode() + b"\n"
+                    self.store.replace(file, data)
+                first = self.store.put_if_absent(
+                    self.file(f"{name}.json").key, json.dumps(record).encode() + b"\n"
                 )
-                if not first:
-                    winner = self.read_record(self.path / f"{name}.json")
-                    if winner.file != record["file"]:
-                        path.unlink(missing_ok=True)
+                if not first and self.read_record(f"{name}.json").file != record["file"]:
+                    self.store.delete(file)
         except OSError as error:
             self._check_cache()
             raise FeatureCacheError(
-                f"{self.path}: a shard could not be written ({error.strerror}). What was "
-                "committed before stays; make room or repair the disk, then run again"
+                f"{self.store.locate(self.folder)}: a shard could not be written "
+                f"({error.strerror}). What was committed before stays; make room or repair the "
+                "disk, then run again"
             ) from error
         return first
 
     def describe(self) -> None:
         """Make the folder with the description of this space, where there is none."""
-        if not object_store.has(self.path / "space.json"):
-            if not object_store.is_remote(self.path):
-                self.path.parent.mkdir(exist_ok=True)
-                self.path.mkdir(exist_ok=True)
-                durable.sync_folder(self.path.parent)
+        description = self.file("space.json")
+        if not description.exists():
+            self.store.make_folder(self.folder)
             names = {"view": self.view, "backbone": self.backbone}
             space: keys.Json = {"key": self.key, "names": names}
             space["checksum"] = keys.digest(space)
-            with locks.hold_shared(self.path):
-                durable.link_new(
-                    self.path / "space.json", json.dumps(space, indent=1).encode() + b"\n"
+            with self.store.lock_shared(self.folder):
+                self.store.put_if_absent(
+                    description.key, json.dumps(space, indent=1).encode() + b"\n"
                 )
 
 
@@ -465,40 +480,37 @@ def _run(numbers: np.ndarray) -> slice | np.ndarray:
     return slice(first, first + len(numbers)) if follow else numbers
 
 
-def check_cache(root: Path) -> None:
+def check_cache(store: Store) -> None:
     """Raise FeatureCacheError where there is no cache, or no longer."""
+    marker = StoredFile(store, MARKER)
     try:
-        there = object_store.has(root / MARKER, listed=True)
+        is_cache = marker.exists(listed=True)
     except OSError as error:
-        raise CannotRead(root / MARKER, error) from error
-    if not there:
+        raise CannotRead(marker, error) from error
+    if not is_cache:
         raise FeatureCacheError(
-            f"{root} is no longer a cache: it was removed or renamed while it was filled; run again"
+            f"{store.root} is no longer a cache: it was removed or renamed while it was filled; "
+            "run again"
         )
 
 
-def read_own(path: Path, most: int) -> bytes:
-    """The bytes of a file of a cache, which holds no links. Raises OSError."""
-    return read_regular(path, most, follow=False)
-
-
-def insisted(path: Path, read: Callable[[], Found]) -> Found:
-    """`read()` of a file of a cache; of an object that comes damaged again: a reply may be cut."""
-    for _ in range(object_cache.FETCHES - 1 if object_store.is_remote(path) else 0):
+def retry_if_damaged(store: Store, read: Callable[[], Value]) -> Value:
+    """The value of `read()`, called again where a reply of the store may have been cut."""
+    for _ in range(store.read_attempts - 1):
         with contextlib.suppress(DamagedCache, BadInput):
             return read()
     return read()
 
 
-def damaged(path: Path, what: str) -> DamagedCache:
+def damaged(file: StoredFile, what: str) -> DamagedCache:
     """The error for a file of a cache that is not what it should be."""
-    return DamagedCache(f"{path}: {what}; `featurecache verify --repair` sets it aside", what)
+    return DamagedCache(f"{file}: {what}; `featurecache verify --repair` sets it aside", what)
 
 
-def _hash_of(path: Path, size: int) -> str:
-    """ "" for a file that is larger."""
+def _hash_of(store: Store, name: str, size: int) -> str:
+    """The SHA-256 of a file of at most `size` bytes; "" for one that is larger."""
     try:
-        return hashlib.sha256(read_own(path, size)).hexdigest()
+        return hashlib.sha256(store.read(name, size)).hexdigest()
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise

@@ -16,7 +16,9 @@ from featurecache.executors.scheduler import CallQueue, Deferred, TasksFailed, s
 from featurecache.filling.shard_plan import Shard, ShardPlan
 from featurecache.filling.tally import ShardResult, Tally
 from featurecache.images.samples import Member
-from featurecache.storage import durable, object_store
+from featurecache.storage import object_store
+from featurecache.storage.store import Store
+from featurecache.storage.stored_file import StoredFile
 from featurecache.text import counted
 
 EXECUTORS = ("local", "processes", "ray")
@@ -69,7 +71,7 @@ def dispatch(
     job: Any,
     todo: ShardPlan,
     where: Where,
-    cache: Path,
+    store: Store,
     gpus: int,
     tally: Tally,
 ) -> None:
@@ -95,8 +97,13 @@ def dispatch(
     source = next(iter(todo)).rows[0][0].source
     if isinstance(source, Member):
         source = source.path
-    with _probe(cache) as probe:
-        context = (maker, job, probe, None if isinstance(source, bytes) else source)
+    with store.probe() as probe:
+        context = (
+            maker,
+            job,
+            StoredFile(store, probe),
+            None if isinstance(source, bytes) else source,
+        )
         tally.show("starting workers")
         with contextlib.closing(_crew(where, context, gpus)) as crew:
             results = schedule(crew, todo, tally.add_lost_worker)
@@ -126,13 +133,13 @@ def _crew(where: Where, context: Any, gpus: int) -> Any:
     return Processes(_begin, context, count, int(per_worker))
 
 
-def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> Any:
+def _begin(context: tuple[Callable[[Any], Maker], Any, StoredFile, Path | None]) -> Any:
     """Start a worker; returns the function that makes a shard."""
     maker, job, probe, source = context
-    if not object_store.has(probe):
+    if not probe.exists():
         raise BadInput(
-            f"does not see the cache {probe.parent}: it must be one folder, at one path, on every "
-            "machine"
+            f"does not see the cache {probe.store.root}: it must be one folder, at one path, on "
+            "every machine"
         )
     if source is not None and not object_store.has(source):
         raise BadInput(
@@ -145,22 +152,6 @@ def _begin(context: tuple[Callable[[Any], Maker], Any, Path, Path | None]) -> An
             yield Deferred(replace(result, busy=None), result.busy) if result.busy else result
 
     return CallQueue(work)
-
-
-@contextlib.contextmanager
-def _probe(cache: Path) -> Iterator[Path]:
-    """A file in the cache, which shows workers that theirs is the same cache."""
-    probe = cache.absolute() / "probe"
-    if not object_store.is_remote(cache):
-        with durable.temporary_file(probe) as temporary:
-            yield temporary
-        return
-    probe = durable.temporary_name(probe)
-    durable.replace(probe, b"")
-    try:
-        yield probe
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _not_made(error: TasksFailed, total: int) -> FeatureCacheError:

@@ -40,7 +40,7 @@ def compute_lost(
         found.left.append(f"nothing was computed again ({error}); give --data, or run featurize")
         return replace(found, lost=list(lost))
     sources = sources_of(dataset.samples, items_of(dataset.samples, progress)[0])
-    done: dict[Path, set[bytes]] = {}
+    done: dict[str, set[bytes]] = {}
     for number, (space, shard) in enumerate(lost, 1):
         progress(number, len(lost), "repair")
         aside = quarantine.folder(space)
@@ -55,7 +55,7 @@ def compute_lost(
             )
             found.lost.append((space, shard))
             continue
-        finished = done.setdefault(space.path, set())
+        finished = done.setdefault(space.name, set())
         try:
             missing = [item for item in space.missing(shard.items) if item not in finished]
         except FeatureCacheError as error:  # another of its records is bad, or can't be read

@@ -123,7 +123,7 @@ def _stored_views(cache: Cache, seed: int) -> list[View]:
         wanted = space.key.get("view")
         if space.backbone is None and wanted is not None:
             view = view_of_key(wanted, space.view)
-            same = keys.digest(keys.picture_key(view.key())) == space.path.name
+            same = keys.digest(keys.picture_key(view.key())) == space.name
             if view.seed == seed and same:
                 views.append(view)
     return views

@@ -48,7 +48,7 @@ def spaces_of(
     if lacking:
         raise NotCached("; ".join(lacking))  # a command for each of them
     for view in views:
-        names = [spaces[view].path.name for spaces in by_choice]
+        names = [spaces[view].name for spaces in by_choice]
         for number, name in enumerate(names):
             if name in names[:number]:
                 same = " and ".join(choices[n].name for n in (names.index(name), number))

@@ -36,7 +36,7 @@ def trained_items(
     schedule = schedule_of(record)
     val = schedule.validation.split
     splits = ["train"] if val is None else ["train", val]
-    spaces_by_name = {space.path.name: space for space in cache.spaces()}
+    spaces_by_name = {space.name: space for space in cache.spaces()}
     spaces = [
         spaces_by_name[name]
         for names in record.spaces.values()

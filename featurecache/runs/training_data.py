@@ -96,7 +96,7 @@ class TrainingData:
 
     def space_names(self) -> dict[str, list[str]]:
         """The names of the spaces of each view."""
-        return {view: [space.path.name for space in spaces] for view, spaces in self.spaces.items()}
+        return {view: [space.name for space in spaces] for view, spaces in self.spaces.items()}
 
 
 def load_training_data(

@@ -92,19 +92,24 @@ class LocalStore:
 
     # ---- writing ----
 
+    def make_folder(self, folder: str) -> None:
+        path = self.local_folder
+        for part in check_name(folder).split("/"):
+            (path / part).mkdir(exist_ok=True)
+            # Even one that is there: the process that made it may not have come to this.
+            durable.sync_folder(path)
+            path /= part
+
     def put_if_absent(self, name: str, data: bytes) -> bool:
-        path = self.path(name)
-        _make_folder(path.parent)
-        return durable.link_new(path, data)
+        return durable.link_new(self.path(name), data)
 
     def replace(self, name: str, data: bytes) -> None:
-        path = self.path(name)
-        _make_folder(path.parent)
-        durable.replace(path, data)
+        durable.replace(self.path(name), data)
 
     def move(self, name: str, to: str) -> None:
         path, target = self.path(name), self.path(to)
-        _make_folder(target.parent)
+        if "/" in to:
+            self.make_folder(to.rpartition("/")[0])
         path.replace(target)
         for folder in {target.parent, path.parent}:
             durable.sync_folder(folder)
@@ -134,6 +139,7 @@ class LocalStore:
         with self.lock_shared(""):
             if not self.exists(name):
                 self.put_if_absent(name, data)
+            durable.sync_folder(root)
             with self.probe():
                 pass
 
@@ -171,9 +177,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def lock_shared(self, folder: str) -> Iterator[None]:
-        path = self.path(folder)
-        _make_folder(path)
-        with locks.hold_shared(path):
+        with locks.hold_shared(self.path(folder)):
             yield
 
     @contextlib.contextmanager
@@ -194,14 +198,3 @@ class LocalStore:
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, f"{folder} can't be written")
         return shutil.disk_usage(folder).free
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, so that a crash does not take their names away."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for made in reversed(missing):
-        made.mkdir(exist_ok=True)
-        durable.sync_folder(made.parent)

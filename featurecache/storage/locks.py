@@ -41,6 +41,11 @@ class Claim:
         self._path = path
         self._descriptor = descriptor  # None where there are no locks
 
+    @classmethod
+    def unlocked(cls) -> Claim:
+        """A claim that keeps nobody out: of a store without locks, or one that is only read."""
+        return cls(Path(), None)
+
     def sign(self) -> None:
         """Say in the lock file who has it."""
         if self._descriptor is not None:

@@ -20,7 +20,7 @@ class Store(Protocol):
     """Files under a root.
 
     A name is a POSIX path relative to the root, such as `spaces/ab12/space.json`; `""` is the root
-    itself. A folder exists as soon as a file is put into it.
+    itself. `make_folder` goes before the first file of a folder, except in `move`.
 
     A write is atomic and durable: other processes see the old bytes or the new ones, whole, and
     once a method has returned, the bytes survive a crash. No method follows a link that has the
@@ -31,6 +31,8 @@ class Store(Protocol):
     what failed. What may pass was tried again already (retries.py). Stores are compared by their
     root, can be dictionary keys, and can be sent to workers in other folders and on other machines.
     """
+
+    def __hash__(self) -> int: ...
 
     @property
     def root(self) -> str:
@@ -93,6 +95,11 @@ class Store(Protocol):
 
     # ---- writing ----
 
+    def make_folder(self, folder: str) -> None:
+        """Make a folder below the root, durably. The root must exist: a cache that is removed
+        while it is filled is not made again. Does nothing in an object store, where folders are
+        parts of names."""
+
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Give `data` this name unless it is taken. True for the writer whose bytes are there:
         exactly one of several that start at once with different bytes. In an object store, which
@@ -102,8 +109,8 @@ class Store(Protocol):
         """Give `data` this name, whether it is taken or not."""
 
     def move(self, name: str, to: str) -> None:
-        """Rename a file, replacing what has the other name. Not atomic in an object store, where
-        for a moment both names exist."""
+        """Rename a file, replacing what has the other name, whose folder is made if need be. Not
+        atomic in an object store, where for a moment both names exist."""
 
     def delete(self, name: str) -> None:
         """Remove a file. Does nothing where there is none."""
@@ -130,7 +137,7 @@ class Store(Protocol):
         """Claim it together with others who share it, once nobody has it alone."""
 
     def lock_shared(self, folder: str) -> AbstractContextManager[None]:
-        """Hold a folder, which is made if need be, together with others who add to it."""
+        """Hold a folder together with others who add to it."""
 
     def lock_exclusive(self, folder: str) -> AbstractContextManager[bool]:
         """Whether nobody else holds the folder. If so, nobody adds to it until the end. Always
@@ -144,6 +151,12 @@ class Store(Protocol):
     def free_bytes(self) -> int | None:
         """The free space of the disk; None where there is no limit. Raises OSError where the root,
         or the folder in which it would be made, can't be written to."""
+
+
+def names_in(store: Store, folder: str) -> list[str]:
+    """The names of files and folders in a folder, sorted, without the slashes of
+    `Store.list_folder`."""
+    return sorted(name.rstrip("/") for name in store.list_folder(folder))
 
 
 def check_name(name: str) -> str:

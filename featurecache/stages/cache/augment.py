@@ -80,7 +80,7 @@ def augment(
             request.cache.check()
             request.cache.create()
             job = Job(tuple(spaces), request.views, workers)
-            dispatch(Augmenter, job, todo, where, request.cache.root, 0, tally)
+            dispatch(Augmenter, job, todo, where, request.cache.store, 0, tally)
         spaces = [request.picture_space(view) for view in request.views]
         summaries = [space.summary() for space in spaces]
         if request.images:

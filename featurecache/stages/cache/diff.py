@@ -45,7 +45,7 @@ def diff(a: str | Path, b: str | Path, *, progress: Progress = silent) -> list[D
     for cache in caches:
         if not cache.exists:
             raise BadInput(f"no cache at {cache.root}")
-    here, there = ({space.path.name: space for space in cache.spaces()} for cache in caches)
+    here, there = ({space.name: space for space in cache.spaces()} for cache in caches)
     found = []
     for number, name in enumerate(sorted(here.keys() | there.keys()), 1):
         progress(number, len(here.keys() | there.keys()), "diff")

@@ -125,7 +125,7 @@ def featurize(
                 workers,
             )
             gpus = devices(engine, precision) if executor == "processes" else 0
-            dispatch(Featurizer, job, todo, where, request.cache.root, gpus, tally)
+            dispatch(Featurizer, job, todo, where, request.cache.store, gpus, tally)
         # The result describes what is on the disk now, not what was meant to be there.
         spaces = [request.vector_space(request.views[v], request.backbones[b]) for v, b in targets]
         summaries = [space.summary() for space in spaces]

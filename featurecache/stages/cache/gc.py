@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +13,14 @@ from featurecache.errors import BadInput, DamagedRun, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES
 from featurecache.features.orphans import abandoned, of_run, sweep
+from featurecache.features.space_files import MARKER
 from featurecache.features.spaces import Space
-from featurecache.features.store import Cache, sweep_unfinished, unfinished
+from featurecache.features.store import Cache
 from featurecache.images.view_names import ViewName
 from featurecache.json_files import damaged_run
 from featurecache.runs.record import read_record
-from featurecache.storage import durable, object_store
+from featurecache.storage import durable
+from featurecache.storage.local import LocalStore
 
 _SPANS = {"h": 1, "d": 24, "w": 24 * 7}  # in hours
 
@@ -70,7 +71,7 @@ def gc(
     if not (policies or backbones or older_than or max_size):
         raise BadInput("gc needs --policy, --backbone, --older-than or --max-size")
     before = _moment(older_than) if older_than else None
-    spaces = sorted(opened.spaces(), key=lambda space: (_last(space), space.path.name))
+    spaces = sorted(opened.spaces(), key=lambda space: (_last(space), space.name))
     used = opened.runs()
     for name, folders in _runs_in(Path(runs)).items():
         used.setdefault(name, []).extend(folders)
@@ -92,7 +93,7 @@ def gc(
         if surplus is not None and surplus <= 0:
             break
         progress(number, len(chosen), "gc")
-        stands = sorted({str(run) for run in used.get(space.path.name, [])})
+        stands = sorted({str(run) for run in used.get(space.name, [])})
         kept = ""
         if stands and not force:
             kept = f"used by {len(stands)} run{'s' * (len(stands) > 1)}; --force deletes it anyway"
@@ -106,7 +107,7 @@ def gc(
             surplus -= space.size
         found.append(
             Candidate(
-                space.path.name, space.view, space.backbone, len(space.rows), space.size,
+                space.name, space.view, space.backbone, len(space.rows), space.size,
                 _last(space), stands, kept, deleted,
             )
         )  # fmt: skip
@@ -137,26 +138,25 @@ def _delete(space: Space) -> bool:
     """Take a space away from every reader in one step, then delete its files. What a kill leaves
     of it is a leftover, which the next gc deletes."""
     with space.alone() as undisturbed:
-        if undisturbed and space.path.is_dir():
-            aside = durable.temporary_name(space.path)
-            space.path.rename(aside)
-            shutil.rmtree(aside)
+        if undisturbed:
+            space.store.delete_folder(space.folder)
     return undisturbed
 
 
 def _leftovers(cache: Cache, runs: Path, delete: bool) -> list[Candidate]:
     """What killed commands left in a cache, beside it and in the runs; with `delete` that is gone
     now."""
-    if object_store.is_remote(cache.root):
+    if cache.store.local_folder is None:
         return []
+    store = LocalStore(cache.store.local_folder)
     folders = [runs, *sorted(runs.iterdir())] if runs.is_dir() else []
     temporary = [path for folder in folders if folder.is_dir() for path in of_run(folder)]
     temporary = [path for path in temporary if durable.is_abandoned(path)]
-    found = [_leftover(path) for path in [*abandoned(cache), *unfinished(cache.root), *temporary]]
+    found = [_leftover(path) for path in [*abandoned(cache), *store.unfinished(), *temporary]]
     if not delete:
         return found
     gone = {path for path in temporary if durable.remove_abandoned(path)}
-    gone |= {*sweep(cache), *sweep_unfinished(cache.root)}
+    gone |= {*sweep(cache), *store.remove_unfinished(MARKER)}
     return [replace(one, deleted=True) for one in found if Path(one.leftover) in gone]
 
 

@@ -31,7 +31,8 @@ from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of, sources_of
 from featurecache.images.views import view_of_key
 from featurecache.stages.cache.featurize import other_pixels
-from featurecache.storage import object_store
+from featurecache.storage.store import names_in
+from featurecache.storage.stored_file import StoredFile
 
 _ID = re.compile("[0-9a-f]{64}").fullmatch
 
@@ -120,12 +121,12 @@ def verify(
     def show() -> None:
         progress(found.shards, total, "verify")
 
-    filled = [Space(folder, {}, "", None) for folder in listed] if repair else []
+    filled = [Space(opened.store, name) for name in listed] if repair else []
     with reserved(filled):
-        for folder, names in listed.items():
-            _look_through(opened, folder, names, repair, found, show)
+        for name, names in listed.items():
+            _look_through(opened, name, names, repair, found, show)
         _look_at_notes(opened, repair, found)
-        stray = [str(path) for path in leftovers(opened)]
+        stray = leftovers(opened)
         removed = [str(path) for path in sweep(opened)] if repair else []
         lost = found.lost
         remade = 0
@@ -134,7 +135,7 @@ def verify(
             lost, remade = done.lost, done.rows
             found.left += done.left
     pending = [
-        {"space": space.path.name, "file": shard.file, "rows": shard.rows} for space, shard in lost
+        {"space": space.name, "file": shard.file, "rows": shard.rows} for space, shard in lost
     ]
     drift = []
     if dataset is not None and not (found.bad or found.unreadable):
@@ -145,18 +146,19 @@ def verify(
     )  # fmt: skip
 
 
-def _listed(cache: Cache, found: _Found) -> dict[Path, list[str]]:
-    """The names in the folder of each space."""
+def _listed(cache: Cache, found: _Found) -> dict[str, list[str]]:
+    """The names in the folder of each space, by the name of the space."""
     listed = {}
-    spaces = cache.root / "spaces"
-    for name in filter(_ID, object_store.names(spaces)):
-        folder = spaces / name
-        if object_store.is_link(folder):  # nothing is listed, moved or deleted behind it
+    for name in filter(_ID, names_in(cache.store, "spaces")):
+        folder = f"spaces/{name}"
+        if cache.store.is_link(folder):  # nothing is listed, moved or deleted behind it
             found.bad.append({"space": name, "file": "", "reason": "is a link; a cache has none"})
-            found.left.append(f"{folder}: is a link; put the folder itself in its place")
+            found.left.append(
+                f"{cache.store.locate(folder)}: is a link; put the folder itself in its place"
+            )
             continue
         try:
-            listed[folder] = object_store.names(folder)
+            listed[name] = names_in(cache.store, folder)
         except OSError as error:
             found.unreadable.append({"space": name, "file": "", "reason": why(error)})
     return listed
@@ -168,17 +170,17 @@ def _records(names: Iterable[str]) -> list[str]:
 
 def _look_through(
     cache: Cache,
-    folder: Path,
+    space_name: str,
     names: Sequence[str],
     repair: bool,
     found: _Found,
     progress: Callable[[], None],
 ) -> None:
     """Look at one space's folder, which holds `names`; with `repair`, set aside what is bad."""
-    plain = Space(folder, {}, "", None)  # which needs no description
+    plain = Space(cache.store, space_name)  # which needs no description
 
     def report(file: str, error: DamagedCache | CannotRead | str) -> None:
-        entry = {"space": folder.name, "file": file}
+        entry = {"space": space_name, "file": file}
         if isinstance(error, CannotRead):
             found.unreadable.append({**entry, "reason": why(error.error)})
             return
@@ -192,14 +194,14 @@ def _look_through(
     space: Space | None = None
     described = True
     try:
-        space = cache.space_in(folder)
+        space = cache.described_space(space_name)
         if space is None and _records(names):
-            present = object_store.names(folder)
+            present = names_in(cache.store, plain.folder)
             if "space.json" in present or not _records(present):
                 return  # gc has deleted it since it was listed
             described = False
             reason = "is not there; the featurize that made the space writes it again"
-            found.bad.append({"space": folder.name, "file": "space.json", "reason": reason})
+            found.bad.append({"space": space_name, "file": "space.json", "reason": reason})
     except DamagedCache as error:
         described = False
         report("space.json", error)
@@ -207,7 +209,7 @@ def _look_through(
         report("space.json", error)
     if repair and not described:
         found.left.append(
-            f"{folder.name}: without its space.json nothing of it can be computed again; the "
+            f"{space_name}: without its space.json nothing of it can be computed again; the "
             "featurize or augment that made the space writes it"
         )
     held = []
@@ -215,7 +217,7 @@ def _look_through(
         found.shards += 1
         progress()
         try:
-            reason, record = _look(space or plain, folder / name)
+            reason, record = _look(space or plain, name)
         except CannotRead as error:
             if isinstance(error, RemovedMeanwhile):
                 found.shards -= 1
@@ -235,55 +237,52 @@ def _look_through(
 
 def _look_at_notes(cache: Cache, repair: bool, found: _Found) -> None:
     """Look at the notes of runs; with `repair`, set aside what is bad."""
-    plain = Space(cache.root / "runs", {}, "", None)
-    for name in object_store.names(plain.path):
+    for name in names_in(cache.store, "runs"):
         if not name.endswith(".json"):
             continue
         entry = {"space": "", "file": f"runs/{name}"}
         try:
-            read_note(plain.path / name)
+            read_note(StoredFile(cache.store, f"runs/{name}"))
         except CannotRead as error:
             found.unreadable.append({**entry, "reason": why(error.error)})
         except DamagedCache as error:
             found.bad.append({**entry, "reason": error.reason})
             if repair:
-                quarantine.set_aside(plain, name, ())
+                quarantine.move_aside(cache.store, "runs", name, name)
                 found.left.append(
                     f"runs/{name}: which run it was of can't be told, so gc may not spare its "
                     "spaces; the train-head that made the run writes it again"
                 )
 
 
-def _look(space: Space, path: Path) -> tuple[str, Record | None]:
+def _look(space: Space, name: str) -> tuple[str, Record | None]:
     """What is wrong with a shard ("" if nothing), and its record if that can be read. Raises
     CannotRead."""
-    reason, record = _judge(space, path)
-    if reason and object_store.is_remote(
-        path
-    ):  # a reply may be cut, or be another one the next time
-        _check_sent(path, MAX_RECORD)
-        if record is not None and record.file in object_store.names(space.path):
-            _check_sent(space.path / record.file, record.size)
-        reason, record = _judge(space, path)
+    reason, record = _judge(space, name)
+    if reason and space.store.read_attempts > 1:  # a reply may be cut, or differ the next time
+        _check_sent(space.file(name), MAX_RECORD)
+        if record is not None and record.file in names_in(space.store, space.folder):
+            _check_sent(space.file(record.file), record.size)
+        reason, record = _judge(space, name)
     return reason, record
 
 
-def _check_sent(path: Path, max_bytes: int) -> None:
+def _check_sent(file: StoredFile, max_bytes: int) -> None:
     """Raise CannotRead unless the store sends the same bytes twice, and as many as it says that
     there are."""
     try:
-        first, second = (object_store.read(path, max_bytes, listed=True) for _ in range(2))
-        if first != second or len(first) != object_store.size(path):
+        first, second = (file.read(max_bytes) for _ in range(2))
+        if first != second or len(first) != file.size():
             raise OSError(errno.EIO, "the store sends other bytes each time, or too few")
     except NotAFile:
         return
     except OSError as error:
-        raise CannotRead(path, error) from error
+        raise CannotRead(file, error) from error
 
 
-def _judge(space: Space, path: Path) -> tuple[str, Record | None]:
+def _judge(space: Space, name: str) -> tuple[str, Record | None]:
     try:
-        record = space.read_record(path)
+        record = space.read_record(name)
     except DamagedCache as error:
         return error.reason, None
     try:
@@ -313,7 +312,7 @@ def _recomputed(
     for space in cache.spaces():
         if space.backbone is None:
             continue
-        about = (space.path.name, space.view, space.backbone)
+        about = (space.name, space.view, space.backbone)
         bad = space.failures(space.rows)
         here = [item for item in space.rows if item in sources and item not in bad]
         if not here:

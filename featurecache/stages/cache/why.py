@@ -59,7 +59,7 @@ def why(
             misses = request.images - hits
             ranked = sorted(
                 (
-                    (keys.differences(space.key, candidate.key), candidate.path.name)
+                    (keys.differences(space.key, candidate.key), candidate.name)
                     for candidate in candidates
                 ),
                 key=lambda pair: (len(pair[0]), pair[1]),
@@ -75,7 +75,7 @@ def why(
                 reason = "no space has this key; the nearest differs in: " + "; ".join(differs)
             rows.append(
                 Why(
-                    space.path.name,
+                    space.name,
                     view.name,
                     loaded.name,
                     hits,

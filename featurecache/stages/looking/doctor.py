@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from featurecache.errors import FeatureCacheError
 from featurecache.features.backbones import at_hand, load_backbone, load_module
 from featurecache.features.engines import engines_here, open_engine, run_rows
 from featurecache.features.store import Cache
-from featurecache.storage import object_store
 
 LIBRARIES = (
     "torch", "timm", "imaug", "openvino", "h5py", "numpy", "pillow", "scikit-learn",
@@ -94,12 +92,9 @@ def _imgaug() -> str:
 
 def _cache(path: str | Path) -> str:
     cache = Cache(path)
-    if object_store.is_remote(cache.root):
-        return f"{len(cache.spaces())} spaces, in an object store"
-    root = cache.root.absolute()
-    while not root.exists():
-        root = root.parent
-    if not os.access(root, os.W_OK):
-        raise FeatureCacheError(f"{root} can't be written")
-    free = shutil.disk_usage(root).free / 1e9
-    return f"{len(cache.spaces())} spaces, {free:.1f} GB free"
+    try:
+        free = cache.store.free_bytes()
+    except OSError as error:
+        raise FeatureCacheError(error.strerror or str(error)) from error
+    room = "in an object store" if free is None else f"{free / 1e9:.1f} GB free"
+    return f"{len(cache.spaces())} spaces, {room}"

@@ -89,7 +89,7 @@ def report(
     names = _names(runs)
     worths = [evaluation_of(predictions, index, split, [view]) for index in range(len(runs))]
     comparable = same_views(predictions.records, [view], seed)
-    spaces = {space.path.name: space for space in Cache(cache).spaces()}
+    spaces = {space.name: space for space in Cache(cache).spaces()}
     thumbnails = Pictures(predictions)
     contact_sheets, sheet_notes = sheets(predictions, spaces)
     content = {
