@@ -224,7 +224,7 @@ def test_a_fill_waits_for_a_deletion_and_makes_all_anew(
 ) -> None:
     expected = state(cache)
     other.begin(
-        gc, "featurecache.stages.cache.gc:shutil.rmtree", cache=cache, policy="none", delete=True
+        gc, "featurecache.storage.local:shutil.rmtree", cache=cache, policy="none", delete=True
     )
     pool, made = in_thread(lambda: featurize(small_data, cache=cache, policy="none", shard_rows=16,
                                              **TINY))  # fmt: skip
@@ -239,7 +239,7 @@ def test_a_fill_waits_for_a_deletion_and_makes_all_anew(
 
 def test_of_two_deletions_one_deletes(cache: Path, other: Other) -> None:
     given = {"cache": cache, "policy": "color", "delete": True}
-    other.begin(gc, "featurecache.stages.cache.gc:shutil.rmtree", **given)
+    other.begin(gc, "featurecache.storage.local:shutil.rmtree", **given)
     assert gc(**given) == []  # neither the space nor what the other is at
     (gone,) = other.finish()
     assert gone.deleted
@@ -248,7 +248,7 @@ def test_of_two_deletions_one_deletes(cache: Path, other: Other) -> None:
 
 def test_a_deletion_that_was_killed_is_finished_by_the_next(cache: Path, other: Other) -> None:
     given = {"cache": cache, "policy": "color", "delete": True}
-    other.begin(gc, "featurecache.stages.cache.gc:shutil.rmtree", **given)
+    other.begin(gc, "featurecache.storage.local:shutil.rmtree", **given)
     other.kill()
     (finished,) = gc(**given)
     assert finished.deleted and finished.leftover
