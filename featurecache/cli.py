@@ -17,7 +17,7 @@ import click
 from featurecache import __version__
 from featurecache.commands import cache, heads, looking, recipes, study, terminal
 from featurecache.errors import FeatureCacheError, FeatureCacheWarning, is_out_of_memory
-from featurecache.storage import object_store
+from featurecache.storage.local import working_folder
 from featurecache.text import one_line
 
 
@@ -25,7 +25,7 @@ from featurecache.text import one_line
 @click.version_option(__version__, prog_name="featurecache")
 def cli() -> None:
     """Augment once, run the frozen network once, keep the vector; train heads in seconds."""
-    object_store.working_folder()  # before each command, except for --help
+    working_folder()  # before each command, except for --help
 
 
 for command in (

@@ -9,8 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
+
+from featurecache.storage.object_store import shared_store
 
 Address = tuple[str, int]
 CREDENTIALS = {
@@ -42,10 +47,17 @@ def moto_server(bucket: str) -> Iterator[Address]:
         server.stop()
 
 
+def use_server(monkeypatch: pytest.MonkeyPatch, address: tuple[Any, ...]) -> None:
+    """Let s3:// mean the server at this address, for stores that are opened from now on."""
+    shared_store.cache_clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address[0]}:{address[1]}")
+
+
 class FaultyServer(ThreadingHTTPServer):
     """Stands before a server. `shares` is the share of requests that go wrong, by kind of fault:
     `503`, `slow`, `lost` (a put without a reply), `cut` (a reply that ends early), `lying` (a short
-    reply that claims to be whole). With `region` it serves requests of that region alone."""
+    reply that claims to be whole; never for objects whose names end as one of `honest`). Requests
+    that fit one of `answers` get that. With `region` it serves requests of that region alone."""
 
     daemon_threads = True
 
@@ -55,6 +67,8 @@ class FaultyServer(ThreadingHTTPServer):
         self.random = random.Random(0)
         self.shares: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
+        self.answers: list[Answer] = []
+        self.honest: tuple[str, ...] = ()
         self.region = ""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -68,6 +82,24 @@ class FaultyServer(ThreadingHTTPServer):
         finally:
             self.shutdown()
             self.server_close()
+
+
+@dataclass
+class Answer:
+    """What requests for the objects with an ending get instead, `times` times (-1: always)."""
+
+    ending: str
+    status: int  # 0: the connection is lost
+    code: str = ""
+    method: str = "GET"
+    times: int = -1
+
+    def fits(self, method: str, path: str) -> bool:
+        named = path.partition("?")[0].endswith(self.ending)
+        if not (self.times and named and method == self.method):
+            return False
+        self.times -= 1
+        return True
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -84,6 +116,13 @@ class _Handler(BaseHTTPRequestHandler):
         if (kind == "lost") != (self.command == "PUT") and kind in ("lost", "cut", "lying"):
             kind = ""
         self.server.counts[kind] += 1
+        for answer in self.server.answers:
+            if answer.fits(self.command, self.path):
+                text = f"<Error><Code>{answer.code}</Code><Message>{answer.code}</Message></Error>"
+                if not answer.status:
+                    self.close_connection = True
+                    return None
+                return self.answer(answer.status, {}, text.encode() if answer.code else b"")
         if kind == "503":
             return self.answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
         if kind == "slow":
@@ -101,12 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers["x-amz-bucket-region"] = region
         if kind == "cut" and len(data) > 1:
             return self.answer(reply.status, headers, data, len(data) // 2)
-        if (
-            kind == "lying"
-            and len(data) > 1
-            and reply.status == 200
-            and "list-type" not in self.path
-        ):
+        name = self.path.partition("?")[0]
+        is_object = "list-type" not in self.path and not name.endswith(self.server.honest)
+        if kind == "lying" and len(data) > 1 and reply.status == 200 and is_object:
             data = data[: len(data) // 2]
             headers |= {"Content-Length": str(len(data))}
         self.answer(reply.status, headers, data)

@@ -1,193 +1,67 @@
-"""Caches elsewhere: a real server that speaks S3, and one before it that fails as stores do."""
+"""Caches and datasets in an object store: a real server that speaks S3, and one that fails."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
+import io
 import os
-import random
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections import Counter
+import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import s3fs
 
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError, MissingExtra
 from featurecache.features.mapped import MappedVectors
 from featurecache.features.store import Cache
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
 from featurecache.stages.cache.diff import diff
 from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.cache.index import index
 from featurecache.stages.cache.ls import ls
 from featurecache.stages.cache.verify import verify
 from featurecache.stages.heads.train_head import train_head
-from featurecache.storage import durable, object_cache, object_store, retries
-from featurecache.storage.objects import ObjectStore
+from featurecache.storage import object_cache, retries
+from featurecache.storage.locations import open_store
+from featurecache.storage.object_store import ObjectStore
+from tests.s3_server import (
+    CREDENTIALS,
+    Address,
+    Answer,
+    FaultyServer,
+    moto_server,
+    use_server,
+)
 
-# The client of the store leaves sockets open in its own thread.
-pytestmark = [pytest.mark.usefixtures("load_once"), pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.usefixtures("load_once")
 BUCKET = "tiles"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, int]]:
-    """moto's S3, with one bucket."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    found = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    found.start()
-    host, port = found.get_host_and_port()
-    client = boto3.client(
-        "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1",
-        aws_access_key_id="somebody", aws_secret_access_key="secret",
-    )  # fmt: skip
-    client.create_bucket(Bucket=BUCKET)
-    client.close()
-    yield host, port
-    found.stop()
-
-
-class Faults(ThreadingHTTPServer):
-    """Stands before a server; `wrong` is the share of requests of each kind that go wrong."""
-
-    daemon_threads = True
-
-    def __init__(self, behind: tuple[str, int]) -> None:
-        super().__init__(("127.0.0.1", 0), _Fault)
-        self.behind = behind
-        self.chance = random.Random(0)
-        self.wrong: dict[str, float] = {}
-        self.done: Counter[str] = Counter()
-        self.answers: list[Answer] = []
-        self.whole: tuple[str, ...] = ()  # endings of the objects about which nothing lies
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are what this is for."""
-
-
-@dataclass
-class Answer:
-    """What requests for the objects with an ending get instead, `times` times (-1: always)."""
-
-    ending: str
-    status: int
-    code: str = ""
-    method: str = "GET"
-    times: int = -1
-
-    def fits(self, method: str, path: str) -> bool:
-        named = path.partition("?")[0].endswith(self.ending)
-        if not (self.times and named and method == self.method):
-            return False
-        self.times -= 1
-        return True
-
-
-class _Fault(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Faults
-
-    def do(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        kind = next(
-            (k for k, p in self.server.wrong.items() if self.server.chance.random() < p), ""
-        )
-        if (kind == "lost") != (self.command == "PUT") and kind in ("lost", "cut", "lying"):
-            kind = ""
-        self.server.done[kind] += 1
-        for answer in self.server.answers:
-            if answer.fits(self.command, self.path):
-                text = f"<Error><Code>{answer.code}</Code><Message>{answer.code}</Message></Error>"
-                if not answer.status:  # the connection is lost
-                    self.close_connection = True
-                    return None
-                return self.answer(answer.status, {}, text.encode() if answer.code else b"")
-        if kind == "503":
-            return self.answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
-        if kind == "slow":
-            time.sleep(0.2)
-        connection = http.client.HTTPConnection(*self.server.behind)
-        connection.request(self.command, self.path, body, dict(self.headers))
-        got = connection.getresponse()
-        data = got.read()
-        connection.close()
-        if kind == "lost":  # it was put, and nobody is told
-            self.close_connection = True
-            return None
-        headers = {n: v for n, v in got.getheaders() if n.lower() != "transfer-encoding"}
-        if kind == "cut" and len(data) > 1:
-            return self.answer(got.status, headers, data, len(data) // 2)
-        whole = "list-type" in self.path or self.path.partition("?")[0].endswith(self.server.whole)
-        if kind == "lying" and len(data) > 1 and got.status == 200 and not whole:
-            data = data[: len(data) // 2]
-            headers |= {"Content-Length": str(len(data))}
-        self.answer(got.status, headers, data)
-
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = do
-
-    def answer(
-        self, status: int, headers: dict[str, str], data: bytes, most: int | None = None
-    ) -> None:
-        self.send_response_only(status)
-        for name, value in ({"Content-Length": str(len(data))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data[:most])
-        if most is not None:
-            self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        pass
+def server() -> Iterator[Address]:
+    with moto_server(BUCKET) as address:
+        yield address
 
 
 @pytest.fixture
-def faults(server: tuple[str, int]) -> Iterator[Faults]:
-    found = Faults(server)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found
-    found.shutdown()
-    found.server_close()
+def faults(server: Address) -> Iterator[FaultyServer]:
+    with FaultyServer(server).running() as faulty:
+        yield faulty
 
 
 @pytest.fixture(autouse=True)
-def credentials(
-    server: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    use(monkeypatch, server)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # its own tries wait for seconds
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+def credentials(server: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_server(monkeypatch, server)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("FEATURECACHE_COPIES", str(tmp_path / "copies"))
     monkeypatch.setattr(retries, "WAIT", 0.01)
-    yield
-    close_clients()
-
-
-def use(monkeypatch: pytest.MonkeyPatch, address: tuple[Any, ...]) -> None:
-    """Let s3:// mean the server at this address."""
-    close_clients()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address[0]}:{address[1]}")
-
-
-def close_clients() -> None:
-    """They are kept by fsspec, with their sockets, and do not look at the environment again."""
-    for client in list(s3fs.S3FileSystem._cache.values()):
-        if client._s3 is not None:
-            s3fs.S3FileSystem.close_session(client.loop, client._s3)
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
@@ -265,7 +139,7 @@ def test_rows_stay_in_copies_that_are_mapped(
 )
 def test_a_store_that_fails_again_and_again(
     wrong: dict[str, float],
-    faults: Faults,
+    faults: FaultyServer,
     small_data: Path,
     small_cache: Path,
     elsewhere: str,
@@ -274,8 +148,8 @@ def test_a_store_that_fails_again_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same rows, and no reply that was cut is ever taken for whole."""
-    use(monkeypatch, faults.server_address)
-    faults.wrong = wrong
+    use_server(monkeypatch, faults.server_address)
+    faults.shares = wrong
     result = made(small_data, elsewhere, tiny, rows=4)
     assert result.computed + result.hits == 96
     assert hashes(elsewhere) == hashes(small_cache)
@@ -283,20 +157,9 @@ def test_a_store_that_fails_again_and_again(
         rows, _ = space.vectors(list(space.rows))  # hashes every byte
         assert rows.shape == (48, 1280)
         assert sum(len(record.item_list) for record in space.records) == 48
-    assert all(faults.done[kind] for kind in wrong), faults.done
+    assert all(faults.counts[kind] for kind in wrong), faults.counts
     for copy in copied(tmp_path):
         assert hashlib.sha256(copy.read_bytes()).hexdigest() == copy.name
-
-
-def test_of_many_writers_one_wins(elsewhere: str) -> None:
-    path = object_store.as_path(elsewhere) / "record.json"
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda n: durable.link_new(path, b"%d" % n), range(8)))
-    assert won.count(True) == 1
-    assert path.read_bytes() == b"%d" % won.index(True)
-    assert object_store.put_if_absent(
-        path, path.read_bytes()
-    )  # as if the first reply had been lost
 
 
 def test_writers_of_other_bits_where_the_last_one_wins(
@@ -351,8 +214,15 @@ PASSING = [
 
 
 def listing(cache: str) -> set[str]:
-    folder = object_store.as_path(cache)
-    return set(folder.fs.find(folder.path))
+    store = open_store(cache)
+    folders, names = [""], set()
+    for folder in folders:
+        for name in store.list_folder(folder):
+            if name.endswith("/"):
+                folders.append(f"{folder}{name}")
+            else:
+                names.add(f"{folder}{name}")
+    return names
 
 
 @pytest.fixture(scope="module")
@@ -383,10 +253,9 @@ def names_of(cache: Path, kind: str) -> list[str]:
 
 @pytest.mark.slow
 def test_what_a_store_refuses_a_few_times_is_read(
-    faults: Faults, stored: str, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+    faults: FaultyServer, stored: str, small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, faults.server_address)
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own tries wait, too
+    use_server(monkeypatch, faults.server_address)
     everything = [
         name for kind in ("record", "data", "space.json") for name in names_of(small_cache, kind)
     ]
@@ -403,10 +272,9 @@ def test_what_a_store_refuses_a_few_times_is_read(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["record", "data", "space.json"])
 def test_what_a_store_refuses_for_good_is_never_set_aside(
-    kind: str, faults: Faults, stored: str, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, faults: FaultyServer, stored: str, small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, faults.server_address)
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    use_server(monkeypatch, faults.server_address)
     before = listing(stored)
     refusals = [*PASSING, (403, "AccessDenied"), (401, "ExpiredToken")]
     names = names_of(small_cache, kind)
@@ -428,15 +296,15 @@ def test_what_a_store_refuses_for_good_is_never_set_aside(
 
 @pytest.mark.slow
 def test_bodies_that_are_cut_without_a_word_are_not_damage(
-    faults: Faults, stored: str, monkeypatch: pytest.MonkeyPatch
+    faults: FaultyServer, stored: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The header counts what was sent, and only HEAD says how much there is."""
-    use(monkeypatch, faults.server_address)
+    use_server(monkeypatch, faults.server_address)
     before = listing(stored)
-    faults.wrong = {"lying": 1.0}
+    faults.shares = {"lying": 1.0}
     with pytest.raises(FeatureCacheError):
         verify(stored, repair=True)  # the marker is cut, too
-    faults.whole = ("CACHE.json", "space.json")
+    faults.honest = ("CACHE.json", "space.json")
     found = verify(stored, repair=True)
     assert (found.bad, len(found.unreadable)) == ([], 6)
     assert listing(stored) == before
@@ -462,40 +330,12 @@ def test_a_store_that_does_not_let_us_in(
     assert "can't be reached" in line and "AWS_ACCESS_KEY_ID" in line
 
 
-def test_protocols_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_protocols_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="nonsense"):
         Cache("nonsense://x/y")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'featurecache\[gs\]'"):
         Cache("gs://bucket/x")
-    assert object_store.as_path(f"file://{tmp_path}") == tmp_path
-
-
-# ---- copies ----
-
-
-def test_copies_keep_to_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEATURECACHE_COPIES_SIZE", "2500")
-    objects = {name: os.urandom(1000) for name in "abcd"}
-    asked: list[str] = []
-
-    def read(path: Path, most: int, listed: bool) -> bytes:
-        asked.append(path.name)
-        return objects[path.name]
-
-    monkeypatch.setattr(object_store, "read", read)
-
-    def get(name: str) -> bytes:
-        sha256 = hashlib.sha256(objects[name]).hexdigest()
-        time.sleep(0.01)  # files are told apart by when they were used
-        return object_cache.read(Path(name), 1000, sha256)
-
-    assert [get(name) == objects[name] for name in "abacbb"] == [True] * 6
-    assert asked == ["a", "b", "c", "b"]  # c drove out b, since a was used again
-    assert sum(copy.stat().st_size for copy in copied(tmp_path)) <= 2500
-    monkeypatch.setenv("FEATURECACHE_COPIES_SIZE", "lots")
-    with pytest.raises(BadInput, match="FEATURECACHE_COPIES_SIZE 'lots': expected a size"):
-        get("d")
 
 
 # ---- datasets elsewhere ----
@@ -505,16 +345,13 @@ def test_datasets_in_a_store(
     small_data: Path, small_cache: Path, elsewhere: str, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
     """A CSV file, tar shards and an index, with their images beside them."""
-    import io
-    import tarfile
-
-    root = object_store.as_path(elsewhere)
+    root = open_store(elsewhere)
     lines, tars = ["path,label,split"], {"train": io.BytesIO(), "val": io.BytesIO()}
     for split, file in tars.items():
         with tarfile.open(fileobj=file, mode="w") as tar:
             for path in sorted((small_data / split).rglob("*.png")):
                 name = path.relative_to(small_data).as_posix()
-                object_store.put(root / "images" / name, path.read_bytes())
+                root.replace(f"images/{name}", path.read_bytes())
                 lines.append(f"images/{name},{path.parent.name},{split}")
                 key = name.replace("/", "-").removesuffix(".png")
                 for member, data in ((f"{key}.png", path.read_bytes()),
@@ -522,13 +359,37 @@ def test_datasets_in_a_store(
                     info = tarfile.TarInfo(member)
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-        object_store.put(root / "shards" / f"{split}-0.tar", file.getvalue())
-    object_store.put(root / "list.csv", "\n".join(lines).encode())
-    for number, data in enumerate((f"{elsewhere}/list.csv", f"{elsewhere}/shards")):
+        root.replace(f"shards/{split}/0.tar", file.getvalue())
+    root.replace("list.csv", "\n".join(lines).encode())
+    index(f"{elsewhere}/list.csv", out=tmp_path / "index.parquet")
+    root.replace("lists/index.parquet", (tmp_path / "index.parquet").read_bytes())
+    for number, name in enumerate(("list.csv", "shards", "lists/index.parquet")):
         cache = str(tmp_path / f"cache{number}")
-        assert made(data, cache, tiny).computed == 96
+        assert made(f"{elsewhere}/{name}", cache, tiny).computed == 96
         assert hashes(cache) == hashes(small_cache)
+    shards = open_dataset(f"{elsewhere}/shards")
+    assert shards.splits == ("train", "val") and shards.samples[0].id.startswith("0/train-")
     with pytest.raises(BadInput, match="a dataset elsewhere is"):
         featurize(f"{elsewhere}/x.zip", cache=tmp_path / "c", **tiny)
     with pytest.raises(BadInput, match=r"no-list\.csv: can't be read"):
         featurize(f"{elsewhere}/no-list.csv", cache=tmp_path / "c", **tiny)
+
+
+def test_images_that_are_not_in_the_store_are_asked_for_once(
+    elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "WAIT", 60)
+    open_store(elsewhere).replace("list.csv", b"path,label\nabsent.png,a\n")
+    dataset = open_dataset(f"{elsewhere}/list.csv")
+    items, reasons = items_of(dataset.samples)
+    assert list(items) == [None] and list(reasons) == ["absent.png"]
+
+
+# ---- what the rest of the package knows of stores ----
+
+
+def test_only_storage_asks_where_a_file_is() -> None:
+    package = Path(__file__).parent.parent / "featurecache"
+    for path in package.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert "is_remote" not in source and "UPath" not in source, path

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 
 from featurecache.errors import BadInput, MissingExtra, NotAFile
-from featurecache.storage import durable, locations, object_copies, retries
+from featurecache.storage import durable, object_cache, retries
 from featurecache.storage.local import LocalStore
 from featurecache.storage.locations import locate, open_store
 from featurecache.storage.store import Store
 from featurecache.storage.stored_file import StoredFile
-from tests.s3_server import CREDENTIALS, Address, FaultyServer, moto_server
+from tests.s3_server import CREDENTIALS, Address, FaultyServer, moto_server, use_server
 
 BUCKET = "tiles"
 
@@ -41,10 +41,9 @@ def s3(server: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty prefix of a server that is there."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server[0]}:{server[1]}")
+    use_server(monkeypatch, server)
     monkeypatch.setenv("FEATURECACHE_COPIES", str(tmp_path / "copies"))
     monkeypatch.setattr(retries, "WAIT", 0.001)
-    locations._bucket.cache_clear()
     return f"s3://{BUCKET}/{tmp_path.name}/{tmp_path.parent.name}"
 
 
@@ -330,8 +329,7 @@ class TestObjectStore(StoreContract):
         self, kind: str, s3: str, server: Address, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with FaultyServer(server).running() as faulty:
-            host, port = faulty.server_address[:2]
-            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host!s}:{port}")
+            use_server(monkeypatch, faulty.server_address)
             monkeypatch.setattr(retries, "TRIES", 40)
             store = open_store(s3)
             faulty.shares = {kind: 0.4}
@@ -361,7 +359,7 @@ class TestObjectStore(StoreContract):
         with pytest.raises(BadInput, match=r"^s3://no-such-bucket/x can't be reached \(NoSuchBuck"):
             other.check_access()
         assert waits == []
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        use_server(monkeypatch, ("127.0.0.1", 9))
         with pytest.raises(OSError, match=r"error sending request.*Connection refused"):
             open_store(s3).read("a", 9)
         assert len(waits) == retries.TRIES - 1
@@ -394,8 +392,7 @@ class TestObjectStore(StoreContract):
     ) -> None:
         with FaultyServer(server).running() as elsewhere:
             elsewhere.region = "eu-north-1"
-            host, port = elsewhere.server_address[:2]
-            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host!s}:{port}")
+            use_server(monkeypatch, elsewhere.server_address)
             store = open_store(s3)
             assert store.put_if_absent("file", b"1")
             assert store.list_folder() == ["file"]
@@ -404,7 +401,7 @@ class TestObjectStore(StoreContract):
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen()
-            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            use_server(monkeypatch, silent.getsockname())
             store = open_store(s3)
             timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
             timer.start()
@@ -448,7 +445,7 @@ def test_copies_keep_to_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return objects[name]
 
         time.sleep(0.01)  # files are told apart by when they were used
-        return object_copies.read(fetch, sha256(objects[name]))
+        return object_cache.read(fetch, sha256(objects[name]))
 
     assert [get(name) == objects[name] for name in "abacbb"] == [True] * 6
     assert fetched == ["a", "b", "c", "b"]  # c drove out b, since a was used again
@@ -462,11 +459,11 @@ def test_copies_keep_to_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_damaged_copy_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATURECACHE_COPIES", str(tmp_path / "copies"))
     replies = [b"cut", b"whole"]
-    assert object_copies.read(lambda: replies.pop(0), sha256(b"whole")) == b"whole"
-    path = object_copies.path_of(lambda: b"not needed", sha256(b"whole"))
+    assert object_cache.read(lambda: replies.pop(0), sha256(b"whole")) == b"whole"
+    path = object_cache.path_of(lambda: b"not needed", sha256(b"whole"))
     path.write_bytes(b"damaged")
-    assert object_copies.read(lambda: b"whole", sha256(b"whole")) == b"whole" == path.read_bytes()
-    assert object_copies.read(lambda: b"another", sha256(b"whole"), fresh=True) == b"another"
+    assert object_cache.read(lambda: b"whole", sha256(b"whole")) == b"whole" == path.read_bytes()
+    assert object_cache.read(lambda: b"another", sha256(b"whole"), fresh=True) == b"another"
 
 
 # ---- files by their store and name ----

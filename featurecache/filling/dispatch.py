@@ -16,7 +16,7 @@ from featurecache.executors.scheduler import CallQueue, Deferred, TasksFailed, s
 from featurecache.filling.shard_plan import Shard, ShardPlan
 from featurecache.filling.tally import ShardResult, Tally
 from featurecache.images.samples import Member
-from featurecache.storage import object_store
+from featurecache.storage.retries import retried_on_disk
 from featurecache.storage.store import Store
 from featurecache.storage.stored_file import StoredFile
 from featurecache.text import counted
@@ -133,7 +133,9 @@ def _crew(where: Where, context: Any, gpus: int) -> Any:
     return Processes(_begin, context, count, int(per_worker))
 
 
-def _begin(context: tuple[Callable[[Any], Maker], Any, StoredFile, Path | None]) -> Any:
+def _begin(
+    context: tuple[Callable[[Any], Maker], Any, StoredFile, Path | StoredFile | None],
+) -> Any:
     """Start a worker; returns the function that makes a shard."""
     maker, job, probe, source = context
     if not probe.exists():
@@ -141,7 +143,7 @@ def _begin(context: tuple[Callable[[Any], Maker], Any, StoredFile, Path | None])
             f"does not see the cache {probe.store.root}: it must be one folder, at one path, on "
             "every machine"
         )
-    if source is not None and not object_store.has(source):
+    if source is not None and not retried_on_disk(source.exists):
         raise BadInput(
             f"does not see the dataset ({source}): it must be at the same path on every machine"
         )

@@ -51,7 +51,9 @@ from featurecache.images.names import (
 )
 from featurecache.images.samples import SPLITS, Member, Sample
 from featurecache.notebook import html_table
-from featurecache.storage import object_store
+from featurecache.storage.local import working_folder
+from featurecache.storage.locations import locate
+from featurecache.storage.stored_file import StoredFile
 from featurecache.text import as_utf8
 
 LAYOUTS = (
@@ -129,15 +131,15 @@ def open_dataset(data: str | Path | Dataset) -> Dataset:
                 stacklevel=2,
             )
         return _digits()
-    if not isinstance(data, str | Path) and not hasattr(data, "fs"):
+    if not isinstance(data, str | Path | StoredFile):
         raise BadInput(f"{data!r}: not a path or a dataset; give one at a time")
-    path = object_store.as_path(data)
-    if is_tar(str(data)) or (object_store.is_remote(path) and not path.suffix):
+    path = locate(data)
+    if is_tar(str(data)) or (isinstance(path, StoredFile) and not path.suffix):
         return _numbered(tar_shards(str(data), shard_paths(data)))
-    if path.suffix.lower() == ".parquet" and (object_store.is_remote(path) or path.is_file()):
+    if path.suffix.lower() == ".parquet" and (isinstance(path, StoredFile) or path.is_file()):
         samples, classes = read_index(path)
         return Dataset(str(data), "index", samples, classes, {})
-    if object_store.is_remote(path):
+    if isinstance(path, StoredFile):
         if path.suffix.lower() == ".csv":
             return _numbered(csv_file(path))
         raise BadInput(f"{data}: a dataset elsewhere is a .csv file, an index or tar shards")
@@ -239,7 +241,7 @@ def _numbered(contents: Contents) -> Dataset:
     classes = sorted({entry.label for entry in listed if entry.label is not None})
     notes = tuple(map(as_utf8, [*contents.notes, *_check_classes(classes, root)]))
     number = {label: index for index, label in enumerate(classes)}
-    here = object_store.working_folder()  # sources are absolute, as workers may run elsewhere
+    here = working_folder()  # sources are absolute, as workers may run elsewhere
     samples = [
         Sample(
             as_utf8(name),
@@ -290,10 +292,10 @@ def _alike(label: str, others: Iterable[str]) -> str:
     return nearest(label, others)
 
 
-def _source(here: Path, source: str | Member) -> Path | Member:
+def _source(here: Path, source: str | Member) -> Path | StoredFile | Member:
     if isinstance(source, Member):
         return source
-    return object_store.as_path(source) if "://" in source else here / source
+    return locate(source) if "://" in source else here / source
 
 
 def _sorted(samples: Sequence[Sample]) -> tuple[Sample, ...]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from featurecache.executors import Progress, silent
 from featurecache.items import Items
-from featurecache.storage import object_store
 from featurecache.storage.safe_open import open_regular
+from featurecache.storage.stored_file import StoredFile, open_file
 
 _MAX_SHARD = 1 << 50  # bytes of a file that holds many images
 MAX_FILE = 1 << 30  # bytes; decode.MAX_PIXELS pixels of 16-bit RGBA, not compressed, are 800 MB
@@ -27,14 +27,14 @@ SPLITS = ("train", "val", "test")
 class Member:
     """Bytes inside a larger file: an image of a tar shard."""
 
-    path: Path
+    path: Path | StoredFile
     start: int
     size: int
 
     def read(self) -> bytes:
         """Raises OSError."""
-        if object_store.is_remote(self.path):
-            return object_store.read_range(self.path, self.start, self.start + self.size)
+        if isinstance(self.path, StoredFile):
+            return self.path.read_range(self.start, self.start + self.size)
         with open_regular(self.path, _MAX_SHARD) as (file, _):
             file.seek(self.start)
             return file.read(self.size)
@@ -52,7 +52,7 @@ class Sample:
     id: str
     label: int | None
     split: str
-    source: Path | bytes | Member
+    source: Path | StoredFile | bytes | Member
     refused: str = ""
 
     def read(self) -> bytes:
@@ -61,7 +61,7 @@ class Sample:
             return self.source
         if isinstance(self.source, Member):
             return self.source.read()
-        with self._opened(self.source) as (file, size):
+        with self._open(self.source) as (file, size):
             return file.read(size + 1)  # one byte more, so that a file that grew differs
 
     def item(self) -> bytes:
@@ -69,19 +69,17 @@ class Sample:
         if isinstance(self.source, bytes | Member):
             return hashlib.sha256(self.read()).digest()
         digest = hashlib.sha256()
-        with self._opened(self.source) as (file, size):
+        with self._open(self.source) as (file, size):
             left = size + 1
             while left and (piece := file.read(min(left, 1 << 20))):
                 digest.update(piece)
                 left -= len(piece)
         return digest.digest()
 
-    @contextlib.contextmanager
-    def _opened(self, path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    def _open(self, file: Path | StoredFile) -> AbstractContextManager[tuple[BinaryIO, int]]:
         if self.refused:
             raise OSError(errno.EILSEQ, self.refused)
-        with open_regular(path, MAX_FILE) as opened:
-            yield opened
+        return open_file(file, MAX_FILE)
 
 
 def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict[bytes, Sample]:

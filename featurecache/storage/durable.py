@@ -14,15 +14,13 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache.storage import locks, object_store
+from featurecache.storage import locks
 
 _TEMPORARY = re.compile(r"\..{1,16}\.\d+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 
 def link_new(path: Path, data: bytes) -> bool:
     """Give `data` this name unless it is taken: of several writers at once one wins (True)."""
-    if object_store.is_remote(path):
-        return object_store.put_if_absent(path, data)
     first = True
     with _temporary(path, data) as temporary:
         try:
@@ -35,8 +33,6 @@ def link_new(path: Path, data: bytes) -> bool:
 
 def replace(path: Path, data: bytes) -> None:
     """Give `data` this name; readers see the old bytes or the new ones, whole."""
-    if object_store.is_remote(path):
-        return object_store.put(path, data)
     sweep(path.parent)
     with _temporary(path, data) as temporary:
         temporary.replace(path)
@@ -45,8 +41,7 @@ def replace(path: Path, data: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    # Elsewhere a folder can't be opened, and the rename must do.
-    if os.name != "posix" or object_store.is_remote(folder):
+    if os.name != "posix":  # a folder can't be opened there, and the rename must do
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -18,6 +18,14 @@ from featurecache.storage.store import check_name
 _MAX_FILE = 1 << 50  # bytes; ranges of larger files are refused
 
 
+def working_folder() -> Path:
+    """The working folder. Raises BadInput where it was deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise BadInput("the working folder was deleted; change to a folder that exists") from error
+
+
 class LocalStore:
     """The files of a folder. Writes are durable.py's; claims and locks are those of the kernel."""
 
@@ -53,7 +61,7 @@ class LocalStore:
 
     # ---- reading ----
 
-    def read(self, name: str, max_bytes: int) -> bytes:
+    def read(self, name: str, max_bytes: int, *, listed: bool = True) -> bytes:
         return read_regular(self.path(name), max_bytes, follow=False)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 from featurecache.storage.local import LocalStore
-from featurecache.storage.objects import ObjectStore
+from featurecache.storage.object_store import ObjectStore, shared_store
 from featurecache.storage.store import Store
 from featurecache.storage.stored_file import StoredFile
 
@@ -34,9 +33,4 @@ def locate(data: str | Path | StoredFile) -> Path | StoredFile:
     if not separator or scheme == "file":
         return Path(rest if separator else data)
     bucket, _, key = rest.partition("/")
-    return StoredFile(_bucket(f"{scheme}://{bucket}"), key.rstrip("/"))
-
-
-@functools.lru_cache(maxsize=32)
-def _bucket(root: str) -> ObjectStore:
-    return ObjectStore(root)
+    return StoredFile(shared_store(f"{scheme}://{bucket}"), key.rstrip("/"))

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from featurecache.storage import object_store
-
 try:
     import fcntl
 except ImportError:  # not a POSIX system
@@ -98,8 +96,6 @@ def claim_shared(path: Path) -> Claim:
 
 
 def _claim(path: Path, exclusive: bool) -> Claim | None:
-    if object_store.is_remote(path):
-        return Claim(path, None)
     path.parent.mkdir(exist_ok=True)
     while True:
         descriptor = os.open(path, (os.O_RDWR if exclusive else os.O_RDONLY) | os.O_CREAT, 0o666)
@@ -132,9 +128,6 @@ def is_abandoned(descriptor: int) -> bool:
 @contextlib.contextmanager
 def hold_shared(folder: Path) -> Iterator[None]:
     """Hold a folder together with others who add to it: nobody is `alone` in it meanwhile."""
-    if object_store.is_remote(folder):
-        yield
-        return
     while True:
         descriptor = os.open(folder, os.O_RDONLY)
         _lock(descriptor, exclusive=False, wait=True)
@@ -150,9 +143,6 @@ def hold_shared(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def hold_exclusive(folder: Path) -> Iterator[bool]:
     """Is nobody else at this folder? While it is held, nobody begins to add to it."""
-    if object_store.is_remote(folder):
-        yield False
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         locked = _lock(descriptor, exclusive=True, wait=False, without=False)

@@ -1,8 +1,8 @@
 """Copies of objects on this machine, by the hash of their bytes, so that a shard is fetched once.
 
-They lie in $FEATURECACHE_COPIES (by default the user's cache folder) and are at most
-$FEATURECACHE_COPIES_SIZE (20G) together: those that were not used for longest go first. A copy that
-is damaged is fetched again.
+They lie in $FEATURECACHE_COPIES (by default in the user's cache folder) and take at most
+$FEATURECACHE_COPIES_SIZE (20G) together: those that were not used for longest are removed first. A
+damaged copy is fetched again.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from featurecache import byte_sizes
-from featurecache.storage import durable, object_store
+from featurecache.byte_sizes import parse_size
+from featurecache.storage import durable
 
-FETCHES = 3  # of an object whose bytes are not those that it should have
+# Of an object whose bytes are not those that it should have: as many as of a request that fails
+# (retries.py). A client that checks no checksum of a reply does not see that it was cut.
+FETCHES = 6
 
 
 def folder() -> Path:
@@ -24,13 +27,14 @@ def folder() -> Path:
     return Path(named) if named else Path(cache) / "featurecache" / "copies"
 
 
-def read(path: Path, size: int, sha256: str, fresh: bool = False) -> bytes:
-    """The object at `path`, from its copy if there is one and it need not be `fresh`.
+def read(fetch: Callable[[], bytes], sha256: str, *, fresh: bool = False) -> bytes:
+    """The bytes of an object that `fetch` gets from its store, from its copy if there is one and it
+    need not be `fresh`.
 
-    Its bytes may still not be those of `sha256`: then they never were, in FETCHES tries. Raises
-    OSError.
+    They may still not be those of `sha256`: then the object was not, in FETCHES tries. Raises what
+    `fetch` does.
     """
-    copy = folder() / sha256[:2] / sha256
+    copy = _copy_of(sha256)
     with contextlib.suppress(OSError):
         data = b"" if fresh else copy.read_bytes()
         if hashlib.sha256(data).hexdigest() == sha256:
@@ -38,37 +42,41 @@ def read(path: Path, size: int, sha256: str, fresh: bool = False) -> bytes:
             return data
         copy.unlink()
     for _ in range(FETCHES):
-        data = object_store.read(path, size, listed=True)
+        data = fetch()
         if hashlib.sha256(data).hexdigest() == sha256:
             with contextlib.suppress(OSError):  # no room: it is fetched again
-                _keep(copy, data)
+                _store(copy, data)
             break
     return data
 
 
-def path_of(path: Path, size: int, sha256: str) -> Path:
-    """The copy of an object, which is there now and may go any time: open it. Raises OSError."""
-    copy = folder() / sha256[:2] / sha256
-    data = read(path, size, sha256)
+def path_of(fetch: Callable[[], bytes], sha256: str) -> Path:
+    """The copy of an object. It may be removed at any time: open it at once. Raises OSError."""
+    copy = _copy_of(sha256)
+    data = read(fetch, sha256)
     if not copy.is_file():
-        _keep(copy, data)
+        _store(copy, data)
     return copy
 
 
-def _keep(copy: Path, data: bytes) -> None:
-    limit = byte_sizes.parse_size(
+def _copy_of(sha256: str) -> Path:
+    return folder() / sha256[:2] / sha256
+
+
+def _store(copy: Path, data: bytes) -> None:
+    limit = parse_size(
         os.environ.get("FEATURECACHE_COPIES_SIZE", "20G"), "FEATURECACHE_COPIES_SIZE"
     )
-    kept = []
+    copies = []
     for path in folder().glob("*/*"):
         with contextlib.suppress(FileNotFoundError):  # another process makes room too
-            found = path.stat()
-            kept.append((found.st_mtime, found.st_size, path))
-    over = sum(size for _, size, _ in kept) + len(data) - limit
-    for _, size, path in sorted(kept):
-        if over <= 0:
+            status = path.stat()
+            copies.append((status.st_mtime, status.st_size, path))
+    surplus = sum(size for _, size, _ in copies) + len(data) - limit
+    for _, size, path in sorted(copies):
+        if surplus <= 0:
             break
         path.unlink(missing_ok=True)
-        over -= size
+        surplus -= size
     copy.parent.mkdir(parents=True, exist_ok=True)
     durable.replace(copy, data)

@@ -1,171 +1,367 @@
-"""Places that are no folder of this machine: object stores, through fsspec and its UPath.
+"""Object stores as a Store: S3, Google Cloud Storage and Azure, through obstore.
 
-A store has whole objects and nothing half: a put is seen at once or not at all. What it may not
-have is a put that fails where the name is taken, locks, and links. Everything of featurecache goes
-by names that say the content, so it is safe without (docs/cluster.md).
+A store has whole objects and nothing half: a put is seen at once or not at all, and what was
+acknowledged is durable. What it does not have is locks and links. Files of a cache are named by
+their content, so correctness does not need either (docs/cluster.md).
 
-Paths from here are UPaths, which do what the package needs of a Path.
+obstore's own retries are off: retries.py decides for disks and stores alike. Its asynchronous
+functions are not used: a process that exits soon after one is aborted now and then. Its clients do
+not survive a fork; workers are spawned (executors/pool.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
-import os
-from collections.abc import Iterator
+import functools
+import importlib.util
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 from featurecache.errors import BadInput, MissingExtra, NotAFile
-from featurecache.storage.retries import Verdict, retried, retried_on_disk, verdict
+from featurecache.storage import object_cache, s3_settings
+from featurecache.storage.durable import temporary_name
+from featurecache.storage.locks import Claim
+from featurecache.storage.retries import retried
+from featurecache.storage.store import check_name
 from featurecache.text import one_line
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # which pip extra has a protocol
+Result = TypeVar("Result")
+
+_EXTRAS = {"s3": "s3", "gs": "gs", "az": "az"}  # scheme -> pip extra
+_ALIASES = {"s3a": "s3", "gcs": "gs"}
+_CONNECT = datetime.timedelta(seconds=10)
+_REPLY = datetime.timedelta(seconds=60)  # without a byte, of a reply that should have begun
+_UPLOAD = datetime.timedelta(minutes=30)  # obstore counts an upload as waiting for its reply
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
+_CAUSE = re.compile(r'message: "([^"]+)"')
 
 
-def as_path(root: str | Path) -> Path:
-    """The folder at `root`: a path of this machine, `file://…`, `s3://…`, `gs://…` or what else
-    fsspec knows. Raises MissingExtra, BadInput."""
-    protocol, separator, rest = str(root).partition("://")
-    if not separator or is_remote(root):
-        return Path(root) if isinstance(root, str) else root
-    if protocol == "file":
-        return Path(rest)
-    extra = EXTRAS.get(protocol, "s3")
-    try:
-        from upath import UPath
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"{protocol}://", "universal_pathlib", extra) from error
-    try:
-        # Listings change under our feet: other machines commit.
-        found = UPath(root, use_listings_cache=False)
-        found.fs  # noqa: B018 - imports what the protocol needs
-    except ImportError as error:
-        raise MissingExtra(f"{protocol}://", one_line(error), extra) from error
-    except ValueError as error:
-        raise BadInput(f"{root}: {one_line(error)}") from error
-    return cast(Path, found)
+class ObjectStore:
+    """The objects under a URL. Opening makes no request."""
 
+    local_folder = None
+    has_locks = False
+    parallel_requests = 16
+    read_attempts = object_cache.FETCHES
 
-def working_folder() -> Path:
-    """The working folder. Raises BadInput where it was deleted."""
-    try:
-        return Path.cwd()
-    except FileNotFoundError as error:
-        raise BadInput("the working folder was deleted; change to one that is there") from error
+    def __init__(self, root: str) -> None:
+        """Raises MissingExtra, BadInput."""
+        self._root = root.rstrip("/")
+        self._region = ""  # of the bucket, where it is not the one that is set
+        scheme, _, path = self._url.partition("://")
+        if scheme not in _EXTRAS or not path.partition("/")[0]:
+            schemes = ", ".join(f"{name}://BUCKET" for name in _EXTRAS)
+            raise BadInput(
+                f"{root}: not an object store that is known; expected a path or {schemes}"
+            )
+        if not path.isprintable() or "//" in path or {".", ".."} & set(path.split("/")):
+            raise BadInput(f"{root}: has a part that no object's name may have")
+        for package in ("obstore", *(("botocore",) if scheme == "s3" else ())):
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtra(f"{scheme}://", package, _EXTRAS[scheme])
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return shared_store, (self._root,)
 
-def is_remote(path: object) -> bool:
-    return not isinstance(path, str | Path | bytes)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectStore) and self._root == other._root
 
+    def __hash__(self) -> int:
+        return hash(self._root)
 
-def reachable(root: Path) -> None:
-    """Raise BadInput, with what to do, where a store does not let us in."""
-    try:
-        fs, name = _parts(root)
-        retried(lambda: fs.info(name), tries=2)
-    except FileNotFoundError:
-        return  # the store let us look
-    except OSError as error:
-        raise BadInput(
-            f"{root} can't be reached ({error.strerror or error}); see that the bucket is there, "
-            "and that its credentials are set as its own tools want them (for s3:// the variables "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws)"
-        ) from error
+    def __repr__(self) -> str:
+        return f"ObjectStore({self._root!r})"
 
+    @property
+    def root(self) -> str:
+        return self._root
 
-def has(path: Path, listed: bool = False) -> bool:
-    """Is there a file of this name? Unlike a UPath's own answer, no failure of the store is a no;
-    where a listing may have named it just now (`listed`), a no of the store is checked against a
-    new listing. Raises OSError."""
-    if not is_remote(path):
-        return retried_on_disk(path.is_file)
-    fs, name = _parts(path)
-    with contextlib.suppress(FileNotFoundError):
-        return retried(lambda: bool(fs.info(name)["type"] == "file"))
-    return listed and path.name in names(path.parent)
+    def locate(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
 
+    # ---- reading ----
 
-def is_link(path: Path) -> bool:
-    """Is this a symbolic link? A store has none, and is not asked. Raises OSError."""
-    return not is_remote(path) and retried_on_disk(path.is_symlink)
+    def read(self, name: str, max_bytes: int, *, listed: bool = True) -> bytes:
+        def whole() -> bytes:
+            found = self._reader.get(check_name(name))
+            size = int(found.meta["size"])
+            if size > max_bytes:
+                raise NotAFile(errno.EFBIG, f"{size:,} bytes, more than the {max_bytes:,} allowed")
+            return bytes(found.bytes())
 
+        return self._request(whole, absent_passes=listed)
 
-def names(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none where there is no such folder. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if not is_remote(folder):
-            return retried_on_disk(lambda: sorted(entry.name for entry in os.scandir(folder)))
-        fs, path = _parts(folder)
-        found = (entry["name"].rstrip("/") for entry in retried(lambda: fs.ls(path, detail=True)))
-        return sorted({name.rpartition("/")[2] for name in found if name != path.rstrip("/")})
-    return []
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        if end <= start:
+            return b""
 
+        def part() -> bytes:
+            return bytes(self._reader.get_range(check_name(name), start=start, end=end))
 
-def read(path: Path, most: int, listed: bool = False) -> bytes:
-    """An object of at most `most` bytes; of one that was `listed` just now, "not found" may pass.
-    Raises OSError."""
-    fs, name = _parts(path)
-
-    def whole() -> bytes:
-        data = fs.cat_file(name)
-        if len(data) > most:
-            raise NotAFile(errno.EFBIG, f"{len(data):,} bytes, more than the {most:,} allowed")
-        return bytes(data)
-
-    return retried(whole, absent_passes=listed)
-
-
-def read_range(path: Path, start: int, end: int) -> bytes:
-    """The bytes from `start` to `end` of an object. Raises OSError."""
-    fs, name = _parts(path)
-    return retried(lambda: bytes(fs.cat_file(name, start=start, end=end)))
-
-
-def size(path: Path) -> int:
-    """The bytes that an object has, as its store says without sending them. Raises OSError."""
-    fs, name = _parts(path)
-    return retried(lambda: int(fs.info(name)["size"]), absent_passes=True)
-
-
-def put(path: Path, data: bytes) -> None:
-    """Give `data` this name, whatever had it. Raises OSError."""
-    fs, name = _parts(path)
-    retried(lambda: fs.pipe_file(name, data))
-
-
-def put_if_absent(path: Path, data: bytes) -> bool:
-    """Give `data` this name unless it is taken: of several writers one wins (True), where the store
-    has such a put; where it has not, the last of those who began at once. Raises OSError."""
-    fs, name = _parts(path)
-
-    def once() -> bool:
         try:
-            fs.pipe_file(name, data, mode="create")
-        except Exception as error:
-            if verdict(error) is not Verdict.TAKEN:
-                raise
-            # The reply to our own put may have been lost, and this was the client's second try.
-            return bytes(fs.cat_file(name)) == data
-        return True
+            return self._request(part, absent_passes=True)
+        except OSError:
+            if self.size(name) <= start:  # a store refuses a range without a byte
+                return b""
+            raise
 
-    return retried(once, absent_passes=True)
+    def read_content(self, name: str, size: int, sha256: str, *, fresh: bool = False) -> bytes:
+        return object_cache.read(lambda: self.read(name, size), sha256, fresh=fresh)
+
+    def local_path(self, name: str, size: int, sha256: str) -> Path:
+        return object_cache.path_of(lambda: self.read(name, size), sha256)
+
+    def size(self, name: str) -> int:
+        return int(self._request(lambda: self._head(name), absent_passes=True)["size"])
+
+    def exists(self, name: str, *, listed: bool = False) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            self._request(lambda: self._head(name))
+            return True
+        folder, _, last = name.rpartition("/")
+        return listed and last in self.list_folder(folder)
+
+    def is_link(self, name: str) -> bool:
+        return False
+
+    def list_folder(self, folder: str = "") -> list[str]:
+        folder = check_name(folder).rstrip("/")
+
+        def listed() -> Any:
+            return self._reader.list_with_delimiter(folder or None)
+
+        found = self._request(listed)
+        start = len(folder) + 1 if folder else 0
+        folders = {f"{path[start:]}/" for path in found["common_prefixes"]}
+        files = {entry["path"][start:] for entry in found["objects"]}
+        # Some tools put an empty object named like a folder; it is no file in it.
+        return sorted(folders | {name for name in files if name and f"{name}/" not in folders})
+
+    def _head(self, name: str) -> Any:
+        return self._reader.head(check_name(name))
+
+    # ---- writing ----
+
+    def make_folder(self, folder: str) -> None:
+        pass
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        def put() -> bool:
+            try:
+                self._writer.put(check_name(name), data, mode="create")
+            except (AlreadyExistsError, PreconditionError):
+                # Taken, or a conflict with another put or delete that came to nothing: then the
+                # read finds nothing and all is tried again. And the bytes may be our own, if the
+                # reply to an earlier try was lost.
+                found = self._reader.get(name)
+                return bytes(found.bytes()) == data
+            return True
+
+        return self._request(put, absent_passes=True)
+
+    def replace(self, name: str, data: bytes) -> None:
+        def put() -> None:
+            # In one request: what a killed multipart upload leaves is hidden, and is paid for.
+            self._writer.put(check_name(name), data, use_multipart=False)
+
+        self._request(put)
+
+    def move(self, name: str, to: str) -> None:
+        def copy() -> None:
+            self._writer.copy(check_name(name), check_name(to))
+
+        self._request(copy)
+        self.delete(name)
+
+    def delete(self, name: str) -> None:
+        def delete() -> None:
+            self._writer.delete(check_name(name))
+
+        with contextlib.suppress(FileNotFoundError):
+            self._request(delete)
+
+    def delete_folder(self, name: str) -> None:
+        raise OSError(errno.ENOTSUP, "an object store has no lock under which this is safe")
+
+    def initialize(self, name: str, data: bytes) -> None:
+        self.put_if_absent(name, data)
+
+    @contextlib.contextmanager
+    def probe(self) -> Iterator[str]:
+        name = temporary_name(Path("probe")).name
+        self.replace(name, b"")
+        try:
+            yield name
+        finally:
+            self.delete(name)
+
+    # ---- locks ----
+
+    def claim(self, name: str) -> Claim | None:
+        return Claim.unlocked()
+
+    def claim_shared(self, name: str) -> Claim:
+        return Claim.unlocked()
+
+    def lock_shared(self, folder: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def lock_exclusive(self, folder: str) -> AbstractContextManager[bool]:
+        return contextlib.nullcontext(False)
+
+    # ---- the root ----
+
+    def check_access(self) -> None:
+        def listed() -> None:
+            self._reader.list_with_delimiter()
+
+        try:
+            self._request(listed, tries=2)
+        except OSError as error:
+            raise BadInput(
+                f"{self._root} can't be reached ({error.strerror}); check that the bucket exists "
+                "and that its credentials are set as its own tools expect (for s3:// the variables "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws)"
+            ) from error
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    # ---- requests ----
+
+    @property
+    def _url(self) -> str:
+        scheme, _, rest = self._root.partition("://")
+        return f"{_ALIASES.get(scheme, scheme)}://{rest}"
+
+    @functools.cached_property
+    def _reader(self) -> Any:
+        return self._client(_REPLY)
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        return self._client(_UPLOAD)
+
+    def _client(self, wait: datetime.timedelta) -> Any:
+        from obstore.store import AzureStore, GCSStore, S3Store
+
+        options: dict[str, Any] = {
+            "connect_timeout": _CONNECT,
+            "read_timeout": wait,
+            "timeout": _UPLOAD,
+        }
+        settings: dict[str, Any] = {}
+        scheme, _, path = self._url.partition("://")
+        if scheme == "s3":
+            settings = s3_settings.settings(self._region)
+            options["allow_http"] = str(settings.get("endpoint", "")).startswith("http://")
+        bucket, _, prefix = path.partition("/")
+        kind: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
+        return kind(
+            bucket,
+            prefix=prefix or None,
+            client_options=options,
+            retry_config={"max_retries": 0},
+            **settings,
+        )
+
+    def _request(
+        self,
+        request: Callable[[], Result],
+        *,
+        tries: int = 0,
+        absent_passes: bool = False,
+    ) -> Result:
+        """The result of a request, tried again where it fails for what may pass. Raises OSError."""
+        from obstore.exceptions import BaseError
+
+        def translated() -> Result:
+            try:
+                return request()
+            except (BaseError, FileNotFoundError, ValueError) as error:
+                raise StoreError(error) from error
+
+        def run() -> Result:
+            try:
+                return _wait(translated)
+            except StoreError as error:
+                if not error.is_elsewhere or self._region:
+                    raise
+                self._region = s3_settings.region_of(self._url)
+                self.__dict__.pop("_reader", None)
+                self.__dict__.pop("_writer", None)
+                return _wait(translated)
+
+        return retried(run, tries=tries, absent_passes=absent_passes)
 
 
-def move(path: Path, to: Path) -> None:
-    """Give an object another name, in two steps. Raises OSError."""
-    fs, name = _parts(path)
-    retried(lambda: fs.mv(name, _parts(to)[1]))
+@functools.lru_cache(maxsize=32)
+def shared_store(root: str) -> ObjectStore:
+    """One store, and so one pair of clients, for everything in this process that names `root`: the
+    files of datasets, and what other processes send."""
+    return ObjectStore(root)
 
 
-@contextlib.contextmanager
-def os_errors_as_bad_input(what: str) -> Iterator[None]:
-    """An OSError in here is BadInput, which begins with `what`."""
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(f"{what} ({error.strerror or error})") from error
+class StoreError(Exception):
+    """An error of obstore's with what its text alone says: `status`, the HTTP status of the reply
+    (0 where there was none), and `error_code`, the store's own code. retries.py looks at both."""
+
+    def __init__(self, error: Exception) -> None:
+        text = str(error)
+        status, code = _STATUS.search(text), _CODE.search(text)
+        self.status = int(status[1]) if status else _status_of(error)
+        self.error_code = code[1] if code else ""
+        # Set for a bucket in another region: by a redirect without a target, or by the code.
+        self.is_elsewhere = "incorrectly configured region" in text or self.error_code in (
+            "AuthorizationHeaderMalformed",
+            "PermanentRedirect",
+        )
+        message, cause = _MESSAGE.search(text), _CAUSE.search(text)
+        if self.status and (code or message):
+            parts = [self.error_code, message[1] if message else ""]
+            said = f"{': '.join(part for part in parts if part)} (HTTP {self.status})"
+        else:
+            said = text.partition("\n")[0] + (f" ({cause[1]})" if cause else "")
+        super().__init__(one_line(Exception(said)))
 
 
-def _parts(path: Any) -> tuple[Any, str]:
-    return path.fs, path.path
+def _status_of(error: Exception) -> int:
+    from obstore import exceptions
+
+    kinds = {
+        exceptions.UnauthenticatedError: 401,
+        exceptions.PermissionDeniedError: 403,
+        FileNotFoundError: 404,
+        exceptions.AlreadyExistsError: 412,
+        exceptions.PreconditionError: 412,
+        ValueError: 400,
+    }
+    return next((status for kind, status in kinds.items() if isinstance(error, kind)), 0)
+
+
+def _wait(request: Callable[[], Result]) -> Result:
+    """The result of a request. Signals are handled in the main thread, and not while it is inside
+    the client; there another thread makes the request, so that a signal ends the wait at once."""
+    if threading.current_thread() is not threading.main_thread():
+        return request()
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(request())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="object-store", daemon=True).start()
+    return result.result()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import stat
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from featurecache.errors import NotAFile
-from featurecache.storage import object_store
 from featurecache.storage.retries import retried_on_disk
 
 # Not to wait, not to be had by a child, and on Windows not to have line ends translated.
@@ -36,10 +34,6 @@ def open_regular(path: Path, most: int, *, follow: bool = True) -> Iterator[tupl
 
     Raises OSError, whose `strerror` says what is wrong and what to do, for anything else.
     """
-    if object_store.is_remote(path):
-        data = _read_object(path, most, follow)
-        yield io.BytesIO(data), len(data)
-        return
     file, size = retried_on_disk(lambda: _open(path, most, follow))
     with file:
         yield file, size
@@ -53,14 +47,7 @@ def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
         with file:
             return file.read(size)
 
-    if object_store.is_remote(path):
-        return _read_object(path, most, follow)
     return retried_on_disk(whole)
-
-
-def _read_object(path: Path, most: int, follow: bool) -> bytes:
-    # Only the files of a cache are not followed, and their names come from its listings.
-    return object_store.read(path, most, listed=not follow)
 
 
 def _open(path: Path, most: int, follow: bool) -> tuple[BinaryIO, int]:

@@ -62,9 +62,10 @@ class Store(Protocol):
 
     # ---- reading ----
 
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """The bytes of a file of at most `max_bytes`. The name must come from a listing, from
-        `exists` or from a record: an object store that says it is not there is asked again."""
+    def read(self, name: str, max_bytes: int, *, listed: bool = True) -> bytes:
+        """The bytes of a file of at most `max_bytes`. `listed` says that the name comes from a
+        listing, from `exists` or from a record: an object store that does not find it is then asked
+        again for a few seconds."""
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """The bytes from `start` to `end` (exclusive), or to the end of the file if that is

@@ -3,11 +3,14 @@ errors and readers, and those of datasets in object stores."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from featurecache.storage.safe_open import open_regular
 from featurecache.storage.store import Store
 
 _BUFFER = 4 << 20  # bytes that a file object reads at a time: members of a tar file are many
@@ -46,8 +49,8 @@ class StoredFile:
     def exists(self, *, listed: bool = False) -> bool:
         return self.store.exists(self.key, listed=listed)
 
-    def read(self, max_bytes: int) -> bytes:
-        return self.store.read(self.key, max_bytes)
+    def read(self, max_bytes: int, *, listed: bool = True) -> bytes:
+        return self.store.read(self.key, max_bytes, listed=listed)
 
     def read_range(self, start: int, end: int) -> bytes:
         return self.store.read_range(self.key, start, end)
@@ -61,6 +64,18 @@ class StoredFile:
     def open(self) -> BinaryIO:
         """A file object that reads anywhere in the file, a few megabytes at a time."""
         return io.BufferedReader(_RawFile(self), _BUFFER)
+
+
+@contextlib.contextmanager
+def open_file(file: Path | StoredFile, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file of at most `max_bytes`, open for reading, and its size. An object is read as a
+    whole. Raises OSError, whose `strerror` says what is wrong."""
+    if isinstance(file, StoredFile):
+        data = file.read(max_bytes, listed=False)
+        yield io.BytesIO(data), len(data)
+    else:
+        with open_regular(file, max_bytes) as opened:
+            yield opened
 
 
 class _RawFile(io.RawIOBase):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from featurecache.errors import BadInput
 from featurecache.images.samples import MAX_FILE, Member
-from featurecache.storage.safe_open import open_regular
+from featurecache.storage.stored_file import StoredFile, open_file
 
 _MAX_SHOWN = 5  # names of a long list that an error message shows
 
@@ -35,10 +35,10 @@ class Contents:
     notes: Sequence[str] = ()
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | StoredFile) -> str:
     """A UTF-8 text file, a byte order mark left out. Raises BadInput."""
     try:
-        with open_regular(path, MAX_FILE) as (file, size):
+        with open_file(path, MAX_FILE) as (file, size):
             return file.read(size).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: can't be read as a UTF-8 text file ({error})") from error

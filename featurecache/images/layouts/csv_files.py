@@ -13,16 +13,19 @@ from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.images.layouts.contents import Contents, Entry, first_few, read_text
 from featurecache.images.names import COLUMNS, column_of, looks_like_column, split_of
 from featurecache.images.samples import MAX_FILE, SPLITS
-from featurecache.storage import object_store
 from featurecache.storage.safe_open import open_regular
+from featurecache.storage.stored_file import StoredFile
 
 _MAX_HEADER = 1 << 16  # bytes
 
 
-def csv_file(path: Path) -> Contents:
+def csv_file(path: Path | StoredFile) -> Contents:
     """The images that a CSV file lists, in its order."""
-    remote = object_store.is_remote(path)
-    folder = str(path.parent) if remote else os.path.normpath(path.parent.absolute())
+    remote = isinstance(path, StoredFile)
+    if isinstance(path, StoredFile):
+        root, folder = str(path), str(path.parent)
+    else:
+        root, folder = path.as_posix(), os.path.normpath(path.parent.absolute())
     seen: dict[str, tuple[str | None, str, int]] = {}  # path -> class name, split, line
     entries: list[Entry] = []
     missing: list[str] = []
@@ -61,7 +64,6 @@ def csv_file(path: Path) -> Contents:
         raise BadInput(f"{path}: {len(missing)} files are not there: {first_few(missing)}")
     if not entries:
         raise BadInput(f"{path}: holds no rows; expected a line of path,label[,split] per image")
-    root = str(path) if remote else path.as_posix()
     notes = [f"columns that are not used: {first_few([*map(repr, unused)])}"] * bool(unused)
     if unsplit:
         lines = first_few([*map(str, unsplit)])
@@ -82,7 +84,7 @@ def tables_in(folder: Path) -> Iterator[Path]:
                 yield folder / name
 
 
-def _rows(path: Path, unused: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: Path | StoredFile, unused: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, row with its values stripped) of each row of a CSV file with a header; columns
     that are not used are added to `unused`."""
     reader = csv.reader(io.StringIO(read_text(path)), strict=True)
@@ -110,7 +112,7 @@ def _rows(path: Path, unused: list[str]) -> Iterator[tuple[int, dict[str, str]]]
         raise BadInput(f"{path} line {reader.line_num}: not valid CSV ({error})") from error
 
 
-def _header(path: Path, names: Sequence[str]) -> list[str]:
+def _header(path: Path | StoredFile, names: Sequence[str]) -> list[str]:
     """The names of the columns. Raises BadInput where one of COLUMNS is missing, or may be meant by
     a name that is not it."""
     if len(names) == 1 and len(re.split("[;\t|]", names[0])) > 1:
@@ -132,7 +134,7 @@ def _header(path: Path, names: Sequence[str]) -> list[str]:
     return header
 
 
-def _not_used(path: Path, name: str, column: str, why: str) -> BadInput:
+def _not_used(path: Path | StoredFile, name: str, column: str, why: str) -> BadInput:
     return BadInput(
         f"{path} line 1: column {name!r} {why} and would not be used; rename it {column!r}, or "
         "remove it"

@@ -11,7 +11,6 @@ a dataset: split in the order train, val, test, then id.
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,10 +21,12 @@ import numpy as np
 from featurecache.errors import BadInput, MissingExtra
 from featurecache.images.samples import SPLITS, Member, Sample
 from featurecache.items import Items
-from featurecache.storage import object_store
+from featurecache.storage.locations import locate
+from featurecache.storage.stored_file import StoredFile
 from featurecache.text import one_line
 
 COLUMNS = ("id", "split", "label", "path", "item")
+File = Path | StoredFile
 _ROWS = 1 << 17  # of a row group
 
 
@@ -80,14 +81,14 @@ class _Names:
     """The ids and sources of an index; the row group that was asked for last is kept. Threads may
     ask at once: a ParquetFile has one reader's state."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path if object_store.is_remote(path) else path.absolute()
+    def __init__(self, path: File) -> None:
+        self.path = path.absolute() if isinstance(path, Path) else path
         self._root = self.path.parent
         self._group: tuple[int, list[str], list[str | None]] = (-1, [], [])
         self._file: Any = None
         self._lock = threading.RLock()
 
-    def __reduce__(self) -> tuple[type[_Names], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[_Names], tuple[File]]:
         return type(self), (self.path,)
 
     @property
@@ -118,7 +119,7 @@ class _Names:
                 self._group = (group, ids, paths)
             return self._group[1:]
 
-    def between(self, start: int, stop: int) -> Iterator[tuple[str, Path]]:
+    def between(self, start: int, stop: int) -> Iterator[tuple[str, File]]:
         _ = self.file  # which knows where row groups end
         while start < stop:
             group = int(np.searchsorted(self._ends, start, side="right")) - 1
@@ -128,11 +129,11 @@ class _Names:
                 path = paths[index]
                 if path is None:
                     raise BadInput(f"{self.path}: {ids[index]} has no path")
-                yield ids[index], object_store.as_path(path) if "://" in path else self._root / path
+                yield ids[index], locate(path) if "://" in path else self._root / path
             start = end
 
 
-def read_index(path: Path) -> tuple[Indexed, tuple[str, ...]]:
+def read_index(path: File) -> tuple[Indexed, tuple[str, ...]]:
     """The samples of an index and its class names, sorted. Raises BadInput, MissingExtra."""
     pa, _, _ = _arrow(path)
     names = _Names(path)
@@ -184,7 +185,7 @@ def read_index(path: Path) -> tuple[Indexed, tuple[str, ...]]:
     return Indexed(names, labels, splits, Items(items)), tuple(classes)
 
 
-def _check_columns(schema: Any, path: Path) -> None:
+def _check_columns(schema: Any, path: File) -> None:
     """Raise BadInput, or KeyError, where a column is not there or holds no text."""
     pa, _, _ = _arrow(path)
     for name in COLUMNS[:4]:
@@ -207,7 +208,7 @@ def _numbers(column: Any, codes: Mapping[str | None, int]) -> np.ndarray:
 
 
 def _sorted_after(
-    last: tuple[int, str], splits: np.ndarray, ids: Any, path: Path
+    last: tuple[int, str], splits: np.ndarray, ids: Any, path: File
 ) -> tuple[int, str]:
     """The last (split, id) of a group of rows; raises BadInput where they are not sorted, or do not
     come after `last`."""
@@ -224,11 +225,11 @@ def _sorted_after(
     return int(splits[-1]), ids[count - 1].as_py()
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: File) -> Any:
     _, _, pq = _arrow(path)
     checked = {"page_checksum_verification": True}  # where there are checksums: not in older ones
-    if object_store.is_remote(path):
-        return pq.ParquetFile(io.BytesIO(object_store.read(path, 1 << 40)), **checked)
+    if isinstance(path, StoredFile):  # its row groups are read when they are needed
+        return pq.ParquetFile(path.open(), **checked)
     return pq.ParquetFile(path, memory_map=True, **checked)
 
 
@@ -263,12 +264,12 @@ def _path(sample: Sample, folder: Path) -> str:
     source = sample.source
     if isinstance(source, bytes | Member):
         raise BadInput("an index is of files, not of images in memory or in tar shards")
-    if object_store.is_remote(source):
+    if isinstance(source, StoredFile):
         return str(source)
     return str(source.relative_to(folder) if source.is_relative_to(folder) else source)
 
 
-def _arrow(path: Path) -> tuple[Any, Any, Any]:
+def _arrow(path: File) -> tuple[Any, Any, Any]:
     try:
         import pyarrow
         import pyarrow.compute

@@ -17,7 +17,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from featurecache.errors import BadInput
 from featurecache.images.layouts.contents import Contents, Entry, first_few
@@ -31,10 +31,14 @@ from featurecache.images.names import (
     splits_in,
 )
 from featurecache.images.samples import MAX_FILE, Member
-from featurecache.storage import object_store
+from featurecache.storage.local import LocalStore
+from featurecache.storage.locations import locate
 from featurecache.storage.safe_open import open_regular
+from featurecache.storage.store import names_in
+from featurecache.storage.stored_file import StoredFile
 from featurecache.text import one_line
 
+File = Path | StoredFile
 _MAX_SHARD = 1 << 50  # bytes
 _MAX_LABEL = 1024  # bytes of a .cls file
 _BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
@@ -71,7 +75,7 @@ def archives_beside(folder: Path) -> list[str]:
     return [n for n in names if not is_tar(n) and (is_archive(n) or ".tar" in n.lower())]
 
 
-def shard_paths(data: str | Path) -> list[Path]:
+def shard_paths(data: str | Path) -> list[File]:
     """The tar files that `data` means: one, `NAME-{000..099}.tar`, or those of a folder and of its
     sub-folders."""
     text = str(data)
@@ -81,8 +85,8 @@ def shard_paths(data: str | Path) -> list[Path]:
         if int(last) - int(first) >= _MAX_SHARDS:
             raise BadInput(f"{data}: means more than {_MAX_SHARDS:,} shards; give fewer")
         numbers = range(int(first), int(last) + 1)
-        return [object_store.as_path(f"{before}{n:0{len(first)}}{after}") for n in numbers]
-    path = object_store.as_path(data)
+        return [locate(f"{before}{n:0{len(first)}}{after}") for n in numbers]
+    path = locate(data)
     if is_tar(text):
         return [path]
     try:
@@ -91,27 +95,27 @@ def shard_paths(data: str | Path) -> list[Path]:
         raise BadInput(f"{data}: can't be listed ({error.strerror or error})") from error
 
 
-def _below(folder: Path, deep: int = 0) -> Iterator[Path]:
+def _below(folder: File, depth: int = 0) -> Iterator[File]:
     """The tar files in a folder, and in its sub-folders of two levels."""
-    for name in object_store.names(folder):
+    listing = folder if isinstance(folder, StoredFile) else StoredFile(LocalStore(folder), "")
+    for name in names_in(listing.store, listing.key):
         path = folder / name
         if name.startswith("."):  # of a copy that is under way, or another system's
             continue
         if is_tar(name):
             yield path
             continue
-        looked_into = splits_in(name) or not object_store.is_remote(
-            folder
-        )  # elsewhere it is a request
-        if looked_into and deep < 2 and not path.suffix and not is_foreign(name):
-            yield from _below(path, deep + 1)
+        # In an object store a listing is a request.
+        may_hold_shards = splits_in(name) or isinstance(folder, Path)
+        if may_hold_shards and depth < 2 and not path.suffix and not is_foreign(name):
+            yield from _below(path, depth + 1)
 
 
-def tar_shards(data: str, paths: Sequence[Path]) -> Contents:
+def tar_shards(data: str, paths: Sequence[File]) -> Contents:
     """The images of the tar files `paths`, which `data` means. Raises BadInput."""
     if not paths:
         raise BadInput(f"{data}: holds no .tar shards")
-    root = object_store.as_path(data)
+    root = locate(data)
     split_by = {path: _split_of(path, root) for path in paths}
     lacking: list[str] = []
     entries = [
@@ -131,11 +135,11 @@ def tar_shards(data: str, paths: Sequence[Path]) -> Contents:
     return Contents(root=data, layout="tar shards", entries=entries, notes=notes)
 
 
-def _split_of(shard: Path, root: Path) -> str | None:
+def _split_of(shard: File, root: File) -> str | None:
     """The split that a shard's name tells, or that of its folder; None where neither does. Raises
     BadInput where they tell several."""
     own_splits, folder = splits_in(shard.stem), shard.parent.name
-    if root in shard.parent.parents:  # a folder of the dataset itself
+    if _is_inside(shard.parent, root):  # a folder of the dataset itself
         splits = {*own_splits, *splits_in(folder)}
         unclear = is_undecided(shard.stem) or is_undecided(folder)
     else:  # what lies above the dataset may be called anything
@@ -148,7 +152,7 @@ def _split_of(shard: Path, root: Path) -> str | None:
     return splits.pop() if splits else None
 
 
-def _members(shard: Path, split: str, root: Path, lacking: list[str]) -> Iterator[Entry]:
+def _members(shard: File, split: str, root: File, lacking: list[str]) -> Iterator[Entry]:
     """The images of one shard; labels without one are added to `lacking`."""
     labels: dict[str, str] = {}
     members: list[tuple[str, str, Member]] = []
@@ -193,24 +197,29 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 
 @contextlib.contextmanager
-def _opened(shard: Path) -> Iterator[BinaryIO]:
+def _opened(shard: File) -> Iterator[BinaryIO]:
     """A shard, open for reading: of one that is a pipe nobody would ever see the end. Raises
     OSError."""
-    if object_store.is_remote(shard):
-        with shard.open("rb") as opened:
-            yield cast(BinaryIO, opened)
+    if isinstance(shard, StoredFile):
+        with shard.open() as file:
+            yield file
     else:
         with open_regular(shard, _MAX_SHARD) as (file, _):
             yield file
 
 
-def _stem(shard: Path, root: Path) -> str:
+def _is_inside(file: File, folder: File) -> bool:
+    """Whether a file is in a folder, at any depth."""
+    if isinstance(file, StoredFile) and isinstance(folder, StoredFile):
+        return file.store == folder.store and file.key.startswith(f"{folder.key}/")
+    return isinstance(file, Path) and folder in file.parents
+
+
+def _stem(shard: File, root: File) -> str:
     """What tells a shard of a dataset from the others: its path below the root, without `.tar`."""
-    if (
-        object_store.is_remote(shard) or root not in shard.parents
-    ):  # in a store they lie in one folder
-        return shard.stem
-    return shard.relative_to(root).with_suffix("").as_posix()
+    if isinstance(shard, Path) and isinstance(root, Path) and root in shard.parents:
+        return shard.relative_to(root).with_suffix("").as_posix()
+    return shard.stem  # in a store they lie in one folder
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -260,7 +269,7 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def _reason(shard: Path, error: Exception) -> str:
+def _reason(shard: File, error: Exception) -> str:
     if isinstance(error, _Refused):
         return str(error)
     if isinstance(error, tarfile.ReadError):
