@@ -12,7 +12,8 @@ import pytest
 
 from featurecache import keys
 from featurecache.errors import BadInput, DamagedRun
-from featurecache.features.spaces import Space, reserved
+from featurecache.features.space_locks import claim_shard, reserve, reserved
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.stages.cache import gc as stage
 from featurecache.stages.cache.gc import Candidate, absent_names, gc
@@ -163,7 +164,7 @@ def test_what_is_being_filled_or_written_is_kept(
     cache: Path, collect: Callable[..., list[Candidate]]
 ) -> None:
     space = next(s for s in Cache(cache).spaces() if s.view == "none")
-    claim = space.claim("0" * 64)
+    claim = claim_shard(space, "0" * 64)
     assert claim is not None
     (kept,) = collect(policy="none", delete=True, force=True)
     assert (kept.kept, kept.deleted) == ("a process is filling it", False)
@@ -198,7 +199,7 @@ def test_a_fill_that_begins_between_look_and_deletion_is_seen(
     delete, claims = stage._delete, []
 
     def begin(chosen: Space) -> bool:
-        claims.append(space.reserve())
+        claims.append(reserve(space))
         return delete(chosen)
 
     monkeypatch.setattr(stage, "_delete", begin)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput
+from featurecache.features.space_locks import claim_shard, is_in_use
 from featurecache.features.store import Cache
 from featurecache.filling import dispatch as module
 from featurecache.filling.shard_plan import plan_shards
@@ -49,8 +50,8 @@ def test_a_shard_that_another_process_is_at_is_waited_for(
     record = folder_of(space) / f"{space.records[1].shard}.json"
     data = record.read_bytes()
     record.unlink()
-    claim = space.claim(record.stem)
-    assert claim is not None and space.in_use
+    claim = claim_shard(space, record.stem)
+    assert claim is not None and is_in_use(space)
 
     def finish() -> None:
         if finishes:
@@ -63,7 +64,7 @@ def test_a_shard_that_another_process_is_at_is_waited_for(
     other.join()
     assert (made.computed, made.hits) == ((0, 96) if finishes else (16, 80))
     assert ls(cache) == before
-    assert not space.in_use and list((cache / "locks").iterdir()) == []
+    assert not is_in_use(space) and list((cache / "locks").iterdir()) == []
 
 
 def test_claims_end_when_the_work_fails(

@@ -13,7 +13,8 @@ import numpy as np
 
 from featurecache.errors import BadInput, CannotRead, NotAFile
 from featurecache.features import shards
-from featurecache.features.spaces import Space, damaged
+from featurecache.features.cache_files import OTHER_BYTES, absent_shard, damaged
+from featurecache.features.spaces import Space
 from featurecache.storage.safe_open import open_regular
 
 MOST_MAPS = 256  # open at once: each holds a file descriptor, of which a process may have 1024
@@ -88,15 +89,15 @@ class MappedVectors:
             with open_regular(path, record.size, follow=False) as (opened, size):
                 data = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
         except (NotAFile, FileNotFoundError) as error:
-            raise self._space.absent(record, error) from error
+            raise absent_shard(file, record.shard, error) from error
         except OSError as error:
             raise CannotRead(file, error) from error
         except ValueError as error:  # an empty file can't be mapped
-            raise damaged(file, "its bytes are not the ones that were committed") from error
+            raise damaged(file, OTHER_BYTES) from error
         if size != record.size or (
             number not in self._sound and hashlib.sha256(data).hexdigest() != record.sha256
         ):
-            raise damaged(file, "its bytes are not the ones that were committed")
+            raise damaged(file, OTHER_BYTES)
         arrays = shards.unpack(data, record.arrays)
         if number not in self._sound and not shards.is_finite(arrays):
             raise damaged(file, shards.NOT_FINITE)

@@ -18,8 +18,9 @@ import numpy as np
 
 from featurecache.errors import BadInput, CannotRead, DamagedCache, FeatureCacheError
 from featurecache.features import shards
+from featurecache.features.cache_files import damaged
 from featurecache.features.space_files import MAX_RECORD, Record
-from featurecache.features.spaces import Space, damaged
+from featurecache.features.spaces import Space
 from featurecache.items import Lookup
 from featurecache.json_files import read_file
 from featurecache.storage.store import Store, names_in

@@ -1,48 +1,42 @@
-"""Spaces: what is kept of one view under one backbone, a folder of committed shards.
+"""Spaces: the vectors of one view under one backbone, in a folder of committed shards.
 
-A shard is its record: `<shard>.json` names a data file `<shard>-<hash>.h5` by content, so two
-writers with other last bits never touch each other's bytes, and whichever record is linked first
-is the shard. A file that no record names does not exist for a reader (laws 3, 4; docs/format.md).
+A shard is its record: `<shard>.json` names a data file `<shard>-<hash>.h5` by content. So two
+writers whose vectors differ in the last bits never touch each other's bytes, and the record that is
+linked first is the shard. Readers ignore files that no record names (law 3, "Rows are addressed by
+item"; law 4, "Committed or absent"; docs/format.md).
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import errno
 import hashlib
 import json
 import os
 import re
-import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 
 from featurecache import keys
-from featurecache.errors import (
-    BadInput,
-    CannotRead,
-    DamagedCache,
-    FeatureCacheError,
-    NotAFile,
-    RemovedMeanwhile,
-)
+from featurecache.errors import CannotRead, FeatureCacheError, NotAFile
 from featurecache.features import shards
-from featurecache.features.space_files import MARKER, MAX_RECORD, Made, Record, check_checksum
+from featurecache.features.cache_files import (
+    OTHER_BYTES,
+    absent_shard,
+    check_cache_folder,
+    damaged,
+    retry_if_damaged,
+)
+from featurecache.features.commit_records import new_shard, read_record
+from featurecache.features.space_files import Record
 from featurecache.items import Items, Lookup
-from featurecache.json_files import read_model
 from featurecache.notebook import html_table
-from featurecache.storage.locks import Claim
 from featurecache.storage.store import Store, names_in
 from featurecache.storage.stored_file import StoredFile
 
 _RECORD = re.compile(r"(?!space\.).*\.json")
-
-Value = TypeVar("Value")
 
 
 class Space:
@@ -57,7 +51,7 @@ class Space:
         backbone: str | None = None,
     ) -> None:
         """`name` is the digest of the key, 64 hex digits. A space without a key has no description,
-        or one that is not needed."""
+        or its caller needs none."""
         self.store = store
         self.name = name
         self.key = key or {}
@@ -66,22 +60,22 @@ class Space:
         self._loaded: tuple[str, dict[str, np.ndarray]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """What is sent to a worker: not the rows, which it reads itself."""
+        """What a worker gets. It reads the rows itself."""
         names = ("store", "name", "key", "view", "backbone")
         return {name: getattr(self, name) for name in names} | {"_loaded": None}
 
     @property
     def folder(self) -> str:
-        """The name of its folder in the store."""
+        """The name of the space's folder in the store."""
         return f"spaces/{self.name}"
 
     def file(self, name: str) -> StoredFile:
-        """The file of this name in its folder."""
+        """The file of this name in the space's folder."""
         return StoredFile(self.store, f"{self.folder}/{name}")
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
-        """The records of the shards that were committed when this was first read, by name."""
+        """The records of the shards that were committed at the first access, sorted by name."""
         names = [name for name in names_in(self.store, self.folder) if _RECORD.fullmatch(name)]
         if self.store.parallel_requests > 1:
             with ThreadPoolExecutor(self.store.parallel_requests) as pool:
@@ -90,62 +84,65 @@ class Space:
 
     @cached_property
     def rows(self) -> dict[bytes, tuple[int, int]]:
-        """item -> (number of its record, row in it). Of an item in two shards the first row counts,
-        but one whose image could be decoded before one whose could not: `retry` adds such."""
-        found: dict[bytes, tuple[int, int]] = {}
-        bad: set[bytes] = set()
-        for number, record in enumerate(self.records):
+        """item -> (record index, row in its shard). If several shards hold an item, its first row
+        counts; a row of a decodable image goes before one of an undecodable one (`retry` adds
+        these)."""
+        rows: dict[bytes, tuple[int, int]] = {}
+        undecodable: set[bytes] = set()
+        for record_index, record in enumerate(self.records):
             items = record.item_list
-            plain = len(set(items)) == len(items) and found.keys().isdisjoint(items)
-            if plain and not (record.failed or bad):  # as below, without a line of Python a row
-                places = [(number, row) for row in range(len(items))]
-                found.update(zip(items, places, strict=True))
+            is_new = len(set(items)) == len(items) and rows.keys().isdisjoint(items)
+            if is_new and not (record.failed or undecodable):  # as below, with no loop over rows
+                positions = [(record_index, row) for row in range(len(items))]
+                rows.update(zip(items, positions, strict=True))
                 continue
             failed = {bytes.fromhex(item) for item in record.failed}
             for row, item in enumerate(items):
-                if item not in found or (item in bad and item not in failed):
-                    found[item] = (number, row)
-                    (bad.add if item in failed else bad.discard)(item)
-        return found
+                if item not in rows or (item in undecodable and item not in failed):
+                    rows[item] = (record_index, row)
+                    (undecodable.add if item in failed else undecodable.discard)(item)
+        return rows
 
     @cached_property
     def lookup(self) -> Lookup:
-        """Where its items are, end to end in the order of the records. For plans over millions of
-        rows, for which `rows` takes too much memory."""
+        """Positions of the items in all records end to end. For plans over millions of rows, for
+        which `rows` takes too much memory."""
         packed = [np.frombuffer(record.items, np.uint8) for record in self.records]
         return Lookup(np.concatenate(packed or [np.empty(0, np.uint8)]).reshape(-1, 32))
 
     @cached_property
     def count(self) -> int:
-        """The number of items that it holds."""
+        """The number of items in the space."""
         return len(Items(self.lookup.array).distinct)
 
     @property
     def size(self) -> int:
+        """Bytes of all data files."""
         return sum(record.size for record in self.records)
 
     @property
     def root_hash(self) -> str:
-        """A hash over items and contents, independent of shard cutting and of time.
+        """A hash over items and contents, independent of how rows are cut into shards and of time.
 
-        From the records alone, unless shards overlap (two writers at once cut them differently).
+        Computed from the records alone, unless shards overlap (two writers at the same time cut
+        their rows differently).
         """
         total = sum(int(record.row_sum, 16) for record in self.records)
         if len(self.lookup.array) != self.count:
-            chosen: dict[int, list[int]] = {}
-            for number, row in self.rows.values():
-                chosen.setdefault(number, []).append(row)
-            total = sum(shards.sum_of_rows(self.read(n), rows) for n, rows in chosen.items())
+            by_record: dict[int, list[int]] = {}
+            for record_index, row in self.rows.values():
+                by_record.setdefault(record_index, []).append(row)
+            total = sum(shards.sum_of_rows(self.read(n), rows) for n, rows in by_record.items())
         return shards.root_hash(self.count, total % 2**256)
 
     @property
     def pixel_canaries(self) -> list[str]:
-        """Those that its shards record: of several kinds of machine, several. Older ones record
-        none."""
+        """The canaries that the shards record: several if the pixels come from several kinds of
+        machines. Shards of older versions record none."""
         return sorted(set().union(*(record.pixel_canaries for record in self.records)))
 
     def summary(self) -> dict[str, object]:
-        """What `ls` and `--json` show of a space."""
+        """The fields that `ls` and `--json` show."""
         return {
             "space": self.name,
             "view": self.view,
@@ -160,63 +157,63 @@ class Space:
         return html_table("space", self.summary())
 
     def holds(self, items: np.ndarray) -> np.ndarray:
-        """(N,) bool: which of `items` (N, 32) uint8 are held."""
+        """(N,) bool: which of `items` (N, 32) uint8 the space holds."""
         return self.lookup.positions(items) >= 0
 
     def missing(self, items: Iterable[bytes]) -> list[bytes]:
-        """The items that no committed shard holds, each once, in the order given (law 3)."""
+        """The items that no committed shard holds, in order and without repeats (law 3, "Rows are
+        addressed by item")."""
         return [item for item in dict.fromkeys(items) if item not in self.rows]
 
     @property
     def failed(self) -> dict[bytes, str]:
         """The items whose image could not be decoded, with the reason."""
         listed = {bytes.fromhex(i): why for r in self.records for i, why in r.failed.items()}
-        # Where shards overlap, a row that could be decoded counts.
+        # Where shards overlap, a row of a decodable image takes precedence.
         return listed if len(self.lookup.array) == self.count else self.failures(listed)
 
     def failures(self, items: Iterable[bytes]) -> dict[bytes, str]:
         """Those of `items` whose image could not be decoded, with the reason."""
-        found = {}
+        reasons = {}
         for item in items:
             if item in self.rows:
                 reason = self.records[self.rows[item][0]].failed.get(item.hex())
                 if reason is not None:
-                    found[item] = reason
-        return found
+                    reasons[item] = reason
+        return reasons
 
     def vectors(self, items: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of `items` in their order: (N, D) float32 vectors and (N,) bool, decodable or
-        not (an undecodable image's row is zeros).
+        """The rows of `items`, in their order: (N, D) float32 vectors, and (N,) bool, whether the
+        image is decodable (the row of an undecodable one is zeros).
 
-        Every shard's bytes are hashed before a row of them is used. Raises KeyError for an item
-        that is not held (ask `missing` first), DamagedCache for bytes that are not the record's.
+        The bytes of each shard are hashed before any row is used. Raises KeyError for an item that
+        the space lacks (call `missing` first), DamagedCache for bytes that do not match the record.
         """
-        wanted: dict[int, list[tuple[int, int]]] = {}
+        by_record: dict[int, list[tuple[int, int]]] = {}
         for position, item in enumerate(items):
-            number, row = self.rows[item]
-            wanted.setdefault(number, []).append((position, row))
-        fine = np.empty(len(items), bool)
-        if not wanted:
-            return np.empty((0, self.dim), np.float32), fine
-        # Not before a shard was read is memory taken: its record may say anything.
-        width = self.read(next(iter(wanted)))["features"].shape[1]
-        out = np.empty((len(items), width), np.float32)
+            record_index, row = self.rows[item]
+            by_record.setdefault(record_index, []).append((position, row))
+        decodable = np.empty(len(items), bool)
+        if not by_record:
+            return np.empty((0, self.dim), np.float32), decodable
+        # Memory is allocated only once a shard was read: a record may state any length.
+        width = self.read(next(iter(by_record)))["features"].shape[1]
+        vectors = np.empty((len(items), width), np.float32)
 
-        def fill(number: int) -> None:
-            arrays = self.read(number)
+        def fill(record_index: int) -> None:
+            arrays = self.read(record_index)
             if arrays["features"].shape[1] != width:
-                raise damaged(
-                    self.file(self.records[number].file), "its vectors have another length"
-                )
-            positions, rows = (_run(numbers) for numbers in np.array(wanted[number]).T)
-            out[positions] = arrays["features"][rows]
-            fine[positions] = arrays["status"][rows] == shards.OK
+                file = self.file(self.records[record_index].file)
+                raise damaged(file, "its vectors have another length")
+            positions, rows = map(_as_slice, np.array(by_record[record_index]).T)
+            vectors[positions] = arrays["features"][rows]
+            decodable[positions] = arrays["status"][rows] == shards.OK
 
-        # Hashing takes most of the time, and other threads can run meanwhile.
+        # Hashing takes most of the time, and releases the interpreter lock.
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-            for _ in pool.map(fill, wanted):
+            for _ in pool.map(fill, by_record):
                 pass
-        return out, fine
+        return vectors, decodable
 
     @property
     def dim(self) -> int:
@@ -224,155 +221,49 @@ class Space:
         return self.records[0].arrays["features"].shape[1] if self.records else 0
 
     def picture(self, item: bytes) -> bytes | None:
-        """The encoded picture of one item in a space of pictures; None if it is not held.
-
-        Empty bytes for an image that could not be decoded.
-        """
+        """The encoded picture of an item in a space of pictures; None if the space lacks it, empty
+        bytes for an image that could not be decoded."""
         if item not in self.rows:
             return None
-        number, row = self.rows[item]
-        record = self.records[number]
+        record_index, row = self.rows[item]
+        record = self.records[record_index]
         if self._loaded is None or self._loaded[0] != record.shard:
-            self._loaded = (record.shard, self.read(number))  # neighbours come from one shard
+            # Callers usually ask for the pictures of one shard in sequence.
+            self._loaded = (record.shard, self.read(record_index))
         return shards.row_bytes(self._loaded[1], row)
 
-    def read(self, number: int) -> dict[str, np.ndarray]:
-        """The arrays of one committed shard, its bytes hashed first. Raises DamagedCache,
+    def read(self, record_index: int) -> dict[str, np.ndarray]:
+        """The arrays of a committed shard, whose bytes are hashed first. Raises DamagedCache,
         CannotRead."""
-        record = self.records[number]
+        record = self.records[record_index]
         arrays = shards.unpack(self.read_bytes(record), record.arrays)
-        if not shards.is_finite(arrays):  # `commit` refuses such; another writer may not
+        if not shards.is_finite(arrays):  # `commit` refuses these; another writer may not
             raise damaged(self.file(record.file), shards.NOT_FINITE)
         return arrays
 
     def read_bytes(self, record: Record, fresh: bool = False) -> bytes:
-        """The bytes of a shard, if they are the ones that were committed; of one in an object store
-        its copy here, unless they are to be `fresh`."""
+        """The committed bytes of a shard. Those of an object may come from a local copy, unless
+        `fresh`. Raises DamagedCache, CannotRead."""
         file = self.file(record.file)
         try:
             data = self.store.read_content(file.key, record.size, record.sha256, fresh=fresh)
         except (NotAFile, FileNotFoundError) as error:
-            raise self.absent(record, error) from error
+            raise absent_shard(file, record.shard, error) from error
         except OSError as error:
             raise CannotRead(file, error) from error
         if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
-            raise damaged(file, "its bytes are not the ones that were committed")
+            raise damaged(file, OTHER_BYTES)
         return data
 
-    def absent(self, record: Record, error: OSError) -> FeatureCacheError:
-        """The error for a committed shard under whose name there is no file of its size."""
-        file = self.file(record.file)
-        if isinstance(error, NotAFile):
-            if error.errno == errno.EFBIG:  # it has grown
-                return damaged(file, "its bytes are not the ones that were committed")
-            return damaged(file, f"is {error.strerror}")
-        # The shard may have been removed, and may have been committed again since. Data is written
-        # before its record, so a record that stays without data is damage.
-        committed = self.file(f"{record.shard}.json")
-        if not committed.exists(listed=True):
-            return RemovedMeanwhile(file, error)
-        if record.file in names_in(self.store, self.folder):
-            # A local file was removed and committed again. An object that is listed and not found
-            # is one that the store does not give out yet.
-            kind = CannotRead if self.store.read_attempts > 1 else RemovedMeanwhile
-            return kind(file, error)
-        if not committed.exists(listed=True):
-            return RemovedMeanwhile(file, error)
-        return damaged(file, "is missing")
-
     def read_record(self, name: str) -> Record:
-        """The commit record of this name in the space's folder, if its checksum and its names hold.
-        Raises DamagedCache, CannotRead, BadInput."""
-        return retry_if_damaged(self.store, lambda: self._record(self.file(name)))
-
-    def _record(self, file: StoredFile) -> Record:
-        def check(value: keys.Json, data: bytes) -> None:
-            check_checksum(value, data)
-            # Asked before the fields are looked at: a newer format may have others.
-            version = value.get("format")
-            if isinstance(version, int) and version > keys.FORMAT_VERSION:
-                raise BadInput(f"{file}: written by a newer featurecache; upgrade to read it")
-
-        def damage(file: StoredFile, what: str) -> DamagedCache:
-            return damaged(file, f"not a commit record: {what}")
-
-        try:
-            record = read_model(file, Record, MAX_RECORD, damage, check)
-        except CannotRead as error:
-            is_absent = isinstance(error.error, FileNotFoundError)
-            if is_absent and file.name not in names_in(self.store, self.folder):
-                raise RemovedMeanwhile(file, error.error) from error
-            raise
-        try:
-            record.check_names(self.name, file.name)
-            if self.key and ("features" in record.arrays) != ("backbone" in self.key):
-                raise ValueError("arrays: not those of a space of this key")
-        except ValueError as error:
-            raise damaged(file, str(error)) from None
-        return record
-
-    def claim(self, shard: str) -> Claim | None:
-        """The right to make this shard, or None while another process has it. Raises
-        FeatureCacheError where the cache is gone."""
-        self._check_cache()
-        return self.store.claim(f"locks/{self.name[:16]}-{shard[:16]}")
-
-    def reserve(self) -> Claim:
-        """Keep this space, there or not yet, from being deleted until the claim is released. Any
-        number of processes may; who deletes it now is waited for."""
-        try:
-            return self.store.claim_shared(self._reservation)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            return Claim.unlocked()  # a cache that is only read here
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Is nobody filling this space, or writing to it? While it is held, nobody begins to."""
-        reservation = self.store.claim(self._reservation)
-        try:
-            if reservation is None or self._shard_claimed:
-                yield False
-            else:
-                with self.store.lock_exclusive(self.folder) as undisturbed:
-                    yield undisturbed
-        finally:
-            if reservation is not None:
-                reservation.release()
-
-    @property
-    def in_use(self) -> bool:
-        """Is a process filling this space now?"""
-        reservation = self.store.claim(self._reservation)
-        if reservation is None:
-            return True
-        reservation.release()
-        return self._shard_claimed
-
-    @property
-    def _shard_claimed(self) -> bool:
-        of_shard = re.compile(f"{self.name[:16]}-[0-9a-f]{{16}}").fullmatch
-        for name in filter(of_shard, self.store.list_folder("locks")):
-            claim = self.store.claim(f"locks/{name}")
-            if claim is None:
-                return True
-            claim.release()  # of a process that was killed
-        return False
-
-    @property
-    def _reservation(self) -> str:
-        return f"locks/{self.name[:16]}-reserved"
+        """The commit record of this name in the space's folder, if its checksum holds and its names
+        match. Raises DamagedCache, CannotRead, BadInput."""
+        file = self.file(name)
+        return retry_if_damaged(self.store, lambda: read_record(file, self.name, self.key))
 
     def has(self, shard: str) -> bool:
-        """Is this shard committed now? Looks at the disk, unlike `records`."""
+        """Whether this shard is committed now. Looks at the disk, unlike `records`."""
         return self.file(f"{shard}.json").exists()
-
-    def _check_cache(self) -> None:
-        """A cache that is removed while it is filled is not made again without its marker. An
-        object store is not asked for each shard: that takes a request."""
-        if self.store.parallel_requests == 1:
-            check_cache(self.store)
 
     def commit(
         self,
@@ -385,73 +276,42 @@ class Space:
         """Commit the rows of `items` as one shard. False if another writer was first.
 
         `arrays` is `features` (N, D) float32, or `pictures` (bytes end to end, uint8) with
-        `offsets` (N + 1, uint64). Rows of `failed` items are zeros. Raises FeatureCacheError when
-        the disk refuses, or the cache is gone; then nothing of this shard is visible to any reader.
+        `offsets` (N + 1, uint64). Rows of `failed` items are zeros. Raises FeatureCacheError where
+        the disk refuses or the cache is gone; readers then see nothing of this shard.
         """
-        self._check_cache()
+        check_cache_folder(self.store)
         if not shards.is_finite(arrays):
             raise FeatureCacheError(
                 f"{self.store.locate(self.folder)}: not stored: {shards.NOT_FINITE}"
             )
-        name = shards.shard_name(items)
-        status = [shards.UNDECODABLE if item in failed else shards.OK for item in items]
-        whole = {
-            **arrays,
-            "items": np.frombuffer(b"".join(items), np.uint8).reshape(len(items), 32),
-            "status": np.array(status, np.uint8),
-        }
-        attributes = {
-            "format": str(keys.FORMAT_VERSION),
-            "key": keys.canonical(self.key).decode(),
-            "provenance": keys.canonical(dict(provenance)).decode(),
-        }
-        data, layout = shards.pack(whole, attributes)
-        sha256 = hashlib.sha256(data).hexdigest()
-        record = Record(
-            format=keys.FORMAT_VERSION,
-            space=self.name,
-            shard=name,
-            file=f"{name}-{sha256[:16]}.h5",
-            size=len(data),
-            sha256=sha256,
-            arrays=layout,
-            items=b"".join(items),
-            row_sum=f"{shards.sum_of_rows(whole):064x}",
-            failed={item.hex(): reason for item, reason in failed.items()},
-            provenance=dict(provenance),
-            made=Made(
-                time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                host=socket.gethostname(),
-                seconds=round(seconds, 3),
-            ),
-        ).model_dump(mode="json")
-        record["checksum"] = keys.digest(record)
+        data, record = new_shard(self.name, self.key, items, arrays, failed, provenance, seconds)
+        file, record_name = self.file(record["file"]).key, f"{record['shard']}.json"
+        is_first = False
         try:
             self.describe()
-            # Until the record is there, no record names the data: the lock keeps it.
+            # Until the record exists, no record names the data: the lock keeps `sweep` off it.
             with self.store.lock_shared(self.folder):
-                file = self.file(str(record["file"])).key
                 if not self.store.put_if_absent(file, data) and (
-                    _hash_of(self.store, file, len(data)) != sha256
+                    _hash_of(self.store, file, len(data)) != record["sha256"]
                 ):
-                    # The remains of a crash or a bad disk under our exact name.
+                    # A crash or a bad disk left other bytes under this name.
                     self.store.replace(file, data)
-                first = self.store.put_if_absent(
-                    self.file(f"{name}.json").key, json.dumps(record).encode() + b"\n"
+                is_first = self.store.put_if_absent(
+                    self.file(record_name).key, json.dumps(record).encode() + b"\n"
                 )
-                if not first and self.read_record(f"{name}.json").file != record["file"]:
+                if not is_first and self.read_record(record_name).file != record["file"]:
                     self.store.delete(file)
         except OSError as error:
-            self._check_cache()
+            check_cache_folder(self.store)
             raise FeatureCacheError(
                 f"{self.store.locate(self.folder)}: a shard could not be written "
-                f"({error.strerror}). What was committed before stays; make room or repair the "
+                f"({error.strerror}). The shards committed before stay; make room or repair the "
                 "disk, then run again"
             ) from error
-        return first
+        return is_first
 
     def describe(self) -> None:
-        """Make the folder with the description of this space, where there is none."""
+        """Make the folder and the description of this space, unless it has one."""
         description = self.file("space.json")
         if not description.exists():
             self.store.make_folder(self.folder)
@@ -464,47 +324,11 @@ class Space:
                 )
 
 
-@contextlib.contextmanager
-def reserved(spaces: Iterable[Space]) -> Iterator[None]:
-    """Keep these spaces from being deleted meanwhile."""
-    with contextlib.ExitStack() as claims:
-        for space in spaces:
-            claims.callback(space.reserve().release)
-        yield
-
-
-def _run(numbers: np.ndarray) -> slice | np.ndarray:
-    """Numbers that follow each other as a slice, which is copied once and not twice."""
-    first = int(numbers[0])
-    follow = np.array_equal(numbers, np.arange(first, first + len(numbers)))
-    return slice(first, first + len(numbers)) if follow else numbers
-
-
-def check_cache(store: Store) -> None:
-    """Raise FeatureCacheError where there is no cache, or no longer."""
-    marker = StoredFile(store, MARKER)
-    try:
-        is_cache = marker.exists(listed=True)
-    except OSError as error:
-        raise CannotRead(marker, error) from error
-    if not is_cache:
-        raise FeatureCacheError(
-            f"{store.root} is no longer a cache: it was removed or renamed while it was filled; "
-            "run again"
-        )
-
-
-def retry_if_damaged(store: Store, read: Callable[[], Value]) -> Value:
-    """The value of `read()`, called again where a reply of the store may have been cut."""
-    for _ in range(store.read_attempts - 1):
-        with contextlib.suppress(DamagedCache, BadInput):
-            return read()
-    return read()
-
-
-def damaged(file: StoredFile, what: str) -> DamagedCache:
-    """The error for a file of a cache that is not what it should be."""
-    return DamagedCache(f"{file}: {what}; `featurecache verify --repair` sets it aside", what)
+def _as_slice(indices: np.ndarray) -> slice | np.ndarray:
+    """Consecutive indices as a slice, for which numpy makes one copy and not two."""
+    first = int(indices[0])
+    is_range = np.array_equal(indices, np.arange(first, first + len(indices)))
+    return slice(first, first + len(indices)) if is_range else indices
 
 
 def _hash_of(store: Store, name: str, size: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from featurecache import keys
 from featurecache.errors import BadInput, CannotRead, DamagedCache
+from featurecache.features.cache_files import check_cache, damaged, retry_if_damaged
 from featurecache.features.space_files import (
     MARKER,
     MAX_NOTE,
@@ -18,7 +19,7 @@ from featurecache.features.space_files import (
     RunNote,
     check_checksum,
 )
-from featurecache.features.spaces import Space, check_cache, damaged, retry_if_damaged
+from featurecache.features.spaces import Space
 from featurecache.json_files import read_model
 from featurecache.storage.locations import open_store
 from featurecache.storage.store import Store, names_in

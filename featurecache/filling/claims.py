@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from featurecache.executors.pool import ordered
+from featurecache.features.space_locks import claim_shard
 from featurecache.features.spaces import Space
 from featurecache.filling.shard_plan import Batch, Shard
 from featurecache.storage.locks import Claim
@@ -110,7 +111,7 @@ def _claim(shard: Shard, spaces: Sequence[Space]) -> _Claimed:
     """Claim a shard in each of its spaces, as far as it is missing and free."""
     claimed, busy, claims, committed = [], [], [], 0
     for number in shard.spaces:
-        claim = spaces[number].claim(shard.name)
+        claim = claim_shard(spaces[number], shard.name)
         if claim is None:
             busy.append(number)
         elif spaces[number].has(shard.name):  # checked under the claim: nobody can commit it now

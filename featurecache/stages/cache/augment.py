@@ -10,7 +10,7 @@ from pathlib import Path
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
-from featurecache.features.spaces import reserved
+from featurecache.features.space_locks import reserved
 from featurecache.filling.dispatch import check_where, dispatch
 from featurecache.filling.pictures import SPENT, Augmenter, Job
 from featurecache.filling.request import resolve_request

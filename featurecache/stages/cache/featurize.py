@@ -16,7 +16,8 @@ from featurecache.features.engines import (
     devices,
 )
 from featurecache.features.settings import BackboneSetting, check_keywords
-from featurecache.features.spaces import Space, reserved
+from featurecache.features.space_locks import reserved
+from featurecache.features.spaces import Space
 from featurecache.filling.dispatch import check_where, dispatch
 from featurecache.filling.request import resolve_request
 from featurecache.filling.shard_plan import check_shard_rows, parse_part, plan_shards

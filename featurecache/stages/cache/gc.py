@@ -14,6 +14,7 @@ from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES
 from featurecache.features.orphans import abandoned, of_run, sweep
 from featurecache.features.space_files import MARKER
+from featurecache.features.space_locks import is_in_use, locked_for_deletion
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.view_names import ViewName
@@ -97,7 +98,7 @@ def gc(
         kept = ""
         if stands and not force:
             kept = f"used by {len(stands)} run{'s' * (len(stands) > 1)}; --force deletes it anyway"
-        elif space.in_use:
+        elif is_in_use(space):
             kept = "a process is filling it"
         # A living process may have begun to fill it only now.
         deleted = delete and not kept and _delete(space)
@@ -137,7 +138,7 @@ def _listed(names: str | Sequence[str]) -> list[str]:
 def _delete(space: Space) -> bool:
     """Take a space away from every reader in one step, then delete its files. What a kill leaves
     of it is a leftover, which the next gc deletes."""
-    with space.alone() as undisturbed:
+    with locked_for_deletion(space) as undisturbed:
         if undisturbed:
             space.store.delete_folder(space.folder)
     return undisturbed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress, silent
-from featurecache.features.spaces import reserved
+from featurecache.features.space_locks import reserved
 from featurecache.features.store import Cache
 from featurecache.filling.recompute import Recomputer
 from featurecache.images.datasets import open_dataset

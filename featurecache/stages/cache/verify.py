@@ -23,7 +23,8 @@ from featurecache.executors import Progress, silent
 from featurecache.features import quarantine, shards
 from featurecache.features.orphans import leftovers, sweep
 from featurecache.features.space_files import MAX_RECORD, Record
-from featurecache.features.spaces import Space, reserved
+from featurecache.features.space_locks import reserved
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache, read_note
 from featurecache.filling.recompute import Recomputer
 from featurecache.filling.repair import Lost, compute_lost

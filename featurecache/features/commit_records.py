@@ -1,0 +1,96 @@
+"""Commit records: the JSON file that makes a shard exist, read and made (docs/format.md)."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import socket
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from featurecache import keys
+from featurecache.errors import BadInput, CannotRead, DamagedCache, RemovedMeanwhile
+from featurecache.features import shards
+from featurecache.features.cache_files import damaged
+from featurecache.features.space_files import MAX_RECORD, Made, Record, check_checksum
+from featurecache.json_files import read_model
+from featurecache.storage.store import names_in
+from featurecache.storage.stored_file import StoredFile
+
+
+def read_record(file: StoredFile, space: str, key: keys.Json) -> Record:
+    """The commit record in a file of the folder of `space`, if its checksum holds and its names
+    match. `key` is that of the space, or empty. Raises DamagedCache, CannotRead, BadInput."""
+
+    def check(value: keys.Json, data: bytes) -> None:
+        check_checksum(value, data)
+        # Checked before the fields, since those of a newer format may differ.
+        version = value.get("format")
+        if isinstance(version, int) and version > keys.FORMAT_VERSION:
+            raise BadInput(f"{file}: written by a newer featurecache; upgrade to read it")
+
+    def damage(file: StoredFile, reason: str) -> DamagedCache:
+        return damaged(file, f"not a commit record: {reason}")
+
+    try:
+        record = read_model(file, Record, MAX_RECORD, damage, check)
+    except CannotRead as error:
+        is_absent = isinstance(error.error, FileNotFoundError)
+        if is_absent and file.name not in names_in(file.store, file.parent.key):
+            raise RemovedMeanwhile(file, error.error) from error
+        raise
+    try:
+        record.check_names(space, file.name)
+        if key and ("features" in record.arrays) != ("backbone" in key):
+            raise ValueError("arrays: not those of a space of this key")
+    except ValueError as error:
+        raise damaged(file, str(error)) from None
+    return record
+
+
+def new_shard(
+    space: str,
+    key: keys.Json,
+    items: Sequence[bytes],
+    arrays: Mapping[str, np.ndarray],
+    failed: Mapping[bytes, str],
+    provenance: Mapping[str, str],
+    seconds: float,
+) -> tuple[bytes, keys.Json]:
+    """The bytes of the data file of a shard, and its record with a checksum. The arguments are
+    those of `Space.commit`."""
+    name = shards.shard_name(items)
+    status = [shards.UNDECODABLE if item in failed else shards.OK for item in items]
+    all_arrays = {
+        **arrays,
+        "items": np.frombuffer(b"".join(items), np.uint8).reshape(len(items), 32),
+        "status": np.array(status, np.uint8),
+    }
+    attributes = {
+        "format": str(keys.FORMAT_VERSION),
+        "key": keys.canonical(key).decode(),
+        "provenance": keys.canonical(dict(provenance)).decode(),
+    }
+    data, layout = shards.pack(all_arrays, attributes)
+    sha256 = hashlib.sha256(data).hexdigest()
+    record = Record(
+        format=keys.FORMAT_VERSION,
+        space=space,
+        shard=name,
+        file=f"{name}-{sha256[:16]}.h5",
+        size=len(data),
+        sha256=sha256,
+        arrays=layout,
+        items=b"".join(items),
+        row_sum=f"{shards.sum_of_rows(all_arrays):064x}",
+        failed={item.hex(): reason for item, reason in failed.items()},
+        provenance=dict(provenance),
+        made=Made(
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            host=socket.gethostname(),
+            seconds=round(seconds, 3),
+        ),
+    ).model_dump(mode="json")
+    record["checksum"] = keys.digest(record)
+    return data, record
