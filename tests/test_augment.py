@@ -249,7 +249,7 @@ def test_vectors_are_made_of_the_kept_pictures(
 
 def test_what_is_wrong_is_said_before_any_work(data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    with pytest.raises(BadInput, match="augment needs --policy"):
+    with pytest.raises(BadInput, match="augment needs --view"):
         run(data, cache, ())
     with pytest.raises(UnknownName, match="nearest: color"):
         run(data, cache, ["none", "colour_1"])

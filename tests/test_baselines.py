@@ -220,7 +220,7 @@ def test_an_image_of_another_split_and_copies_are_not_fitted_on(
         ({"split": "train"}, BadInput, "is used for fitting"),
         ({"split": "vla"}, BadInput, "vla"),
         ({"view": "colour_1"}, UnknownName, "nearest: color"),
-        ({"view": "color_2"}, NotCached, "--policy color_2"),
+        ({"view": "color_2"}, NotCached, "--view color_2"),
         ({"backbone": "efficientnet_lite9"}, UnknownName, "efficientnet_lite"),
         ({"crop": 2.0}, BadInput, "crop"),
         ({"crop": 0.5}, NotCached, "--crop 0.5"),

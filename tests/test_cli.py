@@ -309,7 +309,7 @@ def test_options_that_click_refuses(call: Callable[..., Ended]) -> None:
     needed = call("train-head")
     assert needed.code == 2 and "--schedule" in needed.err
     refused(call("featurize"), "needs --backbone NAME")
-    refused(call("augment"), "needs --policy NAME_N")
+    refused(call("augment"), "needs --view NAME_N")
 
 
 def test_an_empty_dataset(call: Callable[..., Ended], tmp_path: Path) -> None:
@@ -534,7 +534,7 @@ def test_upkeep(call: Callable[..., Ended], small_cache: Path, small_data: Path)
     assert sorted(row["missing"] for row in parsed(differ)) == [0, 16]
     refused(call("diff", "a", "c"), "no cache at c")
 
-    refused(call("gc", "--cache", "a"), "gc needs --policy")
+    refused(call("gc", "--cache", "a"), "gc needs --view")
     shown = call("gc", "--cache", "a", "--policy", "color")
     assert "1 space," in shown.out and "to delete; pass --delete; 0 kept" in shown.out
     gone = call("gc", "--cache", "a", "--policy", "color", "--delete", "--json")

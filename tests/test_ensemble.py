@@ -184,7 +184,7 @@ def test_averaged_views(together: Callable[..., Ensemble], small_runs: Runs) -> 
     found = together("folds", "fraction", view="color_1", tta=["none"])
     assert (found.view, found.tta) == ("color_1", ["none"])
     assert found.notes[0].endswith("fitted on 9 held-out images")
-    with pytest.raises(NotCached, match="--policy color_2"):
+    with pytest.raises(NotCached, match="--view color_2"):
         together("folds", "fraction", tta="color_2")
 
 

@@ -118,7 +118,7 @@ def test_averaged_views_are_means_of_probabilities(
         run, tta=["none", "color_1", "color", "color_01"], **given
     )  # each view counts once
     assert (again.tta, again.loss) == (["color_1"], both.loss)
-    with pytest.raises(NotCached, match=r"12 images of view color_2; .*--policy color_2$"):
+    with pytest.raises(NotCached, match=r"12 images of view color_2; .*--view color_2$"):
         evaluate(run, tta=["color_1", "color_2"], **given)
     with pytest.raises(BadInput, match="unknown policy 'colr'"):
         evaluate(run, tta="colr_1", **given)

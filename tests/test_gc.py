@@ -106,7 +106,7 @@ def test_by_size_the_oldest_go_first(cache: Path, collect: Callable[..., list[Ca
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "needs --policy"),
+        ({}, "needs --view"),
         ({"older_than": "soon"}, "--older-than 'soon'"),
         ({"max_size": "much"}, "--max-size 'much'"),
     ],

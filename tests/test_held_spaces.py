@@ -91,7 +91,7 @@ def test_the_command_in_the_error_makes_what_is_missing(
     said = dict(zip(words[2::2], words[3::2], strict=True))
     featurize(
         said["--data"],
-        policy=said["--policy"],
+        policy=said["--view"],
         backbone=said["--backbone"],
         cache=said["--cache"],
         input_size=int(said["--input-size"]),

@@ -340,7 +340,7 @@ def test_a_layer_goes_all_the_way(
     (said,) = predict(made.run, [next(small_data.rglob("*.png"))], engine="torch-cpu")
     assert len(said.top) == 3
     for layer, command in [
-        ("blocks.2", r"--backbone efficientnet_lite0 --layer blocks\.2 --policy none"),
+        ("blocks.2", r"--backbone efficientnet_lite0 --layer blocks\.2 --view none"),
         ("blocks.77", "unknown layer 'blocks.77'; nearest"),
     ]:
         with pytest.raises((NotCached, UnknownName), match=command):

@@ -201,10 +201,10 @@ def test_the_featurize_command_leaves_defaults_out(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "a cache")
     assert featurize_command("my data", cache, "b3", ["none", "x y_1"], given, 4) == (
         f"featurecache featurize --data 'my data' --cache '{cache.root}' --backbone b3 "
-        "--input-size 32 --seed 4 --policy none --policy 'x y_1'"
+        "--input-size 32 --seed 4 --view none --view 'x y_1'"
     )
     bare = featurize_command("data", Cache("data/cache"), "b3", ["none"], {}, 0)
-    assert bare == "featurecache featurize --backbone b3 --policy none"
+    assert bare == "featurecache featurize --backbone b3 --view none"
 
 
 # ---- why ----

@@ -134,8 +134,8 @@ def test_a_run_without_metrics_and_views_without_vectors_are_said(
     found = report(run, data=small_data, cache=small_cache, out=tmp_path / "report.html")
     assert found.notes == ["no contact sheet of spatial_7: its vectors are not in this cache"]
     text = Path(found.path).read_text()
-    assert "This folder has no metrics of epochs" in text
-    assert "not cached" in text and "not in this cache any more" in text
+    assert "This run has no metrics per epoch" in text
+    assert "not cached" in text and "no longer in this cache" in text
 
 
 def test_images_that_went_since_leave_a_card_without_a_picture(
@@ -146,7 +146,7 @@ def test_images_that_went_since_leave_a_card_without_a_picture(
     given: dict[str, Any] = {"data": small_data, "cache": small_cache}
     found = report(small_runs["split"], out=tmp_path / "report.html", **given)
     text = Path(found.path).read_text()
-    assert text.count("the file is not there any more") == found.shown > 0
+    assert text.count("the file was deleted or changed") == found.shown > 0
 
 
 def test_studies_are_shown_as_images(
@@ -323,7 +323,7 @@ def test_runs_that_see_other_pictures_are_not_compared(
     for seed, comparable in ((None, False), (0, True)):
         report(runs, view="color_1", seed=seed, out=out, **given)
         text = out.read_text(encoding="utf-8")
-        assert ("not seen through the same view" in text) != comparable
+        assert ("not evaluated on the same view" in text) != comparable
         assert ("McNemar" in text) == comparable
         notes = ensemble(runs, view="color_1", seed=seed, how="mean", **given).notes
         assert any("views of different seeds" in note for note in notes) != comparable

@@ -176,7 +176,7 @@ class Tokens(nn.Module):
 
 def test_grad_cam_refuses_what_has_no_map() -> None:
     model = ImageClassifier([frozen(Tokens(), 0)], [AS_IS], [nn.Linear(4, 3)])
-    with pytest.raises(BadInput, match="Tokens does not end in one; take --method gradient"):
+    with pytest.raises(BadInput, match="Tokens does not; use --method gradient"):
         saliency.class_activations(model, PIXELS, 0)
     assert saliency.gradient(model, PIXELS, 0).any()
 

@@ -112,7 +112,7 @@ def test_the_same_study_leaves_the_same_files(
     [
         ({"method": "gradcan"}, "unknown method 'gradcan'; nearest: gradcam"),
         ({"images": 0}, "images 0: must be 1 or more"),
-        ({"images": 101}, "101 images: one figure holds at most 100"),
+        ({"images": 101}, "101 images: a figure holds at most 100"),
         ({"samples": 0}, "samples 0: must be 1 or more"),
         ({"noise": 0.0}, "noise 0.0: must be above 0"),
         ({"seed": -1}, "seed -1: must be 0 or more"),
@@ -141,14 +141,14 @@ def test_saliency_of_what_is_no_image_or_no_run(
 ) -> None:
     file = tmp_path / "text.png"
     file.write_text("no image")
-    with pytest.raises(BadInput, match=r"text.png: .*; choose others with --image"):
+    with pytest.raises(BadInput, match=r"text.png: .*; choose other images with --image"):
         study_saliency(small_runs["split"], image=file, out=tmp_path / "out")
     with pytest.raises(BadInput, match="not the folder of a run"):
         study_saliency(tmp_path, image=boxed / "val/cat/000.png", out=tmp_path / "out")
     with pytest.raises(BadInput, match="saliency needs the folder of a run"):
         study_saliency([], image=boxed / "val/cat/000.png")
     (tmp_path / "taken").write_text("")
-    with pytest.raises(BadInput, match="give another --out"):
+    with pytest.raises(BadInput, match="pass another --out"):
         study_saliency(small_runs["split"], data=boxed, out=tmp_path / "taken/out")
 
 
@@ -185,7 +185,7 @@ def test_filters_of_a_network(tmp_path: Path) -> None:
     assert (last.tiles, last.shown) == (last.shape[0] * last.shape[1], 10)
     assert last.norm_least <= last.norm_mean <= last.norm_greatest
     (note,) = found.notes
-    assert last.layer in note and "conv_head; those show nothing" in note
+    assert last.layer in note and "conv_head, are of one pixel" in note
     numbers = json.loads((tmp_path / "filters.json").read_text())
     assert [layer["layer"] for layer in numbers["layers"]] == [first.layer, last.layer]
     with (tmp_path / "filters.csv").open(newline="") as file:
@@ -212,7 +212,7 @@ def test_filters_on_the_command_line(tmp_path: Path) -> None:
     words = ["study", "filters", "--backbone", TINY, "--weights", "random", "--out", str(tmp_path)]
     plain = CliRunner().invoke(cli, words)
     assert plain.exit_code == 0, plain.output
-    assert "conv_stem" in plain.stdout and "show nothing" in plain.stdout
+    assert "conv_stem" in plain.stdout and "of one pixel" in plain.stdout
     printed = CliRunner().invoke(cli, [*words, "--json"])
     assert json.loads(printed.stdout)["backbone"] == TINY
 

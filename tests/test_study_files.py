@@ -95,7 +95,7 @@ def test_each_seed_of_an_embedding_is_of_one_thing(where: dict[str, Any]) -> Non
         tuple(row["class"] for row in study_tsne(NET, sampling_seed=seed, **given).table)
         for seed in range(4)
     } != {tuple(row["class"] for row in first.table)}
-    with pytest.raises(NotCached, match="--seed 3 --policy color_1"):
+    with pytest.raises(NotCached, match="--seed 3 --view color_1"):
         study_tsne(NET, seed=3, **given)
     with pytest.raises(BadInput, match="embedding_seed -1"):
         study_tsne(NET, embedding_seed=-1, **given)
@@ -106,7 +106,7 @@ def test_more_than_there_is_is_said(where: dict[str, Any], small_data: Path) -> 
     found = study_tsne(NET, count=9, images=10, **where)
     assert found.notes == [
         f"{small_data} has only 3 classes",
-        "perplexity 3 instead of 30: the limit is a third of the other images",
+        "used perplexity 3 instead of 30: with 10 images it can't be higher",
     ]
     assert written(where, "tsne")["perplexity"] == 3
     image = small_data / "train/cat/000.png"
@@ -123,7 +123,7 @@ def test_classes_go_by_their_names_and_by_each_readable_one() -> None:
     for name in ("n2", "goldfish", "Carassius auratus", "goldfish, Carassius auratus"):
         assert chosen_classes(dataset, [name], 5, 0) == [1]
     assert chosen_classes(dataset, ["derrick", "n1", "n3"], 5, 0) == [0, 2]
-    with pytest.raises(BadInput, match="class 'crane' is ambiguous: n1, n3; give one of these"):
+    with pytest.raises(BadInput, match="class 'crane' is ambiguous; name one of these: n1, n3"):
         chosen_classes(dataset, ["crane"], 5, 0)
     assert readable_names(dataset, [0, 2]) == {0: "crane", 2: "crane, derrick"}
     alike = Dataset("root", "csv", (), ("n1", "n3"), {"n1": "crane", "n3": "crane"})
@@ -167,7 +167,7 @@ def test_drift_finds_a_policy_of_ones_own_and_says_what_it_leaves_out(
     cache = tmp_path / "cache"
     own = tmp_path / "flip.yaml"
     own.write_text("augmenters:\n  - Fliplr: {p: 1.0}\n")
-    with pytest.raises(NotCached, match=rf"--policy {own}_1"):
+    with pytest.raises(NotCached, match=rf"--view {own}_1"):
         study_drift(NET, f"{own}_1", **where)
     featurize(small_data, policy=["none", f"{own}_1"], cache=cache, **tiny)
     (tmp_path / "other").mkdir()
@@ -182,8 +182,8 @@ def test_drift_finds_a_policy_of_ones_own_and_says_what_it_leaves_out(
     found = study_drift(NET, **{**where, "cache": cache})
     assert [row["view"] for row in found.table] == ["none", "flip_1"]
     assert found.notes == [
-        "color_1 lacks 18 of these images, and is left out",
-        "several policies are named flip_1; only one of them is measured",
+        "color_1 is left out: it lacks 18 of these images",
+        "several cached views are named flip_1; only one is measured",
     ]
 
 

@@ -320,7 +320,7 @@ def test_a_missing_view_names_the_command_that_makes_it(
     assert caught.value.exit_code == 2
     assert not (tmp_path / "run").exists()
     words = command_in(caught.value)
-    assert words[:1] == ["featurize"] and words[-2:] == ["--policy", "color_1"]
+    assert words[:1] == ["featurize"] and words[-2:] == ["--view", "color_1"]
     # The engine is no part of the key: torch saves OpenVINO's conversion here.
     cli.main([*words, "--engine", "torch-cpu", "--workers", "0", "--quiet"], standalone_mode=False)
     assert train_head(schedule, **arguments).last["epoch"] == 4
@@ -365,7 +365,7 @@ def test_several_settings_must_be_told_apart(
     assert read_run(made.run).backbones[0]["key"]["crop"] == 0.875
     with pytest.raises(NotCached) as missing:
         train({"backbone": {"name": "efficientnet_lite0", "crop": 0.5}}, cache=cache)
-    assert "--crop 0.5" in str(missing.value) and "--policy color_1" in str(missing.value)
+    assert "--crop 0.5" in str(missing.value) and "--view color_1" in str(missing.value)
     with pytest.raises(BadInput, match="2 settings"):
         vectors(small_data, "none", "efficientnet_lite0", cache=cache)
 
@@ -668,6 +668,6 @@ def test_export_refuses(small_data: Path, small_cache: Path, tmp_path: Path) -> 
         export(tmp_path / "out.npz", split="valid", **arguments)
     with pytest.raises(BadInput, match="its folder does not exist"):
         export(tmp_path / "none" / "out.npz", **arguments)
-    with pytest.raises(NotCached, match="--policy color_7"):
+    with pytest.raises(NotCached, match="--view color_7"):
         export(tmp_path / "out.npz", view="color_7", **arguments)
     assert list(tmp_path.iterdir()) == []

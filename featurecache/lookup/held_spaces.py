@@ -162,7 +162,7 @@ def featurize_command(
         for name, value in options.items()
         if str(value) != default.get(name)
     ]
-    words += [f"--policy {shlex.quote(view)}" for view in views]
+    words += [f"--view {shlex.quote(view)}" for view in views]
     return " ".join(["featurecache featurize", *words])
 
 

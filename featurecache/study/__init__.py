@@ -1,1 +1,1 @@
-"""Looking at what came out: functions of arrays that read no file and start no work."""
+"""Metrics, figures, projections and saliency: pure functions of arrays."""

@@ -1,7 +1,7 @@
-"""TensorBoard's event files: the only room that knows them. Metrics of a run in, files out.
+"""TensorBoard's event files, written from the metrics of a run. Only this module knows the format.
 
-The file of a series is written as a whole, with one name and the same bytes for the same metrics:
-a training that was stopped and resumed, or asked for again, has no event twice.
+The file of a series is always written in full, under a fixed name, and the same metrics give the
+same bytes. A training that was interrupted and resumed, or repeated, therefore has no event twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from featurecache.errors import MissingExtra
 from featurecache.storage import durable
 
-FILE = "events.out.tfevents.0.featurecache"  # TensorBoard reads what has `tfevents` in its name
+FILE = "events.out.tfevents.0.featurecache"  # TensorBoard reads files with `tfevents` in the name
 TAGS = {
     "top1/train": "train_top1",
     "top1/val": "val_top1",
@@ -26,18 +26,18 @@ TAGS = {
 
 
 def check_tensorboard() -> None:
-    """Raises MissingExtra where the library is not installed."""
+    """Raise MissingExtra if TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise MissingExtra("--tensorboard", "tensorboard", "tensorboard")
 
 
 def write_events(folder: Path, rows: Sequence[Mapping[str, Any]], began: float) -> None:
-    """Write the rows of a run's metrics below `folder`, a series for each fold: `fold-1`. `began`
-    is the time, in seconds since 1970, of the start of its first epoch."""
+    """Write the rows of a run's metrics below `folder`, one series per fold: `fold-1` and so on.
+    `began` is the time when the first epoch started, in seconds since 1970."""
     for fold in sorted({row["fold"] for row in rows}):
         (folder / f"fold-{fold}").mkdir(parents=True, exist_ok=True)
-        of_fold = [row for row in rows if row["fold"] == fold]
-        durable.replace(folder / f"fold-{fold}" / FILE, _events(of_fold, began))
+        fold_rows = [row for row in rows if row["fold"] == fold]
+        durable.replace(folder / f"fold-{fold}" / FILE, _events(fold_rows, began))
 
 
 def _events(rows: Sequence[Mapping[str, Any]], began: float) -> bytes:

@@ -1,8 +1,8 @@
-"""Figures: the room that draws with matplotlib, sheets.py beside it. Arrays in, a figure or its
-bytes out.
+"""Figures from arrays, as matplotlib figures or as encoded bytes. Only this module and sheets.py
+draw with matplotlib.
 
-Figures are drawn without pyplot, which keeps figures in a global list and may want a screen. The
-same arrays give the same bytes: no dates, and ids that follow from the content.
+Figures are drawn without pyplot, which keeps figures in a global list and may need a display. The
+same arrays give the same bytes: files have no dates, and ids follow from the content.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "png")
 DPI = 150  # of PNG
-SOFTWARE = "featurecache"  # that a PNG names; by it datasets pass it over
-INK = "#010203"  # of text and axes; a page puts its own colour in its place
-ACCENT, MUTED = "#d9622b", "#7f8fa6"  # to be seen on light and on dark
+SOFTWARE = "featurecache"  # recorded in a PNG, so that datasets skip our own figures
+INK = "#010203"  # of text and axes; `inline` replaces it by the page's colour
+ACCENT, MUTED = "#d9622b", "#7f8fa6"  # visible on light and dark backgrounds
 COLOURS = (  # of classes and runs
     ACCENT, "#3f7fbf", "#3d9a6b", "#a865b5", "#b8902a", "#44a5a5", "#d4679a", "#9a6b3f", "#8a9a3f",
     MUTED,
@@ -35,7 +35,7 @@ MARKERS = ("o", "s", "^", "D")  # of the first ten classes, the next ten, …
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 PART_NAMES = {"train": "training", "val": "validation"}
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, and needs no font here
+    "svg.fonttype": "none",  # text stays text: it can be searched, and needs no embedded font
     "svg.hashsalt": "featurecache",
     "font.size": 9,
     **dict.fromkeys(
@@ -48,13 +48,13 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
-    "text.parse_math": False,  # class names may hold a $
+    "text.parse_math": False,  # class names may contain a $
 }
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw within this."""
+    """A context with the style of all figures: draw inside it."""
     import matplotlib
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
@@ -66,7 +66,7 @@ def rendered(figure: Figure, form: str) -> bytes:
     file = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": SOFTWARE}
     with style(), warnings.catch_warnings():
-        # The browser has the glyphs of a class name; matplotlib's own font need not.
+        # matplotlib's font may lack glyphs of a class name. The browser that shows the SVG has them
         warnings.filterwarnings("ignore", message="Glyph")
         _settle(figure)
         figure.savefig(file, format=form, dpi=DPI, metadata=metadata)
@@ -74,8 +74,8 @@ def rendered(figure: Figure, form: str) -> bytes:
 
 
 def _settle(figure: Figure) -> None:
-    """Lay a figure out, for good: the solver behind that may differ in last bits from one time to
-    the next, and ids in an SVG follow from them."""
+    """Fix the layout of a figure, rounded. The layout solver may differ in the last bits from run
+    to run, and the ids in an SVG depend on them."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:
@@ -85,14 +85,14 @@ def _settle(figure: Figure) -> None:
 
 
 def label(name: str, max_length: int = 32) -> str:
-    """A name that comes from strangers, as it can stand in a figure: at most so many characters on
-    one line, and nothing that XML can't hold."""
+    """An untrusted name as a label in a figure: one line of at most `max_length` characters, all of
+    which XML can represent."""
     plain = printable(name)
     return plain if len(plain) <= max_length else plain[: max_length - 1] + "…"
 
 
 def inline(figure: Figure) -> str:
-    """A figure as SVG to stand in a page: it takes the page's colours, and any width."""
+    """A figure as SVG to put in a page: it takes the page's colours and scales to any width."""
     figure.patch.set_alpha(0)
     for axes in figure.axes:
         axes.patch.set_alpha(0)
@@ -100,16 +100,16 @@ def inline(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"'
                   r' width="[^"]*"', r"\1\2", text, count=1)  # fmt: skip
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # nothing refers to them, and pages have several
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # unused, and would repeat in a page of figures
     return text.replace(INK, "currentColor")
 
 
 def curves(epochs: Sequence[Mapping[str, float]], phases: Sequence[tuple[int, int, str]]) -> Figure:
     """Accuracy and loss by epoch, over bands of the phases (paper 000's figure).
 
-    An epoch is {epoch, train_top1, val_top1, train_loss, val_loss}; where folds share an epoch the
-    line is their mean and the band reaches from the least to the greatest. A phase is (its first
-    epoch, its last, its name).
+    A row of `epochs` is {epoch, train_top1, val_top1, train_loss, val_loss}. If several folds have
+    the same epoch, the line is their mean and the band spans their minimum and maximum. A phase is
+    (first epoch, last epoch, name).
     """
     from matplotlib.figure import Figure
 
@@ -147,8 +147,8 @@ def curves(epochs: Sequence[Mapping[str, float]], phases: Sequence[tuple[int, in
 
 
 def reliability(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Accuracy against confidence, by the bins of `metrics.calibration` of each run; the diagonal
-    is a perfect calibration. Dots grow with the images in a bin."""
+    """Accuracy against confidence, in the bins of `metrics.calibration`, for each run. The diagonal
+    is perfect calibration. A dot's area grows with the number of images in its bin."""
     from matplotlib.figure import Figure
 
     with style():
@@ -170,7 +170,8 @@ def reliability(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 
 def retained(curves: Mapping[str, npt.NDArray[np.float64]], shares: Sequence[float]) -> Figure:
-    """The share of variance (K,) that the first 1, 2, … K components keep, of several things."""
+    """Named curves (K,): the share of variance that the first 1, 2, … K components retain. `shares`
+    are drawn as horizontal lines."""
     from matplotlib.figure import Figure
 
     colours = {"red": "#cc4444", "green": "#3d9a6b", "blue": "#3f7fbf"}
@@ -192,7 +193,7 @@ def retained(curves: Mapping[str, npt.NDArray[np.float64]], shares: Sequence[flo
 
 
 def scatter(points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Figure:
-    """Points {x, y, class} in the colours of their classes. The axes have no unit, and no ticks."""
+    """Points {x, y, class} in the colours of their classes. The axes have no units and no ticks."""
     from matplotlib.figure import Figure
 
     with style():
@@ -213,14 +214,14 @@ def scatter(points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> 
 
 
 def colours_of(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """A colour for each class of points {class, …}, by the order of their names; an eleventh
-    class has the first one's again."""
+    """A colour for each class of points {class, …}, in the order of the class names. From the
+    eleventh class on, colours repeat."""
     names = sorted({str(point["class"]) for point in points})
     return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
 
 
 def scaled_points(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Points {x, y, …} with x and y from 0 to 1000 and y downward, as a page draws them."""
+    """Points {x, y, …} scaled to 0..1000, with y pointing down, as a page draws them."""
     if not points:
         return []
     coordinates = np.array([(point["x"], -point["y"]) for point in points])
@@ -237,9 +238,12 @@ def drift(
     agreement: Mapping[str, float],
     strips: Sequence[tuple[str, Sequence[tuple[Pixels, Pixels, str]]]],
 ) -> Figure:
-    """Cosines (N,) of each view as boxes (quartiles, and whiskers from 5 to 95%), the share whose
-    neighbours agree as bars, with a line for `none`; below, of each view the pictures (clean,
-    view, text) that it broke most."""
+    """The drift of views: cosines as boxes, agreement as bars, and the most changed pictures.
+
+    `cosines` has (N,) for each view; a box shows the quartiles, and its whiskers reach from 5% to
+    95%. `agreement` has the share for each view and for `none`, which is drawn as a line. `strips`
+    has for each view its most changed pictures: (clean, view, caption).
+    """
     from matplotlib.figure import Figure
 
     chart_height = 0.6 + 0.32 * len(cosines)
@@ -259,7 +263,7 @@ def drift(
         left.invert_yaxis()
         right.barh(range(1, len(names) + 1), [agreement[n] for n in names], 0.6, color=MUTED)
         right.axvline(agreement["none"], color=ACCENT, linewidth=1.2)
-        right.set(xlabel="nearest bear its label (line: clean)", xlim=(0, 1))
+        right.set(xlabel="neighbours agree (line: clean)", xlim=(0, 1))
         for part, (name, pairs) in zip(below, strips, strict=True):
             part.suptitle(f"{label(name)}: lowest cosines", fontsize=8)
             cells = part.subplots(2, max(10, len(pairs)), squeeze=False)
@@ -273,7 +277,7 @@ def drift(
 
 
 def tiles(pictures: Sequence[tuple[Pixels, str, str]], columns: int = 5) -> Figure:
-    """Pictures (H, W, 3) with two lines of text each, in rows."""
+    """Pictures (H, W, 3) with two lines of text each, in rows of `columns`."""
     from matplotlib.figure import Figure
 
     lines = -(-len(pictures) // columns)

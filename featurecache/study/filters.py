@@ -1,4 +1,4 @@
-"""Filters: the first and the last convolution of a network as pictures (paper 003, Figure 6)."""
+"""The filters of a network's convolutions as pictures (paper 003, Figure 6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tiles = npt.NDArray[np.float64]
 
 
 def convolutions(network: nn.Module) -> dict[str, Tiles]:
-    """The weights (out, in, h, w) of the 2-d convolutions, by the names of their modules."""
+    """The weights (out, in, h, w) of the 2-d convolutions, by module name."""
     return {
         name: layer.weight.detach().double().numpy()
         for name, layer in network.named_modules()
@@ -27,17 +27,17 @@ def slices(weights: Tiles) -> Tiles:
     return weights.reshape(-1, *weights.shape[2:])
 
 
-def evenly_spaced(tiles: Tiles, most: int) -> Tiles:
-    """At most `most` of the tiles, evenly spread."""
-    selected = min(most, len(tiles))
-    return np.asarray(tiles[np.arange(selected) * len(tiles) // selected])
+def evenly_spaced(tiles: Tiles, count: int) -> Tiles:
+    """At most `count` of the tiles, evenly spaced."""
+    count = min(count, len(tiles))
+    return np.asarray(tiles[np.arange(count) * len(tiles) // count])
 
 
 def mosaic(tiles: Tiles) -> Tiles:
-    """Tiles (n, h, w) or (n, h, w, 3) as one picture (H, W, 3) in 0..1, nearly square.
+    """Tiles (n, h, w) or (n, h, w, 3) as one nearly square picture (H, W, 3) in 0..1.
 
-    Each tile is scaled by itself, from its least weight (black) to its greatest; the gaps between
-    them are of a colour that grey tiles don't have.
+    Each tile is scaled separately, from its smallest weight (black) to its largest (white). The
+    gaps between tiles have a colour that grey tiles don't have.
     """
     axes = tuple(range(1, tiles.ndim))
     minimum, maximum = tiles.min(axes, keepdims=True), tiles.max(axes, keepdims=True)

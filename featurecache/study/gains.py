@@ -1,5 +1,8 @@
-"""What ways of training gained against clean images, under the same learning-rate schedule and
-under the one that suits clean images best."""
+"""How much each way of training gains over training on clean images.
+
+The comparison is with clean training under the same learning-rate schedule and under the schedule
+that suits clean images best.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from featurecache.study.paired import Difference, Right, by_class, difference
 
 CLEAN = "clean"
 WRITTEN, SHUFFLED = "written", "shuffled"
-_MAX_CLASSES = 3  # that gained, and that lost
+_MAX_CLASSES = 3  # listed in each of `gained` and `lost`
 
 
 class Way(NamedTuple):
-    """A way of training: on what (CLEAN, a policy, or several joined by +), in which order of the
-    phases, under which learning-rate schedule."""
+    """A way of training: its policy (CLEAN, a policy, or several joined by +), the order of its
+    phases, and its learning-rate schedule."""
 
     policy: str
     order: str
@@ -33,19 +36,20 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Gain:
-    """What came of a way, by top-1 on the validation images. What it isn't compared with is None.
+    """The result of a way of training, by top-1 on the validation images.
 
-    `gained` and `lost` are the classes that changed most against clean, {class, name, n,
-    difference}. The last three are of the training: the views it saw, its seconds, and those that
-    making the views took, beside `none`.
+    A comparison that does not apply to the way is None. `gained` and `lost` are the classes that
+    changed most against clean: {class, name, n, difference}. `views` are the views it was trained
+    on, `seconds` the training time, and `views_seconds` the time to compute the views other than
+    `none`.
     """
 
     policy: str
     order: str
     lr_schedule: str
     top1: float  # mean over the seeds
-    of_seeds: list[float]
-    best: bool  # is no other way's top1 higher?
+    of_seeds: list[float]  # top-1 of each seed
+    best: bool  # no other way has a higher top1
     against_clean: Difference | None  # under the same learning-rate schedule
     against_best_clean: Difference | None  # under the one that is best for clean images
     against_shuffled: Difference | None  # the same phases in another order
@@ -63,10 +67,11 @@ def gains(
     classes: Sequence[str],
     words: Mapping[str, str],
 ) -> list[Gain]:
-    """The gain of every way, in the order given.
+    """The gain of every way, in the order of `rights`.
 
-    `rights` (S, N) are of the same seeds and images in every way, `labels` (N,) of the images;
-    under every learning-rate schedule there is a clean way. `words` are readable names of classes.
+    `rights` maps each way to (S, N) bool, for the same S seeds and N images in every way. `labels`
+    (N,) are the labels of the images. `rights` must have a clean way under every learning-rate
+    schedule. `words` are readable names of classes.
     """
     best = _best(list(rights), rights)
     best_clean = _best([way for way in rights if way.policy == CLEAN], rights)
@@ -105,12 +110,12 @@ def gains(
 
 
 def _best(ways: Sequence[Way], rights: Mapping[Way, Right]) -> Way:
-    """The way of the highest top-1; of equals the first."""
+    """The way with the highest top-1; in a tie, the first of them."""
     return max(ways, key=lambda way: rights[way].mean())
 
 
 def verdict(results: Sequence[Gain]) -> str:
-    """In one sentence: what each policy gained under each learning-rate schedule, and the best."""
+    """One sentence: what each policy gained under each learning-rate schedule, and the best way."""
     parts = []
     for policy in dict.fromkeys(gain.policy for gain in results if gain.policy != CLEAN):
         outcomes = [
@@ -125,7 +130,7 @@ def verdict(results: Sequence[Gain]) -> str:
 
 
 def _points(change: Difference) -> str:
-    """`gained 0.9 ± 0.4 points`; the interval is not always even, and half its width is shown."""
+    """`gained 0.9 ± 0.4 points`. The interval may be asymmetric; ± gives half its width."""
     size, half = 100 * change.difference, 50 * (change.high - change.low)
     if not change.sure:
         return f"made no sure difference ({size:+.1f} ± {half:.1f} points)"

@@ -1,8 +1,8 @@
-"""What predictions are worth.
+"""Metrics of predictions.
 
-`probabilities` (N, C) and `labels` (N,) in 0..C-1 are of the same rows; `right` (N,) bool says
-which rows were predicted right. Of equal probabilities the first class is the predicted one, as in
-argmax. Everything here is a pure function of its arguments, and what is random has a seed.
+`probabilities` (N, C) and `labels` (N,) in 0..C-1 belong to the same rows. `right` (N,) bool marks
+the rows that were predicted correctly. Among equal probabilities the first class is predicted, as
+in argmax. Every function is a pure function of its arguments; random ones take a seed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Right = npt.NDArray[np.bool_]  # (N,)
 def evaluate_predictions(
     probabilities: Probabilities, labels: Labels, classes: Sequence[str]
 ) -> keys.Json:
-    """Metrics of probabilities (N, C) against labels (N,) in 0..C-1; `classes` names the C.
+    """Metrics of probabilities (N, C) against labels (N,) in 0..C-1; `classes` are the C names.
 
-    `top1`, `top3` and `top5` are shares of rows with the true class among the k most probable
-    (of equal probabilities the first class comes first, as in argmax); `loss` is the mean negative
-    log-likelihood in nats, probabilities clipped at 1e-12; `classes` maps each name to its number
-    of rows `n` and its `top1`, None where n is 0. Raises BadInput for no rows or shapes that
-    don't fit.
+    `top1`, `top3` and `top5` are the shares of rows whose true class is among the k most probable
+    (among equal probabilities the first class comes first, as in argmax). `loss` is the mean
+    negative log-likelihood in nats, with probabilities clipped at 1e-12. `classes` maps each name
+    to its number of rows `n` and its `top1`, which is None if n is 0. Raises BadInput if there are
+    no rows or the shapes don't match.
     """
     rows, columns = len(labels), len(classes)
     if rows == 0:
@@ -42,15 +42,15 @@ def evaluate_predictions(
     if probabilities.shape != (rows, columns):
         raise BadInput(f"expected probabilities {(rows, columns)}, not {probabilities.shape}")
     if labels.min() < 0 or labels.max() >= columns:
-        raise BadInput(f"labels must be in 0..{columns - 1}, the places of the class names")
+        raise BadInput(f"labels must be in 0..{columns - 1}, the indexes of the class names")
     true = probabilities[np.arange(rows), labels][:, None]
     before = np.arange(columns) < labels[:, None]
     rank = ((probabilities > true) | ((probabilities == true) & before)).sum(1)
     per_class: keys.Json = {}
     for label, name in enumerate(classes):
-        of_class = labels == label
-        n = int(of_class.sum())
-        per_class[name] = {"n": n, "top1": float((rank[of_class] == 0).mean()) if n else None}
+        mask = labels == label
+        n = int(mask.sum())
+        per_class[name] = {"n": n, "top1": float((rank[mask] == 0).mean()) if n else None}
     return {
         "top1": float((rank < 1).mean()),
         "top3": float((rank < 3).mean()),
@@ -63,15 +63,16 @@ def evaluate_predictions(
 def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) -> keys.Json:
     """{ece, bins}: how far the confidence of the predictions is from their accuracy.
 
-    A row's confidence is its greatest probability. The bins are ((b-1)/B, b/B], all of one width,
-    each {low, high, n, confidence, top1}: its number of rows and their means, None where n is 0.
-    ece, the expected calibration error, is the sum over the bins of n/N * |top1 - confidence|
-    (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3).
+    A row's confidence is its highest probability. The bins ((b-1)/B, b/B] have equal widths; each
+    is {low, high, n, confidence, top1}, with its number of rows and their means, which are None if
+    n is 0. `ece`, the expected calibration error, is the sum over the bins of
+    n/N * |top1 - confidence| (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
+    equation 3).
     """
     confidence = probabilities.max(1).astype(np.float64)
     right = probabilities.argmax(1) == labels
     edges = np.arange(bins + 1) / bins
-    # Floating point may leave a probability a little above 1.
+    # Rounding may leave a probability slightly above 1.
     bin_index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     ece, table = 0.0, []
     for index in range(bins):
@@ -90,15 +91,17 @@ def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) 
 
 
 def confusion(labels: Labels, predicted: Labels, classes: int) -> npt.NDArray[np.int64]:
-    """(C, C): how many rows of each class (down) were predicted as each class (across)."""
+    """(C, C): how many rows of each true class (row) were predicted as each class (column)."""
     cells = labels.astype(np.int64) * classes + predicted
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
 def order_of_confusion(counts: npt.NDArray[np.int64]) -> list[int]:
-    """The classes of a `confusion` in an order that puts those side by side that are taken for each
-    other: the leaves of a clustering by average linkage, where the similarity of two classes is the
-    mean share of each that is taken for the other."""
+    """The classes of a `confusion`, ordered so that classes confused with each other are adjacent.
+
+    The order is that of the leaves of an average-linkage clustering. The similarity of two classes
+    is the mean of the two shares of rows predicted as the other class.
+    """
     from scipy.cluster import hierarchy
     from scipy.spatial.distance import squareform
 
@@ -117,12 +120,13 @@ def best_and_worst(
     words: Mapping[str, str],
     count: int = 5,
 ) -> tuple[list[keys.Json], list[keys.Json]]:
-    """The classes of highest and of lowest accuracy in a `confusion`, `most` of each.
+    """The `count` classes of highest accuracy in a `confusion`, and the `count` of lowest.
 
-    As table 3 of paper 003, which has class, readable name and the number of misclassified images;
-    here {class, name, n, top1, wrong, confused_with, confused}: the class that most of the
-    misclassified rows were taken for (of equals the first), and how many; None and 0 where all are
-    right. Classes without rows are left out, and of equal accuracies the first class comes first.
+    Table 3 of paper 003 gives class, readable name and number of misclassified images. Here a row
+    is {class, name, n, top1, wrong, confused_with, confused}. `confused_with` is the class that
+    most of the misclassified rows were predicted as (in a tie the first), and `confused` their
+    number; they are None and 0 if all rows are right. Classes without rows are left out. Among
+    equal accuracies the first class comes first.
     """
     rows: list[keys.Json] = []
     for label, name in enumerate(classes):
@@ -152,8 +156,8 @@ def best_and_worst(
 def interval(right: Right, seed: int = 0) -> list[float]:
     """[low, high]: the 95% percentile bootstrap interval of the share of right rows.
 
-    Rows are drawn anew with replacement, RESAMPLES times (Efron, 1979). Of N rows of which R are
-    right, such a sample has Binomial(N, R/N) right ones, so it is that number which is drawn.
+    The bootstrap resamples rows with replacement, RESAMPLES times (Efron, 1979). If R of N rows are
+    right, a resample has Binomial(N, R/N) right rows, so only that number is drawn.
     """
     n = len(right)
     drawn = np.random.default_rng(seed).binomial(n, right.sum() / n, RESAMPLES) / n
@@ -165,9 +169,10 @@ def mcnemar(right: Right, baseline: Right) -> keys.Json:
     """{both, only, only_other, neither, p}: the exact McNemar test of two predictions of the same
     rows.
 
-    The four are numbers of rows, by which of the two was right. If both were equally good, a row
-    that only one had right would be either's with probability 1/2; p is the two-sided binomial
-    probability of a division at least as uneven (McNemar, 1947), 1 where there is no such row.
+    `both`, `only`, `only_other` and `neither` count the rows that both, only `right`, only
+    `baseline`, or neither predicted correctly. If the two are equally good, a row that only one of
+    them predicted correctly belongs to either with probability 1/2. p is the two-sided binomial
+    probability of a split at least as uneven (McNemar, 1947), and 1 if there are no such rows.
     """
     from scipy.stats import binomtest  # takes most of a second
 
@@ -183,10 +188,10 @@ def mcnemar(right: Right, baseline: Right) -> keys.Json:
 
 
 def error_correlation(rights: Sequence[Right]) -> list[list[float | None]]:
-    """Pearson's correlation of the errors of each of M predictions with each other's, M x M.
+    """Pearson's correlation (M x M) between the errors of M predictions.
 
-    An error is 1 where a row is wrong and 0 where it is right. Paper 003 explains by it why a vote
-    gains little. It is None for a prediction without errors, or with nothing else.
+    An error is 1 for a wrong row and 0 for a right one. Paper 003 uses it to explain why voting
+    gains little. It is None for a prediction whose rows are all right or all wrong.
     """
     wrong = ~np.array(rights)
     centred = wrong - wrong.mean(1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Pages: the only room that writes HTML, from the templates beside it.
+"""HTML pages from the templates in study/templates. Only this module writes HTML.
 
-A page is one file that asks the network for nothing. Every value is escaped (autoescape), class and
-file names come from strangers; pictures are data URIs of bytes that were encoded here.
+A page is one file that makes no network requests. Every value is escaped (autoescape), since class
+and file names are untrusted. Pictures are data URIs of bytes that were encoded here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page(template: str, **values: Any) -> str:
-    """The HTML of a template in study/templates; a value that is missing there is an error."""
+    """The HTML of a template in study/templates. A value that the template lacks is an error."""
     import jinja2
     from markupsafe import Markup
 
@@ -34,11 +34,11 @@ def page(template: str, **values: Any) -> str:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """`content` of a media type such as image/png, as the `src` of an image."""
+    """`content` as a data URI, for the `src` of an image. `kind` is a media type: image/png."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _script_hash(name: str) -> str:
-    """What a page's Content-Security-Policy says of the one script that it may run."""
+    """The hash that a page's Content-Security-Policy gives for the only script it may run."""
     text = (TEMPLATES / name).read_bytes()
     return "sha256-" + base64.b64encode(hashlib.sha256(text).digest()).decode("ascii")

@@ -1,11 +1,11 @@
 """Saliency: which pixels of a picture the score of a class depends on, through network and head.
 
 - gradient: Simonyan, Vedaldi, Zisserman, "Deep inside convolutional networks" (2013), section 3;
-  shown absolute and signed as in paper 003 (3.2.1), with the dataset's boxes as in 001 (8.1).
+  drawn absolute and signed as in paper 003 (3.2.1), with the dataset's boxes as in paper 001 (8.1).
 - smoothgrad: Smilkov et al., "SmoothGrad: removing noise by adding noise" (2017).
 - gradcam: Selvaraju et al., "Grad-CAM" (ICCV 2017), equations 1 and 2.
 
-The score is the logit of the class, of several folds their mean. Everything is float32 on the CPU.
+The score is the logit of the class, averaged over the folds. All computation is float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from torch import nn
 from featurecache.errors import BadInput
 from featurecache.features.preprocess import Preprocess
 
-_COPIES_PER_PASS = 5  # noisy copies in a pass
+_COPIES_PER_PASS = 5  # noisy copies per forward and backward pass
 
 Map = npt.NDArray[np.float64]
 
 
 class ImageClassifier(nn.Module):
-    """Pictures to logits: networks side by side, each behind its mean and std, then the head.
+    """From pictures to logits: networks in parallel, each after its normalization, then the head.
 
-    `networks` map (n, 3, S, S) to (n, D) each, `members` (n, sum of D) to (n, C), one a fold.
+    Each of the `networks` maps (n, 3, S, S) to (n, D). The `members`, one per fold, map
+    (n, sum of D) to (n, C).
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ImageClassifier(nn.Module):
         self.eval()
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(members, n, C) logits of pictures (n, 3, S, S) in 0..1, one tensor for each network."""
+        """Logits (members, n, C) of pictures (n, 3, S, S) in 0..1, one tensor per network."""
         vectors = []
         for network, preprocess, x in zip(self.networks, self.preprocesses, inputs, strict=True):
             mean = torch.tensor(preprocess.mean).view(1, -1, 1, 1)
@@ -56,24 +57,24 @@ class ImageClassifier(nn.Module):
         return torch.stack([member(joined) for member in self.members])
 
     def score(self, inputs: Sequence[torch.Tensor], label: int) -> torch.Tensor:
-        """The score of class `label`, summed over the pictures, which do not touch each other."""
+        """The score of class `label`, summed over the pictures, which are independent."""
         logits: torch.Tensor = self(inputs)
         return logits[:, :, label].mean(0).sum()
 
     def ready(self, pixels: np.ndarray) -> list[torch.Tensor]:
-        """A picture (H, W, 3) uint8 as each network is given it: (1, 3, S, S) float32 in 0..1."""
+        """A picture (H, W, 3) uint8 as the input of each network: (1, 3, S, S) float32 in 0..1."""
         return [
             torch.tensor(preprocess(pixels)).permute(2, 0, 1)[None].float() / 255
             for preprocess in self.preprocesses
         ]
 
     def on_picture(self, gradients: Sequence[torch.Tensor], height: int, width: int) -> Map:
-        """(height, width, 3): gradients by what the networks are given, (1, 3, S, S) each, as one
-        by the pixels of the picture.
+        """The gradient by the picture's pixels, (height, width, 3), from the gradients by the
+        networks' inputs, (1, 3, S, S) each.
 
-        Resizing and cropping are linear (but for the rounding to bytes), a matrix a side, and the
-        chain rule multiplies by their transposes. Several networks add up, and what was cropped
-        away is 0.
+        Resizing and cropping are linear, apart from rounding to bytes: one matrix per axis. The
+        chain rule multiplies by their transposes. The gradients of several networks are added. The
+        gradient is 0 where the picture was cropped away.
         """
         total: Map = np.zeros((height, width, 3))
         for gradient, preprocess in zip(gradients, self.preprocesses, strict=True):
@@ -84,15 +85,16 @@ class ImageClassifier(nn.Module):
 
 
 def probabilities(model: ImageClassifier, pixels: np.ndarray) -> npt.NDArray[np.float32]:
-    """(C,) of a picture (H, W, 3) uint8, as the head's predict_proba: a mean over its members."""
+    """The probabilities (C,) of a picture (H, W, 3) uint8, averaged over the head's members as in
+    its predict_proba."""
     with torch.no_grad():
         mean: npt.NDArray[np.float32] = model(model.ready(pixels)).softmax(2).mean(0)[0].numpy()
     return mean
 
 
 def gradient(model: ImageClassifier, pixels: np.ndarray, label: int) -> Map:
-    """(H, W, 3): the gradient of the score of class `label` by the pixels (H, W, 3) uint8 of a
-    picture, in logits for a channel that goes from black to full."""
+    """The gradient (H, W, 3) of the score of class `label` by the pixels (H, W, 3) uint8 of a
+    picture, in logits per change of a channel from 0 to 255."""
     return model.on_picture(_gradients(model, model.ready(pixels), label), *pixels.shape[:2])
 
 
@@ -104,8 +106,8 @@ def smooth_gradient(
     samples: int,
     noise: float,
 ) -> Map:
-    """As `gradient`, a mean over `samples` copies with noise, whose standard deviation is `noise`
-    times the span of the picture's values. It is added to what the networks are given."""
+    """The mean of `gradient` over `samples` noisy copies. The noise is added to the networks'
+    inputs; its standard deviation is `noise` times the span of their values."""
     inputs = model.ready(pixels)
     sums = [torch.zeros_like(x) for x in inputs]
     for start in range(0, samples, _COPIES_PER_PASS):
@@ -120,11 +122,13 @@ def smooth_gradient(
 
 
 def class_activations(model: ImageClassifier, pixels: np.ndarray, label: int) -> Map:
-    """(H, W): Grad-CAM before its ReLU: of a network's last map that has more than one cell the sum
-    of the channels, each weighted by its mean gradient, drawn out bilinearly over what the network
-    saw of the picture. Several networks add up; what was cropped away is 0.
+    """Grad-CAM before its ReLU, (H, W).
 
-    Raises BadInput for a network that has no such map: transformers, or channels last.
+    For each network it takes the last feature map of more than one cell, sums the channels weighted
+    by their mean gradients, and interpolates the sum bilinearly over the part of the picture that
+    the network saw. The maps of several networks are added. The map is 0 where the picture was
+    cropped away. Raises BadInput for a network without such a map: a transformer, or one with
+    channels last.
     """
     total = np.zeros(pixels.shape[:2])
     cells = _weighted_maps(model, model.ready(pixels), label)
@@ -140,17 +144,17 @@ def class_activations(model: ImageClassifier, pixels: np.ndarray, label: int) ->
 
 
 def absolute(gradient: Map) -> Map:
-    """(H, W): the greatest of the channels' absolute values (Simonyan et al., section 3.1)."""
+    """The maximum (H, W) of the channels' absolute values (Simonyan et al., section 3.1)."""
     return np.asarray(np.abs(gradient).max(2))
 
 
 def signed(gradient: Map) -> Map:
-    """(H, W): the sum of the channels: what a brighter pixel does to the score."""
+    """The sum (H, W) of the channels: how a brighter pixel changes the score."""
     return np.asarray(gradient.sum(2))
 
 
 def share_inside(values: Map, mask: npt.NDArray[np.bool_]) -> float | None:
-    """How much of (H, W) values of 0 or more lies where the mask is; None where all are 0."""
+    """The share of the non-negative values (H, W) that is inside the mask; None if all are 0."""
     total = float(values.sum())
     return float(values[mask].sum()) / total if total > 0 else None
 
@@ -158,7 +162,7 @@ def share_inside(values: Map, mask: npt.NDArray[np.bool_]) -> float | None:
 def _gradients(
     model: ImageClassifier, inputs: Sequence[torch.Tensor], label: int
 ) -> list[torch.Tensor]:
-    """The gradient of each picture's score by what each network is given, (n, 3, S, S)."""
+    """The gradients of each picture's score by the input of each network, (n, 3, S, S)."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     return list(torch.autograd.grad(model.score(leaves, label), leaves))
 
@@ -166,13 +170,13 @@ def _gradients(
 def _weighted_maps(
     model: ImageClassifier, inputs: Sequence[torch.Tensor], label: int
 ) -> list[torch.Tensor]:
-    """Grad-CAM's map of each network, (h, w) in cells."""
+    """The Grad-CAM map of each network, (h, w) cells."""
     feature_maps: dict[int, torch.Tensor] = {}
 
     def recorder(number: int) -> Callable[[nn.Module, Any, Any], None]:
         def keep(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor) and output.ndim == 3:
-                feature_maps.pop(number, None)  # tokens: what came before is no last map
+                feature_maps.pop(number, None)  # tokens follow: the earlier map was not the last
             elif isinstance(output, torch.Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
                 feature_maps[number] = output
 
@@ -184,11 +188,11 @@ def _weighted_maps(
                 hooks.callback(layer.register_forward_hook(recorder(number)).remove)
         score = model.score([x.detach().clone().requires_grad_() for x in inputs], label)
     for number, network in enumerate(model.networks):
-        inner = getattr(network, "network", network)  # of a Reader
+        inner = getattr(network, "network", network)  # inside a Reader
         if number not in feature_maps or getattr(inner, "output_fmt", "NCHW") != "NCHW":
             raise BadInput(
-                f"Grad-CAM needs a map of channels, and {type(inner).__name__} does not end in "
-                "one; take --method gradient or smoothgrad"
+                f"Grad-CAM needs a network that ends in a feature map, and {type(inner).__name__} "
+                "does not; use --method gradient or smoothgrad"
             )
     maps = [feature_maps[number] for number in range(len(model.networks))]
     slopes = torch.autograd.grad(score, maps)
@@ -199,8 +203,9 @@ def _weighted_maps(
 
 
 def _interpolation_weights(cells: int, pixels: int, resized: int, start: int, size: int) -> Map:
-    """(pixels, cells): the weights of a side's cells at each pixel; 0 for what was cropped away."""
-    positions = (np.arange(pixels) + 0.5) * resized / pixels - start  # in the network's pixels
+    """The weights of the cells along an axis at each pixel, (pixels, cells); 0 for pixels that were
+    cropped away."""
+    positions = (np.arange(pixels) + 0.5) * resized / pixels - start  # in pixels of the input
     cell_positions = positions * cells / size - 0.5
     weights = np.stack(
         [np.interp(cell_positions, np.arange(cells), cell) for cell in np.eye(cells)], 1

@@ -1,4 +1,4 @@
-"""Sheets: pictures, maps and filters side by side, drawn with matplotlib as in figures.py."""
+"""Sheets of pictures, saliency maps and filters, drawn with matplotlib as in figures.py."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     from featurecache.study.figures import Figure
 
 _CELL = 1.5  # inches
-_SCALE_PERCENTILE = 99.5  # percent: a few pixels would leave the rest in the dark
+_SCALE_PERCENTILE = 99.5  # not 100, since a few extreme pixels would darken all others
 
 
 def _short(names: str, max_length: int) -> str:
-    """The first of several names, cut where it is too long for its place."""
+    """The first of several comma-separated names, cut to `max_length` characters."""
     return label(names.split(",")[0], max_length)
 
 
 class SaliencyRow(NamedTuple):
     """A row of `saliency`. `maps` has for each run the absolute and the signed map (H, W), the name
-    of the class, its probability, and the share of the absolute map in the boxes, or None."""
+    and the probability of the class, and the share of the absolute map in the boxes, or None."""
 
     name: str
     truth: str | None
     pixels: np.ndarray  # (H, W, 3) uint8
-    boxes: Sequence[tuple[int, int, int, int]]  # x0, y0, x1, y1; all four belong to the box
-    area: float | None  # the share of the pixels that is in the boxes
+    boxes: Sequence[tuple[int, int, int, int]]  # x0, y0, x1, y1, all inclusive
+    area: float | None  # the share of the pixels inside the boxes
     maps: Sequence[tuple[np.ndarray, np.ndarray, str, float, float | None]]
 
 
 def saliency(title: str, runs: Sequence[str], rows: Sequence[SaliencyRow]) -> Figure:
-    """Images below each other; beside each for every run the absolute map (white is most) and the
-    signed one (red is for the class, blue against it). Each map has a scale of its own."""
+    """One row per image: the image, then for every run its absolute map (white is the maximum) and
+    its signed map (red is for the class, blue against it). Each map is scaled separately."""
     from matplotlib.figure import Figure
 
     with style():

@@ -58,7 +58,7 @@ def augment(
     """
     start = time.perf_counter()
     if not policy:
-        raise BadInput("augment needs --policy NAME_N; `featurecache policies` lists them")
+        raise BadInput("augment needs --view NAME_N; `featurecache policies` lists them")
     if workers is not None or executor == "local":  # else each worker counts its own cores
         workers = checked_workers(workers)
     own_part = None if part is None else parse_part(part)

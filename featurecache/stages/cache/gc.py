@@ -70,7 +70,7 @@ def gc(
         raise BadInput(f"no cache at {cache}")
     policies, backbones = _listed(policy), _listed(backbone)
     if not (policies or backbones or older_than or max_size):
-        raise BadInput("gc needs --policy, --backbone, --older-than or --max-size")
+        raise BadInput("gc needs --view, --backbone, --older-than or --max-size")
     before = _moment(older_than) if older_than else None
     spaces = sorted(opened.spaces(), key=lambda space: (_last(space), space.name))
     used = opened.runs()

@@ -239,7 +239,7 @@ def _phases_by_policy(
             "use another view in some phase, for example {views: spatial_1, epochs: 4}"
         )
     if phase_variants.NONE in policies:
-        raise BadInput("--policy none: clean training is always compared; give augmented views")
+        raise BadInput("--view none: clean training is always compared; give augmented views")
     result = {"+".join(augmented): written}
     views = [str(ViewName.parse(view).with_draw()) for view in policies]
     for policy, draws in _by_policy(views or phase_variants.augmented_views(written)).items():

@@ -1,4 +1,4 @@
-"""How far views move vectors: it shows a destructive policy before any training."""
+"""How far views move vectors, which reveals a destructive policy before any training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from featurecache.stages.studies.study_files import (
 from featurecache.study import figures, projections
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-MAX_CLEAN = 50_000  # images to search for neighbours: 250 MB at 1,280 numbers each
+MAX_CLEAN = 50_000  # images searched for neighbours: 250 MB at 1,280 numbers each
 MAX_BROKEN = 10  # images shown per view
 
 
@@ -47,15 +47,17 @@ def study_drift(
 ) -> Study:
     """How far views move vectors, and how often they change the label of the nearest neighbours.
 
-    For each view: the cosine of each vector to the clean vector of its image, and the share of
-    vectors whose nearest `neighbours` clean vectors of other images of the split (50,000 of a
-    larger one, evenly spaced) mostly have the same label. In a class with no more images than
-    `neighbours`, one fewer than its size vote. An image alone in its class is not counted.
+    Each view is measured in two ways: by the cosine between each vector and the clean vector of
+    the same image, and by the agreement, which is the share of vectors for which most of the
+    `neighbours` nearest clean vectors have the same label. The neighbours are other images of the
+    split; a split of more than 50,000 images is searched in 50,000 of them, evenly spaced. A class
+    of at most `neighbours` images has one voter fewer than images. An image that is alone in its
+    class is not counted.
 
-    `policy` names views; without any, all views of the backbone are taken that the cache holds for
-    these images. The table has a row per view: {view, cosine_5 … cosine_95 (quantiles), agreement,
-    broken: the images of lowest cosine}; the agreement of `none` is that of the clean vectors.
-    Raises BadInput, NotCached.
+    `policy` names views; by default all views of the backbone that the cache holds for these images
+    are measured. The table has one row per view: {view, cosine_5 … cosine_95 (quantiles),
+    agreement, broken}, where `broken` lists the images with the lowest cosines. The row of `none`
+    gives the agreement of the clean vectors. Raises BadInput, NotCached.
     """
     source = study_source(keywords, StudyInput, "study_drift")
     progress = source.progress
@@ -109,7 +111,7 @@ def study_drift(
 
 @dataclass(frozen=True, kw_only=True)
 class _Clean:
-    """The clean vectors (N, D) of the split, their labels (N,), and the index of each item."""
+    """The clean vectors (N, D) of the split, their labels (N,), and each item's index in them."""
 
     index: Mapping[bytes, int]
     labels: np.ndarray
@@ -119,7 +121,7 @@ class _Clean:
 
 @dataclass(frozen=True, kw_only=True)
 class _Drift:
-    """What a view does to the vectors of `rows`; `worst` are indices of `rows`."""
+    """How a view moves the vectors of `rows`; `worst` are indices in `rows`."""
 
     view: View
     rows: list[LabelledRow]
@@ -128,7 +130,7 @@ class _Drift:
     worst: list[int]
 
     def table_row(self) -> dict[str, Any]:
-        """The row of the study's table; `none` breaks no image."""
+        """The view's row in the study's table. For `none`, `broken` is empty."""
         quantiles = {
             f"cosine_{q * 100:.0f}": float(np.quantile(self.cosines, q)) for q in QUANTILES
         }
@@ -154,7 +156,7 @@ def _measure(
     clean: _Clean,
     neighbours: int,
 ) -> _Drift:
-    """The drift of a view, over the rows that have a clean vector too."""
+    """The drift of a view over those rows that also have a clean vector."""
     rows, vectors = rows_and_vectors
     indices = [index for index, row in enumerate(rows) if row.item in clean.index]
     rows, vectors = [rows[index] for index in indices], vectors[indices]
@@ -172,7 +174,7 @@ def _measure(
 
 
 def _strip(drift: _Drift, dataset: Dataset) -> list[tuple[np.ndarray, np.ndarray, str]]:
-    """(clean picture, its view, cosine) of each of the worst images that can still be read."""
+    """(clean picture, its view, cosine) for each of the worst images that can still be read."""
     rows = [drift.rows[index] for index in drift.worst]
     cosines = drift.cosines[drift.worst]
     return [
@@ -191,8 +193,8 @@ def _small_classes(clean: _Clean, neighbours: int, dataset: Dataset) -> list[str
         smallest = small[voters[small].argmin()]
         name = dataset.classes[labels[smallest]]
         notes.append(
-            f"{len(small)} of {len(labels)} classes have at most {neighbours} images; in each of "
-            f"them the number of voters is its size less one ({voters[smallest]} in {name})"
+            f"{len(small)} of {len(labels)} classes have at most {neighbours} images; each of them "
+            f"has one voter fewer than images ({voters[smallest]} in {name})"
         )
     if alone := int((voters == 0).sum()):
         classes = "1 class has" if alone == 1 else f"{alone} classes have"
@@ -207,7 +209,7 @@ def _views(
     seed: int,
     source: StudySource,
 ) -> tuple[list[View], list[str]]:
-    """The views named, or else those in the cache, and notes. Raises BadInput if there is none."""
+    """The named views, or by default the cached ones, and notes. Raises BadInput for no views."""
     names = [policy] if isinstance(policy, str) else policy
     views = [find_view(name, seed) for name in dict.fromkeys(names) if name != "none"]
     notes: list[str] = []
@@ -216,8 +218,8 @@ def _views(
         views, notes = _cached_views(spaces, rows, seed)
     if not views:
         raise BadInput(
-            f"{source.cache} holds no view of {backbone} but `none` for these images; featurize "
-            "one, or name it with --policy"
+            f"{source.cache} holds no view of {backbone} except `none` for these images; featurize "
+            "one, or name it with --view"
         )
     return views, notes
 
@@ -225,8 +227,11 @@ def _views(
 def _cached_views(
     spaces: Sequence[Space], rows: Sequence[LabelledRow], seed: int
 ) -> tuple[list[View], list[str]]:
-    """The views with this seed that the cache holds for these images, sorted by name, and a note
-    on each that cannot be reproduced here, lacks some images, or shares its name with another."""
+    """The views with this seed that the cache holds for these images, sorted by name, and notes.
+
+    A view that cannot be reproduced here, lacks some images, or has the name of an earlier one is
+    left out, with a note.
+    """
     views: dict[str, View] = {}
     notes = []
     for space in sorted(spaces, key=lambda space: space.view):
@@ -237,9 +242,9 @@ def _cached_views(
         if not is_drawn_alike(view, space):
             notes.append(f"{space.view} is left out: {OTHER_VERSIONS}")
         elif missing:
-            notes.append(f"{space.view} lacks {missing} of these images, and is left out")
+            notes.append(f"{space.view} is left out: it lacks {missing} of these images")
         elif view.name in views:
-            notes.append(f"several policies are named {space.view}; only one of them is measured")
+            notes.append(f"several cached views are named {space.view}; only one is measured")
         else:
             views[view.name] = view
     return list(views.values()), notes

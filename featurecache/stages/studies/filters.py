@@ -1,4 +1,4 @@
-"""Filters: drawings of the first and the last convolution of a network."""
+"""Pictures of the filters in the first and the last convolution of a network."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAX_TILES = 256  # per layer
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A convolution that was drawn. `shape` is that of its weights: (out, in, height, width).
+    """A convolution that was drawn. `shape` is the shape of its weights: (out, in, height, width).
 
-    A tile is a filter (colour), or a slice: the kernel of one input channel (grey). The norms are
-    the Euclidean norms of the filters.
+    A tile is a whole filter (colour) or a slice (grey), which is a filter's kernel for one input
+    channel. The norms are the Euclidean norms of the filters.
     """
 
     place: str  # first or last
@@ -35,7 +35,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """The drawn layers of a network; `notes` name what was not drawn."""
+    """The drawn layers of a network; `notes` list what was not drawn."""
 
     backbone: str
     layers: list[Layer]
@@ -50,10 +50,10 @@ def study_filters(
     max_tiles: int = MAX_TILES,
     out: str | Path = "study",
 ) -> Filters:
-    """Draw the filters of the first and the last convolution of a network, into the folder `out`.
+    """Draw the filters of a network's first and last convolution into the folder `out`.
 
-    Only convolutions larger than one pixel count, in the order of the modules: the others show
-    nothing. At most `max_tiles` tiles per layer are drawn, evenly spaced.
+    First and last follow the order of the modules. Convolutions of one pixel are skipped, since
+    they show nothing. At most `max_tiles` tiles per layer are drawn, evenly spaced.
     Raises BadInput, UnknownName, BackboneUnavailable.
     """
     if max_tiles < 1:
@@ -71,8 +71,8 @@ def study_filters(
     last = list(kernels)[-1]
     if last != chosen["last"]:
         notes.append(
-            f"{chosen['last']} is followed by convolutions of one pixel, up to {last}; "
-            "those show nothing and were not drawn"
+            f"the convolutions after {chosen['last']}, up to {last}, are of one pixel and were not "
+            "drawn"
         )
     if chosen["first"] == chosen["last"]:
         del chosen["last"]

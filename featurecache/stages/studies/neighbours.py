@@ -44,11 +44,12 @@ def study_neighbours(
     engine: str = "auto",
     **keywords: Unpack[StudyInput],
 ) -> Study:
-    """The `count` images of a dataset, or of one split, whose vectors have the highest cosine with
-    the vector of an image file. Copies of the image itself are left out.
+    """Find the `count` images of a dataset, or of one split, that are nearest to an image file.
 
-    The network runs only if the image is not cached, as in `predict`. The table has a row per
-    neighbour: {path, class, name, split, cosine}. Raises BadInput, NotCached.
+    The nearest images are those whose vectors have the highest cosine with the image's vector.
+    Copies of the image itself are left out. The network runs only if the image is not cached, as in
+    `predict`. The table has one row per neighbour: {path, class, name, split, cosine}.
+    Raises BadInput, NotCached.
     """
     source = study_source(keywords, StudyInput, "study_neighbours")
     if not backbone:
@@ -70,7 +71,7 @@ def study_neighbours(
     item = hashlib.sha256(content).digest()
     rows = [row for row in unique_rows(rows) if row.item != item]
     if not rows:
-        raise BadInput(f"{source.data}: there is no other image to compare with")
+        raise BadInput(f"{source.data}: has no other image to compare with")
     choice = source.choice(backbone)
     cache = Cache(source.cache)
     items = [row.item for row in rows]
@@ -119,7 +120,7 @@ def study_neighbours(
 def _compute_vector(
     space: Space, pixels: np.ndarray, weights: str | Path | None, engine: str
 ) -> np.ndarray:
-    """(D,) the vector of a picture, computed by the network of a space."""
+    """The vector (D,) of a picture, computed by the network of a space."""
     backbone = backbone_of_key(str(space.backbone), space.key["backbone"], weights)
     opened_engine = open_engine(backbone, engine, space.key["precision"])
     return np.asarray(run_rows(opened_engine, backbone.preprocess(pixels)[None])[0])

@@ -1,4 +1,4 @@
-"""The number of principal components that retain the variance of pixels and of vectors."""
+"""How many principal components retain most of the variance of pixels and of vectors."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def study_pca(
     seed: int = 0,
     **keywords: Unpack[StudyInput],
 ) -> Study:
-    """The share of the variance that the first principal components retain: per colour channel of
-    `images` pictures, scaled to `pixels` x `pixels` (paper 001 §8.2), and, given a backbone, of
-    its vectors.
+    """Measure the share of the variance that the first principal components retain.
 
-    Both use the same images, evenly spaced over the split. The table has a row for each:
-    {of, n, dim, components_90, components_95, singular_90}. The last one follows the paper's
+    It is measured for each colour channel of `images` pictures, scaled to `pixels` x `pixels`
+    (paper 001 §8.2), and with a backbone also for its vectors of the same images. The images are
+    evenly spaced over the split. The table has one row per channel and one for the vectors:
+    {of, n, dim, components_90, components_95, singular_90}. `singular_90` follows the paper's
     formula, which takes shares of the singular values. Raises BadInput, NotCached.
     """
     source = study_source(keywords, StudyInput, "study_pca")
@@ -53,7 +53,7 @@ def study_pca(
         raise BadInput("principal components need at least 2 images and at least 2 pixels per side")
     vector_options = [view != "none", *(value is not None for value in source.setting.values())]
     if not backbone and any(vector_options):
-        raise BadInput("a view and its settings need vectors; name a backbone with --backbone NAME")
+        raise BadInput("a view or a backbone setting needs --backbone NAME: both select vectors")
     dataset = open_dataset(source.data)
     rows = evenly_spaced(unique_rows(labelled_rows(dataset, [split], progress)), images)
     folder = study_folder(source.out)

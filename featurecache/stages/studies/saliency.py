@@ -1,4 +1,4 @@
-"""Saliency: which pixels the heads of runs use, drawn on pictures, with the dataset's boxes."""
+"""Saliency maps: which pixels the heads of runs use, drawn with the dataset's boxes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 METHODS = {"gradient": "Gradients", "smoothgrad": "SmoothGrad", "gradcam": "Grad-CAM"}
 IMAGES, MAX_IMAGES = 4, 100
-SAMPLES, NOISE = 25, 0.15  # Smilkov et al.: noise of 10% to 20%; 50 samples are hardly better
+SAMPLES, NOISE = 25, 0.15  # Smilkov et al.: use noise of 10% to 20%; 50 samples gain little
 _CSV = ("image", "run", "class", "name", "probability", "truth", "inside", "area")
 
 
 class SaliencyKeywords(TypedDict, total=False):
-    """How a map is computed; the fields of `_Settings`, with its defaults."""
+    """How a map is computed. The keywords and their defaults are the fields of `_Settings`."""
 
     method: str
     class_name: str | None
@@ -53,7 +53,7 @@ class _Settings:
     seed: int = 0
 
     def check(self, records: Sequence[RunRecord], paths: Sequence[str | Path]) -> None:
-        """Raise BadInput or UnknownName for a setting that is wrong, for any of the runs."""
+        """Raise BadInput or UnknownName for a setting that is wrong for one of the runs."""
         if self.method not in METHODS:
             raise UnknownName("method", self.method, METHODS)
         for name, value, minimum in (("samples", self.samples, 1), ("seed", self.seed, 0)):
@@ -61,7 +61,7 @@ class _Settings:
                 raise BadInput(f"{name} {value}: must be {minimum} or more")
         if not 0 < self.noise <= 1:
             raise BadInput(
-                f"noise {self.noise}: must be above 0 and at most 1, as a share of the span"
+                f"noise {self.noise}: must be above 0 and at most 1, a share of the span of values"
             )
         for path, record in zip(paths, records, strict=True):
             if self.class_name is not None and self.class_name not in record.classes:
@@ -70,13 +70,14 @@ class _Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Saliency:
-    """Maps of images by runs, drawn in one figure.
+    """Saliency maps of images by runs, drawn in one figure.
 
-    `maps` has, per image and run, {image, run, class, name, probability, truth, inside, area}: the
-    class whose score was mapped, its readable name and its probability; the true class if known;
-    the share of the absolute saliency inside the image's boxes, and the share of its pixels inside
-    them, which `inside` would equal for a uniform map. Both are None if there is no box. `runs`
-    has {run, images, inside, area}: means over the images that have a box.
+    `maps` has one row per image and run: {image, run, class, name, probability, truth, inside,
+    area}. `class`, `name` and `probability` describe the class whose score was mapped; `truth` is
+    the true class, if known. `inside` is the share of the absolute saliency inside the image's
+    boxes, and `area` the share of the pixels inside them: a uniform map has inside = area. Both are
+    None for an image without boxes. `runs` has one row per run, {run, images, inside, area}: means
+    over the images that have a box.
     """
 
     method: str
@@ -95,7 +96,7 @@ class _Picture(NamedTuple):
 
 
 class _DrawnMap(NamedTuple):
-    """The maps (H, W) of a picture by a run, and their row in the table."""
+    """The maps (H, W) of a picture by one run, and their row in the table."""
 
     absolute: Map
     signed: Map
@@ -114,13 +115,14 @@ def study_saliency(
     progress: Progress = silent,
     **keywords: Unpack[SaliencyKeywords],
 ) -> Saliency:
-    """Map the pixels that the heads of `runs` use, absolute and signed, into the folder `out`.
+    """Draw absolute and signed saliency maps of the heads of `runs` into the folder `out`.
 
-    `image` names files; without any, `images` images of a split of `data` are taken, evenly spaced.
-    The mapped score is that of `class_name`, by default of the class that a run predicts. `method`
-    is gradient, smoothgrad (a mean over `samples` noisy copies; the noise is `noise` times the span
-    of the values, drawn from `seed` and the image alone) or gradcam. All are computed in float32 on
-    the CPU, whichever engine made the vectors. `weights` as in `predict`. Raises BadInput and
+    `image` names files; by default `images` images are taken from a split of `data`, evenly spaced.
+    The mapped score is the score of `class_name`, or by default of the class that the run predicts.
+    `method` is gradient, smoothgrad or gradcam. SmoothGrad takes the mean over `samples` noisy
+    copies; the standard deviation of the noise is `noise` times the span of the values, and the
+    noise depends on `seed` and the image alone. All methods compute in float32 on the CPU,
+    whichever engine computed the vectors. `weights` is used as in `predict`. Raises BadInput and
     UnknownName before any work.
     """
     began = time.perf_counter()
@@ -131,7 +133,7 @@ def study_saliency(
     image_files = [image] if isinstance(image, str | Path) else list(image)
     count = max(images, len(image_files))
     if count > MAX_IMAGES:
-        raise BadInput(f"{count} images: one figure holds at most {MAX_IMAGES}")
+        raise BadInput(f"{count} images: a figure holds at most {MAX_IMAGES}")
     paths = [runs] if isinstance(runs, str | Path) else list(runs)
     if not paths:
         raise BadInput("saliency needs the folder of a run")
@@ -180,7 +182,7 @@ def study_saliency(
 def _classifiers(
     paths: Sequence[str | Path], records: Sequence[RunRecord], weights: Sequence[str | Path]
 ) -> Iterator[ImageClassifier]:
-    """The networks and head of each run; runs on the same networks share them."""
+    """The networks and the head of each run. Runs on the same networks share them."""
     from featurecache.heads.mlp import Head
     from featurecache.study import saliency
 
@@ -229,8 +231,8 @@ def _draw(
 def _maps(
     classifier: ImageClassifier, picture: _Picture, label: int, settings: _Settings
 ) -> tuple[Map, Map]:
-    """The absolute and the signed saliency (H, W) of a picture. For Grad-CAM the first is the
-    positive part of the second, which is the map that the method defines."""
+    """The absolute and the signed saliency map (H, W) of a picture. For Grad-CAM the first is the
+    positive part of the second, and is the map that the method defines."""
     from featurecache.study import saliency
 
     if settings.method == "gradcam":
@@ -274,7 +276,7 @@ def _pictures_of_files(files: Sequence[str | Path]) -> list[_Picture]:
 
 
 def _sample(data: str | Path, split: str, count: int) -> list[_Picture]:
-    """`count` images of a split, evenly spaced; all if it has fewer."""
+    """`count` images of a split, evenly spaced, or all of a smaller split."""
     dataset = open_dataset(data)
     samples = dataset.split(split)
     count = min(count, len(samples))
@@ -291,14 +293,14 @@ def _picture(sample: Sample, truth: str | None) -> _Picture:
         pixels = decode(encoded)
     except (OSError, Undecodable) as error:
         why = error.strerror or error if isinstance(error, OSError) else error
-        raise BadInput(f"{sample.id}: {why}; choose others with --image") from error
+        raise BadInput(f"{sample.id}: {why}; choose other images with --image") from error
     boxes = boxes_of(sample.source) if isinstance(sample.source, Path) else ()
     item = hashlib.sha256(encoded).digest()
     return _Picture(sample.id, pixels, item, truth, boxes)
 
 
 def _means(maps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{run, images, inside, area} of a run's maps: means over the images that have a box."""
+    """{run, images, inside, area}: a run's means over the images that have a box."""
     boxed = [row for row in maps if row["inside"] is not None]
     return {
         "run": maps[0]["run"],

@@ -1,6 +1,8 @@
-"""What the studies share: their parameters, the images and vectors that they look at, and the files
-that each writes: NAME.svg and NAME.png for the eye, NAME.csv and NAME.json with the numbers.
-`report --study FOLDER` shows them."""
+"""What the studies share: their parameters, their images and vectors, and the files they write.
+
+Each study writes a figure as NAME.svg and NAME.png, and its numbers as NAME.csv and NAME.json.
+`report --study FOLDER` shows them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ Entry = TypeVar("Entry")
 
 
 class StudyInput(BackboneSetting, total=False):
-    """The keywords that every study of vectors takes, beside the settings of the backbone."""
+    """The keywords that every study of vectors takes in addition to the backbone's settings."""
 
     precision: str | None
     data: str | Path  # "data" by default
@@ -46,8 +48,8 @@ class StudyInput(BackboneSetting, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class StudySource:
-    """Where a study reads and writes. `setting` chooses among the cached vectors of a backbone:
-    input_size, crop, interpolation, layer, pooling, precision; None accepts any."""
+    """Where a study reads and writes. `setting` selects among the cached vectors of a backbone by
+    input_size, crop, interpolation, layer, pooling and precision; None accepts any value."""
 
     data: str | Path = "data"
     cache: str | Path = "data/cache"
@@ -56,13 +58,16 @@ class StudySource:
     setting: Mapping[str, Any]
 
     def choice(self, backbone: str) -> BackboneChoice:
-        """The choice of a backbone with this setting. Raises BadInput for a value that is wrong."""
+        """The choice of a backbone with this setting. Raises BadInput for a wrong value."""
         return yaml_files.validate(BackboneChoice, {"name": backbone, **self.setting}, "backbone")
 
 
 def study_source(keywords: Mapping[str, Any], group: type, function: str) -> StudySource:
-    """The source that the keywords of a study name. Raises TypeError for a keyword that `group`,
-    the typed group of the public function, lacks."""
+    """The source that the keywords of a study describe.
+
+    `group` is the typed group of the public function `function`; a keyword that it lacks raises
+    TypeError.
+    """
     check_keywords(keywords, group, function)
     source_fields = {"data", "cache", "out", "progress"}
     settings = {*BackboneSetting.__annotations__, "precision"}
@@ -74,8 +79,8 @@ def study_source(keywords: Mapping[str, Any], group: type, function: str) -> Stu
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The result of a study: the files it wrote, the number `n` of images it looked at, and a
-    table. `notes` name what was left out."""
+    """The result of a study: the files it wrote, the number `n` of images it used, and a table.
+    `notes` list what was left out."""
 
     study: str
     files: list[str]
@@ -91,7 +96,7 @@ def evenly_spaced(rows: Sequence[Entry], count: int) -> list[Entry]:
 
 
 def unique_rows(rows: Sequence[LabelledRow]) -> list[LabelledRow]:
-    """The rows without duplicates: the first of those with the same bytes, in their order."""
+    """The rows without duplicates: the first row of each item, in their order."""
     first_rows: dict[bytes, LabelledRow] = {}
     for row in rows:
         first_rows.setdefault(row.item, row)
@@ -101,7 +106,8 @@ def unique_rows(rows: Sequence[LabelledRow]) -> list[LabelledRow]:
 def cached_vectors(
     rows: Sequence[LabelledRow], backbone: str, view: View, source: StudySource
 ) -> tuple[list[LabelledRow], np.ndarray]:
-    """The rows that could be decoded, and their vectors (N, D) through a view. Raises NotCached."""
+    """The rows whose images could be decoded, and their vectors (N, D) in a view.
+    Raises NotCached."""
     items = [row.item for row in rows]
     name, cache = view.option_name, Cache(source.cache)
     space = held_spaces(cache, {name: view}, source.choice(backbone), items, source.data)[name]
@@ -119,25 +125,28 @@ def pictures_of(
         try:
             yield index, original(samples[row.id], row.item)
         except (Undecodable, FeatureCacheError):
-            continue  # deleted or changed since it was hashed; the others are shown
+            continue  # deleted or changed since it was hashed; `unread_notes` reports it
 
 
 def unread_notes(count: int) -> list[str]:
-    """A note of the number of pictures that `pictures_of` could not read; none for 0."""
+    """A note on how many pictures `pictures_of` could not read; no note for 0."""
     if not count:
         return []
-    images = "1 image" if count == 1 else f"{count} images"
-    return [f"{images} can no longer be read or decoded, and are not shown"]
+    images, verb = ("1 image", "is") if count == 1 else (f"{count} images", "are")
+    return [f"{images} can no longer be read or decoded and {verb} left out of the figure"]
 
 
 def study_folder(out: str | Path) -> Path:
-    """The output folder, created if missing. Call this before the work, but after the dataset was
-    read, since the folder may be inside it. Raises BadInput if it cannot be created."""
+    """The output folder, created if missing. Raises BadInput if it cannot be created.
+
+    Call this before the work starts, but after the dataset has been read: the folder may be inside
+    the dataset.
+    """
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"cannot create {out} ({error.strerror}); give another --out") from error
+        raise BadInput(f"cannot create {out} ({error.strerror}); pass another --out") from error
     return folder
 
 

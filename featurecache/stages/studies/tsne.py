@@ -1,4 +1,4 @@
-"""The vectors of some classes, embedded in two dimensions."""
+"""A two-dimensional embedding of the vectors of some classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _THUMBNAIL = 64  # pixels
 
 
 class EmbeddingInput(StudyInput, total=False):
-    """The keywords of an embedding: the view and the labelled split whose vectors it takes."""
+    """The keywords of an embedding: the view and the labelled split whose vectors are embedded."""
 
     view: str  # "none" by default
     split: str  # "train" by default
@@ -52,14 +52,15 @@ def study_tsne(
     embedding_seed: int = 0,
     **keywords: Unpack[EmbeddingInput],
 ) -> Study:
-    """Embed the vectors of some classes by t-SNE or UMAP, after a projection on the principal
-    components that retain 90% of their variance (paper 001 §8.3).
+    """Embed the vectors of some classes in two dimensions by t-SNE or UMAP.
 
-    `classes` are class names, or readable names: all of one, or one of its comma-separated parts.
-    Without any, `sampling_seed` draws `count` classes. `seed` is the seed that the view was made
-    with, and `embedding_seed` that of UMAP (t-SNE starts from the components). METHOD.html is
-    written beside the four files of a study; there each point shows its image.
-    The table has a row per class: {class, name, n}. Raises BadInput, NotCached, MissingExtra.
+    The vectors are first projected onto the principal components that retain 90% of their variance
+    (paper 001 §8.3). `classes` are class names or readable names; a readable name may be given in
+    full or as one of its comma-separated parts. By default `count` classes are drawn with
+    `sampling_seed`. `seed` is the seed of the view. `embedding_seed` is the seed of UMAP; t-SNE
+    starts from the principal components. Beside the four files of a study, METHOD.html is written,
+    a page where each point shows its image.
+    The table has one row per class: {class, name, n}. Raises BadInput, NotCached, MissingExtra.
     """
     source = study_source(keywords, EmbeddingInput, "study_tsne")
     view, split = keywords.get("view", "none"), keywords.get("split", "train")
@@ -91,8 +92,8 @@ def study_tsne(
     used_perplexity = min(perplexity, projections.max_perplexity(len(rows)))
     if used_perplexity < perplexity:
         notes.append(
-            f"perplexity {used_perplexity:.3g} instead of {perplexity:g}: the limit is a third of "
-            "the other images"
+            f"used perplexity {used_perplexity:.3g} instead of {perplexity:g}: with {len(rows)} "
+            "images it can't be higher"
         )
     embedded, components = projections.embed(vectors, method, used_perplexity, embedding_seed)
     names = readable_names(dataset, chosen)
@@ -139,8 +140,8 @@ def study_tsne(
 
 
 def chosen_classes(dataset: Dataset, wanted: Sequence[str], count: int, seed: int) -> list[int]:
-    """The labels of the wanted classes, in the dataset's order: those named, or else `count` drawn
-    by `seed`."""
+    """The labels of the wanted classes, in the dataset's order. If `wanted` is empty, `count`
+    classes are drawn with `seed`."""
     labels = {name: label for label, name in enumerate(dataset.classes)}
     labels_by_word: dict[str, list[int]] = {}
     for name, words in dataset.words.items():
@@ -159,13 +160,13 @@ def chosen_classes(dataset: Dataset, wanted: Sequence[str], count: int, seed: in
         matches = [labels[name]] if name in labels else labels_by_word[name]
         if len(matches) > 1:
             classes = ", ".join(dataset.classes[label] for label in matches)
-            raise BadInput(f"class {name!r} is ambiguous: {classes}; give one of these")
+            raise BadInput(f"class {name!r} is ambiguous; name one of these: {classes}")
         chosen.add(matches[0])
     return sorted(chosen)
 
 
 def readable_names(dataset: Dataset, labels: Sequence[int]) -> dict[int, str]:
-    """The readable name of each class; where two classes share one, the class name is added."""
+    """The readable name of each class. If several classes share one, the class name is added."""
     names = {label: text.readable_name(dataset.classes[label], dataset.words) for label in labels}
     count = Counter(names.values())
     return {

@@ -1,5 +1,5 @@
 "use strict";
-// Sorting, filters and the matrix. Names come from strangers: they go into text, never into markup.
+// Sorting, filters and the matrix. Names are untrusted: they are written as text, never as markup.
 
 // ---- tables ----
 
@@ -7,7 +7,7 @@ function sortBy(table, column) {
   const header = table.tHead.rows[0].cells[column];
   const number = header.dataset.kind === "number";
   const now = header.getAttribute("aria-sort");
-  const up = now === null ? !number : now === "descending"; // numbers: the greatest first
+  const up = now === null ? !number : now === "descending"; // numbers: the largest first
   const value = (row) => {
     const cell = row.cells[column];
     const text = cell.dataset.v ?? cell.textContent.trim();
@@ -46,9 +46,9 @@ function filterCards() {
   let shown = 0;
   for (const card of cards) {
     const taken = card.dataset.said.split(" ");
-    const asked = run === "" ? taken : [taken[run]];
+    const answers = run === "" ? taken : [taken[run]];
     const fits = (label === "" || card.dataset.true === label) &&
-      (said === "" || asked.includes(said)) && (run === "" || card.dataset.wrong[run] === "1");
+      (said === "" || answers.includes(said)) && (run === "" || card.dataset.wrong[run] === "1");
     card.hidden = !fits;
     shown += fits ? 1 : 0;
   }
@@ -65,33 +65,33 @@ const data = JSON.parse(document.getElementById("matrix-data").textContent);
 const canvas = document.getElementById("matrix");
 const context = canvas.getContext("2d");
 const size = data.names.length;
-const state = { print: false, run: 0, order: [], place: [], cells: new Map(), x: 0, y: 0, span: size, margin: 0 };
+const state = { print: false, run: 0, order: [], positions: [], cells: new Map(), x: 0, y: 0, span: size, margin: 0 };
 
 function arrange() {
   const run = data.runs[state.run];
   const by = chosen("matrix-order");
   state.order = by === "name" ? data.names.map((_, label) => label) : run[by];
-  state.place = new Array(size);
-  state.order.forEach((label, place) => { state.place[label] = place; });
-  state.cells = new Map(run.cells.map(([t, s, n]) => [state.place[t] * size + state.place[s], n]));
+  state.positions = new Array(size);
+  state.order.forEach((label, position) => { state.positions[label] = position; });
+  state.cells = new Map(run.cells.map(([t, s, n]) => [state.positions[t] * size + state.positions[s], n]));
   draw();
 }
 
-// Names of rows and columns stand in margins at the left and at the top, and cover no cell.
-const FONT = 11, SHORTEST = 70, LONGEST = 110; // of the page: pixels of a letter, of a margin
+// Names of rows and columns are drawn in margins at the left and at the top, and cover no cell.
+const FONT = 11, MIN_MARGIN = 70, MAX_MARGIN = 110; // pixels of the page
 
 function margin(pixel) {
   context.font = `${FONT * pixel}px system-ui, sans-serif`;
   const widest = Math.max(...data.names.map((name) => context.measureText(name.slice(0, 40)).width));
-  const most = Math.min(LONGEST * pixel, 0.3 * canvas.width);
-  return Math.min(most, Math.max(SHORTEST * pixel, widest + (FONT + 12) * pixel));
+  const limit = Math.min(MAX_MARGIN * pixel, 0.3 * canvas.width);
+  return Math.min(limit, Math.max(MIN_MARGIN * pixel, widest + (FONT + 12) * pixel));
 }
 
-function cut(text, width) { // in the middle: names of classes often begin alike
+function cut(text, width) { // in the middle, since class names often begin alike
   if (context.measureText(text).width <= width) return text;
   const letters = Array.from(text);
-  for (let kept = Math.min(40, letters.length - 1); kept > 1; kept--) {
-    const start = letters.slice(0, Math.ceil(kept / 2)), end = letters.slice(-Math.floor(kept / 2));
+  for (let count = Math.min(40, letters.length - 1); count > 1; count--) {
+    const start = letters.slice(0, Math.ceil(count / 2)), end = letters.slice(-Math.floor(count / 2));
     const shorter = `${start.join("")}…${end.join("")}`;
     if (context.measureText(shorter).width <= width) return shorter;
   }
@@ -99,14 +99,14 @@ function cut(text, width) { // in the middle: names of classes often begin alike
 }
 
 function draw() {
-  const pixel = canvas.width / (canvas.clientWidth || canvas.width); // of the page, in the canvas
+  const pixel = canvas.width / (canvas.clientWidth || canvas.width); // canvas pixels per page pixel
   const left = margin(pixel);
   state.margin = left / canvas.width;
   const edge = (canvas.width - left) / state.span;
   const style = getComputedStyle(document.documentElement);
   const printed = { "--panel": "#f4f4f4", "--paper": "#fff", "--ink": "#000", "--good": "#1f7a4a", "--accent": "#a33c08" };
   const colour = (name) => state.print ? printed[name] : style.getPropertyValue(name).trim();
-  canvas.classList.toggle("zoomed", state.span < size); // then a finger moves the matrix
+  canvas.classList.toggle("zoomed", state.span < size); // a finger then moves the matrix
   context.globalAlpha = 1;
   context.fillStyle = colour("--paper");
   context.fillRect(0, 0, canvas.width, canvas.height);
@@ -147,26 +147,26 @@ function draw() {
   corner(left, gap, pixel);
   if (edge < 1.15 * FONT * pixel) return; // no room for names
   for (const [from, first] of [["left", state.y], ["top", state.x]]) {
-    for (let place = Math.floor(first); place < Math.min(size, first + state.span); place++) {
-      const along = left + (place - first + 0.5) * edge;
+    for (let position = Math.floor(first); position < Math.min(size, first + state.span); position++) {
+      const along = left + (position - first + 0.5) * edge;
       if (along < left + 0.6 * FONT * pixel || along > canvas.width - 0.4 * FONT * pixel) continue;
-      const text = cut(data.names[state.order[place]], left - 2 * gap);
+      const text = cut(data.names[state.order[position]], left - 2 * gap);
       write(text, along, left - gap, from, from === "top" ? "left" : "right");
     }
   }
 }
 
-function corner(left, gap, pixel) { // what goes down and what goes across
+function corner(left, gap, pixel) { // labels of the two axes
   context.save();
   context.textAlign = "right";
   context.textBaseline = "alphabetic";
   context.font = `italic ${0.85 * FONT * pixel}px system-ui, sans-serif`;
-  context.fillText(cut("taken for →", left - gap), left - gap, left - 2.2 * FONT * pixel);
+  context.fillText(cut("predicted →", left - gap), left - gap, left - 2.2 * FONT * pixel);
   context.fillText(cut("true ↓", left - gap), left - gap, left - gap);
   context.restore();
 }
 
-function inMatrix(event) { // 0 to 1 across and down the cells, and their width on the page
+function inMatrix(event) { // the position in the cells, 0 to 1 across and down, and their width
   const box = canvas.getBoundingClientRect();
   const width = box.width * (1 - state.margin), start = box.width * state.margin;
   return [(event.clientX - box.left - start) / width, (event.clientY - box.top - start) / width, width];
@@ -183,11 +183,11 @@ function cellAt(event) {
 function describe(event) {
   const cell = cellAt(event);
   if (cell === null) return;
-  const [label, said] = cell.map((place) => state.order[place]);
+  const [label, said] = cell.map((position) => state.order[position]);
   const n = state.cells.get(cell[0] * size + cell[1]) ?? 0;
   document.getElementById("matrix-cell").textContent = label === said
     ? `${n} of ${data.n[label]} right: ${data.names[label]}`
-    : `${n} of ${data.n[label]}: ${data.names[label]} taken for ${data.names[said]}`;
+    : `${n} of ${data.n[label]}: ${data.names[label]} predicted as ${data.names[said]}`;
 }
 
 function zoom(factor, event) {
@@ -215,7 +215,7 @@ canvas.addEventListener("pointermove", (event) => {
 for (const name of ["pointerup", "pointercancel"]) window.addEventListener(name, () => { dragged = null; });
 canvas.addEventListener("wheel", (event) => {
   const into = event.deltaY < 0;
-  if (into ? state.span <= Math.min(size, 3) : state.span >= size) return; // the page scrolls on
+  if (into ? state.span <= Math.min(size, 3) : state.span >= size) return; // let the page scroll
   event.preventDefault();
   zoom(into ? 1.25 : 0.8, event);
 }, { passive: false });
@@ -241,10 +241,10 @@ window.addEventListener("beforeprint", () => {
   for (const part of document.querySelectorAll("details")) part.open = true;
   for (const table of hiddenTables()) table.hidden = false;
   const shown = cards.filter((card) => !card.hidden);
-  shown.forEach((card, place) => card.classList.toggle("unprinted", place >= PRINTED));
+  shown.forEach((card, position) => card.classList.toggle("unprinted", position >= PRINTED));
   const note = document.getElementById("print-note");
   note.hidden = shown.length <= PRINTED;
-  note.textContent = `Printed: the first ${PRINTED} of ${shown.length} shown.`;
+  note.textContent = `Only the first ${PRINTED} of ${shown.length} images are printed.`;
   state.print = true;
   draw();
 });
@@ -256,5 +256,5 @@ window.addEventListener("afterprint", () => {
   draw();
 });
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-window.addEventListener("resize", draw); // letters keep their size on the page
+window.addEventListener("resize", draw); // text keeps its size on the page
 arrange();
