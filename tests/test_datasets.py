@@ -566,7 +566,7 @@ def test_csv_columns_in_any_case_are_honoured(make, header):
 
 def test_a_table_beside_images_is_not_passed_over_without_a_word(make):
     root = make("images/1.jpg", t="Path,label\nimages/1.jpg,a\n", other="a,b\n")
-    with pytest.raises(BadInput, match=r"has no classes; give --data .*t\.csv"):
+    with pytest.raises(BadInput, match=r"has no classes; pass --data .*t\.csv"):
         open_dataset(root)
     make("cat/1.jpg")
     (note,) = open_dataset(root).notes

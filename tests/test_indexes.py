@@ -399,7 +399,7 @@ def test_files_beside_shards_are_noted_or_hidden(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     dataset = open_dataset(tmp_path)
     assert dataset.classes == ("3",) and [s.id for s in dataset.samples] == ["train-0/../a.jpg"]
-    assert dataset.notes == ("not read, files beside the shards: train-2.tar.gz, train-3.tar.part",)
+    assert dataset.notes == ("files beside the shards, not read: train-2.tar.gz, train-3.tar.part",)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_columns_that_look_like_one() -> None:
     [
         ("caf\u00e9", "cafe\u0301", "NFC and NFD"),
         ("cat", "cat ", "spaces"),
-        ("cat", "ca\u200bt", "can't be seen"),
+        ("cat", "ca\u200bt", "invisible characters"),
         ("cat", "Cat", "upper and lower"),
     ],
 )

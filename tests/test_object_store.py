@@ -369,7 +369,7 @@ def test_datasets_in_a_store(
         assert hashes(cache) == hashes(small_cache)
     shards = open_dataset(f"{elsewhere}/shards")
     assert shards.splits == ("train", "val") and shards.samples[0].id.startswith("0/train-")
-    with pytest.raises(BadInput, match="a dataset elsewhere is"):
+    with pytest.raises(BadInput, match="a dataset in an object store must be"):
         featurize(f"{elsewhere}/x.zip", cache=tmp_path / "c", **tiny)
     with pytest.raises(BadInput, match=r"no-list\.csv: can't be read"):
         featurize(f"{elsewhere}/no-list.csv", cache=tmp_path / "c", **tiny)

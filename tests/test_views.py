@@ -345,7 +345,7 @@ def test_an_original_is_what_was_planned(tmp_path: Path) -> None:
     with pytest.raises(SourceChanged, match=r"cat/1\.png: was edited since it was listed"):
         original(sample, planned)
     path.unlink()
-    with pytest.raises(SourceChanged, match=r"cat/1\.png: can\'t be read any more .No such file"):
+    with pytest.raises(SourceChanged, match=r"cat/1\.png: can no longer be read .No such file"):
         original(sample, planned)
 
 

@@ -1,1 +1,1 @@
-"""From encoded bytes to the picture of a view. Knows nothing of networks or files of vectors."""
+"""From encoded bytes to the picture of a view. Knows nothing about networks or vector files."""

@@ -1,9 +1,9 @@
 """Our own augmenters: operations of published policies that imgaug lacks.
 
 Only policies.py and this module import imgaug; this module is imported when a policy is built. Each
-class is an augmenter of imgaug that a policy may name; policies.OWN_AUGMENTERS has their names and
-versions. They change images only, keep the size of an image, and hold no state: all random numbers
-for an image come from the generator that imgaug passes to them.
+class is an imgaug augmenter that a policy can name; policies.OWN_AUGMENTERS has their names and
+versions. They change only the image, keep its size, and have no state: all random numbers for an
+image come from the generator that imgaug passes in.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from imgaug.augmenters.meta import Augmenter
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
-FILLS = {"constant", "nearest", "reflect", "wrap"}  # what scipy.ndimage does beyond an edge
+FILLS = {"constant", "nearest", "reflect", "wrap"}  # modes of scipy.ndimage
 
 
 class PerImage(Augmenter):  # type: ignore[misc]
-    """An augmenter that makes one image of each; a subclass has `image`.
+    """An augmenter that maps each image to one image; a subclass implements `image`.
 
-    A subclass keeps its parameters under the names that they have in a policy.
+    A subclass stores its parameters in attributes with the names that they have in a policy.
     """
 
     @abstractmethod
     def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
-        """The new image, of the same shape, (H, W, 3) uint8; `random` is an RNG of imgaug."""
+        """The new image, of the same shape (H, W, 3) uint8; `random` is imgaug's RNG."""
 
     def _augment_batch_(self, batch: Any, random_state: Any, parents: Any, hooks: Any) -> Any:
         for i, random in enumerate(random_state.derive_rngs_(len(batch.images))):
@@ -42,10 +42,10 @@ class PerImage(Augmenter):  # type: ignore[misc]
 
 
 class ChannelShift(PerImage):
-    """Add one number to all channels, and cut to the range that the image had before.
+    """Add one number to all channels, and clip to the range of values in the original image.
 
-    So does Keras' `channel_shift_range` (keras_preprocessing, `apply_channel_shift`), which in
-    spite of its name shifts the channels together; the sum is rounded here to 8 bits.
+    This is the `channel_shift_range` of Keras (keras_preprocessing, `apply_channel_shift`), which
+    despite its name shifts all channels by the same number. Here the sum is rounded to 8 bits.
     """
 
     def __init__(self, value: Any) -> None:
@@ -60,12 +60,14 @@ class ChannelShift(PerImage):
 class KerasAffine(PerImage):
     """Rotate, shift, shear and zoom in one step, as Keras' ImageDataGenerator does.
 
-    A pixel of the result is looked up in the image at rotation · shift · shear · zoom of its place,
-    about the centre, between four pixels (keras_preprocessing, `apply_affine_transform`). So a zoom
-    above 1 makes things smaller, and `shear` is an angle whose sine and cosine are taken.
+    Each pixel of the result is sampled from the image, bilinearly, at its own coordinates
+    transformed by rotation · shift · shear · zoom about the centre (keras_preprocessing,
+    `apply_affine_transform`). A zoom above 1 therefore makes things smaller, and `shear` is an
+    angle whose sine and cosine enter the matrix.
 
-    rotation, shear: degrees. width_shift, height_shift: share of the side. zoom: drawn once for
-    each side. fill_mode: what lies beyond an edge, in scipy's words; black for `constant`.
+    rotation, shear: degrees. width_shift, height_shift: share of the side. zoom: drawn separately
+    for each side. fill_mode: how to fill beyond an edge, a mode of scipy.ndimage; `constant` is
+    black.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class KerasAffine(PerImage):
     ) -> None:
         super().__init__()
         if fill_mode not in FILLS:
-            raise ValueError(f"fill_mode is one of {', '.join(sorted(FILLS))}, not {fill_mode!r}")
+            raise ValueError(
+                f"fill_mode must be one of {', '.join(sorted(FILLS))}, not {fill_mode!r}"
+            )
         self.rotation = _drawn(rotation, "rotation")
         self.width_shift = _drawn(width_shift, "width_shift")
         self.height_shift = _drawn(height_shift, "height_shift")
@@ -113,16 +117,16 @@ class KerasAffine(PerImage):
 
 
 class CropAndScale(PerImage):
-    """Cut a window out of the image, at a place drawn uniformly, and scale it to the image's size.
+    """Crop a window at a uniformly drawn position, and scale it to the image's size.
 
-    size: the window's share of each side. order: of the splines between pixels, 0 to 5; 1 is
-    linear. Scaled as scikit-image's `resize` does, with the edge repeated.
+    size: the window's share of each side. order: the order of the interpolating spline, 0 to 5; 1
+    is linear. Scales as scikit-image's `resize` does, with the edge repeated.
     """
 
     def __init__(self, size: Any, order: int = 1) -> None:
         super().__init__()
         if order not in range(6):
-            raise ValueError(f"order is a whole number from 0 to 5, not {order!r}")
+            raise ValueError(f"order must be an integer from 0 to 5, not {order!r}")
         self.size = _drawn(size, "size", (0.01, 1.0))
         self.order = int(order)
 
@@ -147,10 +151,10 @@ class CropAndScale(PerImage):
         return made
 
 
-# --- what AutoAugment, RandAugment and TrivialAugment are made of ------------------------------
+# --- the operations of AutoAugment, RandAugment and TrivialAugment -----------------------------
 
-# Each takes an image and by how much, and leaves the image as it is for 0, if it can. Pixels that
-# come from outside are black; nothing is drawn between pixels.
+# Each takes an image and a strength. At strength 0 those that use the strength leave the image
+# unchanged. Pixels from outside the image are black; sampling is nearest-neighbour.
 OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "AutoContrast": lambda image, by: ImageOps.autocontrast(image),
     "Brightness": lambda image, by: ImageEnhance.Brightness(image).enhance(1 + by),
@@ -168,7 +172,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "TranslateX": lambda image, by: _looked_up(image, (1, 0, int(by), 0, 1, 0)),
     "TranslateY": lambda image, by: _looked_up(image, (1, 0, 0, 0, 1, int(by))),
 }
-# By how much at full strength: in AutoAugment and RandAugment, and in TrivialAugment's wide space.
+# The full strength: in AutoAugment and RandAugment, and in TrivialAugment's wide space.
 FULL = {
     "Brightness": (0.9, 0.99),
     "Color": (0.9, 0.99),
@@ -179,26 +183,26 @@ FULL = {
     "ShearX": (0.3, 0.99),
     "ShearY": (0.3, 0.99),
     "Solarize": (256, 256),
-    "TranslateX": (150 / 331, 32),  # of the width; pixels
+    "TranslateX": (150 / 331, 32),  # a share of the width; pixels
     "TranslateY": (150 / 331, 32),
 }
-ONE_SIDED = {"Posterize", "Solarize"}  # the others go up or down, left or right
-CHOSEN = sorted(OPERATIONS.keys() - {"Invert"})  # what RandAugment and TrivialAugment choose from
+ONE_SIDED = {"Posterize", "Solarize"}  # the sign of the strength of the others is random
+CHOSEN = sorted(OPERATIONS.keys() - {"Invert"})  # the choices of RandAugment and TrivialAugment
 
 
 class AutoAugmentOp(PerImage):
     """One operation of an AutoAugment policy (Cubuk et al. 2019), with probability `p`.
 
-    op: its name there. level: 0 to 9, from no change to the end of the published range; to which of
-    two ends is drawn.
+    op: the name of the operation in the paper. level: 0 to 9, from no change to the end of the
+    published range. If the range has two ends, one is drawn.
     """
 
     def __init__(self, op: str, p: Any = 1.0, level: int = 0) -> None:
         super().__init__()
         if op not in OPERATIONS:
-            raise ValueError(f"op is one of {', '.join(OPERATIONS)}, not {op!r}")
+            raise ValueError(f"op must be one of {', '.join(OPERATIONS)}, not {op!r}")
         if level not in range(10):
-            raise ValueError(f"level is a whole number from 0 to 9, not {level!r}")
+            raise ValueError(f"level must be an integer from 0 to 9, not {level!r}")
         self.op = op
         self.p = parameters.handle_probability_param(p, "p", prefetch=False)
         self.level = level
@@ -210,8 +214,8 @@ class AutoAugmentOp(PerImage):
 
 
 class RandAugmentOps(PerImage):
-    """RandAugment (Cubuk et al. 2020): `n` operations one after another, each drawn from the same
-    14, at strength `m`, 0 to 30."""
+    """RandAugment (Cubuk et al. 2020): `n` operations in sequence, each drawn from the same 14, at
+    strength `m`, 0 to 30."""
 
     def __init__(self, n: Any = 2, m: Any = 9) -> None:
         super().__init__()
@@ -227,8 +231,8 @@ class RandAugmentOps(PerImage):
 
 
 class TrivialAugmentOp(PerImage):
-    """TrivialAugment (Müller and Hutter 2021), wide: one of the 14 operations, at one of 31 equally
-    likely strengths."""
+    """TrivialAugment (Müller and Hutter 2021) with the wide space: one of the 14 operations, at one
+    of 31 equally likely strengths."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +244,8 @@ class TrivialAugmentOp(PerImage):
 
 
 def _operated(image: Image.Image, op: str, share: float, space: int, random: Any) -> Image.Image:
-    """The image after an operation at a share of its full strength in a space (0, or 1: wide)."""
+    """The image after an operation at a share of its full strength. `space` is 1 for the wide
+    space, else 0."""
     by = share * FULL[op][space] if op in FULL else 0.0
     if space == 0 and op.startswith("Translate"):
         by *= image.width if op == "TranslateX" else image.height
@@ -254,14 +259,14 @@ def _looked_up(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
 
 
 def _counted(value: Any, name: str, within: tuple[int, int | None]) -> Any:
-    """A parameter of whole numbers; not one that draws ahead, which would be state."""
+    """An integer parameter, without imgaug's prefetching, which would be state."""
     return parameters.handle_discrete_param(
         value, name, value_range=within, allow_floats=False, prefetch=False
     )
 
 
 def _drawn(value: Any, name: str, within: tuple[float, float | None] | None = None) -> Any:
-    """A parameter: a number, or what draws one; not one that draws ahead, which would be state."""
+    """A parameter, constant or random, without imgaug's prefetching, which would be state."""
     return parameters.handle_continuous_param(value, name, value_range=within, prefetch=False)
 
 

@@ -3,8 +3,8 @@
     train/WNID/images/FILE   train/WNID/WNID_boxes.txt    FILE, x0, y0, x1, y1
     val/images/FILE          val/val_annotations.txt      FILE, WNID, x0, y0, x1, y1
 
-Columns are separated by tabs. Pixels are counted from 0 at the top left. x1 and y1 belong to the
-box: the box around a full picture of 64x64 is 0, 0, 63, 63.
+Columns are separated by tabs. Pixels are counted from 0 at the top left. x1 and y1 are inclusive:
+the box around a whole picture of 64x64 is 0, 0, 63, 63.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy.typing as npt
 from featurecache.errors import BadInput
 from featurecache.storage.safe_open import read_regular
 
-MAX_BOXES_FILE = 64 << 20  # bytes; a million boxes have half
+MAX_BOXES_FILE = 64 << 20  # bytes; a million boxes take half of it
 
 
 class Box(NamedTuple):
-    """Pixels of the picture as it is stored; all four belong to the box."""
+    """A box in pixels of the picture as it is stored. All four coordinates are inclusive."""
 
     x0: int
     y0: int
@@ -31,9 +31,9 @@ class Box(NamedTuple):
 
 
 def boxes_of(picture: Path) -> tuple[Box, ...]:
-    """The boxes of a picture, by the file beside its folder; none where there is no such file.
+    """The boxes of a picture, from the file beside its folder; none if there is no such file.
 
-    Raises BadInput, with the line, for an unreadable file of boxes.
+    Raises BadInput, with the line, for a malformed file.
     """
     for folder in picture.absolute().parents[:2]:
         for path, columns in (
@@ -46,7 +46,8 @@ def boxes_of(picture: Path) -> tuple[Box, ...]:
 
 
 def inside(boxes: tuple[Box, ...], height: int, width: int) -> npt.NDArray[np.bool_]:
-    """(height, width): the pixels in any of the boxes; what lies outside the picture is cut."""
+    """A mask (height, width) of the pixels inside any of the boxes. Boxes are cut at the edges of
+    the picture."""
     mask = np.zeros((height, width), bool)
     for box in boxes:
         mask[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1] = True
@@ -54,7 +55,7 @@ def inside(boxes: tuple[Box, ...], height: int, width: int) -> npt.NDArray[np.bo
 
 
 def _boxes(path: Path, columns: int, name: str) -> list[Box]:
-    """The boxes of the lines that begin with `name`; a line without numbers has none."""
+    """The boxes in the lines that start with `name`. A line without numbers has no box."""
     try:
         text = read_regular(path, MAX_BOXES_FILE).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,8 +1,8 @@
 """A pixel canary: a digest of a view's pixels on reference pictures, for this kind of machine.
 
-The libraries that make a view choose their code by the CPU (SIMD, IPP, OpenBLAS), so another kind
-of machine may round some pixels differently. Keys do not contain this. Every shard records the
-canary of the machine that made its pixels, and differences are reported.
+The libraries that compute a view choose their code by the CPU (SIMD, IPP, OpenBLAS), so another
+kind of machine may round some pixels differently. Keys do not contain this. Every shard records
+the canary of the machine that computed its pixels, and differences are reported.
 """
 
 from __future__ import annotations
@@ -71,10 +71,8 @@ def pixel_canary(view: View) -> str:
         item = hashlib.sha256(f"pixel canary {draw}".encode()).digest()
         try:
             pixels = view.picture(pictures[draw % len(pictures)], item)
-        except (
-            FeatureCacheError,
-            Undecodable,
-        ) as error:  # too small a picture for it
+        except (FeatureCacheError, Undecodable) as error:
+            # The policy needs a larger picture. Rewording such an error changes the canary.
             total.update(str(error).encode())
             continue
         total.update(str(pixels.shape).encode() + pixels.tobytes())
@@ -84,7 +82,7 @@ def pixel_canary(view: View) -> str:
 
 
 def _pattern(height: int, width: int) -> np.ndarray:
-    """Edges, gradients and noise, (height, width, 3) uint8, by arithmetic of whole numbers."""
+    """Edges, gradients and noise, (height, width, 3) uint8, by integer arithmetic."""
     y, x = np.mgrid[:height, :width]
     noise = (x * 7919 + y * 104729 + x * y * 31) % 251
     red = (x * 2 + y) % 256
@@ -93,22 +91,24 @@ def _pattern(height: int, width: int) -> np.ndarray:
 
 
 def pixel_provenance(view: View) -> dict[str, str]:
-    """What may shift a picture's last bits and is not in its key: the canary, and the libraries
-    and the kind of machine that explain where two differ."""
+    """What can change the last bits of a picture but is not in its key.
+
+    This is the canary, and the versions and the kind of machine that explain a difference.
+    """
     provenance = {
         keys.PIXEL_CANARY: pixel_canary(view),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "libjpeg_turbo": features.version_feature("libjpeg_turbo") or "none",  # Pillow's
     }
-    if view.policy is not None:  # which has imported OpenCV
+    if view.policy is not None:  # building the policy has imported OpenCV
         provenance |= _opencv()
     return provenance | versions.installed_versions(*LIBRARIES)
 
 
 @functools.cache
 def _opencv() -> dict[str, str]:
-    """The code that OpenCV, NumPy and its OpenBLAS chose for this CPU."""
+    """The code paths that OpenCV, NumPy and its OpenBLAS chose for this CPU."""
     import cv2
     import threadpoolctl
 

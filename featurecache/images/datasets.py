@@ -2,19 +2,19 @@
 
     digits                                   scikit-learn's 1,797 pictures of 8x8, in memory
     FILE.parquet                             an index: layouts/indexes.py
-    FILE.tar, NAME-{000..099}.tar, a folder of .tar     shards as webdataset has them
+    FILE.tar, NAME-{000..099}.tar, a folder of .tar     shards as in webdataset
     FILE.csv                                 path,label[,split], paths relative to the file's folder
     ROOT/train/WNID/images/*.JPEG, ROOT/val/val_annotations.txt, ROOT/test/images     Tiny ImageNet
-    ROOT/{train,val,test}/CLASS/**           split folders; pictures right in test/ are unlabelled
-    ROOT/CLASS/**                            class folders, all of them split `train`
+    ROOT/{train,val,test}/CLASS/**           split folders; images directly in test/ are unlabelled
+    ROOT/CLASS/**                            class folders, all in the split `train`
 
 A folder whose only sub-folder is one of these is read as that sub-folder. Names that start with a
 dot, caches and runs are skipped. The order of listing never matters: samples are sorted by split
 and id.
 
-Every file with a picture's suffix is a sample, and errors are reported when it is read: pipes,
-sockets, devices, folders, broken links, names that are not UTF-8 and files above MAX_FILE are
-refused one by one, unread. Links to files and folders are followed, wherever they lead.
+Every file with the suffix of a picture is a sample, and errors are reported when it is read. Pipes,
+sockets, devices, folders, broken links, names that are not UTF-8 and files larger than MAX_FILE are
+each refused without being read. Links to files and folders are followed, wherever they lead.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ from featurecache.storage.stored_file import StoredFile
 from featurecache.text import as_utf8
 
 LAYOUTS = (
-    "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, Tiny ImageNet's own folders, "
+    "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, the folders of Tiny ImageNet, "
     "a .csv file with the columns path,label[,split], an index (.parquet), tar shards, or the word "
     "digits"
 )
 
 FOLDER_LAYOUTS = {"tiny-imagenet", "split folders", "class folders"}  # others list their images
-_MAX_SHOWN = 5  # classes that a notebook shows
+_MAX_SHOWN = 5  # classes shown in a notebook
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Samples sorted by (split in the order train, val, test; id); classes sorted by name.
 
-    `words` maps class names to readable ones, if the dataset has them. `notes` name what looks
-    like a part of the dataset and is not used.
+    `words` maps class names to readable names, if the dataset has them. `notes` list what looks
+    like a part of the dataset but is not used.
     """
 
     root: str
@@ -83,7 +83,7 @@ class Dataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that hold samples, in the order train, val, test."""
+        """The splits that have samples, in the order train, val, test."""
         if isinstance(self.samples, Indexed):
             return tuple(SPLITS[number] for number in np.unique(self.samples.splits))
         present = {sample.split for sample in self.samples}
@@ -98,7 +98,7 @@ class Dataset:
         return tuple(sample for sample in self.samples if sample.split == name)
 
     def __str__(self) -> str:
-        return self.root  # where a command or a record names the dataset
+        return self.root  # used where a command or a record names the dataset
 
     def _repr_html_(self) -> str:
         counts = Counter(sample.split for sample in self.samples)
@@ -115,24 +115,24 @@ class Dataset:
 
 
 def open_dataset(data: str | Path | Dataset) -> Dataset:
-    """The dataset at `data`: a folder, a file, or the literal string `digits`. An open dataset is
-    returned unchanged, so that every function that takes a path takes a dataset too.
+    """The dataset at `data`: a folder, a file, or the literal string `digits`.
 
-    Lists files and reads no image. Raises BadInput, with what to do, if it is not a dataset.
+    A Dataset is returned unchanged, so that every function that takes a path also takes a dataset.
+    Lists files, but reads no image. Raises BadInput, with advice, if `data` is not a dataset.
     """
     if isinstance(data, Dataset):
         return data
     if isinstance(data, str) and data == "digits":
         if Path("digits").is_dir():
             warnings.warn(
-                "digits means scikit-learn's 1,797 pictures; for the folder of that name here give "
+                "digits means scikit-learn's 1,797 pictures; to use the folder of that name, pass "
                 "./digits",
                 FeatureCacheWarning,
                 stacklevel=2,
             )
         return _digits()
     if not isinstance(data, str | Path | StoredFile):
-        raise BadInput(f"{data!r}: not a path or a dataset; give one at a time")
+        raise BadInput(f"{data!r}: not a path or a dataset; pass a single one")
     path = locate(data)
     if is_tar(str(data)) or (isinstance(path, StoredFile) and not path.suffix):
         return _numbered(tar_shards(str(data), shard_paths(data)))
@@ -142,11 +142,13 @@ def open_dataset(data: str | Path | Dataset) -> Dataset:
     if isinstance(path, StoredFile):
         if path.suffix.lower() == ".csv":
             return _numbered(csv_file(path))
-        raise BadInput(f"{data}: a dataset elsewhere is a .csv file, an index or tar shards")
+        raise BadInput(
+            f"{data}: a dataset in an object store must be a .csv file, an index or tar shards"
+        )
     if not _is_there(path):
         raise BadInput(f"{as_utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
     if is_archive(path.name) and path.is_file():
-        raise BadInput(f"{as_utf8(path)}: an archive that can't be read where it lies; unpack it")
+        raise BadInput(f"{as_utf8(path)}: an archive of a kind that can't be read; unpack it first")
     if path.is_dir():
         return _numbered(_folder(path))
     if path.suffix.lower() == ".csv":
@@ -167,7 +169,7 @@ def _digits() -> Dataset:
     images, labels = load_digits(return_X_y=True)
     samples = []
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        # 0..16 to 0..255, halves up, in whole numbers so that it is the same everywhere
+        # 0..16 to 0..255, rounding halves up, in integers so that every machine gives the same
         grey = bytes((int(value) * 255 * 2 + 16) // 32 for value in image)
         split = "val" if index % 5 == 4 else "train"
         samples.append(Sample(f"{index:04}", int(label), split, b"P5\n8 8\n255\n" + grey))
@@ -194,19 +196,19 @@ def _folder(path: Path) -> Contents:
         if paths:
             shards = tar_shards(folder, paths)
             beside = archives_beside(path)
-            more = [f"not read, files beside the shards: {first_few(beside)}"] * bool(beside)
+            more = [f"files beside the shards, not read: {first_few(beside)}"] * bool(beside)
             return replace(shards, notes=[*shards.notes, *more])
         listed = []
     tables = list(tables_in(Path(root)))
     if not listed:
         packed = sorted(path.name for path in Path(root).iterdir() if is_archive(path.name))
         hint = f" (unpack {packed[0]} first)" if packed else ""
-        hint = f" (give --data {tables[0]}, which lists images)" if tables else hint
+        hint = f" (pass --data {tables[0]}, which lists images)" if tables else hint
         raise BadInput(f"{root}: holds no images in folders{hint}; a dataset is {LAYOUTS}")
     if tables:
         if all(is_plain_folder(entry.label or "") for entry in listed):
-            raise BadInput(f"{root}: has no classes; give --data {tables[0]}, which lists images")
-        notes.append(f"not used: {tables[0]}, which lists images; give it as --data to use it")
+            raise BadInput(f"{root}: has no classes; pass --data {tables[0]}, which lists images")
+        notes.append(f"not used: {tables[0]}, which lists images; pass it as --data to use it")
     notes += tree.notes(folder)
     return Contents(root=root, layout=layout, entries=listed, words=words, notes=notes)
 
@@ -229,7 +231,7 @@ def _detect(tree: Tree, folder: str, above: tuple[str, ...] = ()) -> tuple[str, 
 
 
 def _numbered(contents: Contents) -> Dataset:
-    """The dataset of a layout's contents: classes numbered, samples in order."""
+    """The dataset with a layout's contents: classes are numbered, samples sorted."""
     root, listed = contents.root, contents.entries
     train = {e.label for e in listed if e.split == "train" and e.label is not None}
     for entry in listed:
@@ -271,7 +273,7 @@ def _check_classes(classes: Sequence[str], root: str) -> list[str]:
                 f"{as_utf8(root)}: class {as_utf8(label)} has a name that is not UTF-8; rename it"
             )
         if "\0" in label:
-            raise BadInput(f"{root}: class {label!a} has a NUL in its name; is it text?")
+            raise BadInput(f"{root}: class {label!a} has a NUL in its name; is the file text?")
     for first, second in looking_alike(classes):
         raise BadInput(
             f"{root}: classes {first!a} and {second!a} look the same and differ in "
@@ -279,12 +281,12 @@ def _check_classes(classes: Sequence[str], root: str) -> list[str]:
         )
     cased = [f"{first} and {second}" for first, second in looking_alike(classes, cased=False)]
     numbers = [f"{first} and {second}" for first, second in same_numbers(classes)]
-    alike = {"differ in upper and lower case alone": cased, "are the same number": numbers}
+    alike = {"differ only in upper and lower case": cased, "are the same number": numbers}
     return [f"classes that {how}: {first_few(pairs)}" for how, pairs in alike.items() if pairs]
 
 
 def _alike(label: str, others: Iterable[str]) -> str:
-    """A hint for an unknown class: the difference from one that looks the same, or near names."""
+    """A hint for an unknown class: how it differs from one that looks the same, or near names."""
     for class_name in others:
         what = difference(label, class_name)
         if what is not None:

@@ -2,23 +2,23 @@
 
 A picture is a pure function of its bytes. The rule is the result of Pillow:
 
-- orientation: EXIF orientation is applied, all eight; if EXIF is broken or lacks it, 1
-  (an XMP `tiff:Orientation` counts where EXIF has none, as Pillow reads it);
+- orientation: all eight EXIF orientations are applied. If EXIF is broken or has no orientation, it
+  is 1 (an XMP `tiff:Orientation` counts if EXIF has none, since Pillow reads it);
 - colour: CMYK, YCCK and YCbCr become RGB by Pillow's conversion; ICC profiles are ignored;
-- grey is replicated into the three channels; 1-bit pixels become 0 and 255;
+- grey is copied to the three channels; 1-bit pixels become 0 and 255;
 - palettes are expanded;
-- alpha (RGBA, LA, PA, palette transparency, a transparent colour) is composited over white,
-  round(alpha * colour + (1 - alpha) * 255). A further band of a TIFF is alpha if the file says so;
-  alpha that is 0 everywhere in a BMP or TIFF is a band that was never filled, and is ignored;
-- 12 or 16 bits per channel: the high byte is used (Netpbm is scaled by its maxval to 255; the
-  transparent colour of a 16-bit RGB or a 2- or 4-bit grey PNG is not applied, Pillow lacks it);
-- frames: the first frame of GIF, APNG, WebP, AVIF, multi-page TIFF and MPO (what phones write);
-- refused by name: signed, 32-bit and float pixels, what picture_checks.py limits (seen in the
-  header, before decoding), truncated files, and every format not in FORMATS.
+- alpha (RGBA, LA, PA, palette transparency, a transparent colour) is composited over white:
+  round(alpha * colour + (1 - alpha) * 255). An extra band of a TIFF is alpha if the file declares
+  it as alpha. Alpha that is 0 everywhere in a BMP or TIFF was never filled in, and is ignored;
+- 12 or 16 bits per channel: the high byte is used. Netpbm is scaled from its maxval to 255. The
+  transparent colour of a 16-bit RGB or a 2- or 4-bit grey PNG is not applied, as in Pillow;
+- frames: the first frame of GIF, APNG, WebP, AVIF, multi-page TIFF and MPO (written by phones);
+- refused, with the reason: signed, 32-bit and float pixels, pictures beyond the limits in
+  picture_checks.py (by the header, before decoding), truncated files, formats not in FORMATS.
 
-Pillow takes most of its time for a small JPEG around the pixels, not in them. So the pixels of a
-grey or colour JPEG come from simplejpeg, which runs the same library (libjpeg-turbo) to the same
-bytes and refuses whatever that library warns of; then, and for all other files, Pillow decides.
+For a small JPEG Pillow spends most of its time outside the decoder. The pixels of a grey or colour
+JPEG therefore come from simplejpeg, which runs the same library (libjpeg-turbo) with the same
+result, and refuses whatever the library warns about. Pillow decodes refused files and all others.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ if importlib.util.find_spec("PIL._avif"):  # since Pillow 11.3, in most builds
 
     FORMATS += (AvifImagePlugin.AvifImageFile.format,)
 
-# What Pillow's parsers raise on broken files; test_decode.py mutates files to check the list.
-# Without MemoryError, which may be the fault of the machine and not of the image.
+# Errors of Pillow's parsers on broken files; test_decode.py mutates files to check the list.
+# MemoryError is not one of them: it may be the fault of the machine instead of the image.
 _BROKEN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError,
     SyntaxError, TypeError, ValueError, struct.error, zlib.error,
@@ -78,7 +78,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Its parsers log some errors as well as raising them; without a handler, logging prints to stderr.
+# Pillow's parsers also log some of the errors that they raise. Without a handler, logging would
+# print them to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -86,8 +87,8 @@ _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 def decode(data: bytes) -> NDArray[np.uint8]:
     """The pixels of an encoded image: (H, W, 3) uint8 RGB, C-contiguous, owned by the caller.
 
-    Raises Undecodable, and for broken bytes nothing else. Safe to call from many threads; Pillow's
-    warnings are switched off in the process from the first call on.
+    Broken bytes raise Undecodable and nothing else. Safe to call from many threads. The first call
+    switches off Pillow's warnings in the process.
     """
     plain = _plain_jpeg_size(data)
     if plain is not None and jpeg_refusal(data, *plain) is None:
@@ -121,7 +122,7 @@ def _decode_by_pillow(data: bytes, may_be_turned: bool) -> NDArray[np.uint8]:
             turn = _TURNS.get(_orientation(image))
             return np.array(pixels if turn is None else Image.fromarray(pixels).transpose(turn))
     except UnidentifiedImageError:
-        # Pillow's own message holds a memory address.
+        # Pillow's own message contains a memory address.
         raise Undecodable(_unopened(data)) from None
     except Image.DecompressionBombError:
         raise Undecodable(f"more than {MAX_PIXELS:,} pixels") from None
@@ -129,17 +130,19 @@ def _decode_by_pillow(data: bytes, may_be_turned: bool) -> NDArray[np.uint8]:
         raise Undecodable(_unloaded(data, _reason(error))) from error
 
 
-# The last plain header and the size in it: small pictures of a dataset often have equal headers,
-# and parsing them is a good part of their decoding time.
+# The last plain header, and the size in it. Small pictures of a dataset often have equal headers,
+# and parsing the header takes a good part of the decoding time.
+#
+# Safe as module state: it is a cache of a pure function, and the tuple is replaced in one step.
 _plain_before: tuple[bytes, tuple[int, int] | None] = (b"\xff\xd8 none yet", None)
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG with nothing in it that turns it or changes its colours.
+    """Width and height of a JPEG that contains nothing that turns it or changes its colours.
 
-    None for any other file, including broken ones: these are left to Pillow. Until the first
-    scan only tables, comments, one frame of 8-bit grey or colour, and JFIF's own part are plain.
-    Colour by other names than JFIF's 1, 2, 3 may not be YCbCr.
+    None for any other file, including broken ones, which Pillow decodes. A JPEG is plain if it has
+    only tables, comments, one frame of 8-bit grey or colour, and the JFIF segment before the first
+    scan. Colour components with ids other than 1, 2, 3, those of JFIF, may not be YCbCr.
     """
     global _plain_before
     header, size = _plain_before
@@ -166,23 +169,23 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
         elif marker == 0xE0:
             if length < 16 or data[position + 4 : position + 9] != b"JFIF\0":
                 return None
-        elif marker not in (0xC4, 0xDB, 0xDD, 0xFE):  # tables, restarts, comment
+        elif marker not in (0xC4, 0xDB, 0xDD, 0xFE):  # tables, restart interval, comment
             return None
         position += 2 + length
     return None
 
 
 def _turbo(data: bytes) -> NDArray[np.uint8] | None:
-    """The pixels of a JPEG as it is stored (not turned), or None where there is any doubt."""
+    """The pixels of a JPEG as stored (not turned), or None if there is any doubt."""
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True)
-    except ValueError:  # broken, or of a kind that libjpeg-turbo's simpler interface lacks
+    except ValueError:  # broken, or not supported by libjpeg-turbo's simpler interface
         return None
     return pixels
 
 
 def _unopened(data: bytes) -> str:
-    """What kind of file it is that Pillow can't open."""
+    """The reason why Pillow can't open a file, by what kind of file it is."""
     kind = kind_of(data[:HEAD])
     if kind == "AVIF" and "AVIF" not in FORMATS:
         return "AVIF, which this Pillow can't decode; upgrade it, or convert the picture"
@@ -203,13 +206,13 @@ def _reason_of_plugin(data: bytes, format: str) -> str:
 
 
 def _unloaded(data: bytes, reason: str) -> str:
-    """Why the pixels of an opened file could not be read; explains some of Pillow's messages."""
-    riddle = "raw mode" in reason or "decoder error" in reason
-    return broken_tiff(data, reason) if riddle and kind_of(data[:HEAD]) == "TIFF" else reason
+    """Why the pixels of an opened file can't be read. Replaces Pillow's obscure messages."""
+    is_obscure = "raw mode" in reason or "decoder error" in reason
+    return broken_tiff(data, reason) if is_obscure and kind_of(data[:HEAD]) == "TIFF" else reason
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """The loaded image as it is stored (not turned): (H, W, 3) uint8."""
+    """The loaded image as stored (not turned): (H, W, 3) uint8."""
     is_tiff = image.format == "TIFF"
     if image.mode == "I" and image.format == "PPM":  # a deep PGM, which Pillow scales to 65535
         grey = ((np.asarray(image).astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
@@ -236,7 +239,8 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation, 1 where it can't be read; Pillow has turned a TIFF already, so 1."""
+    """The EXIF orientation, or 1 if it can't be read. It is 1 for a TIFF, which Pillow has already
+    turned."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except _BROKEN:
@@ -244,10 +248,10 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _quieten_pillow() -> None:
-    """Keep Pillow's warnings (large image, corrupt EXIF, bad APNG) from leaking or being fatal.
+    """Ignore Pillow's warnings (large image, corrupt EXIF, bad APNG), which could be made fatal.
 
-    The decode rule covers what they warn of. `warnings.catch_warnings` is not thread-safe, so this
-    filter applies to the process. It is set again only if another filter has been put before it,
+    The decode rule covers the cases they warn about. `warnings.catch_warnings` is not thread-safe,
+    so this filter applies to the process. It is set again only if another filter was put before it,
     because every change of the filters makes Python forget which warnings it has shown.
     """
     if tuple(warnings.filters[:1]) != (_QUIET,):

@@ -1,5 +1,8 @@
-"""How many of its bits a picture of 16 bits uses: cameras and microscopes store 10, 12 or 14 of
-them in the lowest bits, and the high byte, which the decode rule keeps, is then nearly black."""
+"""How many bits a 16-bit picture really uses.
+
+Cameras and microscopes often store 10, 12 or 14 bits in the lowest bits of 16. The high byte, which
+the decode rule keeps, is then nearly black.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from featurecache.images.tiffs import bits_of_tiff
 
 
 def used_bits(data: bytes, pixels: np.ndarray) -> int | None:
-    """The lowest bits that hold the brightest value of a decoded file of 16 bits; None for a file
-    of other depth."""
+    """The number of low bits that the brightest value of a 16-bit file needs. `pixels` are the
+    decoded file. None for a file of another depth."""
     if _bits(data) != 16:
         return None
     brightest = int(pixels.max())
-    if data.startswith(b"P") and brightest:  # rounded to 255, and not cut to the high byte
+    if data.startswith(b"P") and brightest:  # scaled to 255, not cut to the high byte
         return (brightest * 257 - 128).bit_length()
     return 8 + brightest.bit_length()
 

@@ -1,7 +1,7 @@
-"""The rules about names, one set per idea for every layout (table in docs/quickstart.md).
+"""The rules about names, shared by all layouts (table in docs/quickstart.md).
 
-Splits of folders, shards and CSV values; columns of CSV files; folders that belong to other
-systems; endings of pictures; class names that look alike.
+They cover splits in the names of folders, in shards and in CSV values; columns of CSV files;
+folders of other systems; suffixes of pictures; and class names that look alike.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNDECIDED = re.compile(r"train[-_. ]?val(?:id)?(?![a-z])|(?:held|hold)[-_. ]?ou
 _LETTERS = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
-COLUMNS = ("path", "label", "split")  # of a CSV file
+COLUMNS = ("path", "label", "split")  # known columns of a CSV file
 _COLUMN_LIKE = {
     "path": {
         "file", "files", "filename", "filepath", "image", "images", "img", "imagepath", "imgpath",
@@ -42,31 +42,31 @@ _COLUMN_LIKE = {
         "datasplit", "splitname", "datasetsplit", "settype",
     },
 }  # fmt: skip
-_NEAR = 0.75  # difflib's ratio of a column name that is probably a slip
+_NEAR = 0.75  # difflib's ratio from which a column name is probably a typo
 
-_FOREIGN = {  # folders that file systems, network drives and archivers add; in lower case
+_FOREIGN = {  # folders added by file systems, network drives and archivers, in lower case
     "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot",
     "__macosx", "lost+found", "$recycle.bin", "recycler", "recycled", "system volume information",
     "__pycache__",
 }  # fmt: skip
 _INVISIBLE = {"Cf", "Cc"}  # Unicode categories
-_WHOLE = re.compile(r"([+-]?\d{1,30})(?:\.0*)?")
-_JOINERS = "\u200c\u200d"  # of Persian, Hindi and emoji: seen in what they join
+_INTEGER = re.compile(r"([+-]?\d{1,30})(?:\.0*)?")
+_JOINERS = "\u200c\u200d"  # visible in how Persian, Hindi and emoji are joined
 
 
 def is_picture(name: str) -> bool:
-    """Has a file of this name the ending of a picture?"""
+    """Whether a file of this name has the suffix of a picture."""
     return name.lower().endswith(PICTURE_SUFFIXES)
 
 
 def is_hidden(name: str) -> bool:
-    """Is a file or folder of this name nobody's data: does its name start with a dot, or is it a
-    folder of another system?"""
+    """Whether to skip a file or folder of this name: it starts with a dot, or is a folder of
+    another system."""
     return name.startswith(".") or is_foreign(name)
 
 
 def is_foreign(name: str) -> bool:
-    """Is a folder of this name another system's, with thumbnails or deleted files in it?"""
+    """Whether a folder of this name belongs to another system, for thumbnails or deleted files."""
     lower = name.lower()
     return lower in _FOREIGN or re.fullmatch(r"found\.\d{3}", lower) is not None
 
@@ -74,7 +74,7 @@ def is_foreign(name: str) -> bool:
 # ---- splits ----
 
 
-@functools.lru_cache(maxsize=4096)  # a CSV file of a million rows has three of them
+@functools.lru_cache(maxsize=4096)  # a CSV file of a million rows has only three values
 def split_of(name: str) -> str | None:
     """The split that a name means: `train`, `Training set`, `val_images`. None for other names."""
     words = [word for word in _LETTERS.findall(name.lower()) if not _FILLER.fullmatch(word)]
@@ -83,7 +83,7 @@ def split_of(name: str) -> str | None:
 
 
 def splits_in(name: str) -> list[str]:
-    """The splits whose words stand anywhere in a name, between what is no letter or in camel case:
+    """The splits whose words occur anywhere in a name, separated by non-letters or camel case:
     `imagenet_val-0001`, `train2017`, `cocoVal`."""
     words = {*_LETTERS.findall(name.lower()), *map(str.lower, _CAMEL.findall(name))}
     matches = (_FILLED.fullmatch(word) for word in words)
@@ -91,15 +91,16 @@ def splits_in(name: str) -> list[str]:
 
 
 def is_undecided(name: str) -> bool:
-    """Does a name mean several splits, or one that is not certain: `trainval`, `holdout`?"""
+    """Whether a name means several splits, or could mean more than one: `trainval`, `holdout`."""
     return len(splits_in(name)) > 1 or _UNDECIDED.search(name) is not None
 
 
 def split_folders_of(names: Sequence[str]) -> dict[str, str]:
-    """Those of the folders beside each other that are named by splits, with their splits.
+    """The sibling folders that are named after splits, with their splits.
 
-    A name that only has a split's word in it counts where another differs from it in that word and
-    in numbers alone: `coco_train2017` and `coco_val2017`, but not `bullet_train` and `test tube`.
+    A name that only contains the word of a split counts if a sibling differs from it in nothing but
+    that word and numbers: `coco_train2017` and `coco_val2017`, but not `bullet_train` and
+    `test tube`.
     """
     splits_by_name = {name: split for name in names if (split := split_of(name))}
     beside: dict[str, dict[str, str]] = {}
@@ -116,7 +117,7 @@ def split_folders_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def is_plain_folder(name: str) -> bool:
-    """Does a name say no more than that images are in a folder: `images`, `imgs`, `data`?"""
+    """Whether a name says only that a folder has images: `images`, `imgs`, `data`."""
     return _FILLER.fullmatch(name.lower()) is not None
 
 
@@ -124,14 +125,14 @@ def is_plain_folder(name: str) -> bool:
 
 
 def column_of(header: str) -> str:
-    """The name of a column of a CSV file as its header means it: one of COLUMNS in any case, with
-    spaces or marks that can't be seen around it; other names as they are."""
-    name = _seen(header)
+    """The column that a header of a CSV file means: one of COLUMNS, whatever its case and the
+    spaces or invisible characters around it. Other names are returned as they are."""
+    name = _visible(header)
     return name.casefold() if name.casefold() in COLUMNS else name
 
 
 def looks_like_column(header: str, column: str) -> bool:
-    """Is a header probably meant to be this one of COLUMNS: `Subset`, `splt`, `file_name`?"""
+    """Whether a header probably means this one of COLUMNS: `Subset`, `splt`, `file_name`."""
     name = "".join(_LETTERS.findall(header.casefold()))
     near = difflib.SequenceMatcher(None, name, column).ratio() >= _NEAR
     named = column == "split" and bool(splits_in(header))  # `is_valid`, `train/test`
@@ -141,44 +142,44 @@ def looks_like_column(header: str, column: str) -> bool:
 # ---- class names ----
 
 
-def _seen(name: str) -> str:
-    """A name as it is seen: composed, one space for several, without marks that can't be seen."""
+def _visible(name: str) -> str:
+    """A name as a reader sees it: composed, with single spaces, without invisible characters."""
     composed = unicodedata.normalize("NFC", name)
-    visible = (c for c in composed if unicodedata.category(c) not in _INVISIBLE or c in _JOINERS)
-    return " ".join("".join(visible).split())
+    characters = (c for c in composed if unicodedata.category(c) not in _INVISIBLE or c in _JOINERS)
+    return " ".join("".join(characters).split())
 
 
 def difference(name: str, other: str) -> str | None:
-    """What two different names that look alike differ in; None where they look different."""
+    """What distinguishes two different names that look alike; None if they look different."""
     if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
         return "how their accents are encoded (NFC and NFD)"
-    if _seen(name) == _seen(other):
+    if _visible(name) == _visible(other):
         spaced = [" ".join(text.split()) for text in (name, other)]
-        return "spaces" if spaced[0] == spaced[1] else "characters that can't be seen"
-    if _seen(name).casefold() == _seen(other).casefold():
+        return "spaces" if spaced[0] == spaced[1] else "invisible characters"
+    if _visible(name).casefold() == _visible(other).casefold():
         return "upper and lower case"
     return None
 
 
 def same_numbers(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of different names that are the same whole number: `1` and `1.0`, `3` and `03`."""
+    """Pairs of different names that are the same integer: `1` and `1.0`, `3` and `03`."""
     first: dict[int, str] = {}
     pairs = []
     for name in sorted(names):
-        match = _WHOLE.fullmatch(name)
+        match = _INTEGER.fullmatch(name)
         if match and (other := first.setdefault(int(match[1]), name)) != name:
             pairs.append((other, name))
     return pairs
 
 
 def looking_alike(names: Iterable[str], *, cased: bool = True) -> list[tuple[str, str]]:
-    """Pairs of different names that look the same; with `cased` false, but for upper and lower
-    case."""
+    """Pairs of different names that look the same; unless `cased`, upper and lower case are
+    equal."""
     first: dict[str, str] = {}
     pairs = []
     for name in sorted(names):
-        seen = _seen(name) if cased else _seen(name).casefold()
-        other = first.setdefault(seen, name)
+        visible = _visible(name) if cased else _visible(name).casefold()
+        other = first.setdefault(visible, name)
         if other != name:
             pairs.append((other, name))
     return pairs

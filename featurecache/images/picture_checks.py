@@ -1,24 +1,25 @@
-"""The limits on the size of a picture, for files and after every step of an augmentation.
+"""Limits on the size of a picture, for files and after every step of an augmentation.
 
-A larger picture could take all memory or minutes of time, here or when it is scaled up to the input
-of a network.
+A larger picture could take all memory or minutes of time, either here or when it is scaled to the
+input size of a network. Cached records and pixel canaries contain these messages, so their wording
+must not change.
 """
 
 from __future__ import annotations
 
 MAX_PIXELS = 100_000_000
-MAX_SCANS = 32  # of MAX_PIXELS, about a second. Encoders write 1 to 12; a megabyte can hold 50,000
-MAX_RATIO = 256  # a network scales the shorter side up: a line of pixels would fill the memory
+MAX_SCANS = 32  # at MAX_PIXELS, about a second. Encoders write 1 to 12; a megabyte can hold 50,000
+MAX_RATIO = 256  # the shorter side is scaled up for a network: a line of pixels would fill memory
 
 
 class Undecodable(Exception):
-    """The bytes, or the view, give no picture by the decode rule. The message is the reason, on one
-    line."""
+    """The bytes are not a picture by the decode rule, or the view can't be made of it. The message
+    is the reason, on one line."""
 
 
 def size_refusal(width: int, height: int, scans: int = 1) -> str | None:
     """Why a picture of this size is refused; None if it is not."""
-    width, height = int(width), int(height)  # the product of two of NumPy's may overflow
+    width, height = int(width), int(height)  # the product of NumPy integers may overflow
     if width * height > MAX_PIXELS:
         return f"{width}x{height} is more than {MAX_PIXELS:,} pixels"
     if width * height == 0:
@@ -45,20 +46,22 @@ def check_pixels(height: int, width: int) -> None:
 
 def jpeg_refusal(data: bytes, width: int, height: int) -> str | None:
     """Why a JPEG of this size is refused; None if it is not."""
-    max_scans = data.count(
-        b"\xff\xda"
-    )  # an upper bound: other segments and trailing bytes contain these too
+    # An upper bound, since other segments and trailing bytes may contain the marker too.
+    max_scans = data.count(b"\xff\xda")
     refusal = size_refusal(width, height, max_scans)
     return refusal and size_refusal(width, height, _count_scans(data, max_scans))
 
 
 def _count_scans(data: bytes, max_scans: int) -> int:
-    """The scans of a JPEG up to its end marker, where a decoder stops, by the lengths of the parts;
-    `most` where a part has no length that could be believed. Never too few."""
+    """The number of scans of a JPEG up to its end marker, where a decoder stops; never too few.
+
+    It follows the lengths of the segments. If a segment has an implausible length, it is
+    `max_scans`.
+    """
     scans, position = 0, 2
     while (position := data.find(b"\xff", position)) >= 0 and position + 1 < len(data):
         marker = data[position + 1]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD7:  # of scans, and padding
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD7:  # in scan data, or padding
             position += 1 if marker == 0xFF else 2
             continue
         if marker == 0xD9:

@@ -1,4 +1,4 @@
-"""PNG files without their text and profiles, which are no pixels."""
+"""PNG files without their text and colour profiles, which do not affect the pixels."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import zlib
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_ORIENTED = b"XML:com.adobe.xmp\0"  # may say how the picture is turned
+_XMP = b"XML:com.adobe.xmp\0"  # may contain the orientation
 _MAX_XMP = 1 << 20
 
 
 def without_text(data: bytes) -> bytes | None:
-    """A PNG without text and colour profile, of which Pillow refuses more than a megabyte; XMP is
-    left in where it is short. None for what is no PNG, or has none of these."""
+    """A PNG without its text and colour profile, which Pillow refuses if larger than a megabyte.
+    Short XMP stays in. None for a file that is not a PNG, or has nothing to remove."""
     if not data.startswith(_SIGNATURE):
         return None
     pieces, position = [_SIGNATURE], len(_SIGNATURE)
@@ -28,11 +28,11 @@ def without_text(data: bytes) -> bytes | None:
 
 
 def _is_short_xmp(body: bytes) -> bool:
-    if not body.startswith(_ORIENTED):
+    if not body.startswith(_XMP):
         return False
-    if body[len(_ORIENTED)] == 0:
+    if body[len(_XMP)] == 0:
         return len(body) <= _MAX_XMP
-    text = body[len(_ORIENTED) + 2 :].split(b"\0", 2)[-1]
+    text = body[len(_XMP) + 2 :].split(b"\0", 2)[-1]
     try:
         unpacker = zlib.decompressobj()
         unpacker.decompress(text, _MAX_XMP)

@@ -1,10 +1,10 @@
 """Policies: declarative augmentation programs, read from YAML, built into imgaug trees.
 
-Only this module and augmenters.py, with our own augmenters, import imgaug, and only when a tree is
-built: naming and keying a policy costs no import. The YAML grammar is described in
-docs/policies.md. In short, an augmenter is `Name: {parameter: value}` with imgaug's own names, and
-a value is a scalar, `{range: [a, b]}` (anything between), `{choice: [a, b, c]}` (one of), a
-mapping, or children.
+Only this module and augmenters.py, which has our own augmenters, import imgaug, and only when a
+tree is built: naming a policy or computing its key needs no import. The YAML grammar is described
+in docs/policies.md. In short, an augmenter is `Name: {parameter: value}` with imgaug's names, and a
+value is a scalar, `{range: [a, b]}` (anything between), `{choice: [a, b, c]}` (one of them), a
+mapping, or child augmenters.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from featurecache.text import one_line
 SHIPPED = Path(__file__).parent / "shipped"
 
 # Augmenters that run a caller's code, write files, need more than an image, or (KMeans…) draw from
-# OpenCV's global generator, so that law 1, "A view depends on its image alone", can't hold.
+# OpenCV's global generator. They would break law 1, "A view depends on its image alone".
 REFUSED = {
     "AssertLambda", "AssertShape", "Augmenter", "BlendAlphaBoundingBoxes", "BlendAlphaMask",
     "BlendAlphaSegMapClassIds", "ClipCBAsToImagePlanes", "KMeansColorQuantization", "Lambda",
     "RemoveCBAsByOutOfImageFraction", "SaveDebugImageEveryNBatches",
 }  # fmt: skip
-# The largest absolute value of a number in a policy. A blur this wide, or as many cuts, take a
-# second per image; imgaug would accept larger numbers, and then take hours or all memory.
+# The largest absolute value of a number in a policy. A blur of this width, or this many cutouts,
+# takes a second per image; imgaug accepts larger numbers, and then takes hours or all memory.
 MAX_NUMBER = 4096
-# Our own augmenters (augmenters.py), with a version that is raised whenever the pixels change.
+# Our own augmenters (augmenters.py). Raise the version of an augmenter whenever its pixels change.
 OWN_AUGMENTERS = {
     "AutoAugmentOp": 1,
     "ChannelShift": 1,
@@ -52,16 +52,17 @@ OWN_AUGMENTERS = {
     "TrivialAugmentOp": 1,
 }
 OWN_MODULE = "featurecache.images.augmenters"
-# Naming and seeding are ours (law 1); imgaug's own would make pixels depend on the process.
+# We name and seed the augmenters: imgaug's defaults would make pixels depend on the process, which
+# breaks law 1, "A view depends on its image alone".
 RESERVED_PARAMETERS = {"self", "seed", "name", "random_state", "deterministic"}
 
 
 class UnfitImage(FeatureCacheError, Undecodable):
-    """An image that a policy can't be applied to, although it can be applied to others."""
+    """The policy can't be applied to this image, but can be applied to others."""
 
 
 class PolicyFile(pydantic.BaseModel):
-    """The top of a policy file."""
+    """The top level of a policy file."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
     description: str = ""
@@ -70,7 +71,7 @@ class PolicyFile(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Policy:
-    """A named tree of augmenters; `tree` is the plain YAML value, and the only part in the key."""
+    """A named tree of augmenters. Only `tree`, the plain YAML value, is part of the key."""
 
     name: str
     tree: list[Any] = field(hash=False)
@@ -79,7 +80,7 @@ class Policy:
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     def __eq__(self, other: object) -> bool:
-        # For Python 1 == 1.0 == True, but these are three trees, with three keys and other pixels.
+        # In Python 1 == 1.0 == True, but as trees they have different keys and different pixels.
         return isinstance(other, Policy) and (
             (self.name, keys.canonical(self.tree)) == (other.name, keys.canonical(other.tree))
         )
@@ -89,7 +90,7 @@ class Policy:
         each of our own augmenters in the tree."""
         version = versions.installed_versions("imaug")["imaug"]
         if version == "none":  # law 2, "The key says everything"
-            raise FeatureCacheError("the version of imaug can't be told; pip install imaug")
+            raise FeatureCacheError("the version of imaug is unknown; pip install imaug")
         own_versions = {
             name: OWN_AUGMENTERS[name] for name in sorted(_names(self.tree) & OWN_AUGMENTERS.keys())
         }
@@ -104,10 +105,11 @@ class Policy:
 class Augmentation:
     """A built policy: `run(pixels, entropy)` returns the same pixels for the same arguments.
 
-    The pixels are those of `run_by_imgaug`: before each image every node of the tree, hidden inner
-    ones too, gets a fresh generator, and every object below it (FrequencyNoise keeps a matrix of
-    the largest image so far) is put back as it was built, so nothing carries over from the images
-    before (law 1). `run` computes the same pixels faster if the whole tree can be replayed.
+    `run_by_imgaug` defines the pixels. Before each image every node of the tree, including hidden
+    inner ones, gets a fresh generator, and every object in the tree is reset to its state as built
+    (FrequencyNoise, for example, keeps a matrix of the largest image so far). Nothing carries over
+    from earlier images: law 1, "A view depends on its image alone". `run` computes the same pixels
+    faster if the whole tree can be replayed.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -129,7 +131,7 @@ class Augmentation:
     def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
         """One realisation on one image, (H, W, 3) uint8 in and out; sizes may differ.
 
-        Raises Undecodable where a step makes an image past the limits of picture_checks.py.
+        Raises Undecodable if a step makes an image beyond the limits in picture_checks.py.
         """
         made = self.replay(pixels, _words(entropy)) if self.replay else None
         return self.run_by_imgaug(pixels, entropy) if made is None else made
@@ -150,7 +152,8 @@ class Augmentation:
             raise
         except Exception as error:
             error_text = one_line(error)
-            # An error that may pass, or is the fault of the machine, does not condemn the image.
+            # An error that may be temporary, or the machine's fault, must not mark the image as
+            # failed.
             is_passing = (
                 isinstance(error, MemoryError | OSError) or "nsufficient memory" in error_text
             )
@@ -185,7 +188,7 @@ class Augmentation:
         path = f"{path}.{name}"
         allowed = augmenters()
         if name in REFUSED:
-            problem = "runs code, writes files, or can't be repeated from an image and YAML alone"
+            problem = "runs code, writes files, or is not reproducible from an image and YAML alone"
             raise self._wrong(path, f"{name} is not allowed in a policy: it {problem}")
         if name not in allowed:
             raise self._wrong(path, f"no augmenter {name!r}; {nearest(name, allowed)}")
@@ -220,7 +223,7 @@ class Augmentation:
             names = [v for v in value if isinstance(v, str)]
             if any(isinstance(v, dict) for v in value) or not augmenters().keys().isdisjoint(names):
                 return self._augmenters(value, path)
-            problem = "a bare list is ambiguous; say {range: [a, b]} or {choice: […]}"
+            problem = "a bare list is ambiguous; write {range: [a, b]} or {choice: […]}"
             raise self._wrong(path, problem)
         if type(value) in (int, float) and abs(value) > MAX_NUMBER:
             raise self._wrong(path, f"{value} is too large; numbers go up to {MAX_NUMBER:,}")
@@ -234,14 +237,14 @@ class Augmentation:
 
     def _wrong(self, path: str, problem: str) -> BadInput:
         where = str(self._policy.source or f"policy {self._policy.name}")
-        names = path.split(".")  # the line of the key itself, or of the nearest one around it
+        names = path.split(".")  # the line of the key itself, or of the nearest enclosing key
         around = (".".join(names[:i]) for i in range(len(names), 0, -1))
         line = next((self._policy.lines[name] for name in around if name in self._policy.lines), 0)
         return BadInput(f"{where}{f' line {line}' if line else ''}, {path}: {problem}")
 
 
 def _names(value: Any) -> set[str]:
-    """Every string and every key of a tree, which include the names of its augmenters."""
+    """All strings and keys of a tree, which include the names of its augmenters."""
     if isinstance(value, dict):
         return set(value).union(*map(_names, value.values()))
     if isinstance(value, list):
@@ -255,11 +258,11 @@ def _words(entropy: bytes) -> np.ndarray:
 
 
 def _walk(node: Any, seen: set[int]) -> Iterator[Any]:
-    """Every object of imgaug's below `node` (augmenters, parameters), in a fixed order, and our
-    own augmenters.
+    """Every imgaug object below `node` (augmenters, parameters) and our own augmenters, in a fixed
+    order.
 
-    imgaug's own get_children_lists() hides child lists that are augmenters themselves (the
-    random-order Sequential inside MultiplyAndAddToBrightness), so attributes are looked at too.
+    imgaug's get_children_lists() hides child lists that are themselves augmenters (such as the
+    random-order Sequential inside MultiplyAndAddToBrightness), so this walks the attributes.
     """
     if id(node) in seen:
         return
@@ -279,7 +282,7 @@ def _walk(node: Any, seen: set[int]) -> Iterator[Any]:
 
 @functools.cache
 def augmenters() -> dict[str, type]:
-    """The augmenters that a policy may name: imgaug's `Fliplr`, `pillike.Autocontrast`, …, and our
+    """The augmenters that a policy can name: `Fliplr`, `pillike.Autocontrast`, … of imgaug, and our
     own."""
     iaa = _imgaug()
     from featurecache.images import augmenters as ours
@@ -300,32 +303,36 @@ def augmenters() -> dict[str, type]:
 
 
 def shipped() -> dict[str, Path]:
-    """The policies that the package contains, by name, in alphabetical order."""
+    """The policies in this package, by name, in alphabetical order."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
 def find_policy(name: str) -> Policy:
-    """The shipped policy called `name`, or the one in the YAML file that `name` is the path of."""
+    """The shipped policy called `name`, or the policy in the YAML file with the path `name`."""
     if name == "none":
         raise BadInput("'none' is the empty policy: it has no augmenters and no draws")
     if name in shipped():
         return read_policy(shipped()[name])
     if ViewName(name).is_file:
         if not Path(name).is_file():
-            raise BadInput(f"no policy file {name}; look at the path, or `featurecache policies`")
+            raise BadInput(
+                f"no policy file {name}; check the path, or list policies with "
+                "`featurecache policies`"
+            )
         return read_policy(Path(name))
     raise UnknownName("policy", name, [*shipped(), "none"])
 
 
 def read_policy(path: Path) -> Policy:
-    """The policy in a YAML file; its name is the file's. Raises BadInput."""
+    """The policy in a YAML file, named after the file. Raises BadInput."""
     if (
         not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", path.stem)
         or ViewName.parse(path.stem).draw is not None
     ):
         raise BadInput(
-            f"{path}: a policy is named after its file, with letters, digits, '_' and '-', and may "
-            "not end in '_' and digits (NAME_2 means draw 2 of NAME); rename the file"
+            f"{path}: a policy is named after its file; the name starts with a letter, contains "
+            "letters, digits, '_' and '-', and may not end in '_' and digits (NAME_2 means draw 2 "
+            "of NAME); rename the file"
         )
     if path.stem == "none":
         raise BadInput(f"{path}: 'none' is the empty policy; rename the file")
@@ -364,7 +371,7 @@ def _imgaug() -> Any:
 
     step_limits.install(functions, iaa)
     if multiprocessing.parent_process() is not None:
-        # A worker has one core; OpenCV would start a thread per core of the machine in each.
+        # A worker has one core, but OpenCV would start one thread per core of the machine.
         import cv2
 
         cv2.setNumThreads(1)

@@ -16,8 +16,8 @@ from featurecache.items import Items
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.stored_file import StoredFile, open_file
 
-_MAX_SHARD = 1 << 50  # bytes of a file that holds many images
-MAX_FILE = 1 << 30  # bytes; decode.MAX_PIXELS pixels of 16-bit RGBA, not compressed, are 800 MB
+_MAX_SHARD = 1 << 50  # bytes of a file that contains many images
+MAX_FILE = 1 << 30  # bytes; MAX_PIXELS pixels of uncompressed 16-bit RGBA are 800 MB
 
 
 SPLITS = ("train", "val", "test")
@@ -32,7 +32,7 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """Raises OSError."""
+        """The bytes. Raises OSError."""
         if isinstance(self.path, StoredFile):
             return self.path.read_range(self.start, self.start + self.size)
         with open_regular(self.path, _MAX_SHARD) as (file, _):
@@ -42,11 +42,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image. `label` indexes the dataset's classes; None only in the split test.
+    """One image. `label` is its index in the dataset's classes; it is None only in the split test.
 
-    `id` is the POSIX path relative to the dataset's root (or an index, for digits). In a name that
-    is not UTF-8 the odd bytes are escaped, as in `caf\\xe9.jpg`; then `refused` says why it is not
-    read.
+    `id` is the POSIX path relative to the dataset's root (or an index, for digits). Bytes of a name
+    that are not UTF-8 are escaped, as in `caf\\xe9.jpg`; such a sample is not read, and `refused`
+    gives the reason.
     """
 
     id: str
@@ -56,13 +56,13 @@ class Sample:
     refused: str = ""
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises OSError, whose `strerror` says why they can't be read."""
+        """The encoded bytes. Raises OSError; its `strerror` says why they can't be read."""
         if isinstance(self.source, bytes):
             return self.source
         if isinstance(self.source, Member):
             return self.source.read()
         with self._open(self.source) as (file, size):
-            return file.read(size + 1)  # one byte more, so that a file that grew differs
+            return file.read(size + 1)  # one byte more, so that a file that grew has another hash
 
     def item(self) -> bytes:
         """SHA-256 of the encoded bytes, read in pieces. Raises OSError as `read` does."""
@@ -83,7 +83,7 @@ class Sample:
 
 
 def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict[bytes, Sample]:
-    """item -> the first sample with these bytes, in the order of the samples."""
+    """The first sample with the bytes of each item, in the order of the samples."""
     sources: dict[bytes, Sample] = {}
     for sample, item in zip(samples, items, strict=True):
         if item is not None:
@@ -94,10 +94,11 @@ def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict
 def items_of(
     samples: Sequence[Sample], progress: Progress = silent, threads: int = 8
 ) -> tuple[Items, dict[str, str]]:
-    """The item (SHA-256 of the encoded bytes, 32 bytes) of each sample, in order. An index
-    contains the items; whatever reads an image checks them.
+    """The item (SHA-256 of the encoded bytes, 32 bytes) of each sample, in order, and what could
+    not be read.
 
-    A sample whose bytes can't be read has None there, and its id with the reason in the dict.
+    An index already contains the items; they are checked when an image is read. For a sample whose
+    bytes can't be read, the item is None and the dict has the reason by the sample's id.
     """
     known = getattr(samples, "items", None)
     if known is not None:
@@ -114,7 +115,7 @@ def items_of(
                 reasons[sample.id] = error.strerror or str(error)
         return items
 
-    # Slices, since a future per sample costs more than hashing a small image.
+    # Slices, because a future per sample costs more than hashing a small image.
     slices = [samples[i : i + 256] for i in range(0, len(samples), 256)]
     with ThreadPoolExecutor(threads) as pool:
         items: list[bytes | None] = []

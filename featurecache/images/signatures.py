@@ -1,10 +1,10 @@
-"""What a file is by its first bytes, and pictures that datasets pass over for their names."""
+"""The kind of a file by its first bytes, and pictures that datasets skip because of their names."""
 
 from __future__ import annotations
 
 import re
 
-# Pictures by name alone: those without a signature, or with one that they share with other files.
+# Pictures known only by name: they have no signature, or share it with other files.
 _UNREAD_SUFFIXES = (
     ".arw", ".cr2", ".cr3", ".dcm", ".dib", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic",
     ".heics", ".heif", ".hif", ".ico", ".j2k", ".jfi", ".jif", ".jng", ".jp2", ".jpf", ".jpx",
@@ -12,7 +12,7 @@ _UNREAD_SUFFIXES = (
     ".ras", ".raw", ".rw2", ".sgi", ".srw", ".svg", ".svgz", ".tga", ".wbmp", ".wmf", ".xbm",
     ".xcf", ".xpm",
 )  # fmt: skip
-HEAD = 512  # bytes of a file that `kind_of` looks at
+HEAD = 512  # bytes of a file that `kind_of` needs
 
 DECODED = {"JPEG", "PNG", "BMP", "GIF", "Netpbm", "TIFF", "WebP", "AVIF"}
 _SIGNATURES = (
@@ -39,7 +39,7 @@ _SIGNATURES = (
     (b"\0\0\1\0", "Windows icon"),
     (b"\x8bJNG\r\n\x1a\n", "JNG"),
 )
-# No pictures, but found under the names of pictures.
+# Not pictures, but often found under the names of pictures.
 _OTHERS = (
     (b"version https://git-lfs.github.com/spec/", "Git LFS pointer; run `git lfs pull`"),
     (b"/annex/objects/", "git-annex pointer; run `git annex get`"),
@@ -58,7 +58,7 @@ _OTHERS = (
     (b"\x7fELF", "program"),
     (b"SIMPLE  =", "FITS file"),
 )
-_BRANDS = {  # of files that begin with an ISO box `ftyp`
+_BRANDS = {  # brands in files that start with an ISO box `ftyp`
     "HEIC": "heic heix heim heis hevc hevx hevm hevs mif1 msf1 mif2 miaf",
     "AVIF": "avif avis",
     "Canon raw photo": "crx",
@@ -66,8 +66,8 @@ _BRANDS = {  # of files that begin with an ISO box `ftyp`
 
 
 def kind_of(data: bytes) -> str:
-    """What the first HEAD bytes of a file say that it is, as "HEIC" or "Git LFS pointer"; "" where
-    they say nothing."""
+    """The kind of a file by its first HEAD bytes, such as "HEIC" or "Git LFS pointer"; "" if they
+    don't tell."""
     for signature, name in (*_SIGNATURES, *_OTHERS):
         if data.startswith(signature):
             return name
@@ -87,7 +87,7 @@ def kind_of(data: bytes) -> str:
 
 
 def is_unread_picture(name: str, head: bytes) -> bool:
-    """Does a file that is no sample because of its name look like a picture?"""
+    """Whether a file that is not a sample, because of its name, looks like a picture."""
     kind = kind_of(head)
     return (
         kind in DECODED
@@ -100,7 +100,7 @@ def is_unread_picture(name: str, head: bytes) -> bool:
 def _kind_of_box(data: bytes) -> str:
     length = min(int.from_bytes(data[:4], "big"), HEAD)
     brands = [data[8:12], *(data[i : i + 4] for i in range(16, length - 3, 4))]
-    # A file of a general brand, as mif1, names its coding among the compatible ones.
+    # A file of a general brand, such as mif1, lists its codec among the compatible brands.
     for name in ("AVIF", "HEIC", "Canon raw photo"):
         if any(brand.decode("latin-1").strip() in _BRANDS[name].split() for brand in brands):
             return name

@@ -1,7 +1,7 @@
-"""Limits on what the steps of an imgaug tree make of an image, before they take the memory for it.
+"""Limits on the size of the images inside an imgaug tree, checked before memory is allocated.
 
-imgaug has four functions that make larger images. They are wrapped once, and act as they did where
-no policy of ours runs. This file imports nothing of imgaug's: policies.py hands it over.
+Four functions of imgaug can make an image larger. They are wrapped once, and behave as before
+unless one of our policies is running. This module does not import imgaug: policies.py passes it in.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from featurecache.images.picture_checks import check_pixels, check_size
 
 Shape = tuple[int, int]  # height, width
 
-_running = threading.local()
+_running = threading.local()  # per thread, so that one policy does not limit another thread
 
 
 @contextlib.contextmanager
 def size_limits() -> Iterator[None]:
-    """While a policy runs in this thread, nothing larger than MAX_PIXELS is made."""
+    """A context in which imgaug can't make an image larger than MAX_PIXELS in this thread."""
     _running.is_limited, _running.depth = True, 0
     try:
         yield
@@ -32,12 +32,12 @@ def size_limits() -> Iterator[None]:
 
 
 def is_limited() -> bool:
-    """Does a policy run in this thread?"""
+    """Whether this thread is inside `size_limits`."""
     return getattr(_running, "is_limited", False)
 
 
 def install(imgaug: Any, augmenters: Any) -> None:
-    """Wrap the functions of imgaug's modules that make images, and the step of every augmenter."""
+    """Wrap the imgaug functions that can enlarge images, and the step of every augmenter."""
     size, geometric, steps = augmenters.size, augmenters.geometric, augmenters.meta.Augmenter
     if hasattr(size.pad, "__wrapped__"):
         return
@@ -92,8 +92,11 @@ def _checked_expansion(expand: Any) -> Any:
 
 
 def _checked_step(step: Any) -> Any:
-    """A step of a tree, whose result is checked. An augmenter that runs others of its own, as Rain
-    does for its drops, calls them with no parents; what these make is no image of the view."""
+    """A step of a tree with a check of its result.
+
+    An augmenter that runs internal augmenters, as Rain does for its drops, calls them without
+    parents. Their results are not images of the view, and are not checked.
+    """
 
     @functools.wraps(step)
     def checked(augmenter: Any, batch: Any, parents: Any = None, hooks: Any = None) -> Any:
@@ -108,7 +111,7 @@ def _checked_step(step: Any) -> Any:
         images = getattr(made, "images", None)
         if parents and depth == 1 and images is not None:
             for image in images:
-                if image.size:  # of nothing at all the policy speaks
+                if image.size:  # Augmentation reports an empty image
                     check_size(*image.shape[:2])
         return made
 

@@ -1,5 +1,5 @@
-"""Thumbnails: small pictures for people, encoded anew, so that nothing of a file but its pixels is
-passed on."""
+"""Small pictures for people to look at. They are re-encoded, so they contain nothing of the
+original file except its pixels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ JPEG = "image/jpeg"
 
 
 def thumbnail(pixels: np.ndarray, size: int) -> bytes:
-    """(H, W, 3) uint8 as a JPEG of at most `size` pixels a side; smaller ones stay as they are."""
+    """(H, W, 3) uint8 as a JPEG of at most `size` pixels per side; smaller ones are not scaled."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((size, size))
     return jpeg(picture)
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]], tile: int, gap: int) -> Image.Image:
-    """Rows of pictures (H, W, 3) uint8, each scaled to fit into a tile of `tile` pixels."""
+    """A sheet of rows of pictures (H, W, 3) uint8, each scaled to fit a tile of `tile` pixels."""
     step = tile + gap
     widest = max(len(row) for row in rows)
     page = Image.new("RGB", (step * widest + gap, step * len(rows) + gap), "white")
@@ -36,8 +36,8 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], tile: int, gap: int) -> Image.Im
 
 
 def save_signed(picture: Image.Image, path: str | Path, software: str) -> None:
-    """Write a picture whose first bytes name the software, in the formats that can. Raises OSError,
-    ValueError."""
+    """Write a picture with the name of the software in its header, if the format allows it. Raises
+    OSError, ValueError."""
     named = PngInfo()
     named.add_text("Software", software)
     picture.save(path, pnginfo=named, comment=software)

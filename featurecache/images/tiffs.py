@@ -1,7 +1,8 @@
-"""What Pillow makes of TIFF files, put right where it is wrong, and refused by name where it can't.
+"""TIFF files that Pillow decodes wrongly: they are corrected, or refused with the reason.
 
 Bands, depth, photometric interpretation, extra samples and planes are independent of each other in
-a TIFF, and Pillow knows some of their combinations.
+a TIFF, and Pillow supports only some of their combinations. Cached records contain the messages of
+this module, so their wording must not change.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ from featurecache.images.picture_checks import Undecodable
 _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 258, 259, 262, 266
 _STRIP_SIZES, _BANDS, _PLANES, _COLORMAP, _TILE_SIZES = 279, 277, 284, 320, 325
 _EXTRA, _SAMPLE_FORMAT = 338, 339
-_KIND, _INNER = (
-    254,
-    330,
-)  # bits 1: a smaller version of another picture, 4: a mask; where others are
+_KIND = 254  # bit 1: a smaller version of another picture; bit 4: a mask
+_INNER = 330  # offsets of further pictures
 _OLD_KIND = 255  # 2: a smaller version
 _SAMPLE_KINDS = {1: "uint", 2: "int", 3: "float", 4: "untyped ", 5: "complex int", 6: "complex"}
 _COLOURS = {
@@ -37,7 +36,8 @@ _BROKEN_TAGS = (
 
 
 def check_tiff(image: Any) -> None:
-    """Make an opened TIFF, not loaded yet, one that Pillow loads rightly, or raise Undecodable."""
+    """Correct an opened TIFF, not yet loaded, so that Pillow loads it rightly. Raises Undecodable
+    if that is not possible."""
     tags = image.tag_v2
     if _first(tags, _KIND, 0) & 1 and _INNER in tags:
         raise Undecodable("a raw photo, whose first picture is a thumbnail; save it as JPEG or PNG")
@@ -61,12 +61,12 @@ def check_tiff(image: Any) -> None:
         _check_planes(image, tags, is_raw)
     if image.mode in ("P", "PA"):
         colormap = tags[_COLORMAP]
-        if max(colormap) < 256:  # of 8 bits, against the rule; libtiff takes it for that too
+        if max(colormap) < 256:  # 8-bit entries, against the standard; libtiff reads them so too
             image.palette = ImagePalette.raw("RGB;L", bytes(colormap))
 
 
 def _is_for_another(tags: Any) -> bool:
-    """Does the first picture of a TIFF call itself a smaller version or the mask of another?"""
+    """Whether the first picture of a TIFF is marked as a smaller version or a mask of another."""
     return bool(_first(tags, _KIND, 0) & 5) or _first(tags, _OLD_KIND, 1) == 2
 
 
@@ -78,10 +78,10 @@ def _check_subsampling(image: Any, tags: Any) -> None:
 
 
 def _check_planes(image: Any, tags: Any, is_raw: bool) -> None:
-    """Bands that are stored one after the other; of those without compression Pillow, and not
-    libtiff, puts the picture together."""
+    """Check a TIFF whose bands are stored one after the other. If it is not compressed, Pillow
+    instead of libtiff assembles the picture, and not always rightly."""
     extra = tuple(tags.get(_EXTRA, ()))
-    if image.mode in ("LA", "La", "PA"):  # taken for bands that alternate
+    if image.mode in ("LA", "La", "PA"):  # Pillow would read them as interleaved bands
         raise Undecodable(f"{tiff_name(tags)}: its planes are apart; save it with bands together")
     if not is_raw:
         return
@@ -90,7 +90,7 @@ def _check_planes(image: Any, tags: Any, is_raw: bool) -> None:
         raise Undecodable(
             f"{tiff_name(tags)}: its planes are apart without compression; save it with compression"
         )
-    if _first(tags, _BITS, 1) == 16:  # Pillow would take each plane for one of 8 bits
+    if _first(tags, _BITS, 1) == 16:  # Pillow would read each plane as 8 bits
         depth = ";16L" if tags.prefix == b"II" else ";16B"
         image.tile = [
             tile._replace(args=(tile.args[0] + depth, *tile.args[1:])) for tile in image.tile
@@ -98,20 +98,21 @@ def _check_planes(image: Any, tags: Any, is_raw: bool) -> None:
 
 
 def has_alpha(image: Any) -> bool:
-    """Is the last band of a TIFF with RGBA or grey and alpha declared as such? Pillow takes one
-    that is not for alpha too."""
+    """Whether the last band of a TIFF is declared as alpha. Pillow treats an undeclared extra band
+    as alpha too."""
     return bool(image.tag_v2.get(_EXTRA))
 
 
 def high_bytes(image: Any) -> np.ndarray:
-    """(H, W) uint8: the high byte of each pixel of a loaded grey TIFF of 12 or 16 bits."""
+    """The high byte of each pixel of a loaded grey TIFF of 12 or 16 bits, (H, W) uint8."""
     bits = _first(image.tag_v2, _BITS, 16)
     high = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
     return ~high if _first(image.tag_v2, _PHOTOMETRIC, 1) == 0 else high
 
 
 def broken_tiff(data: bytes, reason: str) -> str:
-    """Why Pillow, which gave `reason`, could not open a TIFF: what is in it, if it says so."""
+    """Why Pillow, which gave `reason`, could not open a TIFF. Names the contents if the tags can be
+    read."""
     try:
         tags = _tags(data)
         if not tags.get(_WIDTH):
@@ -128,7 +129,7 @@ def broken_tiff(data: bytes, reason: str) -> str:
 
 
 def bits_of_tiff(data: bytes) -> int:
-    """The bits of each sample of a TIFF; 0 where its tags can't be read."""
+    """The bits per sample of a TIFF; 0 if its tags can't be read."""
     try:
         return _first(_tags(data), _BITS, 1)
     except _BROKEN_TAGS:
@@ -145,7 +146,7 @@ def _tags(data: bytes) -> Any:
 
 
 def tiff_name(tags: Any) -> str:
-    """What is in a TIFF by its tags, as `5-band uint8 TIFF (RGB)`."""
+    """The contents of a TIFF by its tags, such as `5-band uint8 TIFF (RGB)`."""
     bands = _first(tags, _BANDS, 1)
     kind = _SAMPLE_KINDS.get(_sample_format(tags), "unknown ")
     colours = _COLOURS.get(_first(tags, _PHOTOMETRIC, 0), "unknown colours")

@@ -10,7 +10,7 @@ POLICY_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class ViewName:
-    """A view's name in parts: `color_2`, `color` (no draw), `path/mine.yaml_2`, `none`."""
+    """The parts of a view's name: `color_2`, `color` (no draw), `path/mine.yaml_2`, `none`."""
 
     policy: str  # a policy's name, the path of its YAML file, or `none`
     draw: int | None = None  # None if the name has no draw
@@ -26,7 +26,7 @@ class ViewName:
 
     @property
     def is_file(self) -> bool:
-        """Is the policy the path of a YAML file?"""
+        """Whether the policy is the path of a YAML file."""
         return self.policy.endswith(POLICY_SUFFIXES)
 
     @property

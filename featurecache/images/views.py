@@ -1,6 +1,6 @@
-"""Views: a policy and a draw, turned into pixels that depend on one image alone.
+"""Views: a policy and a draw, applied to images.
 
-That is law 1, "A view depends on its image alone".
+Law 1, "A view depends on its image alone", is implemented here and in policies.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from featurecache.images.view_names import ViewName
 
 @dataclass(frozen=True)
 class View:
-    """An independent random realisation (`draw`) of a policy over all images. `none` has none."""
+    """An independent random realisation (`draw`) of a policy over all images. The view `none` has
+    no policy."""
 
     policy: Policy | None
     draw: int = 0
@@ -50,7 +51,7 @@ class View:
         return {"policy": self.policy.key(), "draw": self.draw, "seed": self.seed}
 
     def check(self) -> None:
-        """Build and try the policy, to report its mistakes before any work. Raises BadInput."""
+        """Build and try the policy, to report its errors before any work starts. Raises BadInput."""
         if self.policy is not None:
             with contextlib.suppress(Undecodable):  # too large: reported per image
                 try:
@@ -64,7 +65,7 @@ class View:
         """The view of one decoded image: (H, W, 3) uint8 in, (H', W', 3) uint8 out.
 
         `item` is the SHA-256 of the image's encoded bytes. The result is a pure function of the
-        arguments and the view: no state, neighbour, worker or order affects it. Raises
+        arguments and the view: no state, other image, worker or order affects it. Raises
         Undecodable if a step of the policy would make the picture too large.
         """
         if self.policy is None:
@@ -86,21 +87,22 @@ def _built(view: View) -> tuple[Augmentation, bytes]:
 
 
 def original(sample: Sample, item: bytes) -> np.ndarray:
-    """The decoded pixels of a sample, (H, W, 3) uint8, if the hash of its bytes is still `item`.
+    """The decoded pixels of a sample, (H, W, 3) uint8.
 
-    Raises SourceChanged if it is not, and Undecodable if the bytes are not a picture.
+    Raises SourceChanged if the hash of its bytes is no longer `item`, and Undecodable if the bytes
+    are not a picture.
     """
     try:
         data = sample.read()
     except OSError as error:
-        raise SourceChanged(sample.id, f"can't be read any more ({error.strerror})") from error
+        raise SourceChanged(sample.id, f"can no longer be read ({error.strerror})") from error
     if hashlib.sha256(data).digest() != item:
         raise SourceChanged(sample.id, "was edited since it was listed")
     return decode(data)
 
 
 def view_of_key(key: keys.Json | None, name: str) -> View:
-    """The view that a space's key describes; `name` is the name of its view."""
+    """The view that a space's key describes; `name` is the view's name."""
     if key is None:
         return View(None)
     policy = Policy(ViewName.parse(name).policy, key["policy"]["tree"])
@@ -113,7 +115,7 @@ def find_view(name: str, seed: int = 0) -> View:
     Raises BadInput for an unknown policy or a draw below 1.
     """
     if not isinstance(name, str):
-        raise BadInput(f"view {name!r}: expected one name, such as color_1; give views one by one")
+        raise BadInput(f"view {name!r}: expected a single name, such as color_1")
     if name == "none":
         return View(None)
     parts = ViewName.parse(name).with_draw()

@@ -1,6 +1,6 @@
-"""Colours: the augmenters that change values where they are, replayed.
+"""The augmenters that change the values of pixels without moving them, replayed.
 
-Raises Unknown, when read or when run, for what is not known to the last bit.
+Reading or running a step raises Unknown if its result is not known to the last bit.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from featurecache.images.replay.draws import Draw, Numbers, Read, Step, Unknown, drawn, known, only
 from featurecache.images.replay.seeds import Stream
 
-# What a function of 8 bits makes of 0..255, (256, 1) or (256, C) uint8, for an image's shape.
+# The lookup table of a function on 0..255, (256, 1) or (256, C) uint8, for an image's shape.
 Table = Callable[[tuple[int, ...], np.ndarray], np.ndarray]
-COLOURS = {  # there, back, and the channel of brightness
+COLOURS = {  # conversion from RGB, conversion to RGB, index of the brightness channel
     "YCrCb": (cv2.COLOR_RGB2YCrCb, cv2.COLOR_YCrCb2RGB, 0),
     "HSV": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB, 2),
     "HLS": (cv2.COLOR_RGB2HLS, cv2.COLOR_HLS2RGB, 1),
@@ -26,26 +26,26 @@ COLOURS = {  # there, back, and the channel of brightness
 }
 LEVELS = np.arange(256, dtype=np.uint8)[:, np.newaxis]
 FLOATS = LEVELS.astype(np.float32)
-# 0..255 with a number from -255 to 255 added, cut to 8 bits or turned through 180 hues, is a piece
-# of one of these, which begins at 255 and the number.
+# Adding a number n in -255..255 to 0..255, and clipping to 8 bits or wrapping around 180 hues,
+# gives the 256 entries of one of these tables from index 255 + n on.
 SUMS = np.clip(np.arange(-255, 511), 0, 255).astype(np.uint8)
-PLACES = np.arange(255, 511)[:, np.newaxis]
+POSITIONS = np.arange(255, 511)[:, np.newaxis]
 HUES = np.mod(np.arange(-255, 511), 180).astype(np.uint8)
 
 
-def _tabled(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+def _apply_table(image: np.ndarray, table: np.ndarray) -> np.ndarray:
     return cv2.LUT(image, table[:, 0] if table.shape[1] == 1 else table[np.newaxis])
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
-    """Cut to 0..255, and what is behind the point cut off; np.clip takes much longer for a few."""
+    """Values clipped to 0..255 and truncated. np.clip takes much longer for small arrays."""
     cut: np.ndarray = np.maximum(np.minimum(values, 255), 0)
     return cut.astype(np.uint8)
 
 
 def _point(numbers: Numbers, node: Any) -> Step:
     table: Table = known(node, TABLES)(numbers, node)
-    return lambda image, states: _tabled(image, table(image.shape, states))
+    return lambda image, states: _apply_table(image, table(image.shape, states))
 
 
 def _same(numbers: Numbers, node: Any) -> Table:
@@ -53,7 +53,7 @@ def _same(numbers: Numbers, node: Any) -> Table:
 
 
 def _channels(node: Any, value: Any) -> Callable[[tuple[int, ...], Stream], np.ndarray]:
-    """One value for the image, or as many as it has channels if `per_channel` says so."""
+    """One value for the image, or one per channel if `per_channel` is drawn true."""
     draw_apart, draw = drawn(node.per_channel), drawn(value)
 
     def values(shape: tuple[int, ...], stream: Stream) -> np.ndarray:
@@ -69,7 +69,7 @@ def _multiply(numbers: Numbers, node: Any) -> Table:
 
     def table(shape: tuple[int, ...], states: np.ndarray) -> np.ndarray:
         factors = values(shape, Stream(states[number])).astype(np.float32)
-        if shape[0] * shape[1] * shape[2] >= 224 * 224 * 3:  # imgaug cuts here, and rounds below
+        if shape[0] * shape[1] * shape[2] >= 224 * 224 * 3:  # from here imgaug truncates
             return _bytes(FLOATS * factors)
         return _bytes(np.rint(FLOATS * factors))
 
@@ -81,9 +81,9 @@ def _add(numbers: Numbers, node: Any) -> Table:
 
     def table(shape: tuple[int, ...], states: np.ndarray) -> np.ndarray:
         if shape[:2] == (4, 1):
-            raise Unknown("OpenCV takes a scalar for the four pixels of such an image")
+            raise Unknown("OpenCV mistakes a scalar for the four pixels of such an image")
         terms = np.rint(values(shape, Stream(states[number])))
-        sums: np.ndarray = SUMS[PLACES + np.maximum(np.minimum(terms, 255), -255).astype(int)]
+        sums: np.ndarray = SUMS[POSITIONS + np.maximum(np.minimum(terms, 255), -255).astype(int)]
         return sums
 
     return table
@@ -98,16 +98,16 @@ def _brightness(numbers: Numbers, node: Any) -> Step:
     draw_colours, shuffled = drawn(node.to_colorspace), node.children.random_order
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
-        there, back, channel = COLOURS[draw_colours(Stream(states[number]), (1,))[0]]
+        from_rgb, to_rgb, channel = COLOURS[draw_colours(Stream(states[number]), (1,))[0]]
         order: Any = range(len(tables))
         if shuffled:
             order = Stream(states[inner]).generator(halves=True).permutation(len(tables))
         table = LEVELS
         for i in order:
             table = tables[i]((*image.shape[:2], 1), states)[table[:, 0]]
-        converted = cv2.cvtColor(image, there)
-        brightness = _tabled(cv2.extractChannel(converted, channel), table)
-        return cv2.cvtColor(cv2.insertChannel(brightness, converted, channel), back)
+        converted = cv2.cvtColor(image, from_rgb)
+        brightness = _apply_table(cv2.extractChannel(converted, channel), table)
+        return cv2.cvtColor(cv2.insertChannel(brightness, converted, channel), to_rgb)
 
     return step
 
@@ -121,7 +121,7 @@ def _linear_contrast(numbers: Numbers, node: Any) -> Step:
         stream = Stream(states[number])
         channels = 3 if draw_apart(stream, (1,))[0] > 0.5 else 1
         alphas = draw_alpha(stream, (channels,)).astype(np.float32)
-        return _tabled(image, _bytes(127 + alphas * centred))
+        return _apply_table(image, _bytes(127 + alphas * centred))
 
     return step
 
@@ -165,7 +165,7 @@ def _add_to_hue_and_saturation(numbers: Numbers, node: Any) -> Step:
         table[:, 0] = HUES[255 + turn :][:256]
         table[:, 1] = SUMS[255 + by_saturation :][:256]
         table[:, 2:] = LEVELS
-        converted = _tabled(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table)
+        converted = _apply_table(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table)
         return cv2.cvtColor(converted, cv2.COLOR_HSV2RGB)
 
     return step

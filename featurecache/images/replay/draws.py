@@ -1,8 +1,8 @@
-"""Draws: the random parameters of imgaug, replayed from a node's own generator.
+"""The random parameters of imgaug, replayed from a node's generator.
 
-imgaug draws through layers of objects that hold, wrap, validate and copy generators. What reaches
-the generator is little; a `Draw` asks NumPy for the same numbers, in the same order, of the same
-type, and leaves out the layers.
+imgaug draws through layers of objects that own, wrap, validate and copy generators. Few calls reach
+the generator. A `Draw` asks NumPy for the same numbers, of the same type and in the same order,
+without the layers.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from featurecache.images.replay.seeds import Stream
 
 
 class Unknown(Exception):
-    """What is asked for is not known here to the last bit; the library itself must do it."""
+    """The result is not known here to the last bit, so imgaug itself must compute it."""
 
 
-Draw = Callable[[Stream, tuple[int, ...]], np.ndarray]  # the result is not to be written to
-Numbers = Mapping[int, int]  # of the nodes of a tree, by the id of each
-# A step takes an image, (H, W, 3) uint8 in one piece, and the state of each `Stream`; it gives the
-# next image and leaves the first as it was.
+Draw = Callable[[Stream, tuple[int, ...]], np.ndarray]  # the result must not be written to
+Numbers = Mapping[int, int]  # the number of each node of a tree, by its id()
+# A step takes a contiguous image, (H, W, 3) uint8, and the state of each `Stream`. It returns the
+# next image and does not change the given one.
 Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
-Read = Callable[[Numbers, Any], Step]  # how a node's step is read; raises Unknown
+Read = Callable[[Numbers, Any], Step]  # reads the step of a node; raises Unknown
 
 
 def known(thing: Any, table: Mapping[str, Any]) -> Any:
-    """What is known of an object of imgaug's, by `module.Class`. Raises Unknown."""
+    """The entry of `table` for the class of an imgaug object, by `module.Class`. Raises Unknown."""
     name = f"{type(thing).__module__}.{type(thing).__name__}"
     if not name.startswith("imgaug.") or name.removeprefix("imgaug.") not in table:
         raise Unknown(name)
@@ -38,10 +38,10 @@ def known(thing: Any, table: Mapping[str, Any]) -> Any:
 
 
 def drawn(parameter: Any) -> Draw:
-    """The draws of a parameter of imgaug. Raises Unknown."""
-    steps = 1  # that follow a draw
+    """The draws of an imgaug parameter. Raises Unknown."""
+    steps = 1  # numbers skipped after a draw
     while type(parameter).__name__ == "AutoPrefetcher":
-        # It draws ahead from the second draw for an image on; there is one of each parameter.
+        # It prefetches only from the second draw per image on, and there is one draw per parameter.
         parameter = parameter.other_param
         steps += 1
     draw: Draw = known(parameter, _DRAWS)(parameter, steps)
@@ -49,7 +49,7 @@ def drawn(parameter: Any) -> Draw:
 
 
 def only(parameter: Any, allowed: Container[Any]) -> None:
-    """Raise Unknown unless all that a parameter gives, a constant or a choice, is `allowed`."""
+    """Raise Unknown unless a parameter is a constant or a choice of only allowed values."""
     kind = type(parameter).__name__
     if kind == "AutoPrefetcher":
         only(parameter.other_param, allowed)
@@ -62,14 +62,14 @@ def only(parameter: Any, allowed: Container[Any]) -> None:
 
 
 def _array(values: Any) -> np.ndarray:
-    """Values as imgaug's parameters give them: numbers in 32 bits."""
+    """Values in the type of imgaug's parameters: numbers have 32 bits."""
     made = np.array(values)
     kinds = {"i": np.int32, "f": np.float32}
     return made.astype(kinds[made.dtype.kind]) if made.dtype.kind in kinds else made
 
 
 def _constant(parameter: Any) -> np.ndarray:
-    """The one value of a parameter, of no dimensions."""
+    """The value of a constant parameter, as an array without dimensions. Raises Unknown."""
     if type(parameter).__name__ != "Deterministic" or isinstance(parameter.value, bool):
         raise Unknown(type(parameter).__name__)
     return _array(parameter.value)
@@ -93,7 +93,7 @@ def _uniform(parameter: Any, steps: int) -> Draw:
     low, high = sorted((float(_constant(parameter.a)), float(_constant(parameter.b))))
 
     def draw(stream: Stream, size: tuple[int, ...]) -> np.ndarray:
-        stream.advance(2)  # of the two ends
+        stream.advance(2)  # imgaug draws the two ends of the range first
         if low == high:
             values = np.full(size, low, np.float32)
         else:
@@ -129,7 +129,7 @@ def _choice(parameter: Any, steps: int) -> Draw:
 
     def draw(stream: Stream, size: tuple[int, ...]) -> np.ndarray:
         generator = stream.generator(halves=True)
-        if math.prod(size) == 1:  # which takes NumPy a fourth of the time without an array
+        if math.prod(size) == 1:  # without an array NumPy takes a fourth of the time
             picks: Any = np.full(size, generator.integers(0, len(values)))
         else:
             picks = generator.integers(0, len(values), size)
@@ -172,7 +172,7 @@ def _normals(
 ) -> np.ndarray:
     if mean != 0:
         return generator.normal(mean, deviation, size).astype(np.float32)
-    # Around 0 nothing is added, so that rounding is the same; this way takes a fifth less.
+    # With mean 0 nothing is added, so rounding is the same, and this takes a fifth less time.
     values = generator.standard_normal(size)
     values *= deviation
     return values.astype(np.float32)

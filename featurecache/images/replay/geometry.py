@@ -1,6 +1,6 @@
-"""Geometry: the augmenters that move pixels, replayed.
+"""The augmenters that move pixels, replayed.
 
-Raises Unknown, when read or when run, for what is not known to the last bit.
+Reading or running a step raises Unknown if its result is not known to the last bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INTERPOLATIONS = {
     "cubic": cv2.INTER_CUBIC,
 }
 EYE = np.eye(3, dtype=np.float32)
-NEAR = 0.0001  # what imgaug takes for nothing in a matrix
+NEAR = 0.0001  # imgaug treats smaller changes of a matrix as none
 RADIANS = 3.141592653589793 / 180
 
 
@@ -58,7 +58,7 @@ def _resized(image: np.ndarray, height: int, width: int, interpolation: int) -> 
 
 
 def _kept_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Back to the size it had, as imgaug does where `keep_size` asks for it."""
+    """The image resized to its earlier size, as imgaug does for `keep_size`."""
     larger = height > image.shape[0] or width > image.shape[1]
     return _resized(image, height, width, cv2.INTER_AREA if larger else cv2.INTER_LINEAR)
 
@@ -124,7 +124,7 @@ def _crop_and_pad(numbers: Numbers, node: Any) -> Step:
 
 
 def _cropped(length: int, start: int, end: int) -> tuple[int, int]:
-    """Where a crop begins and ends, which leaves at least one pixel as imgaug does."""
+    """The start and the end of a crop, which leaves at least one pixel, as in imgaug."""
     missing = 1 - (length - (start + end))
     if missing > 0:
         start, end = start - (missing + 1) // 2, end - missing // 2
@@ -179,7 +179,7 @@ def _affine(numbers: Numbers, node: Any) -> Step:
 
 
 def _pair(parameters: tuple[Any, Any]) -> Callable[[Stream], tuple[Any, Any]]:
-    """Two draws, or one for both where the second parameter is None."""
+    """Two draws, or one draw used twice if the second parameter is None."""
     first = drawn(parameters[0])
     if parameters[1] is None:
         return lambda stream: (first(stream, (1,))[0],) * 2
@@ -195,10 +195,10 @@ def _affine_matrix(
     shear: tuple[Any, Any],
     translate: tuple[Any, Any],
 ) -> np.ndarray:
-    """The product in single precision that imgaug makes, (3, 3) float32.
+    """The product of matrices that imgaug computes in single precision, (3, 3) float32.
 
-    A product with a translation only adds in the last column, so it is done by adding there; the
-    first two are exact in one.
+    Multiplying by a translation only adds to the last column, so it is done by addition. The first
+    two matrices are combined into one, which is exact.
     """
     matrix = np.array([[1, 0, 0.5 - width / 2], [0, 1, 0.5 - height / 2], [0, 0, 1]], np.float32)
     radians = rotate * RADIANS
@@ -263,10 +263,13 @@ def _perspective(numbers: Numbers, node: Any) -> Step:
 
 
 def _side(
-    corners: np.ndarray, axis: int, least: int, pairs: tuple[tuple[int, int], tuple[int, int]]
+    corners: np.ndarray, axis: int, min_length: int, pairs: tuple[tuple[int, int], tuple[int, int]]
 ) -> int:
-    """The longer of two sides, between `pairs` of corners (tl, tr, br, bl), which are moved apart
-    along `axis` until the shorter one is at least so long."""
+    """The longer of the two sides between `pairs` of corners (tl, tr, br, bl).
+
+    The corners are moved apart in place, along `axis`, until the shorter side has at least
+    `min_length`.
+    """
     far = (1, 2) if axis == 0 else (2, 3)
     while True:
         lengths = []
@@ -274,9 +277,9 @@ def _side(
             apart = corners[a] - corners[b]
             lengths.append(np.sqrt(apart[0] ** 2 + apart[1] ** 2))
         shorter = int(min(lengths))
-        if shorter >= least:
+        if shorter >= min_length:
             return int(max(lengths))
-        half = (least - shorter) / 2
+        half = (min_length - shorter) / 2
         for i in range(4):
             corners[i, axis] += half if i in far else -half
 

@@ -1,10 +1,10 @@
-"""Seeds: the generators of a tree's nodes for one image, made together.
+"""The generators of all nodes of a tree for one image, seeded together.
 
 Each is NumPy's SFC64, seeded with SeedSequence([8 words of the image's entropy, node number]).
-SeedSequence and SFC64 take about 10 us to do that for one node, as long as all its draws. But
-SeedSequence mixes word after word into a pool of four: NumPy makes the pool of the image's words
-once, and the last word of every node is mixed in here, by the same algorithm (numpy/random/
-bit_generator.pyx, after M. O'Neill's seed_seq_fe).
+SeedSequence and SFC64 take about 10 us for one node, as long as all its draws. But SeedSequence
+mixes its words one by one into a pool of four. NumPy makes the pool of the image's words once, and
+the last word of every node is mixed in here, by the same algorithm (numpy/random/bit_generator.pyx,
+after M. O'Neill's seed_seq_fe).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ MASK = 0xFFFFFFFF
 HALF = np.uint32(16)
 WORDS = 8  # of entropy, before the node's number
 POOL = 4
-THREE = np.array([0, 1, 2, 3, 0, 1])  # numbers of 64 bits for SFC64, from the words of the pool
-# SeedSequence hashes each word of the pool once, each with each other, and each further word
-# with all of the pool; a constant is multiplied on at every hash.
+STATE_WORDS = np.array([0, 1, 2, 3, 0, 1])  # words of the pool that make SFC64's 3 x 64 bits
+# SeedSequence hashes each word of the pool once, then each with each other one, then each further
+# word with the whole pool. Every hash multiplies a running constant.
 HASHES_BEFORE = POOL + POOL * (POOL - 1) + (WORDS - POOL) * POOL
 
 
 class Stream:
-    """The generator of one node, as imgaug's RNG would stand; made when first drawn from."""
+    """The generator of one node, in the state of imgaug's RNG. It is created at the first draw."""
 
     __slots__ = ("_behind", "_generator", "_halved", "_state")
 
@@ -38,15 +38,15 @@ class Stream:
         self._halved = False
 
     def advance(self, steps: int = 1) -> None:
-        """Throw away that many numbers, before the next draw if there is one.
+        """Skip that many numbers before the next draw, if there is one.
 
-        imgaug does so after each draw, of a constant too, and with them the half of a number of
-        which a draw used 32 bits.
+        imgaug does this after every draw, even of a constant. It also drops the unused half of a
+        64-bit number of which a draw used 32 bits.
         """
         self._behind += steps
 
     def generator(self, halves: bool = False) -> np.random.Generator:
-        """The generator for the next draw; `halves` if the draw takes 32 bits at a time."""
+        """The generator for the next draw; `halves` if the draw takes 32 bits per number."""
         generator, behind = self.behind()
         if behind:
             generator.random(behind)
@@ -54,7 +54,7 @@ class Stream:
         return generator
 
     def behind(self) -> tuple[np.random.Generator, int]:
-        """The generator, and how many numbers of it the next draw must throw away first."""
+        """The generator, and how many of its numbers the next draw must skip first."""
         if self._generator is None:
             seeded: Any = _Seeded(self._state)
             self._generator = np.random.Generator(np.random.SFC64(seeded))
@@ -84,12 +84,12 @@ class Seeds:
         self._after = np.array(constants[1:], np.uint32)
 
     def states(self, entropy: np.ndarray) -> np.ndarray:
-        """What the `Stream` of each node begins with, (nodes, 3) uint64, for an image with this
+        """The initial state of each node's `Stream`, (nodes, 3) uint64, for an image with this
         entropy, (8,) uint32."""
         pool = np.random.SeedSequence(entropy).pool
         mixed = pool * np.uint32(MIX_L) - self._hashed
         mixed ^= mixed >> HALF
-        states = mixed.take(THREE, axis=1)
+        states = mixed.take(STATE_WORDS, axis=1)
         states ^= self._before
         states *= self._after
         states ^= states >> HALF
@@ -97,7 +97,7 @@ class Seeds:
 
 
 class _Seeded(ISeedSequence):
-    """A seed sequence whose numbers are known already."""
+    """A seed sequence whose numbers have been computed already."""
 
     def __init__(self, state: np.ndarray) -> None:
         self._state = state

@@ -1,4 +1,4 @@
-"""Trees: which steps a tree of imgaug takes, and in what order."""
+"""Trees: which steps an imgaug tree takes, and in which order."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from featurecache.images.replay import colours, geometry
 from featurecache.images.replay.draws import Numbers, Read, Step, Unknown, drawn, known
 from featurecache.images.replay.seeds import Seeds, Stream
 
-VERSIONS = {"0.4.3"}  # of imaug, whose source is followed here
+VERSIONS = {"0.4.3"}  # versions of imaug whose source is reproduced here
 
 
 def read(
     root: Any, nodes: Sequence[Any], version: str
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray | None] | None:
-    """The replay of the built tree `root` of imaug `version`, or None where it isn't known;
-    `nodes` are its augmenters, in the order of the numbers that seed them.
+    """The replay of the built tree `root` of imaug `version`, or None if the tree is not known.
 
-    The replay takes an image, (H, W, 3) uint8, and the image's entropy, (8,) uint32. It gives None
-    for what imgaug must do itself.
+    `nodes` are its augmenters, in the order of the numbers that seed them. The replay takes an
+    image, (H, W, 3) uint8, and the image's entropy, (8,) uint32. It returns None for an image that
+    imgaug itself must process.
     """
     if version not in VERSIONS:
         return None
@@ -38,7 +38,7 @@ def read(
         try:
             made = step(np.ascontiguousarray(image), seeds.states(entropy))
         except (Unknown, cv2.error, ArithmeticError, LookupError, TypeError, ValueError):
-            return None  # an error is imgaug's to say, in its own words
+            return None  # imgaug will raise the error, with its own message
         return made.copy() if np.may_share_memory(made, image) else made
 
     return replay
