@@ -168,7 +168,7 @@ def test_a_crop_that_would_enlarge_without_end() -> None:
 
 
 def test_a_crop_of_the_models_own_that_pads() -> None:
-    with pytest.raises(BadInput, match=r"its own crop is 1\.15, .* give --crop 1, or less"):
+    with pytest.raises(BadInput, match=r"its own crop is 1\.15, .* pass --crop 1 or less"):
         load_backbone("volo_d4_448", "random")
     assert backbones._preprocess("volo_d4_448", None, 0.9, None).crop == 0.9
 
@@ -447,7 +447,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
             with pytest.raises(BadInput, match=f"not a weights file.*{reason}"):
                 load_backbone(TINY, tmp_path / name)
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    with pytest.raises(BadInput, match="holds no mapping of names to tensors"):
+    with pytest.raises(BadInput, match="contains no mapping of names to tensors"):
         load_backbone(TINY, tmp_path / "list.pth")
 
 

@@ -264,11 +264,11 @@ def test_choice(
 @pytest.mark.parametrize(
     ("engine", "precision", "said"),
     [
-        ("auto", "fp16", r"no engine here computes in fp16; there are: torch-cpu \(f32/bf16\)"),
+        ("auto", "fp16", r"computes in fp16; available: torch-cpu \(f32/bf16\)"),
         ("openvino", "fp16", "engine openvino does not compute in fp16"),
         ("openvino", "bf16", "engine openvino does not compute in bf16"),
         ("torch-cpu", "fp16", "engine torch-cpu does not compute in fp16"),
-        ("torch-cuda", "f32", "engine torch-cuda is not on this machine; there are: torch-cpu"),
+        ("torch-cuda", "f32", "engine torch-cuda is not on this machine; available: torch-cpu"),
         ("openvin", "f32", "unknown engine 'openvin'; nearest: openvino"),
         ("auto", "bf61", "unknown precision 'bf61'; nearest: bf16"),
     ],
@@ -309,7 +309,7 @@ def test_vectors_that_are_not_finite_are_refused(value: float) -> None:
     rows = np.ones((4, 3), np.float32)
     rows[2, 1] = value
     pixels = np.ones((3, 2, 2, 3), np.uint8)
-    with pytest.raises(FeatureCacheError, match="engine fake gave vectors that are not finite"):
+    with pytest.raises(FeatureCacheError, match="engine fake returned vectors that are not finite"):
         run_rows(fake_engine(Fake(rows)), pixels)
     assert len(run_rows(fake_engine(Fake(rows)), pixels[:2])) == 2  # of the padding nobody asks
 

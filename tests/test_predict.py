@@ -242,7 +242,7 @@ def test_other_weights_are_refused(six: Trained, other_weights: Path) -> None:
 def test_a_run_on_a_weights_file_needs_it_again(tmp_path: Path, other_weights: Path) -> None:
     made = make_run(tmp_path, "efficientnet_lite0", list(COLOURS)[:2], other_weights)
     files = made.pictures("val")
-    with pytest.raises(BadInput, match="give the --weights that they were made with"):
+    with pytest.raises(BadInput, match="pass the --weights that they were computed with"):
         predict(made.run, files)
     found = predict(made.run, files, weights=other_weights, engine="torch-cpu")
     assert [len(p.top) for p in found] == [2] * 4
@@ -264,7 +264,7 @@ def test_each_weights_file_finds_its_network(
     found = predict(run, files, weights=[other_weights], engine="torch-cpu")
     assert [len(p.top) for p in found] == [3] * 6
     assert predict(run, files, weights=[other_weights, "random"], engine="torch-cpu") == found
-    with pytest.raises(BadInput, match="give the --weights that they were made with"):
+    with pytest.raises(BadInput, match="pass the --weights that they were computed with"):
         predict(run, files)
     stray = tmp_path / "stray.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(1)}, stray)

@@ -129,7 +129,7 @@ def test_an_array_outside_of_its_file_is_refused(
 ) -> None:
     data, layout = pack(vectors(), ATTRIBUTES)
     layout["features"] = layout["features"].model_copy(update=change(layout["features"], len(data)))
-    with pytest.raises(DamagedCache, match="'features' lies outside"):
+    with pytest.raises(DamagedCache, match="'features' ends beyond"):
         unpack(data, layout)
 
 
@@ -139,7 +139,7 @@ def test_a_shortened_file_is_refused() -> None:
         a.offset + int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in layout.values()
     )
     unpack(data[:end], layout)
-    with pytest.raises(DamagedCache, match="lies outside"):
+    with pytest.raises(DamagedCache, match="ends beyond"):
         unpack(data[: end - 1], layout)
 
 
@@ -249,9 +249,9 @@ def absent(file: h5py.File, array: np.ndarray) -> None:
         (committed_type, "not a contiguous array"),
         (other_type, "'features' is <f8 (5, 7)"),
         (other_shape, "'features' is <f4 (4, 7)"),
-        (other_place, "does not lie where its record says"),
-        (beside, "holds ['features', 'items', 'more', 'status']"),
-        (absent, "holds ['items', 'status']"),
+        (other_place, "is not at the offset in its record"),
+        (beside, "contains ['features', 'items', 'more', 'status']"),
+        (absent, "contains ['items', 'status']"),
     ],
 )
 def test_what_is_not_a_plain_file_is_refused(
@@ -365,5 +365,5 @@ def test_layouts_that_are_refused(layout) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 2**63), (2**62, 0, 4), (1,) * 99])
 def test_a_shape_that_cannot_be_is_refused(shape) -> None:
-    with pytest.raises(DamagedCache, match="has no shape that can be"):
+    with pytest.raises(DamagedCache, match="has an impossible shape"):
         shards.unpack(bytes(64), of(features=("|u1", *shape)))

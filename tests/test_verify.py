@@ -379,7 +379,7 @@ def resealed(cache: Path, change: Callable[[dict[str, Any]], None]) -> None:
         (lambda r: r.update(row_sum="0" * 64), "its rows are not those of its record"),
         (lambda r: r["arrays"].pop("status"), "not a commit record"),
         (lambda r: r["arrays"]["items"].update(offset=0), "its items are not those of its record"),
-        (lambda r: r["arrays"]["features"].update(offset=10**9), "lies outside of its file"),
+        (lambda r: r["arrays"]["features"].update(offset=10**9), "ends beyond its file"),
         (lambda r: r.update(size=1), "its bytes are not the ones that were committed"),
         (lambda r: r["made"].pop("time"), "made.time: Field required"),
         (lambda r: r["made"].update(time="yesterday"), "made.time: Invalid isoformat"),
@@ -407,7 +407,7 @@ def test_a_damaged_note_of_a_run_is_found_and_set_aside(cache: Path) -> None:
     note.write_text('{"run": 5, "spaces": []}\n')
     (bad,) = verify(cache).bad
     assert bad["file"] == f"runs/{note.name}"
-    assert "run: not text" in bad["reason"]
+    assert "run: not a string" in bad["reason"]
     repaired = verify(cache, repair=True)
     assert "gc may not spare" in repaired.left[0]
     assert not note.exists() and verify(cache).bad == []

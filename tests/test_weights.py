@@ -84,7 +84,7 @@ def test_averaged_weights_are_taken_and_said(
     found = loaded(BOTH[name](plain, averaged), tmp_path / "both.pth")
     assert found.key() == loaded(averaged, tmp_path / "averaged.pth").key()
     (note,) = found.notes
-    assert f"took the averaged ones (EMA) below {name!r}" in note
+    assert f"used the averaged weights (EMA) under {name!r}" in note
 
 
 def test_two_networks_in_one_file_are_refused(plain: Tensors, tmp_path: Path) -> None:
@@ -111,13 +111,13 @@ POISON = {
 @pytest.mark.parametrize("name", POISON)
 def test_numbers_that_would_poison_a_vector(name: str, plain: Tensors, tmp_path: Path) -> None:
     reason = "a negative variance" if name.endswith("var") else "numbers that are not finite"
-    with pytest.raises(BadInput, match=rf"w\.pth: {name} holds {reason}"):
+    with pytest.raises(BadInput, match=rf"w\.pth: {name} contains {reason}"):
         loaded(poisoned(plain, name, POISON[name]), tmp_path / "w.pth")
 
 
 def test_numbers_that_the_networks_type_can_not_hold(plain: Tensors, tmp_path: Path) -> None:
     wide = {n: t.double() if t.is_floating_point() else t for n, t in plain.items()}
-    with pytest.raises(BadInput, match=r"conv1\.0\.weight holds numbers that are not finite"):
+    with pytest.raises(BadInput, match=r"conv1\.0\.weight contains numbers that are not finite"):
         loaded(poisoned(wide, "conv1.0.weight", 1e300), tmp_path / "w.pth")
     assert loaded(wide, tmp_path / "w.pth").key() == loaded(plain, tmp_path / "v.pth").key()
 
@@ -136,12 +136,12 @@ def test_a_classifier_is_no_part_of_a_vector(plain: Tensors, tmp_path: Path) -> 
 STRANGE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "quantised": (
         lambda t: t | {"conv1.0.weight": t["conv1.0.weight"].to(torch.int8)},
-        r"conv1\.0\.weight holds torch\.int8, not floating-point",
+        r"conv1\.0\.weight is torch\.int8, not floating-point",
     ),
     "meta": (lambda t: t | {"bn1.bias": t["bn1.bias"].to("meta")}, "not a plain tensor"),
     "sparse": (lambda t: t | {"fc.weight": t["fc.weight"].to_sparse()}, "not a plain tensor"),
-    "numbered": (lambda t: dict(enumerate(t.values())), "holds no mapping of names to tensors"),
-    "empty": (lambda t: {"state_dict": {}}, "holds no mapping of names to tensors"),
+    "numbered": (lambda t: dict(enumerate(t.values())), "contains no mapping of names to tensors"),
+    "empty": (lambda t: {"state_dict": {}}, "contains no mapping of names to tensors"),
     "another prefix": (lambda t: below("encoder_q.", t), "does not fit the backbone"),
     "cut": (lambda t: below("model.", dict(list(t.items())[:9])), "67 missing, 0 unknown"),
 }  # fmt: skip
@@ -158,7 +158,7 @@ def test_averaged_weights_that_are_not_there_yet(plain: Tensors, tmp_path: Path)
     found = loaded({"state_dict": plain, "state_dict_ema": {}}, tmp_path / "w.pth")
     assert found.key() == loaded(plain, tmp_path / "v.pth").key() and found.notes == ()
     part = dict(list(plain.items())[:9])
-    with pytest.raises(BadInput, match=r"67 missing.*took the averaged ones \(EMA\) below 'ema'"):
+    with pytest.raises(BadInput, match=r"67 missing.*used the averaged weights .EMA. under .ema"):
         loaded({"state_dict": plain, "ema": part}, tmp_path / "w.pth")
 
 
@@ -182,7 +182,7 @@ def test_published_weights_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> N
         module.conv_stem.weight.data[0] = float("nan")
 
     monkeypatch.setattr(backbones, "_load_packaged", poison)
-    with pytest.raises(BackboneUnavailable, match=r"published weights: conv_stem\.weight holds"):
+    with pytest.raises(BackboneUnavailable, match=r"published weights: conv_stem\.weight contains"):
         load_backbone("efficientnet_lite0")
 
 

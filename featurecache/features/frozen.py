@@ -1,7 +1,8 @@
-"""The network that engines run: frozen, from bytes to vectors, with its batch norms folded.
+"""The network as engines run it: frozen, from bytes to vectors, with folded batch norms.
 
 A frozen batch norm scales and shifts each channel, so it can be merged into the convolution before
-it. That saves a pass over the activations per batch norm. OpenVINO folds by itself; torch does not.
+it. That saves one pass over the activations per batch norm. OpenVINO does this itself; torch does
+not.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from torch import nn
 from featurecache.features.backbones import Backbone
 from featurecache.features.preprocess import Preprocess
 
-MAX_SHIFT = 1e-4  # relative to the greatest element; a larger change by folding is not rounding
+MAX_SHIFT = 1e-4  # relative to the largest element; a larger change by folding is not rounding
 
 
 class Frozen(nn.Module):
-    """(n, S, S, 3) uint8 pictures to (n, D) vectors: mean and std, then the network in `dtype`."""
+    """Maps pictures (n, S, S, 3) uint8 to vectors (n, D): normalizes, then runs the network in
+    `dtype`."""
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, dtype: torch.dtype) -> None:
         super().__init__()
@@ -38,9 +40,9 @@ class Frozen(nn.Module):
 
 
 def freeze(backbone: Backbone, dtype: torch.dtype = torch.float32, folded: bool = False) -> Frozen:
-    """The network of a backbone behind its normalisation; the backbone is not changed.
+    """The network of a backbone, with its normalization in front. The backbone is not changed.
 
-    `folded`: merge the batch norms into the convolutions, which shifts the last bits. A network
+    `folded` merges the batch norms into the convolutions, which changes the last bits. A network
     whose output would change by more than MAX_SHIFT is not folded.
     """
     network = copy.deepcopy(backbone.module).eval()
@@ -56,14 +58,15 @@ def freeze(backbone: Backbone, dtype: torch.dtype = torch.float32, folded: bool 
 
 
 def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
-    """Fold every batch norm that follows a convolution into it, in place; return their number.
+    """Fold every batch norm into the convolution before it, in place; return how many were folded.
 
-    The pairs are observed on a pass of `example` (a float32 batch that the network takes), not
-    guessed from names. A convolution that runs twice, feeds two norms, or whose output is changed
-    in place before its norm is left alone. A convolution that feeds something else beside its norm
-    is not detected: compare the vectors.
+    The pairs are observed in a pass of `example` (a float32 batch that the network takes), not
+    guessed from names. A convolution is not folded if it runs twice, feeds two norms, or has its
+    output changed in place before the norm. A convolution that feeds something else beside its norm
+    is not detected, so the caller must compare the vectors.
     """
-    # Keeps each tensor alive, so that its id stays unique, with its version (number of writes).
+    # Each tensor stays alive here, so that its id stays unique; `written` is its version, the
+    # number of in-place writes.
     outputs: dict[int, tuple[nn.Conv2d, torch.Tensor, int]] = {}
     passes: dict[nn.Module, int] = {}
     pairs: list[tuple[nn.Conv2d, nn.Module]] = []
@@ -112,6 +115,6 @@ def _fold(layer: nn.Conv2d, norm: Any) -> None:
 
 
 def _without_norm(norm: Any) -> nn.Module:
-    """The rest of a batch norm: timm's own classes also contain an activation."""
+    """What remains of a batch norm: timm's classes also contain dropout and an activation."""
     left = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
     return nn.Sequential(*(layer for layer in left if not isinstance(layer, nn.Identity)))

@@ -23,9 +23,9 @@ POOLINGS = (MODEL_POOLING, *_POOL, "avg+max", "token")
 
 
 def resolve_layer(layer: str | None, pooling: str | None) -> tuple[str, str]:
-    """The layer and the pooling, with the defaults for what is None.
+    """The layer and the pooling, with defaults in place of None.
 
-    Raises BadInput for a pooling that does not fit the layer, whatever the network.
+    Raises BadInput for a pooling that does not fit the layer of any network.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise UnknownName("pooling", pooling, POOLINGS)
@@ -48,7 +48,7 @@ def poolings_by_layer(network: Any, size: int) -> dict[str, tuple[str, ...]]:
     maps = ("avg", "max", "avg+max")
     prefixed = getattr(network, "num_prefix_tokens", None)
     token = ("token",) if prefixed and getattr(network, "cls_token", None) is not None else ()
-    # A class token, but an unknown number of tokens before the map: the map can't be cut out.
+    # With a class token, but an unknown number of tokens before the map, the map can't be cut out.
     hidden = prefixed is None and any("cls_token" in name for name, _ in network.named_parameters())
     if not hidden and _output(network.forward_features, size, 3, 4):
         poolings[FEATURES] = (*maps, *token)
@@ -58,7 +58,8 @@ def poolings_by_layer(network: Any, size: int) -> dict[str, tuple[str, ...]]:
 
 
 def _output(forward: Any, size: int, *dimensions: int) -> bool:
-    """Does `forward` return one tensor of so many dimensions? True if that can't be determined."""
+    """Whether `forward` returns one tensor with one of these numbers of dimensions; True if that
+    can't be determined."""
     try:
         with torch.no_grad():
             out = forward(torch.zeros(1, 3, size, size, device="meta"))
@@ -75,9 +76,9 @@ def _indices(network: Any) -> dict[str, int]:
 
 
 class Reader(nn.Module):
-    """Images (n, 3, S, S) to vectors (n, D): a layer of a network, pooled.
+    """Maps images (n, 3, S, S) to vectors (n, D): reads a layer of a network and pools it.
 
-    Modules behind the layer are not run. `avg+max` concatenates the two.
+    Modules after the layer are not run. `avg+max` concatenates the two poolings.
     """
 
     def __init__(self, network: nn.Module, layer: str, pooling: str) -> None:
@@ -97,7 +98,7 @@ class Reader(nn.Module):
         network: Any = self.network
         out = network.forward_features(images)
         if not isinstance(out, torch.Tensor):
-            raise BadInput(f"{type(network).__name__} ends in several maps; take another layer")
+            raise BadInput(f"{type(network).__name__} ends in several maps; use another --layer")
         if out.ndim == 4:
             return out, (1, 2) if getattr(network, "output_fmt", None) == "NHWC" else (2, 3)
         if self.pooling == "token":

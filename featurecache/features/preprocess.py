@@ -27,9 +27,9 @@ class Preprocess:
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 to (input_size, input_size, 3) uint8.
 
-        The geometry of timm's evaluation transform (timm/data/transforms_factory.py): resize to
-        floor(input_size / crop) on the shorter side (`center`) or on both (`squash`), centre crop.
-        The engine applies mean and std, so that bytes are sent to it and not floats.
+        The geometry is that of timm's evaluation transform (timm/data/transforms_factory.py):
+        resize to floor(input_size / crop) on the shorter side (`center`) or on both (`squash`),
+        then centre crop. The engine applies mean and std, so that it is sent bytes, not floats.
         """
         from PIL import Image
 
@@ -42,7 +42,7 @@ class Preprocess:
         return np.asarray(picture.crop(box))
 
     def geometry(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) of a picture of this size after resizing, and (top, left) of the crop."""
+        """(height, width) after resizing a picture of this size, and (top, left) of the crop."""
         scale = math.floor(self.input_size / self.crop)
         if self.crop_mode == "squash":
             high, wide = scale, scale
@@ -56,9 +56,11 @@ class Preprocess:
         )
 
     def matrices(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """`__call__` for a picture of this size as matrices, without rounding to bytes: `down`
-        (input_size, height) and `across` (input_size, width) float64, so that each channel of the
-        result is down @ channel @ across.T."""
+        """`__call__` as matrices for pictures of this size, without the rounding to bytes.
+
+        They are `down` (input_size, height) and `across` (input_size, width), float64: each channel
+        of the result is down @ channel @ across.T.
+        """
         from PIL import Image
 
         filter = Image.Resampling(INTERPOLATIONS[self.interpolation])

@@ -9,8 +9,8 @@ from featurecache.errors import nearest
 
 
 class BackboneSetting(TypedDict, total=False):
-    """How a network sees pictures, and what of it is read. What is absent or None is the model's
-    own (docs/cli.md, "Shared options")."""
+    """How a network sees pictures, and which layer is read. A setting that is absent or None is
+    the model's own (docs/cli.md, "Shared options")."""
 
     input_size: int | None  # pixels, both sides
     crop: float | None  # share of the image kept at the centre, in (0, 1]
@@ -20,7 +20,7 @@ class BackboneSetting(TypedDict, total=False):
 
 
 def check_keywords(keywords: Mapping[str, object], group: type, function: str) -> None:
-    """Raise TypeError for a keyword that the typed `group` lacks, as Python does for parameters."""
+    """Raise TypeError for a keyword that the typed `group` lacks, as Python itself would."""
     known = group.__annotations__
     for name in keywords:
         if name not in known:

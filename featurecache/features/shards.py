@@ -1,9 +1,10 @@
-"""Shards: the bytes of one immutable HDF5 file. The only room that imports h5py.
+"""Shards: the bytes of an immutable HDF5 file. Only this module imports h5py.
 
-A file is built in memory, so HDF5 never writes to a disk (law 4), and its bytes depend on its
-content alone: fixed format version, creation order, no times. Arrays are contiguous and
-uncompressed (law 6); where each begins is kept in the commit record, so that readers need no HDF5
-at all: they hash the bytes, then look at them (docs/format.md).
+A file is built in memory, so HDF5 never writes to a disk (law 4, "Committed or absent"). Its bytes
+depend on its content alone: the format version is fixed, arrays are in creation order, and there
+are no times. Arrays are contiguous and uncompressed (law 6, "Shards are plain"). The commit record
+has the offset of each, so readers need no HDF5: they hash the bytes, then view them as arrays
+(docs/format.md).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from featurecache.errors import DamagedCache
 from featurecache.json_files import Strict
 
 FLAT = ("status", "offsets", "pictures")  # arrays of one dimension; the others have two
-OK, UNDECODABLE = 0, 1  # the status of a row; an undecodable image keeps its slot, in zeros
+OK, UNDECODABLE = 0, 1  # the status of a row; the row of an undecodable image is zeros
 
 
 class Array(Strict):
-    """Where one array lies in a shard's bytes."""
+    """The position of an array in a shard's bytes."""
 
     dtype: str = pydantic.Field(pattern=r"^(<f4|\|u1|<u8)$")
     shape: tuple[pydantic.NonNegativeInt, ...] = pydantic.Field(strict=False)  # JSON has lists
@@ -35,17 +36,17 @@ class Array(Strict):
 
 
 def shard_name(items: Sequence[bytes]) -> str:
-    """The name of the shard that holds these rows in this order: the hash of the item list."""
+    """The name of the shard with these rows in this order: the hash of the item list."""
     return hashlib.sha256(b"".join(items)).hexdigest()
 
 
 def pack(
     arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Array]]:
-    """An HDF5 file with these contiguous arrays and text attributes, and where each array lies."""
+    """An HDF5 file with these contiguous arrays and text attributes, and each array's position."""
     import h5py
 
-    # HDF5 takes equal names for one file, also in memory; threads may pack at the same time.
+    # To HDF5 equal names mean the same file, even in memory, and several threads may pack at once.
     name = f"in memory {secrets.token_hex(8)}"
     with h5py.File(name, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         for name, text in attributes.items():
@@ -57,7 +58,7 @@ def pack(
             name: Array(
                 dtype=array.dtype.str,
                 shape=array.shape,
-                offset=file[name].id.get_offset() or 0,  # an array of no bytes lies nowhere
+                offset=file[name].id.get_offset() or 0,  # an empty array has no offset
             )
             for name, array in arrays.items()
         }
@@ -82,17 +83,17 @@ def check_layout(layout: Mapping[str, Array], rows: int) -> None:
 
 
 def unpack(data: bytes | mmap.mmap, layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
-    """The arrays of a shard whose hash was checked: read-only views of `data`, nothing parsed."""
+    """The arrays of a shard whose hash was checked: read-only views of `data`, without parsing."""
     arrays = {}
     for name, array in layout.items():
         count = int(np.prod(array.shape, dtype=object))
         if array.offset + count * np.dtype(array.dtype).itemsize > len(data):
-            raise DamagedCache(f"array {name!r} lies outside of its file")
+            raise DamagedCache(f"array {name!r} ends beyond its file")
         flat = np.frombuffer(data, array.dtype, count, array.offset if count else 0)
         try:
             arrays[name] = flat.reshape(array.shape)
-        except (ValueError, OverflowError) as error:  # 99 dimensions, or none and 2**63
-            raise DamagedCache(f"array {name!r} has no shape that can be: {array.shape}") from error
+        except (ValueError, OverflowError) as error:  # 99 dimensions, or a side of 2**63
+            raise DamagedCache(f"array {name!r} has an impossible shape: {array.shape}") from error
     return arrays
 
 
@@ -100,37 +101,40 @@ NOT_FINITE = "its vectors hold NaN or infinity"
 
 
 def is_finite(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Are all vectors of a shard finite? (True of pictures.)"""
+    """Whether all vectors of a shard are finite; True for pictures."""
     return "features" not in arrays or bool(np.isfinite(arrays["features"]).all())
 
 
 def check_hdf5(data: bytes, layout: Mapping[str, Array]) -> str | None:
     """Why a shard is not the plain HDF5 file its record describes, or None if it is.
 
-    Refuses links, external and virtual storage, filters, and anything beside the arrays. Only for
-    bytes whose hash was checked: HDF5 is not meant for hostile files.
+    Refuses links, external and virtual storage, filters, and anything else beside the arrays. Use
+    it only for bytes whose hash was checked: HDF5 is not safe on hostile files.
     """
     import h5py
 
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             if set(file) != set(layout):
-                return f"holds {sorted(file)}, not {sorted(layout)}"
+                return f"contains {sorted(file)}, not {sorted(layout)}"
             for name, array in layout.items():
                 if isinstance(dataset := _plain(file, name), str):
                     return dataset
                 if (dataset.dtype.str, dataset.shape) != (array.dtype, array.shape):
                     return f"{name!r} is {dataset.dtype.str} {dataset.shape}"
                 if (dataset.id.get_offset() or 0) != array.offset:
-                    return f"{name!r} does not lie where its record says"
+                    return f"{name!r} is not at the offset in its record"
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         return f"HDF5 can't open it ({error})"
     return None
 
 
 def items_in(data: bytes, sha256: str) -> bytes:
-    """The items in the data file of a shard, end to end, where its record can't say them; nothing
-    where the file is not of plain arrays, or its bytes have no hash that begins with `sha256`."""
+    """The items in the data file of a shard, concatenated, for when its record can't be used.
+
+    Empty if the file does not consist of plain arrays, or the hash of its bytes does not start with
+    `sha256`.
+    """
     import h5py
 
     if not hashlib.sha256(data).hexdigest().startswith(sha256):
@@ -147,7 +151,7 @@ def items_in(data: bytes, sha256: str) -> bytes:
 
 
 def _plain(file: Any, name: str) -> Any:
-    """An array of an open HDF5 file, or why it is no contiguous array in the file itself."""
+    """An array of an open HDF5 file, or why it is not a contiguous array in the file itself."""
     import h5py
 
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -163,7 +167,7 @@ def _plain(file: Any, name: str) -> Any:
 
 
 def row_bytes(arrays: Mapping[str, np.ndarray], row: int) -> bytes:
-    """The content of one row: its vector's bytes, or its picture's."""
+    """The content of a row: the bytes of its vector or of its picture."""
     if "features" in arrays:
         return bytes(arrays["features"][row].data)
     start, end = arrays["offsets"][row : row + 2]
@@ -171,13 +175,13 @@ def row_bytes(arrays: Mapping[str, np.ndarray], row: int) -> bytes:
 
 
 def row_hash(item: bytes, status: int, content: bytes) -> int:
-    """A row's part of a space's root hash. The parts are added up modulo 2**256, so the sum does
-    not depend on how rows are cut into shards or in which order they came."""
+    """A row's part of a space's root hash. The parts are added modulo 2**256, so the sum does not
+    depend on how rows are divided into shards, or on their order."""
     return int.from_bytes(hashlib.sha256(item + bytes([status]) + content).digest(), "big")
 
 
 def sum_of_rows(arrays: Mapping[str, np.ndarray], rows: Sequence[int] | None = None) -> int:
-    """The sum of the row hashes of a shard (of `rows` of it), modulo 2**256."""
+    """The sum of a shard's row hashes modulo 2**256; if `rows` is given, of these rows only."""
     chosen = range(len(arrays["items"])) if rows is None else rows
     total = sum(
         row_hash(arrays["items"][row].tobytes(), int(arrays["status"][row]), row_bytes(arrays, row))

@@ -1,8 +1,8 @@
-"""Soundness: do the vectors of a shard depend on their pictures?
+"""A check that the vectors of a shard depend on their pictures.
 
-A network with wrong weights, or a broken engine, may give finite numbers that are the same for all
-pictures. A single picture proves nothing (a layer behind a ReLU can be all zeros for it), nor do
-pictures that look alike, so all rows of a shard are judged together.
+A network with wrong weights, or a broken engine, may return finite numbers that are the same for
+all pictures. A single picture proves nothing (a layer after a ReLU can be all zeros for it), and
+neither do pictures that look alike, so all rows of a shard are judged together.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ import numpy as np
 
 from featurecache.errors import FeatureCacheError
 
-MIN_DIFFERENCE = 1.0  # of 255, mean over a picture; with less, the two may be the same picture
+MIN_DIFFERENCE = 1.0  # of 255, mean over a picture; below this, two may be the same picture
 
 
 class VectorCheck:
-    """The rows of one shard of one space, batch by batch.
+    """The check of one shard of one space, batch by batch.
 
-    They are sound as soon as two vectors differ and a vector holds two different numbers. That is
-    usually known after the first batch, and later batches cost nothing.
+    The rows are sound once two vectors differ and one vector contains two different numbers. That
+    is usually known after the first batch, and later batches cost nothing.
     """
 
     def __init__(self, space: str) -> None:
         self._space = space
         self._first: tuple[np.ndarray, np.ndarray] | None = None  # a picture and its vector
         self._rows = 0
-        self._differ = False  # do the pictures differ?
-        self._same = True  # are all vectors equal?
-        self._flat = True  # is each vector a single number, repeated?
+        self._differ = False  # whether the pictures differ
+        self._same = True  # whether all vectors are equal
+        self._flat = True  # whether each vector is one repeated number
 
     def add(self, pictures: np.ndarray, vectors: np.ndarray, decoded: np.ndarray) -> None:
-        """(n, S, S, 3) uint8, (n, D) float32, and (n,) bool: could the image be decoded?"""
+        """Add pictures (n, S, S, 3) uint8, their vectors (n, D) float32, and (n,) bool: whether the
+        image could be decoded."""
         if self.is_sound or not decoded.any():
             return
         pictures, vectors = pictures[decoded], vectors[decoded]
@@ -52,12 +53,13 @@ class VectorCheck:
         return not (self._same or self._flat)
 
     def finish(self) -> None:
-        """Raise FeatureCacheError if different pictures have all the same vector, or vectors
-        that repeat a single number (zeros, for example)."""
+        """Raise FeatureCacheError if different pictures all have the same vector, or if every
+        vector repeats a single number (zeros, for example)."""
         if self._differ and not self.is_sound:
             what = "the same vector" if self._same else "vectors of one repeated number each"
             raise FeatureCacheError(
-                f"{self._space}: {self._rows} different pictures all got {what}; none of them "
-                "was stored. The weights do not fit the network, or the engine is broken: run "
-                "`featurecache doctor`, try --engine torch-cpu, other --weights or another --layer"
+                f"{self._space}: {self._rows} different pictures all got {what}, so none was "
+                "stored. The weights do not fit the network, or the engine is broken: run "
+                "`featurecache doctor`, or try --engine torch-cpu, other --weights or another "
+                "--layer"
             )

@@ -1,5 +1,5 @@
-"""What the JSON files of a cache say, as typed models (docs/format.md): the marker, the description
-of a space, the commit record of a shard, and the note of a run."""
+"""Typed models of the JSON files in a cache (docs/format.md): the marker, the description of a
+space, the commit record of a shard, and the note of a run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from featurecache.features import shards
 from featurecache.json_files import Hex64, Json, Open, Strict, UtcTime
 
 MARKER = "CACHE.json"
-MAX_RECORD = 256 << 20  # bytes; 64 per row, and what is said of the shard
-MAX_NOTE = 1 << 20  # bytes; a run of a thousand spaces has a tenth
-_MAX_PATH = 4096  # bytes of a path, and 255 of a part of it, on the file systems of today
-_MAX_PART = 255
+MAX_RECORD = 256 << 20  # bytes; 64 per row, plus the fields of the shard
+MAX_NOTE = 1 << 20  # bytes; a run with a thousand spaces takes a tenth of it
+_MAX_PATH = 4096  # bytes, a limit of current file systems
+_MAX_PART = 255  # bytes, a limit of current file systems
 
 Packed = Annotated[
     bytes,
@@ -63,7 +63,7 @@ class BackboneKey(Open):
 
 
 class Key(Open):
-    """The key of a space of vectors, or, without the last three fields, of pictures."""
+    """The key of a space of vectors; without the last three fields, of a space of pictures."""
 
     format: pydantic.PositiveInt
     decode: dict[str, str]
@@ -74,15 +74,15 @@ class Key(Open):
 
     @pydantic.model_validator(mode="after")
     def _of_vectors_or_pictures(self) -> Key:
-        given = {"backbone", "precision", "dtype"} & self.model_fields_set
-        lacking = [name for name in sorted(given) if getattr(self, name) is None]
-        if given and (lacking or len(given) < 3):
+        present = {"backbone", "precision", "dtype"} & self.model_fields_set
+        lacking = [name for name in present if getattr(self, name) is None]
+        if present and (lacking or len(present) < 3):
             raise ValueError("backbone, precision and dtype belong together")
         return self
 
 
 class Names(Open):
-    """The names of a view and a backbone (None in a space of pictures), for people."""
+    """The readable names of a view and a backbone; the latter is None in a space of pictures."""
 
     view: str
     backbone: str | None
@@ -100,12 +100,12 @@ class Description(Open):
         if not (name == "none" if view is None else name.endswith(f"_{view.draw}")):
             raise ValueError("names.view is not the name of the key's view")
         if (self.names.backbone is None) != (self.key.backbone is None):
-            raise ValueError("names.backbone and key.backbone: one of them is missing")
+            raise ValueError("one of names.backbone and key.backbone is missing")
         return self
 
 
 class Made(Open):
-    """When and where a shard was made, and how long it took."""
+    """When and where a shard was computed, and how long it took."""
 
     time: UtcTime
     host: str
@@ -123,7 +123,7 @@ class Record(Strict):
     size: pydantic.NonNegativeInt
     sha256: str
     arrays: dict[str, shards.Array]
-    items: Packed  # 32 bytes a row; in the file 64 hex digits
+    items: Packed  # 32 bytes per row; 64 hex digits in the file
     row_sum: Hex64
     failed: dict[Hex64, str]  # item -> why it could not be decoded
     provenance: dict[str, str]
@@ -132,7 +132,7 @@ class Record(Strict):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Record:
         if len(self.items) % 32:
-            raise ValueError("items: half an item")
+            raise ValueError("items: not a multiple of 32 bytes")
         shards.check_layout(self.arrays, len(self.items) // 32)
         return self
 
@@ -142,37 +142,38 @@ class Record(Strict):
 
     @property
     def pixel_canaries(self) -> set[str]:
-        """Of the machines that made the pixels of this shard; several where `augment` kept them."""
+        """The canaries of the machines that computed the pixels of this shard. There may be several
+        if the pictures were stored by `augment`."""
         text = self.provenance.get(keys.PIXEL_CANARY, "")
         return {word for word in text.split()[:16] if re.fullmatch("[0-9a-f]{16}", word)}
 
     def check_names(self, space: str, file: str) -> None:
-        """Raise ValueError unless this is the record of that name in that space."""
+        """Raise ValueError unless this is the record with that file name in that space."""
         if self.space != space:
-            raise ValueError("space: a commit record that is of another space")
+            raise ValueError("space: the commit record is from another space")
         if self.shard != hashlib.sha256(self.items).hexdigest() or file != f"{self.shard}.json":
-            raise ValueError("shard: a commit record that does not match its items and its name")
+            raise ValueError("shard: the commit record does not match its items and its file name")
 
 
 def _file_name(path: object) -> str:
     if not isinstance(path, str):
-        raise ValueError("not text")
+        raise ValueError("not a string")
     parts = [part.encode("utf-8", "surrogateescape") for part in path.split("/")]
     if "\0" in path or sum(map(len, parts)) > _MAX_PATH or max(map(len, parts)) > _MAX_PART:
-        raise ValueError("no path that can be")
+        raise ValueError("not a possible path")
     return path
 
 
 class RunNote(Open):
     """A file in `runs/`: a run folder, and the spaces that it was trained on."""
 
-    run: Annotated[Any, pydantic.AfterValidator(_file_name)]  # may hold bytes that are not UTF-8
+    run: Annotated[Any, pydantic.AfterValidator(_file_name)]  # may have bytes that are not UTF-8
     spaces: list[str]
 
 
 def check_checksum(value: Json, data: bytes) -> None:
-    """Take the checksum out of a parsed file. Raises ValueError if it does not hold."""
+    """Remove the checksum from a parsed file. Raises ValueError if it does not match."""
     if value.pop("checksum", None) != keys.digest(value):
-        raise ValueError("a checksum that does not match")
+        raise ValueError("the checksum does not match")
     if not data.endswith(b"\n"):
-        raise ValueError("cut short: it does not end in a newline")
+        raise ValueError("truncated: it does not end in a newline")

@@ -1,6 +1,6 @@
-"""Weights files: the tensors of a checkpoint that are a network's, and the check of their numbers.
+"""Weights files: which tensors of a checkpoint are the network's, and a check of their numbers.
 
-docs/cli.md has the table of the names that are recognised.
+docs/cli.md has the table of the recognised names.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from featurecache.text import one_line
 if TYPE_CHECKING:
     import torch
 
-# What training scripts call the weights in what they save, the first that is there counts. Averaged
-# weights (EMA) come before the others, as in timm.models.load_state_dict.
+# The names that training scripts give to the weights in a checkpoint; the first one present counts.
+# Averaged weights (EMA) come before the others, as in timm.models.load_state_dict.
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema")
 PLAIN = ("state_dict", "model", "model_state_dict", "params", "net", "module")
-# The modules around a network whose names stand before those of its tensors: of DDP, of a
-# LightningModule, of an average.
+# Names of modules that wrap a network (DDP, a LightningModule, an average), used as prefixes of its
+# tensors' names.
 AROUND = ("module", "model", "net", "network", "backbone", "encoder")
 AROUND_AVERAGED = ("model_ema", "ema_model", "ema", "averaged_model")
-# What torch.compile, FSDP and activation checkpointing put anywhere into a name.
+# Parts that torch.compile, FSDP and activation checkpointing insert anywhere into a name.
 INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# What stands in a weights file's place where it was not downloaded.
+# The beginnings of files that are found where a download of weights failed.
 _FAILED_DOWNLOADS = (
     (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
     (b"<!doctype html", "a web page; download the file itself"),
@@ -40,9 +40,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def load_weights(path: Path, module: Any, classifier: str | tuple[str, ...] | None) -> list[str]:
-    """Load a weights file: every tensor of the network must be in it, in the right shape.
+    """Load a weights file: it must contain every tensor of the network, in the right shape.
 
-    Notes say which weights were taken where the file holds several. Raises BadInput.
+    If the file contains several sets of weights, notes say which were used. Raises BadInput.
     """
     if not path.is_file():
         reason = "is a folder or a device, not a file" if path.exists() else "no such file"
@@ -52,7 +52,7 @@ def load_weights(path: Path, module: Any, classifier: str | tuple[str, ...] | No
     prefix = _prefix(path, tensors, wanted, notes)
     inner = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     ends = (classifier,) if isinstance(classifier, str) else classifier or ()
-    # Counters of batches seen are no weights; a classifier is not part of a vector.
+    # Batch counters are not weights, and the classifier does not affect a vector.
     missing = [name for name in wanted if name not in inner]
     known = module.state_dict()
     extra = [n for n in inner if n not in known and not n.startswith(tuple(f"{e}." for e in ends))]
@@ -68,8 +68,8 @@ def load_weights(path: Path, module: Any, classifier: str | tuple[str, ...] | No
     for name, tensor in wanted.items():
         if tensor.is_floating_point() and not inner[name].is_floating_point():
             raise BadInput(
-                f"--weights {path}: {name} holds {inner[name].dtype}, not floating-point numbers; "
-                "quantised weights are not supported: give those from before quantisation"
+                f"--weights {path}: {name} is {inner[name].dtype}, not floating-point; quantised "
+                "weights are not supported: use the weights from before quantisation"
             )
     module.load_state_dict({n: t for n, t in inner.items() if n in known}, strict=False)
     return notes
@@ -81,7 +81,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
 
     loaded, chosen = _read(path), []
     while isinstance(loaded, Mapping):
-        # An empty mapping is what a script saves that has not averaged yet.
+        # A script that has not averaged yet saves an empty mapping.
         names = [n for n in (*AVERAGED, *PLAIN) if isinstance(loaded.get(n), Mapping) and loaded[n]]
         if not names:
             break
@@ -93,8 +93,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
             tensors[_without(name, INSIDE)] = tensor
     if not tensors:
         raise BadInput(
-            f"--weights {path}: holds no mapping of names to tensors, not under any of "
-            f"{', '.join((*AVERAGED, *PLAIN))} either"
+            f"--weights {path}: contains no mapping of names to tensors, neither at the top level "
+            f"nor as one of {', '.join((*AVERAGED, *PLAIN))}"
         )
     for name, tensor in tensors.items():
         if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
@@ -116,8 +116,8 @@ def _read(path: Path) -> Any:
         if suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's version: what matters is raised
-            # timm's own training script saves its arguments too; a Namespace only holds values.
+            warnings.simplefilter("ignore")  # about the pickle's version: real problems are raised
+            # timm's training script also saves its arguments; a Namespace contains only values.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -125,7 +125,7 @@ def _read(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:
-    """The error of a file that its library can't read: what it is where its first bytes say so."""
+    """The error for a file that its library can't read; the first bytes may show its kind."""
     with path.open("rb") as file:
         head = file.read(64).lstrip().lower()
     for start, kind in _FAILED_DOWNLOADS:
@@ -133,10 +133,11 @@ def _unreadable(path: Path, error: Exception) -> BadInput:
             return BadInput(f"--weights {path}: not a weights file: {kind}")
     if not head:
         return BadInput(f"--weights {path}: not a weights file: it is empty; download it again")
-    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the file's code
+    if isinstance(error, pickle.UnpicklingError):  # torch suggests running the file's code
         return BadInput(
-            f"--weights {path}: not a weights file that can be read safely: no pickle, or one that "
-            "holds more than tensors and could run code; save the state_dict alone, or .safetensors"
+            f"--weights {path}: not a weights file that can be read safely: it is not a pickle, or "
+            "one that contains more than tensors and could run code; save only the state_dict, or "
+            "save as .safetensors"
         )
     return BadInput(
         f"--weights {path}: not a weights file that can be read safely ({one_line(error)})"
@@ -144,7 +145,7 @@ def _unreadable(path: Path, error: Exception) -> BadInput:
 
 
 def _prefix(path: Path, tensors: Iterable[str], wanted: Iterable[str], notes: list[str]) -> str:
-    """What stands before the network's names in a file: "" or modules around it (`model.`)."""
+    """The prefix of the network's names in a file: "", or the wrapping modules (`model.`)."""
     names, anchor = set(tensors), next(iter(wanted), "")
     before = {name.removesuffix(anchor) for name in names if name.endswith(anchor)}
     known = {*AROUND, *AROUND_AVERAGED, ""}
@@ -155,19 +156,19 @@ def _prefix(path: Path, tensors: Iterable[str], wanted: Iterable[str], notes: li
     chosen = averaged or plain
     if len(chosen) > 1:
         raise BadInput(
-            f"--weights {path}: holds several networks of these names, below "
-            f"{', '.join(map(repr, chosen))}; save the one that is meant by itself"
+            f"--weights {path}: contains several networks with these names, under "
+            f"{', '.join(map(repr, chosen))}; save the one you want in a file of its own"
         )
     if averaged and plain:
         notes.append(_note(path, averaged[0], plain))
-    # Of a file that does not fit, the error speaks of the names below the likeliest prefix.
+    # If the file does not fit, the error is about the names under the likeliest prefix.
     return chosen[0] if chosen else max(sorted(before), key=len, default="")
 
 
 def _note(path: Path, taken: str, others: Iterable[str]) -> str:
     also = ", ".join(repr(name) for name in others)
-    kind = "the averaged ones (EMA)" if _is_averaged(taken) else "those"
-    return f"--weights {path}: took {kind} below {taken!r}; the file also holds {also}"
+    kind = "the averaged weights (EMA)" if _is_averaged(taken) else "the weights"
+    return f"--weights {path}: used {kind} under {taken!r}; the file also contains {also}"
 
 
 def _is_averaged(name: str) -> bool:
@@ -183,7 +184,7 @@ def _without(name: str, parts: Iterable[str]) -> str:
 def check_weights(module: Any, error: type[FeatureCacheError], source: str) -> None:
     """Raise `error` if a number of the network is not finite, or a variance is negative.
 
-    Some engines turn NaN into 0 on their way (ReLU as max(x, 0)), so vectors alone don't show it.
+    Vectors alone may not show it: some engines turn NaN into 0 (ReLU as max(x, 0)).
     """
     import torch
 
@@ -193,13 +194,13 @@ def check_weights(module: Any, error: type[FeatureCacheError], source: str) -> N
         low, high = (float(end) for end in torch.aminmax(tensor))
         if not (-float("inf") < low and high < float("inf")):  # False for NaN too
             raise error(
-                f"{source}: {name} holds numbers that are not finite (NaN or infinity); "
-                "take an earlier checkpoint, or download the weights again"
+                f"{source}: {name} contains numbers that are not finite (NaN or infinity); "
+                "use an earlier checkpoint, or download the weights again"
             )
         if name.endswith("running_var") and low < 0:
             raise error(
-                f"{source}: {name} holds a negative variance ({low:g}); "
-                "take an earlier checkpoint, or download the weights again"
+                f"{source}: {name} contains a negative variance ({low:g}); "
+                "use an earlier checkpoint, or download the weights again"
             )
 
 
@@ -208,9 +209,9 @@ def without_counters(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def digest_of_tensors(module: Any) -> str:
-    """SHA-256 over name, dtype, shape and bytes of all tensors, in order of their names.
+    """SHA-256 over the name, dtype, shape and bytes of all tensors, in the order of their names.
 
-    Not of the file: the same weights as .pth and as .safetensors are one key.
+    It is not the hash of the file: the same weights as .pth and as .safetensors have one key.
     """
     import torch
 

@@ -51,7 +51,7 @@ class View:
         return {"policy": self.policy.key(), "draw": self.draw, "seed": self.seed}
 
     def check(self) -> None:
-        """Build and try the policy, to report its errors before any work starts. Raises BadInput."""
+        """Build and try the policy, to report errors before any work starts. Raises BadInput."""
         if self.policy is not None:
             with contextlib.suppress(Undecodable):  # too large: reported per image
                 try:
