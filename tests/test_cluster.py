@@ -76,7 +76,7 @@ class TestCluster(CrewContract):
             Cluster(start, None, self.address, gpus=1)
 
     def test_machines_that_never_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "PATIENCE", 1.0)
+        monkeypatch.setattr(module, "AUTOSCALER_SECONDS", 1.0)
         crew = Cluster(start, None, self.address, gpus=1, max_workers=2)
         try:
             with pytest.raises(BadInput, match="no machine with 1 GPUs and a core joined"):

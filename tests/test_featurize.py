@@ -376,7 +376,7 @@ def test_a_file_edited_meanwhile_is_left_to_the_next_run(
     assert made.failed == [
         {"path": "train/dog/007.png", "reason": "was edited since it was listed"}
     ]
-    assert made.notes == ["1 image removed or edited while the work ran; run again"]
+    assert made.notes == ["1 image removed or edited during the work; rerun the command"]
     space = the_space(tmp_path / "cache")
     assert (made.computed, len(space.rows)) == (19, 19)
     again = featurize(data, cache=tmp_path / "cache", shard_rows=10, **tiny)

@@ -192,7 +192,7 @@ def test_without_a_policy_the_kept_views_are_covered(
 def test_resolve_refuses(small_data: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="seed -1: must be 0 or more"):
         resolve_request(small_data, tmp_path, seed=-1)
-    with pytest.raises(BadInput, match="--weights belongs to one backbone"):
+    with pytest.raises(BadInput, match="--weights applies to one backbone"):
         resolve_request(small_data, tmp_path, (), ["a", "b"], weights="random")
 
 

@@ -92,7 +92,7 @@ def test_every_task_ends_once_or_is_named(
     played = Played(random.Random(seed), workers, kill, fail)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "RETRY_DELAY", 0.0)
-        patch.setattr(module, "MIN_SLOW", 0.0)
+        patch.setattr(module, "MIN_SLOW_SECONDS", 0.0)
         ended = []
         failed = []
         try:
@@ -170,7 +170,7 @@ def test_a_crew_that_is_gone_is_an_error(began: bool) -> None:
 
 def test_a_task_of_a_slow_worker_is_done_by_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow one has two: the second is taken over at once, the first when it takes too long."""
-    monkeypatch.setattr(module, "MIN_SLOW", 0.2)
+    monkeypatch.setattr(module, "MIN_SLOW_SECONDS", 0.2)
 
     class Slow(Played):
         def events(self, seconds: float) -> Any:

@@ -155,7 +155,7 @@ def test_parts_that_there_are_not(part: str, small_data: Path, tiny: dict[str, A
         ({"executor": "processes", "max_workers": 0}, "max workers 0: must be 1 or more"),
         ({"executor": "ray", "gpus_per_worker": -1}, "gpus per worker -1: must be 0 or more"),
         ({"executor": "ray", "gpus_per_worker": float("nan")}, "gpus per worker nan: must be 0"),
-        ({"executor": "processes", "gpus_per_worker": 0.5}, "processes needs whole numbers"),
+        ({"executor": "processes", "gpus_per_worker": 0.5}, "processes needs an integer"),
     ],
 )
 def test_executors_that_there_are_not(

@@ -1,6 +1,6 @@
 """A crew of Ray actors: one per machine of a cluster, or one per GPU or group of GPUs.
 
-The only module that imports ray. Machines may join and leave while the work runs.
+Only this module imports ray. Machines may join and leave while the work runs.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurecache.errors import BadInput, FeatureCacheError, MissingExtra
-from featurecache.executors.processes import RESTARTS
+from featurecache.executors.processes import MAX_DEATHS_IN_A_ROW
 from featurecache.executors.scheduler import AHEAD, TaskEnded, WorkerJoined, WorkerLost, attempt
 from featurecache.text import one_line
 from featurecache.versions import installed_versions
 
-LOOK = 1.0  # seconds between looks at the list of machines
-PATIENCE = 600.0  # seconds to wait for an autoscaler when there is no machine
-REACH = 5.0  # seconds that an address has to answer
+MACHINE_POLL_SECONDS = 1.0  # between reads of the list of machines
+AUTOSCALER_SECONDS = 600.0  # to wait for an autoscaler when there is no machine
+CONNECT_SECONDS = 5.0  # for an address to answer
 PINNED = ("featurecache", "imaug", "numpy", "timm", "torch")  # same versions on all machines
 
 
 @dataclass
 class _Seat:
-    """A slot for an actor: the resources it needs of its machine, and its current worker."""
+    """A slot for an actor: the resources it takes on its machine, and its current worker."""
 
     node: str
     name: str
@@ -42,15 +42,16 @@ class _Seat:
     worker: str = ""
     actor: Any = None
     deaths: int = 0  # since a task last ended here
-    error: str = ""  # why it has no worker, and gets none
+    error: str = ""  # why it has no worker and will get none
 
 
 class Cluster:
     """A Crew on a Ray cluster: the one at `address` (HOST:PORT) or $RAY_ADDRESS, or one that runs
-    on this machine. If there is none, starts one with this machine only.
+    on this machine. If there is none, this starts one with only this machine.
 
-    `gpus` per worker; None is 1 if the cluster has GPUs, else 0. Without GPUs there is one worker
-    per machine. `max_workers` at a time; an autoscaler is asked for that many.
+    Each worker gets `gpus` GPUs; None means 1 if the cluster has GPUs, else 0. Without GPUs there
+    is one worker per machine. At most `max_workers` run at a time; an autoscaler is asked for that
+    many.
     """
 
     def __init__(
@@ -64,17 +65,17 @@ class Cluster:
         ray = _ray()
         self._open = contextlib.ExitStack()
         _connect(ray, address)
-        # Ray prints the last words of dying nodes on stdout, which belongs to the results.
+        # Ray prints the last output of dying nodes to stdout, which is reserved for results.
         self._open.enter_context(contextlib.redirect_stdout(io.StringIO()))
         self._open.callback(ray.shutdown)
         self._ray = ray
         self._max_workers = max_workers
         self._numbers = itertools.count()
         self._seats: dict[str, list[_Seat]] = {}  # node id -> its seats
-        # Ray reference -> its seat, its worker, its task's number (None for the worker's start)
+        # Ray reference -> seat, worker, task number (None for the worker's start)
         self._pending: dict[Any, tuple[_Seat, str, int | None]] = {}
-        self._looked = float("-inf")
-        self._alive = time.monotonic()  # when there last was a machine
+        self._polled = float("-inf")
+        self._alive = time.monotonic()  # when there was last a machine
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._gpus = float(any(n.get("GPU") for n in nodes)) if gpus is None else gpus
         fitting = [n for n in nodes if n.get("CPU", 0) >= 1 and n.get("GPU", 0) >= self._gpus]
@@ -86,13 +87,13 @@ class Cluster:
             self.close()
             raise BadInput(
                 f"no machine of the Ray cluster has {self._gpus:g} GPUs and a core for a worker; "
-                "give another --gpus-per-worker, or --max-workers N to ask an autoscaler for N"
+                "pass another --gpus-per-worker, or --max-workers N to ask an autoscaler for N"
             )
         versions = installed_versions(*PINNED)
         # Pickled here, not by Ray: a worker compares versions before it unpickles.
         self._payload = ray.put(pickle.dumps((start, context)))
         self._versions = versions
-        self._look()
+        self._poll_machines()
 
     def give(self, worker: str, number: int, task: Any) -> None:
         seat = next(s for seats in self._seats.values() for s in seats if s.worker == worker)
@@ -100,8 +101,8 @@ class Cluster:
 
     def events(self, seconds: float) -> Sequence[WorkerJoined | WorkerLost | TaskEnded]:
         events: list[WorkerJoined | WorkerLost | TaskEnded] = []
-        if time.monotonic() - self._looked > LOOK:
-            events += self._look()
+        if time.monotonic() - self._polled > MACHINE_POLL_SECONDS:
+            events += self._poll_machines()
         if not self._pending:
             time.sleep(seconds)
             return events
@@ -111,7 +112,7 @@ class Cluster:
                 list(self._pending), num_returns=len(self._pending), timeout=0
             )
         for reference in ready:
-            if reference not in self._pending:  # of a worker that was lost just now
+            if reference not in self._pending:  # its worker has just been lost
                 continue
             seat, worker, number = self._pending.pop(reference)
             try:
@@ -123,7 +124,7 @@ class Cluster:
                 seat.deaths = 0
                 events.append(TaskEnded(worker, number, *answer))
             elif answer:
-                seat.error = f"{seat.name}: {answer}"  # it could not start; nor would another
+                seat.error = f"{seat.name}: {answer}"  # it could not start, nor would another
                 self._ray.kill(seat.actor)
             else:
                 events.append(WorkerJoined(worker, seat.name))
@@ -133,9 +134,12 @@ class Cluster:
     def stranded(self) -> str:
         seats = [seat for seats in self._seats.values() for seat in seats]
         if self._max_workers is not None and not seats:
-            if time.monotonic() - self._alive < PATIENCE:
-                return ""  # an autoscaler may bring some
-            return f"no machine with {self._gpus:g} GPUs and a core joined within {PATIENCE:.0f} s"
+            if time.monotonic() - self._alive < AUTOSCALER_SECONDS:
+                return ""  # an autoscaler may add some
+            return (
+                f"no machine with {self._gpus:g} GPUs and a core joined within "
+                f"{AUTOSCALER_SECONDS:.0f} s"
+            )
         if any(not seat.error for seat in seats):
             return ""
         errors = [seat.error for seat in seats] or ["the cluster has no machine left"]
@@ -152,7 +156,7 @@ class Cluster:
             request_resources(bundles=[])
         self._open.close()
 
-    def _look(self) -> list[WorkerLost]:
+    def _poll_machines(self) -> list[WorkerLost]:
         """Start workers on new machines, and give up the workers of machines that are gone."""
         lost: list[WorkerLost] = []
         alive = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
@@ -176,9 +180,9 @@ class Cluster:
             self._seats[identity] = [_Seat(identity, name, cpus, self._gpus) for _ in range(count)]
             for seat in self._seats[identity]:
                 self._fill(seat)
-        self._looked = time.monotonic()
+        self._polled = time.monotonic()
         if self._seats:
-            self._alive = self._looked
+            self._alive = self._polled
         return lost
 
     def _fill(self, seat: _Seat) -> None:
@@ -206,7 +210,7 @@ class Cluster:
             reference: owner for reference, owner in self._pending.items() if owner[1] != worker
         }
         seat.deaths += 1
-        if seat.node in self._seats and seat.deaths < RESTARTS:
+        if seat.node in self._seats and seat.deaths < MAX_DEATHS_IN_A_ROW:
             self._fill(seat)
         else:
             seat.error, seat.worker, seat.actor = f"{seat.name}: {reason}", "", None
@@ -217,7 +221,7 @@ class _Worker:
     """The actor: `start` once, then tasks, as many at a time as the scheduler hands out."""
 
     def start(self, versions: dict[str, str], payload: bytes) -> str:
-        """Why it can't work on this machine; "" if it can."""
+        """Open what the tasks need. Returns why this machine can't run them; "" if it can."""
         local = installed_versions(*versions)
         conflicts = [
             f"{n} {local[n]}, not {versions[n]}" for n in versions if local[n] != versions[n]
@@ -250,8 +254,8 @@ def _ray() -> Any:
 
 def _connect(ray: Any, address: str | None) -> None:
     if address is not None:
-        _reach(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # for a cluster that is started here
+        _check_address(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # if a cluster is started here
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
@@ -269,20 +273,20 @@ def _connect(ray: Any, address: str | None) -> None:
         if "Version mismatch" in reason:
             reason = f"its versions of Ray or Python differ: {reason.split(': ', 1)[-1]}"
         elif isinstance(error, ConnectionError) and "RAY_AUTH_MODE" not in os.environ:
-            reason += "; if it asks for a token, set RAY_AUTH_MODE=token"
+            reason += "; if it needs a token, set RAY_AUTH_MODE=token"
         raise BadInput(f"cannot use the Ray cluster at {target}: {reason}") from error
     finally:
         if main and handler is not None:
-            signal.signal(signal.SIGTERM, handler)  # Ray replaces it; ours reports what is safe
+            signal.signal(signal.SIGTERM, handler)  # Ray replaces ours, which reports what is safe
 
 
-def _reach(address: str) -> None:
-    """Raise BadInput if nothing answers at the address: Ray would try for minutes."""
+def _check_address(address: str) -> None:
+    """Raise BadInput if nothing answers at the address. Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdecimal()) or "/" in host:
         raise BadInput(f"address {address!r}: must be HOST:PORT, as `ray start --head` prints it")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), REACH).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise BadInput(
             f"nothing answers at {address} ({error}); `ray start --head` on a machine starts a "
@@ -291,7 +295,7 @@ def _reach(address: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Ray's reason for the end of a worker, without Ray's own traceback."""
+    """Ray's reason for the end of a worker, without Ray's traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reasons = [line for line in lines if "Error" in line or "died" in line or "reason" in line]
     return one_line(Exception((reasons or lines or ["it ended"])[-1]))

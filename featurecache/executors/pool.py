@@ -1,7 +1,7 @@
-"""A pool of worker processes, or none.
+"""A pool of worker processes, which may be empty.
 
-It calls a function on tasks and yields the results in the order of the tasks, so that results never
-depend on the worker that computed them.
+It calls a function on tasks and yields the results in the order of the tasks. Results never depend
+on which worker computed them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Context = TypeVar("Context")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_MIN_SHARED = 64 << 10  # bytes of arrays in a result; below this a pipe is as fast
-_SHARED = Path("/dev/shm")  # Linux keeps shared memory here; containers may have little of it
+_MIN_SHARED = 64 << 10  # bytes of arrays in a result; for fewer a pipe is as fast
+_SHARED = Path("/dev/shm")  # where Linux has shared memory; containers may have little of it
 
 
 def checked_workers(workers: int | None) -> int:
-    """The number of workers; by default one fewer than the cores, which leaves one core to the
-    network, and at most 16. Raises BadInput for a negative number."""
+    """The number of workers. By default it is one fewer than the cores, which leaves one core for
+    the network, and at most 16. Raises BadInput for a negative number."""
     if workers is None:
         return min(cores() - 1, 16)
     if workers < 0:
@@ -45,7 +45,7 @@ def checked_workers(workers: int | None) -> int:
 
 
 def cores() -> int:
-    """The number of cores that this process may use, which can be fewer than the machine has."""
+    """The number of cores that this process may use. The machine may have more."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -57,14 +57,14 @@ def ordered(
     tasks: Iterable[Task | None],
     workers: int,
 ) -> Generator[Result, None, None]:
-    """`function(context, task)` of each task, in the order of the tasks. `workers` 0 means in this
-    process. A task that is None means that there is none yet: waits for the tasks already begun.
+    """Yield `function(context, task)` for each task, in the order of the tasks.
 
-    The context is sent to each worker once. Tasks are read as they are needed, a few per worker
-    ahead of the results. `function` must be importable by name, and not from the caller's script:
-    workers are fresh processes that do not run it. Arrays in results are passed in shared memory
-    if there is enough. An exception of `function` is raised here. Raises FeatureCacheError if a
-    worker process dies.
+    With 0 `workers` this process does the work. A None in `tasks` means that there is no task yet:
+    it makes this wait for the tasks that have started. The context is sent to each worker once.
+    Tasks are read as they are needed, a few per worker ahead of the results. `function` must be
+    importable by name, and not from the caller's script, which the worker processes do not run.
+    Arrays in results are passed in shared memory if there is enough. An exception of `function` is
+    raised here. Raises FeatureCacheError if a worker process dies.
     """
     if workers == 0:
         yield from (function(context, task) for task in tasks if task is not None)
@@ -92,23 +92,24 @@ def ordered(
             yield blocks.unpacked(future.result(), block)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise FeatureCacheError(
-            "a worker process died (out of memory, or killed). Committed shards are safe; run "
-            "again to continue, with fewer --workers if memory is short"
+            "a worker process died (out of memory, or killed). Committed shards are safe; rerun "
+            "the command to continue, with fewer --workers if memory is short"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         blocks.unlink()
 
 
-_starting = threading.Lock()
+_starting = threading.Lock()  # of the process, since it guards the functions of a module
 
 
 class _Worker(SpawnProcess):
     """A fresh process that does not run the caller's script.
 
-    A spawned process normally runs the main script again, for the functions defined there. Ours
-    come from this package, and a script that calls it without `if __name__ == "__main__":` would
-    start workers in every worker. So the start data leaves out the script.
+    A spawned process normally runs the main script again, for the functions defined there. Our
+    functions come from this package, and a script that calls it without
+    `if __name__ == "__main__":` would start workers in every worker. The start data therefore
+    leaves out the script.
     """
 
     @staticmethod
@@ -119,7 +120,7 @@ class _Worker(SpawnProcess):
             data = original(name)
             return {key: data[key] for key in data if not key.startswith("init_main_from_")}
 
-        with _starting:  # all threads share that module
+        with _starting:  # all threads share the module `spawn`
             spawn.get_preparation_data = without_script
             try:
                 return SpawnProcess._Popen(process)
@@ -137,8 +138,8 @@ def worker_processes() -> SpawnContext:
 
 
 class _Packed(NamedTuple):
-    """A result in transit: its pickle, and the arrays outside of it: end to end in a block of
-    shared memory (`arrays` is None), or one by one."""
+    """A result in transit: its pickle, and the arrays outside the pickle. The arrays are
+    concatenated in a block of shared memory (then `arrays` is None), or listed in `arrays`."""
 
     body: bytes
     sizes: list[int]
@@ -146,7 +147,7 @@ class _Packed(NamedTuple):
 
 
 class _Blocks:
-    """Blocks of shared memory for results. They are made when the first result shows their size."""
+    """Blocks of shared memory for results. The first result sets their size."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -157,7 +158,7 @@ class _Blocks:
         return self._free.pop() if self._free else None
 
     def unpacked(self, packed: _Packed, block: SharedMemory | None) -> Any:
-        """The result itself. Its arrays are copied, which frees the block."""
+        """The result. Its arrays are copied, and the block is free again."""
         size = sum(packed.sizes)
         if packed.arrays is not None:
             arrays: list[Any] = [bytearray(array) for array in packed.arrays]
@@ -173,7 +174,7 @@ class _Blocks:
         return pickle.loads(packed.body, buffers=arrays)
 
     def _make(self, size: int) -> None:
-        """Make all blocks, once; or none if there is no room: then results go through pipes."""
+        """Make all blocks, once, or none if there is no room. Results then go through pipes."""
         count, self._count = self._count, 0
         try:
             while _room_for(count * size) and len(self._made) < count:
@@ -190,18 +191,18 @@ class _Blocks:
 
 
 def _room_for(size: int) -> bool:
-    """Whether there is shared memory for twice this: a write past the end of it kills a process."""
+    """Whether there is shared memory for twice this size. Writing beyond what is available kills
+    the process."""
     return not _SHARED.is_dir() or shutil.disk_usage(_SHARED).free > 2 * size
 
 
-_worker: dict[
-    str, Any
-] = {}  # global of a worker process, which has one thread: function, context, blocks
+# State of a worker process: function, context, blocks. Safe, since only one thread uses it.
+_worker: dict[str, Any] = {}
 
 
 def _start_worker(function: Any, context: Any) -> None:
     _worker.update(function=function, context=context)
-    # Ctrl-C reaches the whole group. Only the parent handles it, and ends the workers.
+    # Ctrl-C reaches all processes of the group. Only the parent handles it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow_parent, daemon=True).start()
 
@@ -226,7 +227,7 @@ def _run(task: Any, block: str | None) -> _Packed:
 
 
 def follow_parent() -> None:
-    """End this process when its parent ends, even if the parent is killed."""
+    """End this process when its parent ends, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

@@ -27,8 +27,8 @@ from featurecache.executors.scheduler import (
 )
 from featurecache.text import one_line
 
-CLOSING = 5.0  # seconds that processes have to end by themselves before they are killed
-RESTARTS = 3  # of a process that keeps dying before it ends a task
+CLOSE_SECONDS = 5.0  # for processes to end by themselves before they are killed
+MAX_DEATHS_IN_A_ROW = 3  # of a seat's processes, without a task that ends, before it gets no other
 
 
 @dataclass
@@ -42,12 +42,12 @@ class _Seat:
     process: Any = None
     pipe: Any = None
     deaths: int = 0  # since a task last ended here
-    error: str = ""  # why it has no worker, and gets none
+    error: str = ""  # why it has no worker and will get none
 
 
 class Processes:
-    """A Crew of `count` processes, each with its share of the cores and with `gpus` GPUs of its
-    own."""
+    """A Crew of `count` processes. Each gets an equal share of the cores, and `gpus` GPUs that no
+    other process uses."""
 
     def __init__(
         self, start: Callable[[Any], Callable[[Any], Any]], context: Any, count: int, gpus: int = 0
@@ -68,7 +68,7 @@ class Processes:
 
     def give(self, worker: str, number: int, task: Any) -> None:
         seat = next(seat for seat in self._seats if seat.worker == worker)
-        with contextlib.suppress(OSError):  # it has ended: an event will say so
+        with contextlib.suppress(OSError):  # the process has ended: an event will report it
             seat.pipe.send((number, task))
 
     def events(self, seconds: float) -> Sequence[WorkerJoined | WorkerLost | TaskEnded]:
@@ -85,7 +85,7 @@ class Processes:
             if answer is None:
                 events.append(WorkerJoined(seat.worker, seat.name))
             elif isinstance(answer, str):
-                seat.error = answer  # it could not start; nor would another
+                seat.error = answer  # it could not start, and neither would another
             else:
                 seat.deaths = 0
                 events.append(TaskEnded(seat.worker, *answer))
@@ -98,12 +98,12 @@ class Processes:
         return "; ".join(dict.fromkeys(seat.error for seat in self._seats))
 
     def close(self) -> None:
-        """End the processes, with the workers and the shared memory of each; those still running
-        a task after CLOSING seconds are killed."""
+        """End the processes, with their workers and shared memory. Those that still run a task
+        after CLOSE_SECONDS are killed."""
         for seat in self._seats:
             if seat.pipe is not None:
                 seat.pipe.close()
-        deadline = time.monotonic() + CLOSING
+        deadline = time.monotonic() + CLOSE_SECONDS
         for seat in self._seats:
             if seat.process is not None:
                 seat.process.join(max(0.0, deadline - time.monotonic()))
@@ -121,7 +121,7 @@ class Processes:
         worker_end.close()
 
     def _ended(self, seat: _Seat) -> str:
-        """Why its process has ended; starts another in its seat if that may help."""
+        """Start another process in the seat if that may help. Returns why the process ended."""
         seat.pipe.close()
         seat.pipe = None
         if not seat.error:
@@ -129,7 +129,7 @@ class Processes:
             reason = (
                 f"{seat.name} ended with code {seat.process.exitcode}: killed, or out of memory"
             )
-            if seat.deaths < RESTARTS:
+            if seat.deaths < MAX_DEATHS_IN_A_ROW:
                 self._fill(seat)
                 return reason
             seat.error = reason
@@ -137,7 +137,7 @@ class Processes:
 
 
 def _visible(numbers: Sequence[int]) -> Iterator[int | str]:
-    """CUDA's names of the GPUs with these numbers, among those that this process may see."""
+    """CUDA's names for the GPUs with these numbers, among those that this process may see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names: Sequence[str] | Mapping[int, int]
     names = visible.split(",") if visible else {n: n for n in numbers}
@@ -146,11 +146,10 @@ def _visible(numbers: Sequence[int]) -> Iterator[int | str]:
 
 
 def _serve(pipe: Any, environment: dict[str, str], share: list[int], payload: bytes) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process; the parent handles it
+    # Ctrl-C reaches all processes of the group. Only the parent handles it, and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow_parent, daemon=True).start()
-    os.environ.update(environment)  # before anything uses a GPU
+    os.environ.update(environment)  # must be set before a GPU is used
     if share and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))

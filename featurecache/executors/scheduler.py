@@ -1,8 +1,8 @@
 """A scheduler: shares tasks among equal workers, any of which may be lost.
 
-Tasks must be idempotent. A task is given to another worker when its worker is lost, and also when
-it takes too long, while the first is still working on it. Results are small: workers store what
-they make.
+Tasks must be idempotent. A task goes to another worker if its worker is lost. It also goes to a
+second worker, while the first still works on it, if it takes too long. Results are small: workers
+store what they make.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from featurecache.text import one_line
 
 AHEAD = 2  # tasks per worker: it makes pictures for one task while it computes another
 MAX_TRIES = 3  # runs of a task that raises, on different workers if there are several
-MAX_DEATHS = 5  # workers that may end during a task before the task is blamed
-SLOW = 4.0  # times the median duration, after which an idle worker runs a task too
-MIN_SLOW = 5.0  # seconds that every task may take
+MAX_DEATHS = 5  # workers that end while running a task before the task fails
+SLOW_FACTOR = 4.0  # a task is slow after this many times the median duration
+MIN_SLOW_SECONDS = 5.0  # no task is slow before this
 RETRY_DELAY = 0.5  # seconds before a deferred task is tried again
 MAX_WAIT = 0.5  # seconds to wait for events
 
 
 class Deferred(NamedTuple):
-    """The return value of a task that cannot finish now: the partial `result`, and the `task` that
-    remains."""
+    """The return value of a task that cannot finish now: the partial `result`, and the remaining
+    `task`."""
 
     result: Any
     task: Any
 
 
 class WorkerJoined(NamedTuple):
-    """A worker is ready; `machine` is the name to show."""
+    """A worker is ready. `machine` is its name for display."""
 
     worker: str
     machine: str
 
 
 class WorkerLost(NamedTuple):
-    """A worker has ended, and its unfinished tasks with it."""
+    """A worker has ended, without finishing its tasks."""
 
     worker: str
     reason: str
@@ -63,21 +63,21 @@ class Crew(Protocol):
     """Starts workers, and replaces those that are lost."""
 
     def give(self, worker: str, number: int, task: Any) -> None:
-        """Start a task on a worker; its outcome comes as an event."""
+        """Start a task on a worker. Its outcome is reported as an event."""
         ...
 
     def events(self, seconds: float) -> Sequence[WorkerJoined | WorkerLost | TaskEnded]:
-        """What has happened; waits up to `seconds` for it."""
+        """The events since the last call; waits up to `seconds` for one."""
         ...
 
     @property
     def stranded(self) -> str:
-        """Why there are no workers and none will come; "" while there are or may be some."""
+        """Why there are no workers and will be none; "" while there are or may be some."""
         ...
 
 
 class TasksFailed(FeatureCacheError):
-    """`failed`: each task that could not be done, with the reason. All others are done."""
+    """Some tasks could not be done: `failed` has each with its reason. All others are done."""
 
     def __init__(self, failed: list[tuple[Any, str]]) -> None:
         super().__init__("; ".join(reason for _, reason in failed))
@@ -87,10 +87,10 @@ class TasksFailed(FeatureCacheError):
 def schedule(
     crew: Crew, tasks: Iterable[Any], on_loss: Callable[[str], None] = lambda reason: None
 ) -> Generator[tuple[Any, str], None, None]:
-    """Run every task on some worker; yields (result, machine) as tasks end, in any order.
+    """Run every task on a worker; yields (result, machine) as tasks end, in any order.
 
-    Tasks are read as they are needed. Calls `on_loss` with the reason for each worker that ends.
-    Raises TasksFailed after all other tasks are done, if some can't be done.
+    Tasks are read as they are needed. For each worker that ends, `on_loss` is called with the
+    reason. If some tasks can't be done, raises TasksFailed after all others are done.
     """
     return Scheduler(crew, tasks, on_loss).results()
 
@@ -113,14 +113,14 @@ class Scheduler:
 
     def __init__(self, crew: Crew, tasks: Iterable[Any], on_loss: Callable[[str], None]) -> None:
         self._crew = crew
-        self._unread: Iterator[Any] | None = iter(tasks)  # None when all are read
+        self._unread: Iterator[Any] | None = iter(tasks)  # None once all are read
         self._on_loss = on_loss
         self._open: dict[int, _Task] = {}  # read, and neither done nor failed
         self._read_count = 0
         self._waiting: collections.deque[int] = collections.deque()
         self._deferred: list[tuple[float, int]] = []  # (when it waits again, number)
         self._failed: list[tuple[Any, str]] = []
-        self._machines: dict[str, str] = {}  # of each worker that ever joined
+        self._machines: dict[str, str] = {}  # worker -> its machine, for all that ever joined
         self._queues: dict[str, list[int]] = {}  # worker -> its tasks, oldest first
         self._durations: collections.deque[float] = collections.deque(maxlen=99)
 
@@ -143,7 +143,7 @@ class Scheduler:
         self._deferred = [(when, number) for when, number in self._deferred if when > now]
 
     def _hand_out(self) -> None:
-        for depth in range(1, AHEAD + 1):  # every worker gets one before any gets two
+        for depth in range(1, AHEAD + 1):  # every worker gets one task before any gets two
             for worker, queue in self._queues.items():
                 number = self._next_task(worker) if len(queue) < depth else None
                 if number is not None:
@@ -159,7 +159,7 @@ class Scheduler:
                 return number
         unread = self._read_task()
         if unread is None and not self._queues[worker]:
-            return self._task_to_double(worker)
+            return self._task_to_duplicate(worker)
         return unread
 
     def _read_task(self) -> int | None:
@@ -174,13 +174,13 @@ class Scheduler:
         self._open[self._read_count] = _Task(task)
         return self._read_count
 
-    def _task_to_double(self, worker: str) -> int | None:
-        """A task of another worker for this idle one: one that has not begun, or that began so
-        long ago that something may be wrong with its worker."""
+    def _task_to_duplicate(self, worker: str) -> int | None:
+        """A task of another worker that this idle one should run too: one that has not started, or
+        that started so long ago that something may be wrong with its worker."""
         now = time.monotonic()
         limit = float("inf")
         if self._durations:
-            limit = max(SLOW * statistics.median(self._durations), MIN_SLOW)
+            limit = max(SLOW_FACTOR * statistics.median(self._durations), MIN_SLOW_SECONDS)
         for number, task in self._open.items():
             if len(task.started) == 1 and worker not in task.started.keys() | task.failed_on:
                 ((holder, start),) = task.started.items()
@@ -189,15 +189,16 @@ class Scheduler:
         return None
 
     def _check_workers(self) -> None:
-        """Raise if there is no worker left and none will come."""
+        """Raise if no worker is left and there will be none."""
         if self._queues:
             return
         reason = self._crew.stranded
-        if reason and not self._machines:  # nothing was begun
+        if reason and not self._machines:  # nothing was started
             raise BadInput(reason)
         if reason:
             raise FeatureCacheError(
-                f"no worker is left ({reason}). Committed shards are safe: run again to continue"
+                f"no worker is left ({reason}). Committed shards are safe; rerun the command to "
+                "continue"
             )
 
     def _handle(
@@ -222,9 +223,9 @@ class Scheduler:
             if task is None:
                 continue
             task.started.pop(event.worker, None)
-            task.deaths += position == 0  # it had not begun on the others
+            task.deaths += position == 0  # the worker had not started the others
             if task.deaths == MAX_DEATHS:
-                self._fail(number, f"{MAX_DEATHS} workers ended during it ({event.reason})")
+                self._fail(number, f"{MAX_DEATHS} workers ended while running it ({event.reason})")
             else:
                 self._requeue(number)
 
@@ -239,7 +240,7 @@ class Scheduler:
             self._requeue(event.number)
 
     def _accept(self, event: TaskEnded) -> Any:
-        """Take the result of a task that is done or deferred."""
+        """Record that a task is done or deferred, and return its result."""
         task = self._open[event.number]
         start = task.started.get(event.worker)
         is_oldest = self._queues.get(event.worker, [])[:1] == [event.number]
@@ -249,20 +250,20 @@ class Scheduler:
             if not task.started:
                 self._deferred.append((time.monotonic() + RETRY_DELAY, event.number))
             return event.result.result
-        if is_oldest and start is not None:  # the others have waited for the oldest
+        if is_oldest and start is not None:  # the time of the others includes waiting for it
             self._durations.append(time.monotonic() - start)
         del self._open[event.number]
         return event.result
 
     def _release(self, worker: str, number: int) -> None:
-        """The worker has the task no longer."""
+        """Record that the worker no longer has the task."""
         if number in self._queues.get(worker, ()):
             self._queues[worker].remove(number)
         if number in self._open:
             self._open[number].started.pop(worker, None)
 
     def _requeue(self, number: int) -> None:
-        """The task waits, unless another worker runs it too."""
+        """Make the task wait, unless another worker also runs it."""
         if not self._open[number].started:
             self._waiting.append(number)
 
@@ -271,11 +272,11 @@ class Scheduler:
 
 
 class CallQueue:
-    """Turns a function over a stream of tasks into a function of one task, which several threads
-    may call at once: the stream sees the next task before the previous one is done.
+    """Turns a function of a stream of tasks into a function of one task.
 
-    `work(tasks)` yields one result per task, in their order; a task that is None means that there
-    is none now.
+    Several threads may call it at once, so that the stream sees the next task before the previous
+    one is done. `work(tasks)` yields one result per task, in their order; a None in `tasks` means
+    that there is no task now.
     """
 
     def __init__(self, work: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
@@ -295,7 +296,7 @@ class CallQueue:
         return future.result()
 
     def close(self) -> None:
-        """Wait until the last task is done, and end the stream. No calls may follow."""
+        """Wait until the last task is done, and end the stream. No more calls are allowed."""
         with self._some:
             self._closed = True
             self._some.notify_all()
@@ -325,7 +326,7 @@ class CallQueue:
                 for result in self._work(self._tasks()):
                     self._taken.popleft()[1].set_result(result)
             except BaseException as error:  # noqa: BLE001 - its caller raises it
-                if not self._taken:  # no task caused it: all waiting callers get it
+                if not self._taken:  # no task caused the error: all waiting callers get it
                     with self._some:
                         self._taken.extend(self._calls)
                         self._calls.clear()
@@ -333,13 +334,13 @@ class CallQueue:
                         self._taken.popleft()[1].set_exception(error)
                     continue
                 self._taken.popleft()[1].set_exception(error)
-                with self._some:  # the tasks behind it go to the next stream
+                with self._some:  # the tasks after it go to the next stream
                     self._calls.extendleft(reversed(self._taken))
                     self._taken.clear()
 
 
 def attempt(do: Callable[[Any], Any], task: Any) -> tuple[Any, str]:
-    """(result, "") of `do(task)`, or (None, error text): what a worker sends."""
+    """(result, "") of `do(task)`, or (None, error text): the answer of a worker."""
     try:
         return do(task), ""
     except FeatureCacheError as error:

@@ -1,1 +1,1 @@
-"""How a cache is filled: the plan of shards, claims, dispatch, progress, recomputing."""
+"""How a cache is filled: the plan of shards, claims, dispatch, progress and recomputing."""

@@ -1,7 +1,7 @@
 """Shards that this process has claimed, with the batches to compute for them.
 
-A shard is claimed before its first image is decoded. This process leaves alone what another process
-has claimed, or has committed in the meantime.
+A shard is claimed before its first image is decoded. This process skips what another process has
+claimed, or has committed in the meantime.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardWork(Generic[Made]):
-    """What this process has to make of a shard."""
+    """The part of a shard that this process has to compute."""
 
     shard: Shard  # only with the spaces that this process has claimed
     batches: Iterator[Made]  # the function's results, in the order of the rows
@@ -37,8 +37,8 @@ class ShardWork(Generic[Made]):
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimedShard(Generic[Made]):
-    """A claimed shard. `with claimed_shard as work:` gives its work; commit the shard inside the
-    block, whose end releases the claims."""
+    """A claimed shard. `with claimed_shard as work:` gives its work. Commit the shard inside the
+    block; the end of the block releases the claims."""
 
     work: ShardWork[Made]
     claims: Sequence[Claim] = field(repr=False)
@@ -63,10 +63,11 @@ def claimed_shards(
     context: Context,
     workers: int,
 ) -> Generator[ClaimedShard[Made], None, None]:
-    """Each shard of `todo` as a context manager, with `function(context, batch)` of its batches.
+    """Yield each shard of `todo` as a context manager, with `function(context, batch)` of each of
+    its batches.
 
     Shards are claimed a few ahead, as the workers need batches. A None in `todo` means that there
-    is no shard yet. A shard with nothing to make has one batch of no rows. Closing the generator
+    is no shard yet. A shard with nothing to compute has one empty batch. Closing the generator
     releases the claims on shards that it has not handed out.
     """
     claimed: collections.deque[_Claimed] = collections.deque()
@@ -108,13 +109,13 @@ class _Claimed:
 
 
 def _claim(shard: Shard, spaces: Sequence[Space]) -> _Claimed:
-    """Claim a shard in each of its spaces, as far as it is missing and free."""
+    """Claim a shard in those of its spaces where it is missing and free."""
     claimed, busy, claims, committed = [], [], [], 0
     for number in shard.spaces:
         claim = claim_shard(spaces[number], shard.name)
         if claim is None:
             busy.append(number)
-        elif spaces[number].has(shard.name):  # checked under the claim: nobody can commit it now
+        elif spaces[number].has(shard.name):  # checked under the claim, so nobody can commit it now
             claim.release()
             committed += len(shard.rows)
         else:

@@ -1,4 +1,4 @@
-"""Where the shards of a plan are made: in this process, or by the workers of an executor."""
+"""Computing the shards of a plan: in this process, or by the workers of an executor."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from featurecache.text import counted
 
 EXECUTORS = ("local", "processes", "ray")
 
-_POLL_SECONDS = 0.5  # between looks at shards that other processes have claimed
+_POLL_SECONDS = 0.5  # between checks of shards that other processes have claimed
 
 _CORES = 8  # per worker of `processes` without GPUs: one network keeps that many busy
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where shards are made: `executor` is one of EXECUTORS; the rest are its settings."""
+    """Where shards are computed. `executor` is one of EXECUTORS; the rest are its settings."""
 
     executor: str = "local"
     address: str | None = None
@@ -56,13 +56,13 @@ def check_where(
 
 
 class Maker(Protocol):
-    """Makes the shards of one job. What they share, such as networks, is opened once."""
+    """Computes the shards of one job. What they share, such as networks, is opened once."""
 
     def work(
         self, shards: Iterable[Shard | None], report_rows: Callable[[int], None]
     ) -> Generator[ShardResult, None, None]:
-        """Make and commit each shard, and yield the results in their order. A shard that is None
-        means that there is none yet. Calls `report_rows` with the row count of each batch."""
+        """Compute and commit each shard, and yield the results in order. A None in `shards` means
+        that there is no shard yet. Calls `report_rows` with the number of rows of each batch."""
         ...
 
 
@@ -75,11 +75,11 @@ def dispatch(
     gpus: int,
     tally: Tally,
 ) -> None:
-    """Make all of `todo` with `maker(job)`, in this process or in an executor's workers, each of
-    which opens its own maker. `gpus` is the number of GPUs of this machine that `job` would use.
+    """Compute all shards of `todo` with `maker(job)`, in this process or in an executor's workers.
 
-    Raises FeatureCacheError after all other shards are made, if some could not be: it names each,
-    with the reason.
+    Each worker opens a maker of its own. `gpus` is the number of GPUs of this machine that `job`
+    would use. If some shards can't be computed, raises FeatureCacheError after all others are done;
+    it names each, with the reason.
     """
     if where.executor == "local":
         local_maker = maker(job)
@@ -124,7 +124,7 @@ def _crew(where: Where, context: Any, gpus: int) -> Any:
 
     per_worker = 1.0 if where.gpus_per_worker is None else where.gpus_per_worker
     if per_worker != int(per_worker):
-        raise BadInput(f"gpus per worker {per_worker:g}: --executor processes needs whole numbers")
+        raise BadInput(f"gpus per worker {per_worker:g}: --executor processes needs an integer")
     if not gpus or not per_worker:
         return Processes(_begin, context, where.max_workers or max(1, cores() // _CORES))
     if gpus < per_worker:
@@ -136,12 +136,12 @@ def _crew(where: Where, context: Any, gpus: int) -> Any:
 def _begin(
     context: tuple[Callable[[Any], Maker], Any, StoredFile, Path | StoredFile | None],
 ) -> Any:
-    """Start a worker; returns the function that makes a shard."""
+    """Start a worker. Returns the function that computes a shard."""
     maker, job, probe, source = context
     if not probe.exists():
         raise BadInput(
-            f"does not see the cache {probe.store.root}: it must be one folder, at one path, on "
-            "every machine"
+            f"does not see the cache {probe.store.root}: it must be the same folder, at the same "
+            "path, on every machine"
         )
     if source is not None and not retried_on_disk(source.exists):
         raise BadInput(
@@ -162,6 +162,6 @@ def _not_made(error: TasksFailed, total: int) -> FeatureCacheError:
         for shard, reason in error.failed
     ]
     return FeatureCacheError(
-        f"{len(lines)} of {total} shards could not be made; the others are committed. Run the same "
-        "command again to retry these: " + "; ".join(lines)
+        f"{len(lines)} of {total} shards could not be computed; the others are committed. Rerun "
+        "the command to retry these: " + "; ".join(lines)
     )

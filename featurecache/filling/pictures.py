@@ -1,4 +1,4 @@
-"""Pictures of views, rendered and encoded, shard by shard."""
+"""Rendering and encoding the pictures of views, shard by shard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPENT = ("pictures", "decode", "augment", "disk")
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker needs: what to make, and where to commit it."""
+    """What every worker needs to know: what to render, and where to commit it."""
 
     spaces: tuple[Space, ...]
     views: tuple[View, ...]  # of each space
@@ -89,7 +89,7 @@ class Augmenter:
 
 
 def arrays_of(pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """The arrays of a shard of encoded pictures; a bad image has an empty one."""
+    """The arrays of a shard of encoded pictures. The picture of a bad image is empty."""
     return {
         "pictures": np.frombuffer(b"".join(pictures), np.uint8),
         "offsets": np.cumsum([0, *map(len, pictures)], dtype=np.uint64),
@@ -97,14 +97,15 @@ def arrays_of(pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
 
 
 def provenance(view: View) -> dict[str, str]:
-    """What may change a picture's last bits and is not in its key (law 2)."""
+    """What can change the last bits of a picture but is not in its key (law 2, "The key says
+    everything")."""
     return {"pictures": "png"} | pixel_provenance(view)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The PNG bytes per view and row of a batch; empty for an image that failed in that view. An
-    image that changed after it was listed has no row."""
+    """The PNG bytes per view and row of a batch. They are empty for an image that failed in that
+    view. An image that changed after it was listed has no row."""
 
     pictures: list[list[bytes]]
     failed: list[dict[bytes, str]]  # per view
@@ -114,7 +115,7 @@ class Rendered:
 
 
 def render(views: tuple[View, ...], batch: Batch) -> Rendered:
-    """Decode each image of a batch once, make and encode each view of it."""
+    """Decode each image of a batch once, then render and encode its views."""
     spent = {"decode": 0.0, "augment": 0.0}
     made: list[list[bytes]] = [[] for _ in batch.spaces]
     failed: list[dict[bytes, str]] = [{} for _ in batch.spaces]
@@ -143,6 +144,6 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
 
 def _png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
-    # Level 1: noise compresses badly, so higher levels cost time and save little.
+    # Level 1, because noise compresses badly: higher levels take time and save little.
     Image.fromarray(pixels).save(out, "PNG", compress_level=1)
     return out.getvalue()

@@ -21,7 +21,7 @@ from featurecache.images.views import view_of_key
 
 @dataclass(frozen=True)
 class RecomputedRows:
-    """What `Space.commit` needs for these rows."""
+    """The recomputed rows, as arguments of `Space.commit`."""
 
     arrays: dict[str, np.ndarray]
     failed: dict[bytes, str]
@@ -29,9 +29,9 @@ class RecomputedRows:
 
 
 class Recomputer:
-    """Recomputes rows of any space of a cache, in this process; each network is opened once.
+    """Recomputes rows of any space of a cache, in this process. Each network is opened once.
 
-    `weights` must be the same file as when the spaces were made, if they were made with one.
+    If the spaces were computed with a weights file, `weights` must be the same file.
     """
 
     def __init__(self, engine: str = "auto", weights: str | Path | None = None) -> None:
@@ -43,10 +43,10 @@ class Recomputer:
     def make(
         self, space: Space, rows: Sequence[tuple[Sample, bytes]], engine: str = ""
     ) -> RecomputedRows:
-        """The rows of these images, in batches from the first one on (law 5, "Same bytes").
+        """The rows of these images, in batches that start with the first (law 5, "Same bytes").
 
-        `engine` overrides the one of this object. Raises BadInput if this machine can't make the
-        space's key: other library versions, other weights.
+        `engine` overrides the engine of this object. Raises BadInput if this machine would compute
+        another key than the space's, because of other library versions or other weights.
         """
         if space.backbone is None:
             return self._pictures(space, rows)
@@ -104,4 +104,4 @@ def _unchanged(changed: Mapping[bytes, SourceChanged]) -> None:
 def _check_same_key(key: keys.Json, local_key: keys.Json) -> None:
     if keys.digest(key) != keys.digest(local_key):
         differs = "; ".join(keys.differences(key, local_key))
-        raise BadInput(f"cannot be recomputed on this machine, where these differ: {differs}")
+        raise BadInput(f"cannot be recomputed on this machine, where this differs: {differs}")

@@ -1,4 +1,4 @@
-"""A request, resolved to samples, items and spaces: the first step of the stages that fill."""
+"""A request, resolved to samples, items and spaces: the first step of filling a cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from featurecache.items import Items, Lookup
 
 @dataclass(frozen=True)
 class Request:
-    """A dataset with the items of its samples, and the views and backbones to make of them."""
+    """A dataset with the items of its samples, and the views and backbones to compute."""
 
     dataset: Dataset
     items: Items  # per sample of the dataset; None if its file can't be read
@@ -37,7 +37,7 @@ class Request:
 
     @property
     def sources(self) -> dict[bytes, Sample]:
-        """item -> the first sample with these bytes, in dataset order."""
+        """The first sample, in dataset order, with the bytes of each item."""
         return sources_of(self.dataset.samples, self.items)
 
     @property
@@ -55,8 +55,8 @@ class Request:
         return self.cache.space(key, view.name, backbone.name)
 
     def failures(self, spaces: Sequence[Space]) -> list[dict[str, str]]:
-        """`{path, reason}` of every sample without a row: unreadable, or undecodable in a space. An
-        image that fails in several views for different reasons lists each reason."""
+        """`{path, reason}` of every sample that is unreadable, or undecodable in a space. If an
+        image fails in several views for different reasons, its reason lists them all."""
         reasons: dict[bytes, dict[str, None]] = {}
         for space in spaces:
             for item, reason in space.failed.items():
@@ -87,8 +87,7 @@ def resolve_request(
 ) -> Request:
     """The dataset, its items, and the named views and backbones. Raises BadInput.
 
-    Without a policy: the view `none`, and every view whose pictures `augment` has stored with this
-    seed.
+    Without a policy, the views are `none` and every view that `augment` has stored with this seed.
     """
     if seed < 0:
         raise BadInput(f"seed {seed}: must be 0 or more")
@@ -102,7 +101,7 @@ def resolve_request(
         view.check()
     backbone_names = [backbone] if isinstance(backbone, str) else list(backbone)
     if weights is not None and len(backbone_names) > 1:
-        raise BadInput("--weights belongs to one backbone; give one --backbone")
+        raise BadInput("--weights applies to one backbone; pass a single --backbone")
     backbones = [load_backbone(name, weights, **setting) for name in dict.fromkeys(backbone_names)]
     items, unreadable = items_of(dataset.samples, progress)
     return Request(
@@ -117,7 +116,7 @@ def resolve_request(
 
 
 def _stored_views(cache: Cache, seed: int) -> list[View]:
-    """The views of the picture spaces that this seed and this version of imgaug would reproduce."""
+    """The views of those picture spaces that this seed and this version of imgaug reproduce."""
     views = []
     for space in cache.spaces():
         wanted = space.key.get("view")

@@ -21,11 +21,11 @@ _SPARSE = 8  # a shard is sparse if its span in the dataset is this many times i
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows to be computed together, for every space that lacks just these."""
+    """Rows to be computed together, for every space that lacks exactly these."""
 
     name: str
     rows: tuple[ImageItem, ...]
-    spaces: tuple[int, ...]  # numbers of the spaces
+    spaces: tuple[int, ...]  # indexes of the spaces
 
     @property
     def items(self) -> tuple[bytes, ...]:
@@ -34,15 +34,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that a worker makes in one call, for some of the numbered spaces."""
+    """Rows that a worker computes in one call, for the spaces with these indexes."""
 
     rows: tuple[ImageItem, ...]
     spaces: tuple[int, ...]
 
 
 class ShardPlan:
-    """The missing shards, in dataset order. It holds the positions of each shard's images in the
-    dataset, and reads the samples as it is iterated."""
+    """The missing shards, in dataset order. It stores only the positions of each shard's images in
+    the dataset, and reads the samples as it is iterated."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ShardPlan:
     def __iter__(self) -> Iterator[Shard]:
         for name, positions, spaces in self._cuts:
             first, last = int(positions[0]), int(positions[-1])
-            if last - first < _SPARSE * len(positions):  # one slice is cheaper than single reads
+            if last - first < _SPARSE * len(positions):  # one slice is faster than single reads
                 span = list(self._samples[first : last + 1])
                 samples = [span[position - first] for position in positions.tolist()]
             else:
@@ -68,22 +68,22 @@ class ShardPlan:
 
     @property
     def rows(self) -> int:
-        """The number of rows of these shards, in all their spaces."""
+        """The total number of rows of these shards in all their spaces."""
         return sum(len(positions) * len(spaces) for _, positions, spaces in self._cuts)
 
     @property
     def spaces(self) -> list[int]:
-        """The numbers of the spaces that lack rows."""
+        """The indexes of the spaces that lack rows."""
         return sorted({number for _, _, spaces in self._cuts for number in spaces})
 
     def of_part(self, part: tuple[int, int], rows: int) -> ShardPlan:
-        """The shards, cut by `rows`, of job i of n; `part` is (i, n). The jobs need not know of
-        each other.
+        """The shards of job i of n; `part` is (i, n), and `rows` the rows per shard. The jobs need
+        not know of each other.
 
-        The position of a shard's first image among all images decides, not the shard's position
-        in the plan, which gets shorter as jobs work. So jobs that start at different times divide
-        the work in the same way, and a job that is run again gets the shards that it failed to
-        make.
+        The position of a shard's first image among all images decides, not the shard's position in
+        the plan, which gets shorter as jobs work. Jobs that start at different times therefore
+        divide the work in the same way, and a job that is rerun gets the shards that it failed to
+        compute.
         """
         number, count = part
         firsts = np.array([positions[0] for _, positions, _ in self._cuts], np.int64)
@@ -95,12 +95,12 @@ class ShardPlan:
 def plan_shards(
     samples: Sequence[Sample], items: Items, spaces: Sequence[Space], rows: int
 ) -> ShardPlan:
-    """The missing items of each space in dataset order, cut into shards of `rows` (law 3, "Rows are
-    addressed by item").
+    """The missing items of each space in dataset order, cut into shards of `rows` rows. Law 3,
+    "Rows are addressed by item".
 
-    Spaces that miss the same shard share it, so their images are decoded and augmented once. A
-    resumed plan names the same shards as the first one: only whole shards were committed, so the
-    cuts fall at the same images.
+    Spaces that lack the same shard share it, so that its images are decoded and augmented once. A
+    resumed plan has the same shards as the first plan: only complete shards were committed, so it
+    is cut at the same images.
     """
     check_shard_rows(rows)
     distinct = items.distinct
@@ -118,7 +118,7 @@ def plan_shards(
 
 
 def check_shard_rows(rows: int) -> int:
-    """Raises BadInput."""
+    """The rows per shard. Raises BadInput if there are fewer than 1."""
     if rows < 1:
         raise BadInput(f"shard rows {rows}: must be 1 or more")
     return rows
@@ -129,5 +129,7 @@ def parse_part(part: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", part)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= count:
-        raise BadInput(f"part {part!r}: must be I/N with I from 1 to N; 1/8 is the first of 8")
+        raise BadInput(
+            f"part {part!r}: must be I/N with I from 1 to N, such as 1/8, the first of 8"
+        )
     return number, count

@@ -10,23 +10,23 @@ from featurecache.filling.shard_plan import Shard
 from featurecache.images.datasets import Dataset
 from featurecache.text import counted
 
-MAX_LISTED = 3  # machines whose shares progress shows
+MAX_LISTED = 3  # machines listed in the progress line
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """The outcome of a shard. Small, since it may come from another machine."""
+    """The outcome of a shard. It is small, since it may come from another machine."""
 
     rows: int  # computed and committed by this worker
     hits: int  # rows that others have committed in the meantime
     busy: Shard | None  # the part that others have claimed
     spent: dict[str, float]  # part of the work -> seconds
-    least_cosine: dict[str, float] = field(default_factory=dict)  # of featurize
-    changed: dict[str, str] = field(default_factory=dict)  # sample id -> why its rows can't be made
+    least_cosine: dict[str, float] = field(default_factory=dict)  # backbone -> cosine to f32
+    changed: dict[str, str] = field(default_factory=dict)  # sample id -> why it has no rows
 
 
 class Tally:
-    """What a run has done so far, and its progress."""
+    """The state of a fill, reported to its Progress."""
 
     def __init__(self, what: str, total: int, hits: int, progress: Progress) -> None:
         self.computed = 0
@@ -72,24 +72,23 @@ class Tally:
 
     def failures(self) -> list[dict[str, str]]:
         """`{path, reason}` of the images that were removed or edited after they were listed. Their
-        bytes are unknown, so none of their rows are committed; the next run computes them."""
+        new bytes are unknown, so none of their rows is committed; the next run computes them."""
         return [{"path": path, "reason": reason} for path, reason in sorted(self.changed.items())]
 
     def notes(self, dataset: Dataset) -> list[str]:
-        """What to do about changed images."""
+        """Advice about changed images."""
         if not self.changed:
             return []
         images = counted(len(self.changed), "image")
         if dataset.layout == "index":
             return [
-                f"the index {dataset.root} is older than {images} in it; run `featurecache index` "
-                "again"
+                f"the index {dataset.root} is older than {images} in it; rerun `featurecache index`"
             ]
-        return [f"{images} removed or edited while the work ran; run again"]
+        return [f"{images} removed or edited during the work; rerun the command"]
 
     @property
     def bound(self) -> str:
-        """The part that the run waited for most; for pictures, the slower step of making them."""
+        """The part of the work that took most of the waiting; for pictures, the slower step."""
         part = max(("network", "disk", "pictures"), key=lambda part: self.spent[part])
         if part == "pictures":
             return max(("decode", "augment"), key=lambda part: self.spent[part])

@@ -1,4 +1,4 @@
-"""Seconds that each part of the work takes."""
+"""Measuring the seconds that each part of the work takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors of views, computed by one or more networks, shard by shard."""
+"""Computing the vectors of views with one or more networks, shard by shard."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Waiting = Callable[[], np.ndarray]
 
 @dataclass(frozen=True)
 class Preparation:
-    """How each view's pictures are made, or read if `augment` has stored them, and preprocessed."""
+    """How each view's pictures are preprocessed, and made or read, if `augment` has stored them."""
 
     views: tuple[View, ...]
     picture_spaces: tuple[Space, ...]  # per view, as stored by `augment`; or () to ignore these
@@ -52,8 +52,8 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """(n, S, S, 3) uint8 per space of a batch; zeros for an image that failed in that space or
-    changed after it was listed."""
+    """The pictures of a batch for each space, (n, S, S, 3) uint8. They are zeros for an image that
+    failed in that space or changed after it was listed."""
 
     pixels: list[np.ndarray]
     decoded: list[np.ndarray]  # (n,) bool per space
@@ -65,7 +65,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker needs: what to make, how, and where to commit it."""
+    """What every worker needs to know: what to compute, how, and where to commit it."""
 
     spaces: tuple[Space, ...]
     preparation: Preparation
@@ -149,12 +149,11 @@ class Featurizer:
     def _compare(
         self, spaces: Sequence[int], rows: Mapping[int, list[np.ndarray]], batch: Prepared
     ) -> None:
-        """Measure the cost of the precision on each network's first batch (law 9)."""
+        """Measure the cost of the precision on each network's first batch (law 9, "f32 unless
+        asked")."""
         if self._job.precision == "f32":
             return
-        eager = self._job.engine.removesuffix(
-            "-compiled"
-        )  # compiling is not worth it for one batch
+        eager = self._job.engine.removesuffix("-compiled")  # one batch is not worth compiling
         for s, pixels in zip(spaces, batch.pixels, strict=True):
             backbone = self._job.backbones[self._job.preparation.spaces[s][1]]
             if backbone.name not in self._cosines:
@@ -165,8 +164,8 @@ class Featurizer:
 def one_ahead(
     made: Iterable[Made], begin: Callable[[Made], Started]
 ) -> Iterator[tuple[Made, Started]]:
-    """Yield each batch of `made` with the result of `begin(batch)`, after the next batch has begun
-    too: so the device always has a batch waiting."""
+    """Yield each batch of `made` with the result of `begin(batch)`, but only after the next batch
+    has begun, so that the device always has a batch waiting."""
     pending: list[tuple[Made, Started]] = []
     for batch in made:
         pending.append((batch, begin(batch)))
@@ -182,7 +181,7 @@ def vector_check(space: Space) -> VectorCheck:
 def vectors_of(
     items: Sequence[bytes], rows: Sequence[np.ndarray], failed: Collection[bytes]
 ) -> np.ndarray:
-    """The vectors of a shard, (N, D), from those of its batches; zeros where an image failed."""
+    """The vectors (N, D) of a shard, from those of its batches; zeros for images that failed."""
     features: np.ndarray = np.concatenate(rows)
     features[[i for i, item in enumerate(items) if item in failed]] = 0
     return features
@@ -191,8 +190,12 @@ def vectors_of(
 def provenance(
     engine: Engine, preparation: Preparation, view: int, items: Sequence[bytes]
 ) -> dict[str, str]:
-    """What may change these vectors' last bits and is not in their key (law 2). If `augment` has
-    stored the view's pictures, the canaries are those of the machines that made them."""
+    """What can change the last bits of these vectors but is not in their key (law 2, "The key says
+    everything").
+
+    If `augment` has stored the view's pictures, the canaries are those of the machines that made
+    them.
+    """
     made = engine.provenance() | pixel_provenance(preparation.views[view])
     pictures = preparation.picture_spaces[view] if preparation.picture_spaces else None
     rows = [pictures.rows.get(item) for item in items] if pictures and pictures.records else []
@@ -206,7 +209,7 @@ def provenance(
 
 
 def prepare(preparation: Preparation, batch: Batch) -> Prepared:
-    """Decode each image of a batch once, make each view once, preprocess it for each network."""
+    """Decode each image of a batch once, make each view once, and preprocess it per network."""
     start = time.perf_counter()
     spent = {"augment": 0.0}
     targets = [preparation.spaces[s] for s in batch.spaces]
@@ -243,7 +246,7 @@ def _pictures(
     item: bytes,
     spent: dict[str, float],
 ) -> dict[int, np.ndarray | Undecodable]:
-    """view number -> the image in that view, or why it failed. Raises SourceChanged."""
+    """The image in each view, by the index of the view, or why it failed. Raises SourceChanged."""
     source: np.ndarray | Undecodable | None = None
     pictures: dict[int, np.ndarray | Undecodable] = {}
     for v in dict.fromkeys(views):
@@ -251,7 +254,7 @@ def _pictures(
             stored = None
             if preparation.picture_spaces:
                 stored = preparation.picture_spaces[v].picture(item)
-            if stored:  # empty if the image failed: decoding the original tells why
+            if stored:  # empty if the image failed: decoding the original gives the reason
                 pictures[v] = decode(stored)
                 continue
             if isinstance(source, Undecodable):
