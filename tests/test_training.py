@@ -372,7 +372,10 @@ def test_folds_resume_without_training_finished_epochs_again(
     assert [json.loads(line) for line in lines] == resumed.rows
 
 
-def test_a_training_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+def test_a_training_killed_before_its_first_checkpoint_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "EVERY", 600.0)
     whole = run_train(tmp_path / "whole")
     with pytest.raises(Killed):
         run_train(tmp_path / "killed", on_epoch=killer(2))
