@@ -26,6 +26,7 @@ from featurecache.heads.mlp import build
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import split_items
 from featurecache.heads.training import train, train_many
+from featurecache.heads.training_set import TrainingSet
 
 DIM, CLASSES, BATCH = 1280, 200, 256
 PAPER = {"hidden": [1024], "norm": "batch", "dropout": 0.5}  # the head of paper 000's schedule
@@ -53,6 +54,12 @@ class Vectors:
         self.items = rng.integers(0, 256, (count, 32), np.uint8)
         self.x, self.y = self.all_x[:rows], labels[:rows]
         self.held_x, self.held_y = self.all_x[rows:], labels[rows:]
+
+    def training_set(self, pairs: Sequence[Pair] | None) -> TrainingSet:
+        return TrainingSet(
+            vectors={"none": self.all_x}, labels=self.all_y, items=self.items, classes=self.names,
+            identity="benchmark", pairs=pairs,
+        )  # fmt: skip
 
 
 def head_epoch(setting: Setting) -> list[Case]:
@@ -149,10 +156,7 @@ def _train(
 ) -> list[float]:
     """The last validation accuracy of each fold, trained as the stage `train-head` does it."""
     shutil.rmtree(run := folder / "run", ignore_errors=True)
-    trained = train(
-        {"none": v.all_x}, v.all_y, v.items, schedule, v.names, run,
-        identity="benchmark", pairs=pairs,
-    )  # fmt: skip
+    trained = train(v.training_set(pairs), schedule, run)
     last = max(row["epoch"] for row in trained.rows)
     return [row["val_top1"] for row in trained.rows if row["epoch"] == last]
 
@@ -233,10 +237,8 @@ def heads_64(setting: Setting) -> list[Case]:
 
         def together(schedule: Schedule = schedule) -> list[float]:
             shutil.rmtree(run := setting.folder / "run", ignore_errors=True)
-            trained = train_many(
-                {"none": v.all_x}, v.all_y, v.items, schedule, v.names,
-                [Member(*values) for values in grid], run, identity="benchmark", pairs=pairs,
-            )  # fmt: skip
+            members = [Member(*values) for values in grid]
+            trained = train_many(v.training_set(pairs), schedule, members, run)
             return [each.last["top1"] for each in trained]
 
         def apart(schedule: Schedule = schedule) -> list[float]:

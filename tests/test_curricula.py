@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training import (
-    ITEMS,
     LABELS,
     NAMES,
     VECTORS,
@@ -22,6 +21,7 @@ from test_training import (
     run_train,
     schedule,
     timeless,
+    training_set,
 )
 
 from featurecache.errors import BadInput, FeatureCacheError
@@ -228,9 +228,7 @@ def test_the_saved_head_is_that_of_the_rows(tmp_path: Path) -> None:
         phases=[{"views": "none", "epochs": 20}],
     )
     kept, held = np.arange(60), np.arange(60, 90)
-    found = train(
-        VECTORS, LABELS, ITEMS, wanted, NAMES, tmp_path, identity="x", pairs=[(kept, held)]
-    )
+    found = run_train(tmp_path, wanted, pairs=[(kept, held)])
     assert len(found.rows) < 20
     lowest = min(found.rows, key=lambda row: row["val_loss"])
     assert found.saved_rows == [lowest]
@@ -253,7 +251,7 @@ def test_what_is_fitted_knows_nothing_of_the_validation_rows(tmp_path: Path) -> 
         x[held] += 100
     rows = [
         train(
-            each, LABELS, ITEMS, wanted, NAMES, tmp_path / n, identity=n, pairs=[(kept, held)]
+            training_set(vectors=each, identity=n, pairs=[(kept, held)]), wanted, tmp_path / n
         ).rows
         for n, each in (("a", VECTORS), ("b", changed))
     ]

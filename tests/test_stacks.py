@@ -12,7 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import ITEMS, LABELS, NAMES, VECTORS, Killed, run_train, schedule, timeless
+from test_training import (
+    ITEMS,
+    LABELS,
+    VECTORS,
+    Killed,
+    run_train,
+    schedule,
+    timeless,
+    training_set,
+)
 from torch import nn
 
 from featurecache.errors import BadInput
@@ -22,7 +31,8 @@ from featurecache.heads.mlp import Head, build
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.settings import HeadSpec
 from featurecache.heads.stacks import Rate, Stack
-from featurecache.heads.training import Trained, train_many
+from featurecache.heads.training import train_many
+from featurecache.heads.training_results import Trained
 from featurecache.training import checkpoints
 from featurecache.training.settings import Optimizer
 
@@ -258,9 +268,7 @@ MEMBERS = [Member(0, 0.01, 0.01), Member(1, 0.03, 0.0), Member(2, 0.01, 0.01), M
 def sweep(
     run: Path, members: Sequence[Member] = MEMBERS, plan: Schedule | None = None, **change: Any
 ) -> list[Any]:
-    arguments: dict[str, Any] = {"identity": "blobs"} | change
-    plan = plan or schedule()
-    return train_many(VECTORS, LABELS, ITEMS, plan, NAMES, members, run, **arguments)
+    return train_many(training_set(), plan or schedule(), members, run, **change)
 
 
 # Before a batch norm the gradient of a bias is rounding alone, and Adam makes whole steps of it:
@@ -399,17 +407,8 @@ def test_folds_together_are_folds_one_after_another(
     results = []
     for at_once in (1, 3, 4):
         monkeypatch.setattr(training, "_at_once", lambda *_, at_once=at_once: at_once)
-        results.append(
-            training.train(
-                vectors,
-                LABELS[:rows],
-                ITEMS[:rows],
-                plan,
-                NAMES,
-                tmp_path / str(at_once),
-                identity="blobs",
-            )
-        )
+        fewer = training_set(vectors=vectors, labels=LABELS[:rows], items=ITEMS[:rows])
+        results.append(training.train(fewer, plan, tmp_path / str(at_once)))
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])
 

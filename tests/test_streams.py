@@ -96,7 +96,7 @@ def test_a_streamed_training(
     monkeypatch.setattr(
         "featurecache.runs.training_data._ROWS", 8
     )  # rows that are hashed at a time
-    monkeypatch.setattr("featurecache.heads.training._ROWS", 8)
+    monkeypatch.setattr("featurecache.heads.training_set._ROWS", 8)
     again = [
         train_head(schedule, memory="100k", out=tmp_path / name, **given) for name in ("a", "b")
     ]

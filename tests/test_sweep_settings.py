@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_training import ITEMS, LABELS, NAMES, VECTORS, Killed, run_train, schedule
+from test_training import VECTORS, Killed, run_train, schedule, training_set
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads.epochs import Member
@@ -18,7 +18,8 @@ from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.sweep import Swept, interval, train_sweep
 from featurecache.heads.sweep_settings import Setting, settings_of, stackable
-from featurecache.heads.training import Trained, train_many
+from featurecache.heads.training import train_many
+from featurecache.heads.training_results import Trained
 
 PHASES = [{"views": "none", "epochs": 2}]
 
@@ -143,8 +144,8 @@ SWEEP = {"seeds": [3, 4], "grid": {"head.hidden": [[16], []], "optimizer.lr": [0
 
 
 def run_sweep(run: Path, plan: Schedule | None = None, **change: Any) -> Swept:
-    arguments: dict[str, Any] = {"identity": "blobs"} | change
-    return train_sweep(VECTORS, LABELS, ITEMS, plan or swept(SWEEP), NAMES, run, **arguments)
+    rows = {"identity": change.pop("identity")} if "identity" in change else {}
+    return train_sweep(training_set(**rows), plan or swept(SWEEP), run, **change)
 
 
 @pytest.mark.parametrize("validation", [{"fraction": 0.2}, {"folds": 3}])
@@ -156,9 +157,7 @@ def test_each_trial_is_its_trainings(tmp_path: Path, validation: dict[str, Any])
         own = setting.schedule.optimizer
         members = [Member(seed, own.lr, own.weight_decay) for seed in (3, 4)]
         folder = tmp_path / str(setting.values)
-        alone = train_many(
-            VECTORS, LABELS, ITEMS, setting.schedule, NAMES, members, folder, identity="x"
-        )
+        alone = train_many(training_set(), setting.schedule, members, folder)
         tops = [
             [row["val_top1"] for row in one.saved_rows] for one in alone if isinstance(one, Trained)
         ]

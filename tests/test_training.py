@@ -14,14 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
-from featurecache.heads import epochs, stack_training, training
+from featurecache.heads import epochs, stack_training, training, training_results
 from featurecache.heads.curricula import Curriculum
 from featurecache.heads.epochs import Row, batches, mixture
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import drop_shared, split_items
 from featurecache.heads.stacks import Rate
-from featurecache.heads.training import Trained, train
+from featurecache.heads.training import train
+from featurecache.heads.training_results import Trained
+from featurecache.heads.training_set import TrainingSet
 from featurecache.training import checkpoints
 
 NAMES = ["cat", "dog", "owl"]
@@ -70,8 +72,14 @@ VECTORS = {
 
 
 def run_train(run: Path, plan: Schedule | None = None, **change: Any) -> Trained:
-    arguments: dict[str, Any] = {"identity": "blobs"} | change
-    return train(VECTORS, LABELS, ITEMS, plan or schedule(), NAMES, run, **arguments)
+    rows = {name: change.pop(name) for name in ("identity", "pairs") if name in change}
+    return train(training_set(**rows), plan or schedule(), run, **change)
+
+
+def training_set(**fields: Any) -> TrainingSet:
+    """The vectors of this file, with other fields where `fields` has them."""
+    plain: dict[str, Any] = {"vectors": VECTORS, "labels": LABELS, "items": ITEMS}
+    return TrainingSet(**plain | {"classes": NAMES, "identity": "blobs"} | fields)
 
 
 def timeless(rows: list[Row]) -> list[Row]:
@@ -216,7 +224,7 @@ def test_best_is_the_earliest_epoch_of_the_highest_top1() -> None:
 
     rows = [row(1, 1, 0.2), row(1, 2, 0.6), row(1, 3, 0.8), row(1, 4, 0.5)]
     rows += [row(2, 1, 0.2), row(2, 2, 0.8), row(2, 3, 0.6), row(2, 4, 0.5)]
-    kept, best = training._summary(rows, early=False)
+    kept, best = training_results._summary(rows, early=False)
     assert best == {"epoch": 2, "top1": 0.7, "loss": 1.0}
     assert kept == [row(1, 4, 0.5), row(2, 4, 0.5)]
 
@@ -227,7 +235,7 @@ def test_a_fold_that_ended_early_counts_with_the_row_that_was_kept() -> None:
 
     rows = [row(1, 1, 0.5, 1.0), row(1, 2, 0.4, 2.0)]
     rows += [row(2, 1, 0.1, 3.0), row(2, 2, 0.2, 2.0), row(2, 3, 0.7, 1.0), row(2, 4, 0.7, 4.0)]
-    kept, best = training._summary(rows, early=True)
+    kept, best = training_results._summary(rows, early=True)
     assert best == {"epoch": 3, "top1": 0.6, "loss": 1.0}
     assert kept == [row(1, 1, 0.5, 1.0), row(2, 3, 0.7, 1.0)]
 
@@ -442,7 +450,7 @@ def test_vectors_that_do_not_fit_are_refused(
 ) -> None:
     vectors = {name: v for name, v in (VECTORS | {view: array}).items() if v is not None}
     with pytest.raises(BadInput, match=message):
-        train(vectors, LABELS, ITEMS, schedule(), NAMES, tmp_path / "run", identity="x")
+        train(training_set(vectors=vectors), schedule(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -461,7 +469,7 @@ def test_rows_that_do_not_fit_are_refused(
     tmp_path: Path, labels: np.ndarray, items: np.ndarray, classes: list[str]
 ) -> None:
     with pytest.raises(BadInput):
-        train(VECTORS, labels, items, schedule(), classes, tmp_path, identity="x")
+        train(training_set(labels=labels, items=items, classes=classes), schedule(), tmp_path)
 
 
 def test_devices() -> None:

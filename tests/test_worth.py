@@ -112,8 +112,8 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return step(*arguments, **named)
 
     def trained(*arguments: Any, **named: Any) -> Any:
-        (kept, held), *_ = named["pairs"]
-        schedule = arguments[3]
+        training_set, schedule, *_ = arguments
+        (kept, held), *_ = training_set.pairs
         seen.append({"schedule": schedule, "kept": kept, "held": held, "steps": 0})
         return train(*arguments, **named)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from featurecache.heads.epochs import Member, Row
 from featurecache.heads.mlp import Head
 from featurecache.heads.run_files import TrialsFile, read_member_epochs
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.splits import Index, Items, Labels
 from featurecache.heads.stack_training import Lost
 from featurecache.heads.sweep_settings import Setting, settings_of, stackable
-from featurecache.heads.training import Trained, Vectors, device_of, train_many
+from featurecache.heads.training import device_of, train_many
+from featurecache.heads.training_results import Trained
+from featurecache.heads.training_set import TrainingSet
 from featurecache.json_files import MAX_RUN_JSON, damaged_run, read_model
 from featurecache.storage import durable
 from featurecache.training.epoch_metrics import METRICS_FILE
@@ -62,15 +63,10 @@ class Swept:
 
 
 def train_sweep(
-    vectors: Mapping[str, Vectors],
-    labels: Labels,
-    items: Items,
+    training_set: TrainingSet,
     schedule: Schedule,
-    classes: Sequence[str],
     run: Path,
     *,
-    identity: str,
-    pairs: Sequence[tuple[Index, Index]] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
     on_done: Callable[[Swept], None] | None = None,
     device: str = "auto",
@@ -95,7 +91,7 @@ def train_sweep(
         member_of.update({index: rank * len(seeds) + 1 for rank, index in enumerate(indices)})
         identity_hash = keys.digest(
             {
-                "identity": identity,
+                "identity": training_set.identity,
                 "settings": [settings[index].schedule.model_dump(mode="json") for index in indices],
                 "seeds": seeds,
                 "device": device_of(device).type,
@@ -105,15 +101,10 @@ def train_sweep(
             optimizers = [settings[index].schedule.optimizer for index in indices]
             members = [Member(seed, o.lr, o.weight_decay) for o in optimizers for seed in seeds]
             train_many(
-                vectors,
-                labels,
-                items,
+                training_set,
                 settings[indices[0]].schedule,
-                classes,
                 members,
                 folder,
-                identity=identity,
-                pairs=pairs,
                 on_epoch=None if on_epoch is None else lambda _, row: on_epoch(row),
                 on_done=functools.partial(
                     _save,

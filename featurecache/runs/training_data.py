@@ -17,6 +17,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of
+from featurecache.heads.training_set import TrainingSet
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import side_by_side, spaces_of
@@ -93,6 +94,19 @@ class TrainingData:
         classes = list(self.dataset.classes)
         pairs = self.pairs or split_items(self.items, self.labels, schedule, classes)
         return checked_pairs(pairs, self.items, self.labels, schedule, classes, self.copies)
+
+    def training_set(
+        self, identity: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> TrainingSet:
+        """These rows as heads take them; `identity` is a hash that identifies the vectors."""
+        return TrainingSet(
+            vectors=self.vectors,
+            labels=self.labels,
+            items=self.items,
+            classes=self.dataset.classes,
+            identity=identity,
+            pairs=pairs,
+        )
 
     def space_names(self) -> dict[str, list[str]]:
         """The names of the spaces of each view."""

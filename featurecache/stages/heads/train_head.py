@@ -40,7 +40,7 @@ from featurecache.training.epoch_metrics import METRICS_FILE
 
 if TYPE_CHECKING:
     from featurecache.heads.sweep import Swept
-    from featurecache.heads.training import Trained
+    from featurecache.heads.training_results import Trained
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -174,14 +174,9 @@ def train_head(
             from featurecache.heads.training import train
 
             (train_sweep if settings else train)(
-                training.vectors,
-                training.labels,
-                training.items,
+                training.training_set(identity, pairs),
                 wanted,
-                training.dataset.classes,
                 run,
-                identity=identity,
-                pairs=pairs,
                 on_epoch=on_epoch,
                 on_done=on_done,
                 device=device,

@@ -34,7 +34,7 @@ from featurecache.storage import durable
 from featurecache.study.gains import CLEAN, SHUFFLED, WRITTEN, Gain, Way, gains, verdict
 
 if TYPE_CHECKING:
-    from featurecache.heads.training import Trained
+    from featurecache.heads.training_results import Trained
 
 LR_SCHEDULES = ("constant", "cosine")  # compared with the schedule's own
 
@@ -308,14 +308,9 @@ def _train_variant(
             durable.replace(path, outcome.model_dump_json().encode() + b"\n")
 
         train(
-            training.vectors,
-            training.labels,
-            training.items,
+            training.training_set(key, pairs),
             schedule,
-            training.dataset.classes,
             scratch,
-            identity=key,
-            pairs=pairs,
             on_epoch=lambda row: show(next(rows)),
             on_done=keep,
             device=device,

@@ -1,0 +1,121 @@
+"""What a training leaves: the metrics of its epochs, and its heads with their validation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from featurecache import keys
+from featurecache.heads import mlp
+from featurecache.heads.epochs import Row
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.stack_training import Lost
+from featurecache.storage import durable
+from featurecache.training.checkpoints import Timer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One head that was trained.
+
+    `rows` are the metrics of every fold and epoch; `best` and `last` are {epoch, top1, loss} of
+    the validation, means over the folds: the epoch of the highest top1 (the earliest of equals),
+    and that of the weights of `head`, one network per fold. That is the last epoch, or with
+    early stopping for each fold the one of the lowest loss; then `epoch` is the latest of them.
+    `saved_rows` are the rows of those weights, one per fold.
+    """
+
+    head: mlp.Head
+    rows: list[Row]
+    saved_rows: list[Row]
+    best: keys.Json
+    last: keys.Json
+
+
+class MetricsWriter:
+    """The rows of all members in a fixed order, whatever order they came in, and their file. The
+    file is replaced as a whole about every second, and at the end."""
+
+    def __init__(self, path: Path, numbered: bool) -> None:
+        self._path, self._numbered = path, numbered
+        self._rows: dict[tuple[int, int, int], Row] = {}
+        self._timer = Timer()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write()
+
+    def add(self, member_index: int, row: Row) -> None:
+        self._rows[member_index, row["fold"], row["epoch"]] = row
+        if self._timer.due():
+            self._write()
+
+    def rows_of(self, member_index: int) -> list[Row]:
+        """The rows of a member, fold by fold."""
+        return [row for (member, _, _), row in sorted(self._rows.items()) if member == member_index]
+
+    def _write(self) -> None:
+        began = time.monotonic()
+        lines = [
+            keys.canonical({"member": key[0] + 1, **row} if self._numbered else row)
+            for key, row in sorted(self._rows.items())
+        ]
+        durable.replace(self._path, b"".join(line + b"\n" for line in lines))
+        self._timer.done(began)
+
+
+def member_result(
+    networks: Sequence[nn.Sequential | Lost],
+    rows: list[Row],
+    schedule: Schedule,
+    classes: Sequence[str],
+) -> Trained | Lost:
+    """The result of a member, from its networks, one per fold, and their rows. Lost if one of the
+    networks is."""
+    finite = []
+    for network in networks:
+        if isinstance(network, Lost):
+            return network
+        finite.append(network)
+    saved_rows, best = _summary(rows, schedule.early_stopping is not None)
+    last = _mean(max(row["epoch"] for row in saved_rows), saved_rows)
+    return Trained(
+        head=mlp.Head(finite, list(classes), schedule.head),
+        rows=rows,
+        saved_rows=saved_rows,
+        best=best,
+        last=last,
+    )
+
+
+def _summary(rows: Sequence[Row], early: bool) -> tuple[list[Row], keys.Json]:
+    """`saved_rows` and `best` of Trained. A fold that ended early counts with its saved row in the
+    epochs that it did not reach."""
+    folds = [[row for row in rows if row["fold"] == n] for n in sorted({r["fold"] for r in rows})]
+    saved_rows = [
+        min(of_fold, key=lambda row: (row["val_loss"], row["epoch"])) if early else of_fold[-1]
+        for of_fold in folds
+    ]
+    means = []
+    for epoch in range(1, max(len(of_fold) for of_fold in folds) + 1):
+        epoch_rows = [
+            of_fold[epoch - 1] if epoch <= len(of_fold) else saved
+            for of_fold, saved in zip(folds, saved_rows, strict=True)
+        ]
+        means.append(_mean(epoch, epoch_rows))
+    return saved_rows, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
+
+
+def _mean(epoch: int, rows: Sequence[Row]) -> keys.Json:
+    """Validation {epoch, top1, loss}: means over the folds."""
+    return {
+        "epoch": epoch,
+        "top1": sum(row["val_top1"] for row in rows) / len(rows),
+        "loss": sum(row["val_loss"] for row in rows) / len(rows),
+    }
