@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -38,3 +38,8 @@ def readable_name(class_name: str, words: Mapping[str, str]) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 worker`, `2,000 workers`: a count with a noun whose plural ends in s."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    """A single name as a list of one; several names as a list."""
+    return [names] if isinstance(names, str) else list(names)

@@ -19,9 +19,10 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.features.shards import row_bytes
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.filling.fill import Filled
 from featurecache.images.decode import decode
 from featurecache.images.views import View, find_view
-from featurecache.stages.cache.augment import Augmented, augment
+from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.featurize import Featurized, featurize
 from tests.space_folders import folder_of
 
@@ -76,7 +77,7 @@ def contents(cache: Path, pictures: bool = False) -> dict[str, dict[str, Any]]:
     return found
 
 
-def run(data: Path, cache: Path, policy: Any, **more: Any) -> Augmented:
+def run(data: Path, cache: Path, policy: Any, **more: Any) -> Filled:
     return augment(data, cache=cache, policy=policy, workers=0, **more)
 
 

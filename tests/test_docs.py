@@ -100,7 +100,7 @@ def test_cli_page_names_every_argument_of_a_command(name: str) -> None:
 
 
 RESULTS = {
-    "featurecache augment": "cache.augment.Augmented",
+    "featurecache augment": "cache.augment.Filled",
     "featurecache baselines": "heads.baselines.Baselines",
     "featurecache ensemble": "heads.ensemble.Ensemble",
     "featurecache evaluate": "heads.evaluate.Evaluation",

@@ -129,13 +129,17 @@ def test_missing_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quic
 
     monkeypatch.setattr(importlib.metadata, "version", without)
     checks = by_name(doctor(tmp_path))
-    assert checks["h5py"] == Check("h5py", False, "not installed")
-    assert checks["openvino"] == Check("openvino", True, "not installed")  # torch can do its work
+    assert checks["h5py"] == Check(name="h5py", ok=False, found="not installed")
+    assert checks["openvino"] == Check(
+        name="openvino", ok=True, found="not installed"
+    )  # torch can do its work
 
 
 def test_no_weights_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: None) -> None:
     monkeypatch.setattr(room, "at_hand", lambda: [{"name": "a", "state": "not here"}])
-    assert by_name(doctor(tmp_path))["weights at hand"] == Check("weights at hand", False, "none")
+    assert by_name(doctor(tmp_path))["weights at hand"] == Check(
+        name="weights at hand", ok=False, found="none"
+    )
 
 
 def test_a_cache_that_cant_be_used(tmp_path: Path, quick: None) -> None:
@@ -154,4 +158,4 @@ def test_a_cache_that_cant_be_written(
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root can write anywhere
     check = by_name(doctor(tmp_path / "not/yet"))[f"cache {tmp_path / 'not/yet'}"]
-    assert check == Check(check.name, False, f"{tmp_path} can't be written")
+    assert check == Check(name=check.name, ok=False, found=f"{tmp_path} can't be written")

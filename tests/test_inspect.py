@@ -45,7 +45,9 @@ def test_inspect(tmp_path):
     assert dataclasses.astuple(found.splits["test"]) == (3, 0, 0, {})
     truncated, gone = found.unreadable
     assert truncated.path == "test/6.jpg" and "truncated" in truncated.reason
-    assert gone == Unreadable("test/7.jpg", "a link that leads nowhere; mend or remove it")
+    assert gone == Unreadable(
+        path="test/7.jpg", reason="a link that leads nowhere; mend or remove it"
+    )
     assert calls == [(7, 7)]
     assert json.loads(json.dumps(dataclasses.asdict(found)))["sizes"]["common"] == [8, 6]
 
@@ -98,7 +100,9 @@ def test_nothing_decodable(tmp_path):
 def test_progress_goes_on_in_slices():
     calls = []
     found = inspect("digits", progress=lambda done, of, what: calls.append((done, of)))
-    assert found.sizes == Sizes(8, 8, 8, 8, (8, 8), 1797)
+    assert found.sizes == Sizes(
+        width_min=8, width_max=8, height_min=8, height_max=8, common=(8, 8), common_count=1797
+    )
     assert calls[0] == (64, 1797) and calls[-1] == (1797, 1797)
     assert calls == sorted(set(calls))
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from featurecache.features.backbones import (
 )
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.layers import POOLINGS, Reader, resolve_layer
+from featurecache.features.settings import BackboneSetting
 from featurecache.features.store import Cache
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
@@ -388,6 +389,8 @@ def test_every_stage_that_names_a_network_takes_both() -> None:
     from featurecache.stages.cache.plan import plan
 
     for stage in (featurize, plan, why, export, vectors):
-        assert "BackboneSetting" in inspect.signature(stage).parameters["setting"].annotation
+        keywords = list(inspect.signature(stage).parameters)[-1]
+        (group,) = get_args(get_type_hints(stage)[keywords])
+        assert BackboneSetting.__annotations__.keys() <= group.__annotations__.keys()
         with pytest.raises(TypeError, match="unexpected keyword argument 'layr'"):
             stage("data", backbone="efficientnet_lite0", layr="blocks.2")  # type: ignore

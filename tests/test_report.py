@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached
 from featurecache.features.store import Cache
-from featurecache.heads.run_files import Epoch
 from featurecache.heads.schedules import Schedule
 from featurecache.runs.predictions import predict_split
 from featurecache.stages.cache.featurize import featurize
@@ -30,6 +29,7 @@ from featurecache.stages.looking import report as stage
 from featurecache.stages.looking import report_pictures
 from featurecache.stages.looking.report import report
 from featurecache.stages.looking.report_runs import _phases, training_course
+from featurecache.training.epoch_metrics import Epoch
 
 Runs = dict[str, Path]
 

@@ -196,10 +196,12 @@ def test_processes_that_gpus_are_given_to(
     monkeypatch.setattr(
         processes, "Processes", lambda *given: asked.append((given[2], *(given[3:] or (0,))))
     )
-    module._crew(module.Where("processes", None, each, most), None, there)
+    module._crew(
+        module.Where(executor="processes", gpus_per_worker=each, max_workers=most), None, there
+    )
     assert asked == [wanted]
     with pytest.raises(BadInput, match="gpus per worker 3: this machine has 2"):
-        module._crew(module.Where("processes", None, 3.0, None), None, 2)
+        module._crew(module.Where(executor="processes", gpus_per_worker=3.0), None, 2)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from torch import nn
 
 from featurecache.errors import BadInput
 from featurecache.heads import stacks, training
-from featurecache.heads.epochs import Member, Row
+from featurecache.heads.epochs import Member
 from featurecache.heads.mlp import Head, build
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.settings import HeadSpec
@@ -34,6 +34,7 @@ from featurecache.heads.stacks import Rate, Stack
 from featurecache.heads.training import train_many
 from featurecache.heads.training_results import Trained
 from featurecache.training import checkpoints
+from featurecache.training.epoch_metrics import EpochRow
 from featurecache.training.settings import Optimizer
 
 CPU = torch.device("cpu")
@@ -337,9 +338,9 @@ def test_a_killed_sweep_resumes_to_the_bit(
     monkeypatch.setattr(checkpoints, "EVERY", 0.0)
     monkeypatch.setattr(checkpoints, "_SHARE", 0)
     whole = sweep(tmp_path / "whole")
-    seen: list[tuple[int, Row]] = []
+    seen: list[tuple[int, EpochRow]] = []
 
-    def kill(place: int, row: Row) -> None:
+    def kill(place: int, row: EpochRow) -> None:
         seen.append((place, row))
         if len(seen) == 10:
             raise Killed

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
 from featurecache.heads import epochs, stack_training, training, training_results
 from featurecache.heads.curricula import Curriculum
-from featurecache.heads.epochs import Row, batches, mixture
+from featurecache.heads.epochs import batches, mixture
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import drop_shared, split_items
@@ -25,6 +25,7 @@ from featurecache.heads.training import train
 from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
 from featurecache.training import checkpoints
+from featurecache.training.epoch_metrics import EpochRow
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -82,7 +83,7 @@ def training_set(**fields: Any) -> TrainingSet:
     return TrainingSet(**plain | {"classes": NAMES, "identity": "blobs"} | fields)
 
 
-def timeless(rows: list[Row]) -> list[Row]:
+def timeless(rows: list[EpochRow]) -> list[EpochRow]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
@@ -95,9 +96,9 @@ class Killed(BaseException):
 
 
 def killer(after: int) -> Any:
-    seen: list[Row] = []
+    seen: list[EpochRow] = []
 
-    def on_epoch(row: Row) -> None:
+    def on_epoch(row: EpochRow) -> None:
         seen.append(row)
         if len(seen) == after:
             raise Killed
@@ -192,7 +193,7 @@ def test_train_itself_drops_shared_rows(tmp_path: Path) -> None:
 
 
 def test_a_curriculum_learns_and_says_how(tmp_path: Path) -> None:
-    seen: list[Row] = []
+    seen: list[EpochRow] = []
     result = run_train(tmp_path, on_epoch=seen.append)
     assert result.last["top1"] > 0.9
     assert [row["epoch"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
@@ -219,7 +220,7 @@ def test_the_saved_head_is_that_of_the_last_row(tmp_path: Path) -> None:
 
 
 def test_best_is_the_earliest_epoch_of_the_highest_top1() -> None:
-    def row(fold: int, epoch: int, top1: float) -> Row:
+    def row(fold: int, epoch: int, top1: float) -> EpochRow:
         return {"fold": fold, "epoch": epoch, "val_top1": top1, "val_loss": 1.0}
 
     rows = [row(1, 1, 0.2), row(1, 2, 0.6), row(1, 3, 0.8), row(1, 4, 0.5)]
@@ -230,7 +231,7 @@ def test_best_is_the_earliest_epoch_of_the_highest_top1() -> None:
 
 
 def test_a_fold_that_ended_early_counts_with_the_row_that_was_kept() -> None:
-    def row(fold: int, epoch: int, top1: float, loss: float) -> Row:
+    def row(fold: int, epoch: int, top1: float, loss: float) -> EpochRow:
         return {"fold": fold, "epoch": epoch, "val_top1": top1, "val_loss": loss}
 
     rows = [row(1, 1, 0.5, 1.0), row(1, 2, 0.4, 2.0)]
@@ -334,7 +335,7 @@ def test_a_killed_training_resumes_to_the_bit(tmp_path: Path, after: int) -> Non
     with pytest.raises(Killed):
         run_train(tmp_path / "killed", on_epoch=killer(after))
     assert (tmp_path / "killed" / "stack-1.checkpoint").exists()
-    seen: list[Row] = []
+    seen: list[EpochRow] = []
     resumed = run_train(tmp_path / "killed", on_epoch=seen.append)
     assert timeless(resumed.rows) == timeless(whole.rows)
     assert seen == resumed.rows

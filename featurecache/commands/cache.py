@@ -25,14 +25,11 @@ from featurecache.commands.options import COMPUTING, DISTRIBUTION, HELD, options
     "quiet",
     "debug",
 )
-def augment(
-    as_json: bool, quiet: bool, allow_failed: bool, shard_rows: int | None, **arguments: Any
-) -> int:
+def augment(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Store the pictures of views in the cache, lossless; `featurize` then includes them."""
-    from featurecache.stages.cache.augment import SHARD_ROWS, augment
+    from featurecache.stages.cache.augment import augment
 
-    rows = SHARD_ROWS if shard_rows is None else shard_rows
-    result = augment(**arguments, shard_rows=rows, progress=terminal.progress(quiet))
+    result = augment(**arguments, progress=terminal.progress(quiet))
     return printing.filled(result, as_json, allow_failed)
 
 
@@ -53,17 +50,14 @@ def augment(
     "quiet",
     "debug",
 )
-def featurize(
-    as_json: bool, quiet: bool, allow_failed: bool, shard_rows: int | None, **arguments: Any
-) -> int:
+def featurize(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Compute and store the vectors that are missing from the cache.
 
     Without --view: for `none` and every view that `augment` has stored.
     """
-    from featurecache.stages.cache.featurize import SHARD_ROWS, featurize
+    from featurecache.stages.cache.featurize import featurize
 
-    rows = SHARD_ROWS if shard_rows is None else shard_rows
-    result = featurize(**arguments, shard_rows=rows, progress=terminal.progress(quiet))
+    result = featurize(**arguments, progress=terminal.progress(quiet))
     for name, cosine in result.least_cosine.items():
         click.echo(
             f"{name} in {arguments['precision']} against f32, first batch: "

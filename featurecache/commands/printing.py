@@ -20,18 +20,16 @@ def filled(result: Any, as_json: bool, allow_failed: bool) -> int:
     else:
         names = ("view", "backbone", "rows", "root_hash")
         rows = [{name: space[name] for name in names} for space in result.spaces]
-        terminal.table(
-            [
-                {**r, "backbone": r["backbone"] or "(pictures)", "root_hash": r["root_hash"][:12]}
-                for r in rows
-            ]
-        )
+        for row in rows:
+            row["backbone"] = row["backbone"] or "(pictures)"
+            row["root_hash"] = str(row["root_hash"])[:12]
+        terminal.table(rows)
         click.echo(
             f"{result.computed:,} computed, {result.hits:,} held, {len(result.failed)} failed; "
             f"{result.seconds:.1f} s, {result.images_per_second:,.1f} images/s"
-            + (f", bound by {result.bound}" if getattr(result, "bound", "") else "")
+            + (f", bound by {result.bound}" if result.bound else "")
         )
-    for note in getattr(result, "notes", ()):
+    for note in result.notes:
         click.echo(terminal.printable(note), err=True)
     return failed(result.failed, allow_failed)
 

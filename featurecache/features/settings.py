@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from pathlib import Path
+from typing import TypedDict, TypeVar, cast
 
 from featurecache.errors import nearest
 
@@ -27,3 +28,25 @@ def check_keywords(keywords: Mapping[str, object], group: type, function: str) -
             raise TypeError(
                 f"{function}() got an unexpected keyword argument {name!r}; {nearest(name, known)}"
             )
+
+
+class CachedSetting(BackboneSetting, total=False):
+    """Which of the cached vectors of a backbone are meant; what is absent or None accepts any."""
+
+    precision: str | None
+
+
+class VectorSetting(BackboneSetting, total=False):
+    """How the vectors of a backbone are computed."""
+
+    weights: str | Path | None  # a file, for a single backbone; None: those of its release
+    precision: str  # f32 by default
+
+
+Group = TypeVar("Group")
+
+
+def keywords_of(group: type[Group], keywords: Mapping[str, object]) -> Group:
+    """Those of the keywords that belong to a typed group."""
+    known = group.__annotations__
+    return cast(Group, {name: value for name, value in keywords.items() if name in known})

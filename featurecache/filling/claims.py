@@ -81,7 +81,7 @@ def claimed_shards(
             claimed.append(claim)
             rows = claim.shard.rows if claim.shard.spaces else ()
             for start in range(0, max(len(rows), 1), batch_rows):
-                yield Batch(rows[start : start + batch_rows], claim.shard.spaces)
+                yield Batch(rows=rows[start : start + batch_rows], spaces=claim.shard.spaces)
 
     try:
         with contextlib.closing(ordered(function, context, batches(), workers)) as results:

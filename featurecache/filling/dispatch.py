@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.executors.pool import cores
@@ -28,7 +28,16 @@ _POLL_SECONDS = 0.5  # between checks of shards that other processes have claime
 _CORES = 8  # per worker of `processes` without GPUs: one network keeps that many busy
 
 
-@dataclass(frozen=True)
+class ExecutorSetting(TypedDict, total=False):
+    """The keywords of a stage that are the fields of Where."""
+
+    executor: str
+    address: str | None
+    gpus_per_worker: float | None
+    max_workers: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Where:
     """Where shards are computed. `executor` is one of EXECUTORS; the rest are its settings."""
 
@@ -37,22 +46,21 @@ class Where:
     gpus_per_worker: float | None = None
     max_workers: int | None = None
 
-
-def check_where(
-    executor: str, address: str | None, gpus_per_worker: float | None, max_workers: int | None
-) -> Where:
-    """The Where with these settings. Raises BadInput."""
-    if executor not in EXECUTORS:
-        raise UnknownName("executor", executor, EXECUTORS)
-    if address is not None and executor != "ray":
-        raise BadInput("--address belongs to --executor ray")
-    if executor == "local" and (gpus_per_worker, max_workers) != (None, None):
-        raise BadInput("--gpus-per-worker and --max-workers belong to --executor processes or ray")
-    if gpus_per_worker is not None and not 0 <= gpus_per_worker < math.inf:
-        raise BadInput(f"gpus per worker {gpus_per_worker:g}: must be 0 or more")
-    if max_workers is not None and max_workers < 1:
-        raise BadInput(f"max workers {max_workers}: must be 1 or more")
-    return Where(executor, address, gpus_per_worker, max_workers)
+    def check(self) -> None:
+        """Raise BadInput for settings that are wrong, or of another executor."""
+        gpus, workers = self.gpus_per_worker, self.max_workers
+        if self.executor not in EXECUTORS:
+            raise UnknownName("executor", self.executor, EXECUTORS)
+        if self.address is not None and self.executor != "ray":
+            raise BadInput("--address belongs to --executor ray")
+        if self.executor == "local" and (gpus, workers) != (None, None):
+            raise BadInput(
+                "--gpus-per-worker and --max-workers belong to --executor processes or ray"
+            )
+        if gpus is not None and not 0 <= gpus < math.inf:
+            raise BadInput(f"gpus per worker {gpus:g}: must be 0 or more")
+        if workers is not None and workers < 1:
+            raise BadInput(f"max workers {workers}: must be 1 or more")
 
 
 class Maker(Protocol):

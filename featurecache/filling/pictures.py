@@ -27,7 +27,7 @@ BATCH_ROWS = 16
 SPENT = ("pictures", "decode", "augment", "disk")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What every worker needs to know: what to render, and where to commit it."""
 
@@ -102,7 +102,7 @@ def provenance(view: View) -> dict[str, str]:
     return {"pictures": "png"} | pixel_provenance(view)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rendered:
     """The PNG bytes per view and row of a batch. They are empty for an image that failed in that
     view. An image that changed after it was listed has no row."""
@@ -139,7 +139,13 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
                 except Undecodable as error:
                     failed[i][item] = str(error)
                     made[i].append(b"")
-    return Rendered(made, failed, changed, spent["decode"], spent["augment"])
+    return Rendered(
+        pictures=made,
+        failed=failed,
+        changed=changed,
+        decode=spent["decode"],
+        augment=spent["augment"],
+    )
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -19,7 +19,7 @@ from featurecache.images.samples import Sample
 from featurecache.images.views import view_of_key
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecomputedRows:
     """The recomputed rows, as arguments of `Space.commit`."""
 
@@ -64,7 +64,9 @@ class Recomputer:
         if which not in self._engines:
             self._engines[which] = open_engine(backbone, name, key["precision"])
         running = self._engines[which]
-        preparation = vectors.Preparation((view,), (), (backbone.preprocess,), ((0, 0),))
+        preparation = vectors.Preparation(
+            views=(view,), preprocesses=(backbone.preprocess,), spaces=((0, 0),)
+        )
         parts = []
         failed: dict[bytes, str] = {}
         check = vectors.vector_check(space)
@@ -77,7 +79,7 @@ class Recomputer:
         check.finish()
         features = vectors.vectors_of([item for _, item in rows], parts, failed)
         made_by = vectors.provenance(running, preparation, 0, ())
-        return RecomputedRows({"features": features}, failed, made_by)
+        return RecomputedRows(arrays={"features": features}, failed=failed, provenance=made_by)
 
     def _pictures(self, space: Space, rows: Sequence[tuple[Sample, bytes]]) -> RecomputedRows:
         view = view_of_key(space.key["view"], space.view)
@@ -89,11 +91,15 @@ class Recomputer:
             _unchanged(made.changed)
             encoded += made.pictures[0]
             failed |= made.failed[0]
-        return RecomputedRows(pictures.arrays_of(encoded), failed, pictures.provenance(view))
+        return RecomputedRows(
+            arrays=pictures.arrays_of(encoded),
+            failed=failed,
+            provenance=pictures.provenance(view),
+        )
 
 
 def _batches(rows: Sequence[tuple[Sample, bytes]], size: int) -> list[Batch]:
-    return [Batch(tuple(rows[i : i + size]), (0,)) for i in range(0, len(rows), size)]
+    return [Batch(rows=tuple(rows[i : i + size]), spaces=(0,)) for i in range(0, len(rows), size)]
 
 
 def _unchanged(changed: Mapping[bytes, SourceChanged]) -> None:

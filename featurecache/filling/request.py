@@ -14,16 +14,17 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.engines import PRECISIONS
-from featurecache.features.settings import BackboneSetting
+from featurecache.features.settings import BackboneSetting, VectorSetting, keywords_of
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
 from featurecache.images.views import View, find_view, view_of_key
 from featurecache.items import Items, Lookup
+from featurecache.text import listed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """A dataset with the items of its samples, and the views and backbones to compute."""
 
@@ -79,11 +80,9 @@ def resolve_request(
     policy: str | Sequence[str] = (),
     backbone: str | Sequence[str] = (),
     *,
-    weights: str | Path | None = None,
-    precision: str = "f32",
     seed: int = 0,
     progress: Progress = silent,
-    **setting: Unpack[BackboneSetting],
+    **setting: Unpack[VectorSetting],
 ) -> Request:
     """The dataset, its items, and the named views and backbones. Raises BadInput.
 
@@ -91,27 +90,30 @@ def resolve_request(
     """
     if seed < 0:
         raise BadInput(f"seed {seed}: must be 0 or more")
+    precision = setting.get("precision", "f32")
     if precision not in PRECISIONS:
         raise UnknownName("precision", precision, PRECISIONS)
+    weights = setting.get("weights")
     opened = Cache(cache)
-    names = [policy] if isinstance(policy, str) else list(policy)
-    views = [find_view(name, seed) for name in names] or [View(None), *_stored_views(opened, seed)]
+    views = [find_view(name, seed) for name in listed(policy)]
+    views = views or [View(None), *_stored_views(opened, seed)]
     dataset = open_dataset(data)
     for view in views:
         view.check()
-    backbone_names = [backbone] if isinstance(backbone, str) else list(backbone)
+    backbone_names = listed(backbone)
     if weights is not None and len(backbone_names) > 1:
         raise BadInput("--weights applies to one backbone; pass a single --backbone")
-    backbones = [load_backbone(name, weights, **setting) for name in dict.fromkeys(backbone_names)]
+    choice = keywords_of(BackboneSetting, setting)
+    backbones = [load_backbone(name, weights, **choice) for name in dict.fromkeys(backbone_names)]
     items, unreadable = items_of(dataset.samples, progress)
     return Request(
-        dataset,
-        items,
-        unreadable,
-        opened,
-        tuple(dict.fromkeys(views)),
-        tuple(backbones),
-        precision,
+        dataset=dataset,
+        items=items,
+        unreadable=unreadable,
+        cache=opened,
+        views=tuple(dict.fromkeys(views)),
+        backbones=tuple(backbones),
+        precision=precision,
     )
 
 

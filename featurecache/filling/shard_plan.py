@@ -19,7 +19,7 @@ ImageItem = tuple[Sample, bytes]  # an image and its item
 _SPARSE = 8  # a shard is sparse if its span in the dataset is this many times its rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shard:
     """Rows to be computed together, for every space that lacks exactly these."""
 
@@ -32,7 +32,7 @@ class Shard:
         return tuple(item for _, item in self.rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Rows that a worker computes in one call, for the spaces with these indexes."""
 
@@ -64,7 +64,7 @@ class ShardPlan:
             else:
                 samples = [self._samples[position] for position in positions.tolist()]
             items = [item.tobytes() for item in self._items.array[positions]]
-            yield Shard(name, tuple(zip(samples, items, strict=True)), spaces)
+            yield Shard(name=name, rows=tuple(zip(samples, items, strict=True)), spaces=spaces)
 
     @property
     def rows(self) -> int:

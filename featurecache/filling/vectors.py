@@ -40,17 +40,17 @@ Started = TypeVar("Started")
 Waiting = Callable[[], np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preparation:
     """How each view's pictures are preprocessed, and made or read, if `augment` has stored them."""
 
     views: tuple[View, ...]
-    picture_spaces: tuple[Space, ...]  # per view, as stored by `augment`; or () to ignore these
+    picture_spaces: tuple[Space, ...] = ()  # per view, as stored by `augment`; () ignores these
     preprocesses: tuple[Preprocess, ...]
     spaces: tuple[tuple[int, int], ...]  # (view, preprocess) numbers per space
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """The pictures of a batch for each space, (n, S, S, 3) uint8. They are zeros for an image that
     failed in that space or changed after it was listed."""
@@ -63,7 +63,7 @@ class Prepared:
     augment: float  # seconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What every worker needs to know: what to compute, how, and where to commit it."""
 
@@ -236,7 +236,14 @@ def prepare(preparation: Preparation, batch: Batch) -> Prepared:
             else:
                 made[i][row] = preparation.preprocesses[p](picture)
     seconds = time.perf_counter() - start
-    return Prepared(made, decoded, failed, changed, seconds - spent["augment"], spent["augment"])
+    return Prepared(
+        pixels=made,
+        decoded=decoded,
+        failed=failed,
+        changed=changed,
+        decode=seconds - spent["augment"],
+        augment=spent["augment"],
+    )
 
 
 def _pictures(

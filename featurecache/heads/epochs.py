@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from featurecache import keys
 from featurecache.heads.curricula import DROPPING, Curriculum, RowLosses
 from featurecache.heads.perturb import Perturbation
 from featurecache.heads.schedules import Planned
@@ -25,8 +24,6 @@ from featurecache.heads.stacks import Stack
 from featurecache.heads.streams import windowed
 from featurecache.heads.windows import Windowed
 from featurecache.training.losses import cross_entropy, hits
-
-Row = keys.Json  # metrics of one epoch of one network
 
 _ROWS_AT_ONCE = 1 << 22  # in validation: rows x width x members
 

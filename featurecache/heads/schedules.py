@@ -7,7 +7,7 @@ torch. The files under `shipped/` are found by their file name.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -34,6 +34,14 @@ class BackboneChoice(pydantic.BaseModel):
     weights: str | None = Field(default=None, min_length=4)  # first digits of their SHA-256
     layer: str | None = Field(default=None, min_length=1)
     pooling: str | None = Field(default=None, min_length=1)
+
+
+def backbone_choice(
+    name: str, setting: Mapping[str, Any] | None = None, where: str = "backbone"
+) -> BackboneChoice:
+    """The choice of a backbone with this setting. Raises BadInput, which names `where`, for a wrong
+    value."""
+    return yaml_files.validate(BackboneChoice, {**(setting or {}), "name": name}, where)
 
 
 class PhaseOptimizer(pydantic.BaseModel):

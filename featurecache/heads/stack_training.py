@@ -20,20 +20,19 @@ from featurecache.heads.epochs import (
     Fold,
     Job,
     Member,
-    Row,
     distinct,
     epoch_rng,
     one_epoch,
     row_losses,
     validate,
 )
-from featurecache.heads.run_files import Epoch
 from featurecache.heads.schedules import Phase, Schedule
 from featurecache.heads.settings import HeadSpec
 from featurecache.heads.stacks import Stack, State
 from featurecache.json_files import fit
 from featurecache.text import one_line
 from featurecache.training.checkpoints import Checkpoint
+from featurecache.training.epoch_metrics import Epoch, EpochRow
 from featurecache.training.settings import Optimizer
 from featurecache.training.stopping import lowest_index, should_stop
 
@@ -51,7 +50,7 @@ class Lost:
 class _Record:
     """What is known of a group beside its stack; all of it is in the checkpoint."""
 
-    rows: list[list[Row]]  # of each network, one an epoch
+    rows: list[list[EpochRow]]  # of each network, one an epoch
     lost: dict[int, str]  # networks whose loss is no longer finite, and what to say of it
     best_states: dict[int, State]  # weights of the best epoch so far, where training may end early
     errors: torch.Tensor | None = None  # (M, C), of the last validation
@@ -78,7 +77,7 @@ def train_group(
     schedule: Schedule,
     classes: Sequence[str],
     checkpoint: Checkpoint,
-    done: Callable[[int, Row], None],
+    done: Callable[[int, EpochRow], None],
 ) -> list[nn.Sequential | Lost]:
     """Train the networks of a group as one stack; gives them, as they take the vectors of `data`.
 
@@ -120,7 +119,7 @@ def train_group(
         for network in running:
             job, member = group[network], group[network].member
             rate = curriculum.rate(planned, member.lr, member.weight_decay, 0.0, so_far[network])
-            row: Row = {
+            row: EpochRow = {
                 "fold": job.fold.number,
                 "epoch": planned.epoch,
                 "phase": planned.number,
@@ -208,7 +207,7 @@ def _running(record: _Record, group: Sequence[Job], schedule: Schedule) -> list[
     ]
 
 
-def _no_longer_finite(job: Job, row: Row) -> str:
+def _no_longer_finite(job: Job, row: EpochRow) -> str:
     return (
         f"fold {row['fold']}, epoch {row['epoch']}: the loss is no longer finite at lr "
         f"{row['lr']:g} (seed {job.member.seed}, weight_decay {job.member.weight_decay:g})"

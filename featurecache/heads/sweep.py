@@ -14,9 +14,9 @@ from scipy import stats
 
 from featurecache import keys
 from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
-from featurecache.heads.epochs import Member, Row
+from featurecache.heads.epochs import Member
 from featurecache.heads.mlp import Head
-from featurecache.heads.run_files import TrialsFile, read_member_epochs
+from featurecache.heads.run_files import TrialsFile
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost
 from featurecache.heads.sweep_settings import Setting, settings_of, stackable
@@ -25,12 +25,12 @@ from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
 from featurecache.json_files import MAX_RUN_JSON, damaged_run, read_model
 from featurecache.storage import durable
-from featurecache.training.epoch_metrics import METRICS_FILE
+from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, read_member_epochs
 
 _TRIALS = "trials.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One setting: its values by their dotted keys, and validation top-1 of the weights that are
     kept: the mean, and a 95% interval by Student's t over `n` folds (each the mean over the seeds),
@@ -42,16 +42,16 @@ class Trial:
     """
 
     setting: dict[str, Any]
-    n: int
-    top1: float | None
-    low: float | None
-    high: float | None
-    diverged: int
-    best: dict[str, Any] | None
-    last: dict[str, Any] | None
+    n: int = 0
+    top1: float | None = None
+    low: float | None = None
+    high: float | None = None
+    diverged: int = 0
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Swept:
     """The trials in the order of the settings, and the index of the one with the highest top1,
     whose `best` and `last` those of the sweep are."""
@@ -67,7 +67,7 @@ def train_sweep(
     schedule: Schedule,
     run: Path,
     *,
-    on_epoch: Callable[[Row], None] | None = None,
+    on_epoch: Callable[[EpochRow], None] | None = None,
     on_done: Callable[[Swept], None] | None = None,
     device: str = "auto",
 ) -> Swept:
@@ -136,7 +136,7 @@ def train_sweep(
         raise FeatureCacheError("in every setting of the sweep the loss was no longer finite")
     Head.load(folder_of[winner]).save(run)
     _keep_metrics(folder_of[winner], member_of[winner], run)
-    swept = Swept(ordered, winner, won.best, won.last)
+    swept = Swept(trials=ordered, winner=winner, best=won.best, last=won.last)
     if on_done is not None:
         on_done(swept)
     return swept
@@ -176,7 +176,7 @@ def _trial(setting: Setting, trained: Sequence[Trained | Lost]) -> Trial:
     finite = [result for result in trained if isinstance(result, Trained)]
     if len(finite) < len(trained):
         lost = len(trained) - len(finite)
-        return Trial(setting.values, 0, None, None, None, lost, None, None)
+        return Trial(setting=setting.values, diverged=lost)
     by_seed = np.array(
         [[row["val_top1"] for row in trained_head.saved_rows] for trained_head in finite]
     )
@@ -184,8 +184,15 @@ def _trial(setting: Setting, trained: Sequence[Trained | Lost]) -> Trial:
     scores = by_seed.mean(0) if by_seed.shape[1] > 1 else by_seed[:, 0]
     low, high = interval(scores)
     first = finite[0]
-    mean = float(scores.mean())
-    return Trial(setting.values, len(scores), mean, low, high, 0, first.best, first.last)
+    return Trial(
+        setting=setting.values,
+        n=len(scores),
+        top1=float(scores.mean()),
+        low=low,
+        high=high,
+        best=first.best,
+        last=first.last,
+    )
 
 
 def interval(scores: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:

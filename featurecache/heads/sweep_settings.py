@@ -26,7 +26,7 @@ SWEPT = (
 _OF_ANY = {"optimizer.name": ("lr", "weight_decay"), "lr_schedule.name": ()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """Some values by their dotted keys, and the schedule that they make."""
 
@@ -62,7 +62,9 @@ def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
             changed = _with(changed, key.split("."), value)
         listed = ", ".join(f"{key} {value}" for key, value in values.items())
         settings.append(
-            Setting(values, yaml_files.validate(Schedule, changed, f"{where}: {listed}"))
+            Setting(
+                values=values, schedule=yaml_files.validate(Schedule, changed, f"{where}: {listed}")
+            )
         )
     return settings
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.heads.epochs import Data, Fold, Job, Member, Row
+from featurecache.heads.epochs import Data, Fold, Job, Member
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost, train_group
 from featurecache.heads.streams import Stream
@@ -23,7 +23,7 @@ from featurecache.heads.training_results import MetricsWriter, Trained, member_r
 from featurecache.heads.training_set import TrainingSet, Vectors
 from featurecache.heads.windows import Windowed
 from featurecache.training.checkpoints import Checkpoint
-from featurecache.training.epoch_metrics import METRICS_FILE
+from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow
 
 # A stack of this many float32 of weights and activations stays, with its gradients and moments, in
 # the cache of a CPU; larger ones were slower than their members one after another.
@@ -36,7 +36,7 @@ def train(
     schedule: Schedule,
     run: Path,
     *,
-    on_epoch: Callable[[Row], None] | None = None,
+    on_epoch: Callable[[EpochRow], None] | None = None,
     on_done: Callable[[Trained], None] | None = None,
     device: str = "auto",
 ) -> Trained:
@@ -86,7 +86,7 @@ def train_many(
     members: Sequence[Member],
     run: Path,
     *,
-    on_epoch: Callable[[int, Row], None] | None = None,
+    on_epoch: Callable[[int, EpochRow], None] | None = None,
     on_done: Callable[[list[Trained | Lost]], None] | None = None,
     device: str = "auto",
 ) -> list[Trained | Lost]:
@@ -119,7 +119,7 @@ def train_many(
     checkpoints = []
     with MetricsWriter(run / METRICS_FILE, numbered=len(members) > 1) as metrics:
 
-        def done(index: int, row: Row) -> None:
+        def done(index: int, row: EpochRow) -> None:
             metrics.add(index, row)
             if on_epoch is not None:
                 on_epoch(index, row)

@@ -11,11 +11,11 @@ from torch import nn
 
 from featurecache import keys
 from featurecache.heads import mlp
-from featurecache.heads.epochs import Row
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost
 from featurecache.storage import durable
 from featurecache.training.checkpoints import Timer
+from featurecache.training.epoch_metrics import EpochRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Trained:
     """
 
     head: mlp.Head
-    rows: list[Row]
-    saved_rows: list[Row]
+    rows: list[EpochRow]
+    saved_rows: list[EpochRow]
     best: keys.Json
     last: keys.Json
 
@@ -42,7 +42,7 @@ class MetricsWriter:
 
     def __init__(self, path: Path, numbered: bool) -> None:
         self._path, self._numbered = path, numbered
-        self._rows: dict[tuple[int, int, int], Row] = {}
+        self._rows: dict[tuple[int, int, int], EpochRow] = {}
         self._timer = Timer()
 
     def __enter__(self) -> MetricsWriter:
@@ -51,12 +51,12 @@ class MetricsWriter:
     def __exit__(self, *error: object) -> None:
         self._write()
 
-    def add(self, member_index: int, row: Row) -> None:
+    def add(self, member_index: int, row: EpochRow) -> None:
         self._rows[member_index, row["fold"], row["epoch"]] = row
         if self._timer.due():
             self._write()
 
-    def rows_of(self, member_index: int) -> list[Row]:
+    def rows_of(self, member_index: int) -> list[EpochRow]:
         """The rows of a member, fold by fold."""
         return [row for (member, _, _), row in sorted(self._rows.items()) if member == member_index]
 
@@ -72,7 +72,7 @@ class MetricsWriter:
 
 def member_result(
     networks: Sequence[nn.Sequential | Lost],
-    rows: list[Row],
+    rows: list[EpochRow],
     schedule: Schedule,
     classes: Sequence[str],
 ) -> Trained | Lost:
@@ -94,7 +94,7 @@ def member_result(
     )
 
 
-def _summary(rows: Sequence[Row], early: bool) -> tuple[list[Row], keys.Json]:
+def _summary(rows: Sequence[EpochRow], early: bool) -> tuple[list[EpochRow], keys.Json]:
     """`saved_rows` and `best` of Trained. A fold that ended early counts with its saved row in the
     epochs that it did not reach."""
     folds = [[row for row in rows if row["fold"] == n] for n in sorted({r["fold"] for r in rows})]
@@ -112,7 +112,7 @@ def _summary(rows: Sequence[Row], early: bool) -> tuple[list[Row], keys.Json]:
     return saved_rows, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
 
 
-def _mean(epoch: int, rows: Sequence[Row]) -> keys.Json:
+def _mean(epoch: int, rows: Sequence[EpochRow]) -> keys.Json:
     """Validation {epoch, top1, loss}: means over the folds."""
     return {
         "epoch": epoch,

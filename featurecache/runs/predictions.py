@@ -29,6 +29,7 @@ from featurecache.runs.held_out import (
     trained_on_note,
 )
 from featurecache.runs.record import RunRecord, read_run
+from featurecache.text import listed
 
 if TYPE_CHECKING:
     from featurecache.heads.mlp import Head
@@ -269,7 +270,7 @@ def check_classes(runs: Sequence[str | Path], records: Sequence[RunRecord]) -> N
 
 def views_of(view: str, tta: str | Sequence[str]) -> list[str]:
     """The views to average over. Two names of the same view count once."""
-    names = [view, *([tta] if isinstance(tta, str) else tta)]
+    names = [view, *listed(tta)]
     first: dict[object, str] = {}
     for name in names:  # find_view refuses what is not a name
         first.setdefault(ViewName.parse(name).with_draw() if isinstance(name, str) else name, name)

@@ -12,11 +12,12 @@ from typing_extensions import TypedDict
 from featurecache import yaml_files
 from featurecache.errors import BadInput
 from featurecache.features.space_files import BackboneKey
-from featurecache.heads.run_files import NotNegative, TrialJson, Validation, fitting
+from featurecache.heads.run_files import TrialJson, Validation, fitting
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.sweep_settings import settings_of
 from featurecache.json_files import MAX_RUN_JSON, Damage, Open, damaged_run, read_model
 from featurecache.storage import durable
+from featurecache.training.epoch_metrics import NotNegative
 
 if TYPE_CHECKING:
     pass

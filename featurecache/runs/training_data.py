@@ -37,7 +37,7 @@ class _Mapped:
         return np.concatenate([part[rows] for part in self._parts], axis=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """N labelled rows to train and validate on, and their vectors."""
 
@@ -164,4 +164,12 @@ def load_training_data(
         )
     val_mask = np.array([row.split != "train" for row in rows])
     pairs = None if val is None else [(np.flatnonzero(~val_mask), np.flatnonzero(val_mask))]
-    return TrainingData(dataset, rows, spaces, vectors, pairs, notes, copies)
+    return TrainingData(
+        dataset=dataset,
+        rows=rows,
+        spaces=spaces,
+        vectors=vectors,
+        pairs=pairs,
+        notes=notes,
+        copies=copies,
+    )

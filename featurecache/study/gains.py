@@ -34,7 +34,7 @@ class Way(NamedTuple):
         return f"{self.policy}{order} under {self.lr_schedule}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gain:
     """The result of a way of training, by top-1 on the validation images.
 
@@ -94,7 +94,7 @@ def gains(
         ]
         results.append(
             Gain(
-                *way,
+                **way._asdict(),
                 top1=float(right.mean()),
                 of_seeds=[float(top1) for top1 in right.mean(1)],
                 best=way == best,

@@ -20,7 +20,7 @@ from featurecache.study.metrics import LEVEL, RESAMPLES
 Right = npt.NDArray[np.bool_]  # (S, N)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """The difference in accuracy, as a share of the images, with its 95% interval."""
 
@@ -54,7 +54,7 @@ def difference(right: Right, baseline: Right, seed: int = 0) -> Difference:
     if seeds > 1:
         drawn += rng.standard_t(seeds - 1, RESAMPLES) * np.sqrt(_seed_variance(gains))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(float(gains.mean()), float(low), float(high))
+    return Difference(difference=float(gains.mean()), low=float(low), high=float(high))
 
 
 def _seed_variance(gains: npt.NDArray[np.int8]) -> float:

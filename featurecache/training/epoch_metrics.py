@@ -1,7 +1,79 @@
-"""The metrics file of a training: one line per epoch and fold."""
+"""The metrics of a training: one row per epoch and fold, and the file that holds them."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypedDict, cast
+
+import pydantic
+
+from featurecache.errors import DamagedRun
+from featurecache.json_files import Open, Share, damaged_run, read_lines
 
 METRICS_FILE = "metrics.jsonl"  # of a run folder: a line for each epoch and fold
 
 MAX_METRICS = 256 << 20  # bytes; a line has 300
+MAX_NUMBER = 10**9  # of epochs, folds and members; far below where floats skip integers
+
+Number = Annotated[int, pydantic.Field(ge=1, le=MAX_NUMBER)]
+NotNegative = Annotated[float, pydantic.Field(ge=0)]
+
+
+class EpochRow(TypedDict):
+    """An epoch of a network. Losses are in nats."""
+
+    fold: int  # from 1
+    epoch: int  # from 1, over all phases
+    phase: int  # from 1
+    views: dict[str, float]  # their shares
+    lr: float
+    train_loss: float  # train_loss and train_top1: means while the epoch ran
+    train_top1: float
+    val_loss: float
+    val_top1: float
+    seconds: float  # of a stack its share
+
+
+class MemberEpochRow(EpochRow, total=False):
+    """An epoch of one of several networks that are trained together."""
+
+    member: int  # from 1
+
+
+class Epoch(Open):
+    """An EpochRow as it is read from a file, and checked. Older runs lack some of the fields."""
+
+    model_config = pydantic.ConfigDict(extra="ignore")
+    epoch: Number
+    fold: Number
+    phase: Number
+    views: dict[str, NotNegative] = pydantic.Field(default_factory=dict)
+    lr: NotNegative | None = None
+    train_loss: float
+    train_top1: Share
+    val_loss: float
+    val_top1: Share
+    seconds: NotNegative = 0.0
+
+
+class MemberEpoch(Epoch):
+    """A line of the metrics of members that were trained together; `member` counts from 1."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    member: Number = 1
+
+
+def _no_metrics(path: Path, what: str) -> DamagedRun:
+    return damaged_run(path, f"not the metrics of a run: {what}")
+
+
+def read_epochs(run: str | Path) -> list[Epoch]:
+    """The epochs of a run's head, fold by fold; empty if the folder has no metrics."""
+    path = Path(run) / METRICS_FILE
+    return read_lines(path, Epoch, MAX_METRICS, _no_metrics) if path.exists() else []
+
+
+def read_member_epochs(folder: Path) -> list[MemberEpochRow]:
+    """The lines of the metrics file of a folder, with the fields that were written."""
+    lines = read_lines(folder / METRICS_FILE, MemberEpoch, MAX_METRICS, _no_metrics)
+    return [cast(MemberEpochRow, line.model_dump(exclude_unset=True)) for line in lines]

@@ -12,23 +12,31 @@ from typing import Literal, Unpack, overload
 
 import numpy as np
 
-from featurecache import yaml_files
 from featurecache.errors import BadInput, MissingExtra, UnknownName
 from featurecache.features.mapped import MappedVectors
-from featurecache.features.settings import BackboneSetting, check_keywords
+from featurecache.features.settings import CachedSetting, check_keywords, keywords_of
 from featurecache.features.store import Cache
-from featurecache.heads.schedules import BackboneChoice
+from featurecache.heads.schedules import backbone_choice
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import held_spaces
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
+from featurecache.text import listed
 
 FORMATS = ("npz", "parquet", "safetensors")
 
 
-@dataclass(frozen=True)
+class CachedVectors(CachedSetting, total=False):
+    """Which vectors of the backbone to read; these settings tell apart what the cache holds several
+    of."""
+
+    cache: str | Path  # "data/cache" by default
+    seed: int  # of the views; 0 by default
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """Rows in dataset order: vectors (N, D) float32, labels (N,) int64 (-1 where there is none),
     ids and splits (N,) str, items (N, 32) uint8, and the class names that the labels index."""
@@ -42,7 +50,7 @@ class Table:
     left_out: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exported:
     """What `export` wrote."""
 
@@ -61,18 +69,14 @@ def export(
     format: str | None = None,
     split: str | None = None,
     data: str | Path = "data",
-    cache: str | Path = "data/cache",
-    seed: int = 0,
-    precision: str | None = None,
-    **setting: Unpack[BackboneSetting],
+    **options: Unpack[CachedVectors],
 ) -> Exported:
     """Write a view's vectors with labels, ids, items (SHA-256 of images) and splits into one file.
 
     `format` is npz, parquet or safetensors; by default the ending of `out`. Images that could not
-    be decoded are left out, and counted. The settings tell apart what the cache holds several of.
-    Raises NotCached for vectors that are not there.
+    be decoded are left out, and counted. Raises NotCached for vectors that are not there.
     """
-    check_keywords(setting, BackboneSetting, "export")
+    check_keywords(options, CachedVectors, "export")
     path = Path(out)
     format = format or path.suffix.removeprefix(".")
     if format not in FORMATS:
@@ -80,8 +84,7 @@ def export(
     if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtra("export to parquet", "pyarrow", "parquet")
     check_output(path, data=data)
-    choice = _choice(backbone, precision, setting)
-    table = _table(data, [view], choice, split, cache, seed)
+    table = _table(data, [view], backbone, split, options)
     content = io.BytesIO()
     if format == "npz":
         np.savez(
@@ -118,7 +121,7 @@ def export(
         pyarrow.parquet.write_table(pyarrow.table(columns), content)
     durable.replace(path, content.getvalue())
     rows, dim = table.vectors.shape
-    return Exported(str(path), format, rows, dim, table.left_out)
+    return Exported(path=str(path), format=format, rows=rows, dim=dim, left_out=table.left_out)
 
 
 @overload
@@ -128,13 +131,10 @@ def vectors(
     backbone: str = ...,
     *,
     split: str | None = ...,
-    cache: str | Path = ...,
-    seed: int = ...,
-    precision: str | None = ...,
     mapped: bool = ...,
     return_groups: Literal[False] = ...,
     return_ids: Literal[False] = ...,
-    **setting: Unpack[BackboneSetting],
+    **options: Unpack[CachedVectors],
 ) -> tuple[np.ndarray | MappedVectors, np.ndarray]: ...
 @overload
 def vectors(
@@ -143,13 +143,10 @@ def vectors(
     backbone: str = ...,
     *,
     split: str | None = ...,
-    cache: str | Path = ...,
-    seed: int = ...,
-    precision: str | None = ...,
     mapped: bool = ...,
     return_groups: bool = ...,
     return_ids: bool = ...,
-    **setting: Unpack[BackboneSetting],
+    **options: Unpack[CachedVectors],
 ) -> tuple[np.ndarray | MappedVectors, np.ndarray, *tuple[np.ndarray, ...]]: ...
 def vectors(
     data: str | Path | Dataset = "data",
@@ -157,13 +154,10 @@ def vectors(
     backbone: str = "",
     *,
     split: str | None = None,
-    cache: str | Path = "data/cache",
-    seed: int = 0,
-    precision: str | None = None,
     mapped: bool = False,
     return_groups: bool = False,
     return_ids: bool = False,
-    **setting: Unpack[BackboneSetting],
+    **options: Unpack[CachedVectors],
 ) -> tuple[np.ndarray | MappedVectors, np.ndarray, *tuple[np.ndarray, ...]]:
     """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,), of labelled images.
 
@@ -173,14 +167,13 @@ def vectors(
     `return_ids` adds the ids of the samples (N,).
     `mapped`: X stays on the disk and is read as it is indexed, for spaces larger than the memory.
     """
-    check_keywords(setting, BackboneSetting, "vectors")
-    views = [view] if isinstance(view, str) else list(view)
+    check_keywords(options, CachedVectors, "vectors")
+    views = listed(view)
     if not views or len(set(views)) < len(views):
         raise BadInput(f"view {views}: give at least one view, and each once")
     if mapped and len(views) > 1:
         raise BadInput("mapped=True takes one view; call vectors once for each")
-    choice = _choice(backbone, precision, setting)
-    table = _table(data, views, choice, split, cache, seed, labelled=True, mapped=mapped)
+    table = _table(data, views, backbone, split, options, labelled=True, mapped=mapped)
     extra: list[np.ndarray] = []
     if return_groups:
         image = table.items.view("V32").ravel()
@@ -190,21 +183,17 @@ def vectors(
     return table.vectors, table.classes[table.labels], *extra
 
 
-def _choice(backbone: str, precision: str | None, setting: BackboneSetting) -> BackboneChoice:
-    fields = {**setting, "name": backbone, "precision": precision}
-    return yaml_files.validate(BackboneChoice, fields, "backbone")
-
-
 def _table(
     data: str | Path | Dataset,
     views: Sequence[str],
-    choice: BackboneChoice,
+    backbone: str,
     split: str | None,
-    cache: str | Path,
-    seed: int,
+    options: CachedVectors,
     labelled: bool = False,
     mapped: bool = False,
 ) -> Table:
+    choice = backbone_choice(backbone, keywords_of(CachedSetting, options))
+    cache, seed = Cache(options.get("cache", "data/cache")), options.get("seed", 0)
     dataset = open_dataset(data)
     samples = dataset.samples if split is None else dataset.split(split)
     items, _ = items_of(samples)
@@ -212,7 +201,7 @@ def _table(
     wanted = {name: find_view(name, seed) for name in views}
     known = [item for _, item in readable]
     where = dataset.root if isinstance(data, Dataset) else data
-    spaces = held_spaces(Cache(cache), wanted, choice, known, where)
+    spaces = held_spaces(cache, wanted, choice, known, where)
     failed = {item for space in spaces.values() for item in space.failures(known)}
     decoded = [(sample, item) for sample, item in readable if item not in failed]
     rows = [(s, item) for s, item in decoded if s.label is not None or not labelled]
@@ -224,12 +213,13 @@ def _table(
         parts = [spaces[name].vectors(chosen)[0] for name in views]
         features = parts[0] if len(parts) == 1 else np.concatenate(parts)
     copies = len(views)
+    labels = np.array([-1 if s.label is None else s.label for s, _ in rows], np.int64)
     return Table(
-        features,
-        np.tile(np.array([-1 if s.label is None else s.label for s, _ in rows], np.int64), copies),
-        np.tile(np.array([s.id for s, _ in rows], str), copies),
-        np.tile(np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 32), (copies, 1)),
-        np.tile(np.array([s.split for s, _ in rows], str), copies),
-        np.array(dataset.classes, str),
-        len(samples) - len(decoded),
+        vectors=features,
+        labels=np.tile(labels, copies),
+        ids=np.tile(np.array([s.id for s, _ in rows], str), copies),
+        items=np.tile(np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 32), (copies, 1)),
+        splits=np.tile(np.array([s.split for s, _ in rows], str), copies),
+        classes=np.array(dataset.classes, str),
+        left_out=len(samples) - len(decoded),
     )

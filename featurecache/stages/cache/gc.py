@@ -7,12 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from featurecache import byte_sizes
 from featurecache.errors import BadInput, DamagedRun, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import ALIASES
 from featurecache.features.orphans import abandoned, of_run, sweep
+from featurecache.features.settings import check_keywords
 from featurecache.features.space_files import MARKER
 from featurecache.features.space_locks import is_in_use, locked_for_deletion
 from featurecache.features.spaces import Space
@@ -22,6 +24,7 @@ from featurecache.json_files import damaged_run
 from featurecache.runs.record import read_record
 from featurecache.storage import durable
 from featurecache.storage.local import LocalStore
+from featurecache.text import listed
 
 _SPANS = {"h": 1, "d": 24, "w": 24 * 7}  # in hours
 
@@ -43,17 +46,23 @@ class Candidate:
     leftover: str = ""  # the path of what a killed command left
 
 
+class Criteria(TypedDict, total=False):
+    """Which spaces are meant: those that match every criterion given."""
+
+    policy: str | Sequence[str]  # views, policies for all of their draws, or `none`
+    backbone: str | Sequence[str]  # names of networks, or `pictures`
+    older_than: str | None  # `30d`, `12h`, `2w`; by the newest shard
+    max_size: str | None  # `20G`: the oldest, until the cache is no larger
+
+
 def gc(
     cache: str | Path = "data/cache",
     *,
-    policy: str | Sequence[str] = (),
-    backbone: str | Sequence[str] = (),
-    older_than: str | None = None,
-    max_size: str | None = None,
     runs: str | Path = "runs",
     delete: bool = False,
     force: bool = False,
     progress: Progress = silent,
+    **criteria: Unpack[Criteria],
 ) -> list[Candidate]:
     """The spaces of the cache that fit every criterion given, and what killed commands left in the
     cache and in the runs; with `delete` they are deleted.
@@ -65,10 +74,12 @@ def gc(
     a process is filling is always spared. A deletion that was interrupted is finished. Names that
     no space has are no error (`absent_names` has them). Raises BadInput without any criterion.
     """
+    check_keywords(criteria, Criteria, "gc")
     opened = Cache(cache)
     if not opened.exists:
         raise BadInput(f"no cache at {cache}")
-    policies, backbones = _listed(policy), _listed(backbone)
+    policies, backbones = listed(criteria.get("policy", ())), listed(criteria.get("backbone", ()))
+    older_than, max_size = criteria.get("older_than"), criteria.get("max_size")
     if not (policies or backbones or older_than or max_size):
         raise BadInput("gc needs --view, --backbone, --older-than or --max-size")
     before = _moment(older_than) if older_than else None
@@ -122,17 +133,13 @@ def absent_names(
     spaces = Cache(cache).spaces()
     views = {name for space in spaces for name in (space.view, _policy(space))}
     networks = {name for space in spaces for name in _networks(space)}
-    given = [("policy", name, views) for name in _listed(policy)]
-    given += [("backbone", name, networks) for name in _listed(backbone)]
+    given = [("policy", name, views) for name in listed(policy)]
+    given += [("backbone", name, networks) for name in listed(backbone)]
     return [
         f"the cache holds no space of {kind} {name!r}; {nearest(name, known)}"
         for kind, name, known in given
         if name not in known
     ]
-
-
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
 
 
 def _delete(space: Space) -> bool:

@@ -15,7 +15,7 @@ from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """What `index` wrote; samples that can't be read are not in it, but here."""
 
@@ -41,4 +41,8 @@ def index(data: str | Path = "data", *, out: str | Path, progress: Progress = si
             os.fsync(file.fileno())
         temporary.replace(path)
         durable.sync_folder(path.absolute().parent)
-    return Index(str(path), rows, [{"path": p, "reason": r} for p, r in unreadable.items()])
+    return Index(
+        path=str(path),
+        rows=rows,
+        unreadable=[{"path": p, "reason": r} for p, r in unreadable.items()],
+    )

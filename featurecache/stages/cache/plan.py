@@ -15,13 +15,13 @@ from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import Engine, choose_engine, open_engine, run_rows
-from featurecache.features.settings import BackboneSetting, check_keywords
+from featurecache.features.settings import VectorSetting, check_keywords
 from featurecache.filling.request import Request, resolve_request
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What `featurize` with the same arguments would do."""
 
@@ -38,27 +38,25 @@ def plan(
     policy: str | Sequence[str] = (),
     backbone: str | Sequence[str] = (),
     cache: str | Path = "data/cache",
-    weights: str | Path | None = None,
     engine: str = "auto",
-    precision: str = "f32",
     workers: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
-    **setting: Unpack[BackboneSetting],
+    **setting: Unpack[VectorSetting],
 ) -> Plan:
     """What `featurize` would compute and find, the disk and the time it would take. Writes nothing.
 
     The time is estimated from a short probe: a few images through every view and backbone.
     """
-    check_keywords(setting, BackboneSetting, "plan")
+    check_keywords(setting, VectorSetting, "plan")
     if not backbone:
         raise BadInput("plan needs --backbone NAME; `featurecache backbones` lists them")
     workers = checked_workers(workers)
+    precision = setting.get("precision", "f32")
     choose_engine(engine, precision)
     request = resolve_request(
-        data, cache, policy, backbone, weights=weights, precision=precision, seed=seed,
-        progress=progress, **setting,
-    )  # fmt: skip
+        data, cache, policy, backbone, seed=seed, progress=progress, **setting
+    )
     progress(0, 1, "probe")
     hits = misses = size = 0
     seconds = 0.0
@@ -79,7 +77,7 @@ def plan(
                 probe = probe or open_engine(loaded, engine, precision)
                 seconds += missing * _seconds_per_row(request, view, loaded, probe, workers)
     progress(1, 1, "probe")
-    return Plan(hits, misses, size, round(seconds, 1), rows)
+    return Plan(hits=hits, misses=misses, bytes=size, seconds=round(seconds, 1), spaces=rows)
 
 
 def _seconds_per_row(

@@ -16,7 +16,7 @@ from featurecache.images.samples import items_of
 from featurecache.stages.cache.featurize import SHARD_ROWS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Retried:
     """What `retry` did: of the `failed` rows of the images in the dataset, `mended` now have a
     vector or a picture; `left` is `{path, reason}` of those that still have none."""
@@ -78,8 +78,8 @@ def retry(
                 mended += len(fine)
                 changed.append(opened.space(space.key, space.view, space.backbone).summary())
     return Retried(
-        failed,
-        mended,
-        [{"path": path, "reason": reason} for path, reason in sorted(left.items())],
-        changed,
+        failed=failed,
+        mended=mended,
+        left=[{"path": path, "reason": reason} for path, reason in sorted(left.items())],
+        spaces=changed,
     )

@@ -26,12 +26,12 @@ from featurecache.features.space_files import MAX_RECORD, Record
 from featurecache.features.space_locks import reserved
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache, read_note
+from featurecache.filling.fill import other_pixels
 from featurecache.filling.recompute import Recomputer
 from featurecache.filling.repair import Lost, compute_lost
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of, sources_of
 from featurecache.images.views import view_of_key
-from featurecache.stages.cache.featurize import other_pixels
 from featurecache.storage.store import names_in
 from featurecache.storage.stored_file import StoredFile
 

@@ -9,12 +9,12 @@ from typing import Unpack
 
 from featurecache import keys
 from featurecache.errors import BadInput
-from featurecache.features.settings import BackboneSetting, check_keywords
+from featurecache.features.settings import VectorSetting, check_keywords
+from featurecache.filling.fill import other_pixels
 from featurecache.filling.request import resolve_request
-from featurecache.stages.cache.featurize import other_pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Why:
     """One space asked for. `note` says so where its rows were made from other pixels than this
     machine makes. `differs` lists fields as `field: asked for / held`, against `nearest`,
@@ -37,19 +37,14 @@ def why(
     policy: str | Sequence[str] = (),
     backbone: str | Sequence[str] = (),
     cache: str | Path = "data/cache",
-    weights: str | Path | None = None,
-    precision: str = "f32",
     seed: int = 0,
-    **setting: Unpack[BackboneSetting],
+    **setting: Unpack[VectorSetting],
 ) -> list[Why]:
     """Explain hits and misses of `featurize` with the same arguments, computing nothing."""
-    check_keywords(setting, BackboneSetting, "why")
+    check_keywords(setting, VectorSetting, "why")
     if not backbone:
         raise BadInput("why needs --backbone NAME; `featurecache backbones` lists them")
-    request = resolve_request(
-        data, cache, policy, backbone, weights=weights, precision=precision, seed=seed,
-        **setting,
-    )  # fmt: skip
+    request = resolve_request(data, cache, policy, backbone, seed=seed, **setting)
     candidates = [space for space in request.cache.spaces() if space.backbone is not None]
     rows = []
     for view in request.views:
@@ -75,15 +70,15 @@ def why(
                 reason = "no space has this key; the nearest differs in: " + "; ".join(differs)
             rows.append(
                 Why(
-                    space.name,
-                    view.name,
-                    loaded.name,
-                    hits,
-                    misses,
-                    reason,
-                    nearest,
-                    differs,
-                    other_pixels(view, space),
+                    space=space.name,
+                    view=view.name,
+                    backbone=loaded.name,
+                    hits=hits,
+                    misses=misses,
+                    reason=reason,
+                    nearest=nearest,
+                    differs=differs,
+                    note=other_pixels(view, space),
                 )
             )
     return rows

@@ -10,18 +10,18 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from featurecache import yaml_files
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
-from featurecache.features.settings import BackboneSetting, check_keywords
+from featurecache.features.settings import CachedSetting, check_keywords
 from featurecache.features.store import Cache
 from featurecache.heads import baselines as fits
-from featurecache.heads.schedules import BackboneChoice
+from featurecache.heads.schedules import backbone_choice
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import decodable, labelled_rows, training_rows
 from featurecache.study import metrics
+from featurecache.text import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,9 @@ def baselines(
     split: str = "val",
     data: str | Path = "data",
     cache: str | Path = "data/cache",
-    precision: str | None = None,
     seed: int = 0,
     progress: Progress = silent,
-    **setting: Unpack[BackboneSetting],
+    **setting: Unpack[CachedSetting],
 ) -> Baselines:
     """Ridge, logistic regression and nearest neighbours on the vectors of a view: fitted on the
     split `train`, tested on another.
@@ -59,17 +58,14 @@ def baselines(
     image are fitted once, and images that also occur in another split not at all (law 8, "Views of
     one image never straddle a split"). Raises BadInput and NotCached before any work.
     """
-    check_keywords(setting, BackboneSetting, "baselines")
-    names = [backbone] if isinstance(backbone, str) else list(dict.fromkeys(backbone))
+    check_keywords(setting, CachedSetting, "baselines")
+    names = list(dict.fromkeys(listed(backbone)))
     if not names:
         raise BadInput("baselines needs --backbone NAME; `featurecache ls` lists the cached ones")
     if split == "train":
         raise BadInput("split train is used for fitting; choose another")
     wanted = {view: find_view(view, seed)}
-    choice = {"precision": precision, **setting}
-    choices = [
-        yaml_files.validate(BackboneChoice, {"name": name, **choice}, "backbone") for name in names
-    ]
+    choices = [backbone_choice(name, setting) for name in names]
     dataset = open_dataset(data)
     rows = labelled_rows(dataset, ["train", split], progress)
     spaces = spaces_of(Cache(cache), wanted, choices, [row.item for row in rows], data)[view]

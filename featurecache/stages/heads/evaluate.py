@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput
-from featurecache.heads.run_files import read_epochs
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
@@ -21,6 +20,7 @@ from featurecache.runs.record import read_run, schedule_of
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage.output_files import check_output
 from featurecache.study import metrics
+from featurecache.training.epoch_metrics import read_epochs
 
 
 @dataclass(frozen=True, kw_only=True)

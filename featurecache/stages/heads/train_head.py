@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import yaml
 
-from featurecache import byte_sizes, keys, versions, yaml_files
+from featurecache import byte_sizes, keys, versions
 from featurecache.errors import BadInput, DamagedRun, UnknownName
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.heads.run_files import read_epochs
-from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
+from featurecache.heads.schedules import Schedule, backbone_choice, find_schedule, read_schedule
 from featurecache.heads.sweep_settings import settings_of
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.notebook import html_table
@@ -36,7 +35,8 @@ from featurecache.runs.training_data import load_training_data
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage import durable, locks
 from featurecache.study.events import check_tensorboard, write_events
-from featurecache.training.epoch_metrics import METRICS_FILE
+from featurecache.text import listed
+from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, read_epochs
 
 if TYPE_CHECKING:
     from featurecache.heads.sweep import Swept
@@ -148,7 +148,7 @@ def train_head(
     total = sum(plan.epochs for plan in plans) * (wanted.validation.folds or 1) * seeds
     epochs = 0
 
-    def on_epoch(row: dict[str, Any]) -> None:
+    def on_epoch(row: EpochRow) -> None:
         nonlocal epochs
         epochs += 1
         progress(epochs, total, f"train-head (top-1 {row['val_top1']:.4f})")
@@ -209,11 +209,9 @@ def overridden(
 ) -> Schedule:
     """The schedule with its backbone and seed overridden, where given. Raises BadInput."""
     changed: dict[str, Any] = {}
-    names = [backbone] if isinstance(backbone, str) else list(backbone)
+    names = listed(backbone)
     if names:
-        changed["backbone"] = tuple(
-            yaml_files.validate(BackboneChoice, {"name": name}, "--backbone") for name in names
-        )
+        changed["backbone"] = tuple(backbone_choice(name, where="--backbone") for name in names)
     if seed is not None:
         if not 0 <= seed < 2**32:
             raise BadInput(f"seed {seed}: must be 0 or more, and below 2**32")

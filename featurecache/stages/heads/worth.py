@@ -21,7 +21,6 @@ from featurecache.executors import Progress
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.store import Cache
 from featurecache.heads import phase_variants
-from featurecache.heads.run_files import NotNegative
 from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
 from featurecache.images.view_names import ViewName
 from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_model
@@ -32,6 +31,8 @@ from featurecache.stages.heads.shared_options import SharedOptions, resolve_opti
 from featurecache.stages.heads.train_head import DEVICES, claimed_run, overridden
 from featurecache.storage import durable
 from featurecache.study.gains import CLEAN, SHUFFLED, WRITTEN, Gain, Way, gains, verdict
+from featurecache.text import listed
+from featurecache.training.epoch_metrics import NotNegative
 
 if TYPE_CHECKING:
     from featurecache.heads.training_results import Trained
@@ -110,8 +111,8 @@ def worth(
         raise BadInput(f"seeds {seeds}: must be 1 or more, and every seed below 2**32")
     numbers = list(range(wanted.seed, wanted.seed + seeds))
     plan, notes = same_steps(wanted, path)
-    rates = _rates(plan, [lr_schedule] if isinstance(lr_schedule, str) else lr_schedule)
-    policies = [policy] if isinstance(policy, str) else policy
+    rates = _rates(plan, listed(lr_schedule))
+    policies = listed(policy)
     ways = ways_of(plan, _phases_by_policy(plan, policies, path), rates, numbers)
     if all(way.order == WRITTEN for way in ways):
         notes.append("all epochs show the same views, so the phases have no other order")

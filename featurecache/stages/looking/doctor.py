@@ -25,7 +25,7 @@ LIBRARIES = (
 DAISY, PROBABILITY, TOLERANCE = 985, 0.323, 0.02
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """One thing looked at. `ok` False means that the product can't be trusted here as it is."""
 
@@ -36,20 +36,22 @@ class Check:
 
 def doctor(cache: str | Path = "data/cache") -> list[Check]:
     """Look at everything that the other commands rest on. Never raises for what it finds."""
-    checks = [Check("python", True, f"{platform.python_version()} on {platform.machine()}")]
+    checks = [
+        Check(name="python", ok=True, found=f"{platform.python_version()} on {platform.machine()}")
+    ]
     for library in LIBRARIES:
         try:
-            checks.append(Check(library, True, importlib.metadata.version(library)))
+            checks.append(Check(name=library, ok=True, found=importlib.metadata.version(library)))
         except importlib.metadata.PackageNotFoundError:
             # torch alone can do the work of OpenVINO, at a fifth of the speed.
-            checks.append(Check(library, library == "openvino", "not installed"))
+            checks.append(Check(name=library, ok=library == "openvino", found="not installed"))
     checks.append(_tried("imgaug imports", _imgaug))
     checks.append(_tried("cores", lambda: f"{os.cpu_count()}"))
     for name, precisions in engines_here().items():
-        checks.append(Check(f"engine {name}", True, "/".join(precisions)))
+        checks.append(Check(name=f"engine {name}", ok=True, found="/".join(precisions)))
         checks.append(_tried(f"known image, {name}", lambda name=name: known_image(name)))
     here = [row["name"] for row in at_hand() if row["state"] == "at hand"]
-    checks.append(Check("weights at hand", bool(here), ", ".join(here) or "none"))
+    checks.append(Check(name="weights at hand", ok=bool(here), found=", ".join(here) or "none"))
     checks.append(_tried(f"cache {cache}", lambda: _cache(cache)))
     return checks
 
@@ -77,11 +79,11 @@ def known_image(engine: str) -> str:
 
 def _tried(name: str, look) -> Check:  # type: ignore[no-untyped-def]
     try:
-        return Check(name, True, look())
+        return Check(name=name, ok=True, found=look())
     except FeatureCacheError as error:
-        return Check(name, False, str(error))
+        return Check(name=name, ok=False, found=str(error))
     except Exception as error:  # noqa: BLE001 - whatever a library raises is what was found
-        return Check(name, False, f"{type(error).__name__}: {error}")
+        return Check(name=name, ok=False, found=f"{type(error).__name__}: {error}")
 
 
 def _imgaug() -> str:

@@ -21,7 +21,7 @@ _MAX_LOW_BITS = 14  # that cameras store in 16
 _SLICE = 64  # images between two reports of progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """One split. `counts` is images per class name, zeros included; empty where unlabelled."""
 
@@ -31,7 +31,7 @@ class Split:
     counts: dict[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Sizes in pixels after EXIF orientation; `common_count` images are `common` = (width, height).
 
@@ -47,7 +47,7 @@ class Sizes:
     common_count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unreadable:
     """An image that can't be read or decoded: its id and why."""
 
@@ -55,7 +55,7 @@ class Unreadable:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """What `inspect` found; `dataclasses.asdict` of it can be written as JSON.
 
@@ -77,14 +77,14 @@ class Inspection:
     notes: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Seen:
     """What is kept of one image: a reason, or its (width, height)."""
 
-    item: bytes | None
-    length: int
-    size: tuple[int, int] | None
-    reason: str
+    item: bytes | None = None
+    length: int = 0
+    size: tuple[int, int] | None = None
+    reason: str = ""
     bits: int | None = None  # that are used of 16
 
 
@@ -117,7 +117,7 @@ def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspec
         bytes=sum(outcome.length for outcome in outcomes),
         duplicates=len(items) - len(set(items)),
         unreadable=[
-            Unreadable(sample.id, outcome.reason)
+            Unreadable(path=sample.id, reason=outcome.reason)
             for sample, outcome in zip(samples, outcomes, strict=True)
             if outcome.reason
         ],
@@ -158,14 +158,14 @@ def _look_at(sample: Sample) -> _Seen:
     try:
         data = sample.read()
     except OSError as error:
-        return _Seen(None, 0, None, error.strerror or str(error))
+        return _Seen(reason=error.strerror or str(error))
     item = hashlib.sha256(data).digest()
     try:
         pixels = decode(data)
     except Undecodable as error:
-        return _Seen(item, len(data), None, str(error))
+        return _Seen(item=item, length=len(data), reason=str(error))
     height, width, _ = pixels.shape
-    return _Seen(item, len(data), (width, height), "", used_bits(data, pixels))
+    return _Seen(item=item, length=len(data), size=(width, height), bits=used_bits(data, pixels))
 
 
 def _split(samples: Sequence[Sample], classes: Sequence[str]) -> Split:
@@ -177,4 +177,11 @@ def _split(samples: Sequence[Sample], classes: Sequence[str]) -> Split:
 def _sizes(sizes: Counter[tuple[int, int]]) -> Sizes:
     widths, heights = zip(*sizes, strict=True)
     common = min(sizes, key=lambda size: (-sizes[size], size))
-    return Sizes(min(widths), max(widths), min(heights), max(heights), common, sizes[common])
+    return Sizes(
+        width_min=min(widths),
+        width_max=max(widths),
+        height_min=min(heights),
+        height_max=max(heights),
+        common=common,
+        common_count=sizes[common],
+    )

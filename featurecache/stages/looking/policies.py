@@ -19,7 +19,7 @@ from featurecache.images.views import View, original
 from featurecache.storage.output_files import check_output
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sheet:
     """A contact sheet: `images` rows, the original and `draws` draws of each beside it."""
 
@@ -87,7 +87,7 @@ def preview(
         save_signed(picture, out, MARK)
     except (OSError, ValueError) as error:
         raise BadInput(f"{out}: the sheet can't be written ({error})") from error
-    return Sheet(str(out), len(rows), draws)
+    return Sheet(path=str(out), images=len(rows), draws=draws)
 
 
 def _is_image_of(out: str | Path, dataset: Dataset) -> bool:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import numpy as np
 import pydantic
@@ -16,12 +16,12 @@ import yaml
 
 from featurecache import __version__, text
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
 from featurecache.json_files import Open, read_file, read_model
 from featurecache.runs.predictions import Predictions, predict_split, same_views
 from featurecache.runs.record import RunRecord
 from featurecache.stages.heads.evaluate import Evaluation, evaluation_of
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.stages.looking.report_pictures import (
     Pictures,
     balanced_sample,
@@ -64,12 +64,10 @@ def report(
     out: str | Path = "report.html",
     split: str = "val",
     view: str = "none",
-    data: str | Path = "data",
-    cache: str | Path = "data/cache",
     seed: int | None = None,
     study: str | Path | None = None,
     pictures: int = PICTURES,
-    progress: Progress = silent,
+    **options: Unpack[SharedOptions],
 ) -> Report:
     """Write the results of runs on a split into one HTML file that needs no network.
 
@@ -78,6 +76,7 @@ def report(
     classes. Raises BadInput and NotCached before any work, as `evaluate` does.
     """
     began = time.perf_counter()
+    data, cache, progress = resolve_options(options, "report")
     runs = [runs] if isinstance(runs, str | Path) else list(runs)
     if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
         raise BadInput("a report needs at least one run, and each run only once")

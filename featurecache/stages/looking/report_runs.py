@@ -9,12 +9,12 @@ import numpy as np
 
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.spaces import Space
-from featurecache.heads.run_files import Epoch, read_epochs
 from featurecache.heads.schedules import Phase, Schedule
 from featurecache.images.view_names import ViewName
 from featurecache.runs.predictions import Predictions
 from featurecache.runs.record import RunRecord, schedule_of
 from featurecache.study import figures, metrics
+from featurecache.training.epoch_metrics import Epoch, read_epochs
 
 
 def training_course(

@@ -20,7 +20,13 @@ from featurecache.features.engines import choose_engine
 from featurecache.features.settings import BackboneSetting
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
+from featurecache.heads.schedules import (
+    BackboneChoice,
+    Schedule,
+    backbone_choice,
+    find_schedule,
+    read_schedule,
+)
 from featurecache.heads.sweep_settings import settings_of
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.view_names import ViewName
@@ -34,6 +40,7 @@ from featurecache.stages.recipes.recipe_checks import (
     check_held_out,
     check_stacked,
 )
+from featurecache.text import listed
 from featurecache.training.settings import STRICT
 
 Names = str | Annotated[list[str], Field(min_length=1)]
@@ -308,10 +315,7 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
         else:
             _check_split(dataset, step.split, where)
             choice = {**step.setting(), "precision": step.precision}
-            choices = [
-                yaml_files.validate(BackboneChoice, {"name": name, **choice}, where)
-                for name in listed(step.backbone)
-            ]
+            choices = [backbone_choice(name, choice, where) for name in listed(step.backbone)]
             _check_vectors(cached, planned, choices, [find_view(step.view, step.seed)], where)
 
 
@@ -362,8 +366,3 @@ def _check_vectors(
 def views_of_step(step: Evaluate | Report | Baselines) -> list[str]:
     """The views that a step averages over."""
     return [step.view, *(listed(step.tta) if isinstance(step, Evaluate) else ())]
-
-
-def listed(names: Names) -> list[str]:
-    """A single name as a list; a list unchanged."""
-    return [names] if isinstance(names, str) else names

@@ -29,6 +29,7 @@ from featurecache.stages.studies.study_files import (
     write_study,
 )
 from featurecache.study import figures, projections
+from featurecache.text import listed
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_CLEAN = 50_000  # images searched for neighbours: 250 MB at 1,280 numbers each
@@ -210,8 +211,7 @@ def _views(
     source: StudySource,
 ) -> tuple[list[View], list[str]]:
     """The named views, or by default the cached ones, and notes. Raises BadInput for no views."""
-    names = [policy] if isinstance(policy, str) else policy
-    views = [find_view(name, seed) for name in dict.fromkeys(names) if name != "none"]
+    views = [find_view(name, seed) for name in dict.fromkeys(listed(policy)) if name != "none"]
     notes: list[str] = []
     if not views:
         spaces = fitting_spaces(Cache(source.cache).spaces(), source.choice(backbone), source.cache)

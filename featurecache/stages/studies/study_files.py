@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from featurecache import yaml_files
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress, silent
-from featurecache.features.settings import BackboneSetting, check_keywords
+from featurecache.features.settings import CachedSetting, check_keywords, keywords_of
 from featurecache.features.store import Cache
-from featurecache.heads.schedules import BackboneChoice
+from featurecache.heads.schedules import BackboneChoice, backbone_choice
 from featurecache.images.datasets import Dataset
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
@@ -36,10 +35,9 @@ if TYPE_CHECKING:
 Entry = TypeVar("Entry")
 
 
-class StudyInput(BackboneSetting, total=False):
+class StudyInput(CachedSetting, total=False):
     """The keywords that every study of vectors takes in addition to the backbone's settings."""
 
-    precision: str | None
     data: str | Path  # "data" by default
     cache: str | Path  # "data/cache" by default
     out: str | Path  # the folder to write into; "study" by default
@@ -55,11 +53,11 @@ class StudySource:
     cache: str | Path = "data/cache"
     out: str | Path = "study"
     progress: Progress = silent
-    setting: Mapping[str, Any]
+    setting: CachedSetting
 
     def choice(self, backbone: str) -> BackboneChoice:
         """The choice of a backbone with this setting. Raises BadInput for a wrong value."""
-        return yaml_files.validate(BackboneChoice, {"name": backbone, **self.setting}, "backbone")
+        return backbone_choice(backbone, self.setting)
 
 
 def study_source(keywords: Mapping[str, Any], group: type, function: str) -> StudySource:
@@ -70,10 +68,9 @@ def study_source(keywords: Mapping[str, Any], group: type, function: str) -> Stu
     """
     check_keywords(keywords, group, function)
     source_fields = {"data", "cache", "out", "progress"}
-    settings = {*BackboneSetting.__annotations__, "precision"}
     return StudySource(
         **{name: keywords[name] for name in source_fields & keywords.keys()},
-        setting={name: keywords[name] for name in settings & keywords.keys()},
+        setting=keywords_of(CachedSetting, keywords),
     )
 
 

@@ -28,6 +28,7 @@ from featurecache.stages.studies.study_files import (
 )
 from featurecache.storage import durable
 from featurecache.study import figures, pages, projections
+from featurecache.text import listed
 
 _THUMBNAIL = 64  # pixels
 
@@ -77,7 +78,7 @@ def study_tsne(
         if not 0 <= value < 2**32:  # scikit-learn takes seeds of 32 bits
             raise BadInput(f"{name} {value}: must be at least 0 and below 2**32")
     dataset = open_dataset(source.data)
-    class_names = [classes] if isinstance(classes, str) else classes
+    class_names = listed(classes)
     chosen = chosen_classes(dataset, class_names, count, sampling_seed)
     rows = [row for row in labelled_rows(dataset, [split], source.progress) if row.label in chosen]
     folder = study_folder(source.out)

@@ -1,0 +1,44 @@
+"""Signatures stay short: parameters that travel together are a type."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "featurecache"
+MAX_PARAMETERS = 8  # named ones, beside a typed group
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    """(file:line, node) of every function and class of the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}", node
+
+
+def test_no_function_has_more_than_eight_named_parameters() -> None:
+    """More of them that travel together are a typed group (PEP 692) or a dataclass."""
+    long = {}
+    for place, node in nodes():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = node.args
+            parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            names = [p.arg for p in parameters if p.arg not in ("self", "cls")]
+            if len(names) > MAX_PARAMETERS:
+                long[place] = len(names)
+    assert long == {}
+
+
+def test_no_keyword_group_is_untyped_in_a_stage() -> None:
+    """`**keywords` of a public function name their typed group, so that editors know them."""
+    untyped = [
+        place
+        for place, node in nodes()
+        if place.startswith("stages/")
+        and isinstance(node, ast.FunctionDef)
+        and node.args.kwarg is not None
+        and "Unpack" not in ast.unparse(node.args.kwarg.annotation or ast.Constant(None))
+    ]
+    assert untyped == []
