@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +66,34 @@ def deadly(_: None, task: int) -> int:
     return task
 
 
+def cut_off(_: None, task: int) -> bytes:
+    """The worker of task 2 is killed after it sent half of a result."""
+    if task == 2:
+
+        def half(pipe: Connection, message: Any, write: object = None) -> None:
+            os.write(pipe.fileno(), bytes(message[: len(message) // 2]))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection._send = half  # type: ignore[attr-defined]
+    return bytes(30_000)
+
+
+def endless_after_one(_: None, task: int) -> int:
+    time.sleep(600 * (task > 0))
+    return task
+
+
+class Odd(Exception):
+    """It can be pickled, and not be read again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"odd {one} {two}")
+
+
+def odd(_: None, task: int) -> int:
+    raise Odd(task, task)
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
     found = list(ordered(slow_for_even, 100, iter(range(20)), workers))
@@ -116,6 +146,37 @@ def test_an_exception_of_a_task_is_raised_here_in_its_turn(workers: int) -> None
 def test_a_killed_worker_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(FeatureCacheError, match=r"worker process died.*fewer --workers"):
         list(ordered(deadly, None, range(6), 2))
+
+
+def test_a_worker_that_is_killed_within_a_message_is_not_waited_for() -> None:
+    script = (
+        "from tests.test_executors import cut_off, ordered\n"
+        "list(ordered(cut_off, None, range(9), 2))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert child.returncode == 1 and "a worker process died" in child.stderr.splitlines()[-1]
+
+
+def test_an_exception_that_can_not_be_sent_comes_as_its_text() -> None:
+    with pytest.raises(FeatureCacheError, match="Odd: odd 0 0"):
+        list(ordered(odd, None, range(2), 1))
+
+
+def test_an_exception_has_the_traceback_of_its_worker() -> None:
+    with pytest.raises(ValueError, match="not 3") as caught:
+        list(ordered(picky, None, range(8), 1))
+    assert "in picky" in caught.value.__notes__[0]
+
+
+def test_a_task_at_work_is_not_waited_for_when_the_results_are_closed() -> None:
+    results = ordered(endless_after_one, None, range(4), 2)
+    assert next(results) == 0
+    start = time.monotonic()
+    results.close()
+    assert time.monotonic() - start < 30
 
 
 PARENT = """

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import concurrent.futures.process
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import queue
 import shutil
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Generator, Iterable
 from multiprocessing import spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -25,11 +27,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.text import one_line
 
 Context = TypeVar("Context")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+CLOSE_SECONDS = 5.0  # that idle workers have to end before they are killed
 _MIN_SHARED = 64 << 10  # bytes of arrays in a result; for fewer a pipe is as fast
 _SHARED = Path("/dev/shm")  # where Linux has shared memory; containers may have little of it
 
@@ -69,12 +73,8 @@ def ordered(
     if workers == 0:
         yield from (function(context, task) for task in tasks if task is not None)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers,
-        worker_processes(),
-        initializer=_start_worker,
-        initargs=(function, context),
-    )
+    crew = _Crew(function, context)
+    threads = concurrent.futures.ThreadPoolExecutor(workers)  # each waits for one worker's results
     ahead = 2 * workers + 1
     blocks = _Blocks(ahead + 1)
     waiting: collections.deque[tuple[concurrent.futures.Future[_Packed], SharedMemory | None]]
@@ -83,21 +83,89 @@ def ordered(
         for task in tasks:
             if task is not None:
                 block = blocks.take()
-                waiting.append((pool.submit(_run, task, block.name if block else None), block))
+                name = block.name if block else None
+                waiting.append((threads.submit(crew.call, task, name), block))
             if len(waiting) > (ahead if task is not None else 0):
                 future, block = waiting.popleft()
                 yield blocks.unpacked(future.result(), block)
         while waiting:
             future, block = waiting.popleft()
             yield blocks.unpacked(future.result(), block)
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise FeatureCacheError(
-            "a worker process died (out of memory, or killed). Committed shards are safe; rerun "
-            "the command to continue, with fewer --workers if memory is short"
-        ) from error
+    except BaseException:
+        crew.kill()  # nobody needs the results of the tasks at work
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        threads.shutdown(wait=True, cancel_futures=True)
+        crew.close()
         blocks.unlink()
+
+
+class _Crew:
+    """Worker processes, started as they are needed.
+
+    Each has its own pipe, which ends if the worker is killed while it sends a result. If the
+    workers shared a pipe, as in concurrent.futures, the reader would wait forever for the rest of
+    the message.
+    """
+
+    def __init__(self, function: Any, context: Any) -> None:
+        self._work = (function, context)
+        self._idle: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self._made: list[tuple[Any, Any]] = []  # process, pipe
+        self._lock = threading.Lock()
+        self._killed = False
+
+    def call(self, task: Any, block: str | None) -> _Packed:
+        """The result of a task, from an idle worker or a new one. Raises what the task raised.
+        Several threads may call it."""
+        try:
+            worker = self._idle.get_nowait()
+        except queue.Empty:
+            worker = self._start()
+        _, pipe = worker
+        try:
+            pipe.send((task, block))
+            answer = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise FeatureCacheError(
+                "a worker process died (out of memory, or killed). Committed shards are safe; "
+                "rerun the command to continue, with fewer --workers if memory is short"
+            ) from error
+        self._idle.put(worker)
+        if isinstance(answer, BaseException):
+            raise answer
+        found: _Packed = answer
+        return found
+
+    def kill(self) -> None:
+        """Kill all workers, which ends the calls that wait for them."""
+        with self._lock:
+            self._killed = True
+            for process, _ in self._made:
+                process.kill()
+
+    def close(self) -> None:
+        """End the workers. No call may be waiting, and none may follow."""
+        for _, pipe in self._made:
+            pipe.close()
+        for process, _ in self._made:
+            process.join(CLOSE_SECONDS)
+            process.kill()
+            process.join()
+
+    def _start(self) -> tuple[Any, Any]:
+        context = worker_processes()
+        with self._lock:
+            if self._killed:
+                raise FeatureCacheError("the worker processes were ended")
+            pipe, worker_end = context.Pipe()
+            # Python ends a daemon when it exits, and waits for others.
+            process = context.Process(target=_serve, args=(worker_end, *self._work), daemon=True)
+            process.start()
+            worker_end.close()
+            worker = (process, pipe)
+            self._made.append(worker)
+        return worker
 
 
 _starting = threading.Lock()  # of the process, since it guards the functions of a module
@@ -196,32 +264,50 @@ def _room_for(size: int) -> bool:
     return not _SHARED.is_dir() or shutil.disk_usage(_SHARED).free > 2 * size
 
 
-# State of a worker process: function, context, blocks. Safe, since only one thread uses it.
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(function: Any, context: Any) -> None:
-    _worker.update(function=function, context=context)
+def _serve(pipe: Any, function: Any, context: Any) -> None:
+    """What a worker process does: calls the function on each task, until the pipe ends."""
     # Ctrl-C reaches all processes of the group. Only the parent handles it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow_parent, daemon=True).start()
+    blocks: dict[str, SharedMemory] = {}
+    with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe
+        while True:
+            task, block = pipe.recv()
+            answer: _Packed | BaseException
+            try:
+                answer = _pack(function(context, task), block, blocks)
+            except BaseException as error:  # noqa: BLE001 - the parent raises it
+                answer = _portable(error)
+            pipe.send(answer)
 
 
-def _run(task: Any, block: str | None) -> _Packed:
-    result = _worker["function"](_worker["context"], task)
+def _portable(error: BaseException) -> BaseException:
+    """The exception with its traceback as a note; if it can't be sent, one with its text."""
+    text = traceback.format_exc()
+    try:
+        error.add_note(text)
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - an exception may define how it is pickled
+        error = FeatureCacheError(f"{type(error).__name__}: {one_line(error)}")
+        error.add_note(text)
+    return error
+
+
+def _pack(result: Any, block: str | None, blocks: dict[str, SharedMemory]) -> _Packed:
     outside: list[pickle.PickleBuffer] = []
     body = pickle.dumps(result, protocol=5, buffer_callback=outside.append)
     arrays = [buffer.raw() for buffer in outside]
     sizes = [array.nbytes for array in arrays]
     if block is None:
         return _Packed(body, sizes, [bytes(array) for array in arrays])
-    if block not in _worker:
-        _worker[block] = SharedMemory(block)
-    if sum(sizes) > _worker[block].size:
+    if block not in blocks:
+        blocks[block] = SharedMemory(block)
+    shared: Any = blocks[block].buf
+    if sum(sizes) > blocks[block].size:
         return _Packed(body, sizes, [bytes(array) for array in arrays])
     start = 0
     for array in arrays:
-        _worker[block].buf[start : start + array.nbytes] = array
+        shared[start : start + array.nbytes] = array
         start += array.nbytes
     return _Packed(body, sizes, None)
 
