@@ -83,7 +83,7 @@ def test_what_a_run_was_trained_on_outlives_its_dataset(
     assert "may have been trained on some of these images" in note
     for damage in (b"", b"x" * 66, (small_runs["fraction"] / "trained_items.bin").read_bytes()[1:]):
         (old / "trained_items.bin").write_bytes(damage)
-        with pytest.raises(DamagedRun, match=r"trained_items\.bin: not the images of a run"):
+        with pytest.raises(DamagedRun, match=r"trained_items\.bin: not the list of a run's images"):
             evaluate(old, data=small_data, cache=small_cache)
 
 

@@ -110,7 +110,7 @@ def test_a_rate_that_every_phase_sets_is_not_swept() -> None:
         ({}, "nothing to sweep"),
         ({"random": 3}, "random and over belong together"),
         ({"grid": {"mixup": [1.0]}, "random": 1, "over": {"mixup": {"range": [1, 2]}}}, "not both"),
-        ({"grid": {"mixup": []}}, "needs a value"),
+        ({"grid": {"mixup": []}}, "needs at least one value"),
         ({"seeds": [1, 1]}, "listed twice"),
         ({"seeds": [-1]}, "from 0 to"),
         ({"random": 1, "over": {"mixup": {"range": [2, 1]}}}, "low then high"),

@@ -1,4 +1,4 @@
-"""Networks that are trained together, from their first weights, or a checkpoint, to their last."""
+"""Training of one stack of networks, from initial weights or a checkpoint to the final weights."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from featurecache.training.epoch_metrics import Epoch, EpochRow
 from featurecache.training.settings import Optimizer
 from featurecache.training.stopping import lowest_index, should_stop
 
-_REFERENCE_EPOCHS = 5  # of the head that rows are ordered by
+_REFERENCE_EPOCHS = 5  # of the reference head whose losses order the rows
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A network whose loss is no longer finite, and where that was."""
+    """A network whose loss is no longer finite; `reason` says where."""
 
     reason: str
 
 
 @dataclass
 class _Record:
-    """What is known of a group beside its stack; all of it is in the checkpoint."""
+    """The state of a group's training besides its stack. All of it is saved in the checkpoint."""
 
-    rows: list[list[EpochRow]]  # of each network, one an epoch
-    lost: dict[int, str]  # networks whose loss is no longer finite, and what to say of it
-    best_states: dict[int, State]  # weights of the best epoch so far, where training may end early
+    rows: list[list[EpochRow]]  # of each network, one per epoch
+    lost: dict[int, str]  # networks whose loss is no longer finite, and the reason to report
+    best_states: dict[int, State]  # weights of the best epoch so far, with early stopping
     errors: torch.Tensor | None = None  # (M, C), of the last validation
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,14 +79,15 @@ def train_group(
     checkpoint: Checkpoint,
     done: Callable[[int, EpochRow], None],
 ) -> list[nn.Sequential | Lost]:
-    """Train the networks of a group as one stack; gives them, as they take the vectors of `data`.
+    """Train the networks of a group as one stack, and return them as modules that take the vectors
+    of `data`.
 
-    A network whose loss is no longer finite is Lost, and the others go on, if they are not other
-    folds of the same member.
+    A network whose loss is no longer finite is returned as Lost. The others continue, unless they
+    are other folds of the same member.
     """
     fitted = None
     if schedule.input is not None:
-        (fold,) = distinct(group)  # what is fitted is of its training rows
+        (fold,) = distinct(group)  # fitted on the training rows of this fold
         fitted = inputs.fit(schedule.input, _training_rows(data, fold, schedule))
         resident = {n: fitted(v) for n, v in data.views.items() if isinstance(v, torch.Tensor)}
         data = Data(resident, data.labels)
@@ -149,8 +150,10 @@ def train_group(
 
 
 def _load_record(checkpoint: Checkpoint, stack: Stack, group: Sequence[Job]) -> _Record:
-    """The record in the checkpoint, whose state the stack takes over; an empty record where there
-    is no checkpoint. Raises DamagedRun for a state that this training did not write."""
+    """Load the checkpoint into the stack and return its record; without a checkpoint, an empty one.
+
+    Raises DamagedRun for a state that this training did not write.
+    """
     state = checkpoint.load()
     if state is None:
         return _Record([[] for _ in group], {}, {})
@@ -164,8 +167,8 @@ def _load_record(checkpoint: Checkpoint, stack: Stack, group: Sequence[Job]) -> 
 def _finite_heads(
     record: _Record, stack: Stack, width: int, classes: int, fitted: inputs.Fitted | None
 ) -> list[nn.Sequential | Lost]:
-    """The networks of a trained stack, as they take the vectors before `fitted`; Lost for those
-    whose loss is no longer finite."""
+    """The networks of a trained stack, with `fitted` folded into them; Lost for those whose loss is
+    no longer finite."""
     for network, state in record.best_states.items():
         stack.restore(network, state)
     heads = [stack.head(network, width, classes) for network in range(len(record.rows))]
@@ -178,8 +181,8 @@ def _finite_heads(
 
 
 def _resumed(state: dict[str, Any], stack: Stack, group: Sequence[Job]) -> _Record:
-    """Give the stack the state that a checkpoint has, and the record in it. Raises ValueError and
-    the like for what no training leaves there."""
+    """Load the state of a checkpoint into the stack and return its record. Raises ValueError,
+    KeyError and the like for a state that no training writes."""
     stack.load_state_dict(state["stack"])
     record = _Record.from_state(state["record"])
     for job, rows in zip(group, record.rows, strict=True):
@@ -191,12 +194,13 @@ def _resumed(state: dict[str, Any], stack: Stack, group: Sequence[Job]) -> _Reco
     if not all(network in range(len(group)) for network in record.lost):
         raise ValueError("a network that is not of the group")
     if not isinstance(record.errors, torch.Tensor | None):
-        raise TypeError("errors are no tensor")
+        raise TypeError("errors are not a tensor")
     return record
 
 
 def _running(record: _Record, group: Sequence[Job], schedule: Schedule) -> list[int]:
-    """The networks that are neither lost, nor a fold beside a lost one, nor ended early."""
+    """The indexes of the networks still in training: not lost, not stopped early, and not a fold of
+    a member that has lost another fold."""
     if record.lost and len({job.member_index for job in group}) == 1:
         return []
     patience = None if schedule.early_stopping is None else schedule.early_stopping.patience
@@ -224,18 +228,18 @@ def _fresh(
 ) -> Stack:
     fresh = []
     for job in group:
-        # Epochs count from 1, which leaves epoch 0 for the seed of the initial weights.
+        # Epochs count from 1, so epoch 0 is free to seed the initial weights.
         with _torch_seeded(epoch_rng(job.member.seed, job.fold.number, 0)):
             fresh.append(mlp.build(width, classes, head))
     return Stack(fresh, head, optimizer, data.labels.device)
 
 
 def _training_rows(data: Data, fold: Fold, schedule: Schedule) -> torch.Tensor:
-    """The training rows through the view that is validated on, (N, D): every schedule has it."""
+    """The training vectors (N, D) of the validation view, which every schedule has."""
     if data.window is not None:
         raise BadInput(
-            "what a schedule fits on all training vectors (input, noise) needs them in memory; "
-            "give a larger --memory, or leave it out"
+            "`input`, `features` and `mixup` need all training vectors in memory; give a larger "
+            "--memory, or omit it"
         )
     return data.views[schedule.validation.view][fold.train_rows]
 
@@ -260,8 +264,8 @@ def _curriculum(
 def _reference_losses(
     data: Data, fold: Fold, schedule: Schedule, classes: Sequence[str]
 ) -> RowLosses:
-    """The losses of the fold's training rows, through the validation view, under a linear head that
-    was trained on just them for a few epochs."""
+    """The losses of the fold's training rows, in the validation view, under a linear head trained
+    on them for a few epochs."""
     view = schedule.validation.view
     plain = Schedule(
         backbone=schedule.backbone,
@@ -283,8 +287,11 @@ def _reference_losses(
 
 @contextlib.contextmanager
 def _torch_seeded(rng: np.random.Generator) -> Iterator[None]:
-    """torch's global CPU generator seeded from `rng` (initial weights take no other), then put
-    back. Not torch.manual_seed: that one seeds every CUDA device too."""
+    """Seed torch's global CPU generator from `rng`, and restore it afterwards.
+
+    Weight initialisation uses no other generator. torch.manual_seed would also seed every CUDA
+    device.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**63)))
         yield

@@ -1,9 +1,9 @@
-"""Many heads of one shape as one network: the tensors of M heads lie stacked in one tensor each.
+"""Many heads of one shape as one network: each tensor of M heads is stacked into one tensor.
 
-A small head costs more in calls than in arithmetic, so M of them are trained by the calls of one.
-Members that see the same rows share one gather and one matrix product of the first layer. Features
-stand before rows, (M, width, B), so that the channels of all members are the channels of one batch
-norm, and no layer has to transpose.
+A small head costs more in calls than in arithmetic, so M heads are trained with the calls of one.
+Members that see the same rows share one gather and one matrix product in the first layer. The
+layout is (M, width, B), features before rows, so that the channels of all members are the channels
+of one batch norm and no layer has to transpose.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ from featurecache.training.losses import cross_entropy, hits
 from featurecache.training.settings import Optimizer
 
 State = dict[str, torch.Tensor]
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # as losses.cross_entropy
-_LANES = 1 << 16  # dropout draws 16 bits a feature
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # like losses.cross_entropy
+_DROPOUT_LEVELS = 1 << 16  # dropout draws 16 bits per feature
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a member's optimizer is set to for an epoch."""
+    """The optimizer settings of a member at one step."""
 
     lr: float
     weight_decay: float
 
 
 class Stack:
-    """M heads of one shape and optimizer, for training; their learning rates may differ.
+    """M heads of one shape and optimizer in training; their learning rates may differ.
 
-    It computes what `mlp.build` and torch.optim would for each head by itself, up to the order of
-    floating-point sums. Dropout alone draws otherwise: from a generator a member, 16 random bits a
-    feature, since torch's own draws are slow on most CPUs. So its rate is
-    rounded to a multiple of 2**-16; DropConnect draws weights in the same way.
+    It computes what `mlp.build` and torch.optim would compute for each head by itself, up to the
+    order of floating-point sums. Only dropout draws differently: each member has its own generator,
+    and a draw takes 16 random bits per feature, since torch's own draws are slow on most CPUs. The
+    dropout rate is therefore rounded to a multiple of 2**-16. DropConnect draws its weights the
+    same way.
     """
 
     def __init__(
@@ -56,20 +57,20 @@ class Stack:
         optimizer: Optimizer,
         device: torch.device,
     ) -> None:
-        """The state of `heads`, fresh ones of `mlp.build` by `spec`, is copied to `device`."""
+        """Copy the state of `heads`, built by `mlp.build` from `spec`, to `device`."""
         states = [head.state_dict() for head in heads]
         self.layers = dict(heads[0].named_children())
         self.spec, self.optimizer = spec, optimizer
         self.state = {n: torch.stack([s[n] for s in states]).to(device) for n in states[0]}
         self.trained = [name for name, _ in heads[0].named_parameters()]
         self.weights = [f"{n}.weight" for n, m in self.layers.items() if isinstance(m, nn.Linear)]
-        self.masks: State = {}  # of weights that were pruned: 0 where one is gone, else 1
+        self.masks: State = {}  # 0 for weights that were pruned, else 1
         moments = 1 if optimizer.name == "sgd" else 2
         self.moments = [
             {name: torch.zeros_like(self.state[name]) for name in self.trained}
             for _ in range(moments)
         ]
-        # One number a member and tensor, since torch.optim counts the steps of each tensor.
+        # One count per member and tensor, since torch.optim counts the steps of each tensor.
         self.steps = {name: torch.zeros(len(heads), device=device) for name in self.trained}
         self._begin()
 
@@ -81,22 +82,25 @@ class Stack:
         return len(next(iter(self.state.values())))
 
     def part(self, index: int) -> Stack:
-        """The member at `index` as a stack of one, on the same memory; rebuilt after pruning."""
+        """The member at `index` as a stack of one that shares memory with this stack.
+
+        It does not see a later `prune`: get the part again after pruning.
+        """
         member = object.__new__(Stack)
         member.layers, member.spec, member.optimizer = self.layers, self.spec, self.optimizer
         member.trained, member.weights = self.trained, self.weights
-        here = slice(index, index + 1)
-        member.state = {name: tensor.detach()[here] for name, tensor in self.state.items()}
+        members = slice(index, index + 1)
+        member.state = {name: tensor.detach()[members] for name, tensor in self.state.items()}
         member.moments = [
-            {n: tensor[here] for n, tensor in moment.items()} for moment in self.moments
+            {n: tensor[members] for n, tensor in moment.items()} for moment in self.moments
         ]
-        member.steps = {name: tensor[here] for name, tensor in self.steps.items()}
-        member.masks = {name: tensor[here] for name, tensor in self.masks.items()}
+        member.steps = {name: tensor[members] for name, tensor in self.steps.items()}
+        member.masks = {name: tensor[members] for name, tensor in self.masks.items()}
         member._begin()
         return member
 
     def head(self, index: int, features: int, classes: int) -> nn.Sequential:
-        """The member at `index` as a module of its own, on the CPU, for evaluation."""
+        """The member at `index` as a separate module on the CPU, for evaluation."""
         with torch.device("meta"):  # draws no initial weights
             module = mlp.build(features, classes, self.spec)
         state = {name: tensor[index].detach().cpu().clone() for name, tensor in self.state.items()}
@@ -106,17 +110,17 @@ class Stack:
     def logits(
         self, x: torch.Tensor, dropping: Sequence[torch.Generator] | None = None
     ) -> torch.Tensor:
-        """Logits (M, C, B) of rows x: (B, D) seen by every member, or (M, B, D).
+        """Logits (M, C, B) of rows x: (B, D) shared by all members, or (M, B, D).
 
-        `dropping`, a generator a member, means training: batch norm takes the statistics of these
-        rows and keeps running ones, and dropout drops.
+        `dropping`, one generator per member, turns on training mode: batch norm uses the statistics
+        of these rows and updates its running statistics, and dropout is applied.
         """
         h = x.transpose(-1, -2)
-        unconnected = iter([*self.spec.per_layer("drop_connect"), 0.0])
+        drop_rates = iter([*self.spec.per_layer("drop_connect"), 0.0])
         for name, layer in self.layers.items():
             tensors = {part: self.state[f"{name}.{part}"] for part in layer.state_dict()}
             if isinstance(layer, nn.Linear):
-                weight, rate = tensors["weight"], next(unconnected)
+                weight, rate = tensors["weight"], next(drop_rates)
                 if rate > 0 and dropping is not None:
                     weight = weight * _dropout_mask(weight.shape, rate, dropping)
                 h = _linear(h, weight, tensors["bias"])
@@ -141,7 +145,7 @@ class Stack:
                 )
             elif isinstance(layer, nn.Dropout):
                 if dropping is not None:
-                    shape = torch.Size([len(self), *h.shape[-2:]])  # rows may be for all members
+                    shape = torch.Size([len(self), *h.shape[-2:]])  # h may be shared by all members
                     h = h * _dropout_mask(shape, layer.p, dropping)
             else:
                 h = layer(h)
@@ -155,10 +159,10 @@ class Stack:
         dropping: Sequence[torch.Generator],
         loss: Loss = cross_entropy,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Train on one minibatch, x as for `logits`, target (M, B) or, for all members, (B,).
+        """Train on one minibatch: x as for `logits`, target (M, B) or, shared by all members, (B,).
 
-        Gives each member's `loss` and number of right rows, (M,), sums over the minibatch. The
-        penalties of the spec are trained by too, and are no part of the loss that is given.
+        Returns each member's `loss` and number of correct rows, (M,), summed over the minibatch.
+        The penalties of the spec enter the gradients, but not the loss returned.
         """
         logits = self.logits(x, dropping)
         losses = loss(logits, target).sum(1)
@@ -166,7 +170,7 @@ class Stack:
             losses.sum() / logits.shape[-1], [self.state[name] for name in self.trained]
         )
         self._penalise(dict(zip(self.trained, gradients, strict=True)))
-        # Members with rows of their own may have taken other numbers of steps before this one.
+        # Members with separate rows may have taken different numbers of steps so far.
         self._update(gradients, rates, together=x.dim() == 2)
         return losses.detach(), hits(logits, target).sum(1)
 
@@ -182,12 +186,12 @@ class Stack:
 
     @torch.no_grad()
     def prune(self, share: float) -> None:
-        """Make this share of the weights of each linear layer of each member zero for good: those
-        of the least size (magnitude pruning a layer, Han et al. 2015)."""
+        """Set this share of the weights of each linear layer of each member to zero permanently:
+        those of smallest magnitude (pruning per layer, Han et al. 2015)."""
         for name in self.weights:
             sizes = self.state[name].abs().flatten(1)
-            least = sizes.argsort(1)[:, : round(share * sizes.shape[1])]
-            mask = torch.ones_like(sizes).scatter_(1, least, 0.0)
+            smallest = sizes.argsort(1)[:, : round(share * sizes.shape[1])]
+            mask = torch.ones_like(sizes).scatter_(1, smallest, 0.0)
             self.masks[name] = mask.view_as(self.state[name])
             self.state[name].mul_(self.masks[name])
 
@@ -195,18 +199,17 @@ class Stack:
     def _update(
         self, gradients: Sequence[torch.Tensor], rates: Sequence[Rate], together: bool
     ) -> None:
-        """One step of the optimizer: a call a member, or a run of members with equal rates."""
+        """One optimizer step: one call per member, or per run of members with equal rates."""
         start = 0
         for stop in range(1, len(rates) + 1):
             if together and stop < len(rates) and rates[stop] == rates[start]:
                 continue
             run, rate = slice(start, stop), rates[start]
             parameters = [self.state[name][run] for name in self.trained]
-            member_gradients = [
-                gradient[run].contiguous() for gradient in gradients
-            ]  # fused kernels ask no more
+            # Fused kernels need contiguous gradients.
+            member_gradients = [gradient[run].contiguous() for gradient in gradients]
             moments = [[moment[name][run] for name in self.trained] for moment in self.moments]
-            # The members of a run have taken as many steps: the first counts for them all.
+            # The members of a run have taken the same number of steps: the first counts for all.
             counts = [self.steps[name][start] for name in self.trained]
             self._rule(parameters, member_gradients, moments, counts, rate)
             for name, count in zip(self.trained, counts, strict=True):
@@ -223,7 +226,7 @@ class Stack:
         counts: list[torch.Tensor],
         rate: Rate,
     ) -> None:
-        """One step of torch.optim's own function, with its defaults where nothing can be set."""
+        """One step of torch.optim's functional optimizer, with its defaults for other settings."""
         name, momentum = self.optimizer.name, self.optimizer.momentum or 0.0
         common: dict[str, Any] = {
             "lr": rate.lr,
@@ -246,14 +249,14 @@ class Stack:
             rule(parameters, gradients, moments[0], moments[1], [], counts, **common)
 
     def state_dict(self) -> dict[str, State]:
-        """All that training changes."""
+        """Every tensor that training changes."""
         named = {f"moment-{k}": moment for k, moment in enumerate(self.moments)}
         heads = {name: tensor.detach() for name, tensor in self.state.items()}
         return {"heads": heads, "steps": self.steps, "masks": self.masks, **named}
 
     def load_state_dict(self, state: dict[str, State]) -> None:
-        """Go on from what `state_dict` gave of a stack of the same members. Raises ValueError, or
-        KeyError, for the state of another."""
+        """Restore what `state_dict` returned for a stack of the same members. Raises ValueError or
+        KeyError for the state of a different stack."""
         where = next(iter(self.state.values())).device
         masks = {name: mask.to(where) for name, mask in state["masks"].items()}
         if masks:
@@ -266,7 +269,7 @@ class Stack:
 
     @staticmethod
     def check(state: State, like: State) -> None:
-        """Raise ValueError unless these are tensors of the same names, shapes and types."""
+        """Raise ValueError unless the tensors have the same names, shapes and types."""
         if {n: (t.shape, t.dtype) for n, t in state.items()} != {
             n: (t.shape, t.dtype) for n, t in like.items()
         }:
@@ -277,13 +280,14 @@ class Stack:
         return {name: tensor.detach()[index].clone() for name, tensor in self.state.items()}
 
     def restore(self, index: int, saved: State) -> None:
-        """Give the member at `index` what `snapshot` kept; not its optimizer's state."""
+        """Restore the member at `index` from a `snapshot`; its optimizer's state is unchanged."""
         for name, tensor in self.state.items():
             tensor.detach()[index].copy_(saved[name])
 
 
 def _linear(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """(M, out, B) of h, which is (in, B) for all members or (M, in, B), and weight (M, out, in)."""
+    """A linear layer's output (M, out, B) for h, (in, B) shared by all members or (M, in, B), and
+    weight (M, out, in)."""
     members, out, fan_in = weight.shape
     if h.dim() == 3 and members > 1:
         return torch.baddbmm(bias[..., None], weight, h)
@@ -294,14 +298,14 @@ def _linear(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.
 def _dropout_mask(
     shape: torch.Size, rate: float, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """0 where a feature is dropped, else 1 / (share that is kept): (M, width, B) float32."""
+    """(M, width, B) float32: 0 where a feature is dropped, else 1 / (1 - rate)."""
     features = math.prod(shape[1:])
-    shape_of_words = (len(generators), -(-features // 4))
-    words = torch.empty(shape_of_words, dtype=torch.int64, device=generators[0].device)
+    word_shape = (len(generators), -(-features // 4))
+    words = torch.empty(word_shape, dtype=torch.int64, device=generators[0].device)
     for row, generator in zip(words, generators, strict=True):
         row.random_(-(2**63), None, generator=generator)
-    dropped = min(round(rate * _LANES), _LANES - 1)
-    drawn = words.view(torch.int16)[:, :features].reshape(shape)
+    dropped = min(round(rate * _DROPOUT_LEVELS), _DROPOUT_LEVELS - 1)
+    draws = words.view(torch.int16)[:, :features].reshape(shape)
     mask = torch.empty(shape, device=words.device)
-    torch.ge(drawn, dropped - _LANES // 2, out=mask)
-    return mask.mul_(_LANES / (_LANES - dropped))
+    torch.ge(draws, dropped - _DROPOUT_LEVELS // 2, out=mask)
+    return mask.mul_(_DROPOUT_LEVELS / (_DROPOUT_LEVELS - dropped))

@@ -1,4 +1,4 @@
-"""What a sweep trains: its settings, and which of them can share a stack. Imports no torch."""
+"""The settings of a sweep, and which of them can share a stack. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from featurecache.errors import BadInput, nearest
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.settings import Drawn, Sweep
 
-# Keys that a sweep may change: what decides the training of a head, and neither its rows nor views.
+# Keys that a sweep may change: they affect the training of a head, but not its rows or views.
 SWEPT = (
     "input", "head", "optimizer", "batch_size", "lr_schedule", "early_stopping", "label_smoothing",
     "mixup", "features", "class_weights", "pruning",
 )  # fmt: skip
 
-# Of a block that changes its kind, the keys that every kind has.
-_OF_ANY = {"optimizer.name": ("lr", "weight_decay"), "lr_schedule.name": ()}
+# If a sweep changes the name of a block, the keys that blocks of every name have.
+_SHARED_KEYS = {"optimizer.name": ("lr", "weight_decay"), "lr_schedule.name": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Some values by their dotted keys, and the schedule that they make."""
+    """Values by their dotted keys, and the schedule with these values."""
 
     values: dict[str, Any]
     schedule: Schedule
 
 
 def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
-    """Every setting of the schedule's sweep, in its order. `where` is named in errors.
+    """Every setting of the schedule's sweep, in order. Errors name `where`.
 
-    Raises BadInput for a key that a sweep can't change, and for values that make no schedule.
+    Raises BadInput for a key that a sweep can't change, and for values that are not a schedule's.
     """
     sweep = schedule.sweep
     if sweep is None:
@@ -48,16 +48,18 @@ def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
             raise BadInput(f"{where}: sweep: {key} can't be swept; {nearest(top, SWEPT)}")
         field = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight_decay"}.get(key)
         if field and all(getattr(phase.optimizer, field) is not None for phase in schedule.phases):
-            raise BadInput(f"{where}: sweep: {key}: every phase sets its own; take those out")
+            raise BadInput(
+                f"{where}: sweep: {key} has no effect, since every phase sets its own; remove those"
+            )
     plain = schedule.model_dump(mode="json", exclude_none=True, exclude={"sweep"})
     settings = []
     for values in _combinations(sweep) if sweep.random is None else _draws(sweep):
         changed = plain
         for key, value in values.items():
             block = changed.get(key.removesuffix(".name"))
-            if key in _OF_ANY and isinstance(block, dict) and block.get("name") != value:
-                # What is only for the kind that stands there would be refused for another.
-                common = {name: v for name, v in block.items() if name in _OF_ANY[key]}
+            if key in _SHARED_KEYS and isinstance(block, dict) and block.get("name") != value:
+                # Keys that only the old name has would be refused for the new one.
+                common = {name: v for name, v in block.items() if name in _SHARED_KEYS[key]}
                 changed = {**changed, key.removesuffix(".name"): common}
             changed = _with(changed, key.split("."), value)
         listed = ", ".join(f"{key} {value}" for key, value in values.items())
@@ -70,8 +72,8 @@ def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
 
 
 def stackable(settings: list[Setting]) -> list[list[int]]:
-    """Places of settings that differ in the learning rate and the weight decay alone, so that their
-    heads can be trained in one stack; in the order of their first."""
+    """Groups of indexes of settings that differ only in learning rate and weight decay, so that
+    their heads can be trained in one stack. Groups are in the order of their first setting."""
     groups: dict[str, list[int]] = {}
     for index, setting in enumerate(settings):
         plain = setting.schedule.model_dump(mode="json")
@@ -87,7 +89,7 @@ def _combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:
 
 
 def _draws(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """Random settings. Each key has a generator of its own, so that adding one changes no other."""
+    """Random settings. Each key has its own generator, so that adding a key changes no others."""
     over = sweep.over or {}
     rngs = {key: np.random.default_rng([sweep.seed, *key.encode()]) for key in over}
     for _ in range(sweep.random or 0):
@@ -105,7 +107,7 @@ def _drawn(drawn: Drawn, rng: np.random.Generator) -> Any:
 
 
 def _with(plain: keys.Json, path: list[str], value: Any) -> keys.Json:
-    """`plain` with the value at a path of keys; what is not a mapping on the way becomes one."""
+    """`plain` with the value set at a path of keys; values along the path become mappings."""
     first, *others = path
     inner = plain.get(first)
     if others:

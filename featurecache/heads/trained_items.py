@@ -1,6 +1,6 @@
-"""Which images a head was trained on: a file in its run folder, written when it is trained.
+"""The images that a head was trained on: a file in its run folder, written after training.
 
-A dataset changes; what a run has seen does not.
+The dataset may change later; the images that a run has seen do not.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _MAX_BYTES = 4 << 30  # 126 million images
 
 @dataclass(frozen=True)
 class TrainedItems:
-    """The images of a training: `items` (N, 32) uint8, each once, and `folds` (N,) uint16: the fold
-    that held it out, from 1, or 0 where every network was trained on it. With one network a
-    held-out image is unseen; of K networks the one of its fold has not seen it, the others have."""
+    """The images of a training: distinct `items` (N, 32) uint8, and `folds` (N,) uint16, the fold
+    that held each image out, from 1, or 0 if every network was trained on it. With one network a
+    held-out image is unseen. With K networks only the network of its fold has not seen it."""
 
     items: npt.NDArray[np.uint8]
     folds: npt.NDArray[np.uint16]
@@ -36,7 +36,7 @@ class TrainedItems:
     def from_pairs(
         cls, items: npt.NDArray[np.uint8], pairs: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> TrainedItems:
-        """From the rows of a training, `items` (N, 32), and the row numbers of its folds."""
+        """From the `items` (N, 32) of all rows and the (train, validation) rows of each fold."""
         folds = np.zeros(len(items), np.uint16)
         used = np.zeros(len(items), bool)
         for number, (train_idx, val_idx) in enumerate(pairs, 1):
@@ -57,13 +57,13 @@ class TrainedItems:
         return Lookup(self.items)
 
     def folds_of(self, items: Sequence[bytes]) -> npt.NDArray[np.int64]:
-        """(M,) the fold of each of these images as in `folds`; -1 where the run has not seen it."""
+        """The fold (M,) of each of these images, as in `folds`; -1 if the run has not seen it."""
         wanted = np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)
         positions = self._lookup.positions(wanted)
         return np.where(positions >= 0, self.folds[positions].astype(np.int64), -1)
 
     def save(self, run: Path) -> None:
-        """Write 34 bytes per image, its item and its fold, then the SHA-256 of them all."""
+        """Write 34 bytes per image (item and fold), then the SHA-256 of these bytes."""
         rows = np.zeros(len(self.items), _DTYPE)
         rows["item"], rows["fold"] = self.items, self.folds
         content = rows.tobytes()
@@ -71,7 +71,7 @@ class TrainedItems:
 
     @classmethod
     def load(cls, run: Path) -> TrainedItems | None:
-        """What `save` wrote; None in the folder of an older run. Raises CannotRead,
+        """What `save` wrote; None for an older run without the file. Raises CannotRead,
         DamagedRun."""
         path = run / FILE
         if not path.exists():
@@ -81,6 +81,6 @@ class TrainedItems:
         intact = hashlib.sha256(content).digest() == data[-32:]
         if not intact or not content or len(content) % _DTYPE.itemsize:
             remedy = "delete it, or train into another --out"
-            raise damaged_run(path, "not the images of a run", remedy)
+            raise damaged_run(path, "not the list of a run's images", remedy)
         rows = np.frombuffer(content, _DTYPE)
         return cls(np.ascontiguousarray(rows["item"]), rows["fold"])
