@@ -10,7 +10,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def parse_size(size: str, what: str) -> int:
-    """The bytes that a size such as `500M` or `20G` says. Raises BadInput, which begins with
+    """The number of bytes of a size such as `500M` or `20G`. Raises BadInput that begins with
     `what`."""
     match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)([kmgt]?)b?", size.lower())
     if match is None:

@@ -1,4 +1,4 @@
-"""CSV files, written whole or not at all."""
+"""CSV files, written atomically."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from featurecache.storage import durable
 
-if TYPE_CHECKING:
-    pass
-
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file in UTF-8, its lines ended by LF."""
     text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(header)
-    lines.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
     durable.replace(Path(path), text.getvalue().encode())

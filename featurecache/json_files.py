@@ -1,8 +1,9 @@
 """JSON files of a cache or a run folder: read, parsed strictly, and checked against a model.
 
-Others may have written them, or a bad disk changed them, and a checksum that holds says nothing
-about what a field means. Two failures stay apart: a file that cannot be read (CannotRead) may be
-sound, and only one that was read and does not fit its model is damaged (DESIGN law 4).
+Another program may have written them, or a bad disk changed them, and a correct checksum does not
+mean that the fields make sense. Two failures are kept apart: a file that cannot be read
+(CannotRead) may be intact, and only a file that was read and does not fit its model is damaged
+(law 4, "Committed or absent").
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from featurecache.storage.safe_open import read_regular
 from featurecache.storage.stored_file import StoredFile
 from featurecache.text import one_line
 
-MAX_DEPTH = 100  # lists and objects in each other; a key holds a policy of up to 64 levels
-MAX_RUN_JSON = 64 << 20  # bytes; a run of a million classes has less
+MAX_DEPTH = 100  # of nested lists and objects; a key holds a policy of up to 64 levels
+MAX_RUN_JSON = 64 << 20  # bytes; a run with a million classes needs less
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Json = dict[str, Any]
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 File = Path | StoredFile
-Damage = Callable[[Any, str], FeatureCacheError]  # the error for a File, and what is wrong with it
+Damage = Callable[[Any, str], FeatureCacheError]  # makes the error for a File and a reason
 
 
 class Strict(pydantic.BaseModel):
-    """The base of all models of files: no field is converted, none changes, none is unknown."""
+    """Base of all models of files: immutable, no type conversion, no unknown fields."""
 
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -41,7 +42,7 @@ class Strict(pydantic.BaseModel):
 
 
 class Open(Strict):
-    """As `Strict`, for objects to which later versions may add fields; those are ignored."""
+    """Like `Strict`, for objects to which later versions may add fields; those are ignored."""
 
     model_config = pydantic.ConfigDict(extra="allow")
 
@@ -53,7 +54,7 @@ def _utc(text: str) -> str:
     return text
 
 
-UtcTime = Annotated[str, pydantic.AfterValidator(_utc)]  # ISO 8601, as it was written
+UtcTime = Annotated[str, pydantic.AfterValidator(_utc)]  # ISO 8601, unchanged
 Hex64 = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -61,7 +62,7 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 def damaged_run(
     path: Path, what: str, remedy: str = "remove this run and train it again"
 ) -> DamagedRun:
-    """The error for a file of a run folder that is not what it should be."""
+    """The error for a damaged file of a run folder."""
     return DamagedRun(f"{path}: {what}; {remedy}", what)
 
 
@@ -76,10 +77,11 @@ def read_model(
 ) -> Model:
     """The object in a JSON file as a `model`.
 
-    `check` gets the parsed object and the bytes before the model does, may take fields away, and
-    raises ValueError for what is wrong. With `file_names` text may hold lone surrogates, which
-    stand for bytes that are not UTF-8. Raises CannotRead where the file can't be read, and what
-    `damage` makes of the path and a phrase that names the field where it was read and does not fit.
+    `check` is called with the parsed object and the bytes before validation; it may remove fields,
+    and raises ValueError if something is wrong. With `file_names`, text may hold lone surrogates,
+    which stand for bytes that are not UTF-8. Raises CannotRead if the file can't be read. If it was
+    read and does not fit, raises the error that `damage` makes from the path and a phrase that
+    names the field.
     """
     data = read_file(path, max_bytes, damage)
     try:
@@ -94,15 +96,15 @@ def read_model(
 def read_lines(
     path: Path, model: type[Model], max_bytes: int, damage: Damage = damaged_run
 ) -> list[Model]:
-    """The objects of a file of JSON lines as models. Errors are those of `read_model`."""
+    """The objects of a JSON Lines file as models. Raises as `read_model`."""
     data = read_file(path, max_bytes, damage)
-    found = []
+    rows = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            found.append(fit(model, _object_in(line)))
+            rows.append(fit(model, _object_in(line)))
         except ValueError as error:
             raise damage(path, f"line {number}: {one_line(error)}") from None
-    return found
+    return rows
 
 
 def read_file(path: File, max_bytes: int, damage: Damage) -> bytes:
@@ -120,7 +122,7 @@ def read_file(path: File, max_bytes: int, damage: Damage) -> bytes:
 
 
 def fit(model: type[Model], value: object) -> Model:
-    """`value`, as `parse_json` gave it, as a `model`. Raises ValueError, which names the field."""
+    """A value from `parse_json` as a `model`. Raises ValueError that names the field."""
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
@@ -128,7 +130,7 @@ def fit(model: type[Model], value: object) -> Model:
 
 
 def explained(error: pydantic.ValidationError) -> str:
-    """What is wrong with the first field that does not fit: `made.time: Field required`."""
+    """The first field that does not fit, and why: `made.time: Field required`."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = one_line(ValueError(".".join(str(part) for part in first["loc"])), 100)
     message = first["msg"].removeprefix("Value error, ")
@@ -138,13 +140,13 @@ def explained(error: pydantic.ValidationError) -> str:
 def _object_in(data: bytes, file_names: bool = False) -> Json:
     value = parse_json(data, file_names)
     if not isinstance(value, dict):
-        raise ValueError(f"not an object but {_kind(value)}")
+        raise ValueError(f"expected an object, not {_kind(value)}")
     return value
 
 
 def parse_json(data: bytes, file_names: bool = False) -> Any:
-    """The value that JSON in UTF-8 says. Raises ValueError for what two readers may take for two
-    values (repeated names, NaN, infinity, half a surrogate pair) and for what is too deep."""
+    """The value of JSON in UTF-8. Raises ValueError for content that two parsers may interpret
+    differently (repeated names, NaN, infinity, lone surrogates), and for excessive nesting."""
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -163,7 +165,7 @@ def parse_json(data: bytes, file_names: bool = False) -> Any:
 
 
 def _check_values(value: object, surrogates: bool) -> None:
-    """Raise ValueError for what is too deep, and if there may be any for lone `surrogates`."""
+    """Raise ValueError for excessive nesting and, with `surrogates`, for lone surrogates."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         inner: list[object] = []
@@ -187,13 +189,13 @@ def _object(pairs: list[tuple[str, Any]]) -> Json:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"{name[:100]}: is there twice")
+                raise ValueError(f"{name[:100]}: occurs twice")
             seen.add(name)
     return value
 
 
 def _not_finite(text: str) -> float:
-    raise ValueError(f"{text} is not a number that JSON can say")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -204,5 +206,5 @@ def _finite(text: str) -> float:
 
 
 def _kind(value: object) -> str:
-    kinds = {list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")

@@ -1,7 +1,7 @@
 """Keys and canonical JSON.
 
-A key is the SHA-256 of canonical JSON. It contains everything that changes a vector, and
-nothing else (law 2)."""
+A key is the SHA-256 of canonical JSON. It contains everything that changes a vector, and nothing
+else (law 2, "The key says everything that changes a vector")."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 FORMAT_VERSION = 1  # of the cache on disk; part of every key
 
-# How encoded bytes become RGB pixels; images/decode.py does what this says (docs/format.md).
+# How encoded bytes become RGB pixels; images/decode.py implements it (docs/format.md).
 DECODE_RULE = {
     "alpha": "over white",
     "colour": "rgb8",
@@ -20,7 +20,7 @@ DECODE_RULE = {
     "sixteen_bit": "high byte",
 }
 
-PIXEL_CANARY = "pixel_canary"  # in the provenance of a shard (images/canary.py)
+PIXEL_CANARY = "pixel_canary"  # a field of a shard's provenance (images/canary.py)
 
 Json = dict[str, Any]
 
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 def canonical(value: Any) -> bytes:
     """`value` as JSON with sorted keys and no spaces: equal values give equal bytes.
 
-    Raises ValueError for NaN and infinity, TypeError for other types: JSON can't say them.
+    Raises ValueError for NaN and infinity, TypeError for types that JSON does not have.
     """
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
@@ -59,9 +59,9 @@ def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
     """The fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`.
 
-    Where one has a mapping and the other nothing, each field of the mapping counts.
+    If one has a mapping where the other has nothing, each field of the mapping is listed.
     """
-    if canonical(a) == canonical(b):  # not a == b: 1, 1.0 and True are three keys
+    if canonical(a) == canonical(b):  # not a == b: 1, 1.0 and True are different keys
         return []
     if isinstance(a, dict | None) and isinstance(b, dict | None):
         first, second = a or {}, b or {}

@@ -1,5 +1,7 @@
-"""What a notebook shows of a run, a space or a dataset: a small table. Every text is escaped, since
-names of classes, files and folders come from strangers."""
+"""The small HTML table that a notebook shows for a run, a space or a dataset.
+
+All text is escaped, since names of classes, files and folders are untrusted.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from collections.abc import Mapping
 
 
 def html_table(title: str, rows: Mapping[str, object]) -> str:
-    """The HTML of a table of names and values, below a title; a value of None is left out."""
+    """The HTML of a table of names and values with a title; rows with value None are omitted."""
     lines = [
         f"<tr><th style='text-align:left'>{html.escape(_text(name))}</th>"
         f"<td style='text-align:left'>{html.escape(_text(value))}</td></tr>"

@@ -1,4 +1,4 @@
-"""Text that comes from outside, made fit to be stored or shown on one line."""
+"""Text from outside, made safe to store or to show on one line; and text for people."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 def one_line(error: BaseException, max_length: int = 300) -> str:
-    """What a library's error says, on one line of at most `most` characters."""
+    """The message of a library's error, on one line of at most `max_length` characters."""
     return " ".join(str(error).split())[:max_length]
 
 
 def printable(text: str) -> str:
-    """`text` as a terminal or a figure can show it on one line: what they would act on (escape
-    sequences, line ends, marks that turn the direction of writing) and what can't be encoded stand
-    as escapes.
+    """`text` made safe for one line of a terminal or a figure.
 
-    File and class names come from strangers. The joiners of Persian, Hindi and emoji stay.
+    Escape sequences, line ends, bidirectional marks and characters that can't be encoded are
+    replaced by backslash escapes, because file and class names are untrusted. The joiners of
+    Persian, Hindi and emoji are kept.
     """
     return "".join(
         char if char.isprintable() or char in "\u200c\u200d" else ascii(char)[1:-1] for char in text
@@ -25,13 +25,13 @@ def printable(text: str) -> str:
 
 
 def as_utf8(name: str | Path) -> str:
-    """`name` with bytes that are not UTF-8 escaped: names go into JSON, HDF5, CSV and HTML."""
+    """`name` as valid UTF-8, other bytes escaped, so that it fits JSON, HDF5, CSV and HTML."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def readable_name(class_name: str, words: Mapping[str, str]) -> str:
-    """The name of a class to show a reader: its words where the dataset has some, as
-    "goldfish, Carassius auratus" for n01443537, or else the class name."""
+    """The name of a class to show to a reader: its words if the dataset has them, such as
+    "goldfish, Carassius auratus" for n01443537, else the class name."""
     return words.get(class_name, class_name)
 
 

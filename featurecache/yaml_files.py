@@ -15,16 +15,16 @@ from featurecache.keys import canonical
 from featurecache.storage.safe_open import read_regular
 from featurecache.text import one_line
 
-MAX_YAML = 256 << 10  # bytes; the largest file of ours has 3 KB, and parsing takes 20 s a megabyte
+MAX_YAML = 256 << 10  # bytes; our largest file has 3 KB, and parsing takes 20 s per megabyte
 
-MAX_YAML_DEPTH = 64  # lists and mappings in each other; the parser recurses
+MAX_YAML_DEPTH = 64  # of nested lists and mappings; the parser recurses
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
 def read_yaml(path: Path) -> yaml.Node:
-    """The node tree of a YAML file with a mapping at its top; as `parse_yaml`, and files that are
-    too large are refused."""
+    """The node tree of a YAML file with a mapping at the top. Raises BadInput as `parse_yaml`, and
+    for files that are too large."""
     try:
         text = read_regular(path, MAX_YAML).decode("utf-8")
     except OSError as error:
@@ -39,18 +39,19 @@ def read_yaml(path: Path) -> yaml.Node:
 
 
 def parse_yaml(text: str, where: object) -> yaml.Node:
-    """The node tree of YAML, with the marks that error messages need; they begin with `where`.
+    """The node tree of YAML, with the positions that errors need. Errors begin with `where`.
 
-    Only mappings, lists and what JSON can say: aliases, tags, repeated keys, dates, NaN and what is
-    too deep are refused, so reading a stranger's file can neither build objects nor blow up.
+    Only what JSON can express is accepted: aliases, tags, repeated keys, dates, NaN and deep
+    nesting raise BadInput. Reading an untrusted file can therefore neither build objects nor
+    exhaust memory.
     """
-    deep = 0
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             line = event.start_mark.line + 1 if event.start_mark else 0
-            deep += isinstance(event, yaml.CollectionStartEvent)
-            deep -= isinstance(event, yaml.CollectionEndEvent)
-            if deep > MAX_YAML_DEPTH:
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_YAML_DEPTH:
                 raise BadInput(f"{where} line {line}: more than {MAX_YAML_DEPTH} levels deep")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise BadInput(f"{where} line {line}: YAML anchors and aliases are not allowed")
@@ -60,13 +61,13 @@ def parse_yaml(text: str, where: object) -> yaml.Node:
     except (yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{where}: not valid YAML: {one_line(error)}") from error
     if node is None:
-        raise BadInput(f"{where}: expected a mapping or a value, and there is nothing")
+        raise BadInput(f"{where}: is empty; expected a mapping or a value")
     _check(node, where)
     return node
 
 
 def _check(node: yaml.Node, where: object, path: str = "") -> None:
-    """Refuse what plain YAML has and JSON has not, and repeated keys."""
+    """Raise BadInput for repeated keys, and for values that JSON can't express."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
@@ -74,7 +75,7 @@ def _check(node: yaml.Node, where: object, path: str = "") -> None:
             if not isinstance(key, yaml.ScalarNode):
                 raise BadInput(f"{where} line {line}: a key must be a plain name")
             if key.value in seen:
-                raise BadInput(f"{where} line {line}: {key.value!r} is given twice; keep one")
+                raise BadInput(f"{where} line {line}: {key.value!r} occurs twice; keep one")
             seen.add(key.value)
             _check(value, where, f"{path}.{key.value}" if path else key.value)
     elif isinstance(node, yaml.SequenceNode):
@@ -85,14 +86,16 @@ def _check(node: yaml.Node, where: object, path: str = "") -> None:
             canonical(plain_value(node))
         except (TypeError, ValueError, yaml.YAMLError):
             line = node.start_mark.line + 1
-            reason = f"{node.value!r} is no text, number, true, false or null; put text in quotes"
+            reason = (
+                f"{node.value!r} is not a string, number, true, false or null; put text in quotes"
+            )
             raise BadInput(f"{where} line {line}, {path}: {reason}") from None
 
 
 def plain_value(node: yaml.Node) -> Any:
-    """The value of a node that `parse_yaml` gave: dicts, lists, strings, numbers, None.
+    """The value of a node from `parse_yaml`: dicts, lists, strings, numbers, booleans, None.
 
-    A YAML 1.1 parser reads `1e-3` as text; here it is the number that its writer meant.
+    A YAML 1.1 parser reads `1e-3` as text; here it is a number, as the author meant.
     """
     if isinstance(node, yaml.MappingNode):
         return {key.value: plain_value(value) for key, value in node.value}
@@ -113,7 +116,7 @@ def plain_value(node: yaml.Node) -> Any:
 
 
 def validate(model: type[Model], value: Any, where: object) -> Model:
-    """`value` as a `model`, or a BadInput that names every wrong key and the nearest right one."""
+    """`value` as a `model`. Raises BadInput that names every wrong key and its nearest match."""
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
@@ -129,12 +132,12 @@ def _explain(model: type[pydantic.BaseModel], error: Any) -> str:
         return f"{key}: no such key; {nearest(path[-1], _keys_beside(model, path))}"
     message = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
-    suffix = f" (given: {value!r})" if isinstance(value, int | float | str) else ""
+    suffix = f" (got: {value!r})" if isinstance(value, int | float | str) else ""
     return f"{key}: {message}{suffix}" if key else message
 
 
 def _keys_beside(model: type[pydantic.BaseModel], path: list[str]) -> set[str]:
-    """The keys that are allowed where the last name of `path` stands."""
+    """The keys that are allowed at the position of the last name of `path`."""
     for part in path[:-1]:
         if part in model.model_fields:
             model = (_models_in(model.model_fields[part].annotation) or [model])[0]

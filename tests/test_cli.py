@@ -358,8 +358,8 @@ def test_a_split_and_a_class_that_are_not_there(
     ("old", "new", "parts"),
     [
         ("split: val", "fraction: 1.2", ("validation.fraction", "1.2")),
-        ("epochs: 2", "epochs: 0", ("phases.0.epochs", "given: 0")),
-        ("batch_size: 8", "optimizer: {lr: -0.1}", ("optimizer.lr", "given: -0.1")),
+        ("epochs: 2", "epochs: 0", ("phases.0.epochs", "got: 0")),
+        ("batch_size: 8", "optimizer: {lr: -0.1}", ("optimizer.lr", "got: -0.1")),
         ("batch_size", "batch_sice", ("batch_sice: no such key; nearest: batch_size",)),
         ("hidden", "hiden", ("head.hiden: no such key; nearest: hidden",)),
         ("split: val", "split: vall", ("unknown split 'vall'; nearest: val",)),

@@ -255,8 +255,8 @@ def test_a_number_is_read_as_it_was_written(tmp_path_factory: Any, number: float
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\na: 2\n", "line 2: 'a' is given twice"),
-        ("x:\n  - {b: 1, b: 2}\n", "line 2: 'b' is given twice"),
+        ("a: 1\na: 2\n", "line 2: 'a' occurs twice"),
+        ("x:\n  - {b: 1, b: 2}\n", "line 2: 'b' occurs twice"),
         ("a: &x 1\n", "line 1: YAML anchors and aliases"),
         ("a: [1]\nb: *x\n", "line 2: YAML anchors and aliases"),
         ("a: !!python/object/apply:os.getcwd []\n", "line 1: YAML tags"),
@@ -273,12 +273,12 @@ def test_a_number_is_read_as_it_was_written(tmp_path_factory: Any, number: float
         ("a:\n" + "- " * 1000, "line 2: more than 64 levels deep"),
         ("{a: " * 1000, "line 1: more than 64 levels deep"),
         ("a: " + "x" * 300_000, "can't be read as a text file .300,003 bytes, more than"),
-        ("a: 1\nb: .nan\n", "line 2, b: '.nan' is no text, number"),
-        ("a: [-.inf]\n", r"line 1, a\.0: '-.inf' is no text, number"),
-        ("a: 1e999\n", "line 1, a: '1e999' is no text, number"),
-        ("a: 2020-01-01\n", "line 1, a: '2020-01-01' is no text, number.*put text in quotes"),
-        ("a: 2020-13-45\n", "line 1, a: '2020-13-45' is no text, number"),
-        ("a: =\n", "line 1, a: '=' is no text, number"),
+        ("a: 1\nb: .nan\n", "line 2, b: '.nan' is not a string, number"),
+        ("a: [-.inf]\n", r"line 1, a\.0: '-.inf' is not a string, number"),
+        ("a: 1e999\n", "line 1, a: '1e999' is not a string, number"),
+        ("a: 2020-01-01\n", "line 1, a: '2020-01-01' is not a string, number.*put text in quotes"),
+        ("a: 2020-13-45\n", "line 1, a: '2020-13-45' is not a string, number"),
+        ("a: =\n", "line 1, a: '=' is not a string, number"),
     ],
 )
 def test_yaml_that_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -344,7 +344,7 @@ def test_a_valid_value() -> None:
         ({"zzz": 3}, "car.yaml: zzz: no such key; there are: engine, spares, wheels"),
         (
             {"engine": {"horsepower": -1}},
-            "car.yaml: engine.horsepower: Input should be greater than 0 (given: -1)",
+            "car.yaml: engine.horsepower: Input should be greater than 0 (got: -1)",
         ),
     ],
 )

@@ -117,7 +117,7 @@ def test_what_needs_all_vectors_is_refused(
     text = SCHEDULE.replace("VALIDATION", "{split: val}") + "input: {standardise: true}\n"
     schedule.write_text(text)
     cache = shutil.copytree(small_cache, tmp_path / "cache")
-    with pytest.raises(BadInput, match=r"need all training vectors in memory; give a larger --memory"):
+    with pytest.raises(BadInput, match="need all training vectors in memory; give a larger"):
         train_head(schedule, data=small_data, cache=cache, out=tmp_path / "r", memory="100k")
     with pytest.raises(BadInput, match="--memory 'lots': expected a size"):
         train_head(schedule, data=small_data, cache=small_cache, memory="lots")

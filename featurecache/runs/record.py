@@ -83,7 +83,7 @@ class RunRecord(Open):
         if self.format > RUN_FORMAT:
             raise ValueError("format: written by a newer featurecache; upgrade to read it")
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes: a name is there twice")
+            raise ValueError("classes: a name occurs twice")
         if any(len(names) != len(self.backbones) for names in self.spaces.values()):
             raise ValueError("spaces: a view has not one space for each backbone")
         seed = self.schedule.get("augment_seed")

@@ -133,5 +133,5 @@ def _points(change: Difference) -> str:
     """`gained 0.9 ± 0.4 points`. The interval may be asymmetric; ± gives half its width."""
     size, half = 100 * change.difference, 50 * (change.high - change.low)
     if not change.sure:
-        return f"made no sure difference ({size:+.1f} ± {half:.1f} points)"
+        return f"made no significant difference ({size:+.1f} ± {half:.1f} points)"
     return f"{'gained' if size > 0 else 'lost'} {abs(size):.1f} ± {half:.1f} points"
