@@ -296,7 +296,7 @@ def test_a_value_alone_is_yaml_too() -> None:
         "factor": 0.1,
     }
     assert yaml_files.plain_value(yaml_files.parse_yaml("cosine", "--x")) == "cosine"
-    for text, said in (("", "nothing"), ("{a", "not valid YAML"), ("!x a", "tags")):
+    for text, said in (("", "is empty"), ("{a", "not valid YAML"), ("!x a", "tags")):
         with pytest.raises(BadInput, match=f"^--x.*{said}"):
             yaml_files.parse_yaml(text, "--x")
 
