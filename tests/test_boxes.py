@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from featurecache.errors import BadInput
-from featurecache.images.boxes import Box, boxes_of, inside
+from featurecache.images.boxes import Box, boxes_of, mask_of
 
 
 def train(root: Path, text: str) -> Path:
@@ -49,11 +49,11 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_the_ends_belong_to_a_box() -> None:
-    assert inside((Box(1, 0, 2, 1),), 3, 4).tolist() == [
+    assert mask_of((Box(1, 0, 2, 1),), 3, 4).tolist() == [
         [False, True, True, False],
         [False, True, True, False],
         [False, False, False, False],
     ]
-    assert inside((Box(0, 0, 63, 63),), 3, 4).all()
-    assert not inside((Box(9, 9, 12, 12),), 3, 4).any()
-    assert not inside((), 3, 4).any()
+    assert mask_of((Box(0, 0, 63, 63),), 3, 4).all()
+    assert not mask_of((Box(9, 9, 12, 12),), 3, 4).any()
+    assert not mask_of((), 3, 4).any()

@@ -136,7 +136,7 @@ def test_missing_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quic
 
 
 def test_no_weights_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: None) -> None:
-    monkeypatch.setattr(room, "at_hand", lambda: [{"name": "a", "state": "not here"}])
+    monkeypatch.setattr(room, "alias_rows", lambda: [{"name": "a", "state": "not here"}])
     assert by_name(doctor(tmp_path))["weights at hand"] == Check(
         name="weights at hand", ok=False, found="none"
     )

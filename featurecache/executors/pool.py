@@ -75,8 +75,8 @@ def ordered(
         return
     crew = _Crew(function, context)
     threads = concurrent.futures.ThreadPoolExecutor(workers)  # each waits for one worker's results
-    ahead = 2 * workers + 1
-    blocks = _Blocks(ahead + 1)
+    max_waiting = 2 * workers + 1
+    blocks = _Blocks(max_waiting + 1)
     waiting: collections.deque[tuple[concurrent.futures.Future[_Packed], SharedMemory | None]]
     waiting = collections.deque()
     try:
@@ -85,7 +85,7 @@ def ordered(
                 block = blocks.take()
                 name = block.name if block else None
                 waiting.append((threads.submit(crew.call, task, name), block))
-            if len(waiting) > (ahead if task is not None else 0):
+            if len(waiting) > (max_waiting if task is not None else 0):
                 future, block = waiting.popleft()
                 yield blocks.unpacked(future.result(), block)
         while waiting:

@@ -139,8 +139,8 @@ class Scheduler:
 
     def _resume_deferred(self) -> None:
         now = time.monotonic()
-        self._waiting.extend(number for when, number in self._deferred if when <= now)
-        self._deferred = [(when, number) for when, number in self._deferred if when > now]
+        self._waiting.extend(number for due, number in self._deferred if due <= now)
+        self._deferred = [(due, number) for due, number in self._deferred if due > now]
 
     def _hand_out(self) -> None:
         for depth in range(1, AHEAD + 1):  # every worker gets one task before any gets two

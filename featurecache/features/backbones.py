@@ -203,14 +203,14 @@ def layers_of(name: str) -> dict[str, tuple[str, ...]]:
         return poolings_by_layer(network, _own_size(model))
 
 
-def known() -> list[str]:
+def backbone_names() -> list[str]:
     """All backbone names, for hints about an unknown name."""
     import timm
 
     return sorted({*ALIASES, *timm.list_models(), *timm.list_pretrained()})
 
 
-def at_hand() -> list[dict[str, str]]:
+def alias_rows() -> list[dict[str, str]]:
     """The aliases, with the source of their weights; imports neither torch nor timm."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -218,12 +218,14 @@ def at_hand() -> list[dict[str, str]]:
     for name, model in ALIASES.items():
         if name in PACKAGED:
             package = PACKAGED[name][0]
-            here = importlib.util.find_spec(package) is not None
+            is_installed = importlib.util.find_spec(package) is not None
             source = f"package {package.replace('_', '-')}"
         else:
-            here = isinstance(try_to_load_from_cache(f"timm/{model}", "model.safetensors"), str)
+            is_installed = isinstance(
+                try_to_load_from_cache(f"timm/{model}", "model.safetensors"), str
+            )
             source = f"hub timm/{model}"
-        state = "at hand" if here else "not here"
+        state = "at hand" if is_installed else "not here"
         rows.append({"name": name, "model": model, "weights": source, "state": state})
     return rows
 
@@ -234,7 +236,7 @@ def check_name(name: str) -> str:
 
     model = ALIASES.get(name, name)
     if not timm.is_model(model):
-        raise UnknownName("backbone", name, known())
+        raise UnknownName("backbone", name, backbone_names())
     try:
         config = timm.get_pretrained_cfg(model)
     except RuntimeError:
@@ -372,13 +374,13 @@ def _load_packaged(name: str, module: Any) -> None:
             f"{package.replace('_', '-')}==0.1.0"
         )
     tensors = without_counters(read_tensors(path)[0])
-    wanted = without_counters(module.state_dict())
+    expected = without_counters(module.state_dict())
     # The package has other names for the same tensors, in the same order; the shapes are compared
     # as a check. The classifier comes last: a module without it takes all but the last two tensors.
-    spare = len(tensors) - len(wanted)
+    spare = len(tensors) - len(expected)
     shapes_match = all(
-        a.shape == b.shape for a, b in zip(tensors.values(), wanted.values(), strict=False)
+        a.shape == b.shape for a, b in zip(tensors.values(), expected.values(), strict=False)
     )
     if spare not in (0, 2) or not shapes_match:
         raise BackboneUnavailable(f"backbone {name}: {path} does not fit timm's {type(module)}")
-    module.load_state_dict(dict(zip(wanted, tensors.values(), strict=False)), strict=False)
+    module.load_state_dict(dict(zip(expected, tensors.values(), strict=False)), strict=False)

@@ -270,24 +270,27 @@ def open_engine(backbone: Backbone, engine: str = "auto", precision: str = "f32"
 
 def choose_engine(engine: str, precision: str) -> str:
     """The name of the engine that `open_engine` would use. Raises BadInput."""
-    here = engines_here()
+    available = engines_here()
     if precision not in PRECISIONS:
         raise UnknownName("precision", precision, PRECISIONS)
     if engine == "auto":
         order = ("torch-cuda", "openvino", "torch-cpu")
-        able = [e for e in order if precision in here.get(e, ())]
-        if not able:
+        capable = [e for e in order if precision in available.get(e, ())]
+        if not capable:
             raise BadInput(
-                f"no engine on this machine computes in {precision}; available: {_described(here)}"
+                f"no engine on this machine computes in {precision}; available: "
+                f"{_described(available)}"
             )
-        return able[0]
+        return capable[0]
     if engine not in ENGINES:
         raise UnknownName("engine", engine, ["auto", *ENGINES])
-    if engine not in here:
-        raise BadInput(f"engine {engine} is not on this machine; available: {_described(here)}")
-    if precision not in here[engine]:
+    if engine not in available:
         raise BadInput(
-            f"engine {engine} does not compute in {precision}; available: {_described(here)}"
+            f"engine {engine} is not on this machine; available: {_described(available)}"
+        )
+    if precision not in available[engine]:
+        raise BadInput(
+            f"engine {engine} does not compute in {precision}; available: {_described(available)}"
         )
     return engine
 
@@ -305,16 +308,16 @@ def engines_here() -> dict[str, tuple[str, ...]]:
     """The engines of this machine, with the precisions that each computes in."""
     import torch
 
-    here: dict[str, tuple[str, ...]] = {"torch-cpu": ("f32", "bf16")}
+    available: dict[str, tuple[str, ...]] = {"torch-cpu": ("f32", "bf16")}
     if torch.cuda.is_available():
-        here["torch-cuda"] = here["torch-cuda-compiled"] = PRECISIONS
+        available["torch-cuda"] = available["torch-cuda-compiled"] = PRECISIONS
     try:
         core = _core()
     except ImportError:  # not built for every platform; torch-cpu always works
-        return here
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    here["openvino"] = ("f32", "bf16") if "BF16" in able else ("f32",)
-    return here
+        return available
+    capable = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    available["openvino"] = ("f32", "bf16") if "BF16" in capable else ("f32",)
+    return available
 
 
 @functools.cache
@@ -374,12 +377,12 @@ def _exact_cuda() -> Iterator[None]:
     with torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     ):
-        before = torch.backends.cuda.matmul.allow_tf32
+        allow_tf32 = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = False
         try:
             yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+            torch.backends.cuda.matmul.allow_tf32 = allow_tf32
 
 
 @contextlib.contextmanager
@@ -395,5 +398,5 @@ def _gpu_memory(rows: int) -> Iterator[None]:
         ) from error
 
 
-def _described(here: dict[str, tuple[str, ...]]) -> str:
-    return ", ".join(f"{name} ({'/'.join(precisions)})" for name, precisions in here.items())
+def _described(available: dict[str, tuple[str, ...]]) -> str:
+    return ", ".join(f"{name} ({'/'.join(precisions)})" for name, precisions in available.items())

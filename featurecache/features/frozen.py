@@ -92,13 +92,15 @@ def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> int:
     for hook in hooks:
         hook.remove()
     fed = [layer for layer, _ in pairs]
-    once = {norm: layer for layer, norm in pairs if passes[layer] == 1 and fed.count(layer) == 1}
+    layers_by_norm = {
+        norm: layer for layer, norm in pairs if passes[layer] == 1 and fed.count(layer) == 1
+    }
     for parent in list(network.modules()):
         for name, norm in list(parent.named_children()):
-            if norm in once:
-                _fold(once[norm], norm)
+            if norm in layers_by_norm:
+                _fold(layers_by_norm[norm], norm)
                 setattr(parent, name, _without_norm(norm))
-    return len(once)
+    return len(layers_by_norm)
 
 
 def _fold(layer: nn.Conv2d, norm: Any) -> None:
@@ -116,5 +118,5 @@ def _fold(layer: nn.Conv2d, norm: Any) -> None:
 
 def _without_norm(norm: Any) -> nn.Module:
     """What remains of a batch norm: timm's classes also contain dropout and an activation."""
-    left = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
-    return nn.Sequential(*(layer for layer in left if not isinstance(layer, nn.Identity)))
+    remaining = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
+    return nn.Sequential(*(layer for layer in remaining if not isinstance(layer, nn.Identity)))

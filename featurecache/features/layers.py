@@ -88,10 +88,10 @@ class Reader(nn.Module):
         self.pooling = pooling
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        maps, over = self._last(images) if self.index is None else self._inner(images, self.index)
+        maps, axes = self._last(images) if self.index is None else self._inner(images, self.index)
         if self.pooling == "token":
             return maps
-        return torch.cat([_POOL[name](maps, over) for name in self.pooling.split("+")], 1)
+        return torch.cat([_POOL[name](maps, axes) for name in self.pooling.split("+")], 1)
 
     def _last(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
         """The network's last map with the dimensions to pool over, or its class token."""
@@ -107,11 +107,11 @@ class Reader(nn.Module):
 
     def _inner(self, images: torch.Tensor, index: int) -> tuple[torch.Tensor, tuple[int, ...]]:
         network: Any = self.network
-        how = {"stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
+        options = {"stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
         if self.pooling == "token":
             ((_, prefix),) = network.forward_intermediates(
-                images, indices=[index], return_prefix_tokens=True, **how
+                images, indices=[index], return_prefix_tokens=True, **options
             )
             return prefix[:, 0], ()
-        (maps,) = network.forward_intermediates(images, indices=[index], **how)
+        (maps,) = network.forward_intermediates(images, indices=[index], **options)
         return maps, (2, 3)

@@ -66,8 +66,8 @@ class Preprocess:
         filter = Image.Resampling(INTERPOLATIONS[self.interpolation])
         resized, starts = self.geometry(height, width)
         matrices = []
-        for before, after, start in zip((height, width), resized, starts, strict=True):
-            unit = Image.fromarray(np.eye(before, dtype=np.float32))
-            lines = np.asarray(unit.resize((before, after), filter), np.float64)
+        for length, new_length, start in zip((height, width), resized, starts, strict=True):
+            unit = Image.fromarray(np.eye(length, dtype=np.float32))
+            lines = np.asarray(unit.resize((length, new_length), filter), np.float64)
             matrices.append(lines[start : start + self.input_size])
         return matrices[0], matrices[1]

@@ -22,11 +22,11 @@ class BackboneSetting(TypedDict, total=False):
 
 def check_keywords(keywords: Mapping[str, object], group: type, function: str) -> None:
     """Raise TypeError for a keyword that the typed `group` lacks, as Python itself would."""
-    known = group.__annotations__
+    names = group.__annotations__
     for name in keywords:
-        if name not in known:
+        if name not in names:
             raise TypeError(
-                f"{function}() got an unexpected keyword argument {name!r}; {nearest(name, known)}"
+                f"{function}() got an unexpected keyword argument {name!r}; {nearest(name, names)}"
             )
 
 

@@ -68,17 +68,17 @@ def pack(
 def check_layout(layout: Mapping[str, Array], rows: int) -> None:
     """Raise ValueError if these are not the arrays of a shard of `rows` rows (docs/format.md)."""
     shapes = {name: (array.dtype, array.shape) for name, array in layout.items()}
-    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "items": ("|u1", (rows, 32)),
         "status": ("|u1", (rows,)),
     }
     if "pictures" in shapes:
-        wanted["pictures"] = ("|u1", shapes["pictures"][1][:1])
-        wanted["offsets"] = ("<u8", (rows + 1,))
+        expected["pictures"] = ("|u1", shapes["pictures"][1][:1])
+        expected["offsets"] = ("<u8", (rows + 1,))
     else:
         dim = shapes["features"][1][1:2] if "features" in shapes else ()
-        wanted["features"] = ("<f4", (rows, *dim))
-    if shapes != wanted or any(len(s) != 2 - (n in FLAT) for n, (_, s) in shapes.items()):
+        expected["features"] = ("<f4", (rows, *dim))
+    if shapes != expected or any(len(s) != 2 - (n in FLAT) for n, (_, s) in shapes.items()):
         raise ValueError(f"not the arrays of {rows} rows")
 
 

@@ -75,8 +75,8 @@ class Key(Open):
     @pydantic.model_validator(mode="after")
     def _of_vectors_or_pictures(self) -> Key:
         present = {"backbone", "precision", "dtype"} & self.model_fields_set
-        lacking = [name for name in present if getattr(self, name) is None]
-        if present and (lacking or len(present) < 3):
+        missing = [name for name in present if getattr(self, name) is None]
+        if present and (missing or len(present) < 3):
             raise ValueError("backbone, precision and dtype belong together")
         return self
 

@@ -26,10 +26,10 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema"
 PLAIN = ("state_dict", "model", "model_state_dict", "params", "net", "module")
 # Names of modules that wrap a network (DDP, a LightningModule, an average), used as prefixes of its
 # tensors' names.
-AROUND = ("module", "model", "net", "network", "backbone", "encoder")
-AROUND_AVERAGED = ("model_ema", "ema_model", "ema", "averaged_model")
+WRAPPERS = ("module", "model", "net", "network", "backbone", "encoder")
+AVERAGE_WRAPPERS = ("model_ema", "ema_model", "ema", "averaged_model")
 # Parts that torch.compile, FSDP and activation checkpointing insert anywhere into a name.
-INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+INSERTED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 # The beginnings of files that are found where a download of weights failed.
 _FAILED_DOWNLOADS = (
     (b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
@@ -48,30 +48,30 @@ def load_weights(path: Path, module: Any, classifier: str | tuple[str, ...] | No
         reason = "is a folder or a device, not a file" if path.exists() else "no such file"
         raise BadInput(f"--weights {path}: {reason}")
     tensors, notes = read_tensors(path)
-    wanted = without_counters(module.state_dict())
-    prefix = _prefix(path, tensors, wanted, notes)
+    expected = without_counters(module.state_dict())
+    prefix = _prefix(path, tensors, expected, notes)
     inner = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     ends = (classifier,) if isinstance(classifier, str) else classifier or ()
     # Batch counters are not weights, and the classifier does not affect a vector.
-    missing = [name for name in wanted if name not in inner]
-    known = module.state_dict()
-    extra = [n for n in inner if n not in known and not n.startswith(tuple(f"{e}." for e in ends))]
-    misfit = [n for n in wanted if n in inner and wanted[n].shape != inner[n].shape]
+    missing = [name for name in expected if name not in inner]
+    state = module.state_dict()
+    extra = [n for n in inner if n not in state and not n.startswith(tuple(f"{e}." for e in ends))]
+    misfit = [n for n in expected if n in inner and expected[n].shape != inner[n].shape]
     if missing or extra or misfit:
         counts = f"{len(missing)} missing, {len(extra)} unknown, {len(misfit)} of another shape"
         first = next(iter([*missing, *extra, *misfit]))
-        taken = "".join(f"; {note.removeprefix(f'--weights {path}: ')}" for note in notes)
+        choices = "".join(f"; {note.removeprefix(f'--weights {path}: ')}" for note in notes)
         raise BadInput(
             f"--weights {path}: does not fit the backbone ({counts}; first: {first}); "
-            f"name the backbone that these weights were trained as{taken}"
+            f"name the backbone that these weights were trained as{choices}"
         )
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         if tensor.is_floating_point() and not inner[name].is_floating_point():
             raise BadInput(
                 f"--weights {path}: {name} is {inner[name].dtype}, not floating-point; quantised "
                 "weights are not supported: use the weights from before quantisation"
             )
-    module.load_state_dict({n: t for n, t in inner.items() if n in known}, strict=False)
+    module.load_state_dict({n: t for n, t in inner.items() if n in state}, strict=False)
     return notes
 
 
@@ -90,7 +90,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     tensors = {}
     for name, tensor in loaded.items() if isinstance(loaded, Mapping) else ():
         if isinstance(name, str) and torch.is_tensor(tensor):
-            tensors[_without(name, INSIDE)] = tensor
+            tensors[_without(name, INSERTED)] = tensor
     if not tensors:
         raise BadInput(
             f"--weights {path}: contains no mapping of names to tensors, neither at the top level "
@@ -144,14 +144,14 @@ def _unreadable(path: Path, error: Exception) -> BadInput:
     )
 
 
-def _prefix(path: Path, tensors: Iterable[str], wanted: Iterable[str], notes: list[str]) -> str:
+def _prefix(path: Path, tensors: Iterable[str], expected: Iterable[str], notes: list[str]) -> str:
     """The prefix of the network's names in a file: "", or the wrapping modules (`model.`)."""
-    names, anchor = set(tensors), next(iter(wanted), "")
-    before = {name.removesuffix(anchor) for name in names if name.endswith(anchor)}
-    known = {*AROUND, *AROUND_AVERAGED, ""}
-    before = {p for p in before if known.issuperset(p.split(".")) and p[-1:] in ("", ".")}
-    complete = sorted(p for p in before if all(p + name in names for name in wanted))
-    averaged = [p for p in complete if not set(AROUND_AVERAGED).isdisjoint(p.split("."))]
+    names, anchor = set(tensors), next(iter(expected), "")
+    prefixes = {name.removesuffix(anchor) for name in names if name.endswith(anchor)}
+    wrappers = {*WRAPPERS, *AVERAGE_WRAPPERS, ""}
+    prefixes = {p for p in prefixes if wrappers.issuperset(p.split(".")) and p[-1:] in ("", ".")}
+    complete = sorted(p for p in prefixes if all(p + name in names for name in expected))
+    averaged = [p for p in complete if not set(AVERAGE_WRAPPERS).isdisjoint(p.split("."))]
     plain = [p for p in complete if p not in averaged]
     chosen = averaged or plain
     if len(chosen) > 1:
@@ -162,17 +162,17 @@ def _prefix(path: Path, tensors: Iterable[str], wanted: Iterable[str], notes: li
     if averaged and plain:
         notes.append(_note(path, averaged[0], plain))
     # If the file does not fit, the error is about the names under the likeliest prefix.
-    return chosen[0] if chosen else max(sorted(before), key=len, default="")
+    return chosen[0] if chosen else max(sorted(prefixes), key=len, default="")
 
 
-def _note(path: Path, taken: str, others: Iterable[str]) -> str:
-    also = ", ".join(repr(name) for name in others)
-    kind = "the averaged weights (EMA)" if _is_averaged(taken) else "the weights"
-    return f"--weights {path}: used {kind} under {taken!r}; the file also contains {also}"
+def _note(path: Path, used_name: str, others: Iterable[str]) -> str:
+    names = ", ".join(repr(name) for name in others)
+    kind = "the averaged weights (EMA)" if _is_averaged(used_name) else "the weights"
+    return f"--weights {path}: used {kind} under {used_name!r}; the file also contains {names}"
 
 
 def _is_averaged(name: str) -> bool:
-    return name in AVERAGED or not set(AROUND_AVERAGED).isdisjoint(name.split("."))
+    return name in AVERAGED or not set(AVERAGE_WRAPPERS).isdisjoint(name.split("."))
 
 
 def _without(name: str, parts: Iterable[str]) -> str:

@@ -65,8 +65,8 @@ class Augmenter:
             changed |= batch.changed
             spent["decode"] += batch.decode
             spent["augment"] += batch.augment
-            for i, (new, bad) in enumerate(zip(batch.pictures, batch.failed, strict=True)):
-                pictures[i] += new
+            for i, (encoded, bad) in enumerate(zip(batch.pictures, batch.failed, strict=True)):
+                pictures[i] += encoded
                 failed[i] |= bad
             report_rows(sum(map(len, batch.pictures)))
         seconds = time.perf_counter() - start

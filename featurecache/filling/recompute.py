@@ -60,10 +60,10 @@ class Recomputer:
         backbone = self._backbones[network]
         _check_same_key(key, keys.vector_key(view.key(), backbone.key(), key["precision"]))
         name = engine or self._engine
-        which = f"{network} {key['precision']} {name}"
-        if which not in self._engines:
-            self._engines[which] = open_engine(backbone, name, key["precision"])
-        running = self._engines[which]
+        engine_key = f"{network} {key['precision']} {name}"
+        if engine_key not in self._engines:
+            self._engines[engine_key] = open_engine(backbone, name, key["precision"])
+        running = self._engines[engine_key]
         preparation = vectors.Preparation(
             views=(view,), preprocesses=(backbone.preprocess,), spaces=((0, 0),)
         )

@@ -121,10 +121,10 @@ def _stored_views(cache: Cache, seed: int) -> list[View]:
     """The views of those picture spaces that this seed and this version of imgaug reproduce."""
     views = []
     for space in cache.spaces():
-        wanted = space.key.get("view")
-        if space.backbone is None and wanted is not None:
-            view = view_of_key(wanted, space.view)
-            same = keys.digest(keys.picture_key(view.key())) == space.name
-            if view.seed == seed and same:
+        view_key = space.key.get("view")
+        if space.backbone is None and view_key is not None:
+            view = view_of_key(view_key, space.view)
+            is_same = keys.digest(keys.picture_key(view.key())) == space.name
+            if view.seed == seed and is_same:
                 views.append(view)
     return views

@@ -88,7 +88,9 @@ class ShardPlan:
         number, count = part
         firsts = np.array([positions[0] for _, positions, _ in self._cuts], np.int64)
         chosen = np.searchsorted(self._items.distinct, firsts) // rows % count == number - 1
-        cuts = [cut for cut, taken in zip(self._cuts, chosen.tolist(), strict=True) if taken]
+        cuts = [
+            cut for cut, is_chosen in zip(self._cuts, chosen.tolist(), strict=True) if is_chosen
+        ]
         return ShardPlan(self._samples, self._items, cuts)
 
 

@@ -63,8 +63,8 @@ class Tally:
         if any(self._shares.keys()):
             first = self._shares.most_common(MAX_LISTED)
             shares = [f"{machine} {count / max(self.computed, 1):.0%}" for machine, count in first]
-            more = len(self._shares) - len(first)
-            parts.append(", ".join(shares) + (f" and {more} more" if more else ""))
+            unlisted = len(self._shares) - len(first)
+            parts.append(", ".join(shares) + (f" and {unlisted} more" if unlisted else ""))
         if self._lost:
             parts.append(f"{counted(self._lost, 'worker')} lost")
         parts += [note] if note else []

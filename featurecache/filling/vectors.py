@@ -111,8 +111,8 @@ class Featurizer:
 
         def begin(batch: Prepared) -> list[Waiting]:
             with timed(spent, "network"):
-                both = zip(running, batch.pixels, strict=True)
-                return [start_rows(engine, pixels) for engine, pixels in both]
+                pairs = zip(running, batch.pixels, strict=True)
+                return [start_rows(engine, pixels) for engine, pixels in pairs]
 
         for batch, started in one_ahead(timed_each(work.batches, spent, "pictures"), begin):
             changed |= batch.changed

@@ -50,7 +50,7 @@ class ChannelShift(PerImage):
 
     def __init__(self, value: Any) -> None:
         super().__init__()
-        self.value = _drawn(value, "value")
+        self.value = _parameter(value, "value")
 
     def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
         shifted = np.clip(pixels + _number(self.value, random), pixels.min(), pixels.max())
@@ -84,11 +84,11 @@ class KerasAffine(PerImage):
             raise ValueError(
                 f"fill_mode must be one of {', '.join(sorted(FILLS))}, not {fill_mode!r}"
             )
-        self.rotation = _drawn(rotation, "rotation")
-        self.width_shift = _drawn(width_shift, "width_shift")
-        self.height_shift = _drawn(height_shift, "height_shift")
-        self.shear = _drawn(shear, "shear")
-        self.zoom = _drawn(zoom, "zoom", (0.01, None))
+        self.rotation = _parameter(rotation, "rotation")
+        self.width_shift = _parameter(width_shift, "width_shift")
+        self.height_shift = _parameter(height_shift, "height_shift")
+        self.shear = _parameter(shear, "shear")
+        self.zoom = _parameter(zoom, "zoom", (0.01, None))
         self.fill_mode = fill_mode
 
     def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
@@ -127,7 +127,7 @@ class CropAndScale(PerImage):
         super().__init__()
         if order not in range(6):
             raise ValueError(f"order must be an integer from 0 to 5, not {order!r}")
-        self.size = _drawn(size, "size", (0.01, 1.0))
+        self.size = _parameter(size, "size", (0.01, 1.0))
         self.order = int(order)
 
     def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
@@ -156,21 +156,21 @@ class CropAndScale(PerImage):
 # Each takes an image and a strength. At strength 0 those that use the strength leave the image
 # unchanged. Pixels from outside the image are black; sampling is nearest-neighbour.
 OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "AutoContrast": lambda image, by: ImageOps.autocontrast(image),
-    "Brightness": lambda image, by: ImageEnhance.Brightness(image).enhance(1 + by),
-    "Color": lambda image, by: ImageEnhance.Color(image).enhance(1 + by),
-    "Contrast": lambda image, by: ImageEnhance.Contrast(image).enhance(1 + by),
-    "Equalize": lambda image, by: ImageOps.equalize(image),
-    "Identity": lambda image, by: image,
-    "Invert": lambda image, by: ImageOps.invert(image),
-    "Posterize": lambda image, by: ImageOps.posterize(image, 8 - round(by)),
-    "Rotate": lambda image, by: image.rotate(by),
-    "Sharpness": lambda image, by: ImageEnhance.Sharpness(image).enhance(1 + by),
-    "ShearX": lambda image, by: _looked_up(image, (1, by, 0, 0, 1, 0)),
-    "ShearY": lambda image, by: _looked_up(image, (1, 0, 0, by, 1, 0)),
-    "Solarize": lambda image, by: ImageOps.solarize(image, 256 - int(by)),
-    "TranslateX": lambda image, by: _looked_up(image, (1, 0, int(by), 0, 1, 0)),
-    "TranslateY": lambda image, by: _looked_up(image, (1, 0, 0, 0, 1, int(by))),
+    "AutoContrast": lambda image, strength: ImageOps.autocontrast(image),
+    "Brightness": lambda image, strength: ImageEnhance.Brightness(image).enhance(1 + strength),
+    "Color": lambda image, strength: ImageEnhance.Color(image).enhance(1 + strength),
+    "Contrast": lambda image, strength: ImageEnhance.Contrast(image).enhance(1 + strength),
+    "Equalize": lambda image, strength: ImageOps.equalize(image),
+    "Identity": lambda image, strength: image,
+    "Invert": lambda image, strength: ImageOps.invert(image),
+    "Posterize": lambda image, strength: ImageOps.posterize(image, 8 - round(strength)),
+    "Rotate": lambda image, strength: image.rotate(strength),
+    "Sharpness": lambda image, strength: ImageEnhance.Sharpness(image).enhance(1 + strength),
+    "ShearX": lambda image, strength: _transform(image, (1, strength, 0, 0, 1, 0)),
+    "ShearY": lambda image, strength: _transform(image, (1, 0, 0, strength, 1, 0)),
+    "Solarize": lambda image, strength: ImageOps.solarize(image, 256 - int(strength)),
+    "TranslateX": lambda image, strength: _transform(image, (1, 0, int(strength), 0, 1, 0)),
+    "TranslateY": lambda image, strength: _transform(image, (1, 0, 0, 0, 1, int(strength))),
 }
 # The full strength: in AutoAugment and RandAugment, and in TrivialAugment's wide space.
 FULL = {
@@ -210,7 +210,7 @@ class AutoAugmentOp(PerImage):
     def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
         if _number(self.p, random) < 0.5:
             return pixels
-        return np.array(_operated(Image.fromarray(pixels), self.op, self.level / 9, 0, random))
+        return np.array(_apply(Image.fromarray(pixels), self.op, self.level / 9, 0, random))
 
 
 class RandAugmentOps(PerImage):
@@ -219,14 +219,14 @@ class RandAugmentOps(PerImage):
 
     def __init__(self, n: Any = 2, m: Any = 9) -> None:
         super().__init__()
-        self.n = _counted(n, "n", (0, None))
-        self.m = _counted(m, "m", (0, 30))
+        self.n = _integer_parameter(n, "n", (0, None))
+        self.m = _integer_parameter(m, "m", (0, 30))
 
     def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
         image = Image.fromarray(pixels)
         share = _number(self.m, random) / 30
         for _ in range(int(_number(self.n, random))):
-            image = _operated(image, CHOSEN[int(random.integers(0, len(CHOSEN)))], share, 0, random)
+            image = _apply(image, CHOSEN[int(random.integers(0, len(CHOSEN)))], share, 0, random)
         return np.array(image)
 
 
@@ -240,34 +240,34 @@ class TrivialAugmentOp(PerImage):
     def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
         op = CHOSEN[int(random.integers(0, len(CHOSEN)))]
         share = int(random.integers(0, 31)) / 30
-        return np.array(_operated(Image.fromarray(pixels), op, share, 1, random))
+        return np.array(_apply(Image.fromarray(pixels), op, share, 1, random))
 
 
-def _operated(image: Image.Image, op: str, share: float, space: int, random: Any) -> Image.Image:
+def _apply(image: Image.Image, op: str, share: float, space: int, random: Any) -> Image.Image:
     """The image after an operation at a share of its full strength. `space` is 1 for the wide
     space, else 0."""
-    by = share * FULL[op][space] if op in FULL else 0.0
+    strength = share * FULL[op][space] if op in FULL else 0.0
     if space == 0 and op.startswith("Translate"):
-        by *= image.width if op == "TranslateX" else image.height
+        strength *= image.width if op == "TranslateX" else image.height
     if op not in ONE_SIDED and int(random.integers(0, 2)):
-        by = -by
-    return OPERATIONS[op](image, by)
+        strength = -strength
+    return OPERATIONS[op](image, strength)
 
 
-def _looked_up(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+def _transform(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
-def _counted(value: Any, name: str, within: tuple[int, int | None]) -> Any:
+def _integer_parameter(value: Any, name: str, limits: tuple[int, int | None]) -> Any:
     """An integer parameter, without imgaug's prefetching, which would be state."""
     return parameters.handle_discrete_param(
-        value, name, value_range=within, allow_floats=False, prefetch=False
+        value, name, value_range=limits, allow_floats=False, prefetch=False
     )
 
 
-def _drawn(value: Any, name: str, within: tuple[float, float | None] | None = None) -> Any:
+def _parameter(value: Any, name: str, limits: tuple[float, float | None] | None = None) -> Any:
     """A parameter, constant or random, without imgaug's prefetching, which would be state."""
-    return parameters.handle_continuous_param(value, name, value_range=within, prefetch=False)
+    return parameters.handle_continuous_param(value, name, value_range=limits, prefetch=False)
 
 
 def _number(parameter: Any, random: Any) -> float:

@@ -45,7 +45,7 @@ def boxes_of(picture: Path) -> tuple[Box, ...]:
     return ()
 
 
-def inside(boxes: tuple[Box, ...], height: int, width: int) -> npt.NDArray[np.bool_]:
+def mask_of(boxes: tuple[Box, ...], height: int, width: int) -> npt.NDArray[np.bool_]:
     """A mask (height, width) of the pixels inside any of the boxes. Boxes are cut at the edges of
     the picture."""
     mask = np.zeros((height, width), bool)

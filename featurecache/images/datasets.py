@@ -103,13 +103,13 @@ class Dataset:
     def _repr_html_(self) -> str:
         counts = Counter(sample.split for sample in self.samples)
         names = ", ".join(self.words.get(name, name) for name in self.classes[:_MAX_SHOWN])
-        more = len(self.classes) - _MAX_SHOWN
+        unlisted = len(self.classes) - _MAX_SHOWN
         return html_table(
             f"dataset {self.root}",
             {
                 "layout": self.layout,
                 **{name: counts[name] for name in self.splits},
-                "classes": names + (f" and {more:,} more" if more > 0 else ""),
+                "classes": names + (f" and {unlisted:,} more" if unlisted > 0 else ""),
             },
         )
 
@@ -195,9 +195,10 @@ def _folder(path: Path) -> Contents:
         paths = shard_paths(path)
         if paths:
             shards = tar_shards(folder, paths)
-            beside = archives_beside(path)
-            more = [f"files beside the shards, not read: {first_few(beside)}"] * bool(beside)
-            return replace(shards, notes=[*shards.notes, *more])
+            other_files = archives_beside(path)
+            if other_files:
+                notes.append(f"files beside the shards, not read: {first_few(other_files)}")
+            return replace(shards, notes=[*shards.notes, *notes])
         listed = []
     tables = list(tables_in(Path(root)))
     if not listed:
@@ -213,7 +214,7 @@ def _folder(path: Path) -> Contents:
     return Contents(root=root, layout=layout, entries=listed, words=words, notes=notes)
 
 
-def _detect(tree: Tree, folder: str, above: tuple[str, ...] = ()) -> tuple[str, str] | None:
+def _detect(tree: Tree, folder: str, parents: tuple[str, ...] = ()) -> tuple[str, str] | None:
     """(root, layout) of the dataset in `folder`; the root is the folder or its only sub-folder."""
     if Path(folder, "val", "val_annotations.txt").is_file():
         return folder, "tiny-imagenet"
@@ -222,11 +223,11 @@ def _detect(tree: Tree, folder: str, above: tuple[str, ...] = ()) -> tuple[str, 
     if has_images and split_folders_of(top.folders):
         return folder, "split folders"
     real = os.path.realpath(folder)
-    only = len(top.folders) == 1 and tree.stray(folder) is None
-    if only and real not in above and len(above) < MAX_DEPTH:
-        inside = _detect(tree, f"{folder}/{top.folders[0]}", (*above, real))
-        if inside:
-            return inside
+    has_one_folder = len(top.folders) == 1 and tree.stray(folder) is None
+    if has_one_folder and real not in parents and len(parents) < MAX_DEPTH:
+        inner = _detect(tree, f"{folder}/{top.folders[0]}", (*parents, real))
+        if inner:
+            return inner
     return (folder, "class folders") if has_images else None
 
 
@@ -238,29 +239,29 @@ def _numbered(contents: Contents) -> Dataset:
         if train and entry.label is not None and entry.label not in train:
             raise BadInput(
                 f"{root}: class {entry.label!r} (of {entry.source}) is not in split train; "
-                f"{_alike(entry.label, train)}"
+                f"{_class_hint(entry.label, train)}"
             )
     classes = sorted({entry.label for entry in listed if entry.label is not None})
     notes = tuple(map(as_utf8, [*contents.notes, *_check_classes(classes, root)]))
     number = {label: index for index, label in enumerate(classes)}
-    here = working_folder()  # sources are absolute, as workers may run elsewhere
+    base = working_folder()  # sources are absolute, as workers may run elsewhere
     samples = [
         Sample(
             as_utf8(name),
             None if label is None else number[label],
             split,
-            _source(here, source),
+            _source(base, source),
             "" if as_utf8(name) == name else "its name is not UTF-8; rename it",
         )
         for split, label, source, name in listed
     ]
-    known = {label: contents.words[label] for label in classes if label in contents.words}
+    words = {label: contents.words[label] for label in classes if label in contents.words}
     return Dataset(
         as_utf8(root),
         contents.layout,
         _sorted(samples),
         tuple(classes),
-        known,
+        words,
         tuple(map(as_utf8, notes)),
     )
 
@@ -281,23 +282,25 @@ def _check_classes(classes: Sequence[str], root: str) -> list[str]:
         )
     cased = [f"{first} and {second}" for first, second in looking_alike(classes, cased=False)]
     numbers = [f"{first} and {second}" for first, second in same_numbers(classes)]
-    alike = {"differ only in upper and lower case": cased, "are the same number": numbers}
-    return [f"classes that {how}: {first_few(pairs)}" for how, pairs in alike.items() if pairs]
+    pairs_by_rule = {"differ only in upper and lower case": cased, "are the same number": numbers}
+    return [
+        f"classes that {rule}: {first_few(pairs)}" for rule, pairs in pairs_by_rule.items() if pairs
+    ]
 
 
-def _alike(label: str, others: Iterable[str]) -> str:
+def _class_hint(label: str, others: Iterable[str]) -> str:
     """A hint for an unknown class: how it differs from one that looks the same, or near names."""
     for class_name in others:
-        what = difference(label, class_name)
-        if what is not None:
-            return f"it differs from {class_name!a} in {what}; rename one of them"
+        change = difference(label, class_name)
+        if change is not None:
+            return f"it differs from {class_name!a} in {change}; rename one of them"
     return nearest(label, others)
 
 
-def _source(here: Path, source: str | Member) -> Path | StoredFile | Member:
+def _source(base: Path, source: str | Member) -> Path | StoredFile | Member:
     if isinstance(source, Member):
         return source
-    return locate(source) if "://" in source else here / source
+    return locate(source) if "://" in source else base / source
 
 
 def _sorted(samples: Sequence[Sample]) -> tuple[Sample, ...]:

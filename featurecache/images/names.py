@@ -103,16 +103,16 @@ def split_folders_of(names: Sequence[str]) -> dict[str, str]:
     `test tube`.
     """
     splits_by_name = {name: split for name in names if (split := split_of(name))}
-    beside: dict[str, dict[str, str]] = {}
+    siblings_by_rest: dict[str, dict[str, str]] = {}
     for name in names:
         splits = splits_in(name)
         if name not in splits_by_name and len(splits) == 1:
             rest = re.sub("|".join(sorted(SPLIT_WORDS, key=len, reverse=True)), "*", name.lower())
             rest = re.sub(r"\d+", "#", rest)
-            beside.setdefault(rest, {})[name] = splits[0]
-    for alike in beside.values():
-        if len(set(alike.values())) > 1:
-            splits_by_name |= alike
+            siblings_by_rest.setdefault(rest, {})[name] = splits[0]
+    for siblings in siblings_by_rest.values():
+        if len(set(siblings.values())) > 1:
+            splits_by_name |= siblings
     return {name: splits_by_name[name] for name in names if name in splits_by_name}
 
 
@@ -134,9 +134,9 @@ def column_of(header: str) -> str:
 def looks_like_column(header: str, column: str) -> bool:
     """Whether a header probably means this one of COLUMNS: `Subset`, `splt`, `file_name`."""
     name = "".join(_LETTERS.findall(header.casefold()))
-    near = difflib.SequenceMatcher(None, name, column).ratio() >= _NEAR
+    is_near = difflib.SequenceMatcher(None, name, column).ratio() >= _NEAR
     named = column == "split" and bool(splits_in(header))  # `is_valid`, `train/test`
-    return near or named or name in _COLUMN_LIKE[column]
+    return is_near or named or name in _COLUMN_LIKE[column]
 
 
 # ---- class names ----

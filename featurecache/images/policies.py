@@ -194,11 +194,13 @@ class Augmentation:
             raise self._wrong(path, f"no augmenter {name!r}; {nearest(name, allowed)}")
         if not isinstance(arguments, dict | None):
             raise self._wrong(path, "expected `{parameter: value}` after the augmenter's name")
-        known = set(inspect.signature(allowed[name]).parameters) - RESERVED_PARAMETERS
+        parameter_names = set(inspect.signature(allowed[name]).parameters) - RESERVED_PARAMETERS
         built = {}
         for parameter, argument in (arguments or {}).items():
-            if parameter not in known:
-                problem = f"{name} has no parameter {parameter!r}; {nearest(parameter, known)}"
+            if parameter not in parameter_names:
+                problem = (
+                    f"{name} has no parameter {parameter!r}; {nearest(parameter, parameter_names)}"
+                )
                 raise self._wrong(f"{path}.{parameter}", problem)
             built[parameter] = self._value(argument, f"{path}.{parameter}")
         try:
@@ -238,8 +240,8 @@ class Augmentation:
     def _wrong(self, path: str, problem: str) -> BadInput:
         where = str(self._policy.source or f"policy {self._policy.name}")
         names = path.split(".")  # the line of the key itself, or of the nearest enclosing key
-        around = (".".join(names[:i]) for i in range(len(names), 0, -1))
-        line = next((self._policy.lines[name] for name in around if name in self._policy.lines), 0)
+        paths = (".".join(names[:i]) for i in range(len(names), 0, -1))
+        line = next((self._policy.lines[name] for name in paths if name in self._policy.lines), 0)
         return BadInput(f"{where}{f' line {line}' if line else ''}, {path}: {problem}")
 
 

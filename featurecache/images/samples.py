@@ -100,14 +100,14 @@ def items_of(
     An index already contains the items; they are checked when an image is read. For a sample whose
     bytes can't be read, the item is None and the dict has the reason by the sample's id.
     """
-    known = getattr(samples, "items", None)
-    if known is not None:
-        return known, {}
+    known_items = getattr(samples, "items", None)
+    if known_items is not None:
+        return known_items, {}
     reasons: dict[str, str] = {}
 
-    def hashed(some: Sequence[Sample]) -> list[bytes | None]:
+    def hashed(part: Sequence[Sample]) -> list[bytes | None]:
         items: list[bytes | None] = []
-        for sample in some:
+        for sample in part:
             try:
                 items.append(sample.item())
             except OSError as error:

@@ -68,10 +68,10 @@ def _padded(
 def _resized(images: Any, sizes: Any = None, *_: Any, **__: Any) -> Shape:
     if len(images) == 0:
         return 0, 0
-    both = sizes if isinstance(sizes, tuple | list) else (sizes, sizes)
+    targets = sizes if isinstance(sizes, tuple | list) else (sizes, sizes)
     height, width = (
-        round(side * by) if isinstance(by, float | np.floating) else int(by)
-        for side, by in zip(images[0].shape[:2], both, strict=True)
+        round(side * target) if isinstance(target, float | np.floating) else int(target)
+        for side, target in zip(images[0].shape[:2], targets, strict=True)
     )
     return height, width
 

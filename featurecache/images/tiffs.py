@@ -28,7 +28,7 @@ _COLOURS = {
     8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32803: "colour filter array", 32844: "LogL",
     32845: "LogLuv", 34892: "linear raw",
 }  # fmt: skip
-_HOW = "save it as grey, RGB or RGBA of 8 or 16 unsigned bits"
+_ADVICE = "save it as grey, RGB or RGBA of 8 or 16 unsigned bits"
 _UNASSOCIATED = (2,)
 _BROKEN_TAGS = (
     LookupError, OSError, SyntaxError, TypeError, ValueError, ArithmeticError, struct.error
@@ -50,10 +50,10 @@ def check_tiff(image: Any) -> None:
         bits = _first(tags, _BITS, 1)
         raise Undecodable(
             f"{tiff_name(tags)}: {'float' if _sample_format(tags) == 3 else 'signed'} {bits}-bit "
-            f"pixels have no 8-bit meaning; {_HOW}"
+            f"pixels have no 8-bit meaning; {_ADVICE}"
         )
     if image.mode in ("I", "F"):
-        raise Undecodable(f"{tiff_name(tags)}: 32-bit pixels have no 8-bit meaning; {_HOW}")
+        raise Undecodable(f"{tiff_name(tags)}: 32-bit pixels have no 8-bit meaning; {_ADVICE}")
     is_raw = image.tile[0].codec_name == "raw"
     if is_raw:
         _check_subsampling(image, tags)
@@ -74,7 +74,7 @@ def _check_subsampling(image: Any, tags: Any) -> None:
     if _first(tags, _PHOTOMETRIC, 0) == 6:
         sizes = tags.get(_STRIP_SIZES) or tags.get(_TILE_SIZES) or ()
         if sum(sizes) < 3 * image.width * image.height:
-            raise Undecodable(f"{tiff_name(tags)}: subsampled without compression; {_HOW}")
+            raise Undecodable(f"{tiff_name(tags)}: subsampled without compression; {_ADVICE}")
 
 
 def _check_planes(image: Any, tags: Any, is_raw: bool) -> None:
@@ -122,10 +122,12 @@ def broken_tiff(data: bytes, reason: str) -> str:
         return f"a broken TIFF file ({reason})"
     compression = _first(tags, _COMPRESSION, 1)
     if compression not in TiffImagePlugin.COMPRESSION_INFO:
-        return f"{name} with compression {compression} is not supported; {_HOW}, compressed by LZW"
+        return (
+            f"{name} with compression {compression} is not supported; {_ADVICE}, compressed by LZW"
+        )
     if reason in ("unknown pixel mode", "unknown raw mode for given image mode"):
-        return f"{name} is not supported; {_HOW}"
-    return f"{name} can't be decoded ({reason}); if it is whole, {_HOW}"
+        return f"{name} is not supported; {_ADVICE}"
+    return f"{name} can't be decoded ({reason}); if it is whole, {_ADVICE}"
 
 
 def bits_of_tiff(data: bytes) -> int:
@@ -150,8 +152,8 @@ def tiff_name(tags: Any) -> str:
     bands = _first(tags, _BANDS, 1)
     kind = _SAMPLE_KINDS.get(_sample_format(tags), "unknown ")
     colours = _COLOURS.get(_first(tags, _PHOTOMETRIC, 0), "unknown colours")
-    many = f"{bands}-band " if bands > 1 else ""
-    return f"{many}{kind}{_first(tags, _BITS, 1)} TIFF ({colours})"
+    band_text = f"{bands}-band " if bands > 1 else ""
+    return f"{band_text}{kind}{_first(tags, _BITS, 1)} TIFF ({colours})"
 
 
 def _sample_format(tags: Any) -> int:

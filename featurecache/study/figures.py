@@ -117,10 +117,10 @@ def curves(epochs: Sequence[Mapping[str, float]], phases: Sequence[tuple[int, in
         figure = Figure(figsize=(6.2, 4.6))
         top, bottom = figure.subplots(2, 1, sharex=True)
         numbers = sorted({int(row["epoch"]) for row in epochs})
-        for axes, what in ((top, "top1"), (bottom, "loss")):
+        for axes, metric in ((top, "top1"), (bottom, "loss")):
             for part, colour in (("train", MUTED), ("val", ACCENT)):
                 cells = [
-                    [row[f"{part}_{what}"] for row in epochs if row["epoch"] == number]
+                    [row[f"{part}_{metric}"] for row in epochs if row["epoch"] == number]
                     for number in numbers
                 ]
                 means = [sum(cell) / len(cell) for cell in cells]
@@ -133,7 +133,7 @@ def curves(epochs: Sequence[Mapping[str, float]], phases: Sequence[tuple[int, in
             for index, (first, last, _) in enumerate(phases):
                 if index % 2:
                     axes.axvspan(first - 0.5, last + 0.5, color=INK, alpha=0.08, linewidth=0)
-            axes.set_ylabel({"top1": "top-1", "loss": "loss, nats"}[what])
+            axes.set_ylabel({"top1": "top-1", "loss": "loss, nats"}[metric])
         for first, last, name in phases:
             top.annotate(
                 label(name, 24), ((first + last) / 2, 1.02), xycoords=("data", "axes fraction"),
@@ -251,7 +251,7 @@ def drift(
         figure = Figure(figsize=(7.6, chart_height + 1.7 * len(strips)))
         heights = [chart_height, *[1.7] * len(strips)]
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        top, below = parts[0], parts[1:]
+        top, strip_parts = parts[0], parts[1:]
         left, right = top.subplots(1, 2, width_ratios=(3, 2), sharey=True)
         names = list(cosines)
         left.boxplot(
@@ -264,7 +264,7 @@ def drift(
         right.barh(range(1, len(names) + 1), [agreement[n] for n in names], 0.6, color=MUTED)
         right.axvline(agreement["none"], color=ACCENT, linewidth=1.2)
         right.set(xlabel="neighbours agree (line: clean)", xlim=(0, 1))
-        for part, (name, pairs) in zip(below, strips, strict=True):
+        for part, (name, pairs) in zip(strip_parts, strips, strict=True):
             part.suptitle(f"{label(name)}: lowest cosines", fontsize=8)
             cells = part.subplots(2, max(10, len(pairs)), squeeze=False)
             for cell in cells.flat:

@@ -44,8 +44,8 @@ def evaluate_predictions(
     if labels.min() < 0 or labels.max() >= columns:
         raise BadInput(f"labels must be in 0..{columns - 1}, the indexes of the class names")
     true = probabilities[np.arange(rows), labels][:, None]
-    before = np.arange(columns) < labels[:, None]
-    rank = ((probabilities > true) | ((probabilities == true) & before)).sum(1)
+    is_earlier = np.arange(columns) < labels[:, None]
+    rank = ((probabilities > true) | ((probabilities == true) & is_earlier)).sum(1)
     per_class: keys.Json = {}
     for label, name in enumerate(classes):
         mask = labels == label
@@ -76,14 +76,14 @@ def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) 
     bin_index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     ece, table = 0.0, []
     for index in range(bins):
-        inside = bin_index == index
-        n = int(inside.sum())
+        in_bin = bin_index == index
+        n = int(in_bin.sum())
         row: keys.Json = {"low": float(edges[index]), "high": float(edges[index + 1]), "n": n}
         row |= {"confidence": None, "top1": None}
         if n:
             row |= {
-                "confidence": float(confidence[inside].mean()),
-                "top1": float(right[inside].mean()),
+                "confidence": float(confidence[in_bin].mean()),
+                "top1": float(right[in_bin].mean()),
             }
             ece += n / len(labels) * abs(row["top1"] - row["confidence"])
         table.append(row)

@@ -135,10 +135,12 @@ def class_activations(model: ImageClassifier, pixels: np.ndarray, label: int) ->
     for activation, preprocess in zip(cells, model.preprocesses, strict=True):
         sides = []
         resized, starts = preprocess.geometry(*pixels.shape[:2])
-        for count, before, after, start in zip(
+        for count, old_length, new_length, start in zip(
             activation.shape, pixels.shape[:2], resized, starts, strict=True
         ):
-            sides.append(_interpolation_weights(count, before, after, start, preprocess.input_size))
+            sides.append(
+                _interpolation_weights(count, old_length, new_length, start, preprocess.input_size)
+            )
         total += sides[0] @ activation.double().numpy() @ sides[1].T
     return total
 

@@ -11,7 +11,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from featurecache.images.replay.draws import Draw, Numbers, Read, Step, Unknown, drawn, known, only
+from featurecache.images.replay.draws import (
+    Draw,
+    Numbers,
+    Read,
+    Step,
+    Unknown,
+    check_values,
+    draw_of,
+    entry_for,
+)
 from featurecache.images.replay.seeds import Stream
 
 # The lookup table of a function on 0..255, (256, 1) or (256, C) uint8, for an image's shape.
@@ -44,22 +53,22 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _point(numbers: Numbers, node: Any) -> Step:
-    table: Table = known(node, TABLES)(numbers, node)
+    table: Table = entry_for(node, TABLES)(numbers, node)
     return lambda image, states: _apply_table(image, table(image.shape, states))
 
 
-def _same(numbers: Numbers, node: Any) -> Table:
+def _identity(numbers: Numbers, node: Any) -> Table:
     return lambda shape, states: LEVELS
 
 
 def _channels(node: Any, value: Any) -> Callable[[tuple[int, ...], Stream], np.ndarray]:
     """One value for the image, or one per channel if `per_channel` is drawn true."""
-    draw_apart, draw = drawn(node.per_channel), drawn(value)
+    draw_apart, draw = draw_of(node.per_channel), draw_of(value)
 
     def values(shape: tuple[int, ...], stream: Stream) -> np.ndarray:
-        apart = draw_apart(stream, (1,))[0] > 0.5
+        is_apart = draw_apart(stream, (1,))[0] > 0.5
         drawn_values: np.ndarray = draw(stream, (1, shape[2]))[0]
-        return drawn_values if apart else drawn_values[:1]
+        return drawn_values if is_apart else drawn_values[:1]
 
     return values
 
@@ -92,10 +101,10 @@ def _add(numbers: Numbers, node: Any) -> Table:
 def _brightness(numbers: Numbers, node: Any) -> Step:
     if node.from_colorspace != "RGB":
         raise Unknown(node.from_colorspace)
-    only(node.to_colorspace, COLOURS)
-    tables: list[Table] = [known(child, TABLES)(numbers, child) for child in node.children]
+    check_values(node.to_colorspace, COLOURS)
+    tables: list[Table] = [entry_for(child, TABLES)(numbers, child) for child in node.children]
     number, inner = numbers[id(node)], numbers[id(node.children)]
-    draw_colours, shuffled = drawn(node.to_colorspace), node.children.random_order
+    draw_colours, shuffled = draw_of(node.to_colorspace), node.children.random_order
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         from_rgb, to_rgb, channel = COLOURS[draw_colours(Stream(states[number]), (1,))[0]]
@@ -114,7 +123,7 @@ def _brightness(numbers: Numbers, node: Any) -> Step:
 
 def _linear_contrast(numbers: Numbers, node: Any) -> Step:
     number = numbers[id(node)]
-    draw_apart, draw_alpha = drawn(node.per_channel), drawn(node.params1d[0])
+    draw_apart, draw_alpha = draw_of(node.per_channel), draw_of(node.params1d[0])
     centred = FLOATS - 127
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -128,7 +137,7 @@ def _linear_contrast(numbers: Numbers, node: Any) -> Step:
 
 def _add_elementwise(numbers: Numbers, node: Any) -> Step:
     number = numbers[id(node)]
-    draw_apart, draw = drawn(node.per_channel), drawn(node.value)
+    draw_apart, draw = draw_of(node.per_channel), draw_of(node.value)
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
@@ -145,16 +154,16 @@ def _add_to_hue_and_saturation(numbers: Numbers, node: Any) -> Step:
     if node.from_colorspace != "RGB":
         raise Unknown(node.from_colorspace)
     number = numbers[id(node)]
-    draw_apart = drawn(node.per_channel)
-    both, hue, saturation = (
-        None if value is None else drawn(value)
+    draw_apart = draw_of(node.per_channel)
+    draw_both, hue, saturation = (
+        None if value is None else draw_of(value)
         for value in (node.value, node.value_hue, node.value_saturation)
     )
 
     def values(stream: Stream) -> tuple[int, int]:
-        if both is not None:
+        if draw_both is not None:
             apart = draw_apart(stream, (1,))[0] > 0.5
-            first, second = both(stream, (1, 2))[0].tolist()
+            first, second = draw_both(stream, (1, 2))[0].tolist()
             return first, second if apart else first
         return _first(hue, stream), _first(saturation, stream)
 
@@ -178,14 +187,14 @@ def _first(draw: Draw | None, stream: Stream) -> int:
 def _cutout(numbers: Numbers, node: Any) -> Step:
     if not isinstance(node.position, tuple):
         raise Unknown("one parameter for both positions")
-    only(node.fill_mode, {"constant", "gaussian"})
+    check_values(node.fill_mode, {"constant", "gaussian"})
     number = numbers[id(node)]
     draw_count, draw_size, draw_squared = (
-        drawn(parameter) for parameter in (node.nb_iterations, node.size, node.squared)
+        draw_of(parameter) for parameter in (node.nb_iterations, node.size, node.squared)
     )
-    draw_x, draw_y = (drawn(parameter) for parameter in node.position)
+    draw_x, draw_y = (draw_of(parameter) for parameter in node.position)
     draw_mode, draw_value, draw_apart = (
-        drawn(parameter) for parameter in (node.fill_mode, node.cval, node.fill_per_channel)
+        draw_of(parameter) for parameter in (node.fill_mode, node.cval, node.fill_per_channel)
     )
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -240,5 +249,5 @@ STEPS: dict[str, Read] = {
 TABLES: dict[str, Callable[[Numbers, Any], Table]] = {
     "augmenters.arithmetic.Add": _add,
     "augmenters.arithmetic.Multiply": _multiply,
-    "augmenters.meta.Identity": _same,
+    "augmenters.meta.Identity": _identity,
 }

@@ -29,30 +29,30 @@ Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Read = Callable[[Numbers, Any], Step]  # reads the step of a node; raises Unknown
 
 
-def known(thing: Any, table: Mapping[str, Any]) -> Any:
+def entry_for(node: Any, table: Mapping[str, Any]) -> Any:
     """The entry of `table` for the class of an imgaug object, by `module.Class`. Raises Unknown."""
-    name = f"{type(thing).__module__}.{type(thing).__name__}"
+    name = f"{type(node).__module__}.{type(node).__name__}"
     if not name.startswith("imgaug.") or name.removeprefix("imgaug.") not in table:
         raise Unknown(name)
     return table[name.removeprefix("imgaug.")]
 
 
-def drawn(parameter: Any) -> Draw:
+def draw_of(parameter: Any) -> Draw:
     """The draws of an imgaug parameter. Raises Unknown."""
     steps = 1  # numbers skipped after a draw
     while type(parameter).__name__ == "AutoPrefetcher":
         # It prefetches only from the second draw per image on, and there is one draw per parameter.
         parameter = parameter.other_param
         steps += 1
-    draw: Draw = known(parameter, _DRAWS)(parameter, steps)
+    draw: Draw = entry_for(parameter, _DRAWS)(parameter, steps)
     return draw
 
 
-def only(parameter: Any, allowed: Container[Any]) -> None:
+def check_values(parameter: Any, allowed: Container[Any]) -> None:
     """Raise Unknown unless a parameter is a constant or a choice of only allowed values."""
     kind = type(parameter).__name__
     if kind == "AutoPrefetcher":
-        only(parameter.other_param, allowed)
+        check_values(parameter.other_param, allowed)
     elif kind not in ("Deterministic", "Choice"):
         raise Unknown(kind)
     else:
@@ -97,8 +97,8 @@ def _uniform(parameter: Any, steps: int) -> Draw:
         if low == high:
             values = np.full(size, low, np.float32)
         else:
-            generator, behind = stream.behind()
-            numbers = generator.uniform(low, high, behind + math.prod(size))[behind:]
+            generator, skips = stream.generator_and_skips()
+            numbers = generator.uniform(low, high, skips + math.prod(size))[skips:]
             values = numbers.astype(np.float32).reshape(size)
         stream.advance(steps)
         return values
@@ -153,7 +153,7 @@ def _binomial(parameter: Any, steps: int) -> Draw:
 
 
 def _normal(parameter: Any, steps: int) -> Draw:
-    loc, scale = drawn(parameter.loc), drawn(parameter.scale)
+    loc, scale = draw_of(parameter.loc), draw_of(parameter.scale)
 
     def draw(stream: Stream, size: tuple[int, ...]) -> np.ndarray:
         mean, deviation = loc(stream, (1,))[0], scale(stream, (1,))[0]

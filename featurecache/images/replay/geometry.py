@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from featurecache.images.picture_checks import check_pixels, check_size
-from featurecache.images.replay.draws import Numbers, Read, Step, Unknown, drawn, only
+from featurecache.images.replay.draws import Numbers, Read, Step, Unknown, check_values, draw_of
 from featurecache.images.replay.seeds import Stream
 
 BORDERS = {
@@ -36,7 +36,7 @@ RADIANS = 3.141592653589793 / 180
 
 def _flip(axis: int) -> Read:
     def read(numbers: Numbers, node: Any) -> Step:
-        number, draw = numbers[id(node)], drawn(node.p)
+        number, draw = numbers[id(node)], draw_of(node.p)
 
         def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
             if draw(Stream(states[number]), (1,))[0] >= 0.5:
@@ -64,10 +64,10 @@ def _kept_size(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _resize(numbers: Numbers, node: Any) -> Step:
-    only(node.interpolation, INTERPOLATIONS)
+    check_values(node.interpolation, INTERPOLATIONS)
     number, pair = numbers[id(node)], isinstance(node.size, tuple)
-    draws = [drawn(size) for size in (node.size if pair else (node.size,))]
-    draw_interpolation = drawn(node.interpolation)
+    draws = [draw_of(size) for size in (node.size if pair else (node.size,))]
+    draw_interpolation = draw_of(node.interpolation)
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
@@ -82,13 +82,13 @@ def _resize(numbers: Numbers, node: Any) -> Step:
 
 
 def _crop_and_pad(numbers: Numbers, node: Any) -> Step:
-    only(node.pad_mode, set(BORDERS) - {"wrap"})
+    check_values(node.pad_mode, set(BORDERS) - {"wrap"})
     number, percent = numbers[id(node)], node.mode == "percent"
     if node.mode != "noop" and node.all_sides is None:
         raise Unknown("a parameter for each side")
-    draw_edges = None if node.mode == "noop" else drawn(node.all_sides)
+    draw_edges = None if node.mode == "noop" else draw_of(node.all_sides)
     size = (4,) if node.sample_independently else (1,)
-    draw_mode, draw_value = drawn(node.pad_mode), drawn(node.pad_cval)
+    draw_mode, draw_value = draw_of(node.pad_mode), draw_of(node.pad_cval)
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
@@ -140,14 +140,14 @@ def _cropped(length: int, start: int, end: int) -> tuple[int, int]:
 def _affine(numbers: Numbers, node: Any) -> Step:
     if node.fit_output or node.backend not in ("auto", "cv2"):
         raise Unknown("fit_output" if node.fit_output else node.backend)
-    only(node.order, ORDERS)
-    only(node.mode, BORDERS)
+    check_values(node.order, ORDERS)
+    check_values(node.mode, BORDERS)
     number, per_image = numbers[id(node)], node.translate[2] == "percent"
     kind = node._shear_param_type
     draw_scale = _pair(node.scale if isinstance(node.scale, tuple) else (node.scale, None))
-    draw_translate, draw_rotate = _pair(node.translate[:2]), drawn(node.rotate)
+    draw_translate, draw_rotate = _pair(node.translate[:2]), draw_of(node.rotate)
     draw_shear = _pair(node.shear if kind == "dict" else (node.shear, None))
-    draw_value, draw_mode, draw_order = drawn(node.cval), drawn(node.mode), drawn(node.order)
+    draw_value, draw_mode, draw_order = draw_of(node.cval), draw_of(node.mode), draw_of(node.order)
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
@@ -180,10 +180,10 @@ def _affine(numbers: Numbers, node: Any) -> Step:
 
 def _pair(parameters: tuple[Any, Any]) -> Callable[[Stream], tuple[Any, Any]]:
     """Two draws, or one draw used twice if the second parameter is None."""
-    first = drawn(parameters[0])
+    first = draw_of(parameters[0])
     if parameters[1] is None:
         return lambda stream: (first(stream, (1,))[0],) * 2
-    second = drawn(parameters[1])
+    second = draw_of(parameters[1])
     return lambda stream: (first(stream, (1,))[0], second(stream, (1,))[0])
 
 
@@ -225,9 +225,13 @@ def _affine_matrix(
 def _perspective(numbers: Numbers, node: Any) -> Step:
     borders: dict[Any, int] = {"replicate": cv2.BORDER_REPLICATE, "constant": cv2.BORDER_CONSTANT}
     borders |= {number: number for number in borders.values()}
-    only(node.mode, borders)
+    check_values(node.mode, borders)
     number = numbers[id(node)]
-    draw_value, draw_mode, draw_jitter = drawn(node.cval), drawn(node.mode), drawn(node.jitter)
+    draw_value, draw_mode, draw_jitter = (
+        draw_of(node.cval),
+        draw_of(node.mode),
+        draw_of(node.jitter),
+    )
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
@@ -240,8 +244,10 @@ def _perspective(numbers: Numbers, node: Any) -> Step:
         corners[2:4, 1] = 1.0 - corners[2:4, 1]
         corners[:, 0] *= width
         corners[:, 1] *= height
-        both, apart = corners[:, 0] + corners[:, 1], corners[:, 1] - corners[:, 0]
-        corners = corners[[both.argmin(), apart.argmin(), both.argmax(), apart.argmax()]]
+        sums, differences = corners[:, 0] + corners[:, 1], corners[:, 1] - corners[:, 0]
+        corners = corners[
+            [sums.argmin(), differences.argmin(), sums.argmax(), differences.argmax()]
+        ]
         new_width = _side(corners, 0, node.min_width, ((1, 0), (2, 3)))
         new_height = _side(corners, 1, node.min_height, ((1, 2), (0, 3)))
         made = np.array(
@@ -270,18 +276,18 @@ def _side(
     The corners are moved apart in place, along `axis`, until the shorter side has at least
     `min_length`.
     """
-    far = (1, 2) if axis == 0 else (2, 3)
+    far_corners = (1, 2) if axis == 0 else (2, 3)
     while True:
         lengths = []
         for a, b in pairs:
-            apart = corners[a] - corners[b]
-            lengths.append(np.sqrt(apart[0] ** 2 + apart[1] ** 2))
+            vector = corners[a] - corners[b]
+            lengths.append(np.sqrt(vector[0] ** 2 + vector[1] ** 2))
         shorter = int(min(lengths))
         if shorter >= min_length:
             return int(max(lengths))
         half = (min_length - shorter) / 2
         for i in range(4):
-            corners[i, axis] += half if i in far else -half
+            corners[i, axis] += half if i in far_corners else -half
 
 
 STEPS: dict[str, Read] = {

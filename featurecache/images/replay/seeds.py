@@ -29,12 +29,12 @@ HASHES_BEFORE = POOL + POOL * (POOL - 1) + (WORDS - POOL) * POOL
 class Stream:
     """The generator of one node, in the state of imgaug's RNG. It is created at the first draw."""
 
-    __slots__ = ("_behind", "_generator", "_halved", "_state")
+    __slots__ = ("_generator", "_halved", "_skips", "_state")
 
     def __init__(self, state: np.ndarray) -> None:
         self._state = state
         self._generator: np.random.Generator | None = None
-        self._behind = 0
+        self._skips = 0
         self._halved = False
 
     def advance(self, steps: int = 1) -> None:
@@ -43,28 +43,28 @@ class Stream:
         imgaug does this after every draw, even of a constant. It also drops the unused half of a
         64-bit number of which a draw used 32 bits.
         """
-        self._behind += steps
+        self._skips += steps
 
     def generator(self, halves: bool = False) -> np.random.Generator:
         """The generator for the next draw; `halves` if the draw takes 32 bits per number."""
-        generator, behind = self.behind()
-        if behind:
-            generator.random(behind)
+        generator, skips = self.generator_and_skips()
+        if skips:
+            generator.random(skips)
         self._halved |= halves
         return generator
 
-    def behind(self) -> tuple[np.random.Generator, int]:
+    def generator_and_skips(self) -> tuple[np.random.Generator, int]:
         """The generator, and how many of its numbers the next draw must skip first."""
         if self._generator is None:
             seeded: Any = _Seeded(self._state)
             self._generator = np.random.Generator(np.random.SFC64(seeded))
-        behind, self._behind = self._behind, 0
-        if self._halved and behind:
+        skips, self._skips = self._skips, 0
+        if self._halved and skips:
             state: Any = self._generator.bit_generator.state
             state["has_uint32"] = 0
             self._generator.bit_generator.state = state
             self._halved = False
-        return self._generator, behind
+        return self._generator, skips
 
 
 class Seeds:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from featurecache.images.replay import colours, geometry
-from featurecache.images.replay.draws import Numbers, Read, Step, Unknown, drawn, known
+from featurecache.images.replay.draws import Numbers, Read, Step, Unknown, draw_of, entry_for
 from featurecache.images.replay.seeds import Seeds, Stream
 
 VERSIONS = {"0.4.3"}  # versions of imaug whose source is reproduced here
@@ -45,7 +45,7 @@ def read(
 
 
 def _step(numbers: Numbers, node: Any) -> Step:
-    read_step: Read = known(node, STEPS)
+    read_step: Read = entry_for(node, STEPS)
     return read_step(numbers, node)
 
 
@@ -75,7 +75,7 @@ def _some_of(numbers: Numbers, node: Any) -> Step:
     number, shuffled, count, mode = numbers[id(node)], node.random_order, node.n, node.n_mode
     if mode not in ("deterministic", "None", "stochastic"):
         raise Unknown(mode)
-    draw_count = drawn(count) if mode == "stochastic" else None
+    draw_count = draw_of(count) if mode == "stochastic" else None
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
@@ -97,14 +97,14 @@ def _some_of(numbers: Numbers, node: Any) -> Step:
 
 
 def _sometimes(numbers: Numbers, node: Any) -> Step:
-    then, otherwise = (
+    then_step, else_step = (
         _step(numbers, children) if children is not None else None
         for children in (node.then_list, node.else_list)
     )
-    number, draw = numbers[id(node)], drawn(node.p)
+    number, draw = numbers[id(node)], draw_of(node.p)
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
-        chosen = then if draw(Stream(states[number]), (1,))[0] == 1 else otherwise
+        chosen = then_step if draw(Stream(states[number]), (1,))[0] == 1 else else_step
         return image if chosen is None else chosen(image, states)
 
     return step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featurecache.features.backbones import at_hand, layers_of
+from featurecache.features.backbones import alias_rows, layers_of
 
 
 def backbones(layers: str | None = None) -> list[dict[str, str]]:
@@ -12,6 +12,6 @@ def backbones(layers: str | None = None) -> list[dict[str, str]]:
     poolings that it can be read by; `pre_logits` and `features` first, the others in their order.
     """
     if layers is None:
-        return at_hand()
+        return alias_rows()
     poolings = layers_of(layers)
     return [{"layer": layer, "pooling": ", ".join(how)} for layer, how in poolings.items()]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import FeatureCacheError
-from featurecache.features.backbones import at_hand, load_backbone, load_module
+from featurecache.features.backbones import alias_rows, load_backbone, load_module
 from featurecache.features.engines import engines_here, open_engine, run_rows
 from featurecache.features.store import Cache
 
@@ -50,7 +50,7 @@ def doctor(cache: str | Path = "data/cache") -> list[Check]:
     for name, precisions in engines_here().items():
         checks.append(Check(name=f"engine {name}", ok=True, found="/".join(precisions)))
         checks.append(_tried(f"known image, {name}", lambda name=name: known_image(name)))
-    here = [row["name"] for row in at_hand() if row["state"] == "at hand"]
+    here = [row["name"] for row in alias_rows() if row["state"] == "at hand"]
     checks.append(Check(name="weights at hand", ok=bool(here), found=", ".join(here) or "none"))
     checks.append(_tried(f"cache {cache}", lambda: _cache(cache)))
     return checks

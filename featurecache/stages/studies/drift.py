@@ -197,8 +197,8 @@ def _small_classes(clean: _Clean, neighbours: int, dataset: Dataset) -> list[str
             f"{len(small)} of {len(labels)} classes have at most {neighbours} images; each of them "
             f"has one voter fewer than images ({voters[smallest]} in {name})"
         )
-    if alone := int((voters == 0).sum()):
-        classes = "1 class has" if alone == 1 else f"{alone} classes have"
+    if single_count := int((voters == 0).sum()):
+        classes = "1 class has" if single_count == 1 else f"{single_count} classes have"
         notes.append(f"{classes} only one image, which is not counted in the agreement")
     return notes
 

@@ -60,8 +60,8 @@ def study_neighbours(
         content = read_regular(Path(image), MAX_FILE)
         pixels = decode(content)
     except (OSError, Undecodable) as error:
-        why = error.strerror or error if isinstance(error, OSError) else error
-        raise BadInput(f"{image}: cannot be read as an image ({why})") from error
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise BadInput(f"{image}: cannot be read as an image ({reason})") from error
     dataset = open_dataset(source.data)
     splits = {sample.split for sample in dataset.samples}
     unlabelled = {sample.split for sample in dataset.samples if sample.label is None}

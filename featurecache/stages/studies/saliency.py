@@ -16,7 +16,7 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import Backbone
 from featurecache.features.settings import check_keywords
-from featurecache.images.boxes import Box, boxes_of, inside
+from featurecache.images.boxes import Box, boxes_of, mask_of
 from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import Sample
@@ -213,7 +213,7 @@ def _draw(
     if settings.class_name is not None:
         label = record.classes.index(settings.class_name)
     absolute, signed = _maps(classifier, picture, label, settings)
-    mask = inside(picture.boxes, *picture.pixels.shape[:2])
+    mask = mask_of(picture.boxes, *picture.pixels.shape[:2])
     name = record.classes[label]
     row = {
         "image": picture.id,
@@ -292,8 +292,8 @@ def _picture(sample: Sample, truth: str | None) -> _Picture:
         encoded = sample.read()
         pixels = decode(encoded)
     except (OSError, Undecodable) as error:
-        why = error.strerror or error if isinstance(error, OSError) else error
-        raise BadInput(f"{sample.id}: {why}; choose other images with --image") from error
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise BadInput(f"{sample.id}: {reason}; choose other images with --image") from error
     boxes = boxes_of(sample.source) if isinstance(sample.source, Path) else ()
     item = hashlib.sha256(encoded).digest()
     return _Picture(sample.id, pixels, item, truth, boxes)
