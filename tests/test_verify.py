@@ -162,7 +162,7 @@ def test_a_damaged_record_is_repaired(
     name = path.name if known else f"unknown-{path.name}"
     waiting = [] if known else [{"space": path.parent.name, "file": name, "rows": None}]
     assert found.pending == repaired.pending == waiting
-    assert known or "can't be told" in repaired.left[0]
+    assert known or "are unknown" in repaired.left[0]
     kept = {p.name for p in (path.parent / "quarantine").iterdir()}
     assert len(kept) == 2 and name in kept
     featurize(small_data, policy=VIEWS, cache=cache, shard_rows=16, **tiny)
@@ -316,7 +316,7 @@ def test_a_repair_goes_on_after_a_kill(cache: Path, small_data: Path) -> None:
 
 
 def test_a_quarantine_of_an_older_version(cache: Path, small_data: Path) -> None:
-    """Its files are those of today, but for records that can't be told: their rows may be back."""
+    """Its files are those of today, but for records whose items are unknown: their rows may be back."""
     path = a_file(cache, ".json")
     aside = path.parent / "quarantine"
     aside.mkdir()
@@ -357,7 +357,7 @@ def test_a_damaged_description_is_repaired(
     assert [(b["space"], b["file"]) for b in repaired.bad] == [(space.name, "space.json")]
     assert len(repaired.left) == 1
     (bad,) = verify(cache).bad  # until it is described, its rows are out of reach
-    assert "is not there" in bad["reason"]
+    assert "is missing" in bad["reason"]
     made = featurize(small_data, policy=VIEWS, cache=cache, **tiny)
     assert (made.computed, made.hits) == (0, 96)  # its rows were there all the time
     assert ls(cache) == before

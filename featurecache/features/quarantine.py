@@ -1,9 +1,9 @@
-"""Quarantine: what was set aside of a space, and which of its rows are not computed again yet.
+"""Quarantine: damaged files of a space, and which of their rows are not recomputed yet.
 
-A shard is set aside data first, then its record, which moves in one step. While the record is in
-its old place `verify` reports it; from then on the record in quarantine says which rows are to be
-computed again, until committed shards hold them. So a repair that was interrupted anywhere goes on
-where it was, and nothing else has to be remembered (docs/format.md).
+The data of a shard is moved first, then its record, which moves in one step. Until then `verify`
+reports the record; afterwards the record in quarantine lists the rows to recompute, until committed
+shards hold them. So a repair that is interrupted at any point continues there, and needs no other
+state (docs/format.md).
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from featurecache.storage.store import Store, names_in
 from featurecache.storage.stored_file import StoredFile
 
 FOLDER = "quarantine"
-_UNKNOWN = "unknown-"  # begins the name of a record whose items can't be told
+_UNKNOWN = "unknown-"  # begins the name of a record whose items are unknown
 _RECORD = re.compile(rf"(?:{_UNKNOWN})?([0-9a-f]{{64}})\.json")
 _DATA = re.compile(r"([0-9a-f]{64})-([0-9a-f]{16})\.h5")
 _MAX_DATA = 1 << 40  # bytes
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """A shard in quarantine: the name of its record there, what it held (None if that can't be
-    told), and the engine that made it, where its record can be read."""
+class QuarantinedShard:
+    """A shard in quarantine: the name of its record there, its items (None if they are unknown),
+    and the engine that made it, if its record can be read."""
 
     file: str
     items: list[bytes] | None
@@ -48,74 +48,71 @@ class SetAside:
 
 
 def folder(space: Space) -> StoredFile:
+    """The quarantine folder of a space."""
     return space.file(FOLDER)
 
 
-def set_aside(space: Space, name: str, names: Iterable[str]) -> None:
-    """Move a damaged record and its data out of every reader's sight, to be looked at. `names` are
+def quarantine_file(space: Space, name: str, names: Iterable[str]) -> None:
+    """Move a damaged record and its data, or a damaged description, to quarantine. `names` are
     those in the space's folder. Raises CannotRead, FeatureCacheError where the disk refuses."""
-    if name == "space.json":
-        return move_aside(space.store, space.folder, name, name)
+    new_name = name
     record = _RECORD.fullmatch(name)
     if record is not None and not name.startswith(_UNKNOWN):
-        items = _read(space, name, record[1]).items
-        for data in names:
-            found = _DATA.fullmatch(data)
-            if found is not None and found[1] == record[1]:
-                move_aside(space.store, space.folder, data, data)
-        if items is None:
-            return move_aside(space.store, space.folder, name, _UNKNOWN + name)
-    move_aside(space.store, space.folder, name, name)
+        if _read(space, name, record[1]).items is None:
+            new_name = _UNKNOWN + name
+        for match in filter(None, map(_DATA.fullmatch, names)):
+            if match[1] == record[1]:
+                move_file(space.store, space.folder, match[0], match[0])
+    move_file(space.store, space.folder, name, new_name)
 
 
-def pending(space: Space, held: Sequence[Record]) -> list[SetAside]:
-    """The shards in quarantine with rows that none of the records `held` has; of a shard whose rows
-    are not known, the record itself must be there again. Raises CannotRead."""
+def pending(space: Space, committed: Sequence[Record]) -> list[QuarantinedShard]:
+    """The shards in quarantine with rows that no `committed` record holds. A shard whose rows are
+    unknown is pending until its own record is committed again. Raises CannotRead."""
     names = [] if space.store.is_link(folder(space).key) else _names(folder(space))
-    here = [match for match in map(_RECORD.fullmatch, names) if match is not None]
-    if not here:
+    matches = [match for match in map(_RECORD.fullmatch, names) if match is not None]
+    if not matches:
         return []
-    committed = {record.shard for record in held}
-    packed = [np.frombuffer(record.items, np.uint8) for record in held]
+    shard_names = {record.shard for record in committed}
+    packed = [np.frombuffer(record.items, np.uint8) for record in committed]
     rows = Lookup(np.concatenate(packed or [np.empty(0, np.uint8)]).reshape(-1, 32))
-    found = []
-    for match in here:
-        if match[1] in committed:
+    pending_shards = []
+    for match in matches:
+        if match[1] in shard_names:
             continue
         shard = _read(space, f"{FOLDER}/{match[0]}", match[1])
         if shard.items is None:
-            # Before there were such names nobody noted it, and its rows may be in other shards.
-            found += [shard] if match[0].startswith(_UNKNOWN) else []
+            # Older versions did not mark such records, and their rows may be in other shards.
+            pending_shards += [shard] if match[0].startswith(_UNKNOWN) else []
             continue
         items = list(dict.fromkeys(shard.items))
         absent = rows.positions(np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)) < 0
         if absent.any():
             missing = list(itertools.compress(items, absent.tolist()))
-            found.append(SetAside(shard.file, missing, shard.engine))
-    return found
+            pending_shards.append(QuarantinedShard(shard.file, missing, shard.engine))
+    return pending_shards
 
 
-def _read(space: Space, name: str, shard: str) -> SetAside:
-    """What a record that is damaged, or whose data is, says of its shard."""
+def _read(space: Space, name: str, shard: str) -> QuarantinedShard:
+    """The shard of a record that is damaged, or whose data is damaged."""
     file = space.file(name)
     with contextlib.suppress(DamagedCache, BadInput):  # BadInput: of a newer version
         record = space.read_record(name)
-        return SetAside(file.name, record.item_list, record.provenance.get("engine", ""))
-    return SetAside(file.name, _claimed_items(file, shard) or _items_of_data(space, shard))
+        return QuarantinedShard(file.name, record.item_list, record.provenance.get("engine", ""))
+    return QuarantinedShard(file.name, _listed_items(file, shard) or _items_of_data(space, shard))
 
 
-def _claimed_items(file: StoredFile, shard: str) -> list[bytes] | None:
-    """The items that a damaged record still lists, if they are the ones its name is the hash of."""
-    # A pipe, a device, a link list nothing.
+def _listed_items(file: StoredFile, shard: str) -> list[bytes] | None:
+    """The items that a damaged record still lists, if their hash is the name of the shard."""
     data = b""
-    with contextlib.suppress(DamagedCache):
+    with contextlib.suppress(DamagedCache):  # a pipe, a device or a link lists nothing
         data = read_file(file, MAX_RECORD, damaged)
-    found = re.search(rb'"items": "((?:[0-9a-f]{64})+)"', data)
-    return _checked(bytes.fromhex(found[1].decode()) if found else b"", shard)
+    match = re.search(rb'"items": "((?:[0-9a-f]{64})+)"', data)
+    return _checked(bytes.fromhex(match[1].decode()) if match else b"", shard)
 
 
 def _items_of_data(space: Space, shard: str) -> list[bytes] | None:
-    """The items in a data file of the shard that has the bytes that its name is the hash of."""
+    """The items in a data file of the shard whose bytes match the hash in its name."""
     for parent in (space.file("").parent, folder(space)):
         for name in _names(parent):
             match = _DATA.fullmatch(name)
@@ -141,8 +138,8 @@ def _checked(packed: bytes, shard: str) -> list[bytes] | None:
     return items if items and shards.shard_name(items) == shard else None
 
 
-def move_aside(store: Store, folder: str, name: str, new_name: str) -> None:
-    """Move a file of a folder to its quarantine. Raises FeatureCacheError where the disk
+def move_file(store: Store, folder: str, name: str, new_name: str) -> None:
+    """Move a file of a folder to the folder's quarantine. Raises FeatureCacheError where the disk
     refuses."""
     file, target = StoredFile(store, f"{folder}/{name}"), StoredFile(store, f"{folder}/{FOLDER}")
     try:
@@ -152,6 +149,6 @@ def move_aside(store: Store, folder: str, name: str, new_name: str) -> None:
             store.move(file.key, f"{target.key}/{new_name}")
     except OSError as error:
         raise FeatureCacheError(
-            f"{file}: can't be moved to {target} ({error.strerror}); it stays where it is: repair "
-            "the disk, then run verify --repair again"
+            f"{file}: can't be moved to {target} ({error.strerror}), and was left in its folder; "
+            "repair the disk, then run verify --repair again"
         ) from error

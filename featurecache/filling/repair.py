@@ -1,4 +1,4 @@
-"""Repair: compute the rows of shards in quarantine again, which a committed shard then holds."""
+"""Repair: recompute the rows of shards in quarantine and commit them as new shards."""
 
 from __future__ import annotations
 
@@ -13,81 +13,90 @@ from featurecache.features import quarantine
 from featurecache.features.engines import engines_here
 from featurecache.features.spaces import Space
 from featurecache.filling.recompute import Recomputer
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
 
-Lost = tuple[Space, quarantine.SetAside]  # a space without a key has no description
+LostShard = tuple[Space, quarantine.QuarantinedShard]  # a space without a key has no description
 
 
 @dataclass
 class Repaired:
-    """The number of rows that were computed again, the shards of which some are not, and why."""
+    """The number of recomputed rows, the shards that still lack rows, and why."""
 
     rows: int = 0
-    lost: list[Lost] = field(default_factory=list)
+    lost: list[LostShard] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
-def compute_lost(
-    lost: Sequence[Lost], data: str | Path, again: Recomputer, progress: Progress
+def recompute_lost(
+    lost: Sequence[LostShard], data: str | Path, recomputer: Recomputer, progress: Progress
 ) -> Repaired:
-    """Compute and commit the rows of `lost` whose images are in `data`, with the engine that made
-    them where it is here. Raises FeatureCacheError where the disk refuses."""
-    found = Repaired()
+    """Recompute and commit the rows of `lost` whose images are in `data`, with the engine that made
+    them if this machine has it. Raises FeatureCacheError where the disk refuses."""
     try:
         dataset = open_dataset(data)
     except BadInput as error:
-        found.left.append(f"nothing was computed again ({error}); give --data, or run featurize")
-        return replace(found, lost=list(lost))
-    sources = sources_of(dataset.samples, items_of(dataset.samples, progress)[0])
-    done: dict[str, set[bytes]] = {}
+        reason = f"nothing was recomputed ({error}); give --data, or run featurize"
+        return Repaired(lost=list(lost), left=[reason])
+    repair = _Repair(dataset, recomputer, progress)
     for number, (space, shard) in enumerate(lost, 1):
         progress(number, len(lost), "repair")
-        aside = quarantine.folder(space)
-        if not space.key:  # `verify` has said so
-            found.lost.append((space, shard))
-            continue
-        about = f"{space.view} / {space.backbone or 'pictures'}"
+        missing = repair.recompute(space, shard)
+        if missing is None or missing:
+            repair.repaired.lost.append((space, replace(shard, items=missing)))
+    return repair.repaired
+
+
+class _Repair:
+    """The repair of a cache from one dataset."""
+
+    def __init__(self, dataset: Dataset, recomputer: Recomputer, progress: Progress) -> None:
+        self.repaired = Repaired()
+        self._recomputer = recomputer
+        self._root = dataset.root
+        self._sources = sources_of(dataset.samples, items_of(dataset.samples, progress)[0])
+        self._finished: dict[str, set[bytes]] = {}  # space -> items
+
+    def recompute(self, space: Space, shard: quarantine.QuarantinedShard) -> list[bytes] | None:
+        """Recompute and commit the rows that a shard held. Returns the items that are still
+        missing, or None if they are unknown."""
+        if not space.key:  # `verify` has reported it
+            return shard.items
+        left = self.repaired.left
+        prefix = f"{space.view} / {space.backbone or 'pictures'}"
         if shard.items is None:
-            found.left.append(
-                f"{about}: what {shard.file} held can't be told; run the featurize or augment that "
-                f"made it, which computes what is missing, then delete {aside}"
+            left.append(
+                f"{prefix}: the rows of {shard.file} are unknown; run the featurize or augment "
+                f"that made it, which computes missing rows, then delete {quarantine.folder(space)}"
             )
-            found.lost.append((space, shard))
-            continue
-        finished = done.setdefault(space.name, set())
+            return None
+        finished = self._finished.setdefault(space.name, set())
         try:
             missing = [item for item in space.missing(shard.items) if item not in finished]
         except FeatureCacheError as error:  # another of its records is bad, or can't be read
-            found.left.append(f"{about}: {error}")
-            found.lost.append((space, shard))
-            continue
-        here = [item for item in missing if item in sources]
-        if len(here) < len(missing):
-            found.left.append(
-                f"{about}: {len(missing) - len(here)} images of a bad shard are not in "
-                f"{dataset.root}; give the --data that has them, or delete {aside} if they are "
-                "gone for good"
+            left.append(f"{prefix}: {error}")
+            return shard.items
+        available = [item for item in missing if item in self._sources]
+        if len(available) < len(missing):
+            left.append(
+                f"{prefix}: {len(missing) - len(available)} images of a bad shard are not in "
+                f"{self._root}; give the --data that has them, or delete "
+                f"{quarantine.folder(space)} if they are gone for good"
             )
-        if here:
+        if available:
             try:
-                _compute(space, shard.engine, [(sources[item], item) for item in here], again)
-                finished.update(here)
-                found.rows += len(here)
+                self._commit(space, shard.engine, [(self._sources[i], i) for i in available])
+                finished.update(available)
+                self.repaired.rows += len(available)
             except FeatureCacheError as error:
-                found.left.append(f"{about}: {error}")
-        missing = [item for item in missing if item not in finished]
-        if missing:
-            found.lost.append((space, replace(shard, items=missing)))
-    return found
+                left.append(f"{prefix}: {error}")
+        return [item for item in missing if item not in finished]
 
-
-def _compute(
-    space: Space, engine: str, rows: Sequence[tuple[Sample, bytes]], again: Recomputer
-) -> None:
-    began = time.perf_counter()
-    others = (record.provenance.get("engine", "") for record in space.records)
-    maker = engine or next(others, "")  # the same bytes, if it can be (law 5)
-    made = again.make(space, rows, maker if maker in engines_here() else "")
-    took = time.perf_counter() - began
-    space.commit([item for _, item in rows], made.arrays, made.failed, made.provenance, took)
+    def _commit(self, space: Space, engine: str, rows: Sequence[tuple[Sample, bytes]]) -> None:
+        began = time.perf_counter()
+        engines = (record.provenance.get("engine", "") for record in space.records)
+        maker = engine or next(engines, "")  # for the same bytes, if possible (law 5, "Same bytes")
+        made = self._recomputer.make(space, rows, maker if maker in engines_here() else "")
+        seconds = time.perf_counter() - began
+        items = [item for _, item in rows]
+        space.commit(items, made.arrays, made.failed, made.provenance, seconds)

@@ -1,11 +1,11 @@
-"""Verify: is every committed byte the one that was committed, and would it be computed again?"""
+"""Verify: does every file of a cache still hold the committed bytes, and can they be recomputed?"""
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +28,21 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache, read_note
 from featurecache.filling.fill import other_pixels
 from featurecache.filling.recompute import Recomputer
-from featurecache.filling.repair import Lost, compute_lost
+from featurecache.filling.repair import LostShard, recompute_lost
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of, sources_of
 from featurecache.images.views import view_of_key
 from featurecache.storage.store import names_in
 from featurecache.storage.stored_file import StoredFile
 
-_ID = re.compile("[0-9a-f]{64}").fullmatch
+_is_space_name = re.compile("[0-9a-f]{64}").fullmatch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drift:
-    """Rows of one space computed again: `identical` of `rows` to the byte; `relative` is the
-    greatest |new - old| over the greatest |old|. `note` says why nothing could be recomputed, or
-    that the space's pixels come from machines that make others than this one."""
+    """Rows of one space that were recomputed: `identical` of `rows` have the same bytes; `relative`
+    is the greatest |new - old| over the greatest |old|. `note` says why nothing could be
+    recomputed, or that the pixels of the space differ from those that this machine makes."""
 
     space: str
     view: str
@@ -53,17 +53,17 @@ class Drift:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
-    `bad` is `{space, file, reason}` of what was read and is not what was committed; `unreadable`
-    the same of what could not be read, and so may be sound: it is never set aside. `pending` is
-    `{space, file, rows}` of the shards in quarantine whose rows are not computed again yet (`rows`
-    is None where they can't be told). `stray` are files that no record names, of the killed or of a
-    process at work: harmless, and never read. After a repair, `removed` are those that were
-    deleted, `remade` counts the rows that were computed again, `pending` is what is left to do, and
-    `left` says why, and what to do."""
+    `bad` is `{space, file, reason}` for each file that was read and does not hold the committed
+    bytes; `unreadable` is the same for files that could not be read, and so may be sound: they are
+    never quarantined. `pending` is `{space, file, rows}` for each shard in quarantine whose rows
+    are not recomputed yet (`rows` is None if they are unknown). `stray` are files that no record
+    names: a killed process left them, or a live one is writing them. They are harmless and never
+    read. After a repair, `removed` are the stray files that were deleted, `remade` is the number of
+    recomputed rows, and `left` says why the `pending` shards were not repaired, and what to do."""
 
     shards: int
     rows: int
@@ -77,18 +77,6 @@ class Verification:
     pending: list[dict[str, str | int | None]]
 
 
-@dataclass
-class _Found:
-    """What the folders of spaces hold."""
-
-    shards: int = 0
-    rows: int = 0
-    bad: list[dict[str, str]] = field(default_factory=list)
-    unreadable: list[dict[str, str]] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    lost: list[Lost] = field(default_factory=list)
-
-
 def verify(
     cache: str | Path = "data/cache",
     *,
@@ -100,13 +88,13 @@ def verify(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Verification:
-    """Hash every shard, and compare it with its record in every way.
+    """Hash every shard and compare it with its record.
 
-    `repair` moves bad shards to a folder `quarantine`, computes again those of their rows whose
-    images are in `data`, with the engine that made them where it is here, and deletes what killed
-    processes left. It goes on with what an earlier repair left undone. `recompute` rows of every
-    space of vectors, drawn at random with `seed` from those of the images in `data`, are computed
-    again and compared. `weights` are those of the spaces that were made with such an option.
+    `repair` moves bad shards to a folder `quarantine`, recomputes those of their rows whose images
+    are in `data`, with the engine that made them if this machine has it, and deletes the files that
+    killed processes left. It also completes earlier repairs. `recompute` is the number of rows per
+    space of vectors that are recomputed and compared; they are drawn with `seed` from the images in
+    `data`. `weights` is the file of the spaces that were made with this option.
     """
     opened = Cache(cache)
     if not opened.exists:
@@ -114,163 +102,204 @@ def verify(
     if recompute < 0:
         raise BadInput(f"--recompute {recompute}: must be 0 or more")
     dataset = open_dataset(data) if recompute else None
-    again = Recomputer(engine, weights)
-    found = _Found()
-    listed = _listed(opened, found)
-    total = sum(len(_records(names)) for names in listed.values())
-
-    def show() -> None:
-        progress(found.shards, total, "verify")
-
-    filled = [Space(opened.store, name) for name in listed] if repair else []
-    with reserved(filled):
-        for name, names in listed.items():
-            _look_through(opened, name, names, repair, found, show)
-        _look_at_notes(opened, repair, found)
+    recomputer = Recomputer(engine, weights)
+    inspection = _Inspection(opened, repair, progress)
+    folders = inspection.space_folders()
+    with reserved([Space(opened.store, name) for name in folders] if repair else []):
+        for name, file_names in folders.items():
+            inspection.check_space(name, file_names)
+        inspection.check_notes()
         stray = leftovers(opened)
         removed = [str(path) for path in sweep(opened)] if repair else []
-        lost = found.lost
+        lost = inspection.lost
         remade = 0
         if repair and lost:
-            done = compute_lost(lost, data, again, progress)
-            lost, remade = done.lost, done.rows
-            found.left += done.left
-    pending = [
-        {"space": space.name, "file": shard.file, "rows": shard.rows} for space, shard in lost
-    ]
+            repaired = recompute_lost(lost, data, recomputer, progress)
+            lost, remade = repaired.lost, repaired.rows
+            inspection.left += repaired.left
     drift = []
-    if dataset is not None and not (found.bad or found.unreadable):
-        drift = _recomputed(opened, recompute, dataset, again, seed)
+    if dataset is not None and not (inspection.bad or inspection.unreadable):
+        drift = _recompute(opened, recompute, dataset, recomputer, seed)
     return Verification(
-        found.shards, found.rows, found.bad, stray, drift, removed, remade,
-        found.left if repair else [], found.unreadable, pending,
-    )  # fmt: skip
+        shards=inspection.shards,
+        rows=inspection.rows,
+        bad=inspection.bad,
+        stray=stray,
+        drift=drift,
+        removed=removed,
+        remade=remade,
+        left=inspection.left if repair else [],
+        unreadable=inspection.unreadable,
+        pending=[
+            {"space": space.name, "file": shard.file, "rows": shard.rows} for space, shard in lost
+        ],
+    )
 
 
-def _listed(cache: Cache, found: _Found) -> dict[str, list[str]]:
-    """The names in the folder of each space, by the name of the space."""
-    listed = {}
-    for name in filter(_ID, names_in(cache.store, "spaces")):
-        folder = f"spaces/{name}"
-        if cache.store.is_link(folder):  # nothing is listed, moved or deleted behind it
-            found.bad.append({"space": name, "file": "", "reason": "is a link; a cache has none"})
-            found.left.append(
-                f"{cache.store.locate(folder)}: is a link; put the folder itself in its place"
-            )
-            continue
-        try:
-            listed[name] = names_in(cache.store, folder)
-        except OSError as error:
-            found.unreadable.append({"space": name, "file": "", "reason": why(error)})
-    return listed
+@dataclass
+class _Inspection:
+    """One pass over the files of a cache, which moves bad files to quarantine if `repair` is set,
+    and what it found. The fields are those of Verification; `lost` are the shards in quarantine."""
 
+    cache: Cache
+    repair: bool
+    progress: Progress
+    shards: int = 0
+    total: int = 0
+    rows: int = 0
+    bad: list[dict[str, str]] = field(default_factory=list)
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    lost: list[LostShard] = field(default_factory=list)
 
-def _records(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.endswith(".json") and name != "space.json"]
-
-
-def _look_through(
-    cache: Cache,
-    space_name: str,
-    names: Sequence[str],
-    repair: bool,
-    found: _Found,
-    progress: Callable[[], None],
-) -> None:
-    """Look at one space's folder, which holds `names`; with `repair`, set aside what is bad."""
-    plain = Space(cache.store, space_name)  # which needs no description
-
-    def report(file: str, error: DamagedCache | CannotRead | str) -> None:
-        entry = {"space": space_name, "file": file}
-        if isinstance(error, CannotRead):
-            found.unreadable.append({**entry, "reason": why(error.error)})
-            return
-        found.bad.append({**entry, "reason": error if isinstance(error, str) else error.reason})
-        if repair:
-            try:
-                quarantine.set_aside(plain, file, names)
-            except CannotRead as error:
-                report(file, error)
-
-    space: Space | None = None
-    described = True
-    try:
-        space = cache.described_space(space_name)
-        if space is None and _records(names):
-            present = names_in(cache.store, plain.folder)
-            if "space.json" in present or not _records(present):
-                return  # gc has deleted it since it was listed
-            described = False
-            reason = "is not there; the featurize that made the space writes it again"
-            found.bad.append({"space": space_name, "file": "space.json", "reason": reason})
-    except DamagedCache as error:
-        described = False
-        report("space.json", error)
-    except CannotRead as error:
-        report("space.json", error)
-    if repair and not described:
-        found.left.append(
-            f"{space_name}: without its space.json nothing of it can be computed again; the "
-            "featurize or augment that made the space writes it"
-        )
-    held = []
-    for name in _records(names):
-        found.shards += 1
-        progress()
-        try:
-            reason, record = _look(space or plain, name)
-        except CannotRead as error:
-            if isinstance(error, RemovedMeanwhile):
-                found.shards -= 1
-            else:
-                report(name, error)
-            continue
-        found.rows += len(record.items) // 32 if record else 0
-        if reason:
-            report(name, reason)
-        elif record is not None and (repair or quarantine.FOLDER in names):
-            held.append(record)
-    try:
-        found.lost += [(space or plain, shard) for shard in quarantine.pending(plain, held)]
-    except CannotRead as error:
-        report(f"{quarantine.FOLDER}/{Path(str(error.path)).name}", error)
-
-
-def _look_at_notes(cache: Cache, repair: bool, found: _Found) -> None:
-    """Look at the notes of runs; with `repair`, set aside what is bad."""
-    for name in names_in(cache.store, "runs"):
-        if not name.endswith(".json"):
-            continue
-        entry = {"space": "", "file": f"runs/{name}"}
-        try:
-            read_note(StoredFile(cache.store, f"runs/{name}"))
-        except CannotRead as error:
-            found.unreadable.append({**entry, "reason": why(error.error)})
-        except DamagedCache as error:
-            found.bad.append({**entry, "reason": error.reason})
-            if repair:
-                quarantine.move_aside(cache.store, "runs", name, name)
-                found.left.append(
-                    f"runs/{name}: which run it was of can't be told, so gc may not spare its "
-                    "spaces; the train-head that made the run writes it again"
+    def space_folders(self) -> dict[str, list[str]]:
+        """The names of the files in each space's folder, by the name of the space."""
+        store = self.cache.store
+        folders = {}
+        for name in filter(_is_space_name, names_in(store, "spaces")):
+            folder = f"spaces/{name}"
+            if store.is_link(folder):  # nothing is listed, moved or deleted behind it
+                self._add_bad(name, "", "is a link; a cache has none")
+                self.left.append(
+                    f"{store.locate(folder)}: is a link; replace it with the folder itself"
                 )
+                continue
+            try:
+                folders[name] = names_in(store, folder)
+            except OSError as error:
+                self._add_unreadable(name, "", error)
+        self.total = sum(len(_record_names(names)) for names in folders.values())
+        return folders
+
+    def check_space(self, name: str, file_names: Sequence[str]) -> None:
+        """Check the files of one space's folder, which holds `file_names`."""
+        plain_space = Space(self.cache.store, name)  # needs no description
+        try:
+            space = self._described(plain_space, file_names)
+        except RemovedMeanwhile:
+            return
+        records = self._check_shards(space, file_names)
+        try:
+            pending = quarantine.pending(plain_space, records)
+            self.lost += [(space, shard) for shard in pending]
+        except CannotRead as error:
+            self._report(
+                plain_space, f"{quarantine.FOLDER}/{Path(str(error.path)).name}", error, file_names
+            )
+
+    def _described(self, plain_space: Space, file_names: Sequence[str]) -> Space:
+        """The space with its key and names if its description is sound, else `plain_space`. Raises
+        RemovedMeanwhile where gc has deleted it."""
+        is_damaged = False
+        try:
+            space = self.cache.described_space(plain_space.name)
+            if space is not None:
+                return space
+            if _record_names(file_names):
+                present = names_in(plain_space.store, plain_space.folder)
+                if "space.json" in present or not _record_names(present):
+                    file = plain_space.file("space.json")
+                    raise RemovedMeanwhile(file, FileNotFoundError(errno.ENOENT, "was removed"))
+                is_damaged = True
+                reason = "is missing; the featurize that made the space writes it again"
+                self._add_bad(plain_space.name, "space.json", reason)
+        except DamagedCache as error:
+            is_damaged = True
+            self._report(plain_space, "space.json", error, file_names)
+        except RemovedMeanwhile:
+            raise
+        except CannotRead as error:
+            self._report(plain_space, "space.json", error, file_names)
+        if self.repair and is_damaged:
+            self.left.append(
+                f"{plain_space.name}: without its space.json none of its rows can be recomputed; "
+                "the featurize or augment that made the space writes it again"
+            )
+        return plain_space
+
+    def _check_shards(self, space: Space, file_names: Sequence[str]) -> list[Record]:
+        """Check every shard of a space. Returns the records of the sound ones if any may be needed
+        to find rows that are pending in quarantine."""
+        may_be_pending = self.repair or quarantine.FOLDER in file_names
+        records = []
+        for name in _record_names(file_names):
+            self.shards += 1
+            self.progress(self.shards, self.total, "verify")
+            try:
+                reason, record = _check_shard(space, name)
+            except RemovedMeanwhile:
+                self.shards -= 1
+                continue
+            except CannotRead as error:
+                self._report(space, name, error, file_names)
+                continue
+            self.rows += len(record.items) // 32 if record else 0
+            if reason:
+                self._report(space, name, DamagedCache(reason), file_names)
+            elif record is not None and may_be_pending:
+                records.append(record)
+        return records
+
+    def check_notes(self) -> None:
+        """Check the notes of runs."""
+        store = self.cache.store
+        for name in names_in(store, "runs"):
+            if not name.endswith(".json"):
+                continue
+            file = StoredFile(store, f"runs/{name}")
+            try:
+                read_note(file)
+            except CannotRead as error:
+                self._add_unreadable("", file.key, error.error)
+            except DamagedCache as error:
+                self._add_bad("", file.key, error.reason)
+                if self.repair:
+                    quarantine.move_file(store, "runs", name, name)
+                    self.left.append(
+                        f"{file.key}: its run is unknown, so gc may not spare the run's spaces; "
+                        "the train-head that made the run writes it again"
+                    )
+
+    def _report(
+        self, space: Space, name: str, error: DamagedCache | CannotRead, file_names: Sequence[str]
+    ) -> None:
+        """Note that a file of a space is bad or can't be read; quarantine a bad one."""
+        if isinstance(error, CannotRead):
+            self._add_unreadable(space.name, name, error.error)
+            return
+        self._add_bad(space.name, name, error.reason)
+        if self.repair:
+            try:
+                quarantine.quarantine_file(Space(space.store, space.name), name, file_names)
+            except CannotRead as unreadable:
+                self._add_unreadable(space.name, name, unreadable.error)
+
+    def _add_bad(self, space: str, file: str, reason: str) -> None:
+        self.bad.append({"space": space, "file": file, "reason": reason})
+
+    def _add_unreadable(self, space: str, file: str, error: OSError) -> None:
+        self.unreadable.append({"space": space, "file": file, "reason": why(error)})
 
 
-def _look(space: Space, name: str) -> tuple[str, Record | None]:
-    """What is wrong with a shard ("" if nothing), and its record if that can be read. Raises
-    CannotRead."""
-    reason, record = _judge(space, name)
+def _record_names(file_names: Iterable[str]) -> list[str]:
+    return [name for name in file_names if name.endswith(".json") and name != "space.json"]
+
+
+def _check_shard(space: Space, name: str) -> tuple[str, Record | None]:
+    """What is wrong with the shard of this record ("" if nothing), and the record if it can be
+    read. Raises CannotRead."""
+    reason, record = _compare(space, name)
     if reason and space.store.read_attempts > 1:  # a reply may be cut, or differ the next time
-        _check_sent(space.file(name), MAX_RECORD)
+        _check_replies(space.file(name), MAX_RECORD)
         if record is not None and record.file in names_in(space.store, space.folder):
-            _check_sent(space.file(record.file), record.size)
-        reason, record = _judge(space, name)
+            _check_replies(space.file(record.file), record.size)
+        reason, record = _compare(space, name)
     return reason, record
 
 
-def _check_sent(file: StoredFile, max_bytes: int) -> None:
-    """Raise CannotRead unless the store sends the same bytes twice, and as many as it says that
-    there are."""
+def _check_replies(file: StoredFile, max_bytes: int) -> None:
+    """Raise CannotRead unless the store sends the same bytes twice, and as many as it reports as
+    the size."""
     try:
         first, second = (file.read(max_bytes) for _ in range(2))
         if first != second or len(first) != file.size():
@@ -281,7 +310,7 @@ def _check_sent(file: StoredFile, max_bytes: int) -> None:
         raise CannotRead(file, error) from error
 
 
-def _judge(space: Space, name: str) -> tuple[str, Record | None]:
+def _compare(space: Space, name: str) -> tuple[str, Record | None]:
     try:
         record = space.read_record(name)
     except DamagedCache as error:
@@ -293,9 +322,9 @@ def _judge(space: Space, name: str) -> tuple[str, Record | None]:
             return "its items are not those of its record", record
         if f"{shards.sum_of_rows(arrays):064x}" != record.row_sum:
             return "its rows are not those of its record", record
-        without = {arrays["items"][row].tobytes() for row in np.flatnonzero(arrays["status"])}
-        listed = {bytes.fromhex(item) for item in record.failed}
-        if (without or listed) and without != listed.intersection(record.item_list):
+        undecodable = {arrays["items"][row].tobytes() for row in np.flatnonzero(arrays["status"])}
+        failed = {bytes.fromhex(item) for item in record.failed}
+        if (undecodable or failed) and undecodable != failed.intersection(record.item_list):
             return "failed: not the items without a row", record
     except DamagedCache as error:
         return error.reason, record
@@ -304,32 +333,38 @@ def _judge(space: Space, name: str) -> tuple[str, Record | None]:
     return shards.check_hdf5(data, record.arrays) or "", record
 
 
-def _recomputed(
-    cache: Cache, most: int, dataset: Dataset, again: Recomputer, seed: int
+def _recompute(
+    cache: Cache, max_rows: int, dataset: Dataset, recomputer: Recomputer, seed: int
 ) -> list[Drift]:
+    """The drift of up to `max_rows` recomputed rows of each space of vectors."""
     sources = sources_of(dataset.samples, items_of(dataset.samples)[0])
     rng = np.random.default_rng(seed)
-    found = []
+    drifts = []
     for space in cache.spaces():
         if space.backbone is None:
             continue
-        about = (space.name, space.view, space.backbone)
-        bad = space.failures(space.rows)
-        here = [item for item in space.rows if item in sources and item not in bad]
-        if not here:
-            found.append(Drift(*about, 0, 0, 0.0, f"none of its images is in {dataset.root}"))
+        failed = space.failures(space.rows)
+        available = [item for item in space.rows if item in sources and item not in failed]
+        drift = Drift(
+            space=space.name, view=space.view, backbone=space.backbone, rows=0, identical=0,
+            relative=0.0, note=f"none of its images is in {dataset.root}",
+        )  # fmt: skip
+        if not available:
+            drifts.append(drift)
             continue
-        chosen = [here[i] for i in rng.permutation(len(here))[:most]]
+        chosen = [available[i] for i in rng.permutation(len(available))[:max_rows]]
         try:
-            made = again.make(space, [(sources[item], item) for item in chosen])
+            recomputed = recomputer.make(space, [(sources[item], item) for item in chosen])
         except FeatureCacheError as error:
-            found.append(Drift(*about, 0, 0, 0.0, str(error)))
+            drifts.append(replace(drift, note=str(error)))
             continue
         old, _ = space.vectors(chosen)
-        same, relative = compared(old, made.arrays["features"])
+        identical, relative = compared(old, recomputed.arrays["features"])
         note = other_pixels(view_of_key(space.key["view"], space.view), space)
-        found.append(Drift(*about, len(chosen), same, relative, note))
-    return found
+        drifts.append(
+            replace(drift, rows=len(chosen), identical=identical, relative=relative, note=note)
+        )
+    return drifts
 
 
 def compared(old: np.ndarray, new: np.ndarray) -> tuple[int, float]:
