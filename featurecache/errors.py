@@ -1,11 +1,11 @@
 """Everything that can go wrong, as one tree. A message says what, where, and what to do next.
 
-FeatureCacheError          exit code 1: work was begun and failed; what was committed stays
-├── BadInput               exit code 2: said before any work begins
-│   ├── UnknownName        a name that is not there, with the nearest ones that are
+FeatureCacheError          exit code 1: work began and failed; committed shards stay
+├── BadInput               exit code 2: reported before any work begins
+│   ├── UnknownName        an unknown name, with the nearest known names
 │   ├── MissingExtra       an optional package, with the command that installs it
 │   └── NotCached          rows that a stage needs and the cache does not hold
-├── BackboneUnavailable    weights that can't be had (law 7: never a silent stand-in)
+├── BackboneUnavailable    weights that can't be loaded (law 7: never a silent stand-in)
 ├── CannotRead             a file that may be sound and could not be read: the system's error
 │   └── RemovedMeanwhile   a shard that another process removed since it was listed
 ├── DamagedCache           bytes that are not what their record says
@@ -23,14 +23,14 @@ from featurecache.text import one_line
 
 
 class FeatureCacheError(Exception):
-    """A failure that is explained by its message alone; the CLI prints no traceback for it."""
+    """A failure that its message explains; the CLI prints no traceback."""
 
     exit_code = 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is this what Python or torch raises where there is no memory left? torch has a class of its
-    own for a GPU's memory alone, which is a RuntimeError too."""
+    """Whether Python or torch raised this because memory ran out. torch has its own class only for
+    the memory of a GPU, which is also a RuntimeError."""
     text = str(error)
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
@@ -39,13 +39,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class BadInput(FeatureCacheError):
-    """What was asked for can't be done as asked."""
+    """The request can't be carried out as it is."""
 
     exit_code = 2
 
 
 class UnknownName(BadInput):
-    """`kind` has nothing called `name`; the message lists the nearest of `known`."""
+    """There is no `kind` called `name`; the message lists the nearest of `known`."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str], where: str = "") -> None:
         prefix = f"{where}: " if where else ""
@@ -63,7 +63,7 @@ class MissingExtra(BadInput):
 
 
 class NotCached(BadInput):
-    """The cache lacks rows that are needed; the message names the command that makes them."""
+    """The cache lacks rows that a stage needs; the message names the command that makes them."""
 
 
 class BackboneUnavailable(FeatureCacheError):
@@ -71,7 +71,7 @@ class BackboneUnavailable(FeatureCacheError):
 
 
 class DamagedCache(FeatureCacheError):
-    """A file of the cache does not hold what its record says; `reason` is that alone."""
+    """A file of the cache does not match its record; `reason` is the message without the file."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -79,7 +79,7 @@ class DamagedCache(FeatureCacheError):
 
 
 class DamagedRun(FeatureCacheError):
-    """A file of a run folder is not what it should be; `reason` is that alone."""
+    """A file of a run folder is damaged; `reason` is the message without the file."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -87,7 +87,7 @@ class DamagedRun(FeatureCacheError):
 
 
 class CannotRead(FeatureCacheError):
-    """A file that could not be read, and so may be sound; `error` is what the system said."""
+    """A file that could not be read, and so may be sound; `error` is the system's."""
 
     def __init__(self, path: object, error: OSError) -> None:
         super().__init__(f"{path}: can't be read ({why(error)})")
@@ -106,12 +106,12 @@ class RemovedMeanwhile(CannotRead):
 
 
 class NotAFile(OSError):
-    """A name under which there is no regular file of the size allowed. Nothing was refused by the
-    system: what is there was looked at."""
+    """A name under which there is no regular file of an allowed size. Access was not refused, so
+    this is not a case of CannotRead."""
 
 
 class SourceChanged(FeatureCacheError):
-    """An image file no longer has the bytes it had when it was listed; `reason` is that alone."""
+    """An image file has changed since it was listed; `reason` is the message without the file."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}; nothing wrong was stored: run again")
@@ -134,17 +134,18 @@ _ADVICE = {
 
 
 def why(error: OSError) -> str:
-    """What the system, or a store, says, and what to do."""
+    """The reason that the system or a store gives, and what to do."""
     advice = _ADVICE.get(error.errno or 0, "it may be sound: run again once it can be read")
     return f"{error.strerror or one_line(error)}; {advice}"
 
 
-def nearest(name: str, known: Iterable[str], most: int = 5) -> str:
-    """A phrase with the names nearest to `name`, or the first few where none is near."""
+def nearest(name: str, known: Iterable[str], max_names: int = 5) -> str:
+    """A phrase with the names nearest to `name`, or with the first few if none is near."""
     names = sorted(set(known))
     if not names:
         return "there are none"
-    close = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=most, cutoff=0.5)
+    lower = [n.lower() for n in names]
+    close = difflib.get_close_matches(name.lower(), lower, n=max_names, cutoff=0.5)
     if close:
         return "nearest: " + ", ".join(n for c in close for n in names if n.lower() == c)
     return "there are: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "")

@@ -1,7 +1,7 @@
-"""Items by the million: 32 bytes each in one array, looked up by sorting and not by hashing.
+"""Items by the million: 32 bytes each in one array, looked up by sorting instead of hashing.
 
-An item is the SHA-256 of an image's bytes. A Python dict takes 250 bytes per item, and these arrays
-48: the item itself and 16 bytes more.
+An item is the SHA-256 of an image's bytes. A Python dict takes 250 bytes per item; these arrays
+take 48, the item itself and 16 more bytes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import overload
 
 import numpy as np
 
-_CHUNK = 1 << 20  # items that are compared at a time
+_CHUNK = 1 << 20  # items per comparison
 
 
 class Items(Sequence[bytes | None]):
-    """The item of each sample, in order; None where there is none.
+    """The item of each sample, in order; None where it is unknown.
 
-    `array` is (N, 32) uint8, `known` (N,) bool, or None where all are.
+    `array` is (N, 32) uint8, `known` (N,) bool, or None if all are known.
     """
 
     def __init__(self, array: np.ndarray, known: np.ndarray | None = None) -> None:
@@ -26,7 +26,7 @@ class Items(Sequence[bytes | None]):
         self.known = known
 
     @classmethod
-    def of(cls, items: Sequence[bytes | None]) -> Items:
+    def pack(cls, items: Sequence[bytes | None]) -> Items:
         known = np.array([item is not None for item in items], bool)
         packed = b"".join(item or bytes(32) for item in items)
         return cls(np.frombuffer(packed, np.uint8).reshape(-1, 32), None if known.all() else known)
@@ -55,7 +55,7 @@ class Items(Sequence[bytes | None]):
 
     @cached_property
     def distinct(self) -> np.ndarray:
-        """The positions of known items that are not at an earlier position too, in order, int64."""
+        """The position of the first occurrence of each known item, ascending, int64."""
         first = np.ones(len(self), bool) if self.known is None else self.known.copy()
         keys = _keys(self.array)
         order = np.argsort(keys, kind="stable")
@@ -84,13 +84,12 @@ class Lookup:
         self._keys = keys[self._order]
 
     def positions(self, items: np.ndarray) -> np.ndarray:
-        """The position of each of `items` (M, 32) in the array: the first of several, -1 if it is
-        absent. int64."""
+        """(M,) int64: the first position in the array of each of `items` (M, 32); -1 if absent."""
         positions = np.full(len(items), -1, np.int64)
         if not len(self._keys):
             return positions
         wanted = _keys(items)
-        # In order of their keys, so that each search is near the one before.
+        # Sorted by key, so that each search touches memory near the previous one.
         by_key = np.argsort(wanted)
         for start in range(0, len(by_key), _CHUNK):
             rows = by_key[start : start + _CHUNK]
@@ -108,5 +107,5 @@ class Lookup:
 
 
 def _keys(array: np.ndarray) -> np.ndarray:
-    """The first 8 bytes of each item as a number, which differs for nearly all pairs of items."""
+    """The first 8 bytes of each item as a number, which is different for nearly all items."""
     return np.ascontiguousarray(array).view(np.uint64)[:, 0]

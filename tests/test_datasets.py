@@ -315,7 +315,7 @@ def test_what_is_no_file_is_listed_and_never_waited_for(make, tmp_path, monkeypa
         "cat/gone.png": "No such file or directory",
         "cat/holes.jpg": "1,073,741,825 bytes, more than the 1,073,741,824 allowed",
         "cat/loop.jpg": "Too many levels of symbolic links",
-        "cat/nowhere.jpg": "a link that leads nowhere; mend or remove it",
+        "cat/nowhere.jpg": "a broken link; repair or remove it",
         "cat/pipe.jpg": f"a named pipe, {not_regular}",
         "cat/socket.jpg": f"a socket, {not_regular}",
         "cat/zero.jpg": f"a device, {not_regular}",
@@ -596,7 +596,7 @@ def test_items_are_in_order_and_failures_are_listed(make, threads):
     (root / "cat" / "0300.jpg").unlink()
     items, reasons = items_of(dataset.samples, threads=threads)
     assert reasons == {
-        "cat/0002b.jpg": "a link that leads nowhere; mend or remove it",
+        "cat/0002b.jpg": "a broken link; repair or remove it",
         "cat/0300.jpg": "No such file or directory",
     }
     assert list(items) == [

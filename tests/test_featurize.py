@@ -355,7 +355,7 @@ def test_an_unreadable_file_is_listed(data: Path, tmp_path: Path, tiny: dict[str
     (data / "val/dog/gone.png").symlink_to(tmp_path / "gone.png")
     made = featurize(data, cache=tmp_path / "cache", **tiny)
     assert made.failed == [
-        {"path": "val/dog/gone.png", "reason": "a link that leads nowhere; mend or remove it"}
+        {"path": "val/dog/gone.png", "reason": "a broken link; repair or remove it"}
     ]
     assert (made.computed, made.spaces[0]["rows"]) == (20, 20)
 

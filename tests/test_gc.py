@@ -156,7 +156,7 @@ def test_a_run_that_can_not_be_read_stops_it(
 ) -> None:
     (tmp_path / "runs" / "odd").mkdir(parents=True)
     (tmp_path / "runs" / "odd" / "run.json").write_text("{")
-    with pytest.raises(DamagedRun, match=r"odd/run\.json: not JSON.*can't be spared"):
+    with pytest.raises(DamagedRun, match=r"odd/run\.json: not JSON.*are unknown"):
         collect(policy="none", delete=True)
 
 

@@ -19,7 +19,7 @@ known = st.lists(st.sampled_from(ITEMS), max_size=60)
 
 @given(some)
 def test_items_are_a_list_of_them(items: list[bytes | None]) -> None:
-    packed = Items.of(items)
+    packed = Items.pack(items)
     assert list(packed) == items and len(packed) == len(items)
     assert [packed[n] for n in range(len(items))] == items
     assert list(packed[3:40:2]) == items[3:40:2]
@@ -29,12 +29,12 @@ def test_items_are_a_list_of_them(items: list[bytes | None]) -> None:
 @given(some)
 def test_distinct_are_the_first_of_each(items: list[bytes | None]) -> None:
     wanted = [n for n, i in enumerate(items) if i is not None and items.index(i) == n]
-    assert Items.of(items).distinct.tolist() == wanted
+    assert Items.pack(items).distinct.tolist() == wanted
 
 
 @given(known, known)
 def test_a_lookup_finds_the_first_place(held: list[bytes], asked: list[bytes]) -> None:
-    places = Lookup(Items.of(held).array).positions(Items.of(asked).array)
+    places = Lookup(Items.pack(held).array).positions(Items.pack(asked).array)
     assert places.tolist() == [held.index(i) if i in held else -1 for i in asked]
 
 

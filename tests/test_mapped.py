@@ -62,7 +62,7 @@ def test_any_index_gives_what_an_array_would(
     if isinstance(index, list) and not index:
         index = np.array(index, np.int64)  # NumPy takes an empty list for floats
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mapped, "MOST_MAPS", maps)  # fewer than shards: some are mapped again
+        patch.setattr(mapped, "MAX_MAPS", maps)  # fewer than shards: some are mapped again
         vectors = MappedVectors(space, [ITEMS[i] for i in order])
     found = vectors[index]
     np.testing.assert_array_equal(found, FEATURES[order][index])
@@ -76,9 +76,9 @@ def test_it_passes_for_an_array(space: Space) -> None:
     assert (vectors.shape, len(vectors), vectors.dtype) == (FEATURES.shape, N, np.float32)
     np.testing.assert_array_equal(np.asarray(vectors), space.vectors(ITEMS)[0])
     assert np.array(vectors, dtype=np.float64).dtype == np.float64
-    with pytest.raises(ValueError, match="without being copied"):
+    with pytest.raises(ValueError, match="without a copy"):
         np.asarray(vectors, copy=False)
-    with pytest.raises(BadInput, match="one index of rows"):
+    with pytest.raises(BadInput, match="an index with one axis"):
         vectors[np.zeros((2, 2), int)]
     with pytest.raises(IndexError):
         vectors[N]

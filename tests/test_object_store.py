@@ -271,7 +271,7 @@ def test_what_a_store_refuses_a_few_times_is_read(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["record", "data", "space.json"])
-def test_what_a_store_refuses_for_good_is_never_set_aside(
+def test_what_a_store_refuses_for_good_is_never_quarantined(
     kind: str, faults: FaultyServer, stored: str, small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_server(monkeypatch, faults.server_address)

@@ -50,7 +50,7 @@ def item(number: int) -> bytes:
 
 def planned(items: Sequence[bytes], spaces: Sequence[Held], rows: int) -> Any:
     samples: Any = [None] * len(items)
-    return list(plan_shards(samples, Items.of(items), spaces, rows))  # type: ignore[arg-type]
+    return list(plan_shards(samples, Items.pack(items), spaces, rows))  # type: ignore[arg-type]
 
 
 datasets = st.lists(st.integers(0, 40), max_size=40).map(lambda ns: [item(n) for n in ns])

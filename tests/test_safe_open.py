@@ -25,7 +25,7 @@ def test_what_is_not_opened(tmp_path):
         tmp_path / "pipe": "a named pipe, not a regular file; move it away",
         Path("/dev/null"): "a device, not a regular file; move it away",
         tmp_path / "large": "7 bytes, more than the 6 allowed",
-        tmp_path / "nowhere": "a link that leads nowhere; mend or remove it",
+        tmp_path / "nowhere": "a broken link; repair or remove it",
         tmp_path / "nothing": "No such file or directory",
     }
     for path, reason in said.items():

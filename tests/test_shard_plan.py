@@ -123,7 +123,7 @@ def test_parts_divide_a_plan_whatever_others_have_committed(
 
     space: Any = Held()
     samples: Any = [None] * len(ITEMS)
-    items = Items.of(ITEMS)
+    items = Items.pack(ITEMS)
     first = plan_shards(samples, items, [space], rows)
     whole = [list(first.of_part((place, of), rows)) for place in range(1, of + 1)]
     assert sorted(s.name for part in whole for s in part) == sorted(s.name for s in first)

@@ -1,4 +1,4 @@
-"""Verify: every flipped bit is found, set aside on demand, and made again as it was."""
+"""Verify: every flipped bit is found, quarantined on demand, and made again as it was."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_what_fails_once_is_read_the_next_time(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
-def test_what_cannot_be_read_is_never_set_aside(
+def test_what_cannot_be_read_is_never_quarantined(
     cache: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int
 ) -> None:
     monkeypatch.setattr(retries, "DISK_WAIT", 0.001)
@@ -316,7 +316,7 @@ def test_a_repair_goes_on_after_a_kill(cache: Path, small_data: Path) -> None:
 
 
 def test_a_quarantine_of_an_older_version(cache: Path, small_data: Path) -> None:
-    """Its files are those of today, but for records whose items are unknown: their rows may be back."""
+    """Its files are those of today, but records whose items are unknown: their rows may be back."""
     path = a_file(cache, ".json")
     aside = path.parent / "quarantine"
     aside.mkdir()
@@ -400,7 +400,7 @@ def test_a_record_that_does_not_fit_its_file(
     assert reason in bad["reason"]
 
 
-def test_a_damaged_note_of_a_run_is_found_and_set_aside(cache: Path) -> None:
+def test_a_damaged_note_of_a_run_is_found_and_quarantined(cache: Path) -> None:
     earlier = set((cache / "runs").glob("*.json"))
     Cache(cache).note_run(cache, [])
     (note,) = set((cache / "runs").glob("*.json")) - earlier

@@ -1,4 +1,4 @@
-"""What vectors cost to make: the seconds that the records of their shards say."""
+"""The cost of vectors: the seconds that the records of their shards state."""
 
 from __future__ import annotations
 
@@ -11,41 +11,42 @@ from featurecache.features.space_files import Record
 from featurecache.features.spaces import Space
 from featurecache.storage.store import Store
 
-_AT_ONCE = 2.0  # seconds between the beginnings of shards that one command made together
+_MAX_GAP = 2.0  # seconds between the starts of shards that one command made together
 
 
 def seconds_to_make(space: Space, items: Iterable[bytes], spaces: Sequence[Space]) -> float:
-    """The seconds that the rows of `items` in a space took, as far as they are held there.
+    """The seconds that it took to make the rows of `items` that a space holds.
 
-    A record has the seconds of its shard, on the machine that made it. One command makes a shard
-    for several spaces in the same seconds; those of `spaces` that it did so for share them equally.
+    A record states the seconds of its shard on the machine that made it. One command may make a
+    shard for several spaces together; these of `spaces` share the seconds equally.
     """
     used = Counter(space.rows[item][0] for item in set(items) if item in space.rows)
     others = [other for other in spaces if (other.store, other.name) != (space.store, space.name)]
     total = 0.0
     for number, rows in used.items():
         record = space.records[number]
-        beside = [
-            _begun(other.store, other.name, record.shard)
+        start = (record.made.host, _start(record))
+        other_starts = [
+            _start_of_shard(other.store, other.name, record.shard)
             for other in others
             if other.has(record.shard)
         ]
-        together = 1 + sum(_at_once((record.made.host, _began(record)), one) for one in beside)
-        total += record.made.seconds * rows / len(record.item_list) / together
+        sharing = 1 + sum(_are_together(start, other_start) for other_start in other_starts)
+        total += record.made.seconds * rows / len(record.item_list) / sharing
     return total
 
 
-@functools.lru_cache(maxsize=1 << 16)  # a report asks for each as often as it has views
-def _begun(store: Store, space: str, shard: str) -> tuple[str, float]:
-    """The host that made a shard of a space, and when it began."""
+@functools.lru_cache(maxsize=1 << 16)  # a report needs each as many times as it has views
+def _start_of_shard(store: Store, space: str, shard: str) -> tuple[str, float]:
+    """The host that made a shard of a space, and the time at which it started."""
     record = Space(store, space).read_record(f"{shard}.json")
-    return record.made.host, _began(record)
+    return record.made.host, _start(record)
 
 
-def _at_once(one: tuple[str, float], other: tuple[str, float]) -> bool:
-    return one[0] == other[0] and abs(one[1] - other[1]) < _AT_ONCE
+def _are_together(start: tuple[str, float], other_start: tuple[str, float]) -> bool:
+    return start[0] == other_start[0] and abs(start[1] - other_start[1]) < _MAX_GAP
 
 
-def _began(record: Record) -> float:
-    ended = datetime.datetime.fromisoformat(record.made.time).timestamp()
-    return ended - record.made.seconds
+def _start(record: Record) -> float:
+    end = datetime.datetime.fromisoformat(record.made.time).timestamp()
+    return end - record.made.seconds

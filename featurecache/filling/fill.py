@@ -106,7 +106,7 @@ def fill(
         tally = Tally(task.command, todo.rows, hits, progress)
         for space in spaces:
             if space.records:
-                space.describe()  # a no-op, unless a damaged description was set aside
+                space.describe()  # a no-op, unless a damaged description was quarantined
         if todo:
             cache.check()
             cache.create()

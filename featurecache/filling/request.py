@@ -64,7 +64,7 @@ class Request:
                 reasons.setdefault(item, {})[reason] = None
         rows = [{"path": path, "reason": reason} for path, reason in self.unreadable.items()]
         if reasons:
-            listed = Lookup(Items.of(list(reasons)).array).positions(self.items.array)
+            listed = Lookup(Items.pack(list(reasons)).array).positions(self.items.array)
             for index in np.flatnonzero(listed >= 0).tolist():
                 failure = reasons.get(self.items[index] or b"")
                 if failure is not None:

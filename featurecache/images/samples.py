@@ -122,6 +122,6 @@ def items_of(
         for part in pool.map(hashed, slices):
             items += part
             progress(len(items), len(samples), "hash images")
-    return Items.of(items), {
+    return Items.pack(items), {
         sample.id: reasons[sample.id] for sample in samples if sample.id in reasons
     }

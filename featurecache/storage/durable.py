@@ -1,8 +1,9 @@
-"""Bytes put on a disk whole or not at all, whatever is killed when (DESIGN law 4).
+"""Atomic, durable writes to local disks, which survive a kill at any point (law 4, "Committed or
+absent").
 
-A temporary file in the same folder, written, fsynced, given its name in one step, then the folder
-fsynced. A failed fsync is never retried: the kernel may have dropped the pages; the file is
-discarded and the OSError is the caller's.
+A temporary file in the same folder is written and fsynced, gets its name in one step, and then the
+folder is fsynced. A failed fsync is never retried, since the kernel may have dropped the pages: the
+file is discarded and OSError is raised.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ _TEMPORARY = re.compile(r"\..{1,16}\.\d+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 
 def link_new(path: Path, data: bytes) -> bool:
-    """Give `data` this name unless it is taken: of several writers at once one wins (True)."""
-    first = True
+    """Write `data` under this name unless it is taken. True for the one writer that wins."""
+    is_first = True
     with _temporary(path, data) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            first = False  # and yet the name may not be durable: its giver may have failed to sync
+            is_first = False
+    # Even if another writer made the name: its own sync may have failed.
     sync_folder(path.parent)
-    return first
+    return is_first
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Give `data` this name; readers see the old bytes or the new ones, whole."""
+    """Write `data` under this name. Readers see all of the old bytes or all of the new ones."""
     sweep(path.parent)
     with _temporary(path, data) as temporary:
         temporary.replace(path)
@@ -41,7 +43,7 @@ def replace(path: Path, data: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    if os.name != "posix":  # a folder can't be opened there, and the rename must do
+    if os.name != "posix":  # elsewhere folders can't be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -51,20 +53,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A new name in the same folder, for what is not whole yet, or no longer."""
+    """A new name in the same folder, for a file that is incomplete or is being deleted."""
     return path.with_name(f".{path.name[:16]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
 
 
 def is_temporary(name: str) -> bool:
-    """Is this a name that `temporary_name` gave, here or in another process?"""
+    """Whether `temporary_name` made this name, here or in another process."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """A new, empty file beside `path`, removed in the end unless it has another name by then. It is
-    locked meanwhile, so that `sweep` leaves it alone."""
-    with contextlib.ExitStack() as held:
+    """A new, empty file beside `path`, which is removed at the end unless it was renamed. It is
+    locked meanwhile, so that `sweep` does not remove it."""
+    with contextlib.ExitStack() as cleanup:
         while True:
             temporary = temporary_name(path)
             try:
@@ -72,15 +74,15 @@ def temporary_file(path: Path) -> Iterator[Path]:
             except OSError as error:
                 error.filename = str(path)
                 raise
-            if not locks.available():  # and where an open file can't be renamed
+            if not locks.available():  # such platforms can't rename open files either
                 os.close(descriptor)
                 break
             locks.hold_open(descriptor)
             if locks.is_name_of(temporary, descriptor):
-                held.callback(os.close, descriptor)
+                cleanup.callback(os.close, descriptor)
                 break
-            os.close(descriptor)  # a sweep was quicker than the lock
-        held.callback(temporary.unlink, missing_ok=True)
+            os.close(descriptor)  # a sweep removed it before it was locked
+        cleanup.callback(temporary.unlink, missing_ok=True)
         yield temporary
 
 
@@ -94,22 +96,22 @@ def _temporary(path: Path, data: bytes) -> Iterator[Path]:
                 os.fsync(file.fileno())
         except OSError as error:
             if error.errno is not None:
-                error.filename = str(path)  # write and fsync do not say which file was refused
+                error.filename = str(path)  # errors of write and fsync lack it
             raise
         yield temporary
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove the temporary files in a folder whose owner is gone; gives those that are removed.
+    """Remove the temporary files in a folder whose owner is gone, and return their paths.
 
-    An owner holds a lock on its file, which the kernel drops when it ends, however it ends. Where
-    there are no locks nothing is removed.
+    An owner holds a lock on its file; the kernel releases it when the process ends in any way.
+    Without locks nothing is removed.
     """
     return [path for path in temporaries(folder) if remove_abandoned(path)]
 
 
 def temporaries(folder: Path) -> list[Path]:
-    """The files in a folder whose name `temporary_name` gave, of processes alive or dead."""
+    """The temporary files in a folder, of live processes and dead ones."""
     with os.scandir(folder) as entries:
         return sorted(
             folder / entry.name
@@ -119,13 +121,14 @@ def temporaries(folder: Path) -> list[Path]:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Is the owner of a temporary file gone? False, too, for one of another user."""
+    """Whether the owner of a temporary file is gone. False for files of other users."""
     with _abandoned(path) as abandoned:
         return abandoned
 
 
 def remove_abandoned(path: Path) -> bool:
-    """Remove a temporary file, if its owner is gone and this user may."""
+    """Remove a temporary file if its owner is gone and this user may remove it. Returns whether it
+    was removed."""
     with _abandoned(path) as abandoned:
         if abandoned:
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files of this machine, or of a disk that several machines share, as a Store."""
+"""Files on a local disk, or on one that several machines share, as a Store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def working_folder() -> Path:
 
 
 class LocalStore:
-    """The files of a folder. Writes are durable.py's; claims and locks are those of the kernel."""
+    """The files of a folder. durable.py writes them; claims and locks are the kernel's."""
 
     has_locks = True
     parallel_requests = 1
@@ -53,7 +53,7 @@ class LocalStore:
         return str(self.local_folder)
 
     def path(self, name: str) -> Path:
-        """The path of a name. For tests and for `local_path`; caches go by names."""
+        """The path of a name. For tests and for `local_path`; caches use names."""
         return self.local_folder / check_name(name)
 
     def locate(self, name: str) -> str:
@@ -104,7 +104,7 @@ class LocalStore:
         path = self.local_folder
         for part in check_name(folder).split("/"):
             (path / part).mkdir(exist_ok=True)
-            # Even one that is there: the process that made it may not have come to this.
+            # Even if it exists: the process that made it may have been killed before the sync.
             durable.sync_folder(path)
             path /= part
 
@@ -131,13 +131,13 @@ class LocalStore:
         shutil.rmtree(removed)
 
     def initialize(self, name: str, data: bytes) -> None:
-        root = self.local_folder.resolve()  # it may be a link to where nothing is yet
+        root = self.local_folder.resolve()  # may be a link to a folder that does not exist yet
         if not root.exists():
-            # It appears with the file in it: an empty folder among images looks like a class.
+            # It appears together with the file: an empty folder among images looks like a class.
             root.parent.mkdir(parents=True, exist_ok=True)
             self.remove_unfinished(name)
             fresh = durable.temporary_name(root)
-            with locks.hold_shared(root.parent):  # so that nobody takes it for one of the killed
+            with locks.hold_shared(root.parent):  # or others would take it for a leftover
                 fresh.mkdir()
                 durable.link_new(fresh / name, data)
                 with contextlib.suppress(OSError):  # another process was first
@@ -152,20 +152,21 @@ class LocalStore:
                 pass
 
     def unfinished(self) -> list[Path]:
-        """Folders beside the root in which a process makes it, or was killed as it did."""
+        """Folders beside the root in which `initialize` prepares it, or was killed."""
         root = self.local_folder.resolve()
-        beside = LocalStore(root.parent).list_folder()
         start = f".{root.name[:16]}."
-        names = (name.rstrip("/") for name in beside if name.startswith(start) and name[-1] == "/")
-        return [root.parent / name for name in names if durable.is_temporary(name)]
+        names = LocalStore(root.parent).list_folder()
+        folders = [name[:-1] for name in names if name.startswith(start) and name[-1] == "/"]
+        return [root.parent / name for name in folders if durable.is_temporary(name)]
 
     def remove_unfinished(self, name: str) -> list[Path]:
-        """Remove those whose process is gone, and that hold the file `name` alone."""
+        """Remove the unfinished folders whose process is gone and that hold only the file `name`.
+        Returns their paths."""
         removed = []
         with locks.hold_exclusive(self.local_folder.resolve().parent) as undisturbed:
             for path in self.unfinished() if undisturbed else []:
-                names = LocalStore(path).list_folder()
-                if all(found == name or durable.is_temporary(found) for found in names):
+                files = LocalStore(path).list_folder()
+                if all(file == name or durable.is_temporary(file) for file in files):
                     shutil.rmtree(path)
                     removed.append(path)
         return removed

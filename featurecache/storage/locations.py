@@ -1,4 +1,4 @@
-"""From the path or URL that a user gives to a store, and to a file or folder of a dataset."""
+"""The store, or the file of a dataset, at the path or URL that a user gives."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def open_store(root: str | Path) -> Store:
 
 
 def locate(data: str | Path | StoredFile) -> Path | StoredFile:
-    """The file or folder that `data` names: on this machine (also as `file://…`), or in an object
-    store, whose root is then the bucket.
+    """The local file or folder at `data` (also as `file://…`), or the one in an object store, whose
+    root is then the bucket.
 
     Raises MissingExtra, BadInput.
     """

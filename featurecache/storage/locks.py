@@ -1,8 +1,9 @@
-"""Locks between processes. They save work and guard deleting; no row depends on them (law 4).
+"""Locks between processes. They save work and guard deletions; no row depends on them (law 4,
+"Committed or absent").
 
-The kernel drops a lock when its holder ends, however it ends, so nothing waits for the dead. Where
-a file system or a platform has no locks, every claim is granted: work may be done twice, and
-`alone` never is, so nothing is deleted.
+The kernel releases a lock when its holder ends in any way, so nobody waits for a dead process. If a
+file system or a platform has no locks, every claim is granted, so work may be done twice, and
+nothing is ever locked exclusively, so nothing is deleted.
 """
 
 from __future__ import annotations
@@ -21,40 +22,40 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-_LOOK_AGAIN = 0.2  # seconds
+_POLL_INTERVAL = 0.2  # seconds
 _SIGNATURE = re.compile(r"(\d+) ([\w.-]+)\n")
 _MAX_SIGNATURE = 300  # bytes
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 
 
 def available() -> bool:
-    """Does this platform have locks? A file system may still have none."""
+    """Whether this platform has locks. A file system may still lack them."""
     return fcntl is not None
 
 
 class Claim:
-    """A piece of work that this process is at, until `release`."""
+    """The right to do a piece of work, until `release` or the end of the process."""
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
         self._path = path
-        self._descriptor = descriptor  # None where there are no locks
+        self._descriptor = descriptor  # None without locks
 
     @classmethod
     def unlocked(cls) -> Claim:
-        """A claim that keeps nobody out: of a store without locks, or one that is only read."""
+        """A claim that excludes nobody, for stores without locks and for read-only ones."""
         return cls(Path(), None)
 
     def sign(self) -> None:
-        """Say in the lock file who has it."""
+        """Write into the lock file which process has the claim."""
         if self._descriptor is not None:
             signature = f"{os.getpid()} {socket.gethostname()}\n".encode("ascii", "replace")
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, signature)
 
     def release(self) -> None:
-        """Let others have it. The second call does nothing."""
+        """Give up the claim. A second call does nothing."""
         if self._descriptor is not None:
-            # Of those who share it the last one removes the name: nobody else owns it then.
+            # The last process that shares the claim can lock it exclusively, and removes the file.
             if _lock(self._descriptor, exclusive=True, wait=False):
                 self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
@@ -62,34 +63,36 @@ class Claim:
 
 
 def claim(path: Path) -> Claim | None:
-    """Claim the work that the lock file `path` stands for; None while another process has it."""
+    """Claim the work that the lock file `path` represents; None while another process has it."""
     return _claim(path, exclusive=True)
 
 
 @contextlib.contextmanager
 def claimed(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Claim it, once nobody else has it. `waiting` is called again and again with who has it."""
-    while (held := claim(path)) is None:
+    """Claim it as soon as nobody else has it. Until then `waiting` is called repeatedly with a
+    phrase that names the holder."""
+    while (granted := claim(path)) is None:
         waiting(_holder(path))
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_POLL_INTERVAL)
     try:
-        held.sign()
+        granted.sign()
         yield
     finally:
-        held.release()
+        granted.release()
 
 
 def _holder(path: Path) -> str:
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
-            found = _SIGNATURE.fullmatch(file.read(_MAX_SIGNATURE).decode("ascii", "replace"))
-        if found:
-            return f"process {found[1]} on {found[2]}"
+            signature = file.read(_MAX_SIGNATURE).decode("ascii", "replace")
+        match = _SIGNATURE.fullmatch(signature)
+        if match:
+            return f"process {match[1]} on {match[2]}"
     return "another process"
 
 
 def claim_shared(path: Path) -> Claim:
-    """Claim it together with others who share it, once nobody has it alone."""
+    """Claim it together with other processes that share it. Waits while one has it exclusively."""
     claim = _claim(path, exclusive=False)
     assert claim is not None
     return claim
@@ -104,11 +107,11 @@ def _claim(path: Path, exclusive: bool) -> Claim | None:
             return None
         if is_name_of(path, descriptor):
             return Claim(path, descriptor)
-        os.close(descriptor)  # the last holder removed this name as we opened it: once more
+        os.close(descriptor)  # the last holder removed this name meanwhile: try again
 
 
 def is_name_of(path: Path, descriptor: int) -> bool:
-    """Does an open file still have this name?"""
+    """Whether an open file still has this name."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
@@ -120,20 +123,21 @@ def hold_open(descriptor: int) -> None:
 
 
 def is_abandoned(descriptor: int) -> bool:
-    """Does nobody else hold this open file? Until it is closed nobody will. False where there are
-    no locks."""
-    return _lock(descriptor, exclusive=True, wait=False, without=False)
+    """Whether no other process holds this open file. If so, none will until it is closed. False
+    without locks."""
+    return _lock(descriptor, exclusive=True, wait=False, unsupported=False)
 
 
 @contextlib.contextmanager
 def hold_shared(folder: Path) -> Iterator[None]:
-    """Hold a folder together with others who add to it: nobody is `alone` in it meanwhile."""
+    """Hold a folder together with other processes that add to it: none can lock it exclusively
+    meanwhile."""
     while True:
         descriptor = os.open(folder, os.O_RDONLY)
         _lock(descriptor, exclusive=False, wait=True)
         if is_name_of(folder, descriptor):
             break
-        os.close(descriptor)  # it was renamed as we waited
+        os.close(descriptor)  # it was renamed during the wait
     try:
         yield
     finally:
@@ -142,27 +146,28 @@ def hold_shared(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_exclusive(folder: Path) -> Iterator[bool]:
-    """Is nobody else at this folder? While it is held, nobody begins to add to it."""
+    """Whether no other process holds this folder. If so, none begins to add to it meanwhile."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        locked = _lock(descriptor, exclusive=True, wait=False, without=False)
-        # Another folder may have its name by now: gc renames those that it deletes.
+        locked = _lock(descriptor, exclusive=True, wait=False, unsupported=False)
+        # Another folder may have the name by now: gc renames the folders that it deletes.
         yield locked and is_name_of(folder, descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, *, exclusive: bool, wait: bool, without: bool = True) -> bool:
-    """Lock an open file; `without` is the answer where there are no locks."""
+def _lock(descriptor: int, *, exclusive: bool, wait: bool, unsupported: bool = True) -> bool:
+    """Lock an open file, and return whether it is locked; `unsupported` where there are no
+    locks."""
     if fcntl is None:
-        return without
-    how = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
+        return unsupported
+    operation = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
     try:
-        fcntl.flock(descriptor, how)
+        fcntl.flock(descriptor, operation)
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno in _NO_LOCKS:
-            return without
+            return unsupported
         raise
     return True

@@ -1,8 +1,8 @@
-"""Copies of objects on this machine, by the hash of their bytes, so that a shard is fetched once.
+"""Local copies of objects, named by the hash of their bytes, so that a shard is downloaded once.
 
-They lie in $FEATURECACHE_COPIES (by default in the user's cache folder) and take at most
-$FEATURECACHE_COPIES_SIZE (20G) together: those that were not used for longest are removed first. A
-damaged copy is fetched again.
+They are in $FEATURECACHE_COPIES (by default in the user's cache folder) and take at most
+$FEATURECACHE_COPIES_SIZE (20G) in total; the least recently used are removed first. A damaged copy
+is downloaded again.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pathlib import Path
 from featurecache.byte_sizes import parse_size
 from featurecache.storage import durable
 
-# Of an object whose bytes are not those that it should have: as many as of a request that fails
-# (retries.py). A client that checks no checksum of a reply does not see that it was cut.
+# Downloads of an object until its hash matches: as many as tries of a failed request (retries.py).
+# The client checks no checksum of a reply, so it does not notice that one was cut.
 FETCHES = 6
 
 
 def folder() -> Path:
+    """The folder of all copies."""
     named = os.environ.get("FEATURECACHE_COPIES")
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named) if named else Path(cache) / "featurecache" / "copies"
 
 
 def read(fetch: Callable[[], bytes], sha256: str, *, fresh: bool = False) -> bytes:
-    """The bytes of an object that `fetch` gets from its store, from its copy if there is one and it
-    need not be `fresh`.
+    """The bytes of the object that `fetch` downloads, or those of its copy unless `fresh`.
 
-    They may still not be those of `sha256`: then the object was not, in FETCHES tries. Raises what
-    `fetch` does.
+    They may not match `sha256` if the object did not in FETCHES downloads. Raises what `fetch`
+    raises.
     """
     copy = _copy_of(sha256)
     with contextlib.suppress(OSError):
@@ -44,14 +44,14 @@ def read(fetch: Callable[[], bytes], sha256: str, *, fresh: bool = False) -> byt
     for _ in range(FETCHES):
         data = fetch()
         if hashlib.sha256(data).hexdigest() == sha256:
-            with contextlib.suppress(OSError):  # no room: it is fetched again
+            with contextlib.suppress(OSError):  # the disk is full: it is downloaded again next time
                 _store(copy, data)
             break
     return data
 
 
 def path_of(fetch: Callable[[], bytes], sha256: str) -> Path:
-    """The copy of an object. It may be removed at any time: open it at once. Raises OSError."""
+    """The copy of an object. It may be removed at any time, so open it at once. Raises OSError."""
     copy = _copy_of(sha256)
     data = read(fetch, sha256)
     if not copy.is_file():
@@ -69,7 +69,7 @@ def _store(copy: Path, data: bytes) -> None:
     )
     copies = []
     for path in folder().glob("*/*"):
-        with contextlib.suppress(FileNotFoundError):  # another process makes room too
+        with contextlib.suppress(FileNotFoundError):  # another process removes copies too
             status = path.stat()
             copies.append((status.st_mtime, status.st_size, path))
     surplus = sum(size for _, size, _ in copies) + len(data) - limit

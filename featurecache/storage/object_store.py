@@ -1,12 +1,11 @@
 """Object stores as a Store: S3, Google Cloud Storage and Azure, through obstore.
 
-A store has whole objects and nothing half: a put is seen at once or not at all, and what was
-acknowledged is durable. What it does not have is locks and links. Files of a cache are named by
-their content, so correctness does not need either (docs/cluster.md).
+A put is atomic, and durable once acknowledged. An object store has no locks and no links. Files of
+a cache are named by their content, so correctness needs neither (docs/cluster.md).
 
 obstore's own retries are off: retries.py decides for disks and stores alike. Its asynchronous
-functions are not used: a process that exits soon after one is aborted now and then. Its clients do
-not survive a fork; workers are spawned (executors/pool.py).
+functions are not used, because a process that exits soon after one is sometimes aborted. Its
+clients do not survive a fork; workers are spawned (executors/pool.py).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ Result = TypeVar("Result")
 _EXTRAS = {"s3": "s3", "gs": "gs", "az": "az"}  # scheme -> pip extra
 _ALIASES = {"s3a": "s3", "gcs": "gs"}
 _CONNECT = datetime.timedelta(seconds=10)
-_REPLY = datetime.timedelta(seconds=60)  # without a byte, of a reply that should have begun
+_REPLY = datetime.timedelta(seconds=60)  # without a byte of the reply
 _UPLOAD = datetime.timedelta(minutes=30)  # obstore counts an upload as waiting for its reply
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -56,15 +55,13 @@ class ObjectStore:
     def __init__(self, root: str) -> None:
         """Raises MissingExtra, BadInput."""
         self._root = root.rstrip("/")
-        self._region = ""  # of the bucket, where it is not the one that is set
+        self._region = ""  # of the bucket, if it differs from the configured one
         scheme, _, path = self._url.partition("://")
         if scheme not in _EXTRAS or not path.partition("/")[0]:
             schemes = ", ".join(f"{name}://BUCKET" for name in _EXTRAS)
-            raise BadInput(
-                f"{root}: not an object store that is known; expected a path or {schemes}"
-            )
+            raise BadInput(f"{root}: unknown kind of object store; expected a path or {schemes}")
         if not path.isprintable() or "//" in path or {".", ".."} & set(path.split("/")):
-            raise BadInput(f"{root}: has a part that no object's name may have")
+            raise BadInput(f"{root}: has a part that the name of an object can't have")
         for package in ("obstore", *(("botocore",) if scheme == "s3" else ())):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(f"{scheme}://", package, _EXTRAS[scheme])
@@ -91,14 +88,14 @@ class ObjectStore:
     # ---- reading ----
 
     def read(self, name: str, max_bytes: int, *, listed: bool = True) -> bytes:
-        def whole() -> bytes:
-            found = self._reader.get(check_name(name))
-            size = int(found.meta["size"])
+        def get() -> bytes:
+            reply = self._reader.get(check_name(name))
+            size = int(reply.meta["size"])
             if size > max_bytes:
                 raise NotAFile(errno.EFBIG, f"{size:,} bytes, more than the {max_bytes:,} allowed")
-            return bytes(found.bytes())
+            return bytes(reply.bytes())
 
-        return self._request(whole, absent_passes=listed)
+        return self._request(get, absent_passes=listed)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         if end <= start:
@@ -110,7 +107,7 @@ class ObjectStore:
         try:
             return self._request(part, absent_passes=True)
         except OSError:
-            if self.size(name) <= start:  # a store refuses a range without a byte
+            if self.size(name) <= start:  # stores refuse empty ranges
                 return b""
             raise
 
@@ -136,14 +133,14 @@ class ObjectStore:
     def list_folder(self, folder: str = "") -> list[str]:
         folder = check_name(folder).rstrip("/")
 
-        def listed() -> Any:
+        def list_names() -> Any:
             return self._reader.list_with_delimiter(folder or None)
 
-        found = self._request(listed)
+        listing = self._request(list_names)
         start = len(folder) + 1 if folder else 0
-        folders = {f"{path[start:]}/" for path in found["common_prefixes"]}
-        files = {entry["path"][start:] for entry in found["objects"]}
-        # Some tools put an empty object named like a folder; it is no file in it.
+        folders = {f"{path[start:]}/" for path in listing["common_prefixes"]}
+        files = {entry["path"][start:] for entry in listing["objects"]}
+        # Some tools make an empty object with the name of a folder; it is not a file.
         return sorted(folders | {name for name in files if name and f"{name}/" not in folders})
 
     def _head(self, name: str) -> Any:
@@ -161,18 +158,17 @@ class ObjectStore:
             try:
                 self._writer.put(check_name(name), data, mode="create")
             except (AlreadyExistsError, PreconditionError):
-                # Taken, or a conflict with another put or delete that came to nothing: then the
-                # read finds nothing and all is tried again. And the bytes may be our own, if the
-                # reply to an earlier try was lost.
-                found = self._reader.get(name)
-                return bytes(found.bytes()) == data
+                # The name is taken, or a conflicting put or delete failed: then this read finds
+                # nothing, and the put is tried again. The bytes may be our own, if the reply to an
+                # earlier try was lost.
+                return bytes(self._reader.get(name).bytes()) == data
             return True
 
         return self._request(put, absent_passes=True)
 
     def replace(self, name: str, data: bytes) -> None:
         def put() -> None:
-            # In one request: what a killed multipart upload leaves is hidden, and is paid for.
+            # In one request: the parts of a killed multipart upload are hidden, but cost money.
             self._writer.put(check_name(name), data, use_multipart=False)
 
         self._request(put)
@@ -192,7 +188,7 @@ class ObjectStore:
             self._request(delete)
 
     def delete_folder(self, name: str) -> None:
-        raise OSError(errno.ENOTSUP, "an object store has no lock under which this is safe")
+        raise OSError(errno.ENOTSUP, "an object store has no lock to make this safe")
 
     def initialize(self, name: str, data: bytes) -> None:
         self.put_if_absent(name, data)
@@ -223,11 +219,11 @@ class ObjectStore:
     # ---- the root ----
 
     def check_access(self) -> None:
-        def listed() -> None:
+        def list_root() -> None:
             self._reader.list_with_delimiter()
 
         try:
-            self._request(listed, tries=2)
+            self._request(list_root, tries=2)
         except OSError as error:
             raise BadInput(
                 f"{self._root} can't be reached ({error.strerror}); check that the bucket exists "
@@ -283,7 +279,7 @@ class ObjectStore:
         tries: int = 0,
         absent_passes: bool = False,
     ) -> Result:
-        """The result of a request, tried again where it fails for what may pass. Raises OSError."""
+        """The result of a request, tried again after a transient error. Raises OSError."""
         from obstore.exceptions import BaseError
 
         def translated() -> Result:
@@ -308,21 +304,21 @@ class ObjectStore:
 
 @functools.lru_cache(maxsize=32)
 def shared_store(root: str) -> ObjectStore:
-    """One store, and so one pair of clients, for everything in this process that names `root`: the
-    files of datasets, and what other processes send."""
+    """The store at `root`, with one pair of clients for all callers in this process: files of
+    datasets, and stores that other processes send."""
     return ObjectStore(root)
 
 
 class StoreError(Exception):
-    """An error of obstore's with what its text alone says: `status`, the HTTP status of the reply
-    (0 where there was none), and `error_code`, the store's own code. retries.py looks at both."""
+    """An error of obstore's, with what obstore gives only in its text: `status`, the HTTP status of
+    the reply (0 without one), and `error_code`, the store's code. retries.py uses both."""
 
     def __init__(self, error: Exception) -> None:
         text = str(error)
         status, code = _STATUS.search(text), _CODE.search(text)
         self.status = int(status[1]) if status else _status_of(error)
         self.error_code = code[1] if code else ""
-        # Set for a bucket in another region: by a redirect without a target, or by the code.
+        # A bucket in another region: a redirect without a target, or one of two codes.
         self.is_elsewhere = "incorrectly configured region" in text or self.error_code in (
             "AuthorizationHeaderMalformed",
             "PermanentRedirect",
@@ -330,10 +326,10 @@ class StoreError(Exception):
         message, cause = _MESSAGE.search(text), _CAUSE.search(text)
         if self.status and (code or message):
             parts = [self.error_code, message[1] if message else ""]
-            said = f"{': '.join(part for part in parts if part)} (HTTP {self.status})"
+            reason = f"{': '.join(part for part in parts if part)} (HTTP {self.status})"
         else:
-            said = text.partition("\n")[0] + (f" ({cause[1]})" if cause else "")
-        super().__init__(one_line(Exception(said)))
+            reason = text.partition("\n")[0] + (f" ({cause[1]})" if cause else "")
+        super().__init__(one_line(Exception(reason)))
 
 
 def _status_of(error: Exception) -> int:
@@ -351,8 +347,8 @@ def _status_of(error: Exception) -> int:
 
 
 def _wait(request: Callable[[], Result]) -> Result:
-    """The result of a request. Signals are handled in the main thread, and not while it is inside
-    the client; there another thread makes the request, so that a signal ends the wait at once."""
+    """The result of a request. The main thread handles signals, but not while it is inside the
+    client. So another thread makes its requests, and a signal ends the wait at once."""
     if threading.current_thread() is not threading.main_thread():
         return request()
     result: Future[Result] = Future()
@@ -360,7 +356,7 @@ def _wait(request: Callable[[], Result]) -> Result:
     def run() -> None:
         try:
             result.set_result(request())
-        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
+        except BaseException as error:  # noqa: BLE001 - raised by `result.result()`
             result.set_exception(error)
 
     threading.Thread(target=run, name="object-store", daemon=True).start()

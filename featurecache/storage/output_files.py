@@ -1,7 +1,7 @@
-"""The one file that a command writes where its user says: what that name may not stand for.
+"""Output files that a command's user names: names that must not be replaced.
 
-A file is written beside its name and then takes it, so whatever had the name before is lost: for
-root also a device, as /dev/null in a container.
+An output file is written under a temporary name and then renamed, so whatever had the name before
+is lost; if root runs the command, even a device, such as /dev/null in a container.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 def check_output(
     out: str | Path, option: str = "--out", *, data: object = None, picture: bool = False
 ) -> Path:
-    """The path of a file to write. `data` is what the command reads; `picture` that it writes one.
+    """The path of a file to write. `data` is the dataset that the command reads; `picture` says
+    that the file is a picture.
 
-    Raises BadInput, before any work, for a name without a folder, one that is no file's, and one of
-    a file that something else needs: of the dataset, a cache or a run.
+    Raises BadInput, before any work, if the folder does not exist, if the name is not that of a
+    file, and if the file belongs to the dataset, a cache or a run.
     """
     path = Path(out)
     folder = path.absolute().parent

@@ -1,7 +1,7 @@
-"""How S3 is reached from here: credentials, region and endpoint, as the AWS tools have them.
+"""Settings of S3: credentials, region and endpoint, from the same sources as the AWS tools.
 
-obstore itself knows environment variables and the metadata service of a cloud machine. botocore
-adds what people also use: profiles, ~/.aws, single sign-on, assumed roles.
+obstore itself reads environment variables and the metadata service of a cloud machine. botocore
+adds profiles, ~/.aws, single sign-on and assumed roles.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 from featurecache.errors import MissingExtra
 from featurecache.text import one_line
 
-# botocore renews credentials that end within 15 minutes: what it gives is good for this long.
+# botocore renews credentials that expire within 15 minutes, so all are valid for this long.
 _LIFETIME = datetime.timedelta(minutes=10)
 
 
 def settings(region: str = "") -> dict[str, Any]:
-    """The arguments for obstore's S3 store; `region` overrides the one that is set.
+    """The arguments for obstore's S3 store; `region` overrides the configured one.
 
     Raises MissingExtra, PermissionError where no credentials are found.
     """
     session, endpoint = _session()
-    found: dict[str, Any] = {"credential_provider": _Credentials(session)}
-    region = region or session.get_config_variable("region")
-    return found | {
-        name: value for name, value in (("region", region), ("endpoint", endpoint)) if value
+    optional = {"region": region or session.get_config_variable("region"), "endpoint": endpoint}
+    return {
+        "credential_provider": _Credentials(session),
+        **{name: value for name, value in optional.items() if value},
     }
 
 
 def region_of(url: str) -> str:
-    """The region of the bucket of an s3:// URL, which S3 tells even to those it does not let in."""
+    """The region of the bucket of an s3:// URL. S3 sends it even where access is denied."""
     from botocore.exceptions import ClientError
 
     session, endpoint = _session()
@@ -46,7 +46,7 @@ def region_of(url: str) -> str:
 
 
 def _session() -> tuple[Any, str | None]:
-    """botocore's session and the endpoint that is set for S3, if one is."""
+    """botocore's session, and the endpoint that is configured for S3, or None."""
     try:
         from botocore.configprovider import ConfiguredEndpointProvider
         from botocore.exceptions import BotoCoreError
@@ -63,20 +63,20 @@ def _session() -> tuple[Any, str | None]:
 
 
 class _Credentials:
-    """What obstore calls for credentials, and calls again before they expire."""
+    """The credentials of a session. obstore calls this, and again before they expire."""
 
     def __init__(self, session: Any) -> None:
         from botocore.exceptions import BotoCoreError
 
         try:
-            self._found = session.get_credentials()
+            self._credentials = session.get_credentials()
         except BotoCoreError as error:
             raise PermissionError(one_line(error)) from error
-        if self._found is None:
+        if self._credentials is None:
             raise PermissionError("no credentials found")
 
     def __call__(self) -> dict[str, Any]:
-        frozen = self._found.get_frozen_credentials()
+        frozen = self._credentials.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,

@@ -1,8 +1,8 @@
-"""Opening files that others wrote: regular ones of bounded size, and nothing else.
+"""Opening files that others wrote: only regular files of bounded size.
 
-A folder may hold anything under a picture's name. Opening a pipe waits for a writer, /dev/zero
-never ends, some devices act on being opened, and a file of holes takes memory that it never cost
-its author.
+A folder may hold anything under the name of a picture. Opening a pipe waits for a writer, /dev/zero
+never ends, some devices act when they are opened, and a sparse file takes far more memory than disk
+space.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 from featurecache.errors import NotAFile
 from featurecache.storage.retries import retried_on_disk
 
-# Not to wait, not to be had by a child, and on Windows not to have line ends translated.
+# Do not wait, do not pass the file to child processes, do not translate line ends on Windows.
 _NAMES = ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
 _FLAGS = sum(getattr(os, name, 0) for name in _NAMES) | os.O_RDONLY
 _KINDS = {
@@ -28,51 +28,54 @@ _KINDS = {
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, most: int, *, follow: bool = True) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file of at most `most` bytes, open for reading, and its size. Links are followed,
+def open_regular(
+    path: Path, max_bytes: int, *, follow: bool = True
+) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file of at most `max_bytes`, open for reading, and its size. Links are followed,
     unless `follow` is false.
 
-    Raises OSError, whose `strerror` says what is wrong and what to do, for anything else.
+    Raises OSError for anything else; its `strerror` says what is wrong and what to do.
     """
-    file, size = retried_on_disk(lambda: _open(path, most, follow))
+    file, size = retried_on_disk(lambda: _open(path, max_bytes, follow))
     with file:
         yield file, size
 
 
-def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
+def read_regular(path: Path, max_bytes: int, *, follow: bool = True) -> bytes:
     """The bytes of such a file."""
 
-    def whole() -> bytes:
-        file, size = _open(path, most, follow)
+    def read() -> bytes:
+        file, size = _open(path, max_bytes, follow)
         with file:
             return file.read(size)
 
-    return retried_on_disk(whole)
+    return retried_on_disk(read)
 
 
-def _open(path: Path, most: int, follow: bool) -> tuple[BinaryIO, int]:
+def _open(path: Path, max_bytes: int, follow: bool) -> tuple[BinaryIO, int]:
     try:
-        _check(path.stat(follow_symlinks=follow), most)
+        _check(path.stat(follow_symlinks=follow), max_bytes)
         flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
         file = os.fdopen(os.open(path, flags), "rb")
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise OSError(error.errno, "a link that leads nowhere; mend or remove it") from error
+            raise OSError(error.errno, "a broken link; repair or remove it") from error
         raise
     except ValueError as error:  # a NUL in the path
         raise OSError(errno.EINVAL, f"no path ({error})") from error
     try:
-        found = os.fstat(file.fileno())
-        _check(found, most)  # since the first look something else may have taken the name
+        status = os.fstat(file.fileno())
+        _check(status, max_bytes)  # the name may have changed hands since the first check
     except OSError:
         file.close()
         raise
-    return file, found.st_size
+    return file, status.st_size
 
 
-def _check(found: os.stat_result, most: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "nothing known")
+def _check(status: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "an unknown kind of file")
         raise NotAFile(errno.EINVAL, f"{kind}, not a regular file; move it away")
-    if found.st_size > most:
-        raise NotAFile(errno.EFBIG, f"{found.st_size:,} bytes, more than the {most:,} allowed")
+    if status.st_size > max_bytes:
+        text = f"{status.st_size:,} bytes, more than the {max_bytes:,} allowed"
+        raise NotAFile(errno.EFBIG, text)

@@ -1,5 +1,5 @@
-"""Files by their store and name, where a Path would do for a local file: those of a cache in
-errors and readers, and those of datasets in object stores."""
+"""Files of stores as values, like Paths for local files: files of caches, for readers and errors,
+and files of datasets in object stores."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import BinaryIO
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.store import Store
 
-_BUFFER = 4 << 20  # bytes that a file object reads at a time: members of a tar file are many
+_BUFFER = 4 << 20  # bytes per read of a file object; a tar file has many small members
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file, or a folder, of a store; `key` is its name there. What a Path has, too, means the
-    same. Errors are those of the store."""
+    """A file or folder of a store; `key` is its name there. Methods with the names of Path's mean
+    the same. Errors are those of the store."""
 
     store: Store
     key: str
@@ -62,7 +62,7 @@ class StoredFile:
         return self.store.list_folder(self.key)
 
     def open(self) -> BinaryIO:
-        """A file object that reads anywhere in the file, a few megabytes at a time."""
+        """A seekable file object that reads a few megabytes at a time."""
         return io.BufferedReader(_RawFile(self), _BUFFER)
 
 

@@ -14,11 +14,11 @@ from featurecache.features.store import Cache
 from featurecache.stages.cache.verify import compared
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One space of two caches, A and B. `missing` rows are in A alone, `extra` in B alone; of the
-    rows in both, `drifted` have other bytes, or other failures. `relative` is the greatest
-    |b - a| over the greatest |a| of any shard (0 for pictures: they are the same or not)."""
+    """One space of two caches, A and B. `missing` rows are only in A, `extra` rows only in B. Of
+    the rows in both, `drifted` differ in their bytes or failures. `relative` is the greatest
+    |b - a| over the greatest |a| of any shard (0 for pictures, which are either equal or not)."""
 
     space: str
     view: str
@@ -36,41 +36,43 @@ class Difference:
 
 
 def diff(a: str | Path, b: str | Path, *, progress: Progress = silent) -> list[Difference]:
-    """Compare the caches `a` and `b`, space by space; each shard's hash is checked as it is read.
+    """Compare the caches `a` and `b` space by space. The hash of each shard is checked when it is
+    read.
 
-    Shards that are the same file by their records are not opened. Raises BadInput where there is
-    no cache, DamagedCache for bytes that are not what their record says.
+    Shards whose records name the same bytes are not read. Raises BadInput where there is no cache,
+    DamagedCache for bytes that do not match their record.
     """
     caches = Cache(a), Cache(b)
     for cache in caches:
         if not cache.exists:
             raise BadInput(f"no cache at {cache.root}")
-    here, there = ({space.name: space for space in cache.spaces()} for cache in caches)
-    found = []
-    for number, name in enumerate(sorted(here.keys() | there.keys()), 1):
-        progress(number, len(here.keys() | there.keys()), "diff")
-        known = here.get(name) or there[name]
-        one = here.get(name) or caches[0].space(known.key)
-        other = there.get(name) or caches[1].space(known.key)
-        drifted, relative = _drift(one, other)
-        found.append(
+    spaces_a, spaces_b = ({space.name: space for space in cache.spaces()} for cache in caches)
+    names = sorted(spaces_a.keys() | spaces_b.keys())
+    differences = []
+    for number, name in enumerate(names, 1):
+        progress(number, len(names), "diff")
+        known = spaces_a.get(name) or spaces_b[name]
+        space_a = spaces_a.get(name) or caches[0].space(known.key)
+        space_b = spaces_b.get(name) or caches[1].space(known.key)
+        drifted, relative = _drift(space_a, space_b)
+        differences.append(
             Difference(
-                name,
-                known.view,
-                known.backbone,
-                len(one.rows),
-                len(other.rows),
-                len(one.rows.keys() - other.rows.keys()),
-                len(other.rows.keys() - one.rows.keys()),
-                drifted,
-                relative,
+                space=name,
+                view=known.view,
+                backbone=known.backbone,
+                rows_a=len(space_a.rows),
+                rows_b=len(space_b.rows),
+                missing=len(space_a.rows.keys() - space_b.rows.keys()),
+                extra=len(space_b.rows.keys() - space_a.rows.keys()),
+                drifted=drifted,
+                relative=relative,
             )
         )
-    return sorted(found, key=lambda d: (d.view, d.backbone or "", d.space))
+    return sorted(differences, key=lambda d: (d.view, d.backbone or "", d.space))
 
 
 def _drift(a: Space, b: Space) -> tuple[int, float]:
-    """Of the rows in both: how many differ, and by how much at most."""
+    """The number of rows in both that differ, and the greatest relative difference."""
     if a.root_hash == b.root_hash:
         return 0, 0.0
     drifted, relative = 0, 0.0
@@ -87,9 +89,10 @@ def _drift(a: Space, b: Space) -> tuple[int, float]:
         if a.backbone is None:
             drifted += sum(a.picture(item) != b.picture(item) for item in items)
             continue
-        old, was_fine = a.vectors(items)
-        new, is_fine = b.vectors(items)
-        same = (old.view(np.uint32) == new.view(np.uint32)).all(axis=1) & (was_fine == is_fine)
+        old, decodable_a = a.vectors(items)
+        new, decodable_b = b.vectors(items)
+        same = (old.view(np.uint32) == new.view(np.uint32)).all(axis=1)
+        same &= decodable_a == decodable_b
         drifted += int((~same).sum())
         relative = max(relative, compared(old, new)[1])
     return drifted, relative

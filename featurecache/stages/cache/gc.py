@@ -1,4 +1,4 @@
-"""Gc: delete spaces that nobody needs. Shows first, deletes when told to, and spares runs."""
+"""Gc: list or delete spaces that nobody needs, except those that runs use."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from featurecache.text import listed
 _SPANS = {"h": 1, "d": 24, "w": 24 * 7}  # in hours
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A space that the criteria fit, or what a killed command left. `kept` says why it stays
-    nevertheless; `runs` stand on it."""
+    """A space that matches the criteria, or something that a killed command left. `kept` says why a
+    matching space is not deleted; `runs` use it."""
 
-    space: str  # "" for what is none, or no longer a whole one
+    space: str  # "" for a leftover
     view: str
     backbone: str | None
     rows: int
     bytes: int
-    last: str  # when its newest shard was made, ISO 8601, UTC
+    last: str  # time of its newest shard, ISO 8601, UTC
     runs: list[str]
     kept: str
     deleted: bool
-    leftover: str = ""  # the path of what a killed command left
+    leftover: str = ""  # its path
 
 
 class Criteria(TypedDict, total=False):
-    """Which spaces are meant: those that match every criterion given."""
+    """Which spaces to select: those that match all criteria."""
 
     policy: str | Sequence[str]  # views, policies for all of their draws, or `none`
     backbone: str | Sequence[str]  # names of networks, or `pictures`
-    older_than: str | None  # `30d`, `12h`, `2w`; by the newest shard
-    max_size: str | None  # `20G`: the oldest, until the cache is no larger
+    older_than: str | None  # `30d`, `12h`, `2w`; compared with the newest shard
+    max_size: str | None  # `20G`: the oldest, until the rest is no larger
 
 
 def gc(
@@ -64,15 +64,16 @@ def gc(
     progress: Progress = silent,
     **criteria: Unpack[Criteria],
 ) -> list[Candidate]:
-    """The spaces of the cache that fit every criterion given, and what killed commands left in the
-    cache and in the runs; with `delete` they are deleted.
+    """The spaces of the cache that match all criteria, and what killed commands left in the cache
+    and in the runs. With `delete` they are deleted.
 
-    `policy` is a view (`spatial_2`), a policy for all of its draws, or `none`; `backbone` a
-    network's name, or `pictures`. `older_than` (`30d`, `12h`, `2w`) goes by the newest shard.
-    `max_size` (`20G`) takes the oldest of the spaces that fit until the cache is no larger.
-    What a run in `runs` or a run noted in the cache was trained on is spared without `force`; what
-    a process is filling is always spared. A deletion that was interrupted is finished. Names that
-    no space has are no error (`absent_names` has them). Raises BadInput without any criterion.
+    `policy` is a view (`spatial_2`), a policy for all of its draws, or `none`; `backbone` is the
+    name of a network, or `pictures`. `older_than` (`30d`, `12h`, `2w`) compares the time of the
+    newest shard. `max_size` (`20G`) selects the oldest matching spaces until the rest of the cache
+    is no larger. Spaces that a run in `runs`, or a run noted in the cache, was trained on are kept
+    unless `force`; spaces that a process is filling are always kept. Interrupted deletions are
+    completed. Names that match no space are not an error (see `absent_names`). Raises BadInput
+    without any criterion.
     """
     check_keywords(criteria, Criteria, "gc")
     opened = Cache(cache)
@@ -100,51 +101,51 @@ def gc(
         if max_size
         else None
     )
-    found = []
+    candidates = []
     for number, space in enumerate(chosen, 1):
         if surplus is not None and surplus <= 0:
             break
         progress(number, len(chosen), "gc")
-        stands = sorted({str(run) for run in used.get(space.name, [])})
-        kept = ""
-        if stands and not force:
-            kept = f"used by {len(stands)} run{'s' * (len(stands) > 1)}; --force deletes it anyway"
+        users = sorted({str(run) for run in used.get(space.name, [])})
+        reason = ""
+        if users and not force:
+            reason = f"used by {len(users)} run{'s' * (len(users) > 1)}; --force deletes it anyway"
         elif is_in_use(space):
-            kept = "a process is filling it"
-        # A living process may have begun to fill it only now.
-        deleted = delete and not kept and _delete(space)
-        if delete and not kept and not deleted:
-            kept = "a process is writing to it, or its disk has no locks"
-        if not kept and surplus is not None:
+            reason = "a process is filling it"
+        # A live process may have begun to fill it only now.
+        deleted = delete and not reason and _delete(space)
+        if delete and not reason and not deleted:
+            reason = "a process is writing to it, or its disk has no locks"
+        if not reason and surplus is not None:
             surplus -= space.size
-        found.append(
+        candidates.append(
             Candidate(
-                space.name, space.view, space.backbone, len(space.rows), space.size,
-                _last(space), stands, kept, deleted,
+                space=space.name, view=space.view, backbone=space.backbone, rows=len(space.rows),
+                bytes=space.size, last=_last(space), runs=users, kept=reason, deleted=deleted,
             )
         )  # fmt: skip
-    return found + _leftovers(opened, Path(runs), delete)
+    return candidates + _leftovers(opened, Path(runs), delete)
 
 
 def absent_names(
     cache: str | Path, policy: str | Sequence[str] = (), backbone: str | Sequence[str] = ()
 ) -> list[str]:
-    """What to say of each of these names that no space of the cache goes by."""
+    """A note for each of these names that matches no space of the cache."""
     spaces = Cache(cache).spaces()
     views = {name for space in spaces for name in (space.view, _policy(space))}
     networks = {name for space in spaces for name in _networks(space)}
-    given = [("policy", name, views) for name in listed(policy)]
-    given += [("backbone", name, networks) for name in listed(backbone)]
+    criteria = [("policy", name, views) for name in listed(policy)]
+    criteria += [("backbone", name, networks) for name in listed(backbone)]
     return [
         f"the cache holds no space of {kind} {name!r}; {nearest(name, known)}"
-        for kind, name, known in given
+        for kind, name, known in criteria
         if name not in known
     ]
 
 
 def _delete(space: Space) -> bool:
-    """Take a space away from every reader in one step, then delete its files. What a kill leaves
-    of it is a leftover, which the next gc deletes."""
+    """Hide a space from all readers in one step, then delete its files. A kill in between leaves a
+    leftover, which the next gc deletes."""
     with locked_for_deletion(space) as undisturbed:
         if undisturbed:
             space.store.delete_folder(space.folder)
@@ -152,28 +153,31 @@ def _delete(space: Space) -> bool:
 
 
 def _leftovers(cache: Cache, runs: Path, delete: bool) -> list[Candidate]:
-    """What killed commands left in a cache, beside it and in the runs; with `delete` that is gone
-    now."""
+    """What killed commands left in a cache, beside it and in the runs; with `delete`, what was
+    deleted of it."""
     if cache.store.local_folder is None:
         return []
     store = LocalStore(cache.store.local_folder)
     folders = [runs, *sorted(runs.iterdir())] if runs.is_dir() else []
     temporary = [path for folder in folders if folder.is_dir() for path in of_run(folder)]
     temporary = [path for path in temporary if durable.is_abandoned(path)]
-    found = [_leftover(path) for path in [*abandoned(cache), *store.unfinished(), *temporary]]
+    paths = [*abandoned(cache), *store.unfinished(), *temporary]
+    candidates = [_leftover(path) for path in paths]
     if not delete:
-        return found
-    gone = {path for path in temporary if durable.remove_abandoned(path)}
-    gone |= {*sweep(cache), *store.remove_unfinished(MARKER)}
-    return [replace(one, deleted=True) for one in found if Path(one.leftover) in gone]
+        return candidates
+    removed = {path for path in temporary if durable.remove_abandoned(path)}
+    removed |= {*sweep(cache), *store.remove_unfinished(MARKER)}
+    return [replace(c, deleted=True) for c in candidates if Path(c.leftover) in removed]
 
 
 def _leftover(path: Path) -> Candidate:
-    inside = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    size = sum(file.lstat().st_size for file in inside)
-    moment = datetime.datetime.fromtimestamp(path.lstat().st_mtime, datetime.UTC)
-    made = moment.isoformat(timespec="seconds")
-    return Candidate("", "", None, 0, size, made, [], "", False, str(path))
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    modified = datetime.datetime.fromtimestamp(path.lstat().st_mtime, datetime.UTC)
+    return Candidate(
+        space="", view="", backbone=None, rows=0, bytes=sum(f.lstat().st_size for f in files),
+        last=modified.isoformat(timespec="seconds"), runs=[], kept="", deleted=False,
+        leftover=str(path),
+    )  # fmt: skip
 
 
 def _policy(space: Space) -> str:
@@ -181,7 +185,7 @@ def _policy(space: Space) -> str:
 
 
 def _networks(space: Space) -> set[str]:
-    """The names that a space's network goes by."""
+    """The names of a space's network, with its aliases."""
     if space.backbone is None:
         return {"pictures"}
     model = str(space.key["backbone"]["name"])
@@ -202,15 +206,15 @@ def _moment(span: str) -> str:
 
 
 def _unknown_use(path: Path, what: str) -> DamagedRun:
-    remedy = "what this run uses can't be spared; mend or remove it, or give another --runs"
+    remedy = "the spaces that it uses are unknown; repair or remove the run, or give another --runs"
     return damaged_run(path, what, remedy)
 
 
 def _runs_in(folder: Path) -> dict[str, list[Path]]:
-    """The spaces that the runs in a folder were trained on; finished or not."""
-    found: dict[str, list[Path]] = {}
+    """The runs in a folder, finished or not, by the spaces that they were trained on."""
+    users: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*/run.json")):
         for spaces in read_record(path.parent, _unknown_use).spaces.values():
             for space in spaces:
-                found.setdefault(space, []).append(path.parent.absolute())
-    return found
+                users.setdefault(space, []).append(path.parent.absolute())
+    return users
