@@ -220,7 +220,7 @@ def test_a_class_with_a_splits_word_in_its_name_is_a_class_and_noted(make):
     dataset = open_dataset(make("bullet_train/1.jpg", "test tube/2.jpg", "cat/3.jpg"))
     assert dataset.classes == ("bullet_train", "cat", "test tube")
     assert dataset.notes == (
-        "taken for classes, though a split's word is in their names: bullet_train, test tube",
+        "used as classes, although their names contain a split's name: bullet_train, test tube",
     )
 
 
@@ -535,7 +535,7 @@ def test_csv_in_the_working_directory_without_splits(make, monkeypatch):
         ("path,label,split\n1.jpg,a,trainval\n", "unknown split 'trainval'"),
         (
             "path,label\n" + "".join(f"no{i}.jpg,a\n" for i in range(7)),
-            r"7 files are not there: no0.jpg \(line 2\), .*no4.jpg \(line 6\) and 2 more",
+            r"7 files do not exist: no0.jpg \(line 2\), .*no4.jpg \(line 6\) and 2 more",
         ),
     ],
 )

@@ -1,4 +1,5 @@
-"""What a layout gives: the images of a dataset as they are listed, before labels are numbered."""
+"""The result of a layout: the images of a dataset as they are listed, before labels are
+numbered."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from featurecache.errors import BadInput
 from featurecache.images.samples import MAX_FILE, Member
 from featurecache.storage.stored_file import StoredFile, open_file
 
-_MAX_SHOWN = 5  # names of a long list that an error message shows
+_MAX_SHOWN = 5  # names of a long list in an error message
 
 
 class Entry(NamedTuple):
-    """An image: its split, class name (None where it has no label), where its bytes are, its id."""
+    """An image: its split, class name (None without a label), the source of its bytes, its id."""
 
     split: str
     label: str | None
@@ -25,8 +26,8 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What was found at `root`. `words` are readable names of classes, of others too; `notes` say
-    what looks like a part of the dataset and is not, or is not used, one sentence each."""
+    """The images at `root`. `words` are readable names of classes, perhaps also of absent ones;
+    `notes` are sentences about what looks like a part of the dataset and is not used."""
 
     root: str
     layout: str
@@ -36,7 +37,7 @@ class Contents:
 
 
 def read_text(path: Path | StoredFile) -> str:
-    """A UTF-8 text file, a byte order mark left out. Raises BadInput."""
+    """The text of a UTF-8 file, without a byte order mark. Raises BadInput."""
     try:
         with open_file(path, MAX_FILE) as (file, size):
             return file.read(size).decode("utf-8-sig")
@@ -45,6 +46,6 @@ def read_text(path: Path | StoredFile) -> str:
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first of a list of names, and how many more there are."""
+    """The first few names, and the number of the others."""
     text = ", ".join(names[:_MAX_SHOWN])
     return text + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")

@@ -58,10 +58,10 @@ def csv_file(path: Path | StoredFile) -> Contents:
         inside = not elsewhere and file.startswith(f"{folder}{os.sep}")
         name = Path(file).relative_to(folder).as_posix() if inside else listed_path
         entries.append(Entry(split, label, file, name if elsewhere else Path(name).as_posix()))
-        if not elsewhere and not os.path.lexists(file):  # else reading it says so
+        if not elsewhere and not os.path.lexists(file):  # others are reported when they are read
             missing.append(f"{listed_path} (line {line})")
     if missing:
-        raise BadInput(f"{path}: {len(missing)} files are not there: {first_few(missing)}")
+        raise BadInput(f"{path}: {len(missing)} files do not exist: {first_few(missing)}")
     if not entries:
         raise BadInput(f"{path}: holds no rows; expected a line of path,label[,split] per image")
     notes = [f"columns that are not used: {first_few([*map(repr, unused)])}"] * bool(unused)
@@ -72,26 +72,26 @@ def csv_file(path: Path | StoredFile) -> Contents:
 
 
 def tables_in(folder: Path) -> Iterator[Path]:
-    """The CSV files right in a folder that have the columns of a dataset."""
+    """The CSV files directly in a folder that have the columns of a dataset."""
     for name in sorted(path.name for path in folder.iterdir()):
         if name.lower().endswith(".csv") and not name.startswith("."):
             try:
                 with open_regular(folder / name, MAX_FILE) as (file, _):
                     head = file.readline(_MAX_HEADER).decode("utf-8-sig")
             except (OSError, UnicodeDecodeError):
-                continue  # not asked for: reading it would say
+                continue  # the user did not name this file, so it is no error
             if {"path", "label"} <= {column_of(column) for column in head.split(",")}:
                 yield folder / name
 
 
 def _rows(path: Path | StoredFile, unused: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row with its values stripped) of each row of a CSV file with a header; columns
-    that are not used are added to `unused`."""
+    """(line number, row with its values stripped) of each row of a CSV file with a header. Adds
+    the columns that are not used to `unused`."""
     reader = csv.reader(io.StringIO(read_text(path)), strict=True)
     try:
         header = _header(path, next(reader, []))
         unused += [name for name in header if name not in COLUMNS]
-        # Columns that hold names of splits and nothing else so far, and those that hold one.
+        # Columns that hold only names of splits so far, and those that hold at least one.
         unread = set() if "split" in header else set(unused)
         named: set[str] = set()
         for values in reader:
@@ -113,8 +113,8 @@ def _rows(path: Path | StoredFile, unused: list[str]) -> Iterator[tuple[int, dic
 
 
 def _header(path: Path | StoredFile, names: Sequence[str]) -> list[str]:
-    """The names of the columns. Raises BadInput where one of COLUMNS is missing, or may be meant by
-    a name that is not it."""
+    """The names of the columns. Raises BadInput if one of COLUMNS is missing, or if another name
+    may stand for it."""
     if len(names) == 1 and len(re.split("[;\t|]", names[0])) > 1:
         raise BadInput(
             f"{path} line 1: its columns are not separated by commas; write it with commas"

@@ -28,7 +28,7 @@ def class_folders(tree: Tree, folder: str) -> Iterator[tuple[str, str]]:
     stray = tree.stray(folder)
     if stray:
         raise BadInput(
-            f"{stray}: an image outside the class folders ({len(top.pictures)} such); "
+            f"{stray}: an image outside the class folders (1 of {len(top.pictures)}); "
             f"move it into the folder of its class{_way_out(folder)}"
         )
     if not top.folders:
@@ -38,7 +38,7 @@ def class_folders(tree: Tree, folder: str) -> Iterator[tuple[str, str]]:
     for name in top.folders:
         if split_folders_of(tree.top(f"{folder}/{name}").folders):
             raise BadInput(
-                f"{folder}/{name} holds split folders, so it is a dataset and no class; "
+                f"{folder}/{name} holds split folders, so it is a dataset, not a class; "
                 f"give --data {folder}/{name}"
             )
     for name in top.folders:
@@ -54,7 +54,7 @@ def class_folders(tree: Tree, folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _way_out(folder: str) -> str:
-    """What to do where a folder is named by a split and was meant as a class."""
+    """A hint for a folder that is named like a split but was meant as a class."""
     name = folder.rpartition("/")[2]
     if split_of(name) is None:
         return ""
@@ -65,14 +65,14 @@ def _way_out(folder: str) -> str:
 
 
 def class_notes(tree: Tree, root: str) -> list[str]:
-    """Which class folders may be none: those with a split's word in their names, and those that
-    hold the same folders, as `fold1/cat` and `fold2/cat`."""
+    """Notes on class folders that may not be classes: those with the word for a split in their
+    names, and those that hold the same folders, such as `fold1/cat` and `fold2/cat`."""
     notes = []
     classes = tree.top(root).folders
     named = [name for name in classes if splits_in(name) or is_undecided(name)]
     if named:
         names = first_few(named)
-        notes.append(f"taken for classes, though a split's word is in their names: {names}")
+        notes.append(f"used as classes, although their names contain a split's name: {names}")
     inner = {tuple(tree.listing(f"{root}/{name}").folders) for name in classes}
     if len(classes) > 1 and len(inner) == 1 and len(*inner) > 1:
         alike = first_few([name for names in inner for name in names])
@@ -122,9 +122,9 @@ def split_folders(tree: Tree, root: str) -> list[Entry]:
     for split, name in folder_of.items():
         folder = _classes_in(tree, f"{root}/{name}")
         inside = tree.top(folder)
-        odd = inside.pictures and all(map(is_picture, inside.folders))  # no classes, surely
+        has_no_classes = inside.pictures and all(map(is_picture, inside.folders))
         plain = [is_plain_folder(inner) and inner not in classes for inner in inside.folders]
-        if split == "test" and (odd or all(plain)):
+        if split == "test" and (has_no_classes or all(plain)):
             listed += entries(root, "test", unlabelled(tree, folder))
         else:
             listed += entries(root, split, class_folders(tree, folder))
@@ -132,8 +132,8 @@ def split_folders(tree: Tree, root: str) -> list[Entry]:
 
 
 def _classes_in(tree: Tree, folder: str) -> str:
-    """The folder that holds the class folders of a split: the split's own, or an only one in it
-    that is called `images` or the like and holds nothing but folders."""
+    """The folder that holds the class folders of a split: the split's folder, or its only
+    sub-folder if that is called `images` or the like and holds only folders."""
     top = tree.top(folder)
     if len(top.folders) == 1 and not top.pictures and is_plain_folder(top.folders[0]):
         inner = f"{folder}/{top.folders[0]}"

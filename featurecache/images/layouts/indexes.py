@@ -1,12 +1,12 @@
-"""Indexes: a dataset as a Parquet file, one row for each sample, with its item.
+"""Indexes: a dataset as a Parquet file, one row per sample, with its item.
 
-Who has one needs no listing, no hashing and no Python object for each image: `--data tiles.parquet`
-plans ten million images in seconds. What an index says of an image's bytes is believed until they
-are read (views.original): nothing is stored of a file that was edited since.
+With an index nothing is listed or hashed, and no Python object is made per image:
+`--data tiles.parquet` plans ten million images in seconds. The items of an index are checked when
+the images are read (views.original), so no row of an image that changed since is stored.
 
 Columns: `id` and `split` (text), `label` (text; null only in split test), `item` (32 bytes), and
-`path` (text: relative to the file's folder, absolute, or s3://… and the like). The order is that of
-a dataset: split in the order train, val, test, then id.
+`path` (text: relative to the file's folder, absolute, or a URL such as s3://…). Rows are in the
+order of a dataset: by split in the order train, val, test, then by id.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from featurecache.text import one_line
 
 COLUMNS = ("id", "split", "label", "path", "item")
 File = Path | StoredFile
-_ROWS = 1 << 17  # of a row group
+_ROWS = 1 << 17  # per row group
 
 
 class Indexed(Sequence[Sample]):
-    """The samples of an index from place `start` on. What is 32 bytes or a number of each is held;
-    names are read from the file, a row group at a time, as samples are asked for."""
+    """The samples of an index from position `start` on. Items, labels and splits are in memory;
+    names are read from the file when samples are accessed, one row group at a time."""
 
     def __init__(
         self, file: _Names, labels: np.ndarray, splits: np.ndarray, items: Items, start: int = 0
     ) -> None:
         self._file, self._start = file, start
         self.labels = labels  # (N,) int32; -1 for none
-        self.splits = splits  # (N,) int8, places in SPLITS
+        self.splits = splits  # (N,) int8, positions in SPLITS
         self.items = items
 
     def __len__(self) -> int:
@@ -72,14 +72,14 @@ class Indexed(Sequence[Sample]):
             yield Sample(name, None if label < 0 else label, SPLITS[split], source)
 
     def split(self, name: str) -> Sequence[Sample]:
-        """The samples of one split, which lie together."""
+        """The samples of one split, which are contiguous."""
         first, last = np.searchsorted(self.splits, [SPLITS.index(name), SPLITS.index(name) + 1])
         return self[int(first) : int(last)]
 
 
 class _Names:
-    """The ids and sources of an index; the row group that was asked for last is kept. Threads may
-    ask at once: a ParquetFile has one reader's state."""
+    """The ids and sources of an index. The last row group stays in memory. Thread-safe, which a
+    ParquetFile is not."""
 
     def __init__(self, path: File) -> None:
         self.path = path.absolute() if isinstance(path, Path) else path
@@ -120,7 +120,7 @@ class _Names:
             return self._group[1:]
 
     def between(self, start: int, stop: int) -> Iterator[tuple[str, File]]:
-        _ = self.file  # which knows where row groups end
+        _ = self.file  # sets self._ends
         while start < stop:
             group = int(np.searchsorted(self._ends, start, side="right")) - 1
             first, end = int(self._ends[group]), min(stop, int(self._ends[group + 1]))
@@ -166,7 +166,7 @@ def read_index(path: File) -> tuple[Indexed, tuple[str, ...]]:
             last = _sorted_after(last, splits[start:stop], columns["id"], path)
             start = stop
         if start != count:
-            raise ValueError(f"{count:,} rows are named, {start:,} are there")
+            raise ValueError(f"{start:,} rows, but the metadata says {count:,}")
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise BadInput(
             f"{path}: not an index ({one_line(error)}); `featurecache index` writes one, with the "
@@ -186,7 +186,7 @@ def read_index(path: File) -> tuple[Indexed, tuple[str, ...]]:
 
 
 def _check_columns(schema: Any, path: File) -> None:
-    """Raise BadInput, or KeyError, where a column is not there or holds no text."""
+    """Raise KeyError if a column is missing, BadInput if it does not hold text."""
     pa, _, _ = _arrow(path)
     for name in COLUMNS[:4]:
         kind = schema.field(name).type
@@ -198,8 +198,8 @@ def _check_columns(schema: Any, path: File) -> None:
 
 
 def _numbers(column: Any, codes: Mapping[str | None, int]) -> np.ndarray:
-    """The number of each text of a column; -1 for one that has none."""
-    if hasattr(column, "dictionary_decode"):  # a table that others wrote: null may be in either
+    """The code of each text of a column; -1 without one."""
+    if hasattr(column, "dictionary_decode"):  # other writers may have dictionaries with nulls
         column = column.dictionary_decode()
     encoded = column.dictionary_encode(null_encoding="encode")
     table = [codes.get(name, -1) for name in encoded.dictionary.to_pylist()]
@@ -210,8 +210,8 @@ def _numbers(column: Any, codes: Mapping[str | None, int]) -> np.ndarray:
 def _sorted_after(
     last: tuple[int, str], splits: np.ndarray, ids: Any, path: File
 ) -> tuple[int, str]:
-    """The last (split, id) of a group of rows; raises BadInput where they are not sorted, or do not
-    come after `last`."""
+    """The last (split, id) of a group of rows. Raises BadInput if the rows are not sorted, or not
+    greater than `last`."""
     _, pc, _ = _arrow(path)
     count = len(ids)
     following = pc.less(ids.slice(0, count - 1), ids.slice(1)).to_numpy(zero_copy_only=False)
@@ -227,7 +227,7 @@ def _sorted_after(
 
 def _opened(path: File) -> Any:
     _, _, pq = _arrow(path)
-    checked = {"page_checksum_verification": True}  # where there are checksums: not in older ones
+    checked = {"page_checksum_verification": True}  # older indexes have no checksums
     if isinstance(path, StoredFile):  # its row groups are read when they are needed
         return pq.ParquetFile(path.open(), **checked)
     return pq.ParquetFile(path, memory_map=True, **checked)
@@ -236,9 +236,9 @@ def _opened(path: File) -> Any:
 def write_index(
     out: Path, samples: Sequence[Sample], items: Items, classes: Sequence[str], to: Path
 ) -> int:
-    """Write to the file `to` the samples whose items are known, in their order; gives how many.
-    Paths below the folder of `out`, where it will be, are written relative to it. Raises BadInput,
-    MissingExtra."""
+    """Write the samples whose items are known to the file `to`, in order, and return their number.
+    `out` is the index's final path: paths below its folder are written relative to it. Raises
+    BadInput, MissingExtra."""
     pa, _, pq = _arrow(out)
     schema = pa.schema(
         [(name, pa.large_string()) for name in COLUMNS[:4]] + [("item", pa.binary(32))]

@@ -1,4 +1,5 @@
-"""Walking folders: what each holds of interest, all pictures below one, what is passed over."""
+"""Walking folders: the sub-folders and pictures of each, all pictures below one, and what is
+skipped."""
 
 from __future__ import annotations
 
@@ -19,16 +20,16 @@ from featurecache.images.layouts.own_output import (
 )
 from featurecache.images.names import is_foreign, is_picture
 
-MAX_DEPTH = 64  # folders in folders: more than anyone has, less than Python can recurse
-_MAX_VISITS = 64  # of one folder: links that part and meet again double the paths at every step
-_OWN = "written by featurecache"
+MAX_DEPTH = 64  # nested folders: more than real datasets have, less than Python can recurse
+_MAX_VISITS = 64  # of one folder: links that fork and join double the number of paths at each level
+_OUTPUT = "written by featurecache"
 _FOREIGN = "folders of other systems"
 _TARS = "tar files among folders of images"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What one folder holds of interest: names of sub-folders and of pictures, sorted."""
+    """The sorted names of the sub-folders and pictures of one folder."""
 
     folders: list[str]
     pictures: list[str]
@@ -36,14 +37,14 @@ class Listing:
 
 
 class Tree:
-    """Reads the folders of a dataset, each once, and keeps account of what it passes over."""
+    """Reads each folder of a dataset once, and records what it skips."""
 
     def __init__(self) -> None:
         self._listings: dict[str, Listing] = {}
         self.passed_over: dict[str, str] = {}  # path -> what it is
 
     def listing(self, folder: str) -> Listing:
-        """What is in a folder. Raises BadInput."""
+        """The contents of a folder. Raises BadInput."""
         if folder not in self._listings:
             self._listings[folder] = self._list(folder)
         return self._listings[folder]
@@ -61,7 +62,7 @@ class Tree:
                             self.passed_over[f"{folder}/{name}"] = _FOREIGN
                         else:
                             folders.append(name)
-                    elif is_picture(name):  # whatever it is: reading it says
+                    elif is_picture(name):  # even if it can't be read, which is reported then
                         pictures.append(name)
                     elif name.lower().endswith(".tar"):
                         self.passed_over[f"{folder}/{name}"] = _TARS
@@ -74,48 +75,48 @@ class Tree:
             own_pictures.add(SHEET)
         if own_pictures:
             drawn = {name.removesuffix(".png") + ".svg" for name in own_pictures} & set(others)
-            self.passed_over |= {f"{folder}/{name}": _OWN for name in own_pictures | drawn}
+            self.passed_over |= {f"{folder}/{name}": _OUTPUT for name in own_pictures | drawn}
             pictures = [name for name in pictures if name not in own_pictures]
         is_own = any(is_marker(folder, name) for name in others)
         return Listing(sorted(folders), sorted(pictures), is_own)
 
     def top(self, folder: str) -> Listing:
-        """`listing`, with the sub-folders left out that hold nothing but what featurecache writes:
-        caches, runs, studies, and folders of them."""
+        """`listing` without the sub-folders that hold only output of featurecache: caches, runs,
+        studies, and folders of these."""
         listing = self.listing(folder)
         folders = [name for name in listing.folders if not self.is_own(f"{folder}/{name}")]
         return Listing(folders, listing.pictures, listing.is_own)
 
     def is_own(self, folder: str) -> bool:
-        """Does a folder hold what featurecache has written, and no picture besides?"""
+        """Whether a folder holds output of featurecache and no other pictures."""
         if not self.listing(folder).is_own:
             if next(self.pictures(folder), None) is not None:
                 return False
             default = folder.rpartition("/")[2] in DEFAULT_FOLDERS
             if not default and not any(self.own_below(folder)):
                 return False
-        self.passed_over[folder] = _OWN
+        self.passed_over[folder] = _OUTPUT
         return True
 
     def own_below(self, folder: str) -> Iterator[str]:
-        """The paths below a folder that were passed over as featurecache's own."""
+        """The paths below a folder that were skipped as output of featurecache."""
         inside = f"{folder}/"
         return (
             path
             for path, what in self.passed_over.items()
-            if what == _OWN and path.startswith(inside)
+            if what == _OUTPUT and path.startswith(inside)
         )
 
     def stray(self, folder: str) -> str | None:
-        """The first of the pictures right in a folder that is not a contact sheet of ours."""
+        """The first picture directly in a folder that is not a contact sheet of featurecache."""
         for name in self.listing(folder).pictures:
             if not is_sheet(f"{folder}/{name}"):
                 return f"{folder}/{name}"
-            self.passed_over[f"{folder}/{name}"] = _OWN
+            self.passed_over[f"{folder}/{name}"] = _OUTPUT
         return None
 
     def pictures(self, folder: str) -> Iterator[str]:
-        """The paths of all pictures below `folder`, but for what is passed over."""
+        """The paths of all pictures below `folder` that are not skipped."""
         return self._below(folder, (), Counter())
 
     def _below(self, folder: str, above: tuple[str, ...], visits: Counter[str]) -> Iterator[str]:
@@ -131,7 +132,7 @@ class Tree:
             )
         listing = self.listing(folder)
         if listing.is_own:
-            self.passed_over[folder] = _OWN
+            self.passed_over[folder] = _OUTPUT
             return
         for name in listing.pictures:
             yield f"{folder}/{name}"
@@ -141,12 +142,12 @@ class Tree:
                 empty = False
                 yield picture
             if empty and is_picture(name) and f"{folder}/{name}" not in self.passed_over:
-                yield f"{folder}/{name}"  # is meant to be a picture, and will be reported
+                yield f"{folder}/{name}"  # has the name of a picture, so it will be reported
 
     def notes(self, root: str) -> list[str]:
-        """What was passed over, a sentence for each kind."""
+        """Notes on what was skipped, one per kind."""
         notes = []
-        for what in (_OWN, _FOREIGN, _TARS):
+        for what in (_OUTPUT, _FOREIGN, _TARS):
             paths = [path for path, kind in self.passed_over.items() if kind == what]
             outer = [p for p in sorted(paths) if not _is_inside(p, self.passed_over)]
             if outer:
@@ -166,5 +167,5 @@ def _is_inside(path: str, folders: dict[str, str]) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that may not be entered: reading it says
+    except OSError:  # a link to itself, or into a forbidden folder: reported when it is read
         return False

@@ -1,9 +1,9 @@
-"""What featurecache writes, recognised where it lies among the images of a dataset.
+"""Output of featurecache, recognised among the images of a dataset.
 
 A cache has `CACHE.json`, a run `run.json`, a folder of TensorBoard its events. The picture NAME.png
-of a study has NAME.svg and NAME.json beside it, which names the study. A contact sheet says in its
-first bytes who drew it; one that an earlier version drew is recognised by its name and its size.
-Exports, reports and indexes are no pictures.
+of a study has NAME.svg and NAME.json beside it; the JSON file names the study. A contact sheet
+names featurecache in its first bytes; one from an earlier version is recognised by its name and
+size. Exports, reports and indexes are not pictures.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from featurecache.errors import BadInput
 from featurecache.storage.safe_open import open_regular
 
 DEFAULT_FOLDERS = {"data", "runs", "study"}  # the defaults of --cache, --runs and --out
-EVENTS = "events.out.tfevents"  # how the names of TensorBoard's files begin
+EVENTS = "events.out.tfevents"  # the start of the names of TensorBoard's files
 SHEET = "sheet.png"  # the default name of a contact sheet
-MARK = "featurecache"  # the software that a picture of ours names
-TILE, GAP = 128, 4  # pixels, of a contact sheet: of a picture, both sides, and between them
-_HEAD = 4096  # bytes of a file that are looked at
+MARK = "featurecache"  # the software that our pictures name
+TILE, GAP = 128, 4  # pixels of a contact sheet: the side of a picture, the gap between two
+_HEAD = 4096  # bytes of a file that are read
 _MAX_FILE = 1 << 30
-_STUDY = (b'{\n "study": "', b'{"study": "')  # how the JSON of a study begins
+_STUDY = (b'{\n "study": "', b'{"study": "')  # starts of the JSON of a study
 
 
 def is_marker(folder: str, name: str) -> bool:
-    """Does a file tell that its folder is a cache or a run? Other tools write a `run.json` too, and
-    one of ours may be damaged."""
+    """Whether a file marks its folder as a cache or a run. Other tools write a `run.json` too, and
+    ours may be damaged."""
     if name != "run.json":
         return name == "CACHE.json" or name.startswith(EVENTS)
     head = _head(f"{folder}/{name}")
@@ -35,7 +35,7 @@ def is_marker(folder: str, name: str) -> bool:
 
 
 def study_pictures(folder: str, pictures: Iterable[str], others: Iterable[str]) -> set[str]:
-    """Those of the pictures of a folder that a study has drawn; `others` are its other files."""
+    """The pictures of a folder that a study has drawn; `others` are the folder's other files."""
     names = {name.removesuffix(".svg") for name in others if name.endswith(".svg")}
     drawn = names & {name.removesuffix(".json") for name in others if name.endswith(".json")}
     return {
@@ -47,7 +47,7 @@ def study_pictures(folder: str, pictures: Iterable[str], others: Iterable[str]) 
 
 
 def is_sheet(path: str) -> bool:
-    """Is a picture a contact sheet or a figure of ours?"""
+    """Whether a picture is a contact sheet or a figure of featurecache."""
     head = _head(path)
     if MARK.encode() in head[:512]:
         return True
@@ -59,7 +59,7 @@ def is_sheet(path: str) -> bool:
 
 
 def _head(path: str) -> bytes:
-    """The first bytes of a file; none where it can't be read, which reading it will say."""
+    """The first bytes of a file; empty if it can't be read, which is reported elsewhere."""
     try:
         with open_regular(Path(path), _MAX_FILE) as (file, _):
             return file.read(_HEAD)

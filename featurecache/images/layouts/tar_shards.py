@@ -1,12 +1,11 @@
-"""Tar shards, as webdataset lays them out: `KEY.jpg` beside `KEY.cls`, a thousand or so in a file.
+"""Tar shards in the layout of webdataset: `KEY.jpg` beside `KEY.cls`, about a thousand per file.
 
-The class is what `KEY.cls` says: a number or a name. The split is the one whose word stands in the
-shard's name, or in that of its folder (`imagenet-train-0001.tar`, `val/0001.tar`); else it is
-train. Images are read from the shard where they lie, by offset; of a shard in an object store just
-those bytes.
+`KEY.cls` holds the class, a number or a name. The split is the one whose word is in the name of the
+shard or of its folder (`imagenet-train-0001.tar`, `val/0001.tar`); otherwise it is train. Images
+are read from the shard by offset; for a shard in an object store, only those bytes are requested.
 
-An archive ends with a block of zeros after its last member; two of them by the standard, one by
-some writers. One without is refused, since it may have been cut between two members.
+An archive ends with a block of zeros after its last member: two by the standard, one from some
+writers. An archive without one is refused, since it may have been cut between two members.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ _BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
 _MAX_SHARDS = 1_000_000
 _ARCHIVES = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".zip", ".7z", ".rar")
 _BLOCK = tarfile.BLOCKSIZE
-_PIECE = 1 << 20  # bytes that are read at a time behind the end of an archive
-_COMPRESSED = {  # how files begin that are no plain tar
+_PIECE = 1 << 20  # bytes per read after the end of an archive
+_COMPRESSED = {  # first bytes of compressed files
     b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"(\xb5/\xfd": "zstd", b"PK": "zip",
 }  # fmt: skip
 
 
-_CUT = ("unexpected end", "truncated", "empty", "end of file")  # what tarfile says of a cut one
+_CUT = ("unexpected end", "truncated", "empty", "end of file")  # tarfile's words for a cut file
 
 
 class _Refused(Exception):
@@ -59,24 +58,24 @@ class _Refused(Exception):
 
 
 def is_tar(name: str) -> bool:
-    """Has a file of this name the ending of a tar shard?"""
+    """Whether a file name has the suffix of a tar shard."""
     return name.lower().endswith(".tar")
 
 
 def is_archive(name: str) -> bool:
-    """Has a file of this name the ending of an archive that can't be read where it lies?"""
+    """Whether a file name has the suffix of an archive that must be unpacked first."""
     return name.lower().endswith(_ARCHIVES)
 
 
 def archives_beside(folder: Path) -> list[str]:
-    """The names of files in a folder that hold or held a tar file, and are no shard: packed ones,
-    and parts of a copy, as `0.tar.gz` and `0.tar.part`."""
+    """The names of files in a folder that contain tar files but are not shards: compressed ones,
+    and parts of a copy, such as `0.tar.gz` and `0.tar.part`."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     return [n for n in names if not is_tar(n) and (is_archive(n) or ".tar" in n.lower())]
 
 
 def shard_paths(data: str | Path) -> list[File]:
-    """The tar files that `data` means: one, `NAME-{000..099}.tar`, or those of a folder and of its
+    """The tar files at `data`: one file, `NAME-{000..099}.tar`, or those of a folder and of its
     sub-folders."""
     text = str(data)
     match = _BRACES.fullmatch(text)
@@ -96,11 +95,11 @@ def shard_paths(data: str | Path) -> list[File]:
 
 
 def _below(folder: File, depth: int = 0) -> Iterator[File]:
-    """The tar files in a folder, and in its sub-folders of two levels."""
+    """The tar files in a folder, and in two levels of sub-folders."""
     listing = folder if isinstance(folder, StoredFile) else StoredFile(LocalStore(folder), "")
     for name in names_in(listing.store, listing.key):
         path = folder / name
-        if name.startswith("."):  # of a copy that is under way, or another system's
+        if name.startswith("."):  # an unfinished copy, or a file of another system
             continue
         if is_tar(name):
             yield path
@@ -112,7 +111,7 @@ def _below(folder: File, depth: int = 0) -> Iterator[File]:
 
 
 def tar_shards(data: str, paths: Sequence[File]) -> Contents:
-    """The images of the tar files `paths`, which `data` means. Raises BadInput."""
+    """The images of the tar files `paths` of the dataset `data`. Raises BadInput."""
     if not paths:
         raise BadInput(f"{data}: holds no .tar shards")
     root = locate(data)
@@ -136,13 +135,13 @@ def tar_shards(data: str, paths: Sequence[File]) -> Contents:
 
 
 def _split_of(shard: File, root: File) -> str | None:
-    """The split that a shard's name tells, or that of its folder; None where neither does. Raises
-    BadInput where they tell several."""
+    """The split in the name of a shard or of its folder; None if neither contains one. Raises
+    BadInput if they contain several."""
     own_splits, folder = splits_in(shard.stem), shard.parent.name
     if _is_inside(shard.parent, root):  # a folder of the dataset itself
         splits = {*own_splits, *splits_in(folder)}
         unclear = is_undecided(shard.stem) or is_undecided(folder)
-    else:  # what lies above the dataset may be called anything
+    else:  # folders above the dataset may have any name
         splits = set(own_splits) or {split for split in [split_of(folder)] if split}
         unclear = is_undecided(shard.stem)
     if unclear or len(splits) > 1:
@@ -153,7 +152,7 @@ def _split_of(shard: File, root: File) -> str | None:
 
 
 def _members(shard: File, split: str, root: File, lacking: list[str]) -> Iterator[Entry]:
-    """The images of one shard; labels without one are added to `lacking`."""
+    """The images of one shard. Adds labels without an image to `lacking`."""
     labels: dict[str, str] = {}
     members: list[tuple[str, str, Member]] = []
     try:
@@ -186,7 +185,7 @@ def _members(shard: File, split: str, root: File, lacking: list[str]) -> Iterato
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    """The class that a .cls file names, a byte order mark left out."""
+    """The class in a .cls file, without a byte order mark."""
     if member.size > _MAX_LABEL:
         raise _Refused(f"{member.name} has {member.size:,} bytes, more than a class name has")
     reader = tar.extractfile(member)
@@ -198,8 +197,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 @contextlib.contextmanager
 def _opened(shard: File) -> Iterator[BinaryIO]:
-    """A shard, open for reading: of one that is a pipe nobody would ever see the end. Raises
-    OSError."""
+    """A shard, open for reading. Pipes, which might never end, are refused. Raises OSError."""
     if isinstance(shard, StoredFile):
         with shard.open() as file:
             yield file
@@ -216,14 +214,14 @@ def _is_inside(file: File, folder: File) -> bool:
 
 
 def _stem(shard: File, root: File) -> str:
-    """What tells a shard of a dataset from the others: its path below the root, without `.tar`."""
+    """The unique name of a shard in its dataset: its path below the root, without `.tar`."""
     if isinstance(shard, Path) and isinstance(root, Path) and root in shard.parents:
         return shard.relative_to(root).with_suffix("").as_posix()
-    return shard.stem  # in a store they lie in one folder
+    return shard.stem  # in an object store
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """The member that has the bytes of one; a hard link has those of an earlier one."""
+    """The member that holds the bytes of `info`: for a hard link, an earlier one."""
     if info.islnk():
         try:
             info = tar.getmember(info.linkname)
@@ -241,7 +239,7 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _check_end(file: BinaryIO, offset: int) -> None:
-    """Raise _Refused where an archive does not end at `offset`, where no member follows."""
+    """Raise _Refused unless an archive ends at `offset`, after its last member."""
     file.seek(offset)
     block = file.read(_BLOCK)
     if len(block) < _BLOCK:

@@ -1,4 +1,4 @@
-"""Tiny ImageNet as it comes.
+"""Tiny ImageNet in its original layout.
 
 ROOT/train/WNID/images/*.JPEG, ROOT/val/val_annotations.txt, ROOT/test/images, ROOT/words.txt
 """
@@ -47,7 +47,7 @@ def tiny_imagenet(tree: Tree, root: str) -> list[Entry]:
 
 
 def readable_names(path: Path) -> dict[str, str]:
-    """words.txt, wnid<TAB>readable names, as a dict; empty where there is none."""
+    """words.txt, wnid<TAB>readable names, as a dict; empty if the file does not exist."""
     if not path.is_file():
         return {}
     pairs = (line.partition("\t") for line in read_text(path).split("\n"))

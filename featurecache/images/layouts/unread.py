@@ -1,4 +1,4 @@
-"""Pictures in a dataset's folders that are not part of it because of their names."""
+"""Pictures in the folders of a dataset that are not samples because of their names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from featurecache.images.names import is_picture
 from featurecache.images.signatures import HEAD, is_unread_picture
 from featurecache.storage.safe_open import open_regular
 
-_MAX_OTHER = 1 << 50  # bytes of a file of which the first few are read
+_MAX_OTHER = 1 << 50  # bytes; only the first few are read
 
 
 def unread_pictures(root: str) -> dict[str, int]:
-    """Suffix -> number of the pictures below `root` that are no samples. Raises BadInput."""
+    """Suffix -> number of the pictures below `root` that are not samples. Raises BadInput."""
     counts: Counter[str] = Counter()
     tree, waiting, seen = Tree(), [root], set()
     while waiting:
@@ -39,5 +39,5 @@ def _head(path: Path) -> bytes:
     try:
         with open_regular(path, _MAX_OTHER) as (file, _):
             return file.read(HEAD)
-    except OSError:  # nothing that could be read as a picture: its name decides
+    except OSError:  # its name decides
         return b""
