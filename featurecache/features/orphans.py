@@ -1,7 +1,7 @@
-"""What killed processes leave in a cache: harmless to every reader, and deleted only under a lock.
+"""Leftovers of killed processes in a cache: harmless to all readers, and deleted only under a lock.
 
-Temporary files, data files whose record was never linked, lock files, half-deleted spaces. Files
-that featurecache did not name are left alone.
+They are temporary files, data files whose record was never linked, lock files and half-deleted
+spaces. Files with other names are never deleted.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ _DATA = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}\.h5")
 
 
 def leftovers(cache: Cache) -> list[str]:
-    """The paths of files (and half-deleted spaces) that no record names, whether their processes
-    are alive or dead."""
+    """The paths of files and half-deleted spaces that no record names, of live processes and dead
+    ones."""
     names = (name for folder in _folders(cache.store) for name in _in(cache.store, folder))
     return sorted(map(cache.store.locate, names))
 
 
 def abandoned(cache: Cache) -> list[Path]:
-    """The leftovers of processes that are gone: those that `sweep` would delete."""
+    """The leftovers of dead processes: those that `sweep` would delete."""
     return _of_the_dead(cache.store, _is_abandoned)
 
 
 def sweep(cache: Cache) -> list[Path]:
-    """Delete the leftovers of processes that are gone, and return their paths. Without locks
-    nothing is deleted."""
+    """Delete the leftovers of dead processes, and return their paths. Without locks nothing is
+    deleted."""
     deleted = _of_the_dead(cache.store, _remove)
     sweep_locks(cache)
     return deleted
 
 
 def _of_the_dead(store: Store, is_match: Callable[[Path], bool]) -> list[Path]:
-    """The matching leftovers in folders that no live process is adding to. A commit holds its
-    folder until its record is there, so they are listed, and used, while the folder is locked: what
-    was a leftover before may be named by a record by then."""
+    """The leftovers that match, in folders that no live process is adding to. A commit holds its
+    folder until its record is linked. So leftovers are listed and deleted while the folder is
+    locked: a file that was a leftover before may by then have a record."""
     root = store.local_folder
     if root is None:
         return []
@@ -58,7 +58,8 @@ def _of_the_dead(store: Store, is_match: Callable[[Path], bool]) -> list[Path]:
 
 
 def sweep_locks(cache: Cache) -> None:
-    """Delete the lock files that killed processes left: they are empty, and not listed."""
+    """Delete the lock files that killed processes left. They are empty, and never listed as
+    leftovers."""
     for name in _names(cache.store, "locks"):
         claim = cache.store.claim(f"locks/{name}") if "-" in name else None
         if claim is not None:
@@ -66,7 +67,7 @@ def sweep_locks(cache: Cache) -> None:
 
 
 def of_run(run: Path) -> list[Path]:
-    """Temporary files in the folder of a run, of processes alive or dead."""
+    """Temporary files in the folder of a run, of live processes and dead ones."""
     folders = [run, run / "trained", *run.glob("sweep/*"), *run.glob("training-*")]
     real = [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
     return [path for folder in real for path in durable.temporaries(folder)]
@@ -80,7 +81,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _remove(path: Path) -> bool:
-    """False where its process is still alive."""
+    """Remove a leftover, and return whether it was removed; False if its process is alive."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
         return True
@@ -93,7 +94,7 @@ def _remove(path: Path) -> bool:
 
 
 def _folders(store: Store) -> Iterator[str]:
-    """The root and the folders in which processes write; no links."""
+    """The root and the folders in which processes write, without links."""
     yield ""
     yield from (name for name in ("runs", "spaces") if f"{name}/" in _listing(store, ""))
     folders = (f"spaces/{name[:-1]}" for name in _listing(store, "spaces") if name.endswith("/"))
@@ -116,7 +117,7 @@ def _names(store: Store, folder: str) -> list[str]:
 
 
 def _listing(store: Store, folder: str) -> list[str]:
-    """The names in a folder; none of one that can't be listed, of which nothing is deleted."""
+    """The names in a folder. Empty if it can't be listed; then nothing in it is deleted."""
     try:
         return store.list_folder(folder)
     except OSError:
@@ -124,7 +125,7 @@ def _listing(store: Store, folder: str) -> list[str]:
 
 
 def _may_name(space: Space, shard: str, file: str) -> bool:
-    """Whether the record of this shard names this file. One that can't be read may."""
+    """Whether the record of this shard may name this file; True if the record can't be read."""
     record = space.file(f"{shard}.json")
     try:
         return record.exists(listed=True) and space.read_record(record.name).file == file

@@ -1,5 +1,5 @@
-"""The store: a cache is a folder of spaces (spaces.py), with a marker, and with notes of which runs
-use them (docs/format.md)."""
+"""Caches: a folder of spaces (spaces.py) with a marker, and with notes of the runs that use them
+(docs/format.md)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMAT_NAME = "featurecache cache"
 
 
 class Cache:
-    """Spaces in one folder or under one URL. Opening never writes; the first commit makes it."""
+    """Spaces in a folder or at a URL. Opening a cache never writes; the first commit makes it."""
 
     def __init__(self, root: str | Path) -> None:
         self.store = open_store(root)
@@ -56,11 +56,12 @@ class Cache:
         return self._marker.exists(listed=True)
 
     def check(self) -> None:
-        """Raise FeatureCacheError where a cache that was there is there no longer."""
+        """Raise FeatureCacheError if the cache was removed meanwhile."""
         check_cache(self.store)
 
     def create(self) -> None:
-        """Make the folder and its marker, if need be. Raises BadInput if it can't be written."""
+        """Make the folder and its marker unless they exist. Raises BadInput if they can't be
+        written."""
         marker = {"format": FORMAT_NAME, "version": keys.FORMAT_VERSION}
         try:
             self.store.initialize(MARKER, json.dumps(marker, indent=1).encode() + b"\n")
@@ -71,8 +72,8 @@ class Cache:
             ) from error
 
     def note_run(self, run: Path, spaces: Iterable[str]) -> bool:
-        """Write down that a run is trained on these spaces, so that `gc` spares them. False where
-        this cache can't be written."""
+        """Note that a run is trained on these spaces, so that `gc` keeps them. False if this cache
+        can't be written."""
         note = {"run": str(run.absolute()), "spaces": sorted(spaces)}
         name = f"runs/{keys.digest(note['run'])[:16]}.json"
         data = json.dumps(note).encode() + b"\n"
@@ -86,7 +87,7 @@ class Cache:
         return True
 
     def runs(self) -> dict[str, list[Path]]:
-        """The run folders that were trained on each space, by its name, and that still exist."""
+        """The existing run folders that were trained on each space, by the name of the space."""
         folders: dict[str, list[Path]] = {}
         for name in names_in(self.store, "runs"):
             if not name.endswith(".json"):
@@ -98,8 +99,8 @@ class Cache:
         return folders
 
     def space(self, key: keys.Json, view: str = "", backbone: str | None = None) -> Space:
-        """The space with this key, whether it exists or not. The names are for people, and for new
-        spaces."""
+        """The space with this key, whether it exists or not. `view` and `backbone` are names for
+        people; a new space stores them."""
         return Space(self.store, keys.digest(key), key, view, backbone)
 
     def spaces(self) -> list[Space]:
@@ -112,8 +113,8 @@ class Cache:
         )
 
     def described_space(self, name: str) -> Space | None:
-        """The space of this name with its key and names, or None without a description: then its
-        first commit is not complete."""
+        """The space of this name with its key and names. None if it has no description, because
+        its first commit is not complete."""
         description = StoredFile(self.store, f"spaces/{name}/space.json")
         try:
             if not description.exists(listed=True):
