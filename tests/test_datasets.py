@@ -69,7 +69,7 @@ def test_a_folder_called_digits_is_a_folder(make, monkeypatch):
     monkeypatch.chdir(make("digits/cat/a.jpg", "digits/dog/b.jpg"))
     assert open_dataset(Path("digits")).classes == ("cat", "dog")
     assert open_dataset("./digits").classes == ("cat", "dog")
-    with pytest.warns(FeatureCacheWarning, match=r"for the folder .* give \./digits"):
+    with pytest.warns(FeatureCacheWarning, match=r"to use the folder .* pass \./digits"):
         assert open_dataset("digits").layout == "digits"
 
 
