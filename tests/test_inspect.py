@@ -45,9 +45,7 @@ def test_inspect(tmp_path):
     assert dataclasses.astuple(found.splits["test"]) == (3, 0, 0, {})
     truncated, gone = found.unreadable
     assert truncated.path == "test/6.jpg" and "truncated" in truncated.reason
-    assert gone == Unreadable(
-        path="test/7.jpg", reason="a broken link; repair or remove it"
-    )
+    assert gone == Unreadable(path="test/7.jpg", reason="a broken link; repair or remove it")
     assert calls == [(7, 7)]
     assert json.loads(json.dumps(dataclasses.asdict(found)))["sizes"]["common"] == [8, 6]
 

@@ -192,7 +192,7 @@ ODD = {
     "socket": Odd(".jpg", _socket, "a socket"),
     "folder": Odd(".jpg", _folder, "a folder"),
     "endless device": Odd(".png", _linked("/dev/zero"), "a device"),
-    "link to nothing": Odd(".jpg", _linked("nothing"), "a link that leads nowhere"),
+    "link to nothing": Odd(".jpg", _linked("nothing"), "a broken link"),
     "link to itself": Odd(".jpg", _linked(""), "symbolic links"),
     "link out to a text": Odd(".jpg", _out_to(".txt"), NOT_WHOLE),
     "name not UTF-8": Odd(".png", _not_utf8, "not UTF-8"),
