@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import pool
 from featurecache.executors.pool import checked_workers, ordered
+from featurecache.executors.processes import Processes
 from featurecache.executors.scheduler import CallQueue
 
 
@@ -81,6 +83,24 @@ def cut_off(_: None, task: int) -> bytes:
 def endless_after_one(_: None, task: int) -> int:
     time.sleep(600 * (task > 0))
     return task
+
+
+class Deadly:
+    """A large context whose reader is killed."""
+
+    def __init__(self) -> None:
+        self.data = bytes(1 << 20)
+
+    def __setstate__(self, state: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Unreadable:
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("can't be read here")
+
+    def __getstate__(self) -> object:
+        return 1
 
 
 class Odd(Exception):
@@ -158,6 +178,28 @@ def test_a_worker_that_is_killed_within_a_message_is_not_waited_for() -> None:
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert child.returncode == 1 and "a worker process died" in child.stderr.splitlines()[-1]
+
+
+def test_a_context_that_can_not_be_read_is_an_error() -> None:
+    with pytest.raises(FeatureCacheError, match="worker process died"):
+        list(ordered(picky, Deadly(), range(6), 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="can't be read here"):
+        list(ordered(picky, Unreadable(), range(6), 2))  # type: ignore[arg-type]
+
+
+def test_a_worker_that_is_killed_as_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pool._Worker.start
+
+    def start(process: Any) -> None:
+        real(process)
+        process.kill()
+        process.join()
+
+    monkeypatch.setattr(pool._Worker, "start", start)
+    with pytest.raises(FeatureCacheError, match="worker process died"):
+        list(ordered(len, bytes(1 << 20), range(6), 2))  # type: ignore[arg-type]
+    with contextlib.closing(Processes(pooled, bytes(1 << 20), 1)) as crew:
+        assert "ended with code -9" in str([crew.events(10), crew.stranded])
 
 
 def test_an_exception_that_can_not_be_sent_comes_as_its_text() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,10 @@ def start(context: Any) -> Callable[[Any], Any]:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "exit":
+            raise SystemExit(number)
+        if what == "unsendable":
+            return threading.Lock()
         if what == "raise":
             raise FeatureCacheError(f"no {number} today")
         time.sleep(0.02)
@@ -284,7 +289,7 @@ class CrewContract:
     def crew(self, context: Any) -> Any:
         raise NotImplementedError
 
-    def run(self, tasks: Sequence[tuple[str, int]], folder: Path) -> list[tuple[int, int]]:
+    def run(self, tasks: Iterable[tuple[str, int]], folder: Path) -> list[tuple[int, int]]:
         crew: Crew = self.crew((folder, ""))
         try:
             return [result for result, _ in schedule(crew, tasks)]
@@ -292,9 +297,18 @@ class CrewContract:
             crew.close()  # type: ignore[attr-defined]
 
     def test_all_tasks_are_done_by_all_workers(self, tmp_path: Path) -> None:
-        found = self.run([("do", n) for n in range(60)], tmp_path)
-        assert sorted(number for number, _ in found) == list(range(60))
-        assert len({pid for _, pid in found}) == 2
+        deadline = time.monotonic() + 60
+
+        def tasks() -> Iterator[tuple[str, int]]:  # until both have begun
+            for n in itertools.count():
+                pids = {path.name.split()[1] for path in tmp_path.iterdir()}
+                if n >= 60 and (len(pids) == 2 or time.monotonic() > deadline):
+                    return
+                yield "do", n
+
+        found = self.run(tasks(), tmp_path)
+        assert sorted(number for number, _ in found) == list(range(len(found)))
+        assert len(found) >= 60 and len({pid for _, pid in found}) == 2
         assert os.getpid() not in {pid for _, pid in found}
 
     def test_a_lost_worker_is_replaced(self, tmp_path: Path) -> None:
@@ -325,6 +339,15 @@ class CrewContract:
 
 
 class TestProcesses(CrewContract):
+    @pytest.mark.parametrize(
+        ("what", "why"), [("exit", "SystemExit: 5"), ("unsendable", "TypeError: cannot pickle")]
+    )
+    def test_every_task_is_answered(self, what: str, why: str, tmp_path: Path) -> None:
+        with pytest.raises(TasksFailed) as raised:
+            self.run([(what if n == 5 else "do", n) for n in range(8)], tmp_path)
+        (failed,) = raised.value.failed
+        assert failed[0] == (what, 5) and failed[1].startswith(why)
+
     def crew(self, context: Any) -> Any:
         return Processes(start, context, 2)
 
@@ -344,10 +367,18 @@ class TestProcesses(CrewContract):
         assert set().union(*shares) == mine and not frozenset.intersection(*shares)
 
     def seen(self, crew: Processes) -> set[Any]:
+        found: set[Any] = set()
+        deadline = time.monotonic() + 60
+
+        def tasks() -> Iterator[int]:  # until both have begun
+            while len(found) < 2 and time.monotonic() < deadline:
+                yield 0
+
         try:
-            return {result for result, _ in schedule(crew, range(20))}
+            found.update(result for result, _ in schedule(crew, tasks()))
         finally:
             crew.close()
+        return found
 
 
 def gpus_of(context: None) -> Callable[[int], str]:

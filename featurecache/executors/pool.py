@@ -109,7 +109,7 @@ class _Crew:
     """
 
     def __init__(self, function: Any, context: Any) -> None:
-        self._work = (function, context)
+        self._work = pickle.dumps((function, context))
         self._idle: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         self._made: list[tuple[Any, Any]] = []  # process, pipe
         self._lock = threading.Lock()
@@ -119,11 +119,15 @@ class _Crew:
         """The result of a task, from an idle worker or a new one. Raises what the task raised.
         Several threads may call it."""
         try:
-            worker = self._idle.get_nowait()
+            worker, is_new = self._idle.get_nowait(), False
         except queue.Empty:
-            worker = self._start()
+            worker, is_new = self._start(), True
         _, pipe = worker
         try:
+            if is_new:
+                # Not as an argument: multiprocessing would wait forever for a process that is
+                # killed before it reads long ones.
+                pipe.send_bytes(self._work)
             pipe.send((task, block))
             answer = pipe.recv()
         except (EOFError, OSError) as error:
@@ -160,7 +164,7 @@ class _Crew:
                 raise FeatureCacheError("the worker processes were ended")
             pipe, worker_end = context.Pipe()
             # Python ends a daemon when it exits, and waits for others.
-            process = context.Process(target=_serve, args=(worker_end, *self._work), daemon=True)
+            process = context.Process(target=_serve, args=(worker_end,), daemon=True)
             process.start()
             worker_end.close()
             worker = (process, pipe)
@@ -264,17 +268,22 @@ def _room_for(size: int) -> bool:
     return not _SHARED.is_dir() or shutil.disk_usage(_SHARED).free > 2 * size
 
 
-def _serve(pipe: Any, function: Any, context: Any) -> None:
-    """What a worker process does: calls the function on each task, until the pipe ends."""
+def _serve(pipe: Any) -> None:
+    """What a worker process does: reads a function and its context, and calls it on each task,
+    until the pipe ends."""
     # Ctrl-C reaches all processes of the group. Only the parent handles it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow_parent, daemon=True).start()
     blocks: dict[str, SharedMemory] = {}
     with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe
+        work = pipe.recv_bytes()
+        function: Any = None
         while True:
             task, block = pipe.recv()
             answer: _Packed | BaseException
             try:
+                if function is None:
+                    function, context = pickle.loads(work)
                 answer = _pack(function(context, task), block, blocks)
             except BaseException as error:  # noqa: BLE001 - the parent raises it
                 answer = _portable(error)

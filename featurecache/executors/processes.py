@@ -115,10 +115,14 @@ class Processes:
         seat.pipe, worker_end = context.Pipe()
         seat.worker = f"{seat.name}, {next(self._numbers)}"
         seat.process = context.Process(
-            target=_serve, args=(worker_end, seat.environment, seat.cores, self._payload)
+            target=_serve, args=(worker_end, seat.environment, seat.cores)
         )
         seat.process.start()
         worker_end.close()
+        # Not as an argument: multiprocessing would wait forever for a process that is killed before
+        # it reads a long one.
+        with contextlib.suppress(OSError):  # it has ended: an event will say so
+            seat.pipe.send_bytes(self._payload)
 
     def _ended(self, seat: _Seat) -> str:
         """Start another process in the seat if that may help. Returns why the process ended."""
@@ -145,7 +149,7 @@ def _visible(numbers: Sequence[int]) -> Iterator[int | str]:
         yield names[number]
 
 
-def _serve(pipe: Any, environment: dict[str, str], share: list[int], payload: bytes) -> None:
+def _serve(pipe: Any, environment: dict[str, str], share: list[int]) -> None:
     # Ctrl-C reaches all processes of the group. Only the parent handles it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow_parent, daemon=True).start()
@@ -153,24 +157,34 @@ def _serve(pipe: Any, environment: dict[str, str], share: list[int], payload: by
     if share and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
-    try:
-        start, context = pickle.loads(payload)
-        do = start(context)
-    except FeatureCacheError as error:
-        pipe.send(str(error))
-        return
-    except Exception as error:  # noqa: BLE001 - the parent reports it
-        pipe.send(f"{type(error).__name__}: {one_line(error)}")
-        return
+    with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe, or has ended
+        payload = pipe.recv_bytes()
+        try:
+            start, context = pickle.loads(payload)
+            do = start(context)
+        except FeatureCacheError as error:
+            pipe.send(str(error))
+        except Exception as error:  # noqa: BLE001 - the parent reports it
+            pipe.send(f"{type(error).__name__}: {one_line(error)}")
+        else:
+            pipe.send(None)
+            _answer(pipe, do)
+
+
+def _answer(pipe: Any, do: Callable[[Any], Any]) -> None:
+    """Do the tasks that come, until the parent closes the pipe."""
     sending = threading.Lock()
 
     def answer(number: int, task: Any) -> None:
-        result = attempt(do, task)
+        result, error = attempt(do, task)
         with sending:
-            pipe.send((number, *result))
+            try:
+                pipe.send((number, result, error))
+            except OSError:
+                raise
+            except Exception as failure:  # noqa: BLE001 - the parent waits for an answer
+                pipe.send((number, None, f"{type(failure).__name__}: {one_line(failure)}"))
 
-    pipe.send(None)
-    # EOFError: the parent has closed the pipe.
     with ThreadPoolExecutor(AHEAD + 1) as threads, contextlib.suppress(EOFError):
         while True:
             threads.submit(answer, *pipe.recv())

@@ -345,5 +345,5 @@ def attempt(do: Callable[[Any], Any], task: Any) -> tuple[Any, str]:
         return do(task), ""
     except FeatureCacheError as error:
         return None, str(error)
-    except Exception as error:  # noqa: BLE001 - the driver reports it, with the task
+    except BaseException as error:  # noqa: BLE001 - the driver reports it, with the task
         return None, f"{type(error).__name__}: {one_line(error)}"
