@@ -364,7 +364,7 @@ def test_a_split_and_a_class_that_are_not_there(
         ("hidden", "hiden", ("head.hiden: no such key; nearest: hidden",)),
         ("split: val", "split: vall", ("unknown split 'vall'; nearest: val",)),
         ("views: none", "views: {none: 0.5, color_1: 0.6}", ("shares must sum to 1, not to 1.1",)),
-        ("views: none", "views: color_9", ("make them with: featurecache featurize",)),
+        ("views: none", "views: color_9", ("compute them with: featurecache featurize",)),
         ("phases:", "phases: [", ("not valid YAML",)),
     ],
 )

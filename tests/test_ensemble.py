@@ -145,7 +145,7 @@ def test_no_stack_is_fitted_on_what_it_is_tested_on(
     # All rows that were held out are among those that are evaluated.
     *trained_on, note = together("folds", "fraction", split="train").notes
     assert [line.split(" of these")[0] for line in trained_on] == ["36", "27"]
-    assert note.startswith("no stack: no image was held out for all of these runs")
+    assert note.startswith("no stack: no image was held out by all of these runs")
     # Other rows may be evaluated, and then the split that was validated on is held out.
     *_, note = together("split", "split_1", split="train").notes
     assert note.endswith("fitted on 12 held-out images")
@@ -159,7 +159,7 @@ def test_what_can_not_be_held_out_for_all(
     tmp_path: Path,
 ) -> None:
     *_, note = together("folds", "split", split="train").notes
-    assert "no image was held out for all of these runs" in note
+    assert "no image was held out by all of these runs" in note
     grown = Path(shutil.copytree(small_data, tmp_path / "data"))
     (grown / "train/cat/000.png").rename(grown / "train/dog/moved.png")
     (note,) = together("folds", "fraction", data=grown).notes
@@ -248,5 +248,7 @@ def test_what_is_no_ensemble(
     other = train_head(
         tmp_path / "two.yaml", data=two, cache=small_cache, out=tmp_path / "two", device="cpu"
     ).run
-    with pytest.raises(BadInput, match=r"have other classes \(1 are in one alone, as 'owl'\)"):
+    with pytest.raises(
+        BadInput, match=r"have different classes \(1 in only one of them, such as 'owl'\)"
+    ):
         ensemble([small_runs["split"], other], data=small_data, cache=small_cache)

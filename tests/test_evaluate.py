@@ -93,7 +93,7 @@ def test_two_runs_are_compared_on_what_neither_was_trained_on(
     given = {"data": small_data, "cache": small_cache, "split": "held-out"}
     found = evaluate(small_runs["folds"], against=small_runs["fraction"], **given)
     assert found.n == 9 and found.against is not None
-    with pytest.raises(BadInput, match="no image was held out for all of these runs"):
+    with pytest.raises(BadInput, match="no image was held out by all of these runs"):
         evaluate(small_runs["split"], against=small_runs["folds"], **given)
     with pytest.raises(
         BadInput, match="no split 'test'; there are: train, val; or give --split held"

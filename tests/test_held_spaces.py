@@ -67,7 +67,7 @@ def test_numbers_that_only_python_takes_for_equal_are_other_views(
     cache = tmp_path / "cache"
     featurize(small_data, policy=["none", held], cache=cache, **tiny)
     wanted = schedule(tmp_path / "schedule.yaml", other)
-    with pytest.raises(NotCached, match=r"36 images of view .*b/turn\.yaml_1; make them with"):
+    with pytest.raises(NotCached, match=r"36 images of view .*b/turn\.yaml_1; compute them with"):
         train_head(wanted, data=small_data, cache=cache, out=tmp_path / "run")
     with pytest.raises(NotCached):
         export(
@@ -86,7 +86,7 @@ def test_the_command_in_the_error_makes_what_is_missing(
     arguments = {"data": small_data, "cache": cache, "out": tmp_path / "run"}
     with pytest.raises(NotCached) as error:
         train_head(wanted, **arguments)
-    words = shlex.split(str(error.value).split("make them with: ")[1])
+    words = shlex.split(str(error.value).split("compute them with: ")[1])
     assert words[:2] == ["featurecache", "featurize"]
     said = dict(zip(words[2::2], words[3::2], strict=True))
     featurize(
@@ -110,7 +110,7 @@ def test_settings_tell_apart_what_the_cache_holds_several_of(
     cache = tmp_path / "cache"
     for crop in (0.5, 1.0):
         featurize(small_data, policy="none", cache=cache, crop=crop, **tiny)
-    with pytest.raises(BadInput, match=r"2 settings .*crop: .*Say which"):
+    with pytest.raises(BadInput, match=r"2 settings .*crop: .*Choose one"):
         vectors(small_data, "none", tiny["backbone"], cache=cache)
     found = [
         vectors(small_data, "none", tiny["backbone"], cache=cache, crop=crop)[0]
@@ -129,7 +129,7 @@ def test_images_of_another_split_are_not_trained_on(
     featurize(data, policy="none", cache=cache, **tiny)
     wanted = schedule(tmp_path / "schedule.yaml")
     made = train_head(wanted, data=data, cache=cache, out=tmp_path / "run")
-    assert made.notes == ["1 training images are in another split too, and were left out"]
+    assert made.notes == ["left out 1 training image that another split also contains"]
     assert evaluate(made.run, data=data, cache=cache).n == 12
 
 
@@ -233,7 +233,7 @@ def test_a_row_that_one_space_could_not_decode_is_left_out(
     wanted = schedule(tmp_path / "both.yaml", validation="{split: val}")
     wanted.write_text(wanted.read_text().replace("efficientnet_lite0", BOTH))
     made = train_head(wanted, data=small_data, cache=cache, out=tmp_path / "run")
-    assert made.notes == ["1 images could not be read or decoded, and were left out"]
+    assert made.notes == ["left out 1 image that could not be read or decoded"]
     found, kept = run_vectors(read_run(made.run), Cache(cache), "none", 0, rows, small_data)
     assert kept == rows[:5] + rows[6:]
     assert found.shape == (11, 3 + 1280)

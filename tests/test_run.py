@@ -247,7 +247,7 @@ def test_images_that_failed_are_listed_and_left_out(
     steps = [STEPS[0], STEPS[1], {"evaluate": {}}]
     ran = run(write(steps), data=data, engine="torch-cpu", workers=0)
     assert [row["path"] for row in ran.failed] == ["train/cat/bad.png"]
-    assert any("1 images could not be read" in note for note in ran.notes)
+    assert any("1 image that could not be read" in note for note in ran.notes)
 
 
 # ---- what is said before anything is done ----

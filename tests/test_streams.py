@@ -94,7 +94,7 @@ def test_a_streamed_training(
     given: dict[str, Any] = {"data": small_data, "cache": cache, "device": "cpu"}
     whole = train_head(schedule, out=tmp_path / "whole", **given)
     monkeypatch.setattr(
-        "featurecache.runs.training_data._ROWS", 8
+        "featurecache.runs.training_data._ROWS_PER_HASH", 8
     )  # rows that are hashed at a time
     monkeypatch.setattr("featurecache.heads.training_set._ROWS", 8)
     again = [

@@ -114,7 +114,7 @@ def test_images_without_a_prediction_are_named(
     (unlabelled / "test/gone.png").symlink_to("nowhere")
     cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
     out = tmp_path / "answers.txt"
-    with pytest.raises(NotCached, match=r"lacks 1 images of view none; .*featurecache featurize"):
+    with pytest.raises(NotCached, match=r"lacks 1 image of view none; .*featurecache featurize"):
         write("split", out=out, cache=cache)
     assert not out.exists()
     featurize(unlabelled, policy="none", cache=cache, **tiny)
@@ -138,6 +138,6 @@ def test_what_is_said_before_any_work(
     with pytest.raises(BadInput, match=r"'test 0.png' has a space.*take a \.csv"):
         write("split", out=out)
     shutil.move(unlabelled / "train/owl", unlabelled / "train/newt")
-    with pytest.raises(BadInput, match=r"classes that .* was not trained on, as 'newt'"):
+    with pytest.raises(BadInput, match=r"1 class that .* was not trained on, such as 'newt'"):
         write("split", out=out)
     assert not out.exists()

@@ -86,7 +86,7 @@ def metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 def command_in(error: BaseException) -> list[str]:
     """The words of the `featurecache` command that a message offers."""
-    words = shlex.split(str(error).partition("make them with: ")[2])
+    words = shlex.split(str(error).partition("compute them with: ")[2])
     assert words[0] == "featurecache"
     return words[1:]
 
@@ -244,8 +244,8 @@ def test_held_out_images_are_not_trained_on(
     arguments = {"data": data, "cache": tmp_path / "cache", "runs": tmp_path / "runs"}
     made = train_head(write_schedule(), **arguments)
     assert made.notes == [
-        "1 images could not be read or decoded, and were left out",
-        "1 training images are in another split too, and were left out",
+        "left out 1 image that could not be read or decoded",
+        "left out 1 training image that another split also contains",
     ]
     assert read_run(made.run).data["rows"] == 20
     inside = train_head(write_schedule(validation={"fraction": 0.25}), **arguments)
@@ -267,7 +267,7 @@ def test_notes_are_of_the_data_as_it_is_now(
     featurize(data, **fill)
     second = train_head(write_schedule(), **given)
     assert second.run == first.run
-    assert second.notes == ["1 images could not be read or decoded, and were left out"]
+    assert second.notes == ["left out 1 image that could not be read or decoded"]
     assert read_run(first.run).notes == []
     (data / "train/b/bad.png").unlink()
     assert train_head(write_schedule(), **given).notes == []
@@ -382,7 +382,11 @@ def test_several_settings_must_be_told_apart(
         ({"phases": [{"views": "colour_1", "epochs": 1}]}, {}, "unknown policy 'colour'; nearest"),
         ({"backbone": "efficientnet_lite9"}, {}, "nearest: .*efficientnet_lite0"),
         ({}, {"device": "gpu"}, "unknown device 'gpu'"),
-        ({}, {"backbone": "efficientnet_b3_ap"}, "make them with: .*--backbone efficientnet_b3_ap"),
+        (
+            {},
+            {"backbone": "efficientnet_b3_ap"},
+            "compute them with: .*--backbone efficientnet_b3_ap",
+        ),
     ],
 )
 def test_a_wrong_schedule_is_said_before_any_work(

@@ -338,7 +338,7 @@ def test_a_training_spares_its_spaces_and_ends_without_them(
     (forced,) = gc(cache, policy="none", delete=True, force=True, runs=tmp_path / "runs")
     assert forced.deleted
     trained = other.finish()
-    with pytest.raises(NotCached, match="make them with: featurecache featurize"):
+    with pytest.raises(NotCached, match="compute them with: featurecache featurize"):
         evaluate(trained.run, split="val", data=small_data, cache=cache)
     featurize(small_data, cache=cache, policy="none", **TINY)
     found = evaluate(trained.run, split="val", data=small_data, cache=cache)

@@ -405,7 +405,7 @@ def test_gc_spares_what_it_stands_on(
         ({}, {"device": "gpu"}, UnknownName, "unknown device 'gpu'"),
         ({}, {"policy": "none"}, BadInput, "clean training is always compared"),
         ({}, {"policy": "colr_1"}, UnknownName, "unknown policy 'colr'; nearest: color"),
-        ({}, {"policy": "color_2"}, NotCached, "1797 images of view color_2; make them with"),
+        ({}, {"policy": "color_2"}, NotCached, "1,797 images of view color_2; compute them with"),
         ({}, {"lr_schedule": "cosin"}, BadInput, "--lr-schedule cosin: lr_schedule"),
         ({}, {"lr_schedule": "{name: step, evry: 2}"}, BadInput, "nearest: every"),
         ({}, {"lr_schedule": "{"}, BadInput, "--lr-schedule: not valid YAML"),

@@ -17,13 +17,14 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.views import View
+from featurecache.text import counted
 
-# The settings of a backbone that an option of `featurize` can say.
+# The settings of a backbone that `featurize` has an option for.
 OPTIONS = ("input_size", "crop", "interpolation", "layer", "pooling", "precision")
 
 
 def side_by_side(spaces: Sequence[Space], items: Sequence[bytes]) -> np.ndarray:
-    """(N, D) float32: of each item its vectors in these spaces, end to end in their order."""
+    """The vectors of the items in these spaces, concatenated in order: (N, D) float32."""
     parts = [space.vectors(items)[0] for space in spaces]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
@@ -35,9 +36,10 @@ def spaces_of(
     items: Sequence[bytes],
     data: str | Path,
 ) -> dict[str, list[Space]]:
-    """For each view the spaces of the chosen backbones, in their order; as `held_spaces`.
+    """For each view the spaces of the chosen backbones, in order; see `held_spaces`.
 
-    Raises NotCached with a command for each that lacks rows, BadInput for the same vectors twice.
+    Raises NotCached with one command per backbone that lacks rows, BadInput if two choices are the
+    same vectors.
     """
     by_choice, lacking = [], []
     for choice in choices:
@@ -46,7 +48,7 @@ def spaces_of(
         except NotCached as error:
             lacking.append(str(error))
     if lacking:
-        raise NotCached("; ".join(lacking))  # a command for each of them
+        raise NotCached("; ".join(lacking))
     for view in views:
         names = [spaces[view].name for spaces in by_choice]
         for number, name in enumerate(names):
@@ -65,9 +67,10 @@ def held_spaces(
 ) -> dict[str, Space]:
     """For each view the space of the chosen backbone that holds all `items`.
 
-    The cache must hold one setting of the backbone that the choice fits; with it the whole key of
-    each space is known, and spaces are found by key alone (law 2). Raises NotCached with the
-    command that makes what is missing, BadInput where several settings fit.
+    The cache must hold exactly one setting of the backbone that matches the choice. That setting
+    gives the whole key of each space, and spaces are looked up by key alone (law 2, "The key says
+    everything that changes a vector"). Raises NotCached with the command that computes the missing
+    rows, BadInput if several settings match.
     """
     seed = max((view.seed for view in views.values()), default=0)  # of `none` it is 0
     of_choice = fitting_spaces(cache.spaces(), choice, cache.root)
@@ -81,7 +84,7 @@ def held_spaces(
         )
     setting = _settings(of_choice[0])
     backbone = {name: value for name, value in setting.items() if name != "precision"}
-    # The name that the vectors were made by tells where the weights came from; the choice may not.
+    # The stored name says where the weights came from; the name in the choice may not.
     made_by = str(of_choice[0].backbone)
     by_view = {
         name: cache.space(
@@ -97,9 +100,9 @@ def held_spaces(
 
 
 def fitting_spaces(spaces: Iterable[Space], choice: BackboneChoice, where: object) -> list[Space]:
-    """Those of the spaces, in `where`, whose backbone the choice fits: of one setting, or none.
+    """The spaces whose backbone matches the choice; all have the same setting. Errors name `where`.
 
-    Raises BadInput, with the fields that differ, where several settings fit.
+    Raises BadInput with the differing fields if several settings match.
     """
     matches = [s for s in spaces if s.backbone is not None and _fits(s, choice)]
     settings = {keys.digest(_settings(s)): _settings(s) for s in matches}
@@ -107,8 +110,8 @@ def fitting_spaces(spaces: Iterable[Space], choice: BackboneChoice, where: objec
         first, second, *_ = settings.values()
         raise BadInput(
             f"{where} holds {len(settings)} settings of backbone {choice.name}, which differ "
-            f"in {'; '.join(keys.differences(first, second))}. Say which: in a schedule as in "
-            f"backbone: {{name: {choice.name}, crop: 1.0}}, in a command as in --crop 1.0"
+            f"in {'; '.join(keys.differences(first, second))}. Choose one: in a schedule, for "
+            f"example backbone: {{name: {choice.name}, crop: 1.0}}, or in a command --crop 1.0"
         )
     return matches
 
@@ -117,7 +120,7 @@ OTHER_VERSIONS = "it was made by other versions of what draws it"
 
 
 def is_drawn_alike(view: View, space: Space) -> bool:
-    """Would this view, drawn here and now, give the pictures that a space was made of?"""
+    """Would this machine draw the same pictures for this view as the space was made from?"""
     return keys.digest(view.key()) == keys.digest(space.key["view"])
 
 
@@ -129,10 +132,12 @@ def not_cached_error(
     seed: int,
     data: str | Path,
 ) -> NotCached:
-    """The error for images that views lack, with the command that makes them."""
-    counts = ", ".join(f"{len(missing)} images of view {v}" for v, missing in lacking.items())
+    """The error for images that are missing in views, with the command that computes them."""
+    counts = ", ".join(
+        f"{counted(len(missing), 'image')} of view {v}" for v, missing in lacking.items()
+    )
     command = featurize_command(data, cache, backbone, lacking, setting, seed)
-    return NotCached(f"the cache lacks {counts}; make them with: {command}")
+    return NotCached(f"the cache lacks {counts}; compute them with: {command}")
 
 
 def featurize_command(
@@ -143,7 +148,7 @@ def featurize_command(
     setting: Mapping[str, object],
     seed: int,
 ) -> str:
-    """The command that makes the vectors of these views; options that are the default left out."""
+    """The command that computes the vectors of these views; default options are omitted."""
     options: dict[str, object] = {"data": data, "cache": cache.root, "backbone": backbone}
     options |= {name: setting[name] for name in OPTIONS if name in setting}
     if str(setting.get("weights")).startswith("random-"):

@@ -1,4 +1,4 @@
-"""The labelled rows of a dataset that a training or an evaluation takes."""
+"""The labelled rows of a dataset that a training or an evaluation uses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.images.datasets import Dataset
 from featurecache.images.samples import Sample, items_of
+from featurecache.text import counted
 
 
 class LabelledRow(NamedTuple):
@@ -24,8 +25,9 @@ class LabelledRow(NamedTuple):
 
 
 class TrainingRows(NamedTuple):
-    """The rows that a training takes; `notes` say what is left out or odd, a sentence each, and
-    `copies` counts by label the training images that are left out as copies of held-out ones."""
+    """The rows that a training uses. `notes` report omissions and oddities, one sentence each.
+    `copies` counts by label the training images omitted because they are copies of held-out ones.
+    """
 
     rows: list[LabelledRow]
     notes: list[str]
@@ -35,7 +37,7 @@ class TrainingRows(NamedTuple):
 def items_by_split(
     dataset: Dataset, splits: Iterable[str], progress: Progress = silent
 ) -> Iterator[tuple[Sample, bytes | None]]:
-    """The samples of these splits with their items. An index knows them: no image is opened."""
+    """The samples of these splits with their items. With an index no image is opened."""
     for split in splits:
         samples = dataset.split(split)
         yield from zip(samples, items_of(samples, progress)[0], strict=True)
@@ -47,7 +49,7 @@ def labelled_rows(
     """The rows of these splits that can be read. Raises BadInput for an unlabelled split."""
     for split in splits:
         if any(sample.label is None for sample in dataset.split(split)):
-            raise BadInput(f"split {split!r} of {dataset.root} has no labels; take another")
+            raise BadInput(f"split {split!r} of {dataset.root} has no labels; use another split")
     return [
         LabelledRow(item, sample.label, sample.split, sample.id)
         for sample, item in items_by_split(dataset, splits, progress)
@@ -56,7 +58,7 @@ def labelled_rows(
 
 
 def decodable(rows: Sequence[LabelledRow], spaces: Iterable[Space]) -> list[LabelledRow]:
-    """The rows that have a vector in every one of these spaces. Raises BadInput for none."""
+    """The rows that have a vector in each of these spaces. Raises BadInput if there are none."""
     bad = {item for space in spaces for item in space.failures(row.item for row in rows)}
     decoded = [row for row in rows if row.item not in bad]
     if not decoded:
@@ -65,7 +67,7 @@ def decodable(rows: Sequence[LabelledRow], spaces: Iterable[Space]) -> list[Labe
 
 
 def rows_digest(rows: Sequence[LabelledRow]) -> str:
-    """What a run's record says of its rows: a hash of items, labels and splits."""
+    """The hash of items, labels and splits that a run's record holds."""
     return keys.digest([[row.item.hex(), row.label, row.split] for row in rows])
 
 
@@ -76,23 +78,27 @@ def training_rows(
     spaces: Iterable[Space],
     progress: Progress = silent,
 ) -> TrainingRows:
-    """Those of the `labelled_rows` of these splits that a training on `spaces` takes.
+    """The subset of the `labelled_rows` of these splits that a training on `spaces` uses.
 
-    Law 8: an image of any split but train, used here or not, is not trained on.
+    An image that is also in a split other than train, used here or not, is never trained on
+    (law 8, "Views of one image never straddle a split").
     """
     notes = []
     decoded = decodable(rows, spaces)
     lost = sum(len(dataset.split(split)) for split in splits) - len(decoded)
     if lost:
-        notes.append(f"{lost} images could not be read or decoded, and were left out")
+        notes.append(f"left out {counted(lost, 'image')} that could not be read or decoded")
     others = [split for split in dataset.splits if split != "train"]
     held_out = {item for _, item in items_by_split(dataset, others, progress)}
     train_rows = [row for row in decoded if row.split != "train" or row.item not in held_out]
     copies = Counter(row.label for row in decoded if row.split == "train" and row.item in held_out)
     if shared := copies.total():
-        notes.append(f"{shared} training images are in another split too, and were left out")
+        notes.append(
+            f"left out {counted(shared, 'training image')} that another split also contains"
+        )
     labels = Counter(item for item, _ in {(row.item, row.label) for row in train_rows})
     contradicting = sum(count > 1 for count in labels.values())
     if contradicting:
-        notes.append(f"{contradicting} images stand under more than one class")
+        several = "1 image has" if contradicting == 1 else f"{contradicting:,} images have"
+        notes.append(f"{several} more than one class")
     return TrainingRows(train_rows, notes, copies)

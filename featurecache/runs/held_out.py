@@ -1,4 +1,4 @@
-"""Held-out images: those of a dataset that a run was validated on, and those it was trained on."""
+"""The images of a dataset that a run held out for validation, and those it was trained on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.datasets import Dataset
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
 from featurecache.runs.record import RunRecord, schedule_of
+from featurecache.text import counted
 
 HELD_OUT = "held-out"  # as a split: the images that a run was validated on, whatever their split
 
@@ -26,8 +27,8 @@ def trained_items(
     cache: Cache,
     progress: Progress = silent,
 ) -> TrainedItems:
-    """Which images a run was trained on. An older run has not written them down: they follow from
-    its schedule as long as the dataset is the same. Raises BadInput where it is not."""
+    """The images that a run was trained on. An older run did not save them: they are derived from
+    its schedule if the dataset is still the same. Raises BadInput if it is not."""
     loaded = TrainedItems.load(Path(run))
     if loaded is not None:
         return loaded
@@ -47,19 +48,19 @@ def trained_items(
         rows = labelled_rows(dataset, splits, progress)
         rows = training_rows(dataset, splits, rows, spaces, progress).rows
     except BadInput:
-        rows = []  # the dataset has other splits now, or none of these images
+        rows = []  # the dataset now has other splits, or none of these images
     if rows_digest(rows) != record.rows:
         raise BadInput(
-            f"{run} was trained on other images or labels than {dataset.root} has now, so what "
-            "it was not trained on is not known; train it again"
+            f"{run} was trained on other images or labels than {dataset.root} now has, so its "
+            "held-out images are unknown; train it again"
         )
     items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
     labels = np.array([row.label for row in rows], np.int64)
     if val is None:
         pairs = split_items(items, labels, schedule, record.classes)
     else:
-        of_val = np.array([row.split != "train" for row in rows])
-        pairs = [(np.flatnonzero(~of_val), np.flatnonzero(of_val))]
+        val_mask = np.array([row.split != "train" for row in rows])
+        pairs = [(np.flatnonzero(~val_mask), np.flatnonzero(val_mask))]
     return TrainedItems.from_pairs(
         items, checked_pairs(pairs, items, labels, schedule, record.classes)
     )
@@ -72,30 +73,30 @@ def held_out_rows(
     without: Collection[bytes] = (),
     progress: Progress = silent,
 ) -> list[LabelledRow]:
-    """The rows of a dataset that every one of these runs was validated on, but for the items
-    `without`. Raises BadInput for none."""
+    """The rows of a dataset that all of these runs held out, except the items `without`. Raises
+    BadInput if there are none."""
     named = [schedule_of(record).validation.split or "train" for record in opened]
     splits = [split for split in dict.fromkeys(named) if split in dataset.splits]
     rows = labelled_rows(dataset, splits, progress)
     items = [row.item for row in rows]
-    held_out = np.all([of_run.folds_of(items) > 0 for of_run in trained], axis=0)
+    held_out_mask = np.all([run_items.folds_of(items) > 0 for run_items in trained], axis=0)
     matches = [
         row
-        for row, is_held in zip(rows, held_out.tolist(), strict=True)
-        if is_held and row.item not in without
+        for row, is_held_out in zip(rows, held_out_mask.tolist(), strict=True)
+        if is_held_out and row.item not in without
     ]
     if matches:
         return matches
     if len(opened) == 1:
         raise BadInput(f"{dataset.root} has none of the images that this run held out")
     raise BadInput(
-        "no image was held out for all of these runs; train them with validation: {folds: 5}, "
-        "which holds every image out once, or with a fraction and the same seed"
+        "no image was held out by all of these runs; train them with validation: {folds: 5}, "
+        "which holds out every image once, or with a fraction and the same seed"
     )
 
 
 def networks_of(trained: TrainedItems, rows: Sequence[LabelledRow]) -> npt.NDArray[np.int64]:
-    """(N,) for each held-out row the index of the network that was not trained on it."""
+    """The index (N,) of the network that was not trained on each held-out row."""
     return trained.folds_of([row.item for row in rows]) - 1
 
 
@@ -107,15 +108,15 @@ def trained_on_note(
     rows: Sequence[LabelledRow],
     split: str,
 ) -> list[str]:
-    """A note where a run was trained on some of these rows, which makes its accuracy too good."""
+    """A note if a run was trained on some of these rows, which makes its accuracy too high."""
     if split != "train" and not (Path(run) / FILE).exists():
-        return []  # an older run; of such a split its own dataset has no training image (law 8)
+        return []  # an older run; no other split of its dataset has training images (law 8)
     try:
         trained = trained_items(run, record, dataset, cache)
     except BadInput:
         return [
-            f"{run} may have been trained on some of these images; which is not known, since "
-            f"{dataset.root} has changed since then"
+            f"{run} may have been trained on some of these images; which ones is unknown, because "
+            f"{dataset.root} has changed since"
         ]
     folds = trained.folds_of([row.item for row in rows])
     networks = trained.networks
@@ -128,6 +129,7 @@ def trained_on_note(
         else f"trained on by {networks - 1} of its {networks} networks"
     )
     return [
-        f"{seen:,} of these {len(rows):,} images were {by} in {run}, so its accuracy here is too "
-        f"good; --split {HELD_OUT} takes the images that it was not trained on"
+        f"{seen:,} of these {counted(len(rows), 'image')} {'was' if seen == 1 else 'were'} {by} in "
+        f"{run}, so its accuracy here is too high; --split {HELD_OUT} uses the images that it was "
+        "not trained on"
     ]

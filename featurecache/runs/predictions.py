@@ -251,8 +251,9 @@ def class_numbers(run: str | Path, record: RunRecord, dataset: Dataset) -> npt.N
     unknown = [name for name in dataset.classes if name not in known]
     if unknown:
         raise BadInput(
-            f"{dataset.root} has {len(unknown)} classes that {run} was not trained on, as "
-            f"{unknown[0]!r} ({nearest(unknown[0], known)}); give the --data of the same classes"
+            f"{dataset.root} has {len(unknown)} class{'' if len(unknown) == 1 else 'es'} that "
+            f"{run} was not trained on, such as {unknown[0]!r} ({nearest(unknown[0], known)}); "
+            "pass --data with the same classes"
         )
     return np.array([known[name] for name in dataset.classes], np.int64)
 
@@ -263,8 +264,8 @@ def check_classes(runs: Sequence[str | Path], records: Sequence[RunRecord]) -> N
         if record.classes != records[0].classes:
             odd = sorted(set(record.classes) ^ set(records[0].classes))
             raise BadInput(
-                f"{runs[0]} and {run} have other classes ({len(odd)} are in one alone, as "
-                f"{odd[0]!r}); train them on the same dataset"
+                f"{runs[0]} and {run} have different classes ({len(odd)} in only one of them, such "
+                f"as {odd[0]!r}); train them on the same dataset"
             )
 
 
@@ -272,14 +273,14 @@ def views_of(view: str, tta: str | Sequence[str]) -> list[str]:
     """The views to average over. Two names of the same view count once."""
     names = [view, *listed(tta)]
     first: dict[object, str] = {}
-    for name in names:  # find_view refuses what is not a name
+    for name in names:  # find_view raises for values that are not names
         first.setdefault(ViewName.parse(name).with_draw() if isinstance(name, str) else name, name)
     return list(first.values())
 
 
 def all_spaces(spaces: Sequence[Sequence[Sequence[Space]]]) -> list[Space]:
     """All spaces of all runs and views."""
-    return [space for of_run in spaces for of_view in of_run for space in of_view]
+    return [space for run_views in spaces for view_spaces in run_views for space in view_spaces]
 
 
 def probabilities(
@@ -288,17 +289,17 @@ def probabilities(
     rows: Sequence[LabelledRow],
     networks: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """(N, C) the head's probabilities for the rows: a mean over the views of the spaces. With
-    `networks` (N,) each row is predicted by that network of the head alone."""
+    """The head's probabilities (N, C) for the rows, averaged over the views of the spaces. With
+    `networks` (N,) each row is predicted only by the network at that index."""
     if networks is not None:
         result = np.empty((len(rows), len(head.classes)), np.float32)
         for network in np.unique(networks):
             indices = np.flatnonzero(networks == network)
-            of_network = [rows[index] for index in indices]
-            result[indices] = probabilities(head.network(int(network)), spaces, of_network)
+            network_rows = [rows[index] for index in indices]
+            result[indices] = probabilities(head.network(int(network)), spaces, network_rows)
         return result
     items = [row.item for row in rows]
-    by_view = (head.predict_proba(side_by_side(of_view, items)) for of_view in spaces)
+    by_view = (head.predict_proba(side_by_side(view_spaces, items)) for view_spaces in spaces)
     return np.asarray(sum(by_view) / np.float32(len(spaces)), np.float32)
 
 

@@ -1,10 +1,10 @@
-"""The record of a run, `run.json`: everything that decided the run, and its results."""
+"""The record of a run, `run.json`: everything that determines the run, and its results."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import pydantic
 from typing_extensions import TypedDict
@@ -19,12 +19,9 @@ from featurecache.json_files import MAX_RUN_JSON, Damage, Open, damaged_run, rea
 from featurecache.storage import durable
 from featurecache.training.epoch_metrics import NotNegative
 
-if TYPE_CHECKING:
-    pass
-
 RUN_FILE = "run.json"
 
-RUN_FORMAT = 2  # 1 has one backbone, not a list
+RUN_FORMAT = 2  # format 1 has one backbone instead of a list
 
 STARTED = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -35,7 +32,7 @@ def _moment(text: str) -> str:
 
 
 class RunBackbone(TypedDict):
-    """The name that vectors were made by, the backbone's part of their keys, their precision."""
+    """The backbone's name, its part of the keys of the vectors, and their precision."""
 
     name: str
     key: Annotated[dict[str, Any], fitting(BackboneKey)]
@@ -43,7 +40,8 @@ class RunBackbone(TypedDict):
 
 
 class RunRecord(Open):
-    """What `run.json` holds: all that decided a run, and when it is finished its results."""
+    """The content of `run.json`: everything that determines a run and, once it is finished, its
+    results."""
 
     model_config = pydantic.ConfigDict(frozen=False)
     _path: Path = pydantic.PrivateAttr(default=Path(RUN_FILE))  # where it was read
@@ -52,7 +50,7 @@ class RunRecord(Open):
     schedule: dict[str, Any]
     classes: list[str] = pydantic.Field(min_length=1)
     words: dict[str, str]  # readable names of classes
-    backbones: list[RunBackbone] = pydantic.Field(min_length=1)  # side by side, in this order
+    backbones: list[RunBackbone] = pydantic.Field(min_length=1)  # concatenated in this order
     spaces: dict[str, list[str]]  # view -> the space of each backbone
     rows: str  # hash of items, labels and splits
     data: dict[str, Any]
@@ -68,7 +66,7 @@ class RunRecord(Open):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _of_format_1(cls, value: Any) -> Any:
-        """One `backbone`, its `precision` beside it, and one space a view."""
+        """Convert format 1: one `backbone`, a top-level `precision`, one space per view."""
         if not isinstance(value, dict) or value.get("format") != 1:
             return value
         new = {name: v for name, v in value.items() if name not in ("backbone", "precision")}
@@ -85,22 +83,22 @@ class RunRecord(Open):
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("classes: a name occurs twice")
         if any(len(names) != len(self.backbones) for names in self.spaces.values()):
-            raise ValueError("spaces: a view has not one space for each backbone")
+            raise ValueError("spaces: every view needs one space per backbone")
         seed = self.schedule.get("augment_seed")
         if type(seed) is not int or seed < 0:
             raise ValueError("schedule.augment_seed: not a whole number from 0")
         if (self.best is None) != (self.last is None):
             raise ValueError("best and last belong together")
         if len({frozenset(trial["setting"]) for trial in self.trials or []}) > 1:
-            raise ValueError("trials: their settings have other keys")
+            raise ValueError("trials: their settings have different keys")
         if self.winner is not None and self.winner >= len(self.trials or []):
             raise ValueError("winner: there is no such trial")
         return self
 
 
 def read_record(run: str | Path, damage: Damage = damaged_run) -> RunRecord:
-    """The record of a run, finished or not. Raises CannotRead, and what `damage` makes of one that
-    does not fit (DamagedRun)."""
+    """The record of a run, finished or not. Raises CannotRead, or the error of `damage` if it does
+    not fit (DamagedRun)."""
     record = read_model(Path(run) / RUN_FILE, RunRecord, MAX_RUN_JSON, damage)
     record._path = Path(run) / RUN_FILE
     return record
@@ -117,8 +115,7 @@ def read_run(run: str | Path) -> RunRecord:
 
 
 def schedule_of(record: RunRecord) -> Schedule:
-    """The schedule of the head that a run saved: of a sweep that of its winner. Raises
-    DamagedRun."""
+    """The schedule of the head that a run saved; for a sweep, the winner's. Raises DamagedRun."""
     path = record._path
     try:
         schedule = yaml_files.validate(Schedule, record.schedule, "schedule")
@@ -133,13 +130,13 @@ def schedule_of(record: RunRecord) -> Schedule:
 
 
 def make_folder(run: Path, option: str = "--out") -> None:
-    """Make the folder of a run, where there is none. Raises BadInput where that can't be, with the
-    option that gives another."""
+    """Make the folder of a run if it does not exist. Raises BadInput that names the option for
+    another folder."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         durable.sync_folder(run.parent)
     except OSError as error:
-        raise BadInput(f"{run} can't be made ({error.strerror}); give another {option}") from error
+        raise BadInput(f"can't create {run} ({error.strerror}); give another {option}") from error
 
 
 def write_run(run: Path, record: RunRecord) -> None:

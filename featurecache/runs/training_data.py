@@ -1,4 +1,4 @@
-"""What heads can be trained on: the rows of a schedule, with their vectors."""
+"""The training data of heads: the rows of a schedule, with their vectors."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
 
-_ROWS = 1 << 14  # that are hashed at a time
+_ROWS_PER_HASH = 1 << 14  # bounds the memory of hashing
 
 
 class _Mapped:
-    """Vectors of several spaces side by side, which stay on the disk."""
+    """Concatenated vectors of several spaces, read from disk on access."""
 
     def __init__(self, parts: Sequence[MappedVectors]) -> None:
         self._parts = parts
@@ -43,16 +43,16 @@ class TrainingData:
 
     dataset: Dataset
     rows: list[LabelledRow]  # in dataset order
-    spaces: dict[str, list[Space]]  # of each view, one a backbone
-    # Of each view, (N, D) float32; a Stream where they take more memory than there may be.
+    spaces: dict[str, list[Space]]  # by view, one per backbone
+    # By view, (N, D) float32; a Stream if they exceed the memory limit.
     vectors: Mapping[str, np.ndarray | Stream]
-    pairs: list[tuple[np.ndarray, np.ndarray]] | None  # of validation by split: train, validation
-    notes: list[str]  # what was left out, and why
+    pairs: list[tuple[np.ndarray, np.ndarray]] | None  # (train, validation) if by split
+    notes: list[str]  # omissions and their reasons
     copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int64, the places of the classes in the dataset's."""
+        """(N,) int64, indexes of the dataset's classes."""
         return np.array([row.label for row in self.rows], np.int64)
 
     @cached_property
@@ -69,26 +69,28 @@ class TrainingData:
         hashes = {}
         for name, vectors in self.vectors.items():
             digest = hashlib.sha256()
-            for start in range(0, len(vectors), _ROWS):
-                digest.update(np.ascontiguousarray(vectors[start : start + _ROWS]).data)
+            for start in range(0, len(vectors), _ROWS_PER_HASH):
+                digest.update(np.ascontiguousarray(vectors[start : start + _ROWS_PER_HASH]).data)
             hashes[name] = digest.hexdigest()
         return hashes
 
     @property
     def window(self) -> int | None:
-        """The rows of a window of Streams."""
+        """The number of rows of a Stream's window; None if the vectors are in memory."""
         vectors = next(iter(self.vectors.values()))
         return vectors.window if isinstance(vectors, Stream) else None
 
     def check(self, schedule: Schedule) -> None:
-        """Raise BadInput for what a schedule says of classes and components that there are not.
-        (Of components there may be fewer yet on the training side of a fold.)"""
+        """Raise BadInput for classes or numbers of components in a schedule that cannot exist.
+
+        The training side of a fold may allow fewer components than this check does.
+        """
         width = next(iter(self.vectors.values())).shape[1]
         schedule.check_fits(self.dataset.classes, len(self.rows), width)
 
     def folds(self, schedule: Schedule) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The training and validation row numbers of each fold. Raises BadInput where a schedule
-        can't be validated on these rows."""
+        """The training and validation row numbers of each fold. Raises BadInput if a schedule can't
+        be validated on these rows."""
         from featurecache.heads.splits import checked_pairs, split_items  # scikit-learn
 
         classes = list(self.dataset.classes)
@@ -121,10 +123,10 @@ def load_training_data(
     progress: Progress = silent,
     memory: int | None = None,
 ) -> TrainingData:
-    """The rows that `schedule` trains and validates on, with their vectors through each of `views`;
-    those are streamed where they take more than `memory` bytes (None: they never are).
+    """The rows that `schedule` trains and validates on, with their vectors in each of `views`.
 
-    Raises BadInput or NotCached for what is missing.
+    Vectors that take more than `memory` bytes are streamed; with None they never are. Raises
+    BadInput, or NotCached for missing vectors.
     """
     dataset = open_dataset(data)
     wanted = {name: find_view(name, schedule.augment_seed) for name in views}
@@ -132,12 +134,12 @@ def load_training_data(
     splits = ["train"] if val is None else ["train", val]
     rows = labelled_rows(dataset, splits, progress)
     spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)
-    every = [space for of_view in spaces.values() for space in of_view]
-    rows, notes, copies = training_rows(dataset, splits, rows, every, progress)
+    flat_spaces = [space for view_spaces in spaces.values() for space in view_spaces]
+    rows, notes, copies = training_rows(dataset, splits, rows, flat_spaces, progress)
     trained = {row.label for row in rows if row.split == "train"}
     notes += [
-        f"class {dataset.classes[label]!r} has no training images left: its {count} are in another "
-        "split too"
+        f"class {dataset.classes[label]!r} has no training images left: another split also "
+        f"contains {'its only one' if count == 1 else f'all {count}'}"
         for label, count in sorted(copies.items())
         if label not in trained
     ]
@@ -146,21 +148,21 @@ def load_training_data(
     vectors: dict[str, np.ndarray | Stream]
     size = 4 * width * len(rows) * len(spaces)
     if memory is None or size <= memory:
-        vectors = {name: side_by_side(of_view, items) for name, of_view in spaces.items()}
+        vectors = {name: side_by_side(parts, items) for name, parts in spaces.items()}
     else:
         views_per_phase = max(len(phase.views) for phase in schedule.phases)
         window = window_of(memory, width, views_per_phase, schedule.batch_size)
         vectors = {
-            name: Stream(_Mapped([MappedVectors(space, items) for space in of_view]), window)
-            for name, of_view in spaces.items()
+            name: Stream(_Mapped([MappedVectors(space, items) for space in view_spaces]), window)
+            for name, view_spaces in spaces.items()
         }
         labels = np.array([row.label for row in rows], np.int64)
-        apart = mixing(labels, window, len(dataset.classes))
+        distance = mixing(labels, window, len(dataset.classes))
         notes.append(
-            f"the vectors ({size / 1e9:.2f} GB) take more than the memory given "
-            f"({memory / 1e9:.2f} GB): minibatches are drawn from windows of {window:,} of "
-            f"{len(rows):,} rows, in {CHUNKS} chunks; the labels of a window are {apart.here:.3f} "
-            f"from those of all (total variation; {apart.shuffled:.3f} if all were shuffled)"
+            f"the vectors ({size / 1e9:.2f} GB) exceed --memory ({memory / 1e9:.2f} GB): "
+            f"minibatches are drawn from windows of {window:,} of {len(rows):,} rows, in {CHUNKS} "
+            f"chunks; the labels of a window differ by {distance.here:.3f} from those of all rows "
+            f"(total variation; {distance.shuffled:.3f} with a full shuffle)"
         )
     val_mask = np.array([row.split != "train" for row in rows])
     pairs = None if val is None else [(np.flatnonzero(~val_mask), np.flatnonzero(val_mask))]

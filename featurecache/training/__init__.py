@@ -1,1 +1,1 @@
-"""What trainings share: learning-rate schedules, stopping, checkpoints."""
+"""Shared by all trainings: settings, learning-rate schedules, losses, stopping, checkpoints."""

@@ -1,4 +1,4 @@
-"""What heads are trained by and measured with: cross-entropy, and how much each row counts."""
+"""Losses and accuracy: cross-entropy, class weights, correct predictions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def cross_entropy(
     """Loss (M, B) in nats of logits (M, C, B) against labels (M, B) or, for all members, (B,).
 
     `smoothing` spreads this share of the target evenly over the classes. `weights` (M, C) or (1, C)
-    are what rows of a class count. `mixed` are the labels, like `target`, of the rows that mixup
-    added, and the share (M, 1) or (1, 1) of the first ones (Zhang et al. 2018).
+    are the weights of a row of each class. `mixed` holds the labels, shaped like `target`, of the
+    rows that mixup added, and the share (M, 1) or (1, 1) of the original rows (Zhang et al. 2018).
     """
 
     def loss_against(labels: torch.Tensor) -> torch.Tensor:
@@ -38,24 +38,24 @@ def cross_entropy(
 
 def hits(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """(M, B) bool: is the most probable class of logits (M, C, B) the label, (M, B) or (B,)?"""
-    # argmax along the middle of three axes is several times as slow
+    # argmax along the middle of three axes is several times slower
     best = logits.detach().transpose(1, 2).contiguous().argmax(2)
     return best == target
 
 
 def balanced(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Weights (1, C) under which all classes of the labels (N,) count the same, and rows 1 in the
-    mean (scikit-learn's `balanced`); a class without rows has 1."""
+    """Weights (1, C) that make all classes of the labels (N,) count the same, with mean 1 over the
+    rows (scikit-learn's `balanced`); a class without rows has weight 1."""
     counts = torch.bincount(labels, minlength=classes).float()
     present = int((counts > 0).sum())
     return torch.where(counts > 0, len(labels) / (present * counts), 1.0)[None]
 
 
 def by_errors(errors: torch.Tensor) -> torch.Tensor:
-    """Weights (M, C) of classes by their share of errors (M, C), NaN where a class has no rows.
+    """Weights (M, C) of classes by their error rates (M, C); NaN marks a class without rows.
 
-    (error + mean error) / (2 x mean error): 1 in the mean, and at least a half, so that no class is
-    given up when it has no errors left.
+    (error + mean error) / (2 x mean error): the mean is 1 and the minimum 1/2, so a class without
+    errors is not ignored.
     """
     mean = errors.nanmean(1, keepdim=True)
     weights = (errors + mean) / (2 * mean)
@@ -63,5 +63,5 @@ def by_errors(errors: torch.Tensor) -> torch.Tensor:
 
 
 def named(weights: Mapping[str, float], classes: Sequence[str]) -> torch.Tensor:
-    """Weights (1, C) of the classes that are named; others have 1."""
+    """Weights (1, C) from a mapping of class names; other classes have weight 1."""
     return torch.tensor([[weights.get(name, 1.0) for name in classes]])

@@ -1,4 +1,4 @@
-"""Learning rates over a training, and when to end it: pure functions of the losses so far."""
+"""Learning-rate schedules: pure functions of the epoch and the validation losses so far."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def lr_factor(
     progress: float,
     losses: Sequence[float],
 ) -> float:
-    """The factor of the learning rate in an epoch, when the share `progress` of its steps is done.
+    """The factor of the learning rate when the share `progress` of the epoch's steps is done.
 
-    `epoch` counts from 1 over all phases, `epoch_in_phase` from 1 in its phase; `losses` are the
-    validation losses of the epochs before.
+    `epoch` counts from 1 over all phases, `epoch_in_phase` from 1 within its phase. `losses` are
+    the validation losses of the previous epochs.
     """
     if schedule is None or schedule.name == "constant":
         return 1.0
@@ -37,7 +37,7 @@ def lr_factor(
 
 
 def plateaus(losses: Sequence[float], patience: int) -> int:
-    """How often `patience` epochs in a row brought no loss below all before them."""
+    """How many times `patience` consecutive epochs brought no loss below all earlier ones."""
     lowest, waited, count = math.inf, 0, 0
     for loss in losses:
         if loss < lowest:

@@ -1,4 +1,4 @@
-"""Settings that every training shares: optimizer, lr schedule, early stopping."""
+"""Settings shared by all trainings: optimizer, learning-rate schedule, early stopping."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-# Strict: `epochs: yes` or `lr: "1"` is a mistake to be told, not a number to be guessed.
+# Strict: `epochs: yes` or `lr: "1"` is an error to report, not a number to guess.
 STRICT = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 DEFAULT_MOMENTUM = 0.9
 
 
 class Optimizer(pydantic.BaseModel):
-    """The optimizer and its settings; `momentum` is of sgd (0.9 where it isn't given) and rmsprop,
-    `nesterov` of sgd. What can't be set is torch.optim's default."""
+    """The optimizer and its settings. `momentum` is for sgd (default 0.9) and rmsprop, `nesterov`
+    for sgd. Other settings have torch.optim's defaults."""
 
     model_config = STRICT
 
@@ -35,21 +35,21 @@ class Optimizer(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _others_have_none(self) -> Optimizer:
         if self.name not in ("sgd", "rmsprop") and self.momentum is not None:
-            raise ValueError(f"momentum is for sgd and rmsprop, not for {self.name}; take it out")
+            raise ValueError(f"momentum is for sgd and rmsprop, not for {self.name}; remove it")
         if self.nesterov and (self.name != "sgd" or not self.momentum):
-            raise ValueError("nesterov is for sgd with a momentum above 0; take it out")
+            raise ValueError("nesterov is for sgd with a momentum above 0; remove it")
         return self
 
 
 class LrSchedule(pydantic.BaseModel):
-    """What becomes of the learning rate that the optimizer, or a phase, sets. In YAML a name alone,
-    or a mapping.
+    """Changes over time to the learning rate of the optimizer or the phase. In YAML a name or a
+    mapping.
 
-    `cosine`: at every step times (1 + cos(pi * done)) / 2, `done` being the share of the epochs of
-    the training, or of the phase, that are over, and of the steps in this one. `step`: times
-    `factor` after every `every` epochs.
-    `plateau`: times `factor` when the validation loss was not the lowest so far for `patience`
-    epochs, counted anew after that (Keras' ReduceLROnPlateau, without a least change).
+    `cosine`: at every step, times (1 + cos(pi * done)) / 2, where `done` is the share of the
+    training, or of the phase, that is over, counted in steps. `step`: times `factor` after every
+    `every` epochs. `plateau`: times `factor` when the validation loss has not been the lowest so
+    far for `patience` epochs, after which the count restarts (Keras' ReduceLROnPlateau with
+    min_delta 0).
     """
 
     model_config = STRICT
@@ -71,17 +71,17 @@ class LrSchedule(pydantic.BaseModel):
             "plateau": {"factor": 0.1, "patience": 10},
         }
         if not isinstance(value, dict) or value.get("name") not in defaults:
-            return value  # refused below, with the names there are
+            return value  # the field's own validation lists the names
         own_defaults = defaults[value["name"]]
         for key in value:
             if key in ("over", "every", "factor", "patience") and key not in own_defaults:
-                raise ValueError(f"{value['name']} has no {key}; take it out")
+                raise ValueError(f"{value['name']} has no {key}; remove it")
         return {**own_defaults, **value}
 
 
 class EarlyStopping(pydantic.BaseModel):
-    """End when the validation loss was not the lowest so far for `patience` epochs, and keep the
-    weights of the epoch in which it was lowest."""
+    """Stop when the validation loss has not been the lowest so far for `patience` epochs, and keep
+    the weights of the epoch with the lowest loss."""
 
     model_config = STRICT
 

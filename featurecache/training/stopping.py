@@ -1,4 +1,4 @@
-"""When to end a training: pure functions of the losses so far."""
+"""When to stop a training: pure functions of the losses so far."""
 
 from __future__ import annotations
 
