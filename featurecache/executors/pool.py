@@ -33,7 +33,7 @@ Context = TypeVar("Context")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-CLOSE_SECONDS = 5.0  # that idle workers have to end before they are killed
+CLOSE_SECONDS = 5.0  # for idle workers to end by themselves before they are killed
 _MIN_SHARED = 64 << 10  # bytes of arrays in a result; for fewer a pipe is as fast
 _SHARED = Path("/dev/shm")  # where Linux has shared memory; containers may have little of it
 
@@ -74,7 +74,7 @@ def ordered(
         yield from (function(context, task) for task in tasks if task is not None)
         return
     crew = _Crew(function, context)
-    threads = concurrent.futures.ThreadPoolExecutor(workers)  # each waits for one worker's results
+    threads = concurrent.futures.ThreadPoolExecutor(workers)  # each waits for one worker
     max_waiting = 2 * workers + 1
     blocks = _Blocks(max_waiting + 1)
     waiting: collections.deque[tuple[concurrent.futures.Future[_Packed], SharedMemory | None]]
@@ -92,7 +92,7 @@ def ordered(
             future, block = waiting.popleft()
             yield blocks.unpacked(future.result(), block)
     except BaseException:
-        crew.kill()  # nobody needs the results of the tasks at work
+        crew.kill()  # the results of running tasks are not needed
         raise
     finally:
         threads.shutdown(wait=True, cancel_futures=True)
@@ -103,7 +103,7 @@ def ordered(
 class _Crew:
     """Worker processes, started as they are needed.
 
-    Each has its own pipe, which ends if the worker is killed while it sends a result. If the
+    Each has its own pipe, which closes if the worker is killed while it sends a result. If the
     workers shared a pipe, as in concurrent.futures, the reader would wait forever for the rest of
     the message.
     """
@@ -117,7 +117,7 @@ class _Crew:
 
     def call(self, task: Any, block: str | None) -> _Packed:
         """The result of a task, from an idle worker or a new one. Raises what the task raised.
-        Several threads may call it."""
+        Several threads may call this at once."""
         try:
             worker, is_new = self._idle.get_nowait(), False
         except queue.Empty:
@@ -138,18 +138,18 @@ class _Crew:
         self._idle.put(worker)
         if isinstance(answer, BaseException):
             raise answer
-        found: _Packed = answer
-        return found
+        packed: _Packed = answer
+        return packed
 
     def kill(self) -> None:
-        """Kill all workers, which ends the calls that wait for them."""
+        """Kill all workers. This ends the calls that wait for them."""
         with self._lock:
             self._killed = True
             for process, _ in self._made:
                 process.kill()
 
     def close(self) -> None:
-        """End the workers. No call may be waiting, and none may follow."""
+        """End the workers. No call may be waiting, and no more calls are allowed."""
         for _, pipe in self._made:
             pipe.close()
         for process, _ in self._made:
@@ -161,9 +161,9 @@ class _Crew:
         context = worker_processes()
         with self._lock:
             if self._killed:
-                raise FeatureCacheError("the worker processes were ended")
+                raise FeatureCacheError("the worker processes have been killed")
             pipe, worker_end = context.Pipe()
-            # Python ends a daemon when it exits, and waits for others.
+            # When Python exits, it ends daemons, but waits for other processes.
             process = context.Process(target=_serve, args=(worker_end,), daemon=True)
             process.start()
             worker_end.close()
@@ -269,8 +269,8 @@ def _room_for(size: int) -> bool:
 
 
 def _serve(pipe: Any) -> None:
-    """What a worker process does: reads a function and its context, and calls it on each task,
-    until the pipe ends."""
+    """Run in a worker process: read a function and its context, and call the function on each task,
+    until the pipe closes."""
     # Ctrl-C reaches all processes of the group. Only the parent handles it, and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow_parent, daemon=True).start()
@@ -291,12 +291,13 @@ def _serve(pipe: Any) -> None:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The exception with its traceback as a note; if it can't be sent, one with its text."""
+    """The exception, with its traceback as a note. One that can't be pickled is replaced by a
+    FeatureCacheError with its text."""
     text = traceback.format_exc()
     try:
         error.add_note(text)
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - an exception may define how it is pickled
+    except Exception:  # noqa: BLE001 - an exception's own pickling code may raise anything
         error = FeatureCacheError(f"{type(error).__name__}: {one_line(error)}")
         error.add_note(text)
     return error

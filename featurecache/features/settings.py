@@ -1,4 +1,4 @@
-"""The settings of a backbone that commands take, as one typed group of keywords."""
+"""The settings of a backbone that commands take, as typed groups of keywords."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def check_keywords(keywords: Mapping[str, object], group: type, function: str) -
 
 
 class CachedSetting(BackboneSetting, total=False):
-    """Which of the cached vectors of a backbone are meant; what is absent or None accepts any."""
+    """Selects among the cached vectors of a backbone. A setting that is absent or None accepts any
+    value."""
 
     precision: str | None
 
@@ -39,7 +40,7 @@ class CachedSetting(BackboneSetting, total=False):
 class VectorSetting(BackboneSetting, total=False):
     """How the vectors of a backbone are computed."""
 
-    weights: str | Path | None  # a file, for a single backbone; None: those of its release
+    weights: str | Path | None  # a file, for a single backbone; None: the published weights
     precision: str  # f32 by default
 
 
@@ -47,6 +48,6 @@ Group = TypeVar("Group")
 
 
 def keywords_of(group: type[Group], keywords: Mapping[str, object]) -> Group:
-    """Those of the keywords that belong to a typed group."""
-    known = group.__annotations__
-    return cast(Group, {name: value for name, value in keywords.items() if name in known})
+    """The keywords that belong to a typed group."""
+    names = group.__annotations__
+    return cast(Group, {name: value for name, value in keywords.items() if name in names})

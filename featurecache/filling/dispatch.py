@@ -29,7 +29,7 @@ _CORES = 8  # per worker of `processes` without GPUs: one network keeps that man
 
 
 class ExecutorSetting(TypedDict, total=False):
-    """The keywords of a stage that are the fields of Where."""
+    """The fields of Where, as keywords of a stage."""
 
     executor: str
     address: str | None
@@ -47,7 +47,7 @@ class Where:
     max_workers: int | None = None
 
     def check(self) -> None:
-        """Raise BadInput for settings that are wrong, or of another executor."""
+        """Raise BadInput for settings that are wrong or belong to another executor."""
         gpus, workers = self.gpus_per_worker, self.max_workers
         if self.executor not in EXECUTORS:
             raise UnknownName("executor", self.executor, EXECUTORS)

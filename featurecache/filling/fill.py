@@ -1,5 +1,4 @@
-"""Fill spaces: compute the rows that they lack, and commit them. `augment` and `featurize` both do
-it this way."""
+"""Filling spaces: computing and committing their missing rows, for `augment` and `featurize`."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ class FillSetting(ExecutorSetting, total=False):
     """How missing rows are divided, and where they are computed: keywords of `augment` and
     `featurize`."""
 
-    workers: int | None  # processes that make pictures; None: by the cores of each machine
+    workers: int | None  # processes that make pictures; None: depends on each machine's cores
     shard_rows: int | None  # None: the default of the stage
-    part: str | None  # `i/n`: the share of job i of n jobs that fill one cache together
+    part: str | None  # `i/n`: the share of job i of n jobs that fill a cache together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class FillOptions:
 
 
 def fill_options(setting: FillSetting, shard_rows: int) -> FillOptions:
-    """The options that a setting names; `shard_rows` is the default. Raises BadInput."""
+    """The options from a setting; `shard_rows` is the default. Raises BadInput."""
     where = Where(**keywords_of(ExecutorSetting, setting))
     workers, part, rows = setting.get("workers"), setting.get("part"), setting.get("shard_rows")
     if workers is not None or where.executor == "local":
@@ -58,29 +57,29 @@ def fill_options(setting: FillSetting, shard_rows: int) -> FillOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FillTask:
-    """What a command fills a cache with."""
+    """What a command computes, and how."""
 
     command: str
-    open_spaces: Callable[[], list[Space]]  # the spaces to fill, as they are on disk
+    open_spaces: Callable[[], list[Space]]  # opens the spaces to fill, as they are on disk
     sources: Sequence[Space] = ()  # spaces that are read
     maker: Callable[[Any], Maker]
-    make_job: Callable[[Sequence[Space], ShardPlan], Any]  # what the maker needs for these shards
+    make_job: Callable[[Sequence[Space], ShardPlan], Any]  # the maker's argument for these shards
     spent: Sequence[str]  # the parts of the work that are timed
-    gpus: int = 0  # of this machine, that the maker would use
+    gpus: int = 0  # GPUs of this machine that the maker would use
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filled:
-    """What a command that fills a cache did, counted in rows: one per image and space."""
+    """The result of filling a cache, counted in rows: one per image and space."""
 
     computed: int
     hits: int
-    failed: list[dict[str, str]]  # {path, reason}; their rows are held, as zeros or empty pictures
+    failed: list[dict[str, str]]  # {path, reason}; their rows are zeros or empty pictures
     seconds: float
-    images_per_second: float  # rows computed, over the whole time
-    bound: str  # what decided the pace: decode, augment, network or disk; "" if nothing was done
-    # Seconds that the run waited for pictures, the network and the disk, and seconds of the workers
-    # on pictures: decode (with reading and resizing) and augment (with encoding).
+    images_per_second: float  # rows computed per second of the total time
+    bound: str  # what limited the speed: decode, augment, network or disk; "" if nothing was done
+    # Seconds that the run waited for pictures, the network and the disk, and seconds that the
+    # workers spent on pictures: decode (with reading and resizing) and augment (with encoding).
     spent: dict[str, float]
     spaces: list[dict[str, object]]
     notes: list[str]
@@ -89,11 +88,11 @@ class Filled:
 def fill(
     task: FillTask, request: Request, options: FillOptions, began: float, progress: Progress
 ) -> tuple[Filled, dict[str, float]]:
-    """Compute the rows that the spaces of a task lack. `began` is when the command began, by
-    `time.perf_counter`.
+    """Compute the rows that the spaces of a task lack. `began` is the `time.perf_counter` of the
+    start of the command.
 
     Returns the result, and Tally.least_cosine. Raises FeatureCacheError for shards that no worker
-    could make.
+    could compute.
     """
     cache, rows = request.cache, options.shard_rows
     if request.images and not cache.exists:
@@ -112,7 +111,7 @@ def fill(
             cache.create()
             job = task.make_job(spaces, todo)
             dispatch(task.maker, job, todo, options.where, cache.store, task.gpus, tally)
-        # The result describes what is on the disk now, not what was meant to be there.
+        # The result describes what is on disk now, not what should be there.
         spaces = task.open_spaces()
         summaries = [space.summary() for space in spaces]
         if request.images:
@@ -133,18 +132,18 @@ def fill(
 
 
 def _pixel_notes(spaces: Iterable[Space]) -> list[str]:
-    """A note on each space whose rows come from machines that make different pixels."""
+    """A note on each space whose rows come from machines that compute different pixels."""
     return [
         f"view {space.view}, backbone {space.backbone or '(pictures)'}: its rows come from "
-        f"machines that make other pixels (canaries {', '.join(space.pixel_canaries)}); "
-        "`featurecache verify --recompute 100` measures by how much vectors differ"
+        f"machines that compute different pixels (canaries {', '.join(space.pixel_canaries)}); "
+        "`featurecache verify --recompute 100` measures how much the vectors differ"
         for space in spaces
         if len(space.pixel_canaries) > 1
     ]
 
 
 def other_pixels(view: View, space: Space) -> str:
-    """A note on a space whose pixels are not all those that this machine makes; else empty."""
+    """A note on a space, unless this machine would compute all its pixels; then empty."""
     recorded = space.pixel_canaries
     if not recorded or recorded == [pixel_canary(view)]:
         return ""
