@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,7 +33,7 @@ _DATA = re.compile(r"([0-9a-f]{64})-([0-9a-f]{16})\.h5")
 _MAX_DATA = 1 << 40  # bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QuarantinedShard:
     """A shard in quarantine: the name of its record there, its items (None if they are unknown),
     and the engine that made it, if its record can be read."""
@@ -89,7 +89,7 @@ def pending(space: Space, committed: Sequence[Record]) -> list[QuarantinedShard]
         absent = rows.positions(np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)) < 0
         if absent.any():
             missing = list(itertools.compress(items, absent.tolist()))
-            pending_shards.append(QuarantinedShard(shard.file, missing, shard.engine))
+            pending_shards.append(replace(shard, items=missing))
     return pending_shards
 
 
@@ -98,8 +98,10 @@ def _read(space: Space, name: str, shard: str) -> QuarantinedShard:
     file = space.file(name)
     with contextlib.suppress(DamagedCache, BadInput):  # BadInput: of a newer version
         record = space.read_record(name)
-        return QuarantinedShard(file.name, record.item_list, record.provenance.get("engine", ""))
-    return QuarantinedShard(file.name, _listed_items(file, shard) or _items_of_data(space, shard))
+        engine = record.provenance.get("engine", "")
+        return QuarantinedShard(file=file.name, items=record.item_list, engine=engine)
+    items = _listed_items(file, shard) or _items_of_data(space, shard)
+    return QuarantinedShard(file=file.name, items=items)
 
 
 def _listed_items(file: StoredFile, shard: str) -> list[bytes] | None:

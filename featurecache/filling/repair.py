@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featurecache.errors import BadInput, FeatureCacheError
@@ -19,13 +19,13 @@ from featurecache.images.samples import Sample, items_of, sources_of
 LostShard = tuple[Space, quarantine.QuarantinedShard]  # a space without a key has no description
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Repaired:
     """The number of recomputed rows, the shards that still lack rows, and why."""
 
-    rows: int = 0
-    lost: list[LostShard] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+    rows: int
+    lost: list[LostShard]
+    left: list[str]
 
 
 def recompute_lost(
@@ -37,21 +37,23 @@ def recompute_lost(
         dataset = open_dataset(data)
     except BadInput as error:
         reason = f"nothing was recomputed ({error}); give --data, or run featurize"
-        return Repaired(lost=list(lost), left=[reason])
+        return Repaired(rows=0, lost=list(lost), left=[reason])
     repair = _Repair(dataset, recomputer, progress)
+    incomplete = []
     for number, (space, shard) in enumerate(lost, 1):
         progress(number, len(lost), "repair")
         missing = repair.recompute(space, shard)
         if missing is None or missing:
-            repair.repaired.lost.append((space, replace(shard, items=missing)))
-    return repair.repaired
+            incomplete.append((space, replace(shard, items=missing)))
+    return Repaired(rows=repair.rows, lost=incomplete, left=repair.left)
 
 
 class _Repair:
     """The repair of a cache from one dataset."""
 
     def __init__(self, dataset: Dataset, recomputer: Recomputer, progress: Progress) -> None:
-        self.repaired = Repaired()
+        self.rows = 0
+        self.left: list[str] = []
         self._recomputer = recomputer
         self._root = dataset.root
         self._sources = sources_of(dataset.samples, items_of(dataset.samples, progress)[0])
@@ -62,10 +64,9 @@ class _Repair:
         missing, or None if they are unknown."""
         if not space.key:  # `verify` has reported it
             return shard.items
-        left = self.repaired.left
         prefix = f"{space.view} / {space.backbone or 'pictures'}"
         if shard.items is None:
-            left.append(
+            self.left.append(
                 f"{prefix}: the rows of {shard.file} are unknown; run the featurize or augment "
                 f"that made it, which computes missing rows, then delete {quarantine.folder(space)}"
             )
@@ -74,11 +75,11 @@ class _Repair:
         try:
             missing = [item for item in space.missing(shard.items) if item not in finished]
         except FeatureCacheError as error:  # another of its records is bad, or can't be read
-            left.append(f"{prefix}: {error}")
+            self.left.append(f"{prefix}: {error}")
             return shard.items
         available = [item for item in missing if item in self._sources]
         if len(available) < len(missing):
-            left.append(
+            self.left.append(
                 f"{prefix}: {len(missing) - len(available)} images of a bad shard are not in "
                 f"{self._root}; give the --data that has them, or delete "
                 f"{quarantine.folder(space)} if they are gone for good"
@@ -87,9 +88,9 @@ class _Repair:
             try:
                 self._commit(space, shard.engine, [(self._sources[i], i) for i in available])
                 finished.update(available)
-                self.repaired.rows += len(available)
+                self.rows += len(available)
             except FeatureCacheError as error:
-                left.append(f"{prefix}: {error}")
+                self.left.append(f"{prefix}: {error}")
         return [item for item in missing if item not in finished]
 
     def _commit(self, space: Space, engine: str, rows: Sequence[tuple[Sample, bytes]]) -> None:

@@ -29,9 +29,9 @@ def csv_file(path: Path | StoredFile) -> Contents:
     seen: dict[str, tuple[str | None, str, int]] = {}  # path -> class name, split, line
     entries: list[Entry] = []
     missing: list[str] = []
-    unused: list[str] = []
     unsplit: list[int] = []  # lines
-    for line, row in _rows(path, unused):
+    table = _Table(path)
+    for line, row in table.rows():
         listed_path, label = row["path"], row["label"] or None
         split = split_of(row.get("split", "") or "train")
         unsplit += [line] if row.get("split") == "" else []
@@ -64,7 +64,9 @@ def csv_file(path: Path | StoredFile) -> Contents:
         raise BadInput(f"{path}: {len(missing)} files do not exist: {first_few(missing)}")
     if not entries:
         raise BadInput(f"{path}: holds no rows; expected a line of path,label[,split] per image")
-    notes = [f"columns that are not used: {first_few([*map(repr, unused)])}"] * bool(unused)
+    notes = []
+    if table.unused:
+        notes.append(f"columns that are not used: {first_few([*map(repr, table.unused)])}")
     if unsplit:
         lines = first_few([*map(str, unsplit)])
         notes.append(f"lines without a split, which are train: {lines}")
@@ -84,32 +86,45 @@ def tables_in(folder: Path) -> Iterator[Path]:
                 yield folder / name
 
 
-def _rows(path: Path | StoredFile, unused: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row with its values stripped) of each row of a CSV file with a header. Adds
-    the columns that are not used to `unused`."""
-    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
-    try:
-        header = _header(path, next(reader, []))
-        unused += [name for name in header if name not in COLUMNS]
+class _Table:
+    """The rows of a CSV file with a header. Raises BadInput."""
+
+    def __init__(self, path: Path | StoredFile) -> None:
+        self._path = path
+        self._reader = csv.reader(io.StringIO(read_text(path)), strict=True)
+        try:
+            self._header = _header(path, next(self._reader, []))
+        except csv.Error as error:
+            raise self._not_csv(error) from error
+        self.unused = [name for name in self._header if name not in COLUMNS]
+
+    def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """(line number, row with its values stripped) of each row."""
+        header, reader = self._header, self._reader
         # Columns that hold only names of splits so far, and those that hold at least one.
-        unread = set() if "split" in header else set(unused)
+        unread = set() if "split" in header else set(self.unused)
         named: set[str] = set()
-        for values in reader:
-            if not values:
-                continue
-            if len(values) != len(header):
-                raise BadInput(
-                    f"{path} line {reader.line_num}: {len(values)} values, "
-                    f"the header has {len(header)}"
-                )
-            row = dict(zip(header, (value.strip() for value in values), strict=True))
-            unread = {name for name in unread if not row[name] or split_of(row[name])}
-            named |= {name for name in unread if row[name]}
-            yield reader.line_num, row
+        try:
+            for values in reader:
+                if not values:
+                    continue
+                if len(values) != len(header):
+                    raise BadInput(
+                        f"{self._path} line {reader.line_num}: {len(values)} values, "
+                        f"the header has {len(header)}"
+                    )
+                row = dict(zip(header, (value.strip() for value in values), strict=True))
+                unread = {name for name in unread if not row[name] or split_of(row[name])}
+                named |= {name for name in unread if row[name]}
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise self._not_csv(error) from error
         if unread & named:
-            raise _not_used(path, min(unread & named), "split", "holds names of splits")
-    except csv.Error as error:
-        raise BadInput(f"{path} line {reader.line_num}: not valid CSV ({error})") from error
+            name = min(unread & named)
+            raise _not_used(self._path, name, "split", "holds names of splits")
+
+    def _not_csv(self, error: csv.Error) -> BadInput:
+        return BadInput(f"{self._path} line {self._reader.line_num}: not valid CSV ({error})")
 
 
 def _header(path: Path | StoredFile, names: Sequence[str]) -> list[str]:

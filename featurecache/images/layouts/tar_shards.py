@@ -116,12 +116,12 @@ def tar_shards(data: str, paths: Sequence[File]) -> Contents:
         raise BadInput(f"{data}: holds no .tar shards")
     root = locate(data)
     split_by = {path: _split_of(path, root) for path in paths}
-    lacking: list[str] = []
-    entries = [
-        entry
-        for path in paths
-        for entry in _members(path, split_by[path] or "train", root, lacking)
-    ]
+    entries: list[Entry] = []
+    unused: list[str] = []
+    for path in paths:
+        shard_entries, unused_labels = _read_shard(path, split_by[path] or "train", root)
+        entries += shard_entries
+        unused += unused_labels
     twice = [name for name, count in Counter(e.id for e in entries).items() if count > 1]
     if twice:
         raise BadInput(f"{data}: {len(twice)} names stand twice in shards: {first_few(twice)}")
@@ -129,8 +129,8 @@ def tar_shards(data: str, paths: Sequence[File]) -> Contents:
     unnamed = [path.name for path, split in split_by.items() if split is None]
     if unnamed:
         notes.append(f"shards whose names tell no split, and are train: {first_few(unnamed)}")
-    if lacking:
-        notes.append(f"labels without an image that can be read: {first_few(lacking)}")
+    if unused:
+        notes.append(f"labels without an image that can be read: {first_few(unused)}")
     return Contents(root=data, layout="tar shards", entries=entries, notes=notes)
 
 
@@ -151,8 +151,8 @@ def _split_of(shard: File, root: File) -> str | None:
     return splits.pop() if splits else None
 
 
-def _members(shard: File, split: str, root: File, lacking: list[str]) -> Iterator[Entry]:
-    """The images of one shard. Adds labels without an image to `lacking`."""
+def _read_shard(shard: File, split: str, root: File) -> tuple[list[Entry], list[str]]:
+    """The images of one shard, and its labels without an image."""
     labels: dict[str, str] = {}
     members: list[tuple[str, str, Member]] = []
     try:
@@ -171,17 +171,17 @@ def _members(shard: File, split: str, root: File, lacking: list[str]) -> Iterato
             _check_end(file, tar.offset)
     except (OSError, tarfile.TarError, ValueError, _Refused) as error:
         raise BadInput(f"{shard}: {_reason(shard, error)}") from error
-    lacking += [
-        f"{shard.name}: {key}.cls" for key in labels.keys() - {key for key, _, _ in members}
-    ]
     if not members:
         raise BadInput(f"{shard}: holds no images ({', '.join(PICTURE_SUFFIXES)})")
-    for key, name, where in members:
+    entries = []
+    for key, name, source in members:
         label = labels.get(key) or None
         if label is None and split != "test":
             what = f"{key}.cls is empty" if key in labels else f"expected {key}.cls beside it"
             raise BadInput(f"{shard}: {name} has no label; {what}")
-        yield Entry(split, label, where, f"{_stem(shard, root)}/{name}")
+        entries.append(Entry(split, label, source, f"{_stem(shard, root)}/{name}"))
+    unused = sorted(labels.keys() - {key for key, _, _ in members})
+    return entries, [f"{shard.name}: {key}.cls" for key in unused]
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
