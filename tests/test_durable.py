@@ -26,6 +26,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_every_error_of_a_write_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        durable.replace(tmp_path / "folder", b"x")
+    assert caught.value.filename == str(tmp_path / "folder")
+
+
 def test_of_many_writers_of_one_name_one_wins(tmp_path: Path) -> None:
     contents = [bytes([n]) * 1000 for n in range(16)]
     with ThreadPoolExecutor(16) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -132,3 +133,13 @@ def test_a_folder_that_is_made_anew_meanwhile_is_the_one_that_is_locked(tmp_path
     (tmp_path / "link").symlink_to(folder)
     with locks.hold_shared(tmp_path / "link"), locks.hold_exclusive(folder) as undisturbed:
         assert not undisturbed
+
+
+def test_a_claim_needs_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with locks.claimed(tmp_path / "lock", lambda _: None):
+        assert locks.claim(tmp_path / "lock") is None
+    assert not (tmp_path / "lock").exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.heads.submit import submit
 from featurecache.stages.looking.policies import preview
 from featurecache.stages.looking.report import report
+from featurecache.stages.studies.pca import study_pca
+from featurecache.stages.studies.study_files import study_folder
 from featurecache.storage.output_files import check_output
 
 Runs = dict[str, Path]
@@ -35,6 +39,48 @@ def writers(small_runs: Runs, small_data: Path, small_cache: Path) -> dict[str, 
         "index": lambda out: index(small_data, out=out),
         "preview": lambda out: preview("color", out, data=small_data),
     }
+
+
+def test_no_study_replaces_a_folder_a_pipe_a_dataset_or_a_file_of_a_cache(
+    small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pca.svg").mkdir()
+    setting: dict[str, Any] = {"data": small_data, "cache": small_cache, "out": tmp_path}
+    with pytest.raises(BadInput, match=r"pca\.svg is a folder"):
+        study_pca("efficientnet_lite0", **setting)
+    (tmp_path / "pca.svg").rmdir()
+    os.mkfifo(tmp_path / "pca.csv")
+    with pytest.raises(BadInput, match=r"pca\.csv is a device or a pipe"):
+        study_pca("efficientnet_lite0", **setting)
+    (tmp_path / "tsne.csv").touch()
+    with pytest.raises(BadInput, match=r"tsne\.csv is the dataset"):
+        study_folder(tmp_path, "tsne", tmp_path / "tsne.csv")
+    (tmp_path / "CACHE.json").touch()
+    with pytest.raises(BadInput, match=r"tsne\.csv is a file of a cache"):
+        study_folder(tmp_path, "tsne")
+
+
+@pytest.mark.parametrize("name", ("export", "index", "preview"))
+def test_a_full_disk_leaves_the_old_file_and_is_one_error_about_the_new_one(
+    name: str,
+    writers: dict[str, Callable[[Path], object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / ("sheet.png" if name == "preview" else "x.parquet")
+    out.write_bytes(b"old")
+    real_fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOSPC, "Detail: [errno 28]")
+        real_fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        writers[name](out)
+    assert caught.value.filename == str(out)
+    assert [(path, path.read_bytes()) for path in tmp_path.iterdir()] == [(out, b"old")]
 
 
 WRITERS = ("misclassified", "confusion", "report", "submit", "export", "index", "preview")

@@ -17,7 +17,7 @@ from featurecache.heads.epochs import Member
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.sweep import Swept, interval, train_sweep
-from featurecache.heads.sweep_settings import Setting, settings_of, stackable
+from featurecache.heads.sweep_settings import Setting, distinct_settings, settings_of, stackable
 from featurecache.heads.training import train_many
 from featurecache.heads.training_results import Trained
 
@@ -102,6 +102,19 @@ def test_a_rate_that_every_phase_sets_is_not_swept() -> None:
     plan = schedule(sweep={"grid": {"optimizer.lr": [0.1, 0.2]}}, phases=phases)
     with pytest.raises(BadInput, match="every phase sets its own"):
         settings_of(plan, "s.yaml")
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"optimizer.lr": [0.1, 0.2, 0.10]},
+        {"mixup": [1, 1.0]},
+        {"optimizer.name": ["adam", "sgd"], "optimizer": [{"name": "adam"}, {"name": "sgd"}]},
+    ],
+)
+def test_a_setting_is_trained_once(grid: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="same setting; remove one"):
+        distinct_settings(swept({"grid": grid}), "s.yaml")
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,25 @@ def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
                 common = {name: v for name, v in block.items() if name in _SHARED_KEYS[key]}
                 changed = {**changed, key.removesuffix(".name"): common}
             changed = _with(changed, key.split("."), value)
-        listed = ", ".join(f"{key} {value}" for key, value in values.items())
-        settings.append(
-            Setting(
-                values=values, schedule=yaml_files.validate(Schedule, changed, f"{where}: {listed}")
-            )
-        )
+        changed_schedule = yaml_files.validate(Schedule, changed, f"{where}: {_listed(values)}")
+        settings.append(Setting(values=values, schedule=changed_schedule))
+    return settings
+
+
+def distinct_settings(schedule: Schedule, path: str | Path) -> list[Setting]:
+    """The settings of a sweep that is about to be trained. Raises BadInput as `settings_of`, and if
+    two combinations of the grid make the same schedule, which would be trained twice."""
+    settings = settings_of(schedule, path)
+    if schedule.sweep is not None and schedule.sweep.random is None:
+        earlier_values: dict[str, dict[str, Any]] = {}
+        for setting in settings:
+            digest = keys.digest(setting.schedule.model_dump(mode="json"))
+            twin = earlier_values.setdefault(digest, setting.values)
+            if twin is not setting.values:
+                raise BadInput(
+                    f"{path}: sweep.grid: {_listed(twin)} and {_listed(setting.values)} are the "
+                    "same setting; remove one"
+                )
     return settings
 
 
@@ -80,6 +93,10 @@ def stackable(settings: list[Setting]) -> list[list[int]]:
         optimizer = {k: v for k, v in plain["optimizer"].items() if k not in ("lr", "weight_decay")}
         groups.setdefault(keys.digest({**plain, "optimizer": optimizer}), []).append(index)
     return list(groups.values())
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def _combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -35,12 +34,15 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], tile: int, gap: int) -> Image.Im
     return page
 
 
-def save_signed(picture: Image.Image, path: str | Path, software: str) -> None:
-    """Write a picture with the name of the software in its header, if the format allows it. Raises
-    OSError, ValueError."""
-    named = PngInfo()
-    named.add_text("Software", software)
-    picture.save(path, pnginfo=named, comment=software)
+def signed_file(picture: Image.Image, name: str, software: str) -> bytes:
+    """The bytes of a picture file called `name`, with the name of the software in its header if the
+    format allows it. Raises OSError, ValueError for a format that cannot be written."""
+    png_info = PngInfo()
+    png_info.add_text("Software", software)
+    file = io.BytesIO()
+    file.name = name  # Pillow takes the format from its suffix
+    picture.save(file, pnginfo=png_info, comment=software)
+    return file.getvalue()
 
 
 def jpeg(picture: Image.Image) -> bytes:

@@ -36,7 +36,7 @@ def link_new(path: Path, data: bytes) -> bool:
 def replace(path: Path, data: bytes) -> None:
     """Write `data` under this name. Readers see all of the old bytes or all of the new ones."""
     sweep(path.parent)
-    with _temporary(path, data) as temporary:
+    with _temporary(path, data) as temporary, errors_about(path):
         temporary.replace(path)
     sync_folder(path.parent)
 
@@ -69,11 +69,8 @@ def temporary_file(path: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as cleanup:
         while True:
             temporary = temporary_name(path)
-            try:
+            with errors_about(path):
                 descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            except OSError as error:
-                error.filename = str(path)
-                raise
             if not locks.available():  # such platforms can't rename open files either
                 os.close(descriptor)
                 break
@@ -89,16 +86,24 @@ def temporary_file(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
     with temporary_file(path) as temporary:
-        try:
-            with temporary.open("r+b") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno is not None:
-                error.filename = str(path)  # errors of write and fsync lack it
-            raise
+        with errors_about(path), temporary.open("r+b") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         yield temporary
+
+
+@contextlib.contextmanager
+def errors_about(path: Path) -> Iterator[None]:
+    """An OSError in here names `path`. Writing and syncing name no file, a rename the temporary
+    one, and Arrow puts its own words around the reason."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None
+            error.strerror = os.strerror(error.errno)
+        raise
 
 
 def sweep(folder: Path) -> list[Path]:

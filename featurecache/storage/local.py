@@ -139,10 +139,12 @@ class LocalStore:
             fresh = durable.temporary_name(root)
             with locks.hold_shared(root.parent):  # or others would take it for a leftover
                 fresh.mkdir()
-                durable.link_new(fresh / name, data)
-                with contextlib.suppress(OSError):  # another process was first
-                    fresh.rename(root)
-                shutil.rmtree(fresh, ignore_errors=True)
+                try:
+                    durable.link_new(fresh / name, data)
+                    with contextlib.suppress(OSError):  # another process was first
+                        fresh.rename(root)
+                finally:
+                    shutil.rmtree(fresh, ignore_errors=True)
         durable.sync_folder(root.parent)
         with self.lock_shared(""):
             if not self.exists(name):

@@ -49,8 +49,9 @@ class Claim:
         """Write into the lock file which process has the claim."""
         if self._descriptor is not None:
             signature = f"{os.getpid()} {socket.gethostname()}\n".encode("ascii", "replace")
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, signature)
+            with contextlib.suppress(OSError):  # a full disk: others read "another process"
+                os.ftruncate(self._descriptor, 0)
+                os.write(self._descriptor, signature)
 
     def release(self) -> None:
         """Give up the claim. A second call does nothing."""

@@ -35,7 +35,7 @@ def index(data: str | Path = "data", *, out: str | Path, progress: Progress = si
     dataset = open_dataset(data)
     items, unreadable = items_of(dataset.samples, progress)
     durable.sweep(path.absolute().parent)
-    with durable.temporary_file(path) as temporary:
+    with durable.temporary_file(path) as temporary, durable.errors_about(path):
         rows = write_index(path, dataset.samples, items, dataset.classes, temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())

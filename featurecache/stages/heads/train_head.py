@@ -18,7 +18,7 @@ from featurecache.errors import BadInput, DamagedRun, UnknownName
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule, backbone_choice, find_schedule, read_schedule
-from featurecache.heads.sweep_settings import settings_of
+from featurecache.heads.sweep_settings import distinct_settings
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.notebook import html_table
 from featurecache.runs.record import (
@@ -100,7 +100,7 @@ def train_head(
         raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
     wanted = overridden(read_schedule(path), backbone, seed)
-    settings = [] if wanted.sweep is None else settings_of(wanted, path)
+    settings = [] if wanted.sweep is None else distinct_settings(wanted, path)
     opened = Cache(cache)
     limit = _half_of_memory() if memory is None else byte_sizes.parse_size(memory, "--memory")
     training = load_training_data(wanted, wanted.views(), data, opened, progress, limit)
@@ -128,7 +128,7 @@ def train_head(
     identity = keys.digest({**described, "vectors": training.vector_hashes(), **windows})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
     if not opened.note_run(run, [name for names in space_names.values() for name in names]):
-        notes.append(f"{cache} is read-only, so `gc` cannot know that this run uses it")
+        notes.append(f"{cache} can't be written, so `gc` cannot know that this run uses it")
     done = _earlier(run, identity)
     if done is not None:
         _write_events(run, tensorboard)

@@ -131,7 +131,7 @@ def worth(
     make_folder(run / "trained")
     spaces = [name for names in training.space_names().values() for name in names]
     if not opened.note_run(run, spaces):
-        notes.append(f"{cache} is read-only, so `gc` cannot know that this comparison uses it")
+        notes.append(f"{cache} can't be written, so `gc` cannot know that this comparison uses it")
 
     hashes = training.vector_hashes()
     epochs = wanted.epochs * len(pairs)

@@ -14,8 +14,9 @@ from featurecache.images.decode import Undecodable
 from featurecache.images.layouts.own_output import GAP, MARK, SHEET, TILE
 from featurecache.images.policies import find_policy, shipped
 from featurecache.images.samples import items_of
-from featurecache.images.thumbnails import save_signed, sheet
+from featurecache.images.thumbnails import sheet, signed_file
 from featurecache.images.views import View, original
+from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
 
 
@@ -84,9 +85,10 @@ def preview(
         raise BadInput(f"{data}: no image could be decoded; see `featurecache inspect`")
     picture = sheet(rows, TILE, GAP)
     try:
-        save_signed(picture, out, MARK)
+        file_bytes = signed_file(picture, Path(out).name, MARK)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{out}: the sheet can't be written ({error})") from error
+        raise BadInput(f"{out}: the sheet cannot be written in this format ({error})") from error
+    durable.replace(Path(out), file_bytes)
     return Sheet(path=str(out), images=len(rows), draws=draws)
 
 

@@ -27,7 +27,7 @@ from featurecache.heads.schedules import (
     find_schedule,
     read_schedule,
 )
-from featurecache.heads.sweep_settings import settings_of
+from featurecache.heads.sweep_settings import distinct_settings
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
@@ -187,7 +187,7 @@ def read_recipe(recipe: str | Path) -> Recipe:
             file_path = find_schedule(_beside(path.parent, step.schedule))
             schedule = read_schedule(file_path)
             if schedule.sweep is not None:
-                settings_of(schedule, file_path)
+                distinct_settings(schedule, file_path)
                 if step.seeds is not None:
                     raise BadInput(
                         f"{where}: {step.schedule} is a sweep; list its seeds in the schedule"

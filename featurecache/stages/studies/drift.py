@@ -69,7 +69,7 @@ def study_drift(
     dataset = open_dataset(source.data)
     clean_rows = unique_rows(labelled_rows(dataset, [split], progress))
     clean_rows = evenly_spaced(clean_rows, max(images, MAX_CLEAN))
-    folder = study_folder(source.out)
+    folder = study_folder(source.out, "drift", source.data)
     rows = evenly_spaced(clean_rows, images)
     views, notes = _views(policy, rows, backbone, seed, source)
     clean = _clean_vectors(clean_rows, backbone, source)

@@ -58,7 +58,7 @@ def study_filters(
     """
     if max_tiles < 1:
         raise BadInput(f"--most {max_tiles}: must be 1 or more")
-    folder = study_folder(out)
+    folder = study_folder(out, "filters")
     network = load_backbone(backbone, weights)
     from featurecache.study import filters, sheets  # torch
 

@@ -67,7 +67,7 @@ def study_neighbours(
     unlabelled = {sample.split for sample in dataset.samples if sample.label is None}
     labelled = [name for name in SPLITS if name in splits - unlabelled]
     rows = labelled_rows(dataset, labelled if split is None else [split], source.progress)
-    folder = study_folder(source.out)
+    folder = study_folder(source.out, "neighbours", source.data)
     item = hashlib.sha256(content).digest()
     rows = [row for row in unique_rows(rows) if row.item != item]
     if not rows:

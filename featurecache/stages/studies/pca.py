@@ -56,7 +56,7 @@ def study_pca(
         raise BadInput("a view or a backbone setting needs --backbone NAME: both select vectors")
     dataset = open_dataset(source.data)
     rows = evenly_spaced(unique_rows(labelled_rows(dataset, [split], progress)), images)
-    folder = study_folder(source.out)
+    folder = study_folder(source.out, "pca", source.data)
     vectors = None
     if backbone:
         view_of_vectors = find_view(view, seed)

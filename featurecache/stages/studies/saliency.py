@@ -140,7 +140,7 @@ def study_saliency(
     records = [read_run(path) for path in paths]
     settings.check(records, paths)
     pictures = _pictures_of_files(image_files) if image_files else _sample(data, split, images)
-    folder = study_folder(out)
+    folder = study_folder(out, "saliency", data)
     weight_files = [weights] if isinstance(weights, str | Path) else list(weights)
 
     from featurecache.study import sheets  # matplotlib

@@ -26,6 +26,7 @@ from featurecache.images.views import View, original
 from featurecache.lookup.held_spaces import held_spaces
 from featurecache.lookup.labelled_rows import LabelledRow, decodable
 from featurecache.storage import durable
+from featurecache.storage.output_files import check_output
 from featurecache.study import figures
 
 if TYPE_CHECKING:
@@ -133,8 +134,11 @@ def unread_notes(count: int) -> list[str]:
     return [f"{images} can no longer be read or decoded and {verb} left out of the figure"]
 
 
-def study_folder(out: str | Path) -> Path:
-    """The output folder, created if missing. Raises BadInput if it cannot be created.
+def study_folder(out: str | Path, name: str, data: str | Path | None = None) -> Path:
+    """The output folder of the study called `name`, created if missing.
+
+    Raises BadInput if it cannot be created, or if a file of the study would replace a folder, a
+    device, the dataset `data` or a file of a cache.
 
     Call this before the work starts, but after the dataset has been read: the folder may be inside
     the dataset.
@@ -144,6 +148,8 @@ def study_folder(out: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot create {out} ({error.strerror}); pass another --out") from error
+    for suffix in (*figures.FORMATS, "csv", "json"):
+        check_output(folder / f"{name}.{suffix}", data=data, picture=suffix == "png")
     return folder
 
 

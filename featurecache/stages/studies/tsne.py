@@ -81,7 +81,7 @@ def study_tsne(
     class_names = listed(classes)
     chosen = chosen_classes(dataset, class_names, count, sampling_seed)
     rows = [row for row in labelled_rows(dataset, [split], source.progress) if row.label in chosen]
-    folder = study_folder(source.out)
+    folder = study_folder(source.out, method, source.data)
     rows = evenly_spaced(unique_rows(rows), images)
     wanted_view = find_view(view, seed)
     rows, vectors = cached_vectors(rows, backbone, wanted_view, source)
