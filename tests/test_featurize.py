@@ -396,7 +396,7 @@ def test_a_file_removed_meanwhile_is_listed(
         progress=lambda *_: path.unlink(missing_ok=True),
     )
     (row,) = made.failed
-    assert row["path"] == "train/dog/007.png" and "any more (No such file" in row["reason"]
+    assert row["path"] == "train/dog/007.png" and "no longer be read (No such file" in row["reason"]
     assert made.computed == 19
 
 

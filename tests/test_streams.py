@@ -75,7 +75,7 @@ def test_a_window_is_a_part_of_the_vectors() -> None:
 
 def test_a_window_that_is_too_small() -> None:
     assert window_of(1000, 5, 1, 8) == 48
-    with pytest.raises(BadInput, match=r"two minibatches of 8 rows through 2 views take 640 bytes"):
+    with pytest.raises(BadInput, match=r"two minibatches of 8 rows in 2 views take 640 bytes"):
         window_of(639, 5, 2, 8)
 
 
