@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import COMPUTING, DISTRIBUTION, HELD, options
+from featurecache.commands.options import CACHED, COMPUTING, DISTRIBUTION, options
 
 
 @click.command()
@@ -313,7 +313,7 @@ def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @options("view")
 @click.option("--split", help="A single split.  [default: all]")
 @click.option("--format", metavar="NAME", help="npz, parquet or safetensors.  [default: by FILE]")
-@options(*HELD, "json", "debug")
+@options(*CACHED, "json", "debug")
 def export(as_json: bool, **arguments: Any) -> None:
     """Write the vectors of a view, with labels, to one file."""
     from featurecache.stages.cache.export import export

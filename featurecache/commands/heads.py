@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import HELD, options
+from featurecache.commands.options import CACHED, options
 
 
 @click.command("train-head")
@@ -182,7 +182,7 @@ def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @options("backbone", "data", "cache", "seed", "view")
 @click.option("--split", default="val", show_default=True, help="A labelled split for testing.")
 @options(
-    *HELD,
+    *CACHED,
     "json",
     "quiet",
     "debug",

@@ -22,7 +22,7 @@ def options(*names: str) -> Callable[[Command], Command]:
 
 
 # These options select among the cached vectors; an option that is absent matches all of them.
-_HELD = "As the vectors were computed.  [default: any, if unambiguous]"
+_CACHED_HELP = "Selects vectors that were computed with it.  [default: any, if unambiguous]"
 
 SHARED: dict[str, Callable[[Any], Any]] = {
     "data": click.option(
@@ -123,12 +123,12 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--tta", multiple=True, metavar="NAME_N",
         help="Another view to average the probabilities over. Repeatable.",
     ),
-    "held_precision": click.option("--precision", metavar="NAME", help=_HELD),
-    "held_input_size": click.option("--input-size", type=int, help=_HELD),
-    "held_crop": click.option("--crop", type=float, help=_HELD),
-    "held_interpolation": click.option("--interpolation", metavar="NAME", help=_HELD),
-    "held_layer": click.option("--layer", metavar="NAME", help=_HELD),
-    "held_pooling": click.option("--pooling", metavar="NAME", help=_HELD),
+    "cached_precision": click.option("--precision", metavar="NAME", help=_CACHED_HELP),
+    "cached_input_size": click.option("--input-size", type=int, help=_CACHED_HELP),
+    "cached_crop": click.option("--crop", type=float, help=_CACHED_HELP),
+    "cached_interpolation": click.option("--interpolation", metavar="NAME", help=_CACHED_HELP),
+    "cached_layer": click.option("--layer", metavar="NAME", help=_CACHED_HELP),
+    "cached_pooling": click.option("--pooling", metavar="NAME", help=_CACHED_HELP),
     "json": click.option(
         "--json", "as_json", is_flag=True, help="One JSON object on stdout, the rest on stderr."
     ),
@@ -140,7 +140,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
 _SETTING = ("input_size", "crop", "interpolation", "layer", "pooling")
 COMPUTING = ("weights", *_SETTING, "precision")  # how vectors are computed
 DISTRIBUTION = ("part", "executor", "address", "gpus_per_worker", "max_workers")  # many machines
-HELD = (
-    *(f"held_{name}" for name in _SETTING),
-    "held_precision",
+CACHED = (
+    *(f"cached_{name}" for name in _SETTING),
+    "cached_precision",
 )  # which of the cached vectors

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import HELD, options
+from featurecache.commands.options import CACHED, options
 
 
 @click.group()
@@ -40,7 +40,7 @@ SPLIT = click.option("--split", default="train", show_default=True, help="A labe
     help="Side of the scaled images, in pixels.",
 )
 @OUT
-@options("seed", *HELD, "json", "quiet", "debug")
+@options("seed", *CACHED, "json", "quiet", "debug")
 def pca(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """How many principal components retain the variance of pixels (and of vectors: --backbone)."""
     from featurecache.stages.studies.pca import study_pca
@@ -83,7 +83,7 @@ def pca(as_json: bool, quiet: bool, **arguments: Any) -> None:
     show_default=True,
     help="Seed of UMAP. (t-SNE starts from the components.)",
 )
-@options(*HELD, "json", "quiet", "debug")
+@options(*CACHED, "json", "quiet", "debug")
 def tsne(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Embed the vectors of some classes in two dimensions, with their images."""
     from featurecache.stages.studies.tsne import study_tsne
@@ -106,7 +106,7 @@ def tsne(as_json: bool, quiet: bool, **arguments: Any) -> None:
     help="Number of nearest neighbours that vote.",
 )
 @OUT
-@options("seed", *HELD, "json", "quiet", "debug")
+@options("seed", *CACHED, "json", "quiet", "debug")
 def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """How far views move vectors, and which images they break most."""
     from featurecache.stages.studies.drift import study_drift
@@ -123,7 +123,7 @@ def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
     "--count", type=int, default=8, show_default=True, help="Number of neighbours to show."
 )
 @OUT
-@options("weights", "engine", *HELD, "json", "quiet", "debug")
+@options("weights", "engine", *CACHED, "json", "quiet", "debug")
 def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """The cached images whose vectors are nearest to the vector of IMAGE."""
     from featurecache.stages.studies.neighbours import study_neighbours

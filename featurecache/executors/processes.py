@@ -172,7 +172,7 @@ def _serve(pipe: Any, environment: dict[str, str], share: list[int]) -> None:
 
 
 def _answer(pipe: Any, do: Callable[[Any], Any]) -> None:
-    """Do the tasks that come, until the parent closes the pipe."""
+    """Do the tasks from the pipe, until the parent closes it."""
     sending = threading.Lock()
 
     def answer(number: int, task: Any) -> None:
