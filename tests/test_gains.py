@@ -71,7 +71,9 @@ def test_what_is_not_sure_is_said_to_be_so() -> None:
     clean, other = right(0.6), right(0.6)[:, ::-1]
     ways = [Way("clean", WRITTEN, "constant"), Way("color", WRITTEN, "constant")]
     rows = gains(dict(zip(ways, (clean, other), strict=True)), LABELS, CLASSES, {})
-    assert verdict(rows).startswith("color made no sure difference (+0.0 ± 1.3 points) under c")
+    assert verdict(rows).startswith(
+        "color made no significant difference (+0.0 ± 1.3 points) under c"
+    )
     assert rows[0].best  # of equals the first
 
 

@@ -23,6 +23,7 @@ from featurecache.stages.heads.predict import predict
 from featurecache.stages.studies.filters import study_filters
 from featurecache.stages.studies.saliency import study_saliency
 from featurecache.study import filters
+from featurecache.study.sampling import evenly_spaced
 
 pytestmark = pytest.mark.usefixtures("load_once")
 TINY = "test_efficientnet.r160_in1k"
@@ -46,7 +47,7 @@ def test_saliency_of_two_runs(boxed: Path, small_runs: dict[str, Path], tmp_path
         f"saliency.{end}" for end in ("svg", "png", "csv", "json")
     ]
     ids = [sample.id for sample in open_dataset(boxed).split("val")]
-    assert [one["image"] for one in found.maps] == 2 * ids[::2]  # evenly spread, run after run
+    assert [one["image"] for one in found.maps] == 2 * evenly_spaced(ids, 6)  # run after run
     assert [one["run"] for one in found.maps] == [str(run) for run in runs for _ in range(6)]
     for run in runs:
         own = [one for one in found.maps if one["run"] == str(run)]
@@ -229,8 +230,8 @@ def test_convolutions_are_found_in_order() -> None:
 
 def test_spread_is_even_and_keeps_order() -> None:
     tiles = np.arange(10.0).reshape(10, 1, 1)
-    assert filters.evenly_spaced(tiles, 4)[:, 0, 0].tolist() == [0, 2, 5, 7]
-    assert filters.evenly_spaced(tiles, 99).shape == (10, 1, 1)
+    assert evenly_spaced(tiles[:, 0, 0].tolist(), 4) == [0, 3, 6, 9]
+    assert len(evenly_spaced(tiles, 99)) == 10
 
 
 def test_a_mosaic_scales_each_tile_by_itself() -> None:

@@ -21,7 +21,7 @@ import featurecache
 from featurecache.cli import cli
 from featurecache.errors import BadInput, DamagedCache, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
-from featurecache.heads import training
+from featurecache.heads import splits, training
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
 from featurecache.stages.cache.export import export, vectors
@@ -212,17 +212,17 @@ def test_validation_by_split_fraction_and_folds(
     val_rows: int,
 ) -> None:
     seen = []
-    real = training.checked_pairs
+    real = splits.checked_pairs
 
     def recorded(given: Any, items: np.ndarray, *more: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         checked = real(given, items, *more)
-        seen.extend(
+        seen[:] = (  # of the last call, by the training
             ({items[i].tobytes() for i in kept}, {items[i].tobytes() for i in held})
             for kept, held in checked
         )
         return checked
 
-    monkeypatch.setattr(training, "checked_pairs", recorded)
+    monkeypatch.setattr(splits, "checked_pairs", recorded)
     made = train({"validation": validation})
     assert [(len(kept), len(held)) for kept, held in seen] == [(train_rows, val_rows)] * pairs
     assert all(not kept & held for kept, held in seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -125,12 +126,12 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @options("json", "quiet", "debug")
 def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate the head in RUN on a split of a dataset."""
-    from featurecache.stages.heads.evaluate import evaluate
+    from featurecache.stages.heads.evaluate import SCORES, evaluate
 
     result = evaluate(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
-    names = ("n", "top1", "interval", "top3", "top5", "loss", "ece", "gap")
+    names = ("n", *SCORES, "gap")
     row = {name: getattr(result, name) for name in names}
     question = {"split": result.split, "view": " + ".join([result.view, *result.tta])}
     terminal.table([question | row | {"interval": printing.interval(result.interval)}], result.run)
@@ -156,13 +157,14 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
 def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate the heads in RUNS together: mean, vote and stack, beside each member."""
     from featurecache.stages.heads.ensemble import ensemble
+    from featurecache.stages.heads.evaluate import SCORES
 
     result = ensemble(**arguments, progress=terminal.progress(quiet))
     if as_json:
         return printing.print_json(result)
-    names = ("top1", "interval", "top3", "top5", "loss", "ece", "val_top1")
-    rows = [(f"{n}: {m['run']}", m) for n, m in enumerate(result.members, 1)]
-    rows += list(result.ensembles.items())
+    names = (*SCORES, "val_top1")
+    members = ((f"{n}: {m['run']}", m) for n, m in enumerate(result.members, 1))
+    rows: list[tuple[str, Mapping[str, Any]]] = [*members, *result.ensembles.items()]
     table = [
         {"": name, **{n: row.get(n) for n in names}, "interval": printing.interval(row["interval"])}
         for name, row in rows

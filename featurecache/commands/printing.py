@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -34,7 +35,7 @@ def filled(result: Any, as_json: bool, allow_failed: bool) -> int:
     return failed(result.failed, allow_failed)
 
 
-def trials(trials: list[dict[str, Any]], winner: int | None, prefix: str = "") -> None:
+def trials(trials: Sequence[Mapping[str, Any]], winner: int | None, prefix: str = "") -> None:
     """Print the settings of a sweep as a table."""
     names = ["n", "top1", "low", "high"]
     names += ["diverged"] if any(trial["diverged"] for trial in trials) else []
@@ -49,11 +50,10 @@ def trials(trials: list[dict[str, Any]], winner: int | None, prefix: str = "") -
     terminal.table(rows, f"{prefix}validation top-1 per setting, with 95% intervals")
 
 
-def classes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def classes(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows with `class` and `name`; without `name` if all names equal the classes."""
-    if any(row["name"] != row["class"] for row in rows):
-        return rows
-    return [{key: value for key, value in row.items() if key != "name"} for row in rows]
+    named = any(row["name"] != row["class"] for row in rows)
+    return [{key: value for key, value in row.items() if named or key != "name"} for row in rows]
 
 
 def interval(ends: list[float]) -> str:

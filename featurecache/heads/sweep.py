@@ -25,7 +25,12 @@ from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
 from featurecache.json_files import MAX_RUN_JSON, damaged_run, read_model
 from featurecache.storage import durable
-from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, read_member_epochs
+from featurecache.training.epoch_metrics import (
+    METRICS_FILE,
+    EpochRow,
+    ValidationMeans,
+    read_member_epochs,
+)
 
 _TRIALS = "trials.json"
 
@@ -47,8 +52,8 @@ class Trial:
     low: float | None = None
     high: float | None = None
     diverged: int = 0
-    best: dict[str, Any] | None = None
-    last: dict[str, Any] | None = None
+    best: ValidationMeans | None = None
+    last: ValidationMeans | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,8 @@ class Swept:
 
     trials: list[Trial]
     winner: int
-    best: dict[str, Any]
-    last: dict[str, Any]
+    best: ValidationMeans
+    last: ValidationMeans
 
 
 def train_sweep(

@@ -15,7 +15,7 @@ from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost
 from featurecache.storage import durable
 from featurecache.training.checkpoints import Timer
-from featurecache.training.epoch_metrics import EpochRow
+from featurecache.training.epoch_metrics import EpochRow, ValidationMeans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class Trained:
     head: mlp.Head
     rows: list[EpochRow]
     saved_rows: list[EpochRow]
-    best: keys.Json
-    last: keys.Json
+    best: ValidationMeans
+    last: ValidationMeans
 
 
 class MetricsWriter:
@@ -94,7 +94,7 @@ def member_result(
     )
 
 
-def _summary(rows: Sequence[EpochRow], early: bool) -> tuple[list[EpochRow], keys.Json]:
+def _summary(rows: Sequence[EpochRow], early: bool) -> tuple[list[EpochRow], ValidationMeans]:
     """`saved_rows` and `best` of Trained. A fold that ended early counts with its saved row in the
     epochs that it did not reach."""
     folds = [[row for row in rows if row["fold"] == n] for n in sorted({r["fold"] for r in rows})]
@@ -112,7 +112,7 @@ def _summary(rows: Sequence[EpochRow], early: bool) -> tuple[list[EpochRow], key
     return saved_rows, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
 
 
-def _mean(epoch: int, rows: Sequence[EpochRow]) -> keys.Json:
+def _mean(epoch: int, rows: Sequence[EpochRow]) -> ValidationMeans:
     """Validation {epoch, top1, loss}: means over the folds."""
     return {
         "epoch": epoch,

@@ -27,12 +27,6 @@ def slices(weights: Tiles) -> Tiles:
     return weights.reshape(-1, *weights.shape[2:])
 
 
-def evenly_spaced(tiles: Tiles, count: int) -> Tiles:
-    """At most `count` of the tiles, evenly spaced."""
-    count = min(count, len(tiles))
-    return np.asarray(tiles[np.arange(count) * len(tiles) // count])
-
-
 def mosaic(tiles: Tiles) -> Tiles:
     """Tiles (n, h, w) or (n, h, w, 3) as one nearly square picture (H, W, 3) in 0..1.
 

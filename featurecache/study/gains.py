@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import keys, text
+from featurecache import text
 from featurecache.study.paired import Difference, Right, by_class, difference
 
 CLEAN = "clean"
@@ -32,6 +32,10 @@ class Way(NamedTuple):
     def __str__(self) -> str:
         order = "" if self.order == WRITTEN else f" {self.order}"
         return f"{self.policy}{order} under {self.lr_schedule}"
+
+
+# How much a class changed; `class` is a keyword of Python, `name` its readable name.
+ClassChange = TypedDict("ClassChange", {"class": str, "name": str, "n": int, "difference": float})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,8 @@ class Gain:
     against_best_clean: Difference | None  # under the one that is best for clean images
     against_shuffled: Difference | None  # the same phases in another order
     against_best: Difference | None
-    gained: list[keys.Json]
-    lost: list[keys.Json]
+    gained: list[ClassChange]
+    lost: list[ClassChange]
     views: list[str] = field(default_factory=list)
     seconds: float = 0.0
     views_seconds: float = 0.0
@@ -86,8 +90,13 @@ def gains(
     results = []
     for way, right in rights.items():
         clean_way = Way(CLEAN, WRITTEN, way.lr_schedule)
-        changed = [
-            {"class": row["class"], "name": text.readable_name(row["class"], words), **row}
+        changed: list[ClassChange] = [
+            {
+                "class": row["class"],
+                "name": text.readable_name(row["class"], words),
+                "n": row["n"],
+                "difference": row["difference"],
+            }
             for row in (
                 by_class(right, rights[clean_way], labels, classes) if way != clean_way else []
             )

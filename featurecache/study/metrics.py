@@ -8,12 +8,12 @@ in argmax. Every function is a pure function of its arguments; random ones take 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import keys, text
+from featurecache import text
 from featurecache.errors import BadInput
 
 BINS = 15  # of a reliability diagram, as in Guo et al.
@@ -25,9 +25,68 @@ Probabilities = npt.NDArray[np.floating[Any]]  # (N, C)
 Right = npt.NDArray[np.bool_]  # (N,)
 
 
+class ClassScores(TypedDict):
+    """The number of rows of a class, and the accuracy on them; None without rows."""
+
+    n: int
+    top1: float | None
+
+
+class Scores(TypedDict):
+    """The result of `evaluate_predictions`."""
+
+    top1: float
+    top3: float
+    top5: float
+    loss: float
+    classes: dict[str, ClassScores]
+
+
+class Bin(TypedDict):
+    """A bin of a reliability diagram; the means are None without rows."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float | None
+    top1: float | None
+
+
+class Calibration(TypedDict):
+    """The result of `calibration`."""
+
+    ece: float
+    bins: list[Bin]
+
+
+# A row of `best_and_worst`; `class` is a keyword of Python.
+ClassRow = TypedDict(
+    "ClassRow",
+    {
+        "class": str,
+        "name": str,
+        "n": int,
+        "top1": float,
+        "wrong": int,
+        "confused_with": str | None,
+        "confused": int,
+    },
+)
+
+
+class McNemar(TypedDict):
+    """The result of `mcnemar`."""
+
+    both: int
+    only: int
+    only_other: int
+    neither: int
+    p: float
+
+
 def evaluate_predictions(
     probabilities: Probabilities, labels: Labels, classes: Sequence[str]
-) -> keys.Json:
+) -> Scores:
     """Metrics of probabilities (N, C) against labels (N,) in 0..C-1; `classes` are the C names.
 
     `top1`, `top3` and `top5` are the shares of rows whose true class is among the k most probable
@@ -46,7 +105,7 @@ def evaluate_predictions(
     true = probabilities[np.arange(rows), labels][:, None]
     is_earlier = np.arange(columns) < labels[:, None]
     rank = ((probabilities > true) | ((probabilities == true) & is_earlier)).sum(1)
-    per_class: keys.Json = {}
+    per_class: dict[str, ClassScores] = {}
     for label, name in enumerate(classes):
         mask = labels == label
         n = int(mask.sum())
@@ -60,7 +119,7 @@ def evaluate_predictions(
     }
 
 
-def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) -> keys.Json:
+def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) -> Calibration:
     """{ece, bins}: how far the confidence of the predictions is from their accuracy.
 
     A row's confidence is its highest probability. The bins ((b-1)/B, b/B] have equal widths; each
@@ -78,14 +137,17 @@ def calibration(probabilities: Probabilities, labels: Labels, bins: int = BINS) 
     for index in range(bins):
         in_bin = bin_index == index
         n = int(in_bin.sum())
-        row: keys.Json = {"low": float(edges[index]), "high": float(edges[index + 1]), "n": n}
-        row |= {"confidence": None, "top1": None}
+        row: Bin = {
+            "low": float(edges[index]),
+            "high": float(edges[index + 1]),
+            "n": n,
+            "confidence": None,
+            "top1": None,
+        }
         if n:
-            row |= {
-                "confidence": float(confidence[in_bin].mean()),
-                "top1": float(right[in_bin].mean()),
-            }
-            ece += n / len(labels) * abs(row["top1"] - row["confidence"])
+            mean, top1 = float(confidence[in_bin].mean()), float(right[in_bin].mean())
+            row["confidence"], row["top1"] = mean, top1
+            ece += n / len(labels) * abs(top1 - mean)
         table.append(row)
     return {"ece": float(ece), "bins": table}
 
@@ -119,7 +181,7 @@ def best_and_worst(
     classes: Sequence[str],
     words: Mapping[str, str],
     count: int = 5,
-) -> tuple[list[keys.Json], list[keys.Json]]:
+) -> tuple[list[ClassRow], list[ClassRow]]:
     """The `count` classes of highest accuracy in a `confusion`, and the `count` of lowest.
 
     Table 3 of paper 003 gives class, readable name and number of misclassified images. Here a row
@@ -128,7 +190,7 @@ def best_and_worst(
     number; they are None and 0 if all rows are right. Classes without rows are left out. Among
     equal accuracies the first class comes first.
     """
-    rows: list[keys.Json] = []
+    rows: list[ClassRow] = []
     for label, name in enumerate(classes):
         n = int(counts[label].sum())
         if n == 0:
@@ -165,7 +227,7 @@ def interval(right: Right, seed: int = 0) -> list[float]:
     return [float(low), float(high)]
 
 
-def mcnemar(right: Right, baseline: Right) -> keys.Json:
+def mcnemar(right: Right, baseline: Right) -> McNemar:
     """{both, only, only_other, neither, p}: the exact McNemar test of two predictions of the same
     rows.
 

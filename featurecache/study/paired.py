@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache import keys
 from featurecache.study.metrics import LEVEL, RESAMPLES
 
 Right = npt.NDArray[np.bool_]  # (S, N)
@@ -32,6 +31,10 @@ class Difference:
     def sure(self) -> bool:
         """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
+
+
+# A row of `by_class`; `class` is a keyword of Python.
+ClassDifference = TypedDict("ClassDifference", {"class": str, "n": int, "difference": float})
 
 
 def difference(right: Right, baseline: Right, seed: int = 0) -> Difference:
@@ -68,7 +71,7 @@ def _seed_variance(gains: npt.NDArray[np.int8]) -> float:
 
 def by_class(
     right: Right, baseline: Right, labels: npt.NDArray[np.integer[Any]], classes: Sequence[str]
-) -> list[keys.Json]:
+) -> list[ClassDifference]:
     """{class, n, difference} of each class that has images, the largest gain first.
 
     `labels` (N,) are the indexes of the images' classes in `classes`. Among equal differences the
@@ -77,7 +80,7 @@ def by_class(
     gains = right.mean(0) - baseline.mean(0)
     counts = np.bincount(labels, minlength=len(classes))
     sums = np.bincount(labels, weights=gains, minlength=len(classes))
-    rows = [
+    rows: list[ClassDifference] = [
         {"class": name, "n": int(n), "difference": float(total / n)}
         for name, n, total in zip(classes, counts, sums, strict=True)
         if n

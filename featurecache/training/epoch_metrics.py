@@ -34,6 +34,14 @@ class EpochRow(TypedDict):
     seconds: float  # of a stack its share
 
 
+class ValidationMeans(TypedDict):
+    """The validation of an epoch: means over the folds."""
+
+    epoch: int
+    top1: float
+    loss: float
+
+
 class MemberEpochRow(EpochRow, total=False):
     """An epoch of one of several networks that are trained together."""
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -24,11 +24,22 @@ from featurecache.study import metrics
 from featurecache.text import listed
 
 
+class BaselineRow(TypedDict):
+    """The result of one baseline. low and high are the 95% bootstrap interval of top1 over the
+    images. Neighbours have no top5, because most of their votes are 0."""
+
+    baseline: str
+    setting: str
+    top1: float
+    low: float
+    high: float
+    top5: float | None
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """`table` has one row per baseline: {baseline, setting, top1, low, high, top5, seconds}. low
-    and high are the 95% bootstrap interval of top1 over the n images. Neighbours have no top5,
-    because most of their votes are 0."""
+    """The baselines of some backbones; `table` has one row per baseline."""
 
     backbone: list[str]
     view: str
@@ -36,7 +47,7 @@ class Baselines:
     train: int  # distinct images used for fitting
     n: int  # images tested
     left_out: int  # images of the split that could not be read or decoded
-    table: list[dict[str, Any]]
+    table: list[BaselineRow]
 
 
 def baselines(
@@ -80,7 +91,7 @@ def baselines(
     Z = side_by_side(spaces, [row.item for row in tested])
     y = np.array([row.label for row in train], np.int64)
     labels = np.array([row.label for row in tested], np.int64)
-    table = []
+    table: list[BaselineRow] = []
     for number, fit in enumerate((fits.ridge, fits.logistic, fits.neighbours)):
         name = fit.__name__
         progress(number, 3, f"baselines: {name}")
@@ -91,8 +102,15 @@ def baselines(
         low, high = metrics.interval(chosen.scores.argmax(1) == labels)
         top5 = None if fit is fits.neighbours else result["top5"]
         table.append(
-            {"baseline": name, "setting": chosen.setting, "top1": result["top1"], "low": low}
-            | {"high": high, "top5": top5, "seconds": seconds}
+            {
+                "baseline": name,
+                "setting": chosen.setting,
+                "top1": result["top1"],
+                "low": low,
+                "high": high,
+                "top5": top5,
+                "seconds": seconds,
+            }
         )
     progress(3, 3, "baselines")
     left_out = len(dataset.split(split)) - len(tested)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,25 @@ HOW = ("mean", "vote", "stack")
 Runs = Sequence[str | Path]
 
 
+class EnsembleScores(TypedDict):
+    """The scores of one way to combine the members. A vote gives classes and no probabilities, so
+    it has only top1 and its interval."""
+
+    top1: float
+    interval: list[float]
+    top3: NotRequired[float]
+    top5: NotRequired[float]
+    loss: NotRequired[float]
+    ece: NotRequired[float]
+
+
+class MemberScores(EnsembleScores):
+    """The scores of a member, and its validation top-1 at the end of its training."""
+
+    run: str
+    val_top1: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """Members and ensembles of them on the `n` images of a split that could be decoded.
@@ -44,8 +63,8 @@ class Ensemble:
     tta: list[str]
     n: int
     left_out: int  # images that could not be read or decoded
-    members: list[dict[str, Any]]
-    ensembles: dict[str, dict[str, Any]]
+    members: list[MemberScores]
+    ensembles: dict[str, EnsembleScores]
     correlation: list[list[float | None]]  # Pearson's, between the errors of each two members
     notes: list[str]  # what a stack was fitted on, or why there is none
 
@@ -94,11 +113,11 @@ def ensemble(
     probabilities = images.probabilities(heads)
     class_numbers = question.class_numbers[0]  # the same for all members
     labels = class_numbers[[row.label for row in images.rows]]
-    members = [
+    members: list[MemberScores] = [
         {"run": str(run), "val_top1": top1, **_worth(of_member, labels)}
         for run, top1, of_member in zip(runs, validated, probabilities, strict=True)
     ]
-    combined: dict[str, dict[str, Any]] = {}
+    combined: dict[str, EnsembleScores] = {}
     if how in (None, "mean"):
         combined["mean"] = _worth(ensembles.mean(probabilities), labels)
     if how in (None, "vote"):
@@ -132,7 +151,7 @@ def _validated(record: RunRecord) -> float:
 
 def _worth(
     probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]
-) -> dict[str, Any]:
+) -> EnsembleScores:
     """The row of the table for probabilities (N, C)."""
     classes = [str(label) for label in range(probabilities.shape[1])]
     scores = metrics.evaluate_predictions(probabilities, labels, classes)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,15 @@ from featurecache.stages.heads.shared_options import SharedOptions, resolve_opti
 from featurecache.storage.output_files import check_output
 from featurecache.study import metrics
 from featurecache.training.epoch_metrics import read_epochs
+
+SCORES = ("top1", "interval", "top3", "top5", "loss", "ece")  # shown in tables, in this order
+
+
+class Comparison(metrics.McNemar):
+    """Another run on the same images, and McNemar's test against it."""
+
+    run: str
+    top1: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +49,19 @@ class Evaluation:
     top3: float
     top5: float
     loss: float
-    classes: dict[str, Any]
+    classes: dict[str, metrics.ClassScores]
     tta: list[str]  # views whose probabilities were averaged with those of `view`
     interval: list[float]  # of top1, 95%
     gap: float | None  # training top-1 minus validation top-1, during training
     ece: float
-    bins: list[dict[str, Any]]
-    best: list[dict[str, Any]]
-    worst: list[dict[str, Any]]
-    against: dict[str, Any] | None = None  # {run, top1, both, only, only_other, neither, p}
+    bins: list[metrics.Bin]
+    best: list[metrics.ClassRow]
+    worst: list[metrics.ClassRow]
+    against: Comparison | None = None
     notes: list[str] = field(default_factory=list)  # reasons to trust the numbers less
 
     def _repr_html_(self) -> str:
-        names = ("n", "left_out", "top1", "top3", "top5", "loss", "ece", "gap")
+        names = ("n", "left_out", *SCORES, "gap")
         seen = {"split": self.split, "view": " + ".join([self.view, *self.tta])}
         return html_table(f"run {self.run}", seen | {name: getattr(self, name) for name in names})
 
@@ -106,7 +115,11 @@ def evaluate(
     if against is None:
         return result
     rights = [predictions.correct_mask(0), predictions.correct_mask(1)]
-    comparison = {"run": str(against), "top1": float(rights[1].mean()), **metrics.mcnemar(*rights)}
+    comparison: Comparison = {
+        "run": str(against),
+        "top1": float(rights[1].mean()),
+        **metrics.mcnemar(*rights),
+    }
     return dataclasses.replace(result, against=comparison)
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from featurecache.images.samples import MAX_FILE
 from featurecache.runs.record import RunRecord, read_run
 from featurecache.storage.safe_open import read_regular
 
+# A predicted class, with its readable name; `class` is a keyword of Python.
+ClassProbability = TypedDict("ClassProbability", {"class": str, "name": str, "probability": float})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -30,7 +33,7 @@ class Prediction:
     the class."""
 
     path: str
-    top: list[dict[str, Any]]
+    top: list[ClassProbability]
     error: str | None = None
 
 
@@ -55,7 +58,7 @@ def predict(
     rows, errors = _vectors(
         networks, [backbone["precision"] for backbone in record.backbones], files, engine
     )
-    tops = []
+    tops: list[list[ClassProbability]] = []
     if len(rows):
         words = record.words
         for probabilities in head.predict_proba(rows):

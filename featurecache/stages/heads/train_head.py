@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import yaml
 
@@ -36,13 +36,26 @@ from featurecache.stages.heads.shared_options import SharedOptions, resolve_opti
 from featurecache.storage import durable, locks
 from featurecache.study.events import check_tensorboard, write_events
 from featurecache.text import listed
-from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, read_epochs
+from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, ValidationMeans, read_epochs
 
 if TYPE_CHECKING:
     from featurecache.heads.sweep import Swept
     from featurecache.heads.training_results import Trained
 
 DEVICES = ("auto", "cpu", "cuda")
+
+
+class TrialRow(TypedDict):
+    """A setting of a sweep, and the results of its trainings (heads/sweep.py)."""
+
+    setting: dict[str, Any]  # by dotted keys of the schedule
+    n: int  # folds, or seeds without folds
+    top1: float | None
+    low: float | None
+    high: float | None
+    diverged: int
+    best: ValidationMeans | None
+    last: ValidationMeans | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +67,10 @@ class TrainedRun:
     """
 
     run: str
-    best: dict[str, Any]
-    last: dict[str, Any]  # of the saved head
+    best: ValidationMeans
+    last: ValidationMeans  # of the saved head
     notes: list[str]  # what was excluded from the training, and why
-    trials: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[TrialRow] = field(default_factory=list)
     winner: int | None = None
 
     def _repr_html_(self) -> str:
@@ -155,7 +168,7 @@ def train_head(
 
     def on_done(trained: Trained | Swept) -> None:
         TrainedItems.from_pairs(training.items, pairs).save(run)
-        record.best, record.last = trained.best, trained.last
+        record.best, record.last = dict(trained.best), dict(trained.last)
         if isinstance(trained, Swept):
             record.trials = [asdict(trial) for trial in trained.trials]
             record.winner = trained.winner
@@ -261,9 +274,9 @@ def _result(run: Path, record: RunRecord, notes: list[str]) -> TrainedRun:
     assert record.best is not None and record.last is not None  # they are written together
     return TrainedRun(
         run=str(run),
-        best=record.best,
-        last=record.last,
+        best=cast(ValidationMeans, record.best),
+        last=cast(ValidationMeans, record.last),
         notes=notes,
-        trials=record.trials or [],
+        trials=cast(list[TrialRow], record.trials or []),
         winner=record.winner,
     )

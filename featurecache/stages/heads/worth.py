@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import pydantic
@@ -42,6 +42,14 @@ LR_SCHEDULES = ("constant", "cosine")  # compared with the schedule's own
 Ways = dict[Way, list[Schedule]]  # a schedule for each seed
 
 
+class ViewCost(TypedDict):
+    """The seconds that the vectors of a view, and its stored pictures, took to compute."""
+
+    view: str
+    rows: int
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Worth:
     """The gain of each way of training, in the order of training; the cost of the views, {view,
@@ -53,7 +61,7 @@ class Worth:
     epochs: int  # per training
     seeds: list[int]
     ways: list[Gain]
-    views: list[dict[str, Any]]
+    views: list[ViewCost]
     notes: list[str]
 
 
@@ -345,12 +353,12 @@ def _right(
     return np.concatenate(parts)
 
 
-def _view_costs(training: TrainingData, cache: Cache) -> list[dict[str, Any]]:
-    """{view, rows, seconds} of each view: the time to compute its vectors, and its pictures where
+def _view_costs(training: TrainingData, cache: Cache) -> list[ViewCost]:
+    """The cost of each view: the time to compute its vectors, and its pictures where
     `augment` stored them first."""
     items = {row.item for row in training.rows}
     spaces = cache.spaces()
-    costs = []
+    costs: list[ViewCost] = []
     for view, vectors in training.spaces.items():
         pictures = cache.space(picture_key(vectors[0].key["view"]))
         seconds = sum(seconds_to_make(space, items, spaces) for space in (*vectors, pictures))

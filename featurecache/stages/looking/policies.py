@@ -18,6 +18,7 @@ from featurecache.images.thumbnails import sheet, signed_file
 from featurecache.images.views import View, original
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
+from featurecache.study.sampling import evenly_spaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,8 @@ def preview(
             f"{out}: lies in a class folder of {dataset}, as one of its images; give "
             f"another folder, or call it {SHEET}"
         )
-    samples = dataset.samples
-    spread = np.linspace(0, len(samples) - 1, min(len(samples), images * 2)).astype(int)
     rows: list[list[np.ndarray]] = []
-    for sample in [samples[i] for i in spread]:
+    for sample in evenly_spaced(dataset.samples, images * 2):
         (item,), _ = items_of([sample])
         if item is None or len(rows) == images:
             continue

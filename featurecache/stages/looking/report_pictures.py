@@ -19,8 +19,9 @@ from featurecache.images.views import View, original, view_of_key
 from featurecache.lookup.held_spaces import OTHER_VERSIONS, is_drawn_alike
 from featurecache.runs.predictions import Predictions
 from featurecache.runs.record import RunRecord
-from featurecache.stages.studies.study_files import evenly_spaced, unread_notes
-from featurecache.study import pages
+from featurecache.stages.studies.study_files import unread_notes
+from featurecache.study import metrics, pages
+from featurecache.study.sampling import evenly_spaced
 
 THUMBNAIL = 96  # pixels
 _TILE, _GAP = 96, 3  # of a contact sheet
@@ -167,7 +168,7 @@ def class_label_name(record: RunRecord, label: int) -> str:
 
 
 def examples(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[metrics.ClassRow],
     predictions: Predictions,
     run_index: int,
     thumbnails: Pictures,
@@ -195,8 +196,8 @@ def examples(
         ]
         confused_with = row["confused_with"]
         rows_with_pictures.append(
-            row
-            | {
+            {
+                **row,
                 "confused_name": None
                 if confused_with is None
                 else text.readable_name(confused_with, record.words),

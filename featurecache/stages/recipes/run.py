@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.baselines import baselines
 from featurecache.stages.heads.ensemble import HOW, ensemble
 from featurecache.stages.heads.evaluate import evaluate
-from featurecache.stages.heads.train_head import DEVICES, TrainedRun, train_head
+from featurecache.stages.heads.train_head import DEVICES, TrainedRun, TrialRow, train_head
 from featurecache.stages.looking.report import report
 from featurecache.stages.recipes.recipe_file import (
     Baselines,
@@ -38,16 +38,34 @@ from featurecache.stages.recipes.recipe_file import (
 )
 
 
+class TableRow(TypedDict):
+    """The results of one thing that a recipe evaluates."""
+
+    what: str
+    split: str
+    view: str
+    n: int  # seeds
+    top1: float | None  # top1 and top5 are means over the seeds
+    low: float | None  # low and high are the 95% interval of the mean top1 by Student's t, or for a
+    high: float | None  # single seed its bootstrap interval over images
+    top5: float | None
+    seconds: float | None  # the mean per training
+
+
+class SweepTrials(TypedDict):
+    """The settings of a sweep, and the index of the one whose head was saved."""
+
+    winner: int | None
+    trials: list[TrialRow]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecipeResult:
     """The result of a recipe.
 
-    A row of `table` is {what, split, view, n, top1, low, high, top5, seconds}: top1 and top5 are
-    means over n seeds; low and high are the 95% interval of the mean top1 by Student's t, or for a
-    single seed its bootstrap interval over images; seconds is the mean time per training. A sweep
-    that was validated on the evaluated images has one row per setting, without top5. Of any other
-    sweep the winner has a row, and `trials` has the settings as `train-head` returns them. `runs`
-    has the run folders of each schedule, one per seed.
+    A sweep that was validated on the evaluated images has one row of `table` per setting, without
+    top5. Of any other sweep the winner has a row, and `trials` has the settings as `train-head`
+    returns them. `runs` has the run folders of each schedule, one per seed.
     """
 
     recipe: str
@@ -55,8 +73,8 @@ class RecipeResult:
     hits: int
     failed: list[dict[str, str]]
     seconds: float
-    table: list[dict[str, Any]]
-    trials: dict[str, dict[str, Any]]
+    table: list[TableRow]
+    trials: dict[str, SweepTrials]
     runs: dict[str, list[str]]
     notes: list[str]
 
@@ -127,7 +145,7 @@ class _Execution:
     device: str
     progress: Progress
     runs: dict[str, list[TrainedRun]] = field(default_factory=dict)  # per schedule
-    table: list[dict[str, Any]] = field(default_factory=list)
+    table: list[TableRow] = field(default_factory=list)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     tabulated: set[str] = field(default_factory=set)  # schedules whose trials are in the table
@@ -197,21 +215,30 @@ def _is_validated_on(schedule: Schedule, step: Evaluate) -> bool:
     return (validation.split, [validation.view]) == (step.split, views_of_step(step))
 
 
-def _trial_rows(name: str, trained: TrainedRun, step: Evaluate) -> list[dict[str, Any]]:
+def _trial_rows(name: str, trained: TrainedRun, step: Evaluate) -> list[TableRow]:
     """One row per setting of a sweep, from its own validation."""
     members = sum(trial["n"] + trial["diverged"] for trial in trained.trials)
     seconds = round((read_run(trained.run).seconds or 0.0) / members, 1)
-    rows = []
+    rows: list[TableRow] = []
     for trial in trained.trials:
         setting = ", ".join(f"{k} {json.dumps(v)}" for k, v in trial["setting"].items())
-        row = {"what": f"{name}: {setting}" if setting else name}
-        row |= {"split": step.split, "view": step.view}
-        row |= {key: trial[key] for key in ("n", "top1", "low", "high")}
-        rows.append(row | {"top5": None, "seconds": seconds})
+        rows.append(
+            TableRow(
+                what=f"{name}: {setting}" if setting else name,
+                split=step.split,
+                view=step.view,
+                n=trial["n"],
+                top1=trial["top1"],
+                low=trial["low"],
+                high=trial["high"],
+                top5=None,
+                seconds=seconds,
+            )
+        )
     return rows
 
 
-def _mean_row(name: str, step: Evaluate, execution: _Execution) -> dict[str, Any]:
+def _mean_row(name: str, step: Evaluate, execution: _Execution) -> TableRow:
     """The row of a schedule: the means over its seeds."""
     folders = execution.folders(name)
     results = [evaluate(folder, **execution.where(), **step.model_dump()) for folder in folders]
@@ -296,7 +323,7 @@ def _row(
     top5: Sequence[float | None],
     seconds: float | None,
     image_interval: Sequence[float],
-) -> dict[str, Any]:
+) -> TableRow:
     """A row of the table; `image_interval` is the interval of the first number over images."""
     from featurecache.heads.sweep import interval  # torch
 

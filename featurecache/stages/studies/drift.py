@@ -20,7 +20,6 @@ from featurecache.stages.studies.study_files import (
     StudyInput,
     StudySource,
     cached_vectors,
-    evenly_spaced,
     pictures_of,
     study_folder,
     study_source,
@@ -29,6 +28,7 @@ from featurecache.stages.studies.study_files import (
     write_study,
 )
 from featurecache.study import figures, projections
+from featurecache.study.sampling import evenly_spaced
 from featurecache.text import listed
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

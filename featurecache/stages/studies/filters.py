@@ -10,6 +10,7 @@ import numpy as np
 from featurecache.errors import BadInput
 from featurecache.features.backbones import load_backbone
 from featurecache.stages.studies.study_files import study_folder, write_study
+from featurecache.study.sampling import spaced_indices
 
 MAX_TILES = 256  # per layer
 
@@ -82,7 +83,7 @@ def study_filters(
         weight = kernels[name]
         colour = weight.shape[1] == 3
         tiles = weight.transpose(0, 2, 3, 1) if colour else filters.slices(weight)
-        selected = filters.evenly_spaced(tiles, max_tiles)
+        selected = tiles[spaced_indices(len(tiles), max_tiles)]
         norms = np.sqrt((weight**2).sum((1, 2, 3)))
         layers.append(
             Layer(

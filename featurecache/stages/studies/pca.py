@@ -15,7 +15,6 @@ from featurecache.stages.studies.study_files import (
     Study,
     StudyInput,
     cached_vectors,
-    evenly_spaced,
     pictures_of,
     study_folder,
     study_source,
@@ -24,6 +23,7 @@ from featurecache.stages.studies.study_files import (
     write_study,
 )
 from featurecache.study import figures, projections
+from featurecache.study.sampling import evenly_spaced
 
 CHANNELS = ("red", "green", "blue")
 SHARES = (0.9, 0.95)

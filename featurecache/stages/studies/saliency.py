@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from featurecache.images.samples import Sample
 from featurecache.runs.record import RunRecord, read_run
 from featurecache.stages.heads.predict import run_networks
 from featurecache.stages.studies.study_files import study_folder, write_study
+from featurecache.study.sampling import evenly_spaced
 
 if TYPE_CHECKING:
     from featurecache.study.saliency import ImageClassifier, Map
@@ -31,7 +32,30 @@ if TYPE_CHECKING:
 METHODS = {"gradient": "Gradients", "smoothgrad": "SmoothGrad", "gradcam": "Grad-CAM"}
 IMAGES, MAX_IMAGES = 4, 100
 SAMPLES, NOISE = 25, 0.15  # Smilkov et al.: use noise of 10% to 20%; 50 samples gain little
-_CSV = ("image", "run", "class", "name", "probability", "truth", "inside", "area")
+
+# A map of an image by a run; `class` is a keyword of Python.
+MapRow = TypedDict(
+    "MapRow",
+    {
+        "image": str,
+        "run": str,
+        "class": str,
+        "name": str,
+        "probability": float,
+        "truth": str | None,
+        "inside": float | None,
+        "area": float | None,
+    },
+)
+
+
+class MapMeans(TypedDict):
+    """The means of a run over the images that have a box."""
+
+    run: str
+    images: int
+    inside: float | None
+    area: float | None
 
 
 class SaliencyKeywords(TypedDict, total=False):
@@ -72,17 +96,16 @@ class _Settings:
 class Saliency:
     """Saliency maps of images by runs, drawn in one figure.
 
-    `maps` has one row per image and run: {image, run, class, name, probability, truth, inside,
-    area}. `class`, `name` and `probability` describe the class whose score was mapped; `truth` is
-    the true class, if known. `inside` is the share of the absolute saliency inside the image's
-    boxes, and `area` the share of the pixels inside them: a uniform map has inside = area. Both are
-    None for an image without boxes. `runs` has one row per run, {run, images, inside, area}: means
-    over the images that have a box.
+    `maps` has one row per image and run. `class`, `name` and `probability` describe the class whose
+    score was mapped; `truth` is the true class, if known. `inside` is the share of the absolute
+    saliency inside the image's boxes, and `area` the share of the pixels inside them: a uniform map
+    has inside = area. Both are
+    None for an image without boxes. `runs` has one row per run.
     """
 
     method: str
-    maps: list[dict[str, Any]]
-    runs: list[dict[str, Any]]
+    maps: list[MapRow]
+    runs: list[MapMeans]
     seconds: float
     files: list[str]
 
@@ -100,7 +123,7 @@ class _DrawnMap(NamedTuple):
 
     absolute: Map
     signed: Map
-    row: dict[str, Any]
+    row: MapRow
 
 
 def study_saliency(
@@ -166,8 +189,8 @@ def study_saliency(
         "saliency",
         title,
         sheets.saliency(title, [Path(path).name for path in paths], rows),
-        _CSV,
-        [[row[key] for key in _CSV] for row in maps],
+        list(MapRow.__annotations__),
+        [list(row.values()) for row in maps],
         {"method": settings.method, "seed": settings.seed, "maps": maps, "runs": means},
     )
     return Saliency(
@@ -215,7 +238,7 @@ def _draw(
     absolute, signed = _maps(classifier, picture, label, settings)
     mask = mask_of(picture.boxes, *picture.pixels.shape[:2])
     name = record.classes[label]
-    row = {
+    row: MapRow = {
         "image": picture.id,
         "run": text.as_utf8(path),
         "class": name,
@@ -278,12 +301,9 @@ def _pictures_of_files(files: Sequence[str | Path]) -> list[_Picture]:
 def _sample(data: str | Path, split: str, count: int) -> list[_Picture]:
     """`count` images of a split, evenly spaced, or all of a smaller split."""
     dataset = open_dataset(data)
-    samples = dataset.split(split)
-    count = min(count, len(samples))
-    chosen = [samples[index * len(samples) // count] for index in range(count)]
     return [
         _picture(sample, None if sample.label is None else dataset.classes[sample.label])
-        for sample in chosen
+        for sample in evenly_spaced(dataset.split(split), count)
     ]
 
 
@@ -299,14 +319,13 @@ def _picture(sample: Sample, truth: str | None) -> _Picture:
     return _Picture(sample.id, pixels, item, truth, boxes)
 
 
-def _means(maps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """{run, images, inside, area}: a run's means over the images that have a box."""
-    boxed = [row for row in maps if row["inside"] is not None]
+def _means(maps: Sequence[MapRow]) -> MapMeans:
+    """The row of a run, from its maps."""
+    shares = [row["inside"] for row in maps if row["inside"] is not None]
+    areas = [row["area"] for row in maps if row["area"] is not None]
     return {
         "run": maps[0]["run"],
-        "images": len(boxed),
-        **{
-            key: sum(row[key] for row in boxed) / len(boxed) if boxed else None
-            for key in ("inside", "area")
-        },
+        "images": len(shares),
+        "inside": sum(shares) / len(shares) if shares else None,
+        "area": sum(areas) / len(areas) if areas else None,
     }

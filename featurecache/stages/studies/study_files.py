@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,9 +31,6 @@ from featurecache.study import figures
 
 if TYPE_CHECKING:
     from featurecache.study.figures import Figure
-
-
-Entry = TypeVar("Entry")
 
 
 class StudyInput(CachedSetting, total=False):
@@ -85,12 +82,6 @@ class Study:
     n: int
     table: list[dict[str, Any]]
     notes: list[str]
-
-
-def evenly_spaced(rows: Sequence[Entry], count: int) -> list[Entry]:
-    """At most `count` of the rows, evenly spaced, in their order."""
-    indices = np.linspace(0, len(rows) - 1, min(len(rows), count)).round().astype(int)
-    return [rows[index] for index in indices]
 
 
 def unique_rows(rows: Sequence[LabelledRow]) -> list[LabelledRow]:

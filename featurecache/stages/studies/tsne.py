@@ -18,7 +18,6 @@ from featurecache.stages.studies.study_files import (
     Study,
     StudyInput,
     cached_vectors,
-    evenly_spaced,
     pictures_of,
     study_folder,
     study_source,
@@ -28,6 +27,7 @@ from featurecache.stages.studies.study_files import (
 )
 from featurecache.storage import durable
 from featurecache.study import figures, pages, projections
+from featurecache.study.sampling import evenly_spaced
 from featurecache.text import listed
 
 _THUMBNAIL = 64  # pixels
