@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -514,3 +515,20 @@ def test_there_is_one_openvino_core_in_a_process(
     for _ in range(2):
         open_engine(reference(TINY).backbone, "openvino")
     assert len(made) <= 1  # none, if a test before this one has made it
+
+
+def test_a_signal_waits_until_openvino_has_converted_a_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openvino", reason="not built for this platform")
+    completed = []
+
+    def convert(_: object) -> None:  # C++ that calls this Python code aborts on an exception
+        signal.raise_signal(signal.SIGINT)
+        completed.append(True)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("openvino.convert_model", convert)
+    with pytest.raises(KeyboardInterrupt):
+        engines.openvino_engine(load_backbone(TINY, "random", input_size=32), "f32")
+    assert completed and signal.getsignal(signal.SIGINT) is handler

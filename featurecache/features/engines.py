@@ -19,6 +19,7 @@ import numpy as np
 
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.features.backbones import Backbone
+from featurecache.features.signal_delay import delay_signals
 from featurecache.text import one_line
 from featurecache.versions import installed_versions
 
@@ -136,7 +137,8 @@ def openvino_engine(backbone: Backbone, precision: str) -> Engine:
         example = torch.zeros(shape, dtype=torch.uint8)
         jit: Any = torch.jit  # has no types
         traced = jit.trace(freeze(backbone), example, check_trace=False)
-        model = openvino.convert_model(traced)
+        with delay_signals():  # the converter calls Python from C++
+            model = openvino.convert_model(traced)
     model.reshape(shape)
     hints = {
         "PERFORMANCE_HINT": "THROUGHPUT",  # independent streams, as many as suit the machine
