@@ -53,7 +53,7 @@ def test_this_machine_is_fit(tmp_path: Path) -> None:
 
 
 def test_known_image() -> None:
-    assert known_image("torch-cpu") == "a daisy with probability 0.323, known to be 0.323"
+    assert known_image("torch-cpu") == "a daisy with probability 0.323, expected 0.323"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_wrong_preprocessing_is_found(
     monkeypatch.setattr(
         backbones, "_preprocess", lambda *given: dataclasses.replace(right(*given), **change)
     )
-    with pytest.raises(FeatureCacheError, match=r"known to be 0\.323: weights, preprocessing"):
+    with pytest.raises(FeatureCacheError, match=r"expected 0\.323: weights, preprocessing"):
         known_image("torch-cpu")
 
 

@@ -140,7 +140,7 @@ def test_no_stack_is_fitted_on_what_it_is_tested_on(
     assert set(found.ensembles) == {"mean", "vote"}
     (note,) = found.notes
     assert note.startswith(f"no stack: {small_runs['split']} was validated on split val")
-    with pytest.raises(BadInput, match=r"can't be fitted on what it is tested on.*folds: 5"):
+    with pytest.raises(BadInput, match=r"can't be fitted and tested on the same.*folds: 5"):
         together("split", "split_1", how="stack")
     # All rows that were held out are among those that are evaluated.
     *trained_on, note = together("folds", "fraction", split="train").notes
@@ -177,7 +177,7 @@ def test_members_on_held_out_images(together: Callable[..., Ensemble], small_run
     assert (found.n, found.left_out) == (9, 0)
     assert found.members[1]["top1"] == pytest.approx(found.members[1]["val_top1"])
     (note,) = found.notes
-    assert note.startswith("no stack: ") and "validated on held-out images" in note
+    assert note.startswith("no stack: ") and "validated on the held-out images" in note
 
 
 def test_averaged_views(together: Callable[..., Ensemble], small_runs: Runs) -> None:

@@ -61,8 +61,13 @@ def test_pictures_by_other_names_are_counted(tmp_path):
     found = inspect(tmp_path)
     assert (found.images, found.unreadable) == (2, [])
     assert found.notes == [
-        f"pictures that are not read: 1 {suffix}; convert or rename them"
-        for suffix in ("without a suffix", ".dng", ".heic", ".jpg_large")
+        f"ignored 1 picture {kind}; convert or rename it"
+        for kind in (
+            "without a suffix",
+            "with suffix .dng",
+            "with suffix .heic",
+            "with suffix .jpg_large",
+        )
     ]
 
 
@@ -80,7 +85,7 @@ def test_values_of_few_bits_in_files_of_16_are_noted(tmp_path, suffix):
     save(tmp_path / "cell/black.png", (8, 8))
     (note,) = inspect(tmp_path).notes
     assert note == (
-        "2 of 3 images of 16 bits use their lowest 12 bits alone, and come out nearly black; "
+        "2 of 3 16-bit images use only their lowest 12 bits and appear nearly black; "
         "multiply their values by 16"
     )
 

@@ -528,7 +528,7 @@ def test_preview_says_what_is_wrong(tmp_path: Path) -> None:
         preview("none", sheet, data=data)
     for name in ("a.png", "b/a.jpg"):
         (data / "cat/b").mkdir(parents=True, exist_ok=True)
-        with pytest.raises(BadInput, match="lies in a class folder"):
+        with pytest.raises(BadInput, match="is in a class folder"):
             preview("color", data / "cat" / name, data=data)
         assert not (data / "cat" / name).exists()
     (tmp_path / "plain.png").rename(data / "cat/2.png")

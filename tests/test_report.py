@@ -157,19 +157,19 @@ def test_studies_are_shown_as_images(
     with pytest.raises(BadInput, match="no such folder"):
         report(small_runs["split"], study=folder, **given)
     folder.mkdir()
-    with pytest.raises(BadInput, match="holds no study"):
+    with pytest.raises(BadInput, match="contains no study"):
         report(small_runs["split"], study=folder, **given)
     (folder / "pca.json").write_text('{"study": "pca", "title": "<b>&", "components_90": 41}')
-    with pytest.raises(BadInput, match=r"pca\.json: not a result of a study"):
+    with pytest.raises(BadInput, match=r"pca\.json: not the result of a study"):
         report(small_runs["split"], study=folder, **given)
     (folder / "pca.svg").write_text("<svg><script>alert(1)</script></svg>")
-    with pytest.raises(BadInput, match=r"pca\.json: not a result of a study"):
+    with pytest.raises(BadInput, match=r"pca\.json: not the result of a study"):
         report(small_runs["split"], study=folder, **given)
     (folder / "pca.png").write_bytes(bytes(500))
     (folder / "tsne.json").write_text('{"study": "tsne", "title": "t", "points": 5}')
     for end in (".svg", ".png"):
         (folder / f"tsne{end}").write_bytes(b"x")
-    with pytest.raises(BadInput, match=r"tsne\.json: not a result of a study"):
+    with pytest.raises(BadInput, match=r"tsne\.json: not the result of a study"):
         report(small_runs["split"], study=folder, **given)
     for path in folder.glob("tsne.*"):
         path.unlink()
@@ -235,10 +235,12 @@ def test_a_page_stays_below_what_can_be_mailed(
     monkeypatch.setattr(stage, "MAX_BYTES", (bare.bytes + whole.bytes) // 2)
     less = report(small_runs["split"], **given)
     assert 0 < less.shown < whole.shown and less.bytes <= stage.MAX_BYTES
-    assert less.notes == [f"only {less.shown} wrong images are shown, to keep the page below 10 MB"]
+    assert less.notes == [
+        f"shows only {less.shown} misclassified images, to keep the page below 10 MB"
+    ]
     monkeypatch.setattr(stage, "MAX_BYTES", 10)
     none = report(small_runs["split"], **given)
-    assert none.shown == 0 and none.notes[-1].startswith("the page is larger than 10 MB")
+    assert none.shown == 0 and none.notes[-1].startswith("the page exceeds 10 MB")
 
 
 def test_a_run_folder_whose_name_is_not_utf_8(

@@ -203,7 +203,7 @@ def test_seeds_of_a_sweep_stand_in_the_sweep(
 ) -> None:
     write_sweep()
     with pytest.raises(
-        BadInput, match=r"step 2.*sweep\.yaml is a sweep; list its seeds in the schedule"
+        BadInput, match=r"step 2.*sweep\.yaml is a sweep; list the seeds in its schedule"
     ):
         go([STEPS[0], {"train-head": {"schedule": "sweep.yaml", "seeds": [1]}}])
 
@@ -259,7 +259,7 @@ BAD: list[tuple[Any, type[BadInput], str]] = [
     (changed(1, "", seed=0), BadInput, "step 2, train-head: seed.*nearest: seeds"),
     (changed(1, "", seeds=[]), BadInput, "seeds"),
     (changed(1, "", seeds=[1, 1]), BadInput, "listed twice"),
-    (changed(1, "", seeds=[-1]), BadInput, "0 or more"),
+    (changed(1, "", seeds=[-1]), BadInput, "from 0 to"),
     (changed(1, "", seeds=["0"]), BadInput, "seeds.0"),
     (changed(1, "", schedule="liner.yaml"), UnknownName, "unknown schedule 'liner.yaml'"),
     (changed(2, "", schedule="linear.yaml"), BadInput, "step 3.*is trained above"),
@@ -318,14 +318,14 @@ PARTS: list[tuple[dict[str, Any], dict[str, Any], Any, str]] = [
     ({"split": "val"}, {"split": "val"}, {}, "validated on images of split val"),
     ({"folds": 2}, {"folds": 2}, {"split": "train"}, "validated on images of split train"),
     ({"folds": 2}, {"folds": 2}, {"split": "held-out"}, "split held-out"),
-    ({"split": "val"}, {"folds": 2}, {"split": "test"}, "of 2 splits, so none is held out for all"),
+    ({"split": "val"}, {"folds": 2}, {"split": "test"}, "of 2 splits, so none is held out by all"),
     (
         {"fraction": 0.1},
         {"folds": 2},
         {"of": ["linear.yaml"], "split": "held-out", "how": "vote"},
         "have no image in common",
     ),
-    ({"folds": 13}, {"folds": 2}, {}, r"step 2.*class 'cat' has 12 image\(s\).*at least 13"),
+    ({"folds": 13}, {"folds": 2}, {}, r"step 2.*class 'cat' has 12 images.*at least 13"),
 ]
 
 
@@ -381,7 +381,7 @@ def test_what_would_be_written_twice_is_refused(write: Callable[..., Path], tmp_
     with pytest.raises(BadInput, match=r"step 4.*report\.html is written by an earlier step"):
         run(write([STEPS[0], STEPS[1], {"report": {}}, {"report": {}}]))
     (tmp_path / "r").write_text("a file")
-    with pytest.raises(BadInput, match=r"can't be made .* give another --runs"):
+    with pytest.raises(BadInput, match=r"can't create .* give another --runs"):
         run(write())
 
 

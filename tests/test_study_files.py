@@ -300,5 +300,5 @@ def test_points_that_no_study_wrote_are_refused(
     ):
         bad = {**good, "points": [{**good["points"][0], **change}]}
         path.write_text(json.dumps(bad))
-        with pytest.raises(BadInput, match=r"tsne\.json: not a result of a study"):
+        with pytest.raises(BadInput, match=r"tsne\.json: not the result of a study"):
             report(small_runs["split"], study=where["out"], **given)

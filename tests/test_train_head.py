@@ -420,7 +420,7 @@ def test_a_folder_of_something_else_is_left_alone(
     with pytest.raises(DamagedRun, match=r"run/run\.json: not JSON .* train it again"):
         train(out=copy)
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="can't be made"):
+    with pytest.raises(BadInput, match="can't create"):
         train(out=tmp_path / "file")
 
 

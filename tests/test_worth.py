@@ -400,7 +400,7 @@ def test_gc_spares_what_it_stands_on(
 @pytest.mark.parametrize(
     ("schedule", "given", "error", "said"),
     [
-        ({}, {"seeds": 0}, BadInput, "seeds 0: must be 1 or more"),
+        ({}, {"seeds": 0}, BadInput, "seeds 0: must be at least 1"),
         ({"seed": 2**32 - 2}, {"seeds": 3}, BadInput, "every seed below"),
         ({}, {"device": "gpu"}, UnknownName, "unknown device 'gpu'"),
         ({}, {"policy": "none"}, BadInput, "clean training is always compared"),
@@ -433,7 +433,7 @@ def test_bad_input_is_said_before_any_work(
 def test_phases_that_show_the_same_have_no_other_order(weigh: Callable[..., Worth]) -> None:
     found = weigh({"phases": [{"views": ["none", "spatial_1"], "epochs": 2}]})
     assert [way.order for way in found.ways] == ["written", "written"]
-    assert found.notes == ["all epochs show the same views, so the phases have no other order"]
+    assert found.notes == ["all epochs use the same views, so there is no other order of phases"]
 
 
 def test_a_schedule_is_taken_as_it_is_but_for_its_end() -> None:

@@ -116,7 +116,7 @@ def fitting_spaces(spaces: Iterable[Space], choice: BackboneChoice, where: objec
     return matches
 
 
-OTHER_VERSIONS = "it was made by other versions of what draws it"
+OTHER_VERSIONS = "it was drawn by other versions of the augmentation libraries"
 
 
 def is_drawn_alike(view: View, space: Space) -> bool:

@@ -1,4 +1,4 @@
-"""Evaluate several heads together: their mean, their vote, and a stack of them."""
+"""Evaluate several heads together: their mean, their vote, and a stacking ensemble."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def ensemble(
     class_numbers = question.class_numbers[0]  # the same for all members
     labels = class_numbers[[row.label for row in images.rows]]
     members: list[MemberScores] = [
-        {"run": str(run), "val_top1": top1, **_worth(of_member, labels)}
-        for run, top1, of_member in zip(runs, validated, probabilities, strict=True)
+        {"run": str(run), "val_top1": top1, **_scores(member_probabilities, labels)}
+        for run, top1, member_probabilities in zip(runs, validated, probabilities, strict=True)
     ]
     combined: dict[str, EnsembleScores] = {}
     if how in (None, "mean"):
-        combined["mean"] = _worth(ensembles.mean(probabilities), labels)
+        combined["mean"] = _scores(ensembles.mean(probabilities), labels)
     if how in (None, "vote"):
         correct = ensembles.vote(probabilities, int(np.argmax(validated))) == labels
         combined["vote"] = {"top1": float(correct.mean()), "interval": metrics.interval(correct)}
@@ -127,7 +127,7 @@ def ensemble(
         weights = ensembles.fit_stack(
             unseen.probabilities(heads), class_numbers[[row.label for row in unseen.rows]]
         )
-        combined["stack"] = _worth(ensembles.stack(probabilities, weights), labels)
+        combined["stack"] = _scores(ensembles.stack(probabilities, weights), labels)
         listed = ", ".join(f"{weight:.3f}" for weight in weights)
         notes.append(f"stack: weights {listed}, fitted on {len(unseen.rows):,} held-out images")
     return Ensemble(
@@ -149,7 +149,7 @@ def _validated(record: RunRecord) -> float:
     return float(record.last["top1"])
 
 
-def _worth(
+def _scores(
     probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]
 ) -> EnsembleScores:
     """The row of the table for probabilities (N, C)."""
@@ -166,17 +166,17 @@ def _worth(
 
 
 def _unseen(question: Question, split: str, evaluated: Sequence[LabelledRow]) -> SplitImages:
-    """The rows that a stack may be fitted on: every member was validated on them, none was trained
-    on them except in other folds, and none of them is evaluated.
+    """The rows that a stack may be fitted on: held out by every member, and not evaluated here.
 
-    Raises BadInput where a run's rows are not available, or no row is left.
+    Raises BadInput if a run's held-out rows are unknown, or if no row is left.
     """
     for run, record in zip(question.runs, question.records, strict=True):
         val = schedule_of(record).validation.split
         if split in (val, HELD_OUT):
-            on = f"on split {val}, which is" if split == val else "on held-out images, which are"
+            images = f"split {val}" if split == val else "the held-out images"
             raise BadInput(
-                f"{run} was validated {on} evaluated here, and a stack can't be fitted on what it "
-                "is tested on; train with validation: {folds: 5}, or give another --split"
+                f"{run} was validated on {images}, which this command evaluates; a stack can't be "
+                "fitted and tested on the same images. Train with validation: {folds: 5}, or give "
+                "another --split"
             )
     return split_images(question, HELD_OUT, without={row.item for row in evaluated})

@@ -19,7 +19,7 @@ from featurecache.storage.output_files import check_output
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """The file, its format (`csv`, or `lines` as of Tiny ImageNet), and its number of lines."""
+    """The file, its format (`csv`, or `lines` as for Tiny ImageNet), and its number of lines."""
 
     path: str
     format: str
@@ -48,7 +48,7 @@ def submit(
     data, cache, progress = resolve_options(options, "submit")
     runs = [runs] if isinstance(runs, str | Path) else list(runs)
     if not runs:
-        raise BadInput("a submission needs a run")
+        raise BadInput("a submission needs at least one run")
     path = check_output(out, data=data)
     views = views_of(view, tta)
     question = open_question(runs, views, seed, data, cache, progress, same_classes=True)
@@ -60,7 +60,9 @@ def submit(
     format = "csv" if path.suffix.lower() == ".csv" else "lines"
     odd = next((name for name in [*names, *classes] if len(name.split()) != 1), None)
     if format == "lines" and odd is not None:
-        raise BadInput(f"{out}: the name {odd!r} has a space, which divides a line; take a .csv")
+        raise BadInput(
+            f"{out}: the name {odd!r} contains a space, which separates fields; write a .csv file"
+        )
     items, unreadable = items_of(samples, progress)
     rows = [
         LabelledRow(item, -1, split, sample.id)

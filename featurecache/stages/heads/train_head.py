@@ -227,7 +227,7 @@ def overridden(
         changed["backbone"] = tuple(backbone_choice(name, where="--backbone") for name in names)
     if seed is not None:
         if not 0 <= seed < 2**32:
-            raise BadInput(f"seed {seed}: must be 0 or more, and below 2**32")
+            raise BadInput(f"seed {seed}: must be from 0 to 2**32 - 1")
         changed["seed"] = seed
     return schedule.model_copy(update=changed)
 

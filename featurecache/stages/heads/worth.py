@@ -1,5 +1,5 @@
-"""Worth: was the augmentation worth it? The same heads are trained with and without it and compared
-in pairs, under several learning-rate schedules: a gain under one may be a loss under another."""
+"""Worth: was the augmentation worth it? Heads are trained with and without it and compared in
+pairs, under several learning-rate schedules: a gain under one may be a loss under another."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Outcome(Strict):
     @pydantic.model_validator(mode="after")
     def _check_length(self) -> Outcome:
         if len(self.right) != 2 * -(-self.images // 8):
-            raise ValueError(f"not one bit for each of {self.images} images")
+            raise ValueError(f"expected one bit for each of {self.images} images")
         return self
 
     def array(self) -> np.ndarray:
@@ -116,19 +116,19 @@ def worth(
     path = find_schedule(str(schedule))
     wanted = overridden(read_schedule(path), backbone)
     if not 1 <= seeds <= 2**32 - wanted.seed:
-        raise BadInput(f"seeds {seeds}: must be 1 or more, and every seed below 2**32")
+        raise BadInput(f"seeds {seeds}: must be at least 1, and every seed below 2**32")
     numbers = list(range(wanted.seed, wanted.seed + seeds))
     plan, notes = same_steps(wanted, path)
     rates = _rates(plan, listed(lr_schedule))
     policies = listed(policy)
     ways = ways_of(plan, _phases_by_policy(plan, policies, path), rates, numbers)
     if all(way.order == WRITTEN for way in ways):
-        notes.append("all epochs show the same views, so the phases have no other order")
+        notes.append("all epochs use the same views, so there is no other order of phases")
     if seeds == 1:
         notes.append("with one seed the intervals cover images only; give more --seeds")
 
     opened = Cache(cache)
-    variants = [variant for of_way in ways.values() for variant in of_way]
+    variants = [variant for way_variants in ways.values() for variant in way_variants]
     views = [view for variant in variants for view in variant.views()]
     training = load_training_data(wanted, list(dict.fromkeys(views)), data, opened, progress)
     training.check(wanted)
@@ -164,14 +164,14 @@ def worth(
             progress(done, total, f"worth ({way}, seed {seed})")
 
     rights = {
-        way: np.array([outcome.array() for outcome in of_seeds])
-        for way, of_seeds in outcomes.items()
+        way: np.array([outcome.array() for outcome in way_outcomes])
+        for way, way_outcomes in outcomes.items()
     }
     labels = np.concatenate([training.labels[validation] for _, validation in pairs])
     costs = _view_costs(training, opened)
     seconds_of_view = {cost["view"]: cost["seconds"] for cost in costs}
     compared = []
-    for gain, settings, of_seeds in zip(
+    for gain, settings, way_outcomes in zip(
         gains(rights, labels, classes, training.dataset.words),
         ways.values(),
         outcomes.values(),
@@ -180,7 +180,7 @@ def worth(
         phases = settings[0].model_dump(exclude_none=True)["phases"]
         views = phase_variants.used_views(phases)
         making = sum(seconds_of_view[view] for view in views if view != phase_variants.NONE)
-        seconds = round(sum(outcome.seconds for outcome in of_seeds), 3)
+        seconds = round(sum(outcome.seconds for outcome in way_outcomes), 3)
         compared.append(replace(gain, views=views, seconds=seconds, views_seconds=round(making, 3)))
     result = Worth(
         run=str(run),
@@ -220,10 +220,10 @@ def ways_of(
     for rate, keys in rates.items():
         base = {name: value for name, value in plan.items() if name != "lr_schedule"} | keys
 
-        def add(way: Way, of_seeds: Sequence[phase_variants.Phases], base: Json = base) -> None:
+        def add(way: Way, seed_phases: Sequence[phase_variants.Phases], base: Json = base) -> None:
             ways[way] = [
                 Schedule.model_validate(base | {"phases": phases, "seed": seed})
-                for phases, seed in zip(of_seeds, seeds, strict=True)
+                for phases, seed in zip(seed_phases, seeds, strict=True)
             ]
 
         add(Way(CLEAN, WRITTEN, rate), [phase_variants.clean(plan["phases"])] * len(seeds))
@@ -259,7 +259,7 @@ def _phases_by_policy(
 
 
 def _by_policy(views: Sequence[str]) -> dict[str, list[str]]:
-    """policy -> its views, each once."""
+    """Policy -> its distinct views."""
     draws_by_policy: dict[str, list[str]] = {}
     for view in dict.fromkeys(views):
         draws_by_policy.setdefault(ViewName.parse(view).policy, []).append(view)
@@ -330,7 +330,7 @@ def _train_variant(
         raise _damaged(path, "schedule: does not match the hash in the file name")
     images = sum(len(validation) for _, validation in pairs)
     if outcome.images != images:
-        raise _damaged(path, f"images: {outcome.images}, but there are {images} to validate on")
+        raise _damaged(path, f"images: {outcome.images}, but there are {images} validation images")
     return outcome
 
 
@@ -344,7 +344,8 @@ def _right(
     training: TrainingData,
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> np.ndarray:
-    """(N,) bool: for the validation rows of all folds, whether their fold's head is right."""
+    """(N,) bool: whether the validation rows of all folds are classified correctly by the head of
+    their fold."""
     vectors, head = training.vectors[schedule.validation.view], trained.head
     parts = []
     for fold, (_, validation) in enumerate(pairs):
@@ -354,7 +355,7 @@ def _right(
 
 
 def _view_costs(training: TrainingData, cache: Cache) -> list[ViewCost]:
-    """The cost of each view: the time to compute its vectors, and its pictures where
+    """The cost of each view: the time to compute its vectors, and its pictures if
     `augment` stored them first."""
     items = {row.item for row in training.rows}
     spaces = cache.spaces()

@@ -1,4 +1,4 @@
-"""List the named backbones and whether their weights are at hand, or the layers of a network."""
+"""List the named backbones and whether their weights are on this machine, or a network's layers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from featurecache.features.backbones import alias_rows, layers_of
 
 
 def backbones(layers: str | None = None) -> list[dict[str, str]]:
-    """{name, model, weights, state} for each alias; any other timm model goes by timm's name.
+    """{name, model, weights, state} for each alias; other timm models are used by their timm name.
 
-    With `layers`, the name of a network: {layer, pooling} for each layer that can be read, and the
-    poolings that it can be read by; `pre_logits` and `features` first, the others in their order.
+    With `layers`, the name of a network: {layer, pooling} for each readable layer and the poolings
+    that fit it; `pre_logits` and `features` come first, the others in network order.
     """
     if layers is None:
         return alias_rows()

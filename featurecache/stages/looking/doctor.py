@@ -1,11 +1,13 @@
-"""Doctor: is this machine fit for the work? Libraries, engines, weights, and a known image."""
+"""Doctor: check that this machine is ready: libraries, engines, weights, and a known image."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +17,20 @@ from featurecache.errors import FeatureCacheError
 from featurecache.features.backbones import alias_rows, load_backbone, load_module
 from featurecache.features.engines import engines_here, open_engine, run_rows
 from featurecache.features.store import Cache
+from featurecache.text import counted
 
 LIBRARIES = (
     "torch", "timm", "imaug", "openvino", "h5py", "numpy", "pillow", "scikit-learn",
     "opencv-python-headless",
 )  # fmt: skip
-# scikit-learn's own photograph of a flower, as EfficientNet-Lite0 sees it with mean = std = 0.5:
-# "daisy", with this probability. ImageNet's usual mean and std give 0.13, none at all 0.15.
+# EfficientNet-Lite0 with mean = std = 0.5 classifies scikit-learn's photograph of a flower as
+# "daisy", with this probability. ImageNet's usual mean and std give 0.13, no normalisation 0.15.
 DAISY, PROBABILITY, TOLERANCE = 985, 0.323, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing looked at. `ok` False means that the product can't be trusted here as it is."""
+    """The result of one check. `ok` False means that results on this machine can't be trusted."""
 
     name: str
     ok: bool
@@ -35,7 +38,7 @@ class Check:
 
 
 def doctor(cache: str | Path = "data/cache") -> list[Check]:
-    """Look at everything that the other commands rest on. Never raises for what it finds."""
+    """Check everything that the other commands need. A failed check never raises."""
     checks = [
         Check(name="python", ok=True, found=f"{platform.python_version()} on {platform.machine()}")
     ]
@@ -43,24 +46,24 @@ def doctor(cache: str | Path = "data/cache") -> list[Check]:
         try:
             checks.append(Check(name=library, ok=True, found=importlib.metadata.version(library)))
         except importlib.metadata.PackageNotFoundError:
-            # torch alone can do the work of OpenVINO, at a fifth of the speed.
+            # OpenVINO is optional: torch does the same at a fifth of the speed.
             checks.append(Check(name=library, ok=library == "openvino", found="not installed"))
     checks.append(_tried("imgaug imports", _imgaug))
     checks.append(_tried("cores", lambda: f"{os.cpu_count()}"))
     for name, precisions in engines_here().items():
         checks.append(Check(name=f"engine {name}", ok=True, found="/".join(precisions)))
-        checks.append(_tried(f"known image, {name}", lambda name=name: known_image(name)))
-    here = [row["name"] for row in alias_rows() if row["state"] == "at hand"]
-    checks.append(Check(name="weights at hand", ok=bool(here), found=", ".join(here) or "none"))
+        checks.append(_tried(f"known image, {name}", functools.partial(known_image, name)))
+    local = [row["name"] for row in alias_rows() if row["state"] == "at hand"]
+    checks.append(Check(name="weights at hand", ok=bool(local), found=", ".join(local) or "none"))
     checks.append(_tried(f"cache {cache}", lambda: _cache(cache)))
     return checks
 
 
 def known_image(engine: str) -> str:
-    """Classify a photograph whose answer is known, by the same path that vectors take.
+    """Classify a photograph whose class is known, through the same steps that make vectors.
 
-    Raises FeatureCacheError if the answer is off: weights, preprocessing, normalisation or the
-    engine's arithmetic is wrong, which vectors alone would never show.
+    Raises FeatureCacheError if the probability is off: weights, preprocessing, normalisation or the
+    engine's arithmetic are then wrong, which vectors alone would not reveal.
     """
     from sklearn.datasets import load_sample_image
 
@@ -71,18 +74,18 @@ def known_image(engine: str) -> str:
     logits = run_rows(running, picture[None])[0].astype(np.float64)
     probabilities = np.exp(logits - logits.max())
     probability = float(probabilities[DAISY] / probabilities.sum())
-    answer = f"a daisy with probability {probability:.3f}, known to be {PROBABILITY}"
+    answer = f"a daisy with probability {probability:.3f}, expected {PROBABILITY}"
     if abs(probability - PROBABILITY) > TOLERANCE:
         raise FeatureCacheError(f"{answer}: weights, preprocessing or normalisation are wrong")
     return answer
 
 
-def _tried(name: str, look) -> Check:  # type: ignore[no-untyped-def]
+def _tried(name: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(name=name, ok=True, found=look())
+        return Check(name=name, ok=True, found=check())
     except FeatureCacheError as error:
         return Check(name=name, ok=False, found=str(error))
-    except Exception as error:  # noqa: BLE001 - whatever a library raises is what was found
+    except Exception as error:  # noqa: BLE001 - any error of a library is a result to report
         return Check(name=name, ok=False, found=f"{type(error).__name__}: {error}")
 
 
@@ -99,4 +102,4 @@ def _cache(path: str | Path) -> str:
     except OSError as error:
         raise FeatureCacheError(error.strerror or str(error)) from error
     room = "in an object store" if free is None else f"{free / 1e9:.1f} GB free"
-    return f"{len(cache.spaces())} spaces, {room}"
+    return f"{counted(len(cache.spaces()), 'space')}, {room}"

@@ -1,4 +1,4 @@
-"""`featurecache inspect`: what a dataset holds, and which of its images can't be decoded."""
+"""`featurecache inspect`: the content of a dataset, and its images that can't be decoded."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from featurecache.images.decode import Undecodable, decode
 from featurecache.images.depth import used_bits
 from featurecache.images.layouts.unread import unread_pictures
 from featurecache.images.samples import Sample
+from featurecache.text import counted
 
-_THREADS = 8  # reading waits for disks, and Pillow lets go of the interpreter while it decodes
-_MAX_LOW_BITS = 14  # that cameras store in 16
-_SLICE = 64  # images between two reports of progress
+_THREADS = 8  # reading waits for disks, and Pillow releases the GIL while it decodes
+_MAX_LOW_BITS = 14  # of sensors whose cameras store 16 bits
+_SLICE = 64  # images between two progress reports
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split. `counts` is images per class name, zeros included; empty where unlabelled."""
+    """One split. `counts` maps class names to images, including zeros; empty if unlabelled."""
 
     images: int
     labelled: int
@@ -33,10 +34,11 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes in pixels after EXIF orientation; `common_count` images are `common` = (width, height).
+    """Sizes in pixels after EXIF orientation. `common_count` images have the most common size,
+    `common` = (width, height).
 
-    The least and the greatest of widths and of heights are taken apart. Of two sizes that are
-    equally common, `common` is the smaller one.
+    Minima and maxima of widths and heights are independent. If two sizes are equally common,
+    `common` is the smaller.
     """
 
     width_min: int
@@ -49,7 +51,7 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """An image that can't be read or decoded: its id and why."""
+    """An image that can't be read or decoded: its id and the reason."""
 
     path: str
     reason: str
@@ -57,11 +59,11 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `inspect` found; `dataclasses.asdict` of it can be written as JSON.
+    """The result of `inspect`; `dataclasses.asdict` of it can be written as JSON.
 
-    `bytes` is the sum of the encoded sizes; `duplicates` is how many images repeat the bytes of
-    another one; `sizes` is None where no image could be decoded. `notes` say what looks like a part
-    of the dataset and is not used.
+    `bytes` is the total encoded size, and `duplicates` the number of images that repeat the bytes
+    of another. `sizes` is None if no image could be decoded. `notes` report files that look like
+    part of the dataset but are not used.
     """
 
     root: str
@@ -79,20 +81,19 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """What is kept of one image: a reason, or its (width, height)."""
+    """The facts about one image: the reason why it is bad, or its (width, height)."""
 
     item: bytes | None = None
     length: int = 0
     size: tuple[int, int] | None = None
     reason: str = ""
-    bits: int | None = None  # that are used of 16
+    bits: int | None = None  # used, of 16
 
 
 def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspection:
     """Read and decode every image of the dataset at `data`; nothing is written.
 
-    Raises BadInput where `data` is no dataset; a bad image is listed in `unreadable` and the work
-    goes on.
+    Raises BadInput if `data` is not a dataset. Bad images are listed in `unreadable`.
     """
     dataset = open_dataset(data)
     samples = dataset.samples
@@ -134,8 +135,8 @@ def _depth_notes(bits: Sequence[int]) -> list[str]:
     if not low:
         return []
     return [
-        f"{len(low):,} of {len(bits):,} images of 16 bits use their lowest {max(low)} bits alone, "
-        f"and come out nearly black; multiply their values by {2 ** (16 - max(low))}"
+        f"{len(low):,} of {counted(len(bits), '16-bit image')} use only their lowest {max(low)} "
+        f"bits and appear nearly black; multiply their values by {2 ** (16 - max(low))}"
     ]
 
 
@@ -144,8 +145,9 @@ def _unread_notes(dataset: Dataset) -> list[str]:
         return []
     counts = unread_pictures(dataset.root).items()
     return [
-        f"pictures that are not read: {count:,} {suffix or 'without a suffix'}; convert or rename "
-        "them"
+        f"ignored {counted(count, 'picture')} "
+        f"{f'with suffix {suffix}' if suffix else 'without a suffix'}; convert or rename "
+        f"{'it' if count == 1 else 'them'}"
         for suffix, count in counts
     ]
 

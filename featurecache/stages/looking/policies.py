@@ -1,4 +1,4 @@
-"""Look at policies: list them, print one, draw a contact sheet of what one does."""
+"""Look at policies: list them, print one, draw a contact sheet of its effect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featurecache.study.sampling import evenly_spaced
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A contact sheet: `images` rows, the original and `draws` draws of each beside it."""
+    """A contact sheet: `images` rows, each an original beside `draws` draws."""
 
     path: str
     images: int
@@ -32,14 +32,14 @@ class Sheet:
 
 def policies() -> list[dict[str, str]]:
     """{name, description} of `none` and of each shipped policy."""
-    rows = [{"name": "none", "description": "The image as it was decoded."}]
+    rows = [{"name": "none", "description": "The decoded image, unchanged."}]
     for name in shipped():
         rows.append({"name": name, "description": find_policy(name).description})
     return rows
 
 
 def show(name: str) -> str:
-    """The YAML text of a policy: a shipped one's name, or a file's path."""
+    """The YAML text of a policy, given by the name of a shipped one or the path of a file."""
     policy = find_policy(name)
     path = policy.source or shipped()[name]
     return path.read_text(encoding="utf-8")
@@ -54,9 +54,9 @@ def preview(
     draws: int = 5,
     seed: int = 0,
 ) -> Sheet:
-    """Draw a contact sheet: each row an original and draws 1, 2, … of the policy beside it.
+    """Draw a contact sheet: each row shows an original and draws 1, 2, … of the policy beside it.
 
-    The images are spread evenly over the dataset; those that can't be decoded are passed over.
+    The images are spread evenly over the dataset; those that can't be decoded are skipped.
     """
     if images < 1 or draws < 1:
         raise BadInput("a sheet needs at least 1 image and 1 draw")
@@ -67,10 +67,11 @@ def preview(
     dataset = open_dataset(data)
     if _is_image_of(out, dataset):
         raise BadInput(
-            f"{out}: lies in a class folder of {dataset}, as one of its images; give "
-            f"another folder, or call it {SHEET}"
+            f"{out}: is in a class folder of {dataset} and would become one of its images; choose "
+            f"another folder, or name it {SHEET}"
         )
     rows: list[list[np.ndarray]] = []
+    # Twice as many as wanted, in case some can't be decoded.
     for sample in evenly_spaced(dataset.samples, images * 2):
         (item,), _ = items_of([sample])
         if item is None or len(rows) == images:
@@ -78,7 +79,7 @@ def preview(
         try:
             pixels = original(sample, item)
             rows.append([pixels, *(view.picture(pixels, item) for view in views)])
-        except Undecodable:  # `inspect` lists them; a sheet shows what can be seen
+        except Undecodable:  # `inspect` lists these images
             continue
     if not rows:
         raise BadInput(f"{data}: no image could be decoded; see `featurecache inspect`")
@@ -86,14 +87,14 @@ def preview(
     try:
         file_bytes = signed_file(picture, Path(out).name, MARK)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{out}: the sheet cannot be written in this format ({error})") from error
+        raise BadInput(f"{out}: can't write the sheet in this format ({error})") from error
     durable.replace(Path(out), file_bytes)
     return Sheet(path=str(out), images=len(rows), draws=draws)
 
 
 def _is_image_of(out: str | Path, dataset: Dataset) -> bool:
-    """Would a contact sheet at `out` be an image of the dataset from now on? Right in the root all
-    sheets are recognised, below it those of the default name."""
+    """Would a contact sheet at `out` become an image of the dataset? In the root all sheets are
+    recognised, below it only those with the default name."""
     path, root = Path(out).absolute(), Path(dataset.root).absolute()
     below = path.relative_to(root).parts if path.is_relative_to(root) else ()
     if dataset.layout not in FOLDER_LAYOUTS or len(below) < 2 or path.name == SHEET:

@@ -37,16 +37,16 @@ from featurecache.storage.output_files import check_output
 from featurecache.study import figures, metrics, pages
 
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
-PICTURES = 500  # misclassified images that are shown; with names and data about 4 kB each
+PICTURES = 500  # misclassified images to show; each takes about 4 kB with its names and data
 _CONFUSIONS = 30  # rows of the table
-MAX_BYTES = 10_000_000  # of a page that can be mailed
+MAX_BYTES = 10_000_000  # so that the page can be mailed
 _MAX_STUDY = 64 << 20  # bytes of a study's picture or numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The page that was written: its path and bytes, the runs on it, and the numbers of
-    misclassified images and of those shown. `notes` name what could not be shown."""
+    """The page that was written: its path and size, its runs, and the numbers of misclassified
+    images and of those shown. `notes` name what could not be shown."""
 
     path: str
     bytes: int
@@ -142,13 +142,13 @@ def report(
             progress(len(gallery), count, "pictures")
         notes = [*sheet_notes, *thumbnails.notes()]
         if count < min(pictures, len(wrong_rows)):
-            notes.append(f"only {count} wrong images are shown, to keep the page below 10 MB")
+            notes.append(f"shows only {count} misclassified images, to keep the page below 10 MB")
         values = content | {"gallery": gallery, "wrong": len(wrong_rows), "notes": notes}
         page = pages.page("report.html", **values).encode("utf-8")
         if len(page) <= MAX_BYTES:
             break
         if not count:
-            notes.append("the page is larger than 10 MB, even without wrong images")
+            notes.append("the page exceeds 10 MB, even without misclassified images")
             page = pages.page("report.html", **values).encode("utf-8")
             break
         count //= 2
@@ -169,7 +169,7 @@ def report(
 
 
 def _names(runs: Sequence[str | Path]) -> list[str]:
-    """The last part of each path, or as much of it as tells them apart."""
+    """The shortest endings of the paths that distinguish them."""
     paths = [Path(text.as_utf8(Path(run).resolve())).parts for run in runs]
     for depth in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-depth:]) for parts in paths]
@@ -196,14 +196,15 @@ def _backbones(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _classes(predictions: Predictions, worths: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """The table of classes: what each run has right, and what the first takes each for."""
+    """The table of classes: each run's accuracy, and the classes that the first run confuses each
+    with."""
     record, labels = predictions.records[0], predictions.labels[0]
-    taken: dict[int, Counter[int]] = {}
+    confusions: dict[int, Counter[int]] = {}
     for label, predicted in zip(
         labels.tolist(), predictions.probabilities[0].argmax(1).tolist(), strict=True
     ):
         if label != predicted:
-            taken.setdefault(label, Counter())[predicted] += 1
+            confusions.setdefault(label, Counter())[predicted] += 1
     return [
         {
             "class": name,
@@ -212,7 +213,7 @@ def _classes(predictions: Predictions, worths: Sequence[Evaluation]) -> list[dic
             "top1": [worth.classes[name]["top1"] for worth in worths],
             "taken": [
                 (class_label_name(record, predicted), count)
-                for predicted, count in taken.get(label, Counter()).most_common(2)
+                for predicted, count in confusions.get(label, Counter()).most_common(2)
             ],
         }
         for label, name in enumerate(record.classes)
@@ -242,7 +243,7 @@ def _confusions(predictions: Predictions, index: int) -> list[dict[str, Any]]:
 
 
 def _confusion_data(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
-    """What the page draws the matrices from: the cells that are not 0, orders of the classes."""
+    """The data for the page's matrices: their non-zero cells, and orders of the classes."""
     record = predictions.records[0]
     matrices = []
     for index, name in enumerate(names):
@@ -279,9 +280,9 @@ def _studies(folder: Path) -> list[dict[str, Any]]:
         study = read_model(path, _Study, _MAX_STUDY, _no_study)
         for file in drawn:
             if not file.is_file():
-                raise _no_study(path, f"there is no {file.name} beside it")
+                raise _no_study(path, f"{file.name} is missing beside it")
         smaller = min(drawn, key=lambda file: file.stat().st_size)
-        # As an image, so that nothing in it can act.
+        # Embedded as an image, so that no script in it can run.
         src = pages.data_uri(read_file(smaller, _MAX_STUDY, _no_study), drawn[smaller])
         points = [point.model_dump(by_alias=True) for point in study.points]
         studies.append(
@@ -295,12 +296,12 @@ def _studies(folder: Path) -> list[dict[str, Any]]:
             }
         )
     if not studies:
-        raise BadInput(f"{folder}: holds no study; `featurecache study` writes them")
+        raise BadInput(f"{folder}: contains no study; `featurecache study` writes them")
     return studies
 
 
 def _no_study(path: Path, what: str) -> BadInput:
-    return BadInput(f"{path}: not a result of a study: {what}; move it out of the folder")
+    return BadInput(f"{path}: not the result of a study: {what}; move it out of the folder")
 
 
 Coordinate = Annotated[float, pydantic.Field(ge=-1e30, le=1e30)]  # differences stay finite
@@ -318,7 +319,7 @@ class _Point(Open):
 
 
 class _Study(Open):
-    """What a study writes beside its picture; the other fields are its numbers."""
+    """The JSON file beside a study's picture; the other fields are its numbers."""
 
     study: str
     title: str
@@ -326,7 +327,7 @@ class _Study(Open):
 
 
 def _numbers(value: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """The plain numbers and words of a study, for the text beside its picture."""
+    """The plain numbers and strings of a study, for the text beside its picture."""
     for name, number in value.items():
         if isinstance(number, dict | list) or number is None:
             continue

@@ -1,4 +1,4 @@
-"""The pictures of a report: which images are shown, beside what heads said of them."""
+"""The pictures of a report: which images it shows, and the heads' predictions for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EXAMPLES = 4  # pictures of each of the best and worst classes
 
 
 class Pictures:
-    """Thumbnails of the images of a split, made at their first use."""
+    """Thumbnails of the images of a split, made on first use."""
 
     def __init__(self, predictions: Predictions) -> None:
         self._predictions = predictions
@@ -38,7 +38,7 @@ class Pictures:
         self._made: dict[int, str] = {}
 
     def uri(self, index: int) -> str:
-        """The picture of a row as a data URI; empty for an image that can't be had any more."""
+        """The picture of a row as a data URI; empty if the image is no longer readable."""
         if index not in self._made:
             row = self._predictions.rows[index]
             pixels = _pixels(self._samples[row.id], row.item)
@@ -47,13 +47,13 @@ class Pictures:
         return self._made[index]
 
     def notes(self) -> list[str]:
-        """How many of the pictures can't be had any more."""
+        """A note on the number of images that are no longer readable."""
         return unread_notes(sum(not uri for uri in self._made.values()))
 
 
 def _pixels(sample: Sample, item: bytes) -> np.ndarray | None:
-    """The decoded pixels of a sample; None if it can't be decoded, or if its file went or changed
-    since its bytes were hashed: a card says so."""
+    """The decoded pixels of a sample; None if it can't be decoded, or if its file has gone or
+    changed since it was hashed, which its card shows."""
     try:
         return original(sample, item)
     except (FeatureCacheError, Undecodable):
@@ -61,7 +61,7 @@ def _pixels(sample: Sample, item: bytes) -> np.ndarray | None:
 
 
 def wrong_rows_of(predictions: Predictions) -> list[int]:
-    """The rows that at least one of the runs has wrong."""
+    """The rows that at least one of the runs misclassifies."""
     rights = np.array(
         [predictions.correct_mask(run_index) for run_index in range(len(predictions.runs))]
     )
@@ -69,8 +69,11 @@ def wrong_rows_of(predictions: Predictions) -> list[int]:
 
 
 def balanced_sample(wrong: Sequence[int], predictions: Predictions, count: int) -> list[int]:
-    """At most so many of the wrong rows: of each class in turn the one that the runs are surest of,
-    and so each class is seen. In the order of classes."""
+    """At most `count` of the misclassified rows, in the order of classes.
+
+    Classes take turns, each with the row that the runs are most confident about, so that every
+    class is shown.
+    """
     sure = np.max(
         [
             np.where(predictions.correct_mask(run_index), 0, probabilities.max(1))
@@ -115,20 +118,20 @@ def sheets(
     predictions: Predictions, spaces: Mapping[str, Space]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A contact sheet per policy that the runs were trained on: training images beside the draws
-    that the vectors were made of, before the network's resize and crop. The notes name the policies
-    that have no sheet."""
+    that the vectors were made from, before the network's resize and crop. The notes name the
+    policies without a sheet."""
     notes: list[str] = []
-    of_policy: dict[str, dict[int, View]] = {}  # by the policy itself and the seed
+    views_by_policy: dict[str, dict[int, View]] = {}  # by a hash of policy and seed, then by draw
     for record in predictions.records:
         for view, names in record.spaces.items():
             space = next((spaces[name] for name in names if name in spaces), None)
             if space is None:
                 notes.append(f"no contact sheet of {view}: its vectors are not in this cache")
             elif space.key["view"] is not None:
-                view_made = view_of_key(space.key["view"], space.view)
-                if is_drawn_alike(view_made, space):
+                cached_view = view_of_key(space.key["view"], space.view)
+                if is_drawn_alike(cached_view, space):
                     key = keys.digest({**space.key["view"], "draw": None})
-                    of_policy.setdefault(key, {})[view_made.draw] = view_made
+                    views_by_policy.setdefault(key, {})[cached_view.draw] = cached_view
                 else:
                     notes.append(f"no contact sheet of {view}: {OTHER_VERSIONS}")
     notes = list(dict.fromkeys(notes))
@@ -136,7 +139,7 @@ def sheets(
     samples = [sample for sample in samples if sample.split == "train"] or samples
     sheet_samples = evenly_spaced(samples, _SHEET_IMAGES)
     made = []
-    for draws in of_policy.values():
+    for draws in views_by_policy.values():
         views = [draws[draw] for draw in sorted(draws)][:_SHEET_DRAWS]
         policy = views[0].policy_name
         try:
@@ -174,8 +177,8 @@ def examples(
     thumbnails: Pictures,
     right: bool,
 ) -> list[dict[str, Any]]:
-    """The best or worst classes with pictures: of the best those it is surest of, of the worst the
-    errors it is surest of (paper 003's table 3 and figure 7)."""
+    """The best or worst classes with pictures: the most confident correct predictions for the best,
+    the most confident errors for the worst (paper 003's table 3 and figure 7)."""
     record, probabilities, labels = (
         predictions.records[run_index],
         predictions.probabilities[run_index],
@@ -184,8 +187,8 @@ def examples(
     predicted, correct = probabilities.argmax(1), predictions.correct_mask(run_index)
     rows_with_pictures = []
     for row in rows:
-        of_class = np.flatnonzero(labels == record.classes.index(row["class"]))
-        wanted = of_class[correct[of_class] == right]
+        class_rows = np.flatnonzero(labels == record.classes.index(row["class"]))
+        wanted = class_rows[correct[class_rows] == right]
         order = wanted[np.argsort(-probabilities[wanted].max(1), kind="stable")][:_EXAMPLES]
         pictures = [
             {

@@ -1,4 +1,4 @@
-"""How a run went, for its report: phases, curves, and the views that it stands on."""
+"""The course of a run's training, for its report: phases, curves, and the views it used."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from featurecache.training.epoch_metrics import Epoch, read_epochs
 def training_course(
     predictions: Predictions, run_index: int, spaces: Mapping[str, Space]
 ) -> dict[str, Any]:
-    """{epochs, folds, phases, curves, views, through} of a run; `spaces` are the cache's by name.
+    """{epochs, folds, phases, curves, views, through} of a run. `spaces` are the cache's, by name.
 
-    `phases` are those of the schedule (of a sweep the winner's), each {views, augmented, epochs,
-    first, last, lr, before, after, change, gain, most}: validation top-1 before and after it, a
-    mean over the folds; `gain` is against the best of all phases before it, so that what only
-    makes good the damage of another gains nothing; `most` marks the greatest gain above 0.
-    `curves` is an SVG, None without metrics.
+    `phases` are those of the schedule (for a sweep, the winner's), each {views, augmented, epochs,
+    first, last, lr, before, after, change, gain, most}. `before` and `after` are the validation
+    top-1 before and after the phase, averaged over the folds. `gain` is relative to the best
+    earlier phase, so that a phase which only recovers from a worse one gains nothing; `most` marks
+    the largest gain above 0. `curves` is an SVG, or None without metrics.
     """
     record = predictions.records[run_index]
     epochs = read_epochs(predictions.runs[run_index])
@@ -51,7 +51,7 @@ def _phases(schedule: Schedule, epochs: Sequence[Epoch]) -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     before: float | None = None
     best: float | None = None  # after any phase so far
-    # An early stop may leave phases without epochs; what is trained after pruning is one more.
+    # Early stopping may leave phases without epochs. Training after pruning is one more phase.
     for number, phase in {planned.number: planned.phase for planned in schedule.plan()}.items():
         phase_epochs = [row for row in epochs if row.phase == number]
         last = max((row.epoch for row in phase_epochs), default=None)
@@ -91,7 +91,7 @@ def _mixture(phase: Phase) -> str:
 
 
 def view_title(view: str) -> str:
-    """A view as `ls` calls it: a policy's file, with where it lies and its ending, by its name."""
+    """The display name of a view, as in `ls`: a policy file without its folder and suffix."""
     return ViewName.parse(view).display_name
 
 
@@ -109,22 +109,22 @@ def _curves(phases: Sequence[Mapping[str, Any]], epochs: Sequence[Epoch]) -> str
 def _view(
     view: str, record: RunRecord, epochs: Sequence[Epoch], spaces: Mapping[str, Space]
 ) -> dict[str, Any]:
-    """What the vectors of a view cost to make, and how often the training read one of them."""
+    """The cost of making the vectors of a view, and how often the training read each of them."""
     names = record.spaces[view]
-    spaces_held = [spaces[name] for name in names if name in spaces]
-    rows = sum(len(space.rows) for space in spaces_held)
-    made = sum(seconds_to_make(space, space.rows, list(spaces.values())) for space in spaces_held)
-    # Each epoch reads each training row once, through one view of its mixture; of k folds a row is
-    # trained on in k - 1.
+    cached = [spaces[name] for name in names if name in spaces]
+    rows = sum(len(space.rows) for space in cached)
+    seconds = sum(seconds_to_make(space, space.rows, list(spaces.values())) for space in cached)
+    # Each epoch reads each training row once, in one view of its mixture. With k folds a row is
+    # trained on in k - 1 of them.
     folds = len({row.fold for row in epochs})
     shares = [row.views.get(view, 0) / (sum(row.views.values()) or 1) for row in epochs]
     return {
         "view": view_title(view),
-        "gone": len(names) - len(spaces_held),
+        "gone": len(names) - len(cached),
         "rows": rows,
-        "bytes": sum(space.size for space in spaces_held),
-        "seconds": made,
-        "milliseconds": 1000 * made / rows if rows else None,
+        "bytes": sum(space.size for space in cached),
+        "seconds": seconds,
+        "milliseconds": 1000 * seconds / rows if rows else None,
         "reads": sum(shares) * ((folds - 1) / folds if folds > 1 else 1),
     }
 
@@ -132,10 +132,10 @@ def _view(
 def _through(
     view: str, predictions: Predictions, run_index: int, spaces: Mapping[str, Space]
 ) -> dict[str, Any]:
-    """Top-1 through the very vectors of a view that the run was trained on, where the images that
-    are looked at are among them."""
+    """Top-1 on the spaces of a view that the run was trained on, if they hold the images of the
+    split."""
     names = predictions.records[run_index].spaces[view]
-    spaces_held = [spaces[name] for name in names if name in spaces]
+    cached = [spaces[name] for name in names if name in spaces]
     items = [row.item for row in predictions.rows]
     seed = predictions.records[run_index].schedule["augment_seed"]
     differ = (
@@ -143,8 +143,8 @@ def _through(
     )
     name = view_title(view) + (f", seed {seed}" if differ else "")
     row: dict[str, Any] = {"view": name, "top1": None, "interval": None}
-    if len(spaces_held) < len(names) or any(space.missing(items) for space in spaces_held):
+    if len(cached) < len(names) or any(space.missing(items) for space in cached):
         return row
-    likely, labels = predictions.predict_from(run_index, spaces_held)
-    right = likely.argmax(1) == labels
+    probabilities, labels = predictions.predict_from(run_index, cached)
+    right = probabilities.argmax(1) == labels
     return row | {"top1": float(right.mean()), "interval": metrics.interval(right)}

@@ -34,8 +34,9 @@ def quickstart(
     workers: int | None = None,
     progress: Progress = silent,
 ) -> QuickstartResult:
-    """scikit-learn's digits through EfficientNet-Lite0: views none, spatial_1 and color_1; one head
-    is trained on clean images only, one under a curriculum; both are tested on all three views.
+    """Cache vectors of scikit-learn's digits by EfficientNet-Lite0 in the views none, spatial_1 and
+    color_1, and train two heads: one on clean images only, one under a curriculum. Both are tested
+    on all three views.
 
     A second call finds everything in the cache and takes a few seconds.
     """

@@ -13,6 +13,7 @@ from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import Dataset
 from featurecache.lookup.labelled_rows import labelled_rows, training_rows
 from featurecache.runs.held_out import HELD_OUT
+from featurecache.text import counted
 
 _REMEDY = "train with validation: {folds: 5}, or with one fraction and one seed"
 
@@ -32,7 +33,7 @@ def check_alike(group: Sequence[Schedule], where: str) -> None:
     if len(splits) > 1:
         raise BadInput(
             f"{where}: its members are validated on images of {len(splits)} splits, so none is "
-            f"held out for all of them; {_REMEDY}"
+            f"held out by all of them; {_REMEDY}"
         )
 
 
@@ -82,6 +83,6 @@ def check_classes(schedule: Schedule, dataset: Dataset, where: str) -> None:
     for label, name in enumerate(dataset.classes):
         if 0 < counts[label] < needed:
             raise BadInput(
-                f"{where}: class {name!r} has {counts[label]} image(s), and this validation needs "
-                f"at least {needed} in every class"
+                f"{where}: class {name!r} has {counted(counts[label], 'image')}, but this "
+                f"validation needs at least {needed} in every class"
             )

@@ -95,7 +95,7 @@ class TrainHead(pydantic.BaseModel):
         if value is not None and len(set(value)) < len(value):
             raise ValueError(f"a seed is listed twice in {value}")
         if any(not 0 <= seed < 2**32 for seed in value or ()):
-            raise ValueError("seeds must be 0 or more, and below 2**32")
+            raise ValueError("seeds must be from 0 to 2**32 - 1")
         return value
 
 
@@ -190,7 +190,7 @@ def read_recipe(recipe: str | Path) -> Recipe:
                 distinct_settings(schedule, file_path)
                 if step.seeds is not None:
                     raise BadInput(
-                        f"{where}: {step.schedule} is a sweep; list its seeds in the schedule"
+                        f"{where}: {step.schedule} is a sweep; list the seeds in its schedule"
                     )
             for name, (other_path, twin) in schedules.items():
                 if (other_path.stem, twin) == (file_path.stem, schedule):
@@ -247,16 +247,14 @@ def held_out_groups(
     if not isinstance(step, Ensemble | Report) or not (stacked or step.split == HELD_OUT):
         return []
     seeds = {train.schedule: train.seeds for train in trainings}
-    of_names = []
+    seeded = []  # of each schedule, its copies with each seed
     for name in step.of or list(seeds):
         _, schedule = schedules[name]
-        seeds_of_name = seeds[name] or [schedule.seed]
-        of_names.append([schedule.model_copy(update={"seed": seed}) for seed in seeds_of_name])
+        schedule_seeds = seeds[name] or [schedule.seed]
+        seeded.append([schedule.model_copy(update={"seed": seed}) for seed in schedule_seeds])
     if isinstance(step, Report):
-        return [[of_name[0] for of_name in of_names]]
-    return (
-        of_names if len(of_names) == 1 else [list(group) for group in zip(*of_names, strict=True)]
-    )
+        return [[copies[0] for copies in seeded]]
+    return seeded if len(seeded) == 1 else [list(group) for group in zip(*seeded, strict=True)]
 
 
 def _from_here(step: Step, folder: Path) -> Step:
