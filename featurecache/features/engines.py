@@ -34,11 +34,9 @@ class Slot(Protocol):
 
     def begin(self, pixels: np.ndarray) -> None:
         """Start on (micro_batch, S, S, 3) uint8, which must not change until `result` returns."""
-        ...
 
     def result(self) -> np.ndarray:
         """Wait for the vectors, (micro_batch, D) float32, in an array that the caller owns."""
-        ...
 
 
 _Part = np.ndarray | Exception  # the rows of a micro-batch, or the error that prevented them
