@@ -1,4 +1,4 @@
-"""Signatures stay short: parameters that travel together are a type."""
+"""Signatures stay short, and results are frozen dataclasses that are built by keyword."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "featurecache"
 MAX_PARAMETERS = 8  # named ones, beside a typed group
+RESULT_ROOMS = {"stages", "runs", "lookup", "filling", "study"}
 
 
 def nodes() -> Iterator[tuple[str, ast.AST]]:
@@ -42,3 +43,18 @@ def test_no_keyword_group_is_untyped_in_a_stage() -> None:
         and "Unpack" not in ast.unparse(node.args.kwarg.annotation or ast.Constant(None))
     ]
     assert untyped == []
+
+
+def test_results_are_frozen_dataclasses_built_by_keyword() -> None:
+    """So a field can be added without breaking a caller, and a result stays what it was."""
+    other = {
+        place: decorator
+        for place, node in nodes()
+        if place.split("/")[0] in RESULT_ROOMS
+        and isinstance(node, ast.ClassDef)
+        and not node.name.startswith("_")
+        for decorator in map(ast.unparse, node.decorator_list)
+        if decorator.startswith("dataclass")
+        and not ("frozen=True" in decorator and "kw_only=True" in decorator)
+    }
+    assert other == {}

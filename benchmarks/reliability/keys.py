@@ -232,6 +232,9 @@ def _another(value: Any) -> Any:
     return f"other {value}"
 
 
+OTHER_SETTING = {"input_size": 40, "crop": 0.5, "interpolation": "nearest"}
+
+
 def _reached(path: tuple[Any, ...], key: keys.Json, asked: Options, folder: Path) -> Change:
     """The change of a run that changes just this leaf of its key: by an option of the command
     where one reaches it. Raises KeyError for a leaf that nobody has thought of."""
@@ -259,12 +262,8 @@ def _reached(path: tuple[Any, ...], key: keys.Json, asked: Options, folder: Path
             return Change({"seed": 1})
         case ("backbone", "weights"):
             return Change({"weights": _weights(folder / "changed.safetensors", changed=True)})
-        case ("backbone", "input_size"):
-            return Change({"input_size": 40})
-        case ("backbone", "crop"):
-            return Change({"crop": 0.5})
-        case ("backbone", "interpolation"):
-            return Change({"interpolation": "nearest"})
+        case ("backbone", "input_size" | "crop" | "interpolation" as name):
+            return Change({name: OTHER_SETTING[name]})
         case ("precision",):
             return Change({"precision": "bf16"})
         case ("dtype",):

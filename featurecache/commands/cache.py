@@ -9,6 +9,7 @@ import click
 
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import CACHED, COMPUTING, DISTRIBUTION, options
+from featurecache.text import counted
 
 
 @click.command()
@@ -243,7 +244,7 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
         printing.print_json(comparisons)
     else:
         terminal.table([{**dataclasses.asdict(d), "space": d.space[:12]} for d in differing])
-        click.echo(f"{printing.plural(len(comparisons), 'space')}, {len(differing)} different")
+        click.echo(f"{counted(len(comparisons), 'space')}, {len(differing)} different")
     return 1 if differing else 0
 
 
@@ -294,16 +295,14 @@ def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
     done = "deleted" if arguments["delete"] else "to delete; pass --delete"
     size = sum(c.bytes for c in removable)
     click.echo(
-        f"{printing.plural(len(removable), 'space')}, {size:,} bytes {done}; "
+        f"{counted(len(removable), 'space')}, {size:,} bytes {done}; "
         f"{len(spaces) - len(removable)} kept"
     )
     if left:
         size = sum(c.bytes for c in left)
         gone = sum(c.deleted for c in left)
         done = f"{gone} deleted" if arguments["delete"] else "--delete deletes them"
-        click.echo(
-            f"{printing.plural(len(left), 'leftover')} of killed commands, {size:,} bytes; {done}"
-        )
+        click.echo(f"{counted(len(left), 'leftover')} of killed commands, {size:,} bytes; {done}")
 
 
 @click.command()

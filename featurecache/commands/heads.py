@@ -9,6 +9,7 @@ import click
 
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import CACHED, options
+from featurecache.text import counted
 
 
 @click.command("train-head")
@@ -95,7 +96,7 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     ]
     terminal.table(
         rows,
-        f"points of top-1, {result.images:,} images, {printing.plural(len(result.seeds), 'seed')}",
+        f"points of top-1, {result.images:,} images, {counted(len(result.seeds), 'seed')}",
     )
     augmented = max((w for w in result.ways if w.policy != "clean"), key=lambda way: way.top1)
     changed = [

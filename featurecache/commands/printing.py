@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from featurecache.commands import terminal
+from featurecache.text import counted
 
 SOME_FAILED = 3  # images could not be decoded, without --allow-failed
 
@@ -60,14 +61,9 @@ def interval(ends: list[float]) -> str:
     return f"{ends[0]:.4f}-{ends[1]:.4f}"
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def left_out(count: int) -> None:
     if count:
-        click.echo(f"{plural(count, 'image')} could not be read or decoded, and left out")
+        click.echo(f"{counted(count, 'image')} could not be read or decoded, and left out")
 
 
 def failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:
@@ -75,7 +71,8 @@ def failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:
         click.echo(terminal.printable(f"failed: {row['path']}: {row['reason']}"), err=True)
     if failed and not allow_failed:
         click.echo(
-            f"{plural(len(failed), 'image')} failed; pass --allow-failed to exit 0 anyway", err=True
+            f"{counted(len(failed), 'image')} failed; pass --allow-failed to exit 0 anyway",
+            err=True,
         )
         return SOME_FAILED
     return 0
