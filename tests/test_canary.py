@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from featurecache.commands.cache import list_spaces
 from featurecache.features.store import Cache
+from featurecache.filling import fill as module
 from featurecache.images import canary
 from featurecache.images.canary import pixel_canary, pixel_provenance
 from featurecache.images.views import find_view
-from featurecache.stages.cache import featurize as module
 from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.cache.ls import ls
@@ -154,7 +154,7 @@ def test_a_fill_on_another_kind_of_machine_is_said_and_recorded(
     assert listed["pixel_canaries"] == both
     printed = CliRunner().invoke(list_spaces, ["--cache", str(cache)])
     words = " ".join(printed.output.split())
-    assert f"make different pixels (canaries {both[0]}, {both[1]})" in words
+    assert f"compute different pixels (canaries {both[0]}, {both[1]})" in words
 
 
 def test_kept_pictures_bring_the_canary_of_their_machine(

@@ -147,7 +147,7 @@ def list_spaces(cache: str, as_json: bool) -> None:
         if isinstance(several, list) and len(several) > 1:
             canaries = ", ".join(several)
             click.echo(
-                f"{row['space']}: from machines that make different pixels (canaries {canaries})"
+                f"{row['space']}: from machines that compute different pixels (canaries {canaries})"
             )
     if not rows:
         click.echo("no spaces yet")
