@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.harness import OURS, Case, Check, Setting, compare, timed
 from benchmarks.rows import B3, LITE0
-from featurecache.features import engines
+from featurecache.features import openvino_models
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.engines import (
     Engine,
@@ -185,7 +185,9 @@ def openvino_bare(
         )
     model.reshape(list(shape))
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    compiled = engines._core().compile_model(model, "CPU", hints)  # two in a process can kill it
+    compiled = openvino_models.core().compile_model(
+        model, "CPU", hints
+    )  # two in a process can kill it
 
     def run(pixels: np.ndarray) -> np.ndarray:
         found = []

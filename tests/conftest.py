@@ -23,6 +23,15 @@ TINY: Mapping[str, Any] = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_memos() -> Iterator[None]:
+    """What one test derives, with parts of the package replaced, is not remembered in the next, nor
+    in the user's cache folder. tests/test_memos.py turns memos on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATURECACHE_MEMOS", "off")
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny() -> dict[str, Any]:
     """The arguments of `featurize` that make it cheap."""

@@ -29,6 +29,7 @@ from featurecache.features.engines import (
     run_rows,
     start_rows,
 )
+from featurecache.features.network_sources import module_source
 
 TINY, B3, LITE0 = "test_efficientnet.r160_in1k", "efficientnet_b3_ap", "efficientnet_lite0"
 WEIGHTS = {TINY: "random", B3: "random", LITE0: None}
@@ -482,7 +483,7 @@ def test_a_network_that_folding_would_change_is_not_folded(reference: Any) -> No
     from featurecache.features.frozen import freeze
 
     network = Branches(skip=True).eval()
-    backbone = dataclasses.replace(reference(TINY).backbone, module=network)
+    backbone = dataclasses.replace(reference(TINY).backbone, network=module_source(network))
     pixels = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8)
     plain, folded = freeze(backbone), freeze(backbone, folded=True)
     with torch.inference_mode():

@@ -50,7 +50,7 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "imgaug": {"featurecache.images.augmenters", "featurecache.images.policies"},
     "simplejpeg": {"featurecache.images.decode"},
     "timm": {"featurecache.features.backbones"},
-    "openvino": {"featurecache.features.engines"},
+    "openvino": {"featurecache.features.openvino_models"},
     "h5py": {"featurecache.features.shards"},
     "jinja2": {"featurecache.study.pages"},
     "tensorboard": {"featurecache.study.events"},

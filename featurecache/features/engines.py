@@ -11,15 +11,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
+from featurecache.features.accelerators import has_cuda
 from featurecache.features.backbones import Backbone
-from featurecache.features.signal_delay import delay_signals
+from featurecache.features.openvino_models import compile_backbone, core
 from featurecache.text import one_line
 from featurecache.versions import installed_versions
 
@@ -119,30 +119,9 @@ def openvino_engine(backbone: Backbone, precision: str) -> Engine:
     One small micro-batch per core is faster than a large one on all cores: no core waits for
     another, and each needs less of its cache.
     """
-    import openvino
-    import torch
-
-    from featurecache.features.frozen import freeze
-
-    size = backbone.preprocess.input_size
     # Measured: 2 is fastest for Lite0 at 224 px, and 1 for B3 at 300 px.
-    micro_batch = 2 if size < 256 else 1
-    shape = [micro_batch, size, size, 3]
-    with torch.no_grad(), warnings.catch_warnings():
-        # torch's tracer is deprecated, and warns about shapes that become constants, as they should
-        # here. OpenVINO could trace the network itself, but does so three times, as a check.
-        warnings.simplefilter("ignore")
-        example = torch.zeros(shape, dtype=torch.uint8)
-        jit: Any = torch.jit  # has no types
-        traced = jit.trace(freeze(backbone), example, check_trace=False)
-        with delay_signals():  # the converter calls Python from C++
-            model = openvino.convert_model(traced)
-    model.reshape(shape)
-    hints = {
-        "PERFORMANCE_HINT": "THROUGHPUT",  # independent streams, as many as suit the machine
-        "INFERENCE_PRECISION_HINT": precision,  # by default OpenVINO uses bf16 where it can
-    }
-    compiled = _core().compile_model(model, "CPU", hints)
+    micro_batch = 2 if backbone.preprocess.input_size < 256 else 1
+    compiled = compile_backbone(backbone, micro_batch, precision)
     streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
     # Twice as many as run at once, so that each stream has its next micro-batch ready.
     slots = [_Request(compiled.create_infer_request()) for _ in range(2 * streams)]
@@ -295,42 +274,35 @@ def choose_engine(engine: str, precision: str) -> str:
     return engine
 
 
+def check_engine(engine: str, precision: str) -> None:
+    """Raise BadInput if `open_engine` would. Asks no library if the answer is known: "auto" always
+    computes in f32."""
+    if (engine, precision) != ("auto", "f32"):
+        choose_engine(engine, precision)
+
+
 def devices(engine: str, precision: str) -> int:
     """The number of GPUs of this machine that `engine` would use; 0 if it runs on the CPU."""
+    if "cuda" not in choose_engine(engine, precision):
+        return 0
     import torch
 
     cuda: Any = torch.cuda  # parts of it have no types
-    return int(cuda.device_count()) if "cuda" in choose_engine(engine, precision) else 0
+    return int(cuda.device_count())
 
 
 @functools.cache
 def engines_here() -> dict[str, tuple[str, ...]]:
     """The engines of this machine, with the precisions that each computes in."""
-    import torch
-
     available: dict[str, tuple[str, ...]] = {"torch-cpu": ("f32", "bf16")}
-    if torch.cuda.is_available():
+    if has_cuda():
         available["torch-cuda"] = available["torch-cuda-compiled"] = PRECISIONS
     try:
-        core = _core()
+        capable = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except ImportError:  # not built for every platform; torch-cpu always works
         return available
-    capable = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     available["openvino"] = ("f32", "bf16") if "BF16" in capable else ("f32",)
     return available
-
-
-@functools.cache
-def _core() -> Any:
-    """OpenVINO's Core, created once per process and never closed.
-
-    Each Core sets a signal stack for its thread, and restores the previous one when it is closed.
-    If two Cores are closed in the order of their creation, the second restores the freed stack of
-    the first. The next signal that Python handles (a worker exits, Ctrl-C) then kills the process.
-    """
-    import openvino
-
-    return openvino.Core()
 
 
 def start_rows(engine: Engine, pixels: np.ndarray) -> Callable[[], np.ndarray]:

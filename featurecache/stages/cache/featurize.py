@@ -10,7 +10,7 @@ from typing import Unpack
 
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
-from featurecache.features.engines import choose_engine, devices
+from featurecache.features.engines import check_engine, devices
 from featurecache.features.settings import VectorSetting, check_keywords, keywords_of
 from featurecache.features.spaces import Space
 from featurecache.filling.fill import Filled, FillSetting, FillTask, fill, fill_options
@@ -67,7 +67,7 @@ def featurize(
     options = fill_options(keywords_of(FillSetting, setting), SHARD_ROWS)
     precision = setting.get("precision", "f32")
     if options.where.executor != "ray":  # which runs on other machines
-        choose_engine(engine, precision)
+        check_engine(engine, precision)
     request = resolve_request(
         data, cache, policy, backbone, seed=seed, progress=progress,
         **keywords_of(VectorSetting, setting),

@@ -14,7 +14,7 @@ from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone
-from featurecache.features.engines import Engine, choose_engine, open_engine, run_rows
+from featurecache.features.engines import Engine, check_engine, open_engine, run_rows
 from featurecache.features.settings import VectorSetting, check_keywords
 from featurecache.filling.request import Request, resolve_request
 from featurecache.images.decode import Undecodable, decode
@@ -53,7 +53,7 @@ def plan(
         raise BadInput("plan needs --backbone NAME; `featurecache backbones` lists them")
     workers = checked_workers(workers)
     precision = setting.get("precision", "f32")
-    choose_engine(engine, precision)
+    check_engine(engine, precision)
     request = resolve_request(
         data, cache, policy, backbone, seed=seed, progress=progress, **setting
     )

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import FeatureCacheError
-from featurecache.features.backbones import alias_rows, load_backbone, load_module
+from featurecache.features.backbones import alias_rows, build_backbone, load_module
 from featurecache.features.engines import engines_here, open_engine, run_rows
+from featurecache.features.network_sources import module_source
 from featurecache.features.store import Cache
 from featurecache.text import counted
 
@@ -67,9 +68,9 @@ def known_image(engine: str) -> str:
     """
     from sklearn.datasets import load_sample_image
 
-    backbone = load_backbone("efficientnet_lite0")
+    backbone = build_backbone("efficientnet_lite0")
     classifier = load_module(backbone.name, backbone.model, None, classifier=True)
-    running = open_engine(dataclasses.replace(backbone, module=classifier), engine)
+    running = open_engine(dataclasses.replace(backbone, network=module_source(classifier)), engine)
     picture = backbone.preprocess(load_sample_image("flower.jpg"))
     logits = run_rows(running, picture[None])[0].astype(np.float64)
     probabilities = np.exp(logits - logits.max())

@@ -1,0 +1,117 @@
+"""Memos: what this machine has derived at some expense, such as the digest of a network's weights.
+
+They lie in $FEATURECACHE_MEMOS, by default in the user's cache folder; `off` turns them off. They
+take at most $FEATURECACHE_MEMOS_SIZE (4G) together: those that were not used for longest are
+removed first. A memo can be deleted at any time, and nothing depends on it but time: whoever reads
+one compares what it was derived from with what there is now (file_marks.py).
+
+Only a folder that belongs to this user, and that nobody else can write to, is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from featurecache.byte_sizes import parse_size
+from featurecache.storage import durable
+from featurecache.storage.safe_open import read_regular
+
+OFF = "off"  # the value of the variable that turns memos off
+_HEAD = 65  # bytes before the content: the SHA-256 of the content in hexadecimal, and a newline
+
+
+def folder() -> Path | None:
+    """The folder of memos; None if they are turned off, or if this user has no home."""
+    named = os.environ.get("FEATURECACHE_MEMOS")
+    if named == OFF:
+        return None
+    if named:
+        return Path(named)
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # no home folder is known
+        return None
+    return Path(cache) / "featurecache" / "memos"
+
+
+def read_memo(name: str, max_bytes: int) -> bytes | None:
+    """The content of a memo, or None: not there, not readable, damaged, or in a folder that others
+    can write to."""
+    memo_folder = folder()
+    if memo_folder is None:
+        return None
+    try:
+        if not _is_private(memo_folder):
+            return None
+        data = read_regular(memo_folder / name, max_bytes + _HEAD, follow=False)
+        head, content = data[:_HEAD], data[_HEAD:]
+        if head != _head_of(content):
+            return None
+        with contextlib.suppress(OSError):  # a folder that is only read here
+            os.utime(memo_folder / name)  # it was used now
+        return content
+    except OSError:
+        return None
+
+
+def write_memo(name: str, content: bytes) -> bool:
+    """Store a memo in place of the one before. False if that is not possible here."""
+    memo_folder = folder()
+    if memo_folder is None:
+        return False
+    try:
+        memo_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(memo_folder):
+            return False
+        if not _make_room(memo_folder, len(content)):
+            return False
+        durable.replace(memo_folder / name, _head_of(content) + content)
+    except OSError:  # a home that is only read, a full disk: it is derived again
+        return False
+    return True
+
+
+def forget_memo(name: str) -> None:
+    """Remove a memo that turned out to be wrong."""
+    memo_folder = folder()
+    if memo_folder is not None:
+        with contextlib.suppress(OSError):
+            (memo_folder / name).unlink(missing_ok=True)
+
+
+def _head_of(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def _is_private(memo_folder: Path) -> bool:
+    """Does a folder belong to this user, and can nobody else write to it?"""
+    if os.name != "posix":
+        return True  # a user's cache folder has no other writers there
+    status = memo_folder.stat()
+    is_own = status.st_uid == os.geteuid()
+    return is_own and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _make_room(memo_folder: Path, size: int) -> bool:
+    """Remove memos, those that were not used for longest first, until there is room for `size`
+    bytes. False if a memo of that size is larger than all room."""
+    limit = parse_size(os.environ.get("FEATURECACHE_MEMOS_SIZE", "4G"), "FEATURECACHE_MEMOS_SIZE")
+    if size > limit:
+        return False
+    memos = []
+    for path in memo_folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process makes room too
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and not durable.is_temporary(path.name):
+                memos.append((status.st_mtime, status.st_size, path))
+    surplus = sum(used for _, used, _ in memos) + size - limit
+    for _, used, path in sorted(memos):
+        if surplus <= 0:
+            break
+        path.unlink(missing_ok=True)
+        surplus -= used
+    return True
