@@ -121,9 +121,8 @@ def check_views(views: Sequence[View], cache: Cache) -> None:
     by the same version of imgaug, so it is not built again, which takes a second."""
     augmented = [view for view in views if view.policy is not None]
     cached: set[str] = set()
-    if (
-        augmented and cache.store.local_folder is not None
-    ):  # each description in an object store is a request
+    # Of an object store, each description would be a request.
+    if augmented and cache.store.local_folder is not None:
         cached = {keys.digest(space.key.get("view")) for space in cache.spaces()}
     for view in augmented:
         if keys.digest(view.key()) not in cached:
