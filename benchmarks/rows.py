@@ -144,6 +144,15 @@ ROWS = (
         (Target("seconds more than python -c pass", most=0.3),),
     ),
     Row(
+        "small_things.small_things", "commands that have little to compute",
+        (Target("CPU seconds", most=1.0, case="featurize, all hits"),
+         Target("peak memory, MB", most=200, case="featurize, all hits"),
+         Target("CPU seconds", most=1.5, case="why"),
+         Target("CPU seconds", most=1.5, case="plan"),
+         Target("CPU seconds", most=4.0, case="predict of two images"),
+         Target("x timm loop", 4, case="featurize of 600 images")), "data",
+    ),
+    Row(
         "gpu.gpu", "featurize B3 at 300 px in bf16 on a GPU",
         (Target("x timm eager AMP", 1.5), Target("x timm torch.compile AMP", 1.15)), "cuda",
     ),

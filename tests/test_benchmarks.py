@@ -18,7 +18,10 @@ from benchmarks.page import measured, write_measured
 from benchmarks.rows import ROWS, Row, Target
 
 # More than five seconds each: they start processes, or load and compile networks.
-SLOW = {"featurize_f32", "featurize_bf16", "two_backbones", "growth", "head_epoch", "paper"}
+SLOW = {
+    "featurize_f32", "featurize_bf16", "two_backbones", "growth", "head_epoch", "paper",
+    "small_things",
+}  # fmt: skip
 MARKED = [
     pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.name in SLOW else [])
     for row in ROWS

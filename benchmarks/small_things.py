@@ -1,0 +1,141 @@
+"""The row of commands that have little or nothing to compute."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.datasets import encoded
+from benchmarks.harness import OURS, Case, Check, Setting, compare
+from benchmarks.pipeline import LITE0, ROOT
+from featurecache.storage.file_marks import QUIET_SECONDS
+
+SCHEDULE = """\
+backbone: efficientnet_lite0
+head: {hidden: [256], norm: batch}
+optimizer: {name: adamw, lr: 1.0e-3}
+validation: {fraction: 0.2}
+phases: [{views: none, epochs: 2}]
+"""
+LOOP = "timm loop"
+
+
+class Used(NamedTuple):
+    """What one process took, its children included."""
+
+    cpu: float  # seconds
+    memory: float  # MB, of its largest process
+    output: str
+
+
+def small_things(setting: Setting) -> list[Case]:
+    """Whole processes, with the imports: `featurize` of 1,500 JPEG files that are all in the cache,
+    `plan` and `why` of them, and `predict` of two files, in CPU seconds and memory. Each command
+    was run once before, as memos are made then (docs/concepts.md, "What this machine remembers").
+    And `featurize` of 600 files into a new cache, against the same images through timm
+    (benchmarks/timm_loop.py), in seconds of the clock."""
+    files = encoded(setting, setting.size(1500, 12))
+    data = _write(setting.folder / "files", files)
+    cache, run = setting.folder / "cache", setting.folder / "run"
+    size = ["--input-size", "32"] if setting.small else []
+    asked = ["--backbone", LITE0, *size, "--view", "none", "--data", str(data)]
+    held = [*asked, "--cache", str(cache)]
+    schedule = setting.folder / "schedule.yaml"
+    schedule.write_text(SCHEDULE)
+    with _own_memos(setting.folder / "memos"):
+        _run("featurize", *held, "--quiet")
+        _run("train-head", "--schedule", str(schedule), "--data", str(data), "--cache", str(cache),
+             "--out", str(run), "--quiet")  # fmt: skip
+        two = [str(path) for path in sorted(data.rglob("*.jpg"))[:2]]
+        commands = {
+            "featurize, all hits": ["featurize", *held],
+            "why": ["why", *held],
+            "plan": ["plan", *held],
+            "predict of two images": ["predict", str(run), *two],
+        }
+        cases = [_case(name, words, setting.repeats) for name, words in commands.items()]
+        return [*cases, _new_cache(setting, asked, files)]
+
+
+def _write(folder: Path, files: list[bytes]) -> Path:
+    """A dataset of two classes, since a head needs two, with these JPEG files."""
+    for number, data in enumerate(files):
+        path = folder / "train" / "ab"[number % 2] / f"{number:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def _case(name: str, words: list[str], repeats: int) -> Case:
+    first = _run(*words)
+    used = [_run(*words) for _ in range(repeats)]
+    figures = {
+        "CPU seconds": statistics.median(each.cpu for each in used),
+        "peak memory, MB": statistics.median(each.memory for each in used),
+    }
+    same = all(_plain(each.output) == _plain(first.output) for each in used)
+    check = Check(f"each run prints the same: {same}", same)
+    return Case(name, checks=[check], figures=figures)
+
+
+def _plain(output: str) -> list[str]:
+    """The lines of an output but for the last, which has the time."""
+    return output.splitlines()[:-1]
+
+
+def _new_cache(setting: Setting, asked: list[str], files: list[bytes]) -> Case:
+    count = setting.size(600, 6)
+    folder = setting.folder
+    data = _write(folder / "new files", files[:count])
+    words = [*asked[:-1], str(data), "--cache", str(folder / "new"), "--quiet"]
+
+    def ours() -> None:
+        shutil.rmtree(folder / "new", ignore_errors=True)
+        _run("featurize", *words)
+
+    def loop() -> None:
+        size = "32" if setting.small else "224"
+        out = str(folder / "vectors.npy")
+        words = [sys.executable, "-m", "benchmarks.timm_loop", str(data), size, out]
+        subprocess.run(words, check=True, cwd=ROOT, capture_output=True)
+
+    seconds, _ = compare({OURS: ours, LOOP: loop}, setting.repeats)
+    return Case(f"featurize of {count} images", seconds, count)
+
+
+@contextlib.contextmanager
+def _own_memos(folder: Path) -> Iterator[None]:
+    """Memos of this row alone, so that it does not depend on what was run before."""
+    before = os.environ.get("FEATURECACHE_MEMOS")
+    os.environ["FEATURECACHE_MEMOS"] = str(folder)
+    time.sleep(QUIET_SECONDS + 1)  # for a package that was installed just now
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["FEATURECACHE_MEMOS"]
+        else:
+            os.environ["FEATURECACHE_MEMOS"] = before
+
+
+def _run(*words: str) -> Used:
+    """A command in a process of its own."""
+    command = [sys.executable, "-m", "featurecache", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    with process.stdout:
+        output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB here
+    return Used(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale / 1e6, output)
