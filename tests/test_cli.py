@@ -242,7 +242,7 @@ def test_a_working_folder_that_was_deleted(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "featurecache: the working folder was deleted; change to one that is there\n"
+        "featurecache: the working folder was deleted; change to a folder that exists\n"
     )
 
 
@@ -526,9 +526,7 @@ def test_upkeep(call: Callable[..., Ended], small_cache: Path, small_data: Path)
     left = call("verify", "--cache", "b", "--repair", "--data", "nowhere")
     assert left.code == 1
     lines = left.err.splitlines()
-    assert any(
-        line.startswith("not repaired: nothing was computed again (nowhere: ") for line in lines
-    )
+    assert any(line.startswith("not repaired: nothing was recomputed (nowhere: ") for line in lines)
     differ = call("diff", "a", "b", "--json")
     assert differ.code == 1
     assert sorted(row["missing"] for row in parsed(differ)) == [0, 16]
