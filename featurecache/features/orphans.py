@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featurecache.errors import BadInput, CannotRead, DamagedCache
+from featurecache.features.space_files import DATA_FILE
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.storage import durable, locks
@@ -19,7 +20,6 @@ from featurecache.storage.store import Store
 
 _TEMPORARY = re.compile(r"\..+\.tmp")
 _SPACE = re.compile(r"spaces/([0-9a-f]{64})")
-_DATA = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}\.h5")
 
 
 def leftovers(cache: Cache) -> list[str]:
@@ -107,7 +107,7 @@ def _in(store: Store, folder: str) -> list[str]:
     matches = [name for name in names if _TEMPORARY.fullmatch(name)]
     space = _SPACE.fullmatch(folder)
     if space:
-        data = [match for match in map(_DATA.fullmatch, names) if match is not None]
+        data = [match for match in map(DATA_FILE.fullmatch, names) if match is not None]
         matches += [m[0] for m in data if not _may_name(Space(store, space[1]), m[1], m[0])]
     return [f"{folder}/{name}" if folder else name for name in matches]
 

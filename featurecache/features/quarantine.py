@@ -19,7 +19,7 @@ import numpy as np
 from featurecache.errors import BadInput, CannotRead, DamagedCache, FeatureCacheError
 from featurecache.features import shards
 from featurecache.features.cache_files import damaged
-from featurecache.features.space_files import MAX_RECORD, Record
+from featurecache.features.space_files import DATA_FILE, MAX_RECORD, Record
 from featurecache.features.spaces import Space
 from featurecache.items import Lookup
 from featurecache.json_files import read_file
@@ -29,7 +29,6 @@ from featurecache.storage.stored_file import StoredFile
 FOLDER = "quarantine"
 _UNKNOWN = "unknown-"  # begins the name of a record whose items are unknown
 _RECORD = re.compile(rf"(?:{_UNKNOWN})?([0-9a-f]{{64}})\.json")
-_DATA = re.compile(r"([0-9a-f]{64})-([0-9a-f]{16})\.h5")
 _MAX_DATA = 1 << 40  # bytes
 
 
@@ -60,7 +59,7 @@ def quarantine_file(space: Space, name: str, names: Iterable[str]) -> None:
     if record is not None and not name.startswith(_UNKNOWN):
         if _read(space, name, record[1]).items is None:
             new_name = _UNKNOWN + name
-        for match in filter(None, map(_DATA.fullmatch, names)):
+        for match in filter(None, map(DATA_FILE.fullmatch, names)):
             if match[1] == record[1]:
                 move_file(space.store, space.folder, match[0], match[0])
     move_file(space.store, space.folder, name, new_name)
@@ -117,7 +116,7 @@ def _items_of_data(space: Space, shard: str) -> list[bytes] | None:
     """The items in a data file of the shard whose bytes match the hash in its name."""
     for parent in (space.file("").parent, folder(space)):
         for name in _names(parent):
-            match = _DATA.fullmatch(name)
+            match = DATA_FILE.fullmatch(name)
             if match is None or match[1] != shard:
                 continue
             with contextlib.suppress(DamagedCache):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import pydantic
 
@@ -15,6 +15,8 @@ from featurecache.features import shards
 from featurecache.json_files import Hex64, Json, Open, Strict, UtcTime
 
 MARKER = "CACHE.json"
+# The name of a data file: the shard's name, and the first digits of the SHA-256 of the content.
+DATA_FILE = re.compile(r"([0-9a-f]{64})-([0-9a-f]{16})\.h5")
 MAX_RECORD = 256 << 20  # bytes; 64 per row, plus the fields of the shard
 MAX_NOTE = 1 << 20  # bytes; a run with a thousand spaces takes a tenth of it
 _MAX_PATH = 4096  # bytes, a limit of current file systems
@@ -112,6 +114,18 @@ class Made(Open):
     seconds: Seconds
 
 
+class SpaceSummary(TypedDict):
+    """The fields of a space that `ls` and `--json` show."""
+
+    space: str  # the digest of its key
+    view: str
+    backbone: str | None  # None for stored pictures
+    rows: int
+    bytes: int
+    root_hash: str
+    pixel_canaries: list[str]
+
+
 class Record(Strict):
     """The commit record of a shard. It is written last, so its existence means that the shard is
     complete, with these bytes."""
@@ -119,7 +133,7 @@ class Record(Strict):
     format: pydantic.PositiveInt
     space: str
     shard: str
-    file: str = pydantic.Field(pattern=r"^[0-9a-f]{64}-[0-9a-f]{16}\.h5$")
+    file: str = pydantic.Field(pattern=f"^{DATA_FILE.pattern}$")
     size: pydantic.NonNegativeInt
     sha256: str
     arrays: dict[str, shards.Array]

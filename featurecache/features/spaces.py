@@ -30,7 +30,7 @@ from featurecache.features.cache_files import (
     retry_if_damaged,
 )
 from featurecache.features.commit_records import new_shard, read_record
-from featurecache.features.space_files import Record
+from featurecache.features.space_files import Record, SpaceSummary
 from featurecache.items import Items, Lookup
 from featurecache.notebook import html_table
 from featurecache.storage.store import Store, names_in
@@ -141,7 +141,7 @@ class Space:
         machines. Shards of older versions record none."""
         return sorted(set().union(*(record.pixel_canaries for record in self.records)))
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> SpaceSummary:
         """The fields that `ls` and `--json` show."""
         return {
             "space": self.name,

@@ -10,6 +10,7 @@ from typing import Any
 from featurecache.executors import Progress
 from featurecache.executors.pool import checked_workers
 from featurecache.features.settings import keywords_of
+from featurecache.features.space_files import SpaceSummary
 from featurecache.features.space_locks import reserved
 from featurecache.features.spaces import Space
 from featurecache.filling.dispatch import ExecutorSetting, Maker, Where, dispatch
@@ -81,7 +82,7 @@ class Filled:
     # Seconds that the run waited for pictures, the network and the disk, and seconds that the
     # workers spent on pictures: decode (with reading and resizing) and augment (with encoding).
     spent: dict[str, float]
-    spaces: list[dict[str, object]]
+    spaces: list[SpaceSummary]
     notes: list[str]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from featurecache.errors import BadInput
+from featurecache.features.space_files import SpaceSummary
 from featurecache.features.store import Cache
 
 
-def ls(cache: str | Path = "data/cache") -> list[dict[str, object]]:
+def ls(cache: str | Path = "data/cache") -> list[SpaceSummary]:
     """Each space of the cache: space, view, backbone (None for kept pictures), rows, bytes,
     root_hash. Raises BadInput where there is no cache."""
     opened = Cache(cache)

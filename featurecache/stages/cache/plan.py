@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -21,6 +21,15 @@ from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View
 
 
+class PlannedSpace(TypedDict):
+    """The rows of a view under a backbone that the cache holds, and those that it lacks."""
+
+    view: str
+    backbone: str
+    hits: int
+    misses: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What `featurize` with the same arguments would do."""
@@ -29,7 +38,7 @@ class Plan:
     misses: int
     bytes: int  # that the new rows would take on disk
     seconds: float  # estimated from a short probe; 0 without misses
-    spaces: list[dict[str, object]]
+    spaces: list[PlannedSpace]
 
 
 def plan(
@@ -60,7 +69,7 @@ def plan(
     progress(0, 1, "probe")
     hits = misses = size = 0
     seconds = 0.0
-    rows = []
+    rows: list[PlannedSpace] = []
     for loaded in request.backbones:
         spaces = [(view, request.vector_space(view, loaded)) for view in request.views]
         images = request.items.array[request.items.distinct]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress, silent
+from featurecache.features.space_files import SpaceSummary
 from featurecache.features.space_locks import reserved
 from featurecache.features.store import Cache
 from featurecache.filling.recompute import Recomputer
@@ -24,7 +25,7 @@ class Retried:
     failed: int
     mended: int
     left: list[dict[str, str]]
-    spaces: list[dict[str, object]]  # those that changed
+    spaces: list[SpaceSummary]  # those that changed
 
 
 def retry(
