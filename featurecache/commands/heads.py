@@ -16,9 +16,24 @@ from featurecache.text import counted
 @options("data", "cache")
 @click.option(
     "--schedule",
-    required=True,
     metavar="FILE",
-    help="The curriculum: a YAML file, or the name of a shipped one.",
+    help="The curriculum: a YAML file, or the name of a shipped one.  [default: choose a head]",
+)
+@click.option(
+    "--view",
+    "--policy",
+    "view",
+    multiple=True,
+    metavar="NAME_N",
+    help="Train on this view in one phase. Repeatable.",
+)
+@click.option("--epochs", type=int, metavar="N", help="Epochs of a schedule of one phase.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the schedule, as in optimizer.lr=3e-3. Repeatable.",
 )
 @click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/SCHEDULE-HASH]")
 @options("runs")
@@ -44,6 +59,7 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     if as_json:
         return printing.print_json(result)
     printing.trials(result.trials, result.winner)
+    printing.candidates(result.candidates, result.chosen)
     terminal.table([{"": n, **getattr(result, n)} for n in ("best", "last")], "validation")
     for note in result.notes:
         click.echo(note)

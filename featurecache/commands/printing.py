@@ -51,6 +51,21 @@ def trials(trials: Sequence[Mapping[str, Any]], winner: int | None, prefix: str 
     terminal.table(rows, f"{prefix}validation top-1 per setting, with 95% intervals")
 
 
+def candidates(candidates: Sequence[Mapping[str, Any]], chosen: int | None) -> None:
+    """Print what a training without a schedule chose from, as a table."""
+    rows = [
+        {
+            "": "chosen" if position == chosen else "",
+            "head": candidate["head"],
+            "views": " + ".join(candidate["views"]),
+            "top1": candidate["top1"],
+        }
+        for position, candidate in enumerate(candidates)
+    ]
+    count = f"{candidates[0]['n']:,} " if candidates else ""
+    terminal.table(rows, f"top-1 on {count}held-out training images")
+
+
 def classes(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows with `class` and `name`; without `name` if all names equal the classes."""
     named = any(row["name"] != row["class"] for row in rows)

@@ -146,7 +146,8 @@ ClassWeights = Annotated[
 class Validation(pydantic.BaseModel):
     """The source of the validation rows: exactly one of `fraction`, `split` and `folds`.
 
-    `view` is used for validation, whatever views a phase trains on.
+    In YAML a word alone is a split. `view` is used for validation, whatever views a phase trains
+    on.
     """
 
     model_config = STRICT
@@ -155,6 +156,11 @@ class Validation(pydantic.BaseModel):
     split: str | None = Field(default=None, min_length=1)  # a split of the dataset
     folds: int | None = Field(default=None, ge=2)
     view: str = Field(default="none", min_length=1)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _split_alone(cls, value: Any) -> Any:
+        return {"split": value} if isinstance(value, str) else value
 
     @pydantic.field_validator("split")
     @classmethod
@@ -240,6 +246,29 @@ class Schedule(pydantic.BaseModel):
             raise ValueError("early_stopping would end before pruning begins; remove one of them")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _solvable(self) -> Schedule:
+        if self.optimizer.name == "lbfgs" and (reason := self._unsolvable()):
+            raise ValueError(f"optimizer: lbfgs {reason}")
+        return self
+
+    def _unsolvable(self) -> str:
+        """The reason why lbfgs cannot solve this schedule; empty if it can."""
+        if self.head.hidden:
+            return "solves linear heads only; write head: {hidden: []}"
+        parts = ("lr_schedule", "early_stopping", "label_smoothing", "mixup", "features", "pruning")
+        for name in parts:
+            if getattr(self, name) is not None:
+                return f"does not work with {name}; remove one of them"
+        head = self.head
+        if head.input_dropout or head.l1 or head.l2 or self.class_weights == "errors":
+            return "does not work with input_dropout, l1, l2 or class_weights: errors; remove them"
+        first, *others = self.phases
+        own = (first.ramp_to, first.order, first.optimizer.lr, first.optimizer.weight_decay)
+        if others or first.epochs != 1 or any(setting is not None for setting in own):
+            return "solves one phase with epochs: 1 and without ramp_to, order and optimizer"
+        return ""
+
     @property
     def epochs(self) -> int:
         """The total number of epochs of all phases, including those after pruning."""
@@ -294,10 +323,11 @@ def shipped() -> dict[str, Path]:
 def find_schedule(name: str) -> Path:
     """The schedule file that `name` refers to: an existing path, else the shipped schedule.
 
-    Raises UnknownName if it is neither.
+    Raises UnknownName, with the shipped ones, if it is neither.
     """
     if Path(name).is_file():
         return Path(name)
     if name not in shipped():
-        raise UnknownName("schedule", name, shipped(), "no such file, and none shipped")
+        where = f"no such file, and the shipped schedules are {', '.join(shipped())}"
+        raise UnknownName("schedule", name, shipped(), where)
     return shipped()[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,18 +51,10 @@ def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
             raise BadInput(
                 f"{where}: sweep: {key} has no effect, since every phase sets its own; remove those"
             )
-    plain = schedule.model_dump(mode="json", exclude_none=True, exclude={"sweep"})
+    plain = schedule.model_copy(update={"sweep": None})
     settings = []
     for values in _combinations(sweep) if sweep.random is None else _draws(sweep):
-        changed = plain
-        for key, value in values.items():
-            block = changed.get(key.removesuffix(".name"))
-            if key in _SHARED_KEYS and isinstance(block, dict) and block.get("name") != value:
-                # Keys that only the old name has would be refused for the new one.
-                common = {name: v for name, v in block.items() if name in _SHARED_KEYS[key]}
-                changed = {**changed, key.removesuffix(".name"): common}
-            changed = _with(changed, key.split("."), value)
-        changed_schedule = yaml_files.validate(Schedule, changed, f"{where}: {_listed(values)}")
+        changed_schedule = with_values(plain, values, f"{where}: {_listed(values)}")
         settings.append(Setting(values=values, schedule=changed_schedule))
     return settings
 
@@ -82,6 +74,20 @@ def distinct_settings(schedule: Schedule, path: str | Path) -> list[Setting]:
                     "same setting; remove one"
                 )
     return settings
+
+
+def with_values(schedule: Schedule, values: Mapping[str, Any], where: str) -> Schedule:
+    """The schedule with these values at their dotted keys. Raises BadInput, which names `where`,
+    if they make no schedule."""
+    changed = schedule.model_dump(mode="json", exclude_none=True)
+    for key, value in values.items():
+        block = changed.get(key.removesuffix(".name"))
+        if key in _SHARED_KEYS and isinstance(block, dict) and block.get("name") != value:
+            # Keys that only the old name has would be refused for the new one.
+            common = {name: v for name, v in block.items() if name in _SHARED_KEYS[key]}
+            changed = {**changed, key.removesuffix(".name"): common}
+        changed = _with(changed, key.split("."), value)
+    return yaml_files.validate(Schedule, changed, where)
 
 
 def stackable(settings: list[Setting]) -> list[list[int]]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads.epochs import Data, Fold, Job, Member
+from featurecache.heads.logistic_training import train_logistic
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost, train_group
 from featurecache.heads.streams import Stream
@@ -127,7 +128,11 @@ def train_many(
         for number, group in enumerate(groups, 1):
             identity = training_set.group_identity(group, pairs, schedule, torch_device.type)
             checkpoint = Checkpoint(run / f"stack-{number}.checkpoint", identity)
-            heads = train_group(data, group, schedule, classes, checkpoint, done)
+            heads: list[nn.Sequential | Lost]
+            if schedule.optimizer.name == "lbfgs":
+                heads = [*train_logistic(data, group, schedule, classes, done)]
+            else:
+                heads = train_group(data, group, schedule, classes, checkpoint, done)
             checkpoints.append(checkpoint)
             for job, head in zip(group, heads, strict=True):
                 networks[job.member_index, job.fold.number] = head
@@ -145,7 +150,7 @@ def train_many(
     if on_done is not None:
         on_done(trained)
     for checkpoint in checkpoints:
-        checkpoint.path.unlink()
+        checkpoint.path.unlink(missing_ok=True)  # lbfgs saves none
     return trained
 
 

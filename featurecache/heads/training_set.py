@@ -33,7 +33,8 @@ class TrainingSet:
     `labels` (N,) are in 0..C-1 for the C `classes`; `items` is (N, 32) uint8. `identity` identifies
     the vectors, which are not hashed here; the keys of their spaces do, for example. `pairs` are
     the (training, validation) row numbers for `validation: {split: ...}`; None means that
-    `split_items` makes them by the schedule.
+    `split_items` makes them by the schedule. With `is_final` the validation rows may be training
+    rows too: the head is trained on all of them, and its validation measures nothing.
     """
 
     vectors: Mapping[str, Vectors]
@@ -42,6 +43,7 @@ class TrainingSet:
     classes: Sequence[str]
     identity: str
     pairs: Sequence[tuple[Index, Index]] | None = None
+    is_final: bool = False
 
     def folds(self, schedule: Schedule) -> list[tuple[Index, Index]]:
         """The training and validation row numbers of each fold. Training rows whose item is also a
@@ -56,6 +58,8 @@ class TrainingSet:
         pairs = self.pairs
         if pairs is None:
             pairs = split_items(self.items, self.labels, schedule, self.classes)
+        if self.is_final:
+            return list(pairs)
         pairs = checked_pairs(pairs, self.items, self.labels, schedule, self.classes)
         for train_rows, _ in pairs:
             schedule.check_fits(self.classes, len(train_rows), self.width(schedule))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
+from featurecache.heads.defaults import VALIDATED
 from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.datasets import Dataset
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
@@ -95,6 +96,13 @@ def held_out_rows(
     )
 
 
+def validated_folder(run: Path) -> Path:
+    """The folder of the head that a run's validation measured: a folder in the run if the run's own
+    head was trained on all images, else the run itself."""
+    folder = run / VALIDATED
+    return folder if folder.is_dir() else run
+
+
 def networks_of(trained: TrainedItems, rows: Sequence[LabelledRow]) -> npt.NDArray[np.int64]:
     """The index (N,) of the network that was not trained on each held-out row."""
     return trained.folds_of([row.item for row in rows]) - 1
@@ -120,7 +128,8 @@ def trained_on_note(
         ]
     folds = trained.folds_of([row.item for row in rows])
     networks = trained.networks
-    seen = int((folds == 0).sum() if networks == 1 else (folds >= 0).sum())
+    is_final = validated_folder(Path(run)) != Path(run)  # trained on the held-out images too
+    seen = int((folds == 0).sum() if networks == 1 and not is_final else (folds >= 0).sum())
     if not seen:
         return []
     by = (

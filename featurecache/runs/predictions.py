@@ -27,6 +27,7 @@ from featurecache.runs.held_out import (
     networks_of,
     trained_items,
     trained_on_note,
+    validated_folder,
 )
 from featurecache.runs.record import RunRecord, read_run
 from featurecache.text import listed
@@ -49,11 +50,15 @@ class Question:
     cache: str | Path
     progress: Progress
 
-    def load_heads(self) -> list[Head]:
-        """The heads of the runs, in their order. Imports torch, so call it after every check."""
+    def load_heads(self, split: str) -> list[Head]:
+        """The heads of the runs, in their order: for HELD_OUT those that were trained without the
+        held-out images. Imports torch, so call it after every check."""
         from featurecache.heads.mlp import Head
 
-        return [Head.load(Path(run)) for run in self.runs]
+        folders = [Path(run) for run in self.runs]
+        if split == HELD_OUT:
+            folders = [validated_folder(folder) for folder in folders]
+        return [Head.load(folder) for folder in folders]
 
 
 def open_question(
@@ -218,7 +223,7 @@ def predict_split(
     """
     question = open_question(runs, views, seed, data, cache, progress, same_classes)
     images = split_images(question, split)
-    heads = question.load_heads()
+    heads = question.load_heads(split)
     labels = [row.label for row in images.rows]
     return Predictions(
         runs=runs,

@@ -62,6 +62,8 @@ class RunRecord(Open):
     last: Validation | None = None
     trials: list[TrialJson] | None = None  # of a sweep
     winner: pydantic.NonNegativeInt | None = None
+    candidates: list[dict[str, Any]] | None = None  # of a training without a schedule
+    chosen: pydantic.NonNegativeInt | None = None  # index of the candidate that was saved
 
     @pydantic.model_validator(mode="before")
     @classmethod

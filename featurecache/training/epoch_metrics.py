@@ -26,7 +26,7 @@ class EpochRow(TypedDict):
     epoch: int  # from 1, over all phases
     phase: int  # from 1
     views: dict[str, float]  # their shares
-    lr: float
+    lr: float | None  # None for a solver without steps
     train_loss: float  # train_loss and train_top1: means while the epoch ran
     train_top1: float
     val_loss: float

@@ -15,11 +15,12 @@ DEFAULT_MOMENTUM = 0.9
 
 class Optimizer(pydantic.BaseModel):
     """The optimizer and its settings. `momentum` is for sgd (default 0.9) and rmsprop, `nesterov`
-    for sgd. Other settings have torch.optim's defaults."""
+    for sgd. Other settings have torch.optim's defaults. `lbfgs` solves a linear head to
+    its minimum (logistic regression): it has a weight decay, and no learning rate."""
 
     model_config = STRICT
 
-    name: Literal["adamw", "adam", "sgd", "rmsprop", "adadelta"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "rmsprop", "adadelta", "lbfgs"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     momentum: float | None = Field(default=None, ge=0, lt=1)

@@ -109,7 +109,7 @@ def ensemble(
             notes.append(f"no stack: {error}")
     from featurecache.heads import ensembles  # torch, after every check
 
-    heads = question.load_heads()
+    heads = question.load_heads(split)
     probabilities = images.probabilities(heads)
     class_numbers = question.class_numbers[0]  # the same for all members
     labels = class_numbers[[row.label for row in images.rows]]
@@ -124,9 +124,9 @@ def ensemble(
         correct = ensembles.vote(probabilities, int(np.argmax(validated))) == labels
         combined["vote"] = {"top1": float(correct.mean()), "interval": metrics.interval(correct)}
     if unseen is not None:
-        weights = ensembles.fit_stack(
-            unseen.probabilities(heads), class_numbers[[row.label for row in unseen.rows]]
-        )
+        unseen_labels = class_numbers[[row.label for row in unseen.rows]]
+        measured = unseen.probabilities(question.load_heads(HELD_OUT))
+        weights = ensembles.fit_stack(measured, unseen_labels)
         combined["stack"] = _scores(ensembles.stack(probabilities, weights), labels)
         listed = ", ".join(f"{weight:.3f}" for weight in weights)
         notes.append(f"stack: weights {listed}, fitted on {len(unseen.rows):,} held-out images")

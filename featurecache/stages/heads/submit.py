@@ -72,7 +72,7 @@ def submit(
     images = decodable_images(question, rows)
     from featurecache.heads.ensembles import mean  # torch, after every check
 
-    probabilities = mean(images.probabilities(question.load_heads()))
+    probabilities = mean(images.probabilities(question.load_heads(split)))
     name_of = dict(zip((sample.id for sample in samples), names, strict=True))
     lines = [
         (name_of[row.id], classes[label])

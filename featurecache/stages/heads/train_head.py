@@ -15,8 +15,12 @@ import yaml
 
 from featurecache import byte_sizes, keys, versions
 from featurecache.errors import BadInput, DamagedRun, UnknownName
+from featurecache.features.settings import check_keywords
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.heads.defaults import VERSION as DEFAULTS
+from featurecache.heads.defaults import CandidateRow
+from featurecache.heads.overrides import Overrides, has_network_settings, with_overrides
 from featurecache.heads.schedules import Schedule, backbone_choice, find_schedule, read_schedule
 from featurecache.heads.sweep_settings import distinct_settings
 from featurecache.heads.trained_items import TrainedItems
@@ -32,13 +36,15 @@ from featurecache.runs.record import (
     write_run,
 )
 from featurecache.runs.training_data import load_training_data
-from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
+from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
+from featurecache.stages.heads.shared_options import ResolvedOptions, SharedOptions, resolve_options
 from featurecache.storage import durable, locks
 from featurecache.study.events import check_tensorboard, write_events
 from featurecache.text import listed
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, ValidationMeans, read_epochs
 
 if TYPE_CHECKING:
+    from featurecache.heads.default_training import Chosen
     from featurecache.heads.sweep import Swept
     from featurecache.heads.training_results import Trained
 
@@ -58,12 +64,18 @@ class TrialRow(TypedDict):
     last: ValidationMeans | None
 
 
+class TrainingOptions(SharedOptions, Overrides, total=False):
+    """Keywords of train_head beside its own: what to read, and what to override."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
     """A run folder and its validation results, each `{epoch, top1, loss}`; folds are averaged.
 
     `trials` are the settings of a sweep in order, each {setting, n, top1, low, high, diverged,
     best, last} (heads/sweep.py); `winner` is the index of the trial whose head was saved.
+    `candidates` are what a training without a schedule chose from, each {head, views, top1, n}:
+    top-1 on n held-out training images; `chosen` is the index of the one that was saved.
     """
 
     run: str
@@ -72,6 +84,8 @@ class TrainedRun:
     notes: list[str]  # what was excluded from the training, and why
     trials: list[TrialRow] = field(default_factory=list)
     winner: int | None = None
+    candidates: list[CandidateRow] = field(default_factory=list)
+    chosen: int | None = None
 
     def _repr_html_(self) -> str:
         results = {
@@ -84,7 +98,7 @@ class TrainedRun:
 
 
 def train_head(
-    schedule: str | Path,
+    schedule: str | Path | None = None,
     *,
     out: str | Path | None = None,
     runs: str | Path = "runs",
@@ -93,12 +107,15 @@ def train_head(
     device: str = "auto",
     memory: str | None = None,
     tensorboard: str | Path | None = None,
-    **options: Unpack[SharedOptions],
+    **options: Unpack[TrainingOptions],
 ) -> TrainedRun:
     """Train the head that a schedule describes (a YAML file's path, or a shipped schedule's name).
+    Without a schedule, choose between logistic regression and a small network, with and without the
+    augmented views in the cache, on a held-out part of the training images.
 
-    `backbone` (one name or several) and `seed` override the schedule's. The run folder is `out`, or
-    a folder in `runs` named after the schedule and a hash of the training's inputs: the same
+    `backbone` (one name or several), `seed`, `view`, `epochs` and `settings` override the
+    schedule's; with the last two and no schedule, the network is trained. The run folder is `out`,
+    or a folder in `runs` named after the schedule and a hash of the training's inputs: the same
     training is never done twice, and a killed one resumes to the same numbers. `tensorboard` is a
     folder; the events of the finished training go to a subfolder with the run's name. Vectors that
     take more than `memory` (`4G`; the default is half of the machine's) stay on disk, and
@@ -106,17 +123,25 @@ def train_head(
     before the first step if anything that the schedule names is missing, MissingExtra if
     TensorBoard is.
     """
-    data, cache, progress = resolve_options(options, "train_head")
+    (data, cache, progress), overrides = _separate(options)
     if tensorboard is not None:
         check_tensorboard()
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
-    path = find_schedule(str(schedule))
-    wanted = overridden(read_schedule(path), backbone, seed)
-    settings = [] if wanted.sweep is None else distinct_settings(wanted, path)
     opened = Cache(cache)
+    if schedule is None:
+        path = Path("default.yaml")
+        wanted = default_schedule(data, opened, backbone, seed)
+    else:
+        path = find_schedule(str(schedule))
+        wanted = overridden(read_schedule(path), backbone, seed)
+    wanted = with_overrides(wanted, overrides)
+    settings = [] if wanted.sweep is None else distinct_settings(wanted, path)
     limit = _half_of_memory() if memory is None else byte_sizes.parse_size(memory, "--memory")
     training = load_training_data(wanted, wanted.views(), data, opened, progress, limit)
+    is_open = schedule is None and not has_network_settings(overrides) and training.window is None
+    if is_open and not overrides.get("view"):
+        training, wanted = with_cached_views(training, opened, wanted)
     if tensorboard is not None:  # after the dataset was read, which may contain this folder
         make_folder(Path(tensorboard), "--tensorboard")
     plans = [setting.schedule for setting in settings] or [wanted]
@@ -138,7 +163,9 @@ def train_head(
     }
     # Windows change the order of the rows, and so the training.
     windows = {} if training.window is None else {"window": training.window}
-    identity = keys.digest({**described, "vectors": training.vector_hashes(), **windows})
+    recipe = {"default": DEFAULTS} if is_open else {}
+    vectors = training.vector_hashes()
+    identity = keys.digest({**described, "vectors": vectors, **windows, **recipe})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
     if not opened.note_run(run, [name for names in space_names.values() for name in names]):
         notes.append(f"{cache} can't be written, so `gc` cannot know that this run uses it")
@@ -166,8 +193,15 @@ def train_head(
         epochs += 1
         progress(epochs, total, f"train-head (top-1 {row['val_top1']:.4f})")
 
-    def on_done(trained: Trained | Swept) -> None:
+    def on_done(result: Trained | Swept | Chosen) -> None:
         TrainedItems.from_pairs(training.items, pairs).save(run)
+        trained = result.trained if isinstance(result, Chosen) else result
+        if isinstance(result, Chosen):
+            record.schedule = result.schedule.model_dump(mode="json", exclude_none=True)
+            record.spaces = {view: space_names[view] for view in result.schedule.views()}
+            record.candidates = [dict(candidate.described()) for candidate in result.candidates]
+            record.chosen = result.winner
+            _write_schedule(run, record.schedule)
         record.best, record.last = dict(trained.best), dict(trained.last)
         if isinstance(trained, Swept):
             record.trials = [asdict(trial) for trial in trained.trials]
@@ -180,13 +214,13 @@ def train_head(
         finished = _earlier(run, identity)  # by the process that held the lock
         if finished is None:
             write_run(run, record)
-            text = yaml.safe_dump(effective, sort_keys=False)
-            durable.replace(run / "schedule.yaml", text.encode())
+            _write_schedule(run, effective)
             # torch is imported here, after every check of what the user wrote.
+            from featurecache.heads.default_training import Chosen, train_default
             from featurecache.heads.sweep import Swept, train_sweep
             from featurecache.heads.training import train
 
-            (train_sweep if settings else train)(
+            (train_default if is_open else train_sweep if settings else train)(
                 training.training_set(identity, pairs),
                 wanted,
                 run,
@@ -196,6 +230,19 @@ def train_head(
             )
         _write_events(run, tensorboard)
     return _result(run, finished or record, notes)
+
+
+def _separate(options: TrainingOptions) -> tuple[ResolvedOptions, Overrides]:
+    """The shared options with their defaults, and the overrides. Raises TypeError for others."""
+    check_keywords(options, TrainingOptions, "train_head")
+    shared = {name: v for name, v in options.items() if name in SharedOptions.__annotations__}
+    overrides = {name: v for name, v in options.items() if name in Overrides.__annotations__}
+    return resolve_options(cast(SharedOptions, shared), "train_head"), cast(Overrides, overrides)
+
+
+def _write_schedule(run: Path, schedule: dict[str, Any]) -> None:
+    text = yaml.safe_dump(schedule, sort_keys=False)
+    durable.replace(run / "schedule.yaml", text.encode())
 
 
 def claimed_run(
@@ -279,4 +326,6 @@ def _result(run: Path, record: RunRecord, notes: list[str]) -> TrainedRun:
         notes=notes,
         trials=cast(list[TrialRow], record.trials or []),
         winner=record.winner,
+        candidates=cast(list[CandidateRow], record.candidates or []),
+        chosen=record.chosen,
     )

@@ -1,0 +1,107 @@
+"""Linear heads by `optimizer: lbfgs`: solved to the minimum instead of trained for epochs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from featurecache.errors import BadInput
+from featurecache.heads import inputs
+from featurecache.heads.epochs import Data, Job
+from featurecache.heads.logistic import Labels, Solver, Vectors
+from featurecache.heads.schedules import Schedule
+from featurecache.training.epoch_metrics import EpochRow
+from featurecache.training.losses import balanced, named
+
+
+def train_logistic(
+    data: Data,
+    group: Sequence[Job],
+    schedule: Schedule,
+    classes: Sequence[str],
+    done: Callable[[int, EpochRow], None],
+) -> list[nn.Sequential]:
+    """The heads of a group, as they take the vectors of `data`. Of several views every row counts
+    once through each, weighted by the view's share. Each head is one epoch to `done`."""
+    if data.window is not None:
+        raise BadInput(
+            "optimizer lbfgs needs all training vectors in memory; give a larger --memory, or "
+            "another optimizer"
+        )
+    heads = []
+    for job in group:
+        head, row = _solved(data, job, schedule, classes)
+        heads.append(head)
+        done(job.member_index, row)
+    return heads
+
+
+def _solved(
+    data: Data, job: Job, schedule: Schedule, classes: Sequence[str]
+) -> tuple[nn.Sequential, EpochRow]:
+    began = time.perf_counter()
+    (phase,) = schedule.phases
+    fold, view = job.fold, schedule.validation.view
+    labels = data.labels.cpu().numpy()
+    fitted = None
+    if schedule.input is not None:
+        fitted = inputs.fit(schedule.input, _rows(data, view, fold.train_rows))
+
+    def vectors(name: str, rows: torch.Tensor) -> Vectors:
+        x = _rows(data, name, rows)
+        return (x if fitted is None else fitted(x)).cpu().numpy()
+
+    X = np.concatenate([vectors(name, fold.train_rows) for name in phase.views])
+    y = np.tile(labels[fold.train_rows.cpu().numpy()], len(phase.views))
+    shares = np.array(list(phase.views.values())) * len(phase.views)
+    weights = np.repeat(shares, len(fold.train_rows)) * _class_weights(schedule, y, classes)
+    solution = Solver(X, y, len(classes), weights).solve(job.member.weight_decay)
+    layer = nn.Linear(X.shape[1], len(classes))
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(solution.weight))
+        layer.bias.copy_(torch.from_numpy(solution.bias))
+    head = nn.Sequential(layer)
+    Z, z = vectors(view, fold.val_rows), labels[fold.val_rows.cpu().numpy()]
+    train_loss, train_top1 = _scores(solution.logits(X), y)
+    val_loss, val_top1 = _scores(solution.logits(Z), z)
+    row: EpochRow = {
+        "fold": fold.number,
+        "epoch": 1,
+        "phase": 1,
+        "views": dict(phase.views),
+        "lr": None,
+        "train_loss": train_loss,
+        "train_top1": train_top1,
+        "val_loss": val_loss,
+        "val_top1": val_top1,
+        "seconds": time.perf_counter() - began,
+    }
+    return (head if fitted is None else fitted.within(head)).eval(), row
+
+
+def _rows(data: Data, view: str, rows: torch.Tensor) -> torch.Tensor:
+    vectors = data.views[view]
+    assert isinstance(vectors, torch.Tensor)  # no windows: checked above
+    return vectors[rows]
+
+
+def _class_weights(schedule: Schedule, y: Labels, classes: Sequence[str]) -> np.ndarray:
+    """(N,) the weight of each row by its class, as in a training by epochs."""
+    wanted = schedule.class_weights
+    if wanted is None or wanted == "errors":
+        return np.ones(len(y))
+    labels = torch.from_numpy(y)
+    by_class = balanced(labels, len(classes)) if wanted == "balanced" else named(wanted, classes)
+    return np.asarray(by_class.double().cpu().numpy()).reshape(-1)[y]
+
+
+def _scores(logits: Vectors, labels: Labels) -> tuple[float, float]:
+    """Mean cross-entropy in nats, and top-1."""
+    shifted = logits - logits.max(1, keepdims=True)
+    own = shifted[np.arange(len(labels)), labels]
+    losses = np.log(np.exp(shifted).sum(1)) - own
+    return float(losses.mean()), float((logits.argmax(1) == labels).mean())

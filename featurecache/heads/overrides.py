@@ -1,0 +1,66 @@
+"""What an option changes in a schedule: its views, its epochs, and single settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from featurecache import yaml_files
+from featurecache.errors import BadInput
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.sweep_settings import with_values
+from featurecache.text import listed
+
+
+class Overrides(TypedDict, total=False):
+    """Keywords that override a schedule; an absent one, or None, keeps the schedule's.
+
+    `view` is one view or several, which share the rows equally. `settings` maps dotted keys to
+    values, or is a list of `optimizer.lr=3e-3`.
+    """
+
+    view: str | Sequence[str]
+    epochs: int | None
+    settings: Mapping[str, Any] | Sequence[str]
+
+
+def has_network_settings(overrides: Overrides) -> bool:
+    """Do they say how a network is trained, so that there is nothing left to choose?"""
+    return overrides.get("epochs") is not None or bool(overrides.get("settings"))
+
+
+def with_overrides(schedule: Schedule, overrides: Overrides) -> Schedule:
+    """The schedule with these overrides. Raises BadInput, which names the option."""
+    plain = schedule.model_dump(mode="json", exclude_none=True)
+    views, epochs = listed(overrides.get("view") or ()), overrides.get("epochs")
+    if views:
+        total = sum(phase.epochs for phase in schedule.phases)
+        plain["phases"] = [{"views": views, "epochs": total}]
+    if epochs is not None:
+        if len(plain["phases"]) > 1:
+            raise BadInput(
+                f"--epochs {epochs}: the schedule has {len(plain['phases'])} phases; give --view "
+                "too, which makes them one, or change the phases in the schedule"
+            )
+        plain["phases"][0]["epochs"] = epochs
+    if views or epochs is not None:
+        schedule = yaml_files.validate(Schedule, plain, "--view and --epochs")
+    values = parse_settings(overrides.get("settings") or ())
+    if not values:
+        return schedule
+    where = "--set " + ", ".join(f"{key}={value}" for key, value in values.items())
+    return with_values(schedule, values, where)
+
+
+def parse_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """Values by their dotted keys. Raises BadInput for text that is not `KEY=VALUE`."""
+    if isinstance(settings, Mapping):
+        return dict(settings)
+    values = {}
+    for text in listed(settings):
+        key, equals, value = text.partition("=")
+        if not (key.strip() and equals and value.strip()):
+            raise BadInput(f"--set {text}: expected KEY=VALUE, such as optimizer.lr=3e-3")
+        node = yaml_files.parse_yaml(value, f"--set {key}")
+        values[key.strip()] = yaml_files.plain_value(node)
+    return values

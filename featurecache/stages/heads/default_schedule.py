@@ -1,0 +1,91 @@
+"""What train-head trains without a schedule: the backbone, the split and the views to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from featurecache import keys
+from featurecache.errors import BadInput
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+from featurecache.heads.defaults import mixture, network_schedule, validation_of
+from featurecache.heads.schedules import Phase, Schedule, backbone_choice
+from featurecache.images.datasets import open_dataset
+from featurecache.images.views import find_view
+from featurecache.lookup.held_spaces import is_drawn_alike, side_by_side
+from featurecache.runs.training_data import TrainingData
+from featurecache.text import listed
+
+
+def default_schedule(
+    data: str | Path, cache: Cache, backbone: str | Sequence[str], seed: int | None
+) -> Schedule:
+    """The schedule of a network on the clean vectors of a dataset, scaled to its size.
+
+    `backbone` may be omitted if the cache holds vectors of a single one. Raises BadInput.
+    """
+    names = listed(backbone) or [_only_backbone(cache, data)]
+    dataset = open_dataset(data)
+    rows, classes = len(dataset.split("train")), len(dataset.classes)
+    return network_schedule(
+        [backbone_choice(name, where="--backbone") for name in names],
+        validation_of(dataset.splits, rows, classes),
+        rows=rows,
+        classes=classes,
+        seed=seed or 0,
+    )
+
+
+def _only_backbone(cache: Cache, data: str | Path) -> str:
+    names = sorted({str(space.backbone) for space in cache.spaces() if space.backbone is not None})
+    if not names:
+        raise BadInput(
+            f"{cache.root} holds no vectors; compute them with: featurecache featurize --data "
+            f"{data} --cache {cache.root} --backbone efficientnet_lite0"
+        )
+    if len(names) > 1:
+        options = ", ".join(f"--backbone {name}" for name in names)
+        raise BadInput(f"{cache.root} holds vectors of {len(names)} backbones; give {options}")
+    return names[0]
+
+
+def with_cached_views(
+    training: TrainingData, cache: Cache, schedule: Schedule
+) -> tuple[TrainingData, Schedule]:
+    """The training data and the schedule with every view that the cache holds of all the images,
+    made as it would be made now."""
+    if training.window is not None:
+        return training, schedule  # too many vectors for memory
+    items = [row.item for row in training.rows]
+    spaces, vectors = dict(training.spaces), dict(training.vectors)
+    clean = training.spaces[schedule.validation.view]
+    for name in sorted({space.view for space in cache.spaces() if space.backbone is not None}):
+        if name in spaces:
+            continue
+        found = _spaces_of_view(name, clean, cache, schedule.augment_seed)
+        if found and not any(space.missing(items) or space.failures(items) for space in found):
+            spaces[name], vectors[name] = found, side_by_side(found, items)
+    phase = Phase(
+        views=mixture(list(spaces), schedule.validation.view), epochs=schedule.phases[0].epochs
+    )
+    changed = schedule.model_copy(update={"phases": [phase]})
+    return replace(training, spaces=spaces, vectors=vectors), changed
+
+
+def _spaces_of_view(name: str, clean: Sequence[Space], cache: Cache, seed: int) -> list[Space]:
+    """The spaces of a view under the backbones of the clean spaces; none if one is missing."""
+    try:
+        view = find_view(name, seed)
+    except BadInput:
+        return []  # the policy is a file, or an older version's
+    spaces = {space.name: space for space in cache.spaces()}
+    found = []
+    for space in clean:
+        key = keys.vector_key(view.key(), space.key["backbone"], space.key["precision"])
+        wanted = cache.space(key, view.name, space.backbone)
+        if wanted.name not in spaces or not is_drawn_alike(view, spaces[wanted.name]):
+            return []
+        found.append(spaces[wanted.name])
+    return found
