@@ -167,8 +167,8 @@ def test_tables_for_people(call: Callable[..., Ended], data: Path, tmp_path: Pat
     assert "0 computed, 12 held, 0 failed" in again.out
     assert "efficientnet_lite0" in call("ls", "--cache", "c").out
     assert "0 rows to compute, 12 held" in call("plan", *COMPUTE, *where).out
-    assert "every image is held" in call("why", *NETWORK, *where).out
-    assert "1 shards, 12 rows, 0 bad" in call("verify", "--cache", "c").out
+    assert "every image is cached" in call("why", *NETWORK, *where).out
+    assert "1 shard, 12 rows, 0 bad" in call("verify", "--cache", "c").out
     trained = call("train-head", "--schedule", "s.yaml", *where)
     run = trained.out.rpartition("run: ")[2].strip()
     assert (tmp_path / run / "run.json").is_file()
@@ -540,7 +540,7 @@ def test_upkeep(call: Callable[..., Ended], small_cache: Path, small_data: Path)
     assert [row["view"] for row in parsed(call("ls", "--cache", "a", "--json"))] == ["none"]
 
     again = call("retry", "--cache", "a", "--data", small_data)
-    assert (again.code, again.out) == (0, "0 failed rows, 0 of them repaired\n")
+    assert (again.code, again.out) == (0, "0 failed rows, 0 repaired\n")
 
 
 def test_debug_shows_the_traceback(data: Path, tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def asked(data: Path, cache: Path, tiny: dict[str, Any], **change: Any) -> Any:
 def test_why_a_hit(small_data: Path, small_cache: Path, tiny: dict[str, Any]) -> None:
     found = asked(small_data, small_cache, tiny)
     assert (found.hits, found.misses, found.differs) == (48, 0, [])
-    assert found.reason == "every image is held"
+    assert found.reason == "every image is cached"
     assert found.nearest == found.space
 
 
@@ -279,7 +279,7 @@ def test_why_other_images(
     data = write_dataset(tmp_path / "data", {"a": 3}, seed=9)
     found = asked(data, small_cache, tiny)
     assert (found.hits, found.misses, found.differs) == (0, 3, [])
-    assert found.reason == "the space is there; 3 images of this dataset are not in it yet"
+    assert found.reason == "the space exists, but lacks 3 images of this dataset"
 
 
 def test_why_an_empty_cache(small_data: Path, tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -641,9 +641,9 @@ def test_vectors_of_several_views_come_with_their_groups(
     assert len(vectors(data, "none", return_groups=True, **given)) == 3
     assert len(vectors(open_dataset(data), "none", **given)) == 2
     for wrong in ([], ["none", "none"]):
-        with pytest.raises(BadInput, match="at least one view, and each once"):
+        with pytest.raises(BadInput, match="at least one view, and each only once"):
             vectors(data, wrong, **given)
-    with pytest.raises(BadInput, match="mapped=True takes one view"):
+    with pytest.raises(BadInput, match="mapped=True takes a single view"):
         vectors(data, views, mapped=True, **given)
 
 

@@ -124,7 +124,7 @@ def index(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> i
     if as_json:
         printing.print_json(result)
     else:
-        click.echo(f"{result.path}: {result.rows:,} images")
+        click.echo(f"{result.path}: {counted(result.rows, 'image')}")
     return printing.failed(result.unreadable, allow_failed)
 
 
@@ -190,27 +190,33 @@ def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
         terminal.table(
             [{**dataclasses.asdict(d), "space": d.space[:12]} for d in result.drift], "recomputed"
         )
-        counts = [f"{result.shards} shards", f"{result.rows:,} rows", f"{len(result.bad)} bad"]
+        counts = [
+            counted(result.shards, "shard"),
+            counted(result.rows, "row"),
+            f"{len(result.bad)} bad",
+        ]
         counts += [f"{len(result.unreadable)} unreadable"] if result.unreadable else []
         click.echo(
-            ", ".join(counts) + (f"; {len(result.stray)} stray files" if result.stray else "")
+            ", ".join(counts)
+            + (f"; {counted(len(result.stray), 'stray file')}" if result.stray else "")
         )
         if arguments["repair"]:
             click.echo(
-                f"repair: {len(result.bad)} quarantined, {result.remade:,} rows recomputed, "
-                f"{len(result.removed)} stray files deleted"
+                f"repair: {len(result.bad)} quarantined, "
+                f"{counted(result.remade, 'row')} recomputed, "
+                f"{counted(len(result.removed), 'stray file')} deleted"
             )
     for line in result.left:
         click.echo(terminal.printable(f"not repaired: {line}"), err=True)
     if result.pending:
         known = sum(int(shard["rows"] or 0) for shard in result.pending)
         unknown = sum(shard["rows"] is None for shard in result.pending)
-        parts = [f"{known:,} rows"] if known else []
-        parts += [f"{unknown} shards with an unknown number of rows"] if unknown else []
+        parts = [counted(known, "row")] if known else []
+        parts += [f"{counted(unknown, 'shard')} with an unknown number of rows"] if unknown else []
         click.echo(f"{' and '.join(parts)} in quarantine not yet recomputed", err=True)
     if (result.bad or result.pending) and not arguments["repair"]:
         command = f"featurecache verify --repair --cache {arguments['cache']} --data DIR"
-        actions = [f"quarantines {len(result.bad)} bad files"] if result.bad else []
+        actions = [f"quarantines {counted(len(result.bad), 'bad file')}"] if result.bad else []
         click.echo(f"{command} {' and '.join([*actions, 'recomputes the rows'])}", err=True)
     unrepaired = result.bad and not arguments["repair"]
     return 1 if unrepaired or result.left or result.unreadable or result.pending else 0
@@ -226,7 +232,7 @@ def retry(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> i
     if as_json:
         printing.print_json(result)
     else:
-        click.echo(f"{result.failed:,} failed rows, {result.mended:,} of them repaired")
+        click.echo(f"{counted(result.failed, 'failed row')}, {result.mended:,} repaired")
     return printing.failed(result.left, allow_failed)
 
 

@@ -112,7 +112,7 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     ]
     terminal.table(
         rows,
-        f"points of top-1, {result.images:,} images, {counted(len(result.seeds), 'seed')}",
+        f"points of top-1, {counted(result.images, 'image')}, {counted(len(result.seeds), 'seed')}",
     )
     augmented = max((w for w in result.ways if w.policy != "clean"), key=lambda way: way.top1)
     changed = [

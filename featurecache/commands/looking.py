@@ -1,4 +1,4 @@
-"""Commands that look at what is here."""
+"""Commands that show datasets, policies, backbones, this machine, and runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featurecache.commands.options import options
 @click.command()
 @options("data", "json", "quiet", "debug")
 def inspect(data: str, as_json: bool, quiet: bool) -> None:
-    """What a dataset holds: counts per split and class, sizes, unreadable files."""
+    """Show the content of a dataset: counts per split and class, sizes, unreadable files."""
     from featurecache.stages.looking.inspect import inspect
 
     result = inspect(data, progress=terminal.progress(quiet))
@@ -91,7 +91,7 @@ def preview(as_json: bool, **arguments: Any) -> None:
 @click.option("--layers", metavar="NAME", help="List the layers of a network instead.")
 @options("json", "debug")
 def backbones(as_json: bool, layers: str | None) -> None:
-    """List the named backbones and whether their weights are at hand."""
+    """List the named backbones and whether their weights are on this machine."""
     from featurecache.stages.looking.backbones import backbones
 
     rows = backbones(layers)
@@ -99,7 +99,7 @@ def backbones(as_json: bool, layers: str | None) -> None:
         return printing.print_json(rows)
     terminal.table(rows)
     if layers is None:
-        click.echo("Any other timm model goes by timm's name.")
+        click.echo("Other timm models are used by their timm name.")
 
 
 @click.command()
@@ -124,13 +124,17 @@ def doctor(cache: str, as_json: bool) -> int:
 )
 @options("run_split", "view")
 @click.option("--seed", type=int, help="Seed of the view.  [default: the schedules' augment_seed]")
-@click.option("--study", metavar="DIR", help="A folder of `featurecache study`, to be shown too.")
+@click.option("--study", metavar="DIR", help="A folder of `featurecache study` to include.")
 @click.option(
-    "--pictures", type=int, default=500, show_default=True, help="Misclassified images at most."
+    "--pictures",
+    type=int,
+    default=500,
+    show_default=True,
+    help="Maximum number of misclassified images.",
 )
 @options("json", "quiet", "debug")
 def report(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Write what RUNS came to into one HTML file, to look at without a network."""
+    """Write the results of RUNS to one HTML file that needs no network."""
     from featurecache.stages.looking.report import report
 
     result = report(**arguments, progress=terminal.progress(quiet))

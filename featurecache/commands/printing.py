@@ -78,7 +78,7 @@ def interval(ends: list[float]) -> str:
 
 def left_out(count: int) -> None:
     if count:
-        click.echo(f"{counted(count, 'image')} could not be read or decoded, and left out")
+        click.echo(f"{counted(count, 'image')} left out: could not be read or decoded")
 
 
 def failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:

@@ -1,4 +1,4 @@
-"""Train the settings of a sweep, keep what came out of each, and the head of the winner."""
+"""Train the settings of a sweep; save the result of each, and the head of the winner."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _TRIALS = "trials.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One setting: its values by their dotted keys, and validation top-1 of the weights that are
-    kept: the mean, and a 95% interval by Student's t over `n` folds (each the mean over the seeds),
-    or without folds over `n` seeds.
+    """One setting: its values by their dotted keys, and the validation top-1 of its saved weights,
+    as the mean with a 95% interval by Student's t over `n` folds (each averaged over the seeds), or
+    without folds over `n` seeds.
 
-    `low` and `high` are None for n = 1, and all of them where the loss of a network was no
-    longer finite (`diverged` says in how many members). `best` and `last` are those of the training
-    with the first seed.
+    `low` and `high` are None for n = 1. If the loss of a network was no longer finite, all numbers
+    are None and `diverged` counts such members. `best` and `last` are those of the training with
+    the first seed.
     """
 
     setting: dict[str, Any]
@@ -58,8 +58,8 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """The trials in the order of the settings, and the index of the one with the highest top1,
-    whose `best` and `last` those of the sweep are."""
+    """The trials in the order of the settings; the index of the trial with the highest top1, and
+    its `best` and `last`."""
 
     trials: list[Trial]
     winner: int
@@ -127,18 +127,18 @@ def train_sweep(
         if saved.identity != identity_hash:
             raise BadInput(
                 f"{folder}: holds trials of another sweep (schedule, vectors or device differ); "
-                "delete the folder to train them anew, or take another run folder"
+                "delete the folder to train them again, or use another run folder"
             )
         if [trial["setting"] for trial in saved.trials] != [settings[n].values for n in indices]:
-            raise _damaged(folder / _TRIALS, "trials: their settings are not those of the sweep")
-        for left in folder.glob("stack-*.checkpoint"):  # of a kill right after the trials
-            left.unlink()
+            raise _damaged(folder / _TRIALS, "trials: their settings don't match the sweep")
+        for orphan in folder.glob("stack-*.checkpoint"):  # of a kill right after the trials
+            orphan.unlink()
         trial_of.update(zip(indices, [Trial(**trial) for trial in saved.trials], strict=True))
     ordered = [trial_of[index] for index in range(len(settings))]
     winner = _winner(ordered)
     won = None if winner is None else ordered[winner]
     if winner is None or won is None or won.best is None or won.last is None:
-        raise FeatureCacheError("in every setting of the sweep the loss was no longer finite")
+        raise FeatureCacheError("every setting of the sweep diverged: the loss was not finite")
     Head.load(folder_of[winner]).save(run)
     _keep_metrics(folder_of[winner], member_of[winner], run)
     swept = Swept(trials=ordered, winner=winner, best=won.best, last=won.last)
@@ -154,7 +154,7 @@ def _save(
     seeds: int,
     trained: Sequence[Trained | Lost],
 ) -> None:
-    """Keep the trials of settings that were trained together, and the head of the best of them."""
+    """Save the trials of settings that were trained together, and the head of the best one."""
     by_setting = [trained[start : start + seeds] for start in range(0, len(trained), seeds)]
     trials = [
         _trial(setting, of_setting)
@@ -168,11 +168,11 @@ def _save(
 
 
 def _damaged(path: Path, what: str) -> DamagedRun:
-    return damaged_run(path, what, f"delete {path.parent} to train its settings anew")
+    return damaged_run(path, what, f"delete {path.parent} to train its settings again")
 
 
 def _keep_metrics(folder: Path, member: int, run: Path) -> None:
-    """Give a run the rows of the head that it has, as a training without a sweep would."""
+    """Write the metrics of the winner's head to the run, as a training without a sweep does."""
     rows = [row for row in read_member_epochs(folder) if row.pop("member", member) == member]
     durable.replace(run / METRICS_FILE, b"".join(keys.canonical(row) + b"\n" for row in rows))
 
@@ -185,7 +185,7 @@ def _trial(setting: Setting, trained: Sequence[Trained | Lost]) -> Trial:
     by_seed = np.array(
         [[row["val_top1"] for row in trained_head.saved_rows] for trained_head in finite]
     )
-    # Seeds on one fold share its images, so folds are what is independent where there are some.
+    # Seeds on the same fold share its images, so only folds are independent, if there are several.
     scores = by_seed.mean(0) if by_seed.shape[1] > 1 else by_seed[:, 0]
     low, high = interval(scores)
     first = finite[0]
@@ -209,6 +209,6 @@ def interval(scores: npt.NDArray[np.float64]) -> tuple[float | None, float | Non
 
 
 def _winner(trials: Sequence[Trial]) -> int | None:
-    """The index of the highest top1, of equals the first; None where every setting diverged."""
+    """The index of the highest top1, the first of equals; None if every setting diverged."""
     tops = {index: trial.top1 for index, trial in enumerate(trials) if trial.top1 is not None}
     return max(tops, key=lambda index: (tops[index], -index), default=None)

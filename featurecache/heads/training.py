@@ -1,7 +1,7 @@
-"""Training heads on cached vectors: which networks are trained together, and what is kept of them.
+"""Training of heads on cached vectors: which networks are trained together, and their results.
 
-The vectors lie in memory as tensors once, and a minibatch is an index into them. Heads are trained
-in stacks: several small ones in the calls of one, a large one as a stack of itself.
+The vectors are in memory once, as tensors, and a minibatch is an index into them. Heads are trained
+in stacks: several small heads in one stack, a large one in a stack by itself.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from featurecache.heads.windows import Windowed
 from featurecache.training.checkpoints import Checkpoint
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow
 
-# A stack of this many float32 of weights and activations stays, with its gradients and moments, in
-# the cache of a CPU; larger ones were slower than their members one after another.
+# A stack with this many float32 of weights and activations fits, with its gradients and moments,
+# into the cache of a CPU. Larger stacks were slower than training their members one by one.
 _STACK_FLOATS = 1 << 21
 _STACK_FLOATS_CUDA = 1 << 29
 
@@ -43,16 +43,16 @@ def train(
 ) -> Trained:
     """Train a head by `schedule`, one network per fold, and save it in the folder `run`.
 
-    `on_epoch` is called with the row of each epoch as it is done, and at once with those resumed;
-    `on_done` with the result, before the checkpoints are deleted that could give it again.
-    `device` is auto (CUDA if there is one), cpu or cuda.
+    `on_epoch` is called with the row of each epoch when it is done, and immediately with the rows
+    of a resumed training. `on_done` is called with the result, before the checkpoints are deleted
+    from which it could be restored. `device` is auto (CUDA if there is one), cpu or cuda.
 
-    A row holds fold, epoch (from 1, over all phases), phase (from 1), views, lr, train_loss,
-    train_top1 (the means while the epoch ran), val_loss, val_top1, seconds (of a stack its share);
-    losses are in nats. `run` gets `metrics.jsonl` (a row for every epoch and fold), the files of
-    `Head.save`, and during the training a checkpoint per stack. A second call after a kill repeats
-    what the last checkpoint lacks: the epoch that was under way, and what was done within a second,
-    or within twenty times as long as a checkpoint takes to save.
+    A row holds fold, epoch (from 1, over all phases), phase (from 1), views, lr, train_loss and
+    train_top1 (means during the epoch), val_loss, val_top1, and seconds (for a stack, the network's
+    share); losses are in nats. `run` gets `metrics.jsonl` (a row per epoch and fold), the files of
+    `Head.save` and, during the training, a checkpoint per stack. After a kill, a second call
+    repeats only what the last checkpoint lacks: the epoch in progress, and at most one second of
+    work, or twenty times the time it takes to save a checkpoint.
 
     Raises BadInput for arrays, labels or classes that don't fit and for the checkpoint of another
     training, DamagedCache for an unreadable one, FeatureCacheError if the loss is no longer finite.
@@ -93,10 +93,10 @@ def train_many(
 ) -> list[Trained | Lost]:
     """Train a head for each of `members`, in stacks, and return their results in that order.
 
-    Arguments and errors are those of `train`, whose result each is but for the order of sums; but a
-    member whose loss is no longer finite is Lost, and the others continue.
-    `on_epoch` gets the member's index, from 0, before the row. Metrics and checkpoints are saved;
-    saving the heads is up to the caller, in `on_done` if they are to outlive the checkpoints.
+    Arguments, errors and each result are those of `train`, up to the order of sums. A member whose
+    loss is no longer finite is returned as Lost, and the others continue. `on_epoch` gets the
+    member's index, from 0, before the row. Metrics and checkpoints are saved; the caller saves the
+    heads, in `on_done` to be sure that they exist before the checkpoints are deleted.
     """
     if not members:
         raise BadInput("a sweep needs at least one member")
@@ -166,11 +166,12 @@ def _at_once(schedule: Schedule, width: int, classes: int, device: torch.device)
 def _groups(
     jobs: Sequence[Job], schedule: Schedule, streamed: bool, at_once: int
 ) -> list[list[Job]]:
-    """Jobs that are trained together: of one fold, or of one member on several folds.
+    """Groups of jobs to train together: members on one fold, or one member on several folds.
 
-    Of one fold those of equal rates are neighbours, since the optimizer takes them in one call.
-    Input is fitted for each fold, a window holds rows of one, and a head that orders its rows by
-    itself has an order of its own: the first two keep folds apart, and the other all networks.
+    Within a fold, jobs are sorted by their rates, since the optimizer handles equal rates in one
+    call. Folds are kept apart if input is fitted, because each fold fits its own, or if vectors are
+    streamed, because a window holds rows of one fold. Networks that order rows by their own losses
+    are all trained separately.
     """
     if any(phase.order is not None and phase.order.by == "self" for phase in schedule.phases):
         at_once = 1
@@ -178,8 +179,8 @@ def _groups(
         together = [list(jobs)]
     else:
         together = [
-            sorted(of_fold, key=lambda job: (job.member.lr, job.member.weight_decay))
-            for _, of_fold in itertools.groupby(jobs, key=lambda job: job.fold.number)
+            sorted(fold_jobs, key=lambda job: (job.member.lr, job.member.weight_decay))
+            for _, fold_jobs in itertools.groupby(jobs, key=lambda job: job.fold.number)
         ]
     return [
         group[start : start + at_once]
@@ -189,18 +190,18 @@ def _groups(
 
 
 def device_of(name: str) -> torch.device:
-    """The device that auto, cpu or cuda means here. Raises BadInput."""
+    """The device for auto, cpu or cuda on this machine. Raises BadInput."""
     if name not in ("auto", "cpu", "cuda"):
         raise BadInput(f"unknown device {name!r}; there are: auto, cpu, cuda")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise BadInput("device cuda: torch sees no CUDA device here; take cpu or auto")
+        raise BadInput("device cuda: torch finds no CUDA device; use cpu or auto")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def _tensor(vectors: Vectors, device: torch.device) -> torch.Tensor | Windowed:
     if isinstance(vectors, Stream):
         return Windowed(vectors, device)
-    # Writable, since torch warns of memory maps and other arrays that are not.
+    # Writable, since torch warns about memory maps and other read-only arrays.
     return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"])).to(device)

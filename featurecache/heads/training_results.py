@@ -1,4 +1,4 @@
-"""What a training leaves: the metrics of its epochs, and its heads with their validation."""
+"""The results of a training: the metrics of its epochs, and its heads with their validation."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from featurecache.training.epoch_metrics import EpochRow, ValidationMeans
 class Trained:
     """One head that was trained.
 
-    `rows` are the metrics of every fold and epoch; `best` and `last` are {epoch, top1, loss} of
-    the validation, means over the folds: the epoch of the highest top1 (the earliest of equals),
-    and that of the weights of `head`, one network per fold. That is the last epoch, or with
-    early stopping for each fold the one of the lowest loss; then `epoch` is the latest of them.
-    `saved_rows` are the rows of those weights, one per fold.
+    `rows` are the metrics of every fold and epoch. `best` and `last` are {epoch, top1, loss} of the
+    validation, averaged over the folds. `best` is the epoch with the highest top1 (the earliest of
+    equals). `last` is the epoch whose weights are in `head`, one network per fold: the last epoch,
+    or with early stopping each fold's epoch of lowest loss, of which `epoch` is the latest.
+    `saved_rows` are the rows of these weights, one per fold.
     """
 
     head: mlp.Head
@@ -95,18 +95,18 @@ def member_result(
 
 
 def _summary(rows: Sequence[EpochRow], early: bool) -> tuple[list[EpochRow], ValidationMeans]:
-    """`saved_rows` and `best` of Trained. A fold that ended early counts with its saved row in the
-    epochs that it did not reach."""
+    """`saved_rows` and `best` of Trained. In epochs that a fold did not reach because it stopped
+    early, its saved row counts."""
     folds = [[row for row in rows if row["fold"] == n] for n in sorted({r["fold"] for r in rows})]
     saved_rows = [
-        min(of_fold, key=lambda row: (row["val_loss"], row["epoch"])) if early else of_fold[-1]
-        for of_fold in folds
+        min(fold_rows, key=lambda row: (row["val_loss"], row["epoch"])) if early else fold_rows[-1]
+        for fold_rows in folds
     ]
     means = []
-    for epoch in range(1, max(len(of_fold) for of_fold in folds) + 1):
+    for epoch in range(1, max(len(fold_rows) for fold_rows in folds) + 1):
         epoch_rows = [
-            of_fold[epoch - 1] if epoch <= len(of_fold) else saved
-            for of_fold, saved in zip(folds, saved_rows, strict=True)
+            fold_rows[epoch - 1] if epoch <= len(fold_rows) else saved
+            for fold_rows, saved in zip(folds, saved_rows, strict=True)
         ]
         means.append(_mean(epoch, epoch_rows))
     return saved_rows, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))

@@ -1,4 +1,4 @@
-"""What heads are trained on: rows of vectors with labels and items, and how they are divided."""
+"""The training data of heads: vectors with labels and items, and their division into folds."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ class TrainingSet:
         for view in schedule.views():
             if view not in self.vectors:
                 raise BadInput(
-                    f"the schedule names the view {view!r}, and there are no vectors of it"
+                    f"the schedule names the view {view!r}, but there are no vectors of it"
                 )
             array = self.vectors[view]
             if array.ndim != 2 or len(array) != rows or array.shape[1] == 0:
                 raise BadInput(f"view {view!r}: expected vectors ({rows}, D), not {array.shape}")
             if array.shape != self.vectors[schedule.views()[0]].shape:
                 raise BadInput(
-                    f"view {view!r}: its vectors are of another width than the first view's"
+                    f"view {view!r}: its vectors differ in width from those of the first view"
                 )
             parts = (array[start : start + _ROWS] for start in range(0, rows, _ROWS))
             if not all(np.isfinite(part).all() for part in parts):
@@ -94,7 +94,7 @@ class TrainingSet:
         schedule: Schedule,
         device: str,
     ) -> str:
-        """The hash of everything that decides the numbers of a group of networks."""
+        """The hash of everything that determines the results of a group of networks."""
         rows = hashlib.sha256()
         for number in dict.fromkeys(job.fold.number for job in group):
             for side in pairs[number - 1]:

@@ -1,4 +1,4 @@
-"""Export: the vectors of a view beside the labels of a dataset, as arrays or as one file."""
+"""Export: the vectors of a view with the labels of a dataset, as arrays or as one file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CachedVectors(CachedSetting, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows in dataset order: vectors (N, D) float32, labels (N,) int64 (-1 where there is none),
+    """Rows in dataset order: vectors (N, D) float32, labels (N,) int64 (-1 for unlabelled images),
     ids and splits (N,) str, items (N, 32) uint8, and the class names that the labels index."""
 
     vectors: np.ndarray | MappedVectors
@@ -52,7 +52,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What `export` wrote."""
+    """The file that `export` wrote."""
 
     path: str
     format: str
@@ -159,20 +159,20 @@ def vectors(
     return_ids: bool = False,
     **options: Unpack[CachedVectors],
 ) -> tuple[np.ndarray | MappedVectors, np.ndarray, *tuple[np.ndarray, ...]]:
-    """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,), of labelled images.
+    """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,) of labelled images.
 
-    Of several views the rows of the first come first, then those of the next; an image that one of
-    them lacks is left out. `return_groups` adds `groups` (N,) int64, the same number for the views
-    and copies of one image: cross-validate by it, as GroupKFold does, or an image is on both sides.
-    `return_ids` adds the ids of the samples (N,).
-    `mapped`: X stays on the disk and is read as it is indexed, for spaces larger than the memory.
+    The rows of several views follow each other, view by view; an image that one of them lacks is
+    left out. `return_groups` adds `groups` (N,) int64, the same number for all views and copies of
+    an image: pass it to cross-validation (GroupKFold), or an image ends up on both sides.
+    `return_ids` adds the ids of the samples (N,). With `mapped`, X stays on disk and is read on
+    access, for spaces larger than memory.
     """
     check_keywords(options, CachedVectors, "vectors")
     views = listed(view)
     if not views or len(set(views)) < len(views):
-        raise BadInput(f"view {views}: give at least one view, and each once")
+        raise BadInput(f"view {views}: give at least one view, and each only once")
     if mapped and len(views) > 1:
-        raise BadInput("mapped=True takes one view; call vectors once for each")
+        raise BadInput("mapped=True takes a single view; call vectors once per view")
     table = _table(data, views, backbone, split, options, labelled=True, mapped=mapped)
     extra: list[np.ndarray] = []
     if return_groups:

@@ -1,4 +1,4 @@
-"""Index: list and hash a dataset once, for all who will work on it."""
+"""Index: list and hash a dataset once, so that later commands need not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featurecache.storage.output_files import check_output
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What `index` wrote; samples that can't be read are not in it, but here."""
+    """The index that was written. Samples that can't be read are listed here instead of in it."""
 
     path: str
     rows: int
@@ -30,7 +30,7 @@ def index(data: str | Path = "data", *, out: str | Path, progress: Progress = si
     """
     path = Path(out)
     if path.suffix != ".parquet":
-        raise BadInput(f"{out}: the name of an index ends in .parquet")
+        raise BadInput(f"{out}: the name of an index must end in .parquet")
     check_output(path)
     dataset = open_dataset(data)
     items, unreadable = items_of(dataset.samples, progress)

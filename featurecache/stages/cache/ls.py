@@ -10,9 +10,9 @@ from featurecache.features.store import Cache
 
 
 def ls(cache: str | Path = "data/cache") -> list[SpaceSummary]:
-    """Each space of the cache: space, view, backbone (None for kept pictures), rows, bytes,
-    root_hash. Raises BadInput where there is no cache."""
+    """Each space of the cache: space, view, backbone (None for stored pictures), rows, bytes,
+    root_hash. Raises BadInput if there is no cache."""
     opened = Cache(cache)
     if not opened.exists:
-        raise BadInput(f"no cache at {cache} yet; `featurecache featurize` makes one")
+        raise BadInput(f"no cache at {cache} yet; `featurecache featurize` creates one")
     return [space.summary() for space in opened.spaces()]

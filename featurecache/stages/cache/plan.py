@@ -1,4 +1,4 @@
-"""Plan: what `featurize` would compute, what the cache holds already, and the cost."""
+"""Plan: what `featurize` would compute, what the cache already holds, and the cost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Plan:
 
     hits: int
     misses: int
-    bytes: int  # that the new rows would take on disk
+    bytes: int  # disk space of the new rows
     seconds: float  # estimated from a short probe; 0 without misses
     spaces: list[PlannedSpace]
 
@@ -53,9 +53,10 @@ def plan(
     progress: Progress = silent,
     **setting: Unpack[VectorSetting],
 ) -> Plan:
-    """What `featurize` would compute and find, the disk and the time it would take. Writes nothing.
+    """The hits and misses of `featurize`, and the disk space and time it would take.
 
-    The time is estimated from a short probe: a few images through every view and backbone.
+    Nothing is written. The time is estimated from a short probe: a few images in every view, with
+    every backbone.
     """
     check_keywords(setting, VectorSetting, "plan")
     if not backbone:
@@ -92,7 +93,7 @@ def plan(
 def _seconds_per_row(
     request: Request, view: View, backbone: Backbone, engine: Engine, workers: int
 ) -> float:
-    """Measured on up to 32 images: pictures are made by `workers` while the network runs."""
+    """Seconds per row, measured on up to 32 images; pictures are made in parallel."""
     start = time.perf_counter()
     pictures = []
     for index in request.items.distinct[:32].tolist():
@@ -100,7 +101,7 @@ def _seconds_per_row(
         try:
             pixels = decode(request.dataset.samples[index].read())
             pictures.append(backbone.preprocess(view.picture(pixels, item)))
-        except (Undecodable, OSError):  # costs nothing here; featurize lists it
+        except (Undecodable, OSError):  # featurize lists these images
             continue
     if not pictures:
         return 0.0
@@ -110,7 +111,7 @@ def _seconds_per_row(
     start = time.perf_counter()
     run_rows(engine, batch)
     network = (time.perf_counter() - start) / engine.batch_rows
-    # On a CPU both want the same cores; beside a GPU the slower of the two decides.
+    # On a CPU both compete for the same cores; with a GPU the slower of the two decides.
     if engine.name.startswith("torch-cuda"):
         return float(max(making / max(workers, 1), network))
     return float(network + making / (workers + 1))

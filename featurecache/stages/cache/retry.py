@@ -1,4 +1,4 @@
-"""Retry: decode failed images again, after their cause has been fixed."""
+"""Retry: decode failed images again, for example with a newer decoder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from featurecache.stages.cache.featurize import SHARD_ROWS
 
 @dataclass(frozen=True, kw_only=True)
 class Retried:
-    """What `retry` did: of the `failed` rows of the images in the dataset, `mended` now have a
-    vector or a picture; `left` is `{path, reason}` of those that still have none."""
+    """The result of `retry`: of the `failed` rows of images in the dataset, `mended` now have a
+    vector or a picture. `left` lists `{path, reason}` of those that still fail."""
 
     failed: int
     mended: int
@@ -36,11 +36,12 @@ def retry(
     weights: str | Path | None = None,
     progress: Progress = silent,
 ) -> Retried:
-    """Decode the failed images of every space again, and add the rows of those that now can be.
+    """Decode the failed images of every space again, and add the rows of those that now succeed.
 
-    A failed row belongs to an image's bytes, so `featurize` does not try it twice; a newer decoder
-    may. (A file that could not be read, or has new bytes now, is no failed row: `featurize` takes
-    it up by itself.) A mended row counts before the failed one (docs/format.md).
+    A failed row belongs to an image's bytes, so `featurize` never tries it again, although a newer
+    decoder may succeed. (A file that could not be read, or that has new bytes now, has no failed
+    row; `featurize` handles it.) A repaired row takes precedence over the failed one
+    (docs/format.md).
     """
     opened = Cache(cache)
     if not opened.exists:
@@ -59,7 +60,7 @@ def retry(
         with reserved([space]):
             rows = [(sources[item], item) for item in space.failures(sources)]
             failed += len(rows)
-            fine = []
+            decodable = []
             for start in range(0, len(rows), SHARD_ROWS):
                 part = rows[start : start + SHARD_ROWS]
                 try:
@@ -70,13 +71,14 @@ def retry(
                 left |= {
                     sample.id: made.failed[item] for sample, item in part if item in made.failed
                 }
-                fine += [row for row in part if row[1] not in made.failed]
-            if fine:
+                decodable += [row for row in part if row[1] not in made.failed]
+            if decodable:
                 began = time.perf_counter()
-                made = recomputer.make(space, fine)
+                made = recomputer.make(space, decodable)
                 took = time.perf_counter() - began
-                space.commit([item for _, item in fine], made.arrays, {}, made.provenance, took)
-                mended += len(fine)
+                recovered = [item for _, item in decodable]
+                space.commit(recovered, made.arrays, {}, made.provenance, took)
+                mended += len(decodable)
                 changed.append(opened.space(space.key, space.view, space.backbone).summary())
     return Retried(
         failed=failed,

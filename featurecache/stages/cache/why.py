@@ -12,13 +12,14 @@ from featurecache.errors import BadInput
 from featurecache.features.settings import VectorSetting, check_keywords
 from featurecache.filling.fill import other_pixels
 from featurecache.filling.request import resolve_request
+from featurecache.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Why:
-    """One space asked for. `note` says so where its rows were made from other pixels than this
-    machine makes. `differs` lists fields as `field: asked for / held`, against `nearest`,
-    the space of the cache whose key differs in the fewest fields (None for an empty cache)."""
+    """One requested space. `note` reports rows made from other pixels than this machine makes.
+    `nearest` is the space of the cache whose key differs in the fewest fields (None for an empty
+    cache), and `differs` lists these fields as `field: requested / cached`."""
 
     space: str
     view: str
@@ -61,9 +62,10 @@ def why(
             )
             differs, nearest = ranked[0] if ranked else ([], None)
             if misses == 0:
-                reason = "every image is held"
+                reason = "every image is cached"
             elif hits or (nearest is not None and not differs):
-                reason = f"the space is there; {misses} images of this dataset are not in it yet"
+                lacking = counted(misses, "image")
+                reason = f"the space exists, but lacks {lacking} of this dataset"
             elif nearest is None:
                 reason = "the cache holds no vectors yet"
             else:
