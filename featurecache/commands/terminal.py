@@ -101,7 +101,7 @@ class _Lines:
     """`featurize (0 hits): 512 of 5,391, 170.2/s, 28 s left`, at most every ten seconds."""
 
     def __init__(self) -> None:
-        self._started = self._shown = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._what = ""
         self._first = 0
 
@@ -110,10 +110,10 @@ class _Lines:
         kind = what.split(" (")[0]
         if kind != self._what:
             self._what, self._first = kind, done
-            self._started = self._shown = now
-        if done < total and now - self._shown < LINE_EVERY:
+            self._started = self._last_line = now
+        if done < total and now - self._last_line < LINE_EVERY:
             return
-        self._shown = now
+        self._last_line = now
         line = f"{what}: {done:,} of {total:,}"
         if now - self._started > 1 and done > self._first:
             rate = (done - self._first) / (now - self._started)
