@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +140,27 @@ def test_a_stored_model_that_does_not_fit_is_not_used(
     assert memos.write_memo(name, change(data))
     assert np.array_equal(vectors(backbone), first)
     assert conversions == [TINY, TINY]
+
+
+@pytest.mark.slow
+def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
+    """A process that converts a network opens no connection and loads no telemetry."""
+    script = """
+import socket, sys
+def refuse(*arguments):
+    raise SystemExit(f"a connection to {arguments[1:]}")
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+from featurecache.features import openvino_models
+from featurecache.features.backbones import build_backbone
+backbone = build_backbone("test_efficientnet", "random", input_size=32)
+openvino_models.compile_backbone(backbone, 2, "f32")
+assert "openvino" in sys.modules
+print(sorted(name for name in sys.modules if name.startswith("openvino_telemetry.")))
+"""
+    home = {**os.environ, "HOME": str(tmp_path), "FEATURECACHE_MEMOS": str(tmp_path / "memos")}
+    home.pop("CI", None)  # where it stays silent
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=home, timeout=120
+    )
+    assert (ended.returncode, ended.stdout) == (0, "[]\n"), ended.stderr

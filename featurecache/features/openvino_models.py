@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -34,6 +35,20 @@ _MAX_MODEL = 1 << 30  # bytes; larger networks are converted each time
 _DIVISION_STAYS = "nonconvertable_divide_0"
 
 
+def _openvino() -> Any:
+    """The library, which would report its import and each conversion to its maker.
+
+    `openvino_telemetry` sends such reports unless a file in the user's home forbids it, and this
+    package sends nothing that nobody asked for (law 7, "Silence is an error"). OpenVINO works
+    without that module. A process that imported OpenVINO before keeps what it has.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # importing it fails
+    import openvino
+
+    return openvino
+
+
 @functools.cache
 def core() -> Any:
     """OpenVINO's Core, created once per process and never closed.
@@ -42,9 +57,7 @@ def core() -> Any:
     If two Cores are closed in the order of their creation, the second restores the freed stack of
     the first, and the next signal that Python handles (a worker exits, Ctrl-C) kills the process.
     """
-    import openvino
-
-    return openvino.Core()
+    return _openvino().Core()
 
 
 def compile_backbone(backbone: Backbone, micro_batch: int, precision: str) -> Any:
@@ -61,7 +74,6 @@ def compile_backbone(backbone: Backbone, micro_batch: int, precision: str) -> An
 
 
 def _convert(backbone: Backbone, shape: tuple[int, ...]) -> Any:
-    import openvino
     import torch
 
     from featurecache.features.frozen import freeze
@@ -74,7 +86,7 @@ def _convert(backbone: Backbone, shape: tuple[int, ...]) -> Any:
         jit: Any = torch.jit  # has no types
         traced = jit.trace(freeze(backbone), example, check_trace=False)
         with delay_signals():  # the converter calls Python from C++
-            model = openvino.convert_model(traced)
+            model = _openvino().convert_model(traced)
     model.reshape(list(shape))
     return model
 
@@ -131,11 +143,9 @@ class _ModelMemo:
         """Store a model, if it gives the same vectors when it is read again."""
         if self._name is None:
             return
-        import openvino
-
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, "model.xml"), Path(folder, "model.bin")]
-            openvino.serialize(model, *map(str, files))
+            _openvino().serialize(model, *map(str, files))
             if sum(file.stat().st_size for file in files) > _MAX_MODEL - _MAX_HEAD:
                 return
             xml, weights = (file.read_bytes() for file in files)
