@@ -224,9 +224,9 @@ def test_what_is_no_ensemble(
 ) -> None:
     with pytest.raises(UnknownName, match="unknown ensemble 'stak'; nearest: stack"):
         together("split", "folds", how="stak")
-    with pytest.raises(BadInput, match="at least two runs, each given once"):
+    with pytest.raises(BadInput, match="at least two runs, each only once"):
         together("split")
-    with pytest.raises(BadInput, match="at least two runs, each given once"):
+    with pytest.raises(BadInput, match="at least two runs, each only once"):
         together("split", "split", "folds")
     copy = Path(shutil.copytree(small_runs["split"], tmp_path / "copy"))
     record = json.loads((copy / "run.json").read_text())

@@ -85,7 +85,8 @@ class Solver:
             raise BadInput("all training images are of one class; a head needs at least two")
         inverse = self.scale**2 / (max(weight_decay, 1e-12) * len(self.y))
         with warnings.catch_warnings(), few_threads(self.rows.size * self.classes):
-            warnings.simplefilter("ignore", ConvergenceWarning)  # Solution.is_converged says it
+            # Solution.is_converged reports it.
+            warnings.simplefilter("ignore", ConvergenceWarning)
             self.model.set_params(C=inverse).fit(self.rows, self.y, self.weights)
         fitted, intercepts = self.model.coef_, self.model.intercept_
         if len(fitted) == 1:  # of two classes scikit-learn fits the difference

@@ -79,10 +79,10 @@ def train_sweep(
     """Train every setting of `schedule.sweep` with each of its seeds, and save the winner's head.
 
     Arguments and errors are those of `training.train`. Members of a sweep see the rows in the same
-    order; a seed is of initial weights and dropout. The head and the metrics that are saved in
-    `run` are those of the winner's first seed. `run/sweep/K` holds the metrics of settings that are
-    trained together, and when they are done what came out: a killed sweep goes on from there.
-    Raises FeatureCacheError where every setting diverged.
+    order; a seed affects only initial weights and dropout. `run` gets the head and the metrics of
+    the winner's first seed. `run/sweep/K` holds the metrics of settings that are trained together
+    and, once they are done, their results, from which a killed sweep resumes. Raises
+    FeatureCacheError if every setting diverged.
     """
     settings = settings_of(schedule, "schedule")
     assert schedule.sweep is not None

@@ -26,8 +26,8 @@ def augment(
     progress: Progress = silent,
     **setting: Unpack[FillSetting],
 ) -> Filled:
-    """Store the pictures of these views in the cache, as PNG in shards under the same laws as
-    vectors. `featurize` then includes them by default. `setting`, and the errors, are those of
+    """Store the pictures of these views in the cache, as PNG files in shards, by the same rules as
+    vectors. `featurize` then includes these views by default. `setting` and the errors are those of
     `featurize`.
     """
     began = time.perf_counter()

@@ -73,8 +73,9 @@ def export(
 ) -> Exported:
     """Write a view's vectors with labels, ids, items (SHA-256 of images) and splits into one file.
 
-    `format` is npz, parquet or safetensors; by default the ending of `out`. Images that could not
-    be decoded are left out, and counted. Raises NotCached for vectors that are not there.
+    `format` is npz, parquet or safetensors; the default is the suffix of `out`. Images that could
+    not be decoded are left out and counted. The settings select among several spaces in the cache.
+    Raises NotCached for missing vectors.
     """
     check_keywords(options, CachedVectors, "export")
     path = Path(out)

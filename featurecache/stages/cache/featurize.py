@@ -23,7 +23,7 @@ SHARD_ROWS = 512  # a killed run loses at most one shard: 2 s of Lite0, 26 s of 
 
 @dataclass(frozen=True, kw_only=True)
 class Featurized(Filled):
-    """What `featurize` did. Rows are counted, one for each image, view and backbone.
+    """The result of `featurize`, counted in rows: one per image, view and backbone.
 
     Another precision than f32 has a cost, which is measured (law 9, "f32 unless asked"):
     `least_cosine` has for each backbone the minimum cosine between its vectors and those in f32, on

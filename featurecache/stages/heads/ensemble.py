@@ -91,7 +91,7 @@ def ensemble(
     if how is not None and how not in HOW:
         raise UnknownName("ensemble", how, HOW)
     if len({Path(run).resolve() for run in runs}) < max(len(runs), 2):
-        raise BadInput("an ensemble needs at least two runs, each given once")
+        raise BadInput("an ensemble needs at least two runs, each only once")
     views = views_of(view, tta)
     question = open_question(runs, views, seed, data, cache, progress, same_classes=True)
     validated = [_validated(record) for record in question.records]

@@ -267,7 +267,7 @@ def _half_of_memory() -> int | None:
 def overridden(
     schedule: Schedule, backbone: str | Sequence[str], seed: int | None = None
 ) -> Schedule:
-    """The schedule with its backbone and seed overridden, where given. Raises BadInput."""
+    """The schedule with `backbone` and `seed` overridden, unless empty or None. Raises BadInput."""
     changed: dict[str, Any] = {}
     names = listed(backbone)
     if names:
