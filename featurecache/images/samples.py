@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from featurecache.executors import Progress, silent
+from featurecache.images.item_memos import ItemMemo, Part
 from featurecache.items import Items
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.stored_file import StoredFile, open_file
@@ -92,13 +93,19 @@ def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict
 
 
 def items_of(
-    samples: Sequence[Sample], progress: Progress = silent, threads: int = 8
+    samples: Sequence[Sample],
+    progress: Progress = silent,
+    threads: int = 8,
+    *,
+    use_memos: bool = True,
 ) -> tuple[Items, dict[str, str]]:
     """The item (SHA-256 of the encoded bytes, 32 bytes) of each sample, in order, and what could
     not be read.
 
-    An index already contains the items; they are checked when an image is read. For a sample whose
-    bytes can't be read, the item is None and the dict has the reason by the sample's id.
+    An index already contains the items; they are checked when an image is read. Files that have not
+    changed since they were hashed are not read again (item_memos.py), unless `use_memos` is false.
+    For a sample whose bytes can't be read, the item is None and the dict has the reason by the
+    sample's id.
     """
     known_items = getattr(samples, "items", None)
     if known_items is not None:
@@ -115,13 +122,30 @@ def items_of(
                 reasons[sample.id] = error.strerror or str(error)
         return items
 
+    memo = ItemMemo([_part_of(sample) if use_memos else None for sample in samples])
+    items = memo.items()
+    unknown = [index for index, item in enumerate(items) if item is None]
     # Slices, because a future per sample costs more than hashing a small image.
-    slices = [samples[i : i + 256] for i in range(0, len(samples), 256)]
+    slices = [unknown[i : i + 256] for i in range(0, len(unknown), 256)]
+    done = len(items) - len(unknown)
     with ThreadPoolExecutor(threads) as pool:
-        items: list[bytes | None] = []
-        for part in pool.map(hashed, slices):
-            items += part
-            progress(len(items), len(samples), "hash images")
+        work = pool.map(lambda indices: hashed([samples[i] for i in indices]), slices)
+        for indices, part in zip(slices, work, strict=True):
+            for index, item in zip(indices, part, strict=True):
+                items[index] = item
+            done += len(part)
+            progress(done, len(items), "hash images")
+    memo.write(items, len(unknown) - len(reasons))
     return Items.pack(items), {
         sample.id: reasons[sample.id] for sample in samples if sample.id in reasons
     }
+
+
+def _part_of(sample: Sample) -> Part | None:
+    """The file of this machine that has the sample's bytes, and which of its bytes they are."""
+    source = sample.source
+    if isinstance(source, Path):
+        return None if sample.refused else (source, "")
+    if isinstance(source, Member) and isinstance(source.path, Path):
+        return source.path, f"{source.start}+{source.size}"
+    return None

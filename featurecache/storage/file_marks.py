@@ -22,6 +22,7 @@ from pathlib import Path
 QUIET_SECONDS = 5  # more than the ticks of file systems, and the skew of clocks in one network
 
 Mark = list[int]  # as it is in JSON
+MARK_FIELDS = 5
 
 
 def mark_of(path: Path) -> Mark | None:
@@ -34,12 +35,14 @@ def mark_of(path: Path) -> Mark | None:
     return mark_of_status(status)
 
 
-def mark_of_status(status: os.stat_result) -> Mark | None:
-    """The mark of a file from its status, as `mark_of`."""
+def mark_of_status(status: os.stat_result, quiet_seconds: float | None = None) -> Mark | None:
+    """The mark of a file from its status, as `mark_of`, if it was left alone for so long."""
+    if quiet_seconds is None:
+        quiet_seconds = QUIET_SECONDS
     if os.name != "posix" or not stat.S_ISREG(status.st_mode):
         return None
     changed = max(status.st_ctime_ns, status.st_mtime_ns)
-    quiet = changed + QUIET_SECONDS * 10**9 < time.time_ns()
+    quiet = changed + quiet_seconds * 10**9 < time.time_ns()
     has_fine_times = status.st_ctime_ns % 10**9 != 0
     if not (quiet and has_fine_times):
         return None

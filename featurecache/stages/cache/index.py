@@ -33,7 +33,7 @@ def index(data: str | Path = "data", *, out: str | Path, progress: Progress = si
         raise BadInput(f"{out}: the name of an index must end in .parquet")
     check_output(path)
     dataset = open_dataset(data)
-    items, unreadable = items_of(dataset.samples, progress)
+    items, unreadable = items_of(dataset.samples, progress, use_memos=False)
     durable.sweep(path.absolute().parent)
     with durable.temporary_file(path) as temporary, durable.errors_about(path):
         rows = write_index(path, dataset.samples, items, dataset.classes, temporary)
