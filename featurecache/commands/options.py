@@ -21,14 +21,44 @@ def options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def _keep_column(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.meta.setdefault(_COLUMNS, {})[option.name] = value
+
+
+def _with_columns(context: click.Context, _: click.Parameter, data: str) -> Any:
+    """`data`, opened if options name columns of it, so that no command needs to know of them."""
+    columns = context.meta.get(_COLUMNS)
+    if not columns or context.resilient_parsing:
+        return data
+    import featurecache
+
+    return featurecache.open_dataset(data, **columns)
+
+
+def _data(command: Command) -> Command:
+    """--data, and the options for columns of a CSV file. They are hidden, since every command
+    with --data has them."""
+    for column in ("path", "label", "split"):
+        command = click.option(
+            f"--{column}-column", metavar="NAME", hidden=True, is_eager=True, expose_value=False,
+            callback=_keep_column, help=f"The column of a CSV file that holds the {column}."
+        )(command)  # fmt: skip
+    return click.option(
+        "--data", default="data", show_default=True, metavar="DIR|FILE|digits",
+        callback=_with_columns,
+        help="The dataset: a folder, or a .csv, .parquet or .tar file. Columns of a CSV file: "
+        "--path-column, --label-column, --split-column.",
+    )(command)  # fmt: skip
+
+
+_COLUMNS = "featurecache.columns"  # the key in click's context
+
 # These options select among the cached vectors; an option that is absent matches all of them.
 _CACHED_HELP = "Selects vectors that were computed with it.  [default: any, if unambiguous]"
 
 SHARED: dict[str, Callable[[Any], Any]] = {
-    "data": click.option(
-        "--data", default="data", show_default=True, metavar="DIR|FILE|digits",
-        help="The dataset: a folder, or a .csv, .parquet or .tar file."
-    ),
+    "data": _data,
     "cache": click.option(
         "--cache", default="data/cache", show_default=True, metavar="DIR", help="The cache."
     ),

@@ -25,12 +25,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName, nearest
 from featurecache.images.layouts.contents import Contents, first_few
 from featurecache.images.layouts.csv_files import csv_file, tables_in
+from featurecache.images.layouts.csv_tables import CsvColumns
 from featurecache.images.layouts.folders import class_folders, class_notes, entries, split_folders
 from featurecache.images.layouts.indexes import Indexed, read_index
 from featurecache.images.layouts.listing import MAX_DEPTH, Tree
@@ -114,12 +116,15 @@ class Dataset:
         )
 
 
-def open_dataset(data: str | Path | Dataset) -> Dataset:
+def open_dataset(data: str | Path | Dataset, **columns: Unpack[CsvColumns]) -> Dataset:
     """The dataset at `data`: a folder, a file, or the literal string `digits`.
 
     A Dataset is returned unchanged, so that every function that takes a path also takes a dataset.
-    Lists files, but reads no image. Raises BadInput, with advice, if `data` is not a dataset.
+    `columns` names columns of a CSV file whose names are not usual ones. Lists files, but reads no
+    image. Raises BadInput, with advice, if `data` is not a dataset.
     """
+    if any(columns.values()):
+        return _table(data, columns)
     if isinstance(data, Dataset):
         return data
     if isinstance(data, str) and data == "digits":
@@ -154,6 +159,16 @@ def open_dataset(data: str | Path | Dataset) -> Dataset:
     if path.suffix.lower() == ".csv":
         return _numbered(csv_file(path))
     raise BadInput(f"{as_utf8(path)}: not a dataset; a dataset is {LAYOUTS}")
+
+
+def _table(data: str | Path | Dataset, columns: CsvColumns) -> Dataset:
+    path = None if isinstance(data, Dataset) else locate(data)
+    if path is None or path.suffix.lower() != ".csv":
+        option = next(name for name, value in columns.items() if value).replace("_", "-")
+        raise BadInput(f"{data}: --{option} is for a .csv file")
+    if not isinstance(path, StoredFile) and not _is_there(path):
+        raise BadInput(f"{as_utf8(path)}: no such file")
+    return _numbered(csv_file(path, columns))
 
 
 def _is_there(path: Path) -> bool:

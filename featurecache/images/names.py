@@ -42,6 +42,13 @@ _COLUMN_LIKE = {
         "datasplit", "splitname", "datasetsplit", "settype",
     },
 }  # fmt: skip
+_USUAL_COLUMNS = {  # names that stand for a column that is absent
+    "path": {
+        "file", "filename", "filepath", "image", "img", "imagepath", "imgpath", "imagefile",
+        "imagename",
+    },
+    "label": {"class", "classname", "category", "target"},
+}  # fmt: skip
 _NEAR = 0.75  # difflib's ratio from which a column name is probably a typo
 
 _FOREIGN = {  # folders added by file systems, network drives and archivers, in lower case
@@ -129,6 +136,12 @@ def column_of(header: str) -> str:
     spaces or invisible characters around it. Other names are returned as they are."""
     name = _visible(header)
     return name.casefold() if name.casefold() in COLUMNS else name
+
+
+def is_usual_column(header: str, column: str) -> bool:
+    """Whether a header is a usual name of this one of COLUMNS: `file_name`, `Class`."""
+    name = "".join(_LETTERS.findall(header.casefold()))
+    return name in _USUAL_COLUMNS.get(column, ())
 
 
 def looks_like_column(header: str, column: str) -> bool:
