@@ -14,8 +14,7 @@ from click.testing import CliRunner
 
 from featurecache.commands.cache import list_spaces
 from featurecache.features.store import Cache
-from featurecache.filling import fill as module
-from featurecache.images import canary
+from featurecache.images import canary, canary_memos
 from featurecache.images.canary import pixel_canary, pixel_provenance
 from featurecache.images.views import find_view
 from featurecache.stages.cache.augment import augment
@@ -121,7 +120,7 @@ def test_the_number_of_workers_is_no_part_of_it(
 
 def here_is_another_machine(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(canary, "pixel_canary", lambda view: OTHER)
-    patch.setattr(module, "pixel_canary", lambda view: OTHER)
+    patch.setattr(canary_memos, "pixel_canary", lambda view: OTHER)
 
 
 def test_a_fill_on_another_kind_of_machine_is_said_and_recorded(

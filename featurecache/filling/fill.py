@@ -17,7 +17,7 @@ from featurecache.filling.dispatch import ExecutorSetting, Maker, Where, dispatc
 from featurecache.filling.request import Request
 from featurecache.filling.shard_plan import ShardPlan, check_shard_rows, parse_part, plan_shards
 from featurecache.filling.tally import Tally
-from featurecache.images.canary import pixel_canary
+from featurecache.images.canary_memos import known_pixel_canary
 from featurecache.images.views import View
 
 
@@ -146,6 +146,6 @@ def _pixel_notes(spaces: Iterable[Space]) -> list[str]:
 def other_pixels(view: View, space: Space) -> str:
     """A note on a space, unless this machine would compute all its pixels; then empty."""
     recorded = space.pixel_canaries
-    if not recorded or recorded == [pixel_canary(view)]:
+    if not recorded or recorded == [known_pixel_canary(view)]:
         return ""
-    return f"pixel canaries {', '.join(recorded)}; this machine's is {pixel_canary(view)}"
+    return f"pixel canaries {', '.join(recorded)}; this machine's is {known_pixel_canary(view)}"
