@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from featurecache.features.store import Cache
+from featurecache.storage.file_marks import QUIET_SECONDS
 
 PACKAGE = Path(__file__).parent.parent / "featurecache"
 
@@ -270,6 +273,22 @@ def test_quick_commands_import_nothing_heavy(command: str, tmp_path: Path) -> No
     names = imports_of(*words)
     assert "featurecache" in names
     assert names & HEAVY == set()
+
+
+@pytest.mark.slow
+def test_commands_that_find_every_row_import_no_network(
+    small_data: Path, small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURECACHE_MEMOS", str(tmp_path / "memos"))
+    shutil.copytree(small_cache, tmp_path / "cache")
+    time.sleep(QUIET_SECONDS)  # if the package was changed just now
+    words = ["--data", str(small_data), "--cache", str(tmp_path / "cache"), "--view", "none"]
+    words += ["--backbone", "efficientnet_lite0", "--input-size", "32", "--view", "color_1"]
+    imports_of("why", *words)  # which makes the memos
+    for command in ("featurize", "plan", "why"):
+        names = imports_of(command, *words)
+        assert "numpy" in names
+        assert names & (HEAVY | {"sklearn", "scipy", "h5py"}) == set()
 
 
 def test_the_package_imports_nothing_heavy() -> None:
