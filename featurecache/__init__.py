@@ -28,6 +28,7 @@ _HOMES = {
     "gc": "stages.cache.gc",
     "index": "stages.cache.index",
     "inspect": "stages.looking.inspect",
+    "list_runs": "stages.looking.runs",
     "load_head": "stages.heads.predict",
     "ls": "stages.cache.ls",
     "open_dataset": "images.datasets",

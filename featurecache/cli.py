@@ -54,6 +54,7 @@ for command in (
     looking.backbones,
     looking.doctor,
     looking.report,
+    looking.list_runs,
     study.study,
 ):
     cli.add_command(command)

@@ -120,6 +120,7 @@ RESULTS = {
     "featurecache study saliency": "studies.saliency.Saliency",
     "featurecache submit": "heads.submit.Submission",
     "featurecache report": "looking.report.Report",
+    "featurecache runs": "looking.runs.RunRow",
     "featurecache run": "recipes.run.RecipeResult",
     "featurecache train-head": "heads.train_head.TrainedRun",
     "featurecache verify": "cache.verify.Verification",

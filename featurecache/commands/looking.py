@@ -116,6 +116,46 @@ def doctor(cache: str, as_json: bool) -> int:
     return 0 if all(check.ok for check in checks) else 1
 
 
+@click.command("runs")
+@click.argument("folder", default="runs")
+@click.option(
+    "--sort",
+    default="top1",
+    show_default=True,
+    metavar="NAME",
+    help="top1, loss, started, seconds, rows or run.",
+)
+@options("json", "debug")
+def list_runs(folder: str, sort: str, as_json: bool) -> None:
+    """List the runs in FOLDER (default: runs) with their validation results, best first."""
+    from featurecache.stages.looking.runs import list_runs
+
+    rows = list_runs(folder, sort=sort)
+    if as_json:
+        return printing.print_json(rows)
+    table = [
+        {
+            "run": row.run,
+            "top1": row.top1,
+            "loss": row.loss,
+            "validated on": row.validation,
+            "rows": row.rows,
+            "backbone": " + ".join(row.backbone),
+            "views": " + ".join(row.views),
+            "started": row.started[:16].replace("T", " "),
+            "": "" if row.error or row.top1 is not None else "unfinished",
+        }
+        for row in rows
+        if row.error is None
+    ]
+    terminal.table(table)
+    for row in rows:
+        if row.error is not None:
+            click.echo(terminal.printable(row.error))
+    if not rows:
+        click.echo(terminal.printable(f"{folder} has no runs"))
+
+
 @click.command()
 @click.argument("runs", nargs=-1, required=True)
 @options("data", "cache")

@@ -22,6 +22,7 @@ from featurecache.runs.predictions import (
     views_of,
 )
 from featurecache.runs.record import RunRecord, schedule_of
+from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.study import metrics
 
@@ -90,7 +91,8 @@ def ensemble(
     data, cache, progress = resolve_options(options, "ensemble")
     if how is not None and how not in HOW:
         raise UnknownName("ensemble", how, HOW)
-    if len({Path(run).resolve() for run in runs}) < max(len(runs), 2):
+    runs = find_runs(runs)
+    if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise BadInput("an ensemble needs at least two runs, each only once")
     views = views_of(view, tta)
     question = open_question(runs, views, seed, data, cache, progress, same_classes=True)

@@ -17,6 +17,7 @@ from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
 from featurecache.runs.record import read_run, schedule_of
+from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage.output_files import check_output
 from featurecache.study import metrics
@@ -95,7 +96,7 @@ def evaluate(
             check_output(file, option, data=data)
     if misclassified and confusion and Path(misclassified).resolve() == Path(confusion).resolve():
         raise BadInput(f"{confusion}: --misclassified and --confusion name the same file")
-    runs = [run] if against is None else [run, against]
+    runs = find_runs([run] if against is None else [run, against])
     views = views_of(view, tta)
     if against is not None and not same_views([read_run(path) for path in runs], views, seed):
         raise BadInput(
@@ -116,7 +117,7 @@ def evaluate(
         return result
     rights = [predictions.correct_mask(0), predictions.correct_mask(1)]
     comparison: Comparison = {
-        "run": str(against),
+        "run": str(runs[1]),
         "top1": float(rights[1].mean()),
         **metrics.mcnemar(*rights),
     }

@@ -20,6 +20,7 @@ from featurecache.images.layouts.contents import first_few
 from featurecache.images.layouts.listing import Tree
 from featurecache.images.samples import MAX_FILE
 from featurecache.runs.record import RunRecord, read_run
+from featurecache.runs.run_names import find_run
 from featurecache.storage.safe_open import read_regular
 
 # A predicted class, with its readable name; `class` is a keyword of Python.
@@ -52,8 +53,9 @@ def predict(
     its network. Nothing is cached.
     """
     files = _files([files] if isinstance(files, str | Path) else files)
+    run = find_run(run)
     record = read_run(run)
-    head = Head.load(Path(run))
+    head = Head.load(run)
     networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
     rows, errors = _vectors(
         networks, [backbone["precision"] for backbone in record.backbones], files, engine
@@ -104,8 +106,9 @@ def _files(paths: Sequence[str | Path]) -> list[str]:
 
 def load_head(run: str | Path) -> Head:
     """The trained head of a finished run: a scikit-learn classifier of vectors."""
-    read_run(run)
-    return Head.load(Path(run))
+    folder = find_run(run)
+    read_run(folder)
+    return Head.load(folder)
 
 
 def run_networks(record: RunRecord, files: Sequence[str | Path]) -> list[Backbone]:

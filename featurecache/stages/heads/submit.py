@@ -12,6 +12,7 @@ from featurecache.errors import BadInput
 from featurecache.images.samples import items_of
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.runs.predictions import all_spaces, decodable_images, open_question, views_of
+from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
@@ -46,7 +47,7 @@ def submit(
     for `evaluate`. Raises NotCached for missing vectors.
     """
     data, cache, progress = resolve_options(options, "submit")
-    runs = [runs] if isinstance(runs, str | Path) else list(runs)
+    runs = find_runs(runs)
     if not runs:
         raise BadInput("a submission needs at least one run")
     path = check_output(out, data=data)

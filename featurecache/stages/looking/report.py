@@ -20,6 +20,7 @@ from featurecache.features.store import Cache
 from featurecache.json_files import Open, read_file, read_model
 from featurecache.runs.predictions import Predictions, predict_split, same_views
 from featurecache.runs.record import RunRecord
+from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.evaluate import Evaluation, evaluation_of
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.stages.looking.report_pictures import (
@@ -77,7 +78,7 @@ def report(
     """
     began = time.perf_counter()
     data, cache, progress = resolve_options(options, "report")
-    runs = [runs] if isinstance(runs, str | Path) else list(runs)
+    runs = find_runs(runs)
     if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
         raise BadInput("a report needs at least one run, and each run only once")
     check_output(out, data=data)

@@ -21,6 +21,7 @@ from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import Sample
 from featurecache.runs.record import RunRecord, read_run
+from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.predict import run_networks
 from featurecache.stages.studies.study_files import study_folder, write_study
 from featurecache.study.sampling import evenly_spaced
@@ -157,7 +158,7 @@ def study_saliency(
     count = max(images, len(image_files))
     if count > MAX_IMAGES:
         raise BadInput(f"{count} images: a figure holds at most {MAX_IMAGES}")
-    paths = [runs] if isinstance(runs, str | Path) else list(runs)
+    paths = find_runs(runs)
     if not paths:
         raise BadInput("saliency needs the folder of a run")
     records = [read_run(path) for path in paths]

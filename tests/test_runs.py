@@ -1,0 +1,90 @@
+"""The table of runs, and runs by their names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from featurecache.cli import cli
+from featurecache.errors import BadInput
+from featurecache.runs.record import read_run
+from featurecache.runs.run_names import find_run
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.looking.runs import list_runs
+
+Runs = dict[str, Path]
+
+
+@pytest.fixture
+def folder(small_runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with copies of the small runs in `runs/`, one of them in a subfolder."""
+    monkeypatch.chdir(tmp_path)
+    for name, run in small_runs.items():
+        shutil.copytree(run, tmp_path / "runs" / ("old/fraction" if name == "fraction" else name))
+    return tmp_path
+
+
+def test_runs_are_listed_best_first(folder: Path) -> None:
+    rows = list_runs()
+    names = {"runs/folds", "runs/old/fraction", "runs/split", "runs/split_1"}
+    assert {row.run for row in rows} == names
+    assert [row.top1 for row in rows] == sorted((row.top1 for row in rows), reverse=True)
+    assert [row.top1 for row in rows] == [read_run(row.run).last["top1"] for row in rows]
+    by_name = {row.run: row for row in rows}
+    assert by_name["runs/split"].validation == "val"
+    assert by_name["runs/folds"].validation == "3 folds"
+    assert by_name["runs/old/fraction"].validation == "0.25 of train"
+    assert by_name["runs/split"].views == ["none"]
+    assert [row.run for row in list_runs(sort="run")] == sorted(names)
+    loss = [row.loss for row in list_runs(sort="loss")]
+    assert loss == sorted(loss)
+
+
+def test_unfinished_and_damaged_runs_come_last(folder: Path) -> None:
+    record = json.loads(Path("runs/split/run.json").read_text())
+    for name in ("best", "last", "seconds"):
+        del record[name]
+    Path("runs/split/run.json").write_text(json.dumps(record))
+    Path("runs/split_1/run.json").write_text("{")
+    for sort in ("top1", "seconds"):
+        rows = {row.run: row for row in list_runs(sort=sort)[2:]}
+        assert set(rows) == {"runs/split", "runs/split_1"}
+        assert rows["runs/split"].top1 is None and rows["runs/split"].error is None
+        assert "run.json" in str(rows["runs/split_1"].error)
+    result = CliRunner().invoke(cli, ["runs"], catch_exceptions=False)
+    assert "unfinished" in result.output and "runs/split_1/run.json" in result.output
+
+
+def test_the_command_prints_json_and_names_what_is_wrong(folder: Path) -> None:
+    result = CliRunner().invoke(cli, ["runs", "runs/old", "--json"])
+    assert [row["run"] for row in json.loads(result.stdout)] == ["runs/old/fraction"]
+    Path("empty").mkdir()
+    assert "empty has no runs" in CliRunner().invoke(cli, ["runs", "empty"]).output
+    with pytest.raises(BadInput, match="gone: no such folder"):
+        list_runs("gone")
+    with pytest.raises(BadInput, match="unknown order 'top'; nearest: top1"):
+        list_runs(sort="top")
+
+
+def test_a_name_or_a_unique_prefix_stands_for_a_run(folder: Path) -> None:
+    assert find_run("split") == find_run("runs/split") == Path("runs/split")
+    assert find_run("split_") == find_run("runs/split_") == Path("runs/split_1")
+    assert find_run("fo") == Path("runs/folds")
+    assert find_run("runs/old/f") == Path("runs/old/fraction")
+    Path("folds").mkdir()  # a folder that is no run hides none
+    assert find_run("folds") == Path("runs/folds")
+    with pytest.raises(BadInput, match="s: 2 runs in runs begin with it: split, split_1; type mo"):
+        find_run("s")
+    with pytest.raises(BadInput, match=r"splat: not the folder of a run .*; nearest: split,"):
+        find_run("splat")
+
+
+@pytest.mark.usefixtures("load_once")
+def test_commands_take_names(folder: Path, small_data: Path, small_cache: Path) -> None:
+    result = evaluate("split_", against="fo", data=small_data, cache=small_cache)
+    assert result.run == "runs/split_1"
+    assert result.against is not None and result.against["run"] == "runs/folds"
