@@ -140,6 +140,13 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "device": click.option(
         "--device", default="auto", show_default=True, help="auto, cpu or cuda."
     ),
+    "only_split": click.option(
+        "--split", metavar="NAME", help="Only the images of this split.  [default: all]"
+    ),
+    "limit": click.option(
+        "--limit", type=int, metavar="N",
+        help="Only N of the images, the same ones each time; a larger N includes them.",
+    ),
     "split": click.option("--split", default="val", show_default=True, help="A labelled split."),
     "run_split": click.option(
         "--split", default="val", show_default=True,

@@ -19,6 +19,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
+from featurecache.images.selection import SampleSelection, select_samples
 from featurecache.images.views import View, find_view, view_of_key
 from featurecache.items import Items, Lookup
 from featurecache.text import listed
@@ -74,6 +75,10 @@ class Request:
         return rows
 
 
+class RequestSetting(VectorSetting, SampleSelection, total=False):
+    """How vectors are computed, and of which samples."""
+
+
 def resolve_request(
     data: str | Path,
     cache: str | Path,
@@ -82,7 +87,7 @@ def resolve_request(
     *,
     seed: int = 0,
     progress: Progress = silent,
-    **setting: Unpack[VectorSetting],
+    **setting: Unpack[RequestSetting],
 ) -> Request:
     """The dataset, its items, and the named views and backbones. Raises BadInput.
 
@@ -97,7 +102,7 @@ def resolve_request(
     opened = Cache(cache)
     views = [find_view(name, seed) for name in listed(policy)]
     views = views or [View(None), *_stored_views(opened, seed)]
-    dataset = open_dataset(data)
+    dataset = select_samples(open_dataset(data), setting.get("split"), setting.get("limit"))
     check_views(views, opened)
     backbone_names = listed(backbone)
     if weights is not None and len(backbone_names) > 1:

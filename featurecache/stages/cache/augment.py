@@ -9,12 +9,17 @@ from typing import Unpack
 
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
-from featurecache.features.settings import check_keywords
+from featurecache.features.settings import check_keywords, keywords_of
 from featurecache.filling.fill import Filled, FillSetting, FillTask, fill, fill_options
 from featurecache.filling.pictures import SPENT, Augmenter, Job
 from featurecache.filling.request import resolve_request
+from featurecache.images.selection import SampleSelection
 
 SHARD_ROWS = 256  # 10-40 MB of pictures
+
+
+class AugmentSetting(FillSetting, SampleSelection, total=False):
+    """How the work is divided, and of which samples pictures are made."""
 
 
 def augment(
@@ -24,18 +29,20 @@ def augment(
     cache: str | Path = "data/cache",
     seed: int = 0,
     progress: Progress = silent,
-    **setting: Unpack[FillSetting],
+    **setting: Unpack[AugmentSetting],
 ) -> Filled:
     """Store the pictures of these views in the cache, as PNG files in shards, by the same rules as
     vectors. `featurize` then includes these views by default. `setting` and the errors are those of
     `featurize`.
     """
     began = time.perf_counter()
-    check_keywords(setting, FillSetting, "augment")
+    check_keywords(setting, AugmentSetting, "augment")
     if not policy:
         raise BadInput("augment needs --view NAME_N; `featurecache policies` lists them")
-    options = fill_options(setting, SHARD_ROWS)
-    request = resolve_request(data, cache, policy, seed=seed, progress=progress)
+    options = fill_options(keywords_of(FillSetting, setting), SHARD_ROWS)
+    request = resolve_request(
+        data, cache, policy, seed=seed, progress=progress, **keywords_of(SampleSelection, setting)
+    )
     task = FillTask(
         command="augment",
         open_spaces=lambda: [request.picture_space(view) for view in request.views],

@@ -11,10 +11,10 @@ from typing import Unpack
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.engines import check_engine, devices
-from featurecache.features.settings import VectorSetting, check_keywords, keywords_of
+from featurecache.features.settings import check_keywords, keywords_of
 from featurecache.features.spaces import Space
 from featurecache.filling.fill import Filled, FillSetting, FillTask, fill, fill_options
-from featurecache.filling.request import resolve_request
+from featurecache.filling.request import RequestSetting, resolve_request
 from featurecache.filling.shard_plan import ShardPlan
 from featurecache.filling.vectors import SPENT, Featurizer, Job, Preparation
 
@@ -33,8 +33,8 @@ class Featurized(Filled):
     least_cosine: dict[str, float]
 
 
-class FeaturizeSetting(VectorSetting, FillSetting, total=False):
-    """How vectors are computed, and how the work is divided."""
+class FeaturizeSetting(RequestSetting, FillSetting, total=False):
+    """How vectors are computed, of which samples, and how the work is divided."""
 
 
 def featurize(
@@ -53,12 +53,12 @@ def featurize(
     Computes the images that no committed shard holds, and nothing else (law 3): stopped at any
     moment and started again, it resumes, and ends with the same bytes. Without `policy`: `none`
     and every view that `augment` has stored; with it, views are augmented on the fly, to the same
-    vectors. `setting` has the backbone's settings, `weights` and `precision`, and how the work is
-    divided. There, `part` (`i/n`) is job i's share of the missing shards, where n jobs fill one
-    cache together. `executor` is where the work runs: `local`, `processes` of this machine or a
-    `ray` cluster (docs/cluster.md), with its settings `address`, `gpus_per_worker` and
-    `max_workers`. Raises BadInput before any work, FeatureCacheError for shards that no worker
-    could make.
+    vectors. `setting` has the backbone's settings, `weights` and `precision`; `split` and `limit`,
+    which restrict the images to a split, and to a number of them; and how the work is divided.
+    There, `part` (`i/n`) is job i's share of the missing shards, where n jobs fill one cache
+    together. `executor` is where the work runs: `local`, `processes` of this machine or a `ray`
+    cluster (docs/cluster.md), with its settings `address`, `gpus_per_worker` and `max_workers`.
+    Raises BadInput before any work, FeatureCacheError for shards that no worker could make.
     """
     began = time.perf_counter()
     check_keywords(setting, FeaturizeSetting, "featurize")
@@ -70,7 +70,7 @@ def featurize(
         check_engine(engine, precision)
     request = resolve_request(
         data, cache, policy, backbone, seed=seed, progress=progress,
-        **keywords_of(VectorSetting, setting),
+        **keywords_of(RequestSetting, setting),
     )  # fmt: skip
     backbones = request.backbones
     targets = [(v, b) for v in range(len(request.views)) for b in range(len(backbones))]

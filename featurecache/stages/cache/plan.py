@@ -15,8 +15,8 @@ from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import Engine, check_engine, open_engine, run_rows
-from featurecache.features.settings import VectorSetting, check_keywords
-from featurecache.filling.request import Request, resolve_request
+from featurecache.features.settings import check_keywords
+from featurecache.filling.request import Request, RequestSetting, resolve_request
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View
 
@@ -51,14 +51,14 @@ def plan(
     workers: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
-    **setting: Unpack[VectorSetting],
+    **setting: Unpack[RequestSetting],
 ) -> Plan:
     """The hits and misses of `featurize`, and the disk space and time it would take.
 
     Nothing is written. The time is estimated from a short probe: a few images in every view, with
     every backbone.
     """
-    check_keywords(setting, VectorSetting, "plan")
+    check_keywords(setting, RequestSetting, "plan")
     if not backbone:
         raise BadInput("plan needs --backbone NAME; `featurecache backbones` lists them")
     workers = checked_workers(workers)
