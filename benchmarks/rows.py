@@ -128,6 +128,7 @@ ROWS = (
     Row("heads.heads_64", "64 heads: seeds x learning rates x weight decays",
         (Target("x one after another", 2),), "featurecache.heads.epochs"),
     Row("heads.folds_5", "five folds", (Target("x one after another", 2),)),
+    Row("defaults.defaults", "train-head without any option, against scikit-learn", (), "data"),
     Row(
         "pipeline.paper", "paper 000's schedule, from JPEG files to an evaluated head",
         (Target("x hand_written.py", 5, case="cold cache"),
