@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,52 @@ def test_several_cached_backbones_need_a_name(
     monkeypatch.setattr(Cache, "spaces", lambda self: spaces)
     with pytest.raises(BadInput, match="give --backbone efficientnet_lite0, --backbone other"):
         train_head(data=small_data, cache=small_cache)
+
+
+# ---- the logistic regression beside every head ----
+
+
+def test_every_head_is_compared_with_logistic_regression(
+    tmp_path: Path, small_runs: dict[str, Path], small_data: Path, small_cache: Path
+) -> None:
+    where: dict[str, Any] = {"data": small_data, "cache": small_cache}
+    for name, split in (("split", "val"), ("fraction", "held-out"), ("folds", "held-out")):
+        record = read_run(small_runs[name])
+        found = evaluate(small_runs[name], split=split, **where)
+        assert found.baseline is not None and record.baseline is not None
+        assert found.baseline["top1"] == pytest.approx(record.baseline["top1"])
+        assert found.baseline["both"] + found.baseline["only_other"] == round(
+            found.baseline["top1"] * found.n
+        )
+    shown = CliRunner().invoke(
+        cli, ["evaluate", str(small_runs["split"]), "--data", str(small_data), "--cache",
+              str(small_cache)]
+    )  # fmt: skip
+    assert "logistic regression on the same vectors" in shown.output
+    page = report([small_runs["split"]], **where, out=tmp_path / "report.html")
+    assert "Logistic regression was fitted to the same vectors" in Path(page.path).read_text()
+
+
+def test_runs_on_the_same_rows_share_one_fit(
+    tmp_path: Path, small_data: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, Any] = {"data": small_data, "cache": small_cache, "runs": tmp_path}
+    first = train_head(epochs=1, **where)
+    from featurecache.heads import baseline_heads
+
+    monkeypatch.setattr(baseline_heads, "choose_penalty", None)
+    second = train_head(epochs=2, **where)
+    assert first.run != second.run and first.baseline == second.baseline is not None
+    heads = [Path(run, "baseline/head.safetensors").read_bytes() for run in (first.run, second.run)]
+    assert heads[0] == heads[1]
+
+
+def test_an_older_run_has_no_baseline(
+    tmp_path: Path, small_runs: dict[str, Path], small_data: Path, small_cache: Path
+) -> None:
+    run = shutil.copytree(small_runs["split"], tmp_path / "run")
+    shutil.rmtree(run / "baseline")
+    assert evaluate(run, data=small_data, cache=small_cache).baseline is None
 
 
 # ---- overrides ----

@@ -60,7 +60,11 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
         return printing.print_json(result)
     printing.trials(result.trials, result.winner)
     printing.candidates(result.candidates, result.chosen)
-    terminal.table([{"": n, **getattr(result, n)} for n in ("best", "last")], "validation")
+    rows = [{"": name, **getattr(result, name)} for name in ("best", "last")]
+    if result.baseline is not None:
+        baseline = {"epoch": None, "top1": result.baseline["top1"], "loss": None}
+        rows.append({"": "logistic regression", **baseline})
+    terminal.table(rows, "validation")
     for note in result.notes:
         click.echo(note)
     click.echo(f"run: {result.run}")
@@ -152,6 +156,14 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
     row = {name: getattr(result, name) for name in names}
     question = {"split": result.split, "view": " + ".join([result.view, *result.tta])}
     terminal.table([question | row | {"interval": printing.interval(result.interval)}], result.run)
+    if result.baseline is not None:
+        compared = result.baseline
+        terminal.table(
+            [{"top1": compared["top1"], "interval": printing.interval(compared["interval"]),
+              "only the head": compared["only"], "only this": compared["only_other"],
+              "p": f"{compared['p']:.2g}"}],
+            "logistic regression on the same vectors",
+        )  # fmt: skip
     if not quiet:
         terminal.table(printing.classes(result.best), "best classes")
         terminal.table(printing.classes(result.worst), "worst classes")

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ _PARTS = 5  # of the rows of each class; one is held out
 _SMALL = 1 << 30  # products per step, below which several threads wait for each other
 # Products per step up to which every part is held out once; above it only the first.
 _CHEAP = 1 << 28
+_MOST = 1 << 30  # products per step on which the penalty is chosen; about 20 rows of 200 classes
 _UNSEEN = -30.0  # logit of a class without training rows, below those of the others
 
 
@@ -108,6 +109,14 @@ def choose_penalty(X: Vectors, y: Labels, classes: int) -> Penalty:
     if there are too few to hold one out.
     """
     order = _rank_in_class(y, classes)
+    if X.size * classes > _MOST:  # the first rows of each class are enough to choose on
+        most = max(2 * _PARTS, int(_MOST / (X.shape[1] * classes**2)))
+        kept = order < most
+        penalty = choose_penalty(X[kept], y[kept], classes) if not kept.all() else None
+        if penalty is not None:
+            right, held = np.zeros(len(y), np.bool_), np.zeros(len(y), np.bool_)
+            right[kept], held[kept] = penalty.right, penalty.held
+            return replace(penalty, right=right, held=held)
     parts = [order % _PARTS == part for part in range(_PARTS - 1, -1, -1)]
     if X.size * classes > _CHEAP:
         parts = parts[:1]

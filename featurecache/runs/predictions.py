@@ -15,6 +15,7 @@ from featurecache.errors import BadInput, NotCached, UnknownName, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.heads.defaults import BASELINE
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import SPLITS
 from featurecache.images.view_names import ViewName
@@ -179,6 +180,8 @@ class Predictions:
     runs: Sequence[str | Path]
     records: list[RunRecord]
     heads: list[Head]
+    # For each run which images its logistic regression has right; None if the run has none.
+    baselines: list[npt.NDArray[np.bool_] | None]
     dataset: Dataset
     class_numbers: list[npt.NDArray[np.int64]]
     rows: list[LabelledRow]
@@ -224,20 +227,42 @@ def predict_split(
     question = open_question(runs, views, seed, data, cache, progress, same_classes)
     images = split_images(question, split)
     heads = question.load_heads(split)
-    labels = [row.label for row in images.rows]
+    row_labels = [row.label for row in images.rows]
+    labels = [numbers[row_labels] for numbers in question.class_numbers]
     return Predictions(
         runs=runs,
         records=question.records,
         heads=heads,
+        baselines=_baselines(question, images, split, labels),
         dataset=question.dataset,
         class_numbers=question.class_numbers,
         rows=images.rows,
         left_out=images.left_out,
         probabilities=images.probabilities(heads),
-        labels=[numbers[labels] for numbers in question.class_numbers],
+        labels=labels,
         networks=images.networks,
         notes=images.notes,
     )
+
+
+def _baselines(
+    question: Question, images: SplitImages, split: str, labels: list[npt.NDArray[np.int64]]
+) -> list[npt.NDArray[np.bool_] | None]:
+    """For each run which images its logistic regression classifies correctly, if it has one."""
+    from featurecache.heads.mlp import Head
+
+    masks: list[npt.NDArray[np.bool_] | None] = []
+    for index, run in enumerate(question.runs):
+        folder = Path(run) / BASELINE
+        if split == HELD_OUT:
+            folder = validated_folder(folder)
+        if not (folder / "head.json").is_file():
+            masks.append(None)
+            continue
+        networks = None if images.networks is None else images.networks[index]
+        predicted = probabilities(Head.load(folder), images.spaces[index], images.rows, networks)
+        masks.append(np.asarray(predicted.argmax(1) == labels[index]))
+    return masks
 
 
 def same_views(records: Sequence[RunRecord], views: Sequence[str], seed: int | None) -> bool:

@@ -26,6 +26,13 @@ from featurecache.training.epoch_metrics import read_epochs
 SCORES = ("top1", "interval", "top3", "top5", "loss", "ece")  # shown in tables, in this order
 
 
+class BaselineScore(metrics.McNemar):
+    """Logistic regression on the same vectors and images, and McNemar's test against it."""
+
+    top1: float
+    interval: list[float]  # of top1, 95%
+
+
 class Comparison(metrics.McNemar):
     """Another run on the same images, and McNemar's test against it."""
 
@@ -60,6 +67,7 @@ class Evaluation:
     worst: list[metrics.ClassRow]
     against: Comparison | None = None
     notes: list[str] = field(default_factory=list)  # reasons to trust the numbers less
+    baseline: BaselineScore | None = None  # None for an older run
 
     def _repr_html_(self) -> str:
         names = ("n", "left_out", *SCORES, "gap")
@@ -146,7 +154,19 @@ def evaluation_of(
         best=best,
         worst=worst,
         notes=predictions.notes,
+        baseline=_baseline_score(predictions, run_index),
     )
+
+
+def _baseline_score(predictions: Predictions, run_index: int) -> BaselineScore | None:
+    right = predictions.baselines[run_index]
+    if right is None:
+        return None
+    return {
+        "top1": float(right.mean()),
+        "interval": metrics.interval(right),
+        **metrics.mcnemar(predictions.correct_mask(run_index), right),
+    }
 
 
 def _write_misclassified(

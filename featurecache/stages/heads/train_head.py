@@ -44,6 +44,7 @@ from featurecache.text import listed
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, ValidationMeans, read_epochs
 
 if TYPE_CHECKING:
+    from featurecache.heads.baseline_heads import Baseline
     from featurecache.heads.default_training import Chosen
     from featurecache.heads.sweep import Swept
     from featurecache.heads.training_results import Trained
@@ -76,6 +77,7 @@ class TrainedRun:
     best, last} (heads/sweep.py); `winner` is the index of the trial whose head was saved.
     `candidates` are what a training without a schedule chose from, each {head, views, top1, n}:
     top-1 on n held-out training images; `chosen` is the index of the one that was saved.
+    `baseline` is the validation {top1} of logistic regression on the same vectors.
     """
 
     run: str
@@ -86,6 +88,7 @@ class TrainedRun:
     winner: int | None = None
     candidates: list[CandidateRow] = field(default_factory=list)
     chosen: int | None = None
+    baseline: Baseline | None = None
 
     def _repr_html_(self) -> str:
         results = {
@@ -207,6 +210,19 @@ def train_head(
             record.trials = [asdict(trial) for trial in trained.trials]
             record.winner = trained.winner
         record.seconds = round(time.time() - began, 3)
+        try:
+            record.baseline = dict(
+                train_baseline(
+                    training.training_set(identity, pairs),
+                    wanted,
+                    run,
+                    shared=None if out is not None else Path(runs) / ".baselines",
+                    device=device,
+                )
+            )
+        except BadInput as error:
+            notes.append(f"no logistic regression to compare with: {error}")
+            record.notes = list(notes)
         write_run(run, record)
 
     make_folder(run)
@@ -216,6 +232,7 @@ def train_head(
             write_run(run, record)
             _write_schedule(run, effective)
             # torch is imported here, after every check of what the user wrote.
+            from featurecache.heads.baseline_heads import train_baseline
             from featurecache.heads.default_training import Chosen, train_default
             from featurecache.heads.sweep import Swept, train_sweep
             from featurecache.heads.training import train
@@ -328,4 +345,5 @@ def _result(run: Path, record: RunRecord, notes: list[str]) -> TrainedRun:
         winner=record.winner,
         candidates=cast(list[CandidateRow], record.candidates or []),
         chosen=record.chosen,
+        baseline=cast("Baseline | None", record.baseline),
     )

@@ -1,0 +1,80 @@
+"""The logistic regression that every trained head is compared with, on the same vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from featurecache import keys
+from featurecache.errors import BadInput
+from featurecache.heads.defaults import BASELINE, VALIDATED, logistic_schedule
+from featurecache.heads.logistic import choose_penalty
+from featurecache.heads.mlp import Head
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.training import train
+from featurecache.heads.training_set import TrainingSet
+
+# Rows x width x classes: more than that take longer than the head that is compared.
+MAX_PRODUCTS = 1 << 33
+_VERSION = 1
+
+
+class Baseline(TypedDict):
+    """Validation top-1 of logistic regression; the mean over folds."""
+
+    top1: float
+
+
+def train_baseline(
+    training_set: TrainingSet,
+    schedule: Schedule,
+    run: Path,
+    *,
+    shared: Path | None = None,
+    device: str = "auto",
+) -> Baseline:
+    """Fit logistic regression to the training rows of a schedule, through the view that it is
+    validated on, and save it in the run's folder `baseline`.
+
+    The penalty is chosen on held-out parts of the training rows. Runs on the same rows share one
+    fit, in the folder `shared`. If the run's head was trained on the validation rows too, so is the
+    baseline, and the one without them is in its folder `validated`. Raises BadInput if the rows are
+    too few or too many.
+    """
+    pairs = training_set.folds(schedule)
+    view = schedule.validation.view
+    vectors, labels = training_set.vectors[view], np.asarray(training_set.labels)
+    classes = len(training_set.classes)
+    if not isinstance(vectors, np.ndarray) or vectors.size * classes > MAX_PRODUCTS:
+        raise BadInput("too many vectors for a logistic regression beside each training")
+    digest = hashlib.sha256(np.ascontiguousarray(vectors).data)
+    for array in (labels, *(side for pair in pairs for side in pair)):
+        digest.update(np.ascontiguousarray(array).data)
+    has_final = (run / VALIDATED).is_dir()
+    identity = keys.digest([_VERSION, digest.hexdigest(), list(training_set.classes), has_final])
+    folder = run / BASELINE if shared is None else shared / identity[:16]
+    done = folder / "head.json"
+    if not done.is_file():
+        (first, _), *_ = pairs
+        penalty = choose_penalty(vectors[first], labels[first], classes)
+        solved = logistic_schedule(schedule, {view: 1.0}, penalty.standardise, penalty.weight_decay)
+        own = replace(training_set, identity=identity, pairs=pairs)
+        if has_final:
+            train(own, solved, folder / VALIDATED, device=device)
+            rows = np.sort(np.concatenate(pairs[0]))
+            own = replace(own, pairs=[(rows, pairs[0][1])], is_final=True)
+        train(own, solved, folder, device=device)
+    measured = Head.load(folder / VALIDATED if has_final else folder)
+    if shared is not None:
+        for part in (VALIDATED, "") if has_final else ("",):
+            (run / BASELINE / part).mkdir(parents=True, exist_ok=True)
+            Head.load(folder / part).save(run / BASELINE / part)
+    right = [
+        float((measured.network(n).predict_proba(vectors[val]).argmax(1) == labels[val]).mean())
+        for n, (_, val) in enumerate(pairs)
+    ]
+    return {"top1": float(np.mean(right))}
