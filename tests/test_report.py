@@ -371,7 +371,12 @@ def test_ten_thousand_images_of_two_hundred_classes(
     likely[np.arange(10_000), labels] += 0.3
     rows = [asked.rows[place % 12] for place in range(10_000)]
     large = dataclasses.replace(
-        asked, records=[record], rows=rows, probabilities=[likely], labels=[labels]
+        asked,
+        records=[record],
+        rows=rows,
+        probabilities=[likely],
+        labels=[labels],
+        baselines=[None],
     )
     monkeypatch.setattr(stage, "predict_split", lambda *_, **__: large)
     monkeypatch.setattr(stage, "training_course", lambda *_: COURSE)

@@ -99,6 +99,7 @@ def test_a_run_folder_holds_what_decided_the_run(
 ) -> None:
     assert run.name.startswith("curriculum-")
     assert {path.name for path in run.iterdir()} == {
+        "baseline",
         "head.json",
         "head.safetensors",
         "metrics.jsonl",
