@@ -27,7 +27,7 @@ from test_training import (
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads import stack_training
 from featurecache.heads.curricula import Curriculum, ranking, rows_in_epoch
-from featurecache.heads.perturb import Perturbation, mean_and_deviation
+from featurecache.heads.mixup_and_noise import Perturbation, mean_and_deviation
 from featurecache.heads.schedules import Phase, Schedule
 from featurecache.heads.settings import Features, Order
 from featurecache.heads.training import train

@@ -39,8 +39,9 @@ def test_names_that_people_write_stay(text):
 SHOW = """
 import time
 from featurecache.commands import terminal
+from featurecache.commands.progress import open_progress
 
-show = terminal.progress({quiet})
+show = open_progress({quiet})
 for done in range(0, 5001, 500):
     show(done, 5000, "featurize (12,345 hits; bound by augment)")
     time.sleep(0.02)

@@ -20,12 +20,12 @@ from featurecache.heads.epochs import batches, mixture
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import drop_shared, split_items
-from featurecache.heads.stacks import Rate
 from featurecache.heads.training import train
 from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
 from featurecache.training import checkpoints
 from featurecache.training.epoch_metrics import EpochRow
+from featurecache.training.optimizers import Rate
 
 NAMES = ["cat", "dog", "owl"]
 

@@ -127,9 +127,9 @@ def stop_while_compiling(size: int, folder: Path) -> Tally:
 
 
 def _begin(begun: Path) -> None:
-    from featurecache.commands import terminal
+    from featurecache.commands import progress
 
-    terminal.LINE_EVERY = 0.0  # a line for every batch: the harness counts what was done
+    progress.LINE_EVERY = 0.0  # a line for every batch: the harness counts what was done
     begun.touch()
 
 

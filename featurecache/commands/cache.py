@@ -9,6 +9,7 @@ import click
 
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import CACHED, COMPUTING, DISTRIBUTION, options
+from featurecache.commands.progress import open_progress
 from featurecache.text import counted
 
 
@@ -32,7 +33,7 @@ def augment(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) ->
     """Store the pictures of views in the cache, lossless; `featurize` then includes them."""
     from featurecache.stages.cache.augment import augment
 
-    result = augment(**arguments, progress=terminal.progress(quiet))
+    result = augment(**arguments, progress=open_progress(quiet))
     return printing.filled(result, as_json, allow_failed)
 
 
@@ -62,7 +63,7 @@ def featurize(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) 
     """
     from featurecache.stages.cache.featurize import featurize
 
-    result = featurize(**arguments, progress=terminal.progress(quiet))
+    result = featurize(**arguments, progress=open_progress(quiet))
     for name, cosine in result.least_cosine.items():
         click.echo(
             f"{name} in {arguments['precision']} against f32, first batch: "
@@ -92,7 +93,7 @@ def plan(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Show what `featurize` would compute: hits, misses, disk space and time (from a probe)."""
     from featurecache.stages.cache.plan import plan
 
-    result = plan(**arguments, progress=terminal.progress(quiet))
+    result = plan(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     terminal.table(result.spaces)
@@ -126,7 +127,7 @@ def index(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> i
     """List and hash a dataset once: `--data FILE.parquet` then starts at once, anywhere."""
     from featurecache.stages.cache.index import index
 
-    result = index(**arguments, progress=terminal.progress(quiet))
+    result = index(**arguments, progress=open_progress(quiet))
     if as_json:
         printing.print_json(result)
     else:
@@ -187,7 +188,7 @@ def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
     """Hash every shard and compare it with its record; exit 1 if a bad one remains."""
     from featurecache.stages.cache.verify import verify
 
-    result = verify(**arguments, progress=terminal.progress(quiet))
+    result = verify(**arguments, progress=open_progress(quiet))
     if as_json:
         printing.print_json(result)
     else:
@@ -234,7 +235,7 @@ def retry(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> i
     """Decode failed images again, and add the rows of those that now succeed."""
     from featurecache.stages.cache.retry import retry
 
-    result = retry(**arguments, progress=terminal.progress(quiet))
+    result = retry(**arguments, progress=open_progress(quiet))
     if as_json:
         printing.print_json(result)
     else:
@@ -250,7 +251,7 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     """Compare the rows of caches A and B: missing, extra, drift; exit 1 if they differ."""
     from featurecache.stages.cache.diff import diff
 
-    comparisons = diff(a, b, progress=terminal.progress(quiet))
+    comparisons = diff(a, b, progress=open_progress(quiet))
     differing = [row for row in comparisons if not row.same]
     if as_json:
         printing.print_json(comparisons)
@@ -288,7 +289,7 @@ def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
     from featurecache.stages.cache.gc import absent_names, gc
 
     absent = absent_names(arguments["cache"], arguments["policy"], arguments["backbone"])
-    candidates = gc(**arguments, progress=terminal.progress(quiet))
+    candidates = gc(**arguments, progress=open_progress(quiet))
     for line in absent:
         click.echo(terminal.printable(line), err=True)
     if as_json:

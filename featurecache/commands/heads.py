@@ -9,6 +9,7 @@ import click
 
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import CACHED, options
+from featurecache.commands.progress import open_progress
 from featurecache.text import counted
 
 
@@ -55,7 +56,7 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Train a head on cached vectors under a curriculum."""
     from featurecache.stages.heads.train_head import train_head
 
-    result = train_head(**arguments, progress=terminal.progress(quiet))
+    result = train_head(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     printing.trials(result.trials, result.winner)
@@ -99,7 +100,7 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """
     from featurecache.stages.heads.worth import worth
 
-    result = worth(**arguments, progress=terminal.progress(quiet))
+    result = worth(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     rows = [
@@ -149,7 +150,7 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate the head in RUN on a split of a dataset."""
     from featurecache.stages.heads.evaluate import SCORES, evaluate
 
-    result = evaluate(**arguments, progress=terminal.progress(quiet))
+    result = evaluate(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     names = ("n", *SCORES, "gap")
@@ -188,7 +189,7 @@ def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
     from featurecache.stages.heads.ensemble import ensemble
     from featurecache.stages.heads.evaluate import SCORES
 
-    result = ensemble(**arguments, progress=terminal.progress(quiet))
+    result = ensemble(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     names = (*SCORES, "val_top1")
@@ -222,7 +223,7 @@ def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate ridge, logistic regression and k-NN on cached vectors: what a head has to beat."""
     from featurecache.stages.heads.baselines import baselines
 
-    result = baselines(**arguments, progress=terminal.progress(quiet))
+    result = baselines(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     title = f"{' + '.join(result.backbone)}, {result.view}: fitted on {result.train:,} images"
@@ -242,7 +243,7 @@ def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> 
     """Write the predictions of RUNS, averaged, for a split without labels."""
     from featurecache.stages.heads.submit import submit
 
-    result = submit(**arguments, progress=terminal.progress(quiet))
+    result = submit(**arguments, progress=open_progress(quiet))
     if as_json:
         printing.print_json(result)
     else:

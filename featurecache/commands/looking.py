@@ -9,6 +9,7 @@ import click
 
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import options
+from featurecache.commands.progress import open_progress
 
 
 @click.command()
@@ -17,7 +18,7 @@ def inspect(data: str, as_json: bool, quiet: bool) -> None:
     """Show the content of a dataset: counts per split and class, sizes, unreadable files."""
     from featurecache.stages.looking.inspect import inspect
 
-    result = inspect(data, progress=terminal.progress(quiet))
+    result = inspect(data, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     splits = [
@@ -177,7 +178,7 @@ def report(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Write the results of RUNS to one HTML file that needs no network."""
     from featurecache.stages.looking.report import report
 
-    result = report(**arguments, progress=terminal.progress(quiet))
+    result = report(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     for note in result.notes:

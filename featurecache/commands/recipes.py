@@ -9,6 +9,7 @@ import click
 
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import options
+from featurecache.commands.progress import open_progress
 
 
 @click.command()
@@ -21,7 +22,7 @@ def run(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int
     """Run the steps of RECIPE, except for finished work, and print one table."""
     from featurecache.stages.recipes.run import run
 
-    result = run(**arguments, progress=terminal.progress(quiet))
+    result = run(**arguments, progress=open_progress(quiet))
     if as_json:
         printing.print_json(result)
     else:
@@ -40,7 +41,7 @@ def quickstart(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Try the whole product on scikit-learn's digits, offline, in a minute or two."""
     from featurecache.stages.recipes.quickstart import quickstart
 
-    result = quickstart(**arguments, progress=terminal.progress(quiet))
+    result = quickstart(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     terminal.table(result.table, "top-1 on val, through each view")

@@ -9,6 +9,7 @@ import click
 
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import CACHED, options
+from featurecache.commands.progress import open_progress
 
 
 @click.group()
@@ -45,7 +46,7 @@ def pca(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """How many principal components retain the variance of pixels (and of vectors: --backbone)."""
     from featurecache.stages.studies.pca import study_pca
 
-    _print(study_pca(**arguments, progress=terminal.progress(quiet)), as_json)
+    _print(study_pca(**arguments, progress=open_progress(quiet)), as_json)
 
 
 @study.command()
@@ -88,7 +89,7 @@ def tsne(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Embed the vectors of some classes in two dimensions, with their images."""
     from featurecache.stages.studies.tsne import study_tsne
 
-    _print(study_tsne(**arguments, progress=terminal.progress(quiet)), as_json)
+    _print(study_tsne(**arguments, progress=open_progress(quiet)), as_json)
 
 
 @study.command()
@@ -111,7 +112,7 @@ def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """How far views move vectors, and which images they break most."""
     from featurecache.stages.studies.drift import study_drift
 
-    _print(study_drift(**arguments, progress=terminal.progress(quiet)), as_json)
+    _print(study_drift(**arguments, progress=open_progress(quiet)), as_json)
 
 
 @study.command()
@@ -128,7 +129,7 @@ def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """The cached images whose vectors are nearest to the vector of IMAGE."""
     from featurecache.stages.studies.neighbours import study_neighbours
 
-    _print(study_neighbours(**arguments, progress=terminal.progress(quiet)), as_json)
+    _print(study_neighbours(**arguments, progress=open_progress(quiet)), as_json)
 
 
 @study.command()
@@ -183,7 +184,7 @@ def saliency(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Which pixels the heads in RUNS use: maps of the class score, with the boxes."""
     from featurecache.stages.studies.saliency import study_saliency
 
-    result = study_saliency(**arguments, progress=terminal.progress(quiet))
+    result = study_saliency(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     terminal.table(result.maps, f"{result.method}: share of the saliency inside the boxes")

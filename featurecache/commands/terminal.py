@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import os
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from featurecache.executors import Progress, silent
 from featurecache.text import printable as printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-LINE_EVERY = 10.0  # seconds between lines when stderr is not a terminal
-NARROW = 60  # terminals with fewer columns show numbers without a bar
 PIPE_WIDTH = 200  # width of tables in a pipe, which has none of its own
 CONSOLE_LINES = 25  # rich wants a height; tables do not depend on it
 LIST_COLUMNS = ("", "value")  # of a single row that is printed as a list
@@ -87,88 +82,6 @@ def _discard(number: int) -> None:
         os.dup2(null, number)
         os.close(null)
     os.set_inheritable(number, True)
-
-
-def progress(quiet: bool) -> Progress:
-    """A bar with rate and remaining time on a terminal, else a plain line every ten seconds."""
-    if quiet:
-        return silent
-    moves = os.environ.get("TERM", "") not in ("dumb", "unknown")  # which cannot redraw
-    return _Bar() if sys.stderr.isatty() and moves else _Lines()
-
-
-class _Lines:
-    """`featurize (0 hits): 512 of 5,391, 170.2/s, 28 s left`, at most every ten seconds."""
-
-    def __init__(self) -> None:
-        self._started = self._last_line = time.monotonic()
-        self._what = ""
-        self._first = 0
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        now = time.monotonic()
-        kind = what.split(" (")[0]
-        if kind != self._what:
-            self._what, self._first = kind, done
-            self._started = self._last_line = now
-        if done < total and now - self._last_line < LINE_EVERY:
-            return
-        self._last_line = now
-        line = f"{what}: {done:,} of {total:,}"
-        if now - self._started > 1 and done > self._first:
-            rate = (done - self._first) / (now - self._started)
-            line += f", {rate:,.1f}/s"
-            line += f", {(total - done) / rate:,.0f} s left" if done < total else ""
-        print(line, file=sys.stderr, flush=True)
-
-
-class _Bar:
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            Task,
-            TimeRemainingColumn,
-        )
-        from rich.table import Column
-        from rich.text import Text
-
-        class What(ProgressColumn):
-            """Truncated to fit, so that the numbers beside it are not."""
-
-            def render(self, task: Task) -> Text:
-                return Text(task.description, no_wrap=True, overflow="ellipsis")
-
-        class Rate(ProgressColumn):
-            def render(self, task: Task) -> Text:
-                return Text(f"{task.speed or 0:,.1f}/s")
-
-        def unbroken() -> Column:
-            return Column(no_wrap=True)
-
-        console = Console(stderr=True)
-        columns = (
-            What(), *([] if console.width < NARROW else [BarColumn()]),
-            MofNCompleteColumn(table_column=unbroken()), Rate(table_column=unbroken()),
-            TimeRemainingColumn(table_column=unbroken()),
-        )  # fmt: skip
-        self._progress = Progress(*columns, console=console)
-        atexit.register(self._progress.stop)  # an error must not leave the cursor hidden
-        self._task: Any = None
-        self._what = ""
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        kind = what.split(" (")[0]
-        if kind != self._what:
-            self._what = kind
-            self._task = self._progress.add_task(what, total=total or None)
-            self._progress.start()
-        self._progress.update(self._task, completed=done, total=total or None, description=what)
-        if done >= total > 0:
-            self._progress.stop()
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:

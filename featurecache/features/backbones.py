@@ -5,9 +5,7 @@ This is the only module that imports timm, and it does so only when a network is
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from featurecache import keys
 from featurecache.errors import BackboneUnavailable, BadInput, UnknownName
 from featurecache.features.backbone_memos import BackboneFacts, BackboneMemo
+from featurecache.features.hub_weights import download_network
 from featurecache.features.network_sources import NetworkSource, module_source
 from featurecache.features.packaged_weights import PACKAGED, packaged_file
 from featurecache.features.packaged_weights import load_packaged as _load_packaged
@@ -187,7 +186,7 @@ def _load(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if weights is None and name not in PACKAGED:
-            module = _from_hub(model, classifier)
+            module = download_network(model, classifier)
         else:
             kwargs: dict[str, Any] = {} if classifier else {"num_classes": 0}
             module = timm.create_model(model, pretrained=False, **kwargs)
@@ -352,42 +351,3 @@ def _own_size(model: str) -> int:
 
     config = timm.get_pretrained_cfg(model)
     return int(timm.data.resolve_data_config(pretrained_cfg=config.to_dict())["input_size"][-1])
-
-
-def _from_hub(model: str, classifier: bool) -> Any:
-    import timm
-
-    config = timm.get_pretrained_cfg(model)
-    try:
-        _ask_hub(config)
-        # Load the full network, then remove the classifier. With num_classes=0 timm accepts a file
-        # that lacks tensors, which would stay random.
-        module = timm.create_model(model, pretrained=True)
-        if not classifier:
-            module.reset_classifier(0)
-        return module
-    except Exception as error:
-        endpoint = os.environ.get("HF_ENDPOINT", "the model hub")
-        raise BackboneUnavailable(
-            f"backbone {model}: could not download its weights from {endpoint}, repository "
-            f"{config.hf_hub_id or '(none known)'} ({type(error).__name__}: {one_line(error)}). "
-            "Without a connection: copy the hub's cache folder from a machine that has it and set "
-            "HF_HUB_CACHE; pass --weights FILE (.safetensors or .pth); or use efficientnet_lite0, "
-            "whose weights are installed"
-        ) from error
-
-
-def _ask_hub(config: Any) -> None:
-    """Request the weights once if they are not in the local cache.
-
-    This avoids the retries of the hub client: timm requests several files, and each would be
-    retried for half a minute or more.
-    """
-    import huggingface_hub as hub
-    from huggingface_hub.utils import EntryNotFoundError
-
-    files = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
-    cached = [hub.try_to_load_from_cache(config.hf_hub_id, f) for f in files if config.hf_hub_id]
-    if config.hf_hub_id and not any(isinstance(path, str) for path in cached):
-        with contextlib.suppress(EntryNotFoundError):  # timm tries other file names
-            hub.get_hf_file_metadata(hub.hf_hub_url(config.hf_hub_id, files[0]), timeout=10)

@@ -125,7 +125,7 @@ def dispatch(
 
 def _crew(where: Where, context: Any, gpus: int) -> Any:
     if where.executor == "ray":
-        from featurecache.executors.cluster import Cluster
+        from featurecache.executors.ray_cluster import Cluster
 
         return Cluster(_begin, context, where.address, where.gpus_per_worker, where.max_workers)
     from featurecache.executors.processes import Processes

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from featurecache.errors import SourceChanged
 from featurecache.executors.pool import checked_workers
@@ -18,6 +16,7 @@ from featurecache.filling.claims import ShardWork, claimed_shards
 from featurecache.filling.shard_plan import Batch, Shard
 from featurecache.filling.tally import ShardResult
 from featurecache.filling.timing import timed, timed_each
+from featurecache.images import pngs
 from featurecache.images.canary import pixel_provenance
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
@@ -135,7 +134,7 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
                 try:
                     if isinstance(pixels, Undecodable):
                         raise pixels
-                    made[i].append(_png(views[v].picture(pixels, item)))
+                    made[i].append(pngs.encode(views[v].picture(pixels, item)))
                 except Undecodable as error:
                     failed[i][item] = str(error)
                     made[i].append(b"")
@@ -146,10 +145,3 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
         decode=spent["decode"],
         augment=spent["augment"],
     )
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    # Level 1, because noise compresses badly: higher levels take time and save little.
-    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
-    return out.getvalue()

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featurecache.heads.perturb import Perturbation, mean_and_deviation
+from featurecache.heads.mixup_and_noise import Perturbation, mean_and_deviation
 from featurecache.heads.schedules import Planned, Schedule
 from featurecache.heads.settings import Order
 from featurecache.heads.splits import Index
-from featurecache.heads.stacks import Rate
 from featurecache.training.losses import balanced, by_errors, named
 from featurecache.training.lr_schedules import lr_factor
+from featurecache.training.optimizers import Rate
 
 RowLosses = npt.NDArray[np.float64]
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from featurecache.heads.curricula import DROPPING, Curriculum, RowLosses
-from featurecache.heads.perturb import Perturbation
+from featurecache.heads.mixup_and_noise import Perturbation
 from featurecache.heads.schedules import Planned
 from featurecache.heads.splits import Index
 from featurecache.heads.stacks import Stack

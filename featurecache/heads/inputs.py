@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from featurecache.errors import BadInput
-from featurecache.heads.perturb import mean_and_deviation
+from featurecache.heads.mixup_and_noise import mean_and_deviation
 from featurecache.heads.settings import Input
 
 # Whitening never divides by less than this share of the first component's deviation.

@@ -10,34 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.optim.adadelta import adadelta
-from torch.optim.adam import adam
-from torch.optim.adamw import adamw
-from torch.optim.rmsprop import rmsprop
-from torch.optim.sgd import sgd
 
 from featurecache.heads import mlp
 from featurecache.heads.settings import HeadSpec
+from featurecache.training import optimizers
 from featurecache.training.losses import cross_entropy, hits
+from featurecache.training.optimizers import Rate
 from featurecache.training.settings import Optimizer
 
 State = dict[str, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # like losses.cross_entropy
 _DROPOUT_LEVELS = 1 << 16  # dropout draws 16 bits per feature
-
-
-@dataclass(frozen=True)
-class Rate:
-    """The optimizer settings of a member at one step."""
-
-    lr: float
-    weight_decay: float
 
 
 class Stack:
@@ -65,10 +52,9 @@ class Stack:
         self.trained = [name for name, _ in heads[0].named_parameters()]
         self.weights = [f"{n}.weight" for n, m in self.layers.items() if isinstance(m, nn.Linear)]
         self.masks: State = {}  # 0 for weights that were pruned, else 1
-        moments = 1 if optimizer.name == "sgd" else 2
         self.moments = [
             {name: torch.zeros_like(self.state[name]) for name in self.trained}
-            for _ in range(moments)
+            for _ in range(optimizers.moments(optimizer))
         ]
         # One count per member and tensor, since torch.optim counts the steps of each tensor.
         self.steps = {name: torch.zeros(len(heads), device=device) for name in self.trained}
@@ -211,42 +197,12 @@ class Stack:
             moments = [[moment[name][run] for name in self.trained] for moment in self.moments]
             # The members of a run have taken the same number of steps: the first counts for all.
             counts = [self.steps[name][start] for name in self.trained]
-            self._rule(parameters, member_gradients, moments, counts, rate)
+            optimizers.step(self.optimizer, rate, parameters, member_gradients, moments, counts)
             for name, count in zip(self.trained, counts, strict=True):
                 self.steps[name][run] = count
             start = stop
         for name, mask in self.masks.items():
             self.state[name].mul_(mask)
-
-    def _rule(
-        self,
-        parameters: list[torch.Tensor],
-        gradients: list[torch.Tensor],
-        moments: list[list[torch.Tensor]],
-        counts: list[torch.Tensor],
-        rate: Rate,
-    ) -> None:
-        """One step of torch.optim's functional optimizer, with its defaults for other settings."""
-        name, momentum = self.optimizer.name, self.optimizer.momentum or 0.0
-        common: dict[str, Any] = {
-            "lr": rate.lr,
-            "weight_decay": rate.weight_decay,
-            "maximize": False,
-        }
-        if name == "sgd":
-            nesterov = bool(self.optimizer.nesterov)
-            common |= {"momentum": momentum, "dampening": 0.0, "nesterov": nesterov}
-            sgd(parameters, gradients, list(moments[0]), fused=True, **common)
-        elif name == "rmsprop":
-            common |= {"alpha": 0.99, "eps": 1e-8, "momentum": momentum, "centered": False}
-            rmsprop(parameters, gradients, moments[0], [], moments[1], counts, **common)
-        elif name == "adadelta":
-            common |= {"rho": 0.9, "eps": 1e-6}
-            adadelta(parameters, gradients, moments[0], moments[1], counts, **common)
-        else:
-            common |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": True}
-            rule = adam if name == "adam" else adamw
-            rule(parameters, gradients, moments[0], moments[1], [], counts, **common)
 
     def state_dict(self) -> dict[str, State]:
         """Every tensor that training changes."""

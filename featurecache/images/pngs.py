@@ -1,13 +1,25 @@
-"""PNG files without their text and colour profiles, which do not affect the pixels."""
+"""PNG files: encode pixels, and remove text and colour profiles, which do not affect the pixels."""
 
 from __future__ import annotations
 
+import io
 import zlib
+
+import numpy as np
+from PIL import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _XMP = b"XML:com.adobe.xmp\0"  # may contain the orientation
 _MAX_XMP = 1 << 20
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W, 3) uint8 as a PNG file."""
+    out = io.BytesIO()
+    # Level 1, because noise compresses badly: higher levels take time and save little.
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def without_text(data: bytes) -> bytes | None:

@@ -20,8 +20,8 @@ import pytest
 import featurecache
 from featurecache import versions
 from featurecache.errors import BadInput, MissingExtra
-from featurecache.executors import cluster as module
-from featurecache.executors.cluster import Cluster
+from featurecache.executors import ray_cluster as module
+from featurecache.executors.ray_cluster import Cluster
 from featurecache.executors.scheduler import schedule
 from featurecache.features.store import Cache
 from featurecache.stages.cache.featurize import featurize
@@ -111,7 +111,7 @@ class TestCluster(CrewContract):
         """Workers compare before they open what they were sent."""
         real = versions.installed_versions
         monkeypatch.setattr(
-            "featurecache.executors.cluster.installed_versions",
+            "featurecache.executors.ray_cluster.installed_versions",
             lambda *names: real(*names) | {"featurecache": "9.9.9"},
         )
         crew = self.crew((tmp_path, "is not asked"))
