@@ -73,7 +73,7 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "obstore": {"featurecache.storage.object_store"},
     "botocore": {"featurecache.storage.s3_settings"},
     "ray": {"featurecache.executors.ray_cluster"},
-    "rich": {"featurecache.commands.terminal"},
+    "rich": {"featurecache.commands.progress", "featurecache.commands.terminal"},
 }
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "tools"}
 

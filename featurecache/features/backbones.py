@@ -5,6 +5,7 @@ This is the only module that imports timm, and it does so only when a network is
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -186,7 +187,9 @@ def _load(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if weights is None and name not in PACKAGED:
-            module = download_network(model, classifier)
+            config = timm.get_pretrained_cfg(model)
+            create = functools.partial(_create_pretrained, model, classifier)
+            module = download_network(model, config, create)
         else:
             kwargs: dict[str, Any] = {} if classifier else {"num_classes": 0}
             module = timm.create_model(model, pretrained=False, **kwargs)
@@ -200,6 +203,18 @@ def _load(
         kind = "published" if weights is None else weights
         check_weights(module, BackboneUnavailable, f"backbone {name}: its {kind} weights")
     return module.eval().requires_grad_(False), notes
+
+
+def _create_pretrained(model: str, classifier: bool) -> Any:
+    """timm's network with the weights of the hub."""
+    import timm
+
+    # Load the full network, then remove the classifier. With num_classes=0 timm accepts a file that
+    # lacks tensors, which would stay random.
+    module: Any = timm.create_model(model, pretrained=True)
+    if not classifier:
+        module.reset_classifier(0)
+    return module
 
 
 def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str, str]:

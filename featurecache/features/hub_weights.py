@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 from featurecache.errors import BackboneUnavailable
 from featurecache.text import one_line
 
 
-def download_network(model: str, classifier: bool) -> Any:
-    """timm's network `model` with the hub's weights, from the hub's cache folder where it has them.
+def download_network(model: str, config: Any, create: Callable[[], Any]) -> Any:
+    """What `create` returns, which builds timm's network `model` with the hub's weights.
 
-    `classifier`: keep the network's own classifier. Raises BackboneUnavailable.
+    `config` is timm's description of the weights. The hub's cache folder is used where it has them.
+    Raises BackboneUnavailable.
     """
-    import timm
-
-    config = timm.get_pretrained_cfg(model)
     try:
         _ask_hub(config)
-        # Load the full network, then remove the classifier. With num_classes=0 timm accepts a file
-        # that lacks tensors, which would stay random.
-        module = timm.create_model(model, pretrained=True)
-        if not classifier:
-            module.reset_classifier(0)
-        return module
+        return create()
     except Exception as error:
         endpoint = os.environ.get("HF_ENDPOINT", "the model hub")
         raise BackboneUnavailable(
