@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from featurecache.errors import BadInput
 from featurecache.storage import durable, memos
-from featurecache.storage.memos import forget_memo, read_memo, write_memo
+from featurecache.storage.memos import forget_memo, memo_state, read_memo, write_memo
 
 MAX = 1 << 20
 
@@ -34,6 +34,16 @@ def test_a_memo_is_read_as_it_was_written(place: Path) -> None:
     forget_memo("a")
     forget_memo("a")
     assert read_memo("a", MAX) is None
+
+
+def test_what_doctor_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memo_state() == f"none yet in {place}"
+    write_memo("a", bytes(10**6))
+    assert memo_state() == f"1 file, 1.0 MB in {place}"
+    place.chmod(0o777)
+    assert memo_state() == f"not used: others can write to {place}, or own it"
+    monkeypatch.setenv("FEATURECACHE_MEMOS", "off")
+    assert memo_state() == "off"
 
 
 def test_memos_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

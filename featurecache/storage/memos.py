@@ -19,6 +19,7 @@ from pathlib import Path
 from featurecache.byte_sizes import parse_size
 from featurecache.storage import durable
 from featurecache.storage.safe_open import read_regular
+from featurecache.text import counted
 
 OFF = "off"  # the value of the variable that turns memos off
 _HEAD = 65  # bytes before the content: the SHA-256 of the content in hexadecimal, and a newline
@@ -81,6 +82,19 @@ def forget_memo(name: str) -> None:
     if memo_folder is not None:
         with contextlib.suppress(OSError):
             (memo_folder / name).unlink(missing_ok=True)
+
+
+def memo_state() -> str:
+    """What `doctor` says of the memos of this machine."""
+    memo_folder = folder()
+    if memo_folder is None:
+        return "off"
+    if not memo_folder.is_dir():
+        return f"none yet in {memo_folder}"
+    if not _is_private(memo_folder):
+        return f"not used: others can write to {memo_folder}, or own it"
+    sizes = [path.lstat().st_size for path in memo_folder.iterdir()]
+    return f"{counted(len(sizes), 'file')}, {sum(sizes) / 1e6:.1f} MB in {memo_folder}"
 
 
 def _head_of(content: bytes) -> bytes:

@@ -18,6 +18,7 @@ from featurecache.features.backbones import alias_rows, build_backbone, load_mod
 from featurecache.features.engines import engines_here, open_engine, run_rows
 from featurecache.features.network_sources import module_source
 from featurecache.features.store import Cache
+from featurecache.storage.memos import memo_state
 from featurecache.text import counted
 
 LIBRARIES = (
@@ -56,6 +57,7 @@ def doctor(cache: str | Path = "data/cache") -> list[Check]:
         checks.append(_tried(f"known image, {name}", functools.partial(known_image, name)))
     local = [row["name"] for row in alias_rows() if row["state"] == "at hand"]
     checks.append(Check(name="weights at hand", ok=bool(local), found=", ".join(local) or "none"))
+    checks.append(_tried("memos", memo_state))
     checks.append(_tried(f"cache {cache}", lambda: _cache(cache)))
     return checks
 
