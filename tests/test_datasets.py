@@ -137,7 +137,6 @@ def test_a_labelled_test(make):
         (["train/a/1.jpg", "val/x.txt"], "no class folders"),
         (["cat/1.jpg", "dog/readme.txt"], "d/dog: a class folder without images"),
         (["cat/1.jpg", "2.jpg"], "outside the class folders"),
-        (["1.jpg"], "no images in folders.*path,label"),
         ([".gitkeep"], "no images in folders.*path,label"),
         (["CACHE.json", "cat/1.jpg"], "a cache or a run"),
         (["train/1.jpg", "test/2.jpg", "dev/3.jpg"], r"If 'dev' is a class.*train/dev/"),
@@ -183,9 +182,9 @@ def test_classes_that_are_the_same_number_are_noted(make):
 def test_what_is_not_there(tmp_path):
     with pytest.raises(BadInput, match=r"no such file.*\.csv.*digits"):
         open_dataset(tmp_path / "nothing")
-    (tmp_path / "a.txt").touch()
+    (tmp_path / "a.doc").touch()
     with pytest.raises(BadInput, match="not a dataset"):
-        open_dataset(tmp_path / "a.txt")
+        open_dataset(tmp_path / "a.doc")
     with pytest.raises(BadInput, match="too long"):
         open_dataset("x" * 5000)
 

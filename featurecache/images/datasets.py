@@ -3,10 +3,12 @@
     digits                                   scikit-learn's 1,797 pictures of 8x8, in memory
     FILE.parquet                             an index: layouts/indexes.py
     FILE.tar, NAME-{000..099}.tar, a folder of .tar     shards as in webdataset
-    FILE.csv                                 path,label[,split], paths relative to the file's folder
+    FILE.csv                                 path[,label][,split], relative to the file's folder
+    FILE.txt                                 a path per line, relative to the file's folder
     ROOT/train/WNID/images/*.JPEG, ROOT/val/val_annotations.txt, ROOT/test/images     Tiny ImageNet
     ROOT/{train,val,test}/CLASS/**           split folders; images directly in test/ are unlabelled
     ROOT/CLASS/**                            class folders, all in the split `train`
+    ROOT/*                                   images without labels, all in the split `test`
 
 A folder whose only sub-folder is one of these is read as that sub-folder. Names that start with a
 dot, caches and runs are skipped. The order of listing never matters: samples are sorted by split
@@ -31,9 +33,15 @@ import numpy as np
 
 from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName, nearest
 from featurecache.images.layouts.contents import Contents, first_few
-from featurecache.images.layouts.csv_files import csv_file, tables_in
+from featurecache.images.layouts.csv_files import TABLES, csv_file, tables_in
 from featurecache.images.layouts.csv_tables import CsvColumns
-from featurecache.images.layouts.folders import class_folders, class_notes, entries, split_folders
+from featurecache.images.layouts.folders import (
+    class_folders,
+    class_notes,
+    entries,
+    flat_folder,
+    split_folders,
+)
 from featurecache.images.layouts.indexes import Indexed, read_index
 from featurecache.images.layouts.listing import MAX_DEPTH, Tree
 from featurecache.images.layouts.tar_shards import (
@@ -60,12 +68,23 @@ from featurecache.text import as_utf8
 
 LAYOUTS = (
     "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, the folders of Tiny ImageNet, "
-    "a .csv file with the columns path,label[,split], an index (.parquet), tar shards, or the word "
-    "digits"
+    "a .csv file with the columns path,label[,split], an index (.parquet), tar shards, the word "
+    "digits; or, without labels, a folder of images or a .txt file with a path per line"
 )
 
-FOLDER_LAYOUTS = {"tiny-imagenet", "split folders", "class folders"}  # others list their images
+FOLDER_LAYOUTS = {
+    "tiny-imagenet",
+    "split folders",
+    "class folders",
+    "flat folder",
+}  # others list their images
 _MAX_SHOWN = 5  # classes shown in a notebook
+
+
+_LABELS = (
+    "For labels, put each class into a folder, or list the images in a .csv file with a column of "
+    "labels (--label-column)"
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +111,14 @@ class Dataset:
         return tuple(name for name in SPLITS if name in present)
 
     def split(self, name: str) -> Sequence[Sample]:
-        """The samples of one split, in order. Raises UnknownName if the dataset lacks it."""
+        """The samples of one split, in order. Raises UnknownName if the dataset lacks it, and
+        BadInput if that is because it has no labels."""
         if name not in self.splits:
+            if name in SPLITS and not self.classes:
+                raise BadInput(
+                    f"{self.root}: has no split {name!r}: its images have no labels, and are all "
+                    f"in split test. {_LABELS}"
+                )
             raise UnknownName("split", name, self.splits, where=self.root)
         if isinstance(self.samples, Indexed):
             return self.samples.split(name)
@@ -145,10 +170,11 @@ def open_dataset(data: str | Path | Dataset, **columns: Unpack[CsvColumns]) -> D
         samples, classes = read_index(path)
         return Dataset(str(data), "index", samples, classes, {})
     if isinstance(path, StoredFile):
-        if path.suffix.lower() == ".csv":
+        if path.suffix.lower() in TABLES:
             return _numbered(csv_file(path))
         raise BadInput(
-            f"{data}: a dataset in an object store must be a .csv file, an index or tar shards"
+            f"{data}: a dataset in an object store must be a .csv or .txt file, an index or tar "
+            "shards"
         )
     if not _is_there(path):
         raise BadInput(f"{as_utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
@@ -156,7 +182,7 @@ def open_dataset(data: str | Path | Dataset, **columns: Unpack[CsvColumns]) -> D
         raise BadInput(f"{as_utf8(path)}: an archive of a kind that can't be read; unpack it first")
     if path.is_dir():
         return _numbered(_folder(path))
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in TABLES:
         return _numbered(csv_file(path))
     raise BadInput(f"{as_utf8(path)}: not a dataset; a dataset is {LAYOUTS}")
 
@@ -216,6 +242,8 @@ def _folder(path: Path) -> Contents:
             return replace(shards, notes=[*shards.notes, *notes])
         listed = []
     tables = list(tables_in(Path(root)))
+    if not listed and not tables:
+        listed, layout = flat_folder(tree, root), "flat folder"
     if not listed:
         packed = sorted(path.name for path in Path(root).iterdir() if is_archive(path.name))
         hint = f" (unpack {packed[0]} first)" if packed else ""

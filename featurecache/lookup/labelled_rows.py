@@ -49,7 +49,8 @@ def labelled_rows(
     """The rows of these splits that can be read. Raises BadInput for an unlabelled split."""
     for split in splits:
         if any(sample.label is None for sample in dataset.split(split)):
-            raise BadInput(f"split {split!r} of {dataset.root} has no labels; use another split")
+            hint = "use another split" if dataset.classes else "no image of it has any"
+            raise BadInput(f"split {split!r} of {dataset.root} has no labels; {hint}")
     return [
         LabelledRow(item, sample.label, sample.split, sample.id)
         for sample, item in items_by_split(dataset, splits, progress)

@@ -1,4 +1,5 @@
-"""CSV files: path,label[,split], paths relative to the file's folder. csv_tables.py reads them."""
+"""Files that list images, with paths relative to the file's folder: CSV files with the columns
+path[,label][,split], which csv_tables.py reads, and text files with a path per line."""
 
 from __future__ import annotations
 
@@ -7,18 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featurecache.errors import BadInput, UnknownName
-from featurecache.images.layouts.contents import Contents, Entry, first_few
+from featurecache.images.layouts.contents import Contents, Entry, first_few, read_text
 from featurecache.images.layouts.csv_tables import CsvColumns, CsvTable
 from featurecache.images.names import column_of, split_of
 from featurecache.images.samples import MAX_FILE, SPLITS
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.stored_file import StoredFile
 
+TABLES = (".csv", ".txt")
 _MAX_HEADER = 1 << 16  # bytes
 
 
 def csv_file(path: Path | StoredFile, columns: CsvColumns | None = None) -> Contents:
-    """The images that a CSV file lists, in its order; `columns` names columns of the file."""
+    """The images that a CSV or text file lists, in its order; `columns` names columns of the file.
+    Without labels all are in split test."""
     remote = isinstance(path, StoredFile)
     if isinstance(path, StoredFile):
         root, folder = str(path), str(path.parent)
@@ -28,10 +31,11 @@ def csv_file(path: Path | StoredFile, columns: CsvColumns | None = None) -> Cont
     entries: list[Entry] = []
     missing: list[str] = []
     unsplit: list[int] = []  # lines
-    table = CsvTable(path, columns or {})
+    is_csv = path.suffix.lower() == ".csv"
+    table = CsvTable(path, columns or {}) if is_csv else _Lines(path)
     for line, row in table.rows():
-        listed_path, label = row["path"], row["label"] or None
-        split = split_of(row.get("split", "") or "train")
+        listed_path, label = row["path"], row.get("label") or None
+        split = split_of(row.get("split", "") or ("train" if "label" in row else "test"))
         unsplit += [line] if row.get("split") == "" else []
         if not listed_path:
             raise BadInput(f"{path} line {line}: the path is empty")
@@ -61,12 +65,13 @@ def csv_file(path: Path | StoredFile, columns: CsvColumns | None = None) -> Cont
     if missing:
         raise BadInput(f"{path}: {len(missing)} files do not exist: {first_few(missing)}")
     if not entries:
-        raise BadInput(f"{path}: holds no rows; expected a line of path,label[,split] per image")
+        row_format = "path,label[,split]" if is_csv else "a path"
+        raise BadInput(f"{path}: holds no rows; expected a line of {row_format} per image")
     notes = table.notes
     if unsplit:
         lines = first_few([*map(str, unsplit)])
         notes.append(f"lines without a split, which are train: {lines}")
-    return Contents(root=root, layout="csv", entries=entries, notes=notes)
+    return Contents(root=root, layout="csv" if is_csv else "list", entries=entries, notes=notes)
 
 
 def tables_in(folder: Path) -> Iterator[Path]:
@@ -80,3 +85,17 @@ def tables_in(folder: Path) -> Iterator[Path]:
                 continue  # the user did not name this file, so it is no error
             if {"path", "label"} <= {column_of(column) for column in head.split(",")}:
                 yield folder / name
+
+
+class _Lines:
+    """The paths of a text file, one per line, as rows of a table. Raises BadInput."""
+
+    def __init__(self, path: Path | StoredFile) -> None:
+        self._lines = read_text(path).splitlines()
+        self.notes: list[str] = []
+
+    def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """(line number, row) of each line that is not blank."""
+        for number, line in enumerate(self._lines, start=1):
+            if line.strip():
+                yield number, {"path": line.strip()}

@@ -54,6 +54,8 @@ class CsvTable:
             if column_of(names[n]) != column and not columns.get(f"{column}_column")
         }
         self.notes = [f"column {name!r} is read as {column}" for column, name in guessed.items()]
+        if "label" not in self._columns:
+            self.notes.append("no column of labels, so all images are unlabelled, in split test")
         if unused:
             shown = first_few([*map(repr, unused.values())])
             self.notes.append(f"columns that are not used: {shown}")
@@ -90,8 +92,8 @@ class CsvTable:
 def _positions(
     path: Path | StoredFile, names: Sequence[str], columns: CsvColumns
 ) -> dict[str, int]:
-    """The position of each of COLUMNS. Raises BadInput if paths or labels have none, if several
-    columns fit, or if another column may stand for an absent one."""
+    """The position of each of COLUMNS that the file has. Raises BadInput if paths have none, if
+    several columns fit, or if another column may stand for an absent one."""
     if len(names) == 1 and len(re.split("[;\t|]", names[0])) > 1:
         raise BadInput(
             f"{path} line 1: its columns are not separated by commas; write it with commas"
@@ -115,13 +117,13 @@ def _positions(
         similar = [header[n] for n in rest if looks_like_column(header[n], column)]
         if usual:
             positions[column] = usual[0]
-        elif column != "split":
+        elif column == "path" or (column == "label" and similar):
             near = nearest(column, similar or [header[n] for n in rest])
             raise BadInput(
                 f"{path} line 1: expected one column {column!r}; {near}; or name it with "
                 f"--{column}-column NAME"
             )
-        elif similar:
+        elif column == "split" and similar:
             raise _not_used(path, similar[0], column, f"looks like {column!r}")
     return positions
 

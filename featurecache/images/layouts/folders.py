@@ -2,6 +2,7 @@
 
 ROOT/{train,val,test}/CLASS/**           split folders; pictures right in test/ are unlabelled
 ROOT/CLASS/**                            class folders, all of them split `train`
+ROOT/*                                   a flat folder: unlabelled, all of them split `test`
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from featurecache.errors import BadInput
 from featurecache.images.layouts.contents import Entry, first_few
 from featurecache.images.layouts.listing import Tree
+from featurecache.images.layouts.own_output import is_sheet
 from featurecache.images.names import (
     PICTURE_SUFFIXES,
     is_picture,
@@ -83,6 +85,13 @@ def class_notes(tree: Tree, root: str) -> list[str]:
 def unlabelled(tree: Tree, folder: str) -> Iterator[tuple[None, str]]:
     """(None, path) of all pictures below `folder`."""
     return ((None, file) for file in tree.pictures(folder))
+
+
+def flat_folder(tree: Tree, folder: str) -> list[Entry]:
+    """The pictures directly in a folder that has no others; they have no labels."""
+    names = tree.top(folder).pictures
+    files = [f"{folder}/{name}" for name in names if not is_sheet(f"{folder}/{name}")]
+    return list(entries(folder, "test", ((None, file) for file in files)))
 
 
 def entries(root: str, split: str, files: Iterable[tuple[str | None, str]]) -> Iterator[Entry]:

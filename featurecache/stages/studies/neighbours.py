@@ -19,7 +19,7 @@ from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import MAX_FILE, SPLITS
 from featurecache.images.views import View
 from featurecache.lookup.held_spaces import held_spaces
-from featurecache.lookup.labelled_rows import decodable, labelled_rows
+from featurecache.lookup.labelled_rows import LabelledRow, decodable, items_by_split, labelled_rows
 from featurecache.stages.studies.study_files import (
     Study,
     StudyInput,
@@ -66,7 +66,11 @@ def study_neighbours(
     splits = {sample.split for sample in dataset.samples}
     unlabelled = {sample.split for sample in dataset.samples if sample.label is None}
     labelled = [name for name in SPLITS if name in splits - unlabelled]
-    rows = labelled_rows(dataset, labelled if split is None else [split], source.progress)
+    if dataset.classes:
+        rows = labelled_rows(dataset, labelled if split is None else [split], source.progress)
+    else:
+        samples = items_by_split(dataset, dataset.splits, source.progress)
+        rows = [LabelledRow(i, -1, s.split, s.id) for s, i in samples if i is not None]
     folder = study_folder(source.out, "neighbours", source.data)
     item = hashlib.sha256(content).digest()
     rows = [row for row in unique_rows(rows) if row.item != item]
@@ -90,7 +94,7 @@ def study_neighbours(
     table = [
         {
             "path": row.id,
-            "class": (name := dataset.classes[row.label]),
+            "class": (name := dataset.classes[row.label] if dataset.classes else ""),
             "name": text.readable_name(name, dataset.words),
             "split": row.split,
             "cosine": float(cosine),
