@@ -59,7 +59,11 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "tensorboard": {"featurecache.study.events"},
     "markupsafe": {"featurecache.study.pages"},
     "matplotlib": {"featurecache.study.figures", "featurecache.study.sheets"},
-    "pyarrow": {"featurecache.images.layouts.indexes", "featurecache.stages.cache.export"},
+    "pyarrow": {
+        "featurecache.images.layouts.indexes",
+        "featurecache.runs.prediction_files",
+        "featurecache.stages.cache.export",
+    },
     "click": {
         "featurecache.cli",
         "featurecache.commands.options",

@@ -145,10 +145,15 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     metavar="FILE",
     help="Write the confusion matrix to this CSV file: class by predicted class.",
 )
+@click.option(
+    "--predictions",
+    metavar="FILE",
+    help="Write all predictions, with probabilities, to this .csv or .parquet file.",
+)
 @options("json", "quiet", "debug")
 def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate the head in RUN on a split of a dataset."""
-    from featurecache.stages.heads.evaluate import SCORES, evaluate
+    from featurecache.stages.heads.evaluate import CLASS_SCORES, SCORES, evaluate
 
     result = evaluate(**arguments, progress=open_progress(quiet))
     if as_json:
@@ -157,6 +162,7 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
     row = {name: getattr(result, name) for name in names}
     question = {"split": result.split, "view": " + ".join([result.view, *result.tta])}
     terminal.table([question | row | {"interval": printing.interval(result.interval)}], result.run)
+    terminal.table([{name.replace("_", " "): getattr(result, name) for name in CLASS_SCORES}])
     if result.baseline is not None:
         compared = result.baseline
         terminal.table(

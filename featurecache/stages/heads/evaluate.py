@@ -6,24 +6,34 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput
+from featurecache.features.settings import check_keywords
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
+from featurecache.runs.prediction_files import check_prediction_file, write_predictions
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
 from featurecache.runs.record import read_run, schedule_of
 from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage.output_files import check_output
 from featurecache.study import metrics
+from featurecache.study.class_metrics import PerClass, class_metrics
 from featurecache.training.epoch_metrics import read_epochs
 
 SCORES = ("top1", "interval", "top3", "top5", "loss", "ece")  # shown in tables, in this order
+CLASS_SCORES = ("balanced_accuracy", "macro_f1", "auroc", "brier")  # shown in a second table
+
+
+class EvaluationOptions(SharedOptions, total=False):
+    """Keywords of `evaluate` beside its own."""
+
+    predictions: str | Path | None
 
 
 class BaselineScore(metrics.McNemar):
@@ -45,7 +55,8 @@ class Evaluation:
     """Accuracy of a head on the `n` images of a split that could be decoded.
 
     `loss` is the mean negative log-likelihood in nats; `classes` maps a class to {n, top1}.
-    `interval`, `ece`, `bins`, `best` and `worst` are defined in study/metrics.py.
+    `interval`, `ece`, `bins`, `best` and `worst` are defined in study/metrics.py;
+    `balanced_accuracy`, `macro_f1`, `auroc`, `brier` and `per_class` in study/class_metrics.py.
     """
 
     run: str
@@ -65,12 +76,17 @@ class Evaluation:
     bins: list[metrics.Bin]
     best: list[metrics.ClassRow]
     worst: list[metrics.ClassRow]
+    balanced_accuracy: float
+    macro_f1: float
+    auroc: float | None
+    brier: float
+    per_class: dict[str, PerClass]
     against: Comparison | None = None
     notes: list[str] = field(default_factory=list)  # reasons to trust the numbers less
     baseline: BaselineScore | None = None  # None for an older run
 
     def _repr_html_(self) -> str:
-        names = ("n", "left_out", *SCORES, "gap")
+        names = ("n", "left_out", *SCORES, "gap", *CLASS_SCORES)
         seen = {"split": self.split, "view": " + ".join([self.view, *self.tta])}
         return html_table(f"run {self.run}", seen | {name: getattr(self, name) for name in names})
 
@@ -85,7 +101,7 @@ def evaluate(
     misclassified: str | Path | None = None,
     confusion: str | Path | None = None,
     seed: int | None = None,
-    **options: Unpack[SharedOptions],
+    **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
     """Evaluate a run's head on a split, seen through a view.
 
@@ -94,11 +110,17 @@ def evaluate(
     `against` it has the images that neither run was trained on. Where a run was trained on images
     of the split, `notes` say so. With `tta` the probabilities are averaged over these views too.
     `against` is another run, whose predictions of the same images are compared by McNemar's test.
-    `misclassified` and `confusion` are CSV files to write. `seed` is the seed of the views; the
-    default is the schedule's `augment_seed`. Raises BadInput for classes that a head does not know,
-    NotCached for missing vectors.
+    `misclassified` and `confusion` are CSV files to write; `predictions` is a CSV
+    or Parquet file of all images with the probability of every class. `seed` is the seed of the
+    views; the default is the schedule's `augment_seed`. Raises BadInput for classes that a head
+    does not know, NotCached for missing vectors.
     """
-    data, cache, progress = resolve_options(options, "evaluate")
+    check_keywords(options, EvaluationOptions, "evaluate")
+    predictions_file = options.pop("predictions", None)
+    data, cache, progress = resolve_options(cast(SharedOptions, options), "evaluate")
+    table_file = None
+    if predictions_file is not None:
+        table_file = check_prediction_file(predictions_file, "--predictions", data)
     for option, file in (("--misclassified", misclassified), ("--confusion", confusion)):
         if file is not None:
             check_output(file, option, data=data)
@@ -120,6 +142,9 @@ def evaluate(
         counts = metrics.confusion(labels, probabilities.argmax(1), len(classes)).tolist()
         table = ([name, *line] for name, line in zip(classes, counts, strict=True))
         write_csv(confusion, ["class", *classes], table)
+    if table_file is not None:
+        ids = [row.id for row in predictions.rows]
+        write_predictions(table_file, ids, probabilities, classes, labels.tolist())
     result = evaluation_of(predictions, 0, split, views)
     if against is None:
         return result
@@ -153,6 +178,7 @@ def evaluation_of(
         **metrics.calibration(probabilities, labels),
         best=best,
         worst=worst,
+        **class_metrics(probabilities, labels, record.classes),
         notes=predictions.notes,
         baseline=_baseline_score(predictions, run_index),
     )
