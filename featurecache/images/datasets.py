@@ -24,10 +24,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack, overload
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from featurecache.images.layouts.folders import (
     flat_folder,
     split_folders,
 )
+from featurecache.images.layouts.in_memory import Table, in_memory
 from featurecache.images.layouts.indexes import Indexed, read_index
 from featurecache.images.layouts.listing import MAX_DEPTH, Tree
 from featurecache.images.layouts.tar_shards import (
@@ -64,7 +65,9 @@ from featurecache.notebook import html_table
 from featurecache.storage.local import working_folder
 from featurecache.storage.locations import locate
 from featurecache.storage.stored_file import StoredFile
-from featurecache.text import as_utf8
+from featurecache.text import as_utf8, counted
+
+FRAME = "DataFrame.csv"  # stands for the file of a table in memory
 
 LAYOUTS = (
     "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, the folders of Tiny ImageNet, "
@@ -124,6 +127,28 @@ class Dataset:
             return self.samples.split(name)
         return tuple(sample for sample in self.samples if sample.split == name)
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Dataset: ...
+    def __getitem__(self, index: int | slice) -> Sample | Dataset:
+        """A sample, or a dataset of some of the samples."""
+        if isinstance(index, slice):
+            return replace(self, samples=self.samples[index])
+        return self.samples[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Dataset {self.root!r} ({self.layout}): {counted(len(self), 'image')} of "
+            f"{len(self.classes):,} classes>"
+        )
+
     def __str__(self) -> str:
         return self.root  # used where a command or a record names the dataset
 
@@ -141,13 +166,31 @@ class Dataset:
         )
 
 
-def open_dataset(data: str | Path | Dataset, **columns: Unpack[CsvColumns]) -> Dataset:
+def open_dataset(
+    data: str | Path | Dataset | Sequence[Any] | np.ndarray | Table,
+    *,
+    labels: Sequence[Any] | None = None,
+    splits: Sequence[str] | None = None,
+    **columns: Unpack[CsvColumns],
+) -> Dataset:
     """The dataset at `data`: a folder, a file, or the literal string `digits`.
 
     A Dataset is returned unchanged, so that every function that takes a path also takes a dataset.
-    `columns` names columns of a CSV file whose names are not usual ones. Lists files, but reads no
-    image. Raises BadInput, with advice, if `data` is not a dataset.
+    A pandas DataFrame is read as a CSV file in the working folder. A sequence of arrays (H, W, 3)
+    or (H, W) uint8, PIL images or paths, or an array of such images, may have `labels` and `splits`
+    of the same length. `columns` names columns of a table whose names are not usual ones. Lists
+    files, but reads no image. Raises BadInput, with advice, if `data` is not a dataset.
     """
+    if isinstance(data, list | tuple | np.ndarray):
+        return _numbered(in_memory(data, labels, splits))
+    if labels is not None or splits is not None:
+        raise BadInput("labels and splits are for a sequence of arrays, PIL images or paths")
+    if isinstance(data, Table):
+        return _numbered(csv_file(Path(FRAME), columns, data.to_csv(index=False)))
+    return _opened(data, columns)
+
+
+def _opened(data: str | Path | Dataset | Sequence[Any], columns: CsvColumns) -> Dataset:
     if any(columns.values()):
         return _table(data, columns)
     if isinstance(data, Dataset):
@@ -187,8 +230,8 @@ def open_dataset(data: str | Path | Dataset, **columns: Unpack[CsvColumns]) -> D
     raise BadInput(f"{as_utf8(path)}: not a dataset; a dataset is {LAYOUTS}")
 
 
-def _table(data: str | Path | Dataset, columns: CsvColumns) -> Dataset:
-    path = None if isinstance(data, Dataset) else locate(data)
+def _table(data: object, columns: CsvColumns) -> Dataset:
+    path = locate(data) if isinstance(data, str | Path) else None
     if path is None or path.suffix.lower() != ".csv":
         option = next(name for name, value in columns.items() if value).replace("_", "-")
         raise BadInput(f"{data}: --{option} is for a .csv file")
@@ -280,8 +323,9 @@ def _numbered(contents: Contents) -> Dataset:
     train = {e.label for e in listed if e.split == "train" and e.label is not None}
     for entry in listed:
         if train and entry.label is not None and entry.label not in train:
+            source = entry.id if isinstance(entry.source, bytes) else entry.source
             raise BadInput(
-                f"{root}: class {entry.label!r} (of {entry.source}) is not in split train; "
+                f"{root}: class {entry.label!r} (of {source}) is not in split train; "
                 f"{_class_hint(entry.label, train)}"
             )
     classes = sorted({entry.label for entry in listed if entry.label is not None})
@@ -340,8 +384,8 @@ def _class_hint(label: str, others: Iterable[str]) -> str:
     return nearest(label, others)
 
 
-def _source(base: Path, source: str | Member) -> Path | StoredFile | Member:
-    if isinstance(source, Member):
+def _source(base: Path, source: str | Member | bytes) -> Path | StoredFile | Member | bytes:
+    if isinstance(source, Member | bytes):
         return source
     return locate(source) if "://" in source else base / source
 

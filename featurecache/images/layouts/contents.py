@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
     split: str
     label: str | None
-    source: str | Member
+    source: str | Member | bytes
     id: str
 
 

@@ -19,9 +19,11 @@ TABLES = (".csv", ".txt")
 _MAX_HEADER = 1 << 16  # bytes
 
 
-def csv_file(path: Path | StoredFile, columns: CsvColumns | None = None) -> Contents:
+def csv_file(
+    path: Path | StoredFile, columns: CsvColumns | None = None, content: str | None = None
+) -> Contents:
     """The images that a CSV or text file lists, in its order; `columns` names columns of the file.
-    Without labels all are in split test."""
+    Without labels all are in split test. `content` is a CSV file's text that is not on disk."""
     remote = isinstance(path, StoredFile)
     if isinstance(path, StoredFile):
         root, folder = str(path), str(path.parent)
@@ -32,7 +34,7 @@ def csv_file(path: Path | StoredFile, columns: CsvColumns | None = None) -> Cont
     missing: list[str] = []
     unsplit: list[int] = []  # lines
     is_csv = path.suffix.lower() == ".csv"
-    table = CsvTable(path, columns or {}) if is_csv else _Lines(path)
+    table = CsvTable(path, columns or {}, content) if is_csv else _Lines(path)
     for line, row in table.rows():
         listed_path, label = row["path"], row.get("label") or None
         split = split_of(row.get("split", "") or ("train" if "label" in row else "test"))

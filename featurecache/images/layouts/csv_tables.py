@@ -36,9 +36,12 @@ class CsvColumns(TypedDict, total=False):
 class CsvTable:
     """The rows of a CSV file with a header. Raises BadInput."""
 
-    def __init__(self, path: Path | StoredFile, columns: CsvColumns) -> None:
+    def __init__(
+        self, path: Path | StoredFile, columns: CsvColumns, content: str | None = None
+    ) -> None:
         self._path = path
-        self._reader = csv.reader(io.StringIO(read_text(path)), strict=True)
+        text = read_text(path) if content is None else content
+        self._reader = csv.reader(io.StringIO(text), strict=True)
         try:
             names = next(self._reader, [])
         except csv.Error as error:
