@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from featurecache.errors import BadInput
 from featurecache.features.backbones import load_backbone
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
-from featurecache.stages.heads.predict import Prediction, load_head, predict
+from featurecache.stages.heads.predict import Prediction, image_files, load_head, predict
 from featurecache.stages.heads.train_head import read_run, train_head
 
 COLOURS = {
@@ -216,6 +217,42 @@ def test_bad_files_only(three: Trained, bad_files: list[Path]) -> None:
     found = predict(three.run, bad_files[:1])
     assert found == [Prediction(path=str(bad_files[0]), top=[], error=found[0].error)]
     assert found[0].error
+
+
+def test_patterns_are_files_sorted(tmp_path: Path) -> None:
+    for name in ("b/2.png", "a/1.png", "c[1].png", "d/e/3.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(*patterns: str) -> list[str]:
+        files = image_files([str(tmp_path / pattern) for pattern in patterns])
+        return [Path(file).relative_to(tmp_path).as_posix() for file in files]
+
+    assert names("*/*.png") == ["a/1.png", "b/2.png"]
+    assert names("**/*.*") == ["a/1.png", "b/2.png", "c[1].png", "d/e/3.txt"]
+    assert names("[ab]", "c[1].png") == ["a/1.png", "b/2.png", "c[1].png"]
+    with pytest.raises(BadInput, match=r"no such file: .*\*\.jpg"):
+        names("*.jpg")
+
+
+def test_a_table_of_the_top_classes(six: Trained, bad_files: list[Path], tmp_path: Path) -> None:
+    files = [*six.pictures("val")[:2], bad_files[0]]
+    result = predict(six.run, files, engine="torch-cpu", top=2, out=tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "path", "class", "probability", "class_2", "probability_2", "error"
+    ]  # fmt: skip
+    for row, prediction in zip(rows, result, strict=True):
+        assert row["path"] == prediction.path and row["error"] == (prediction.error or "")
+        classes = [row["class"], row["class_2"]]
+        assert [top["class"] for top in prediction.top] == [name for name in classes if name]
+    assert [len(prediction.top) for prediction in result] == [2, 2, 0]
+    assert float(rows[0]["probability"]) == pytest.approx(result[0].top[0]["probability"], abs=1e-6)
+    assert [len(p.top) for p in predict(six.run, files[:1], engine="torch-cpu", top=99)] == [6]
+    for wrong, message in (({"top": 0}, "top 0"), ({"out": tmp_path / "a.txt"}, r"end in \.csv")):
+        with pytest.raises(BadInput, match=message):
+            predict(six.run, files, **wrong)
 
 
 def test_no_run(tmp_path: Path, three: Trained) -> None:

@@ -266,14 +266,19 @@ def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> 
     metavar="FILE",
     help="A weights file that vectors were computed with: .safetensors or .pth. Repeatable.",
 )
+@click.option("--top", type=int, default=5, show_default=True, help="Classes per file.")
+@click.option("--out", metavar="FILE", help="Write the predictions to this CSV file.")
 @options("engine", "allow_failed", "json", "quiet", "debug")
 def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
-    """Print the five most probable classes of each of FILES, by the head in RUN."""
+    """Print the most probable classes of FILES (also folders and patterns), by the head in RUN."""
     from featurecache.stages.heads.predict import predict
 
     results = predict(run, **arguments)
     if as_json:
         printing.print_json(results)
+    elif arguments["out"] is not None:
+        count = sum(result.error is None for result in results)
+        click.echo(terminal.printable(f"{arguments['out']}: {counted(count, 'image')}"))
     else:
         rows = [
             {

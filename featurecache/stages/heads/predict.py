@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TypedDict
 import numpy as np
 
 from featurecache import text
+from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput
 from featurecache.features.backbones import Backbone, backbone_of_key
 from featurecache.features.engines import Engine, open_engine, run_rows
@@ -21,6 +23,7 @@ from featurecache.images.layouts.listing import Tree
 from featurecache.images.samples import MAX_FILE
 from featurecache.runs.record import RunRecord, read_run
 from featurecache.runs.run_names import find_run
+from featurecache.storage.output_files import check_output
 from featurecache.storage.safe_open import read_regular
 
 # A predicted class, with its readable name; `class` is a keyword of Python.
@@ -29,7 +32,7 @@ ClassProbability = TypedDict("ClassProbability", {"class": str, "name": str, "pr
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One file: its five most probable classes, `{class, name, probability}`, or in `error` the
+    """One file: its most probable classes, `{class, name, probability}`, or in `error` the
     reason why there are none. `name` is the class's readable name where the dataset has one, else
     the class."""
 
@@ -44,15 +47,24 @@ def predict(
     *,
     weights: str | Path | Sequence[str | Path] = (),
     engine: str = "auto",
+    top: int = 5,
+    out: str | Path | None = None,
 ) -> list[Prediction]:
-    """The five most probable classes of each image file, in the order of `files`. A folder means
-    all images below it, sorted.
+    """The `top` most probable classes of each image file, in the order of `files`. A folder means
+    all images below it, sorted; a pattern such as `photos/**/*.jpg` all files that match, sorted.
 
+    `out` is a CSV file to write: path, class, probability, then class_2, probability_2 and so on,
+    and the reason where a file has no prediction.
     The networks are rebuilt from the run's record, and their keys must match it. `weights` are the
     weights files of the networks whose vectors were made with `--weights`; each file is matched to
     its network. Nothing is cached.
     """
-    files = _files([files] if isinstance(files, str | Path) else files)
+    if top < 1:
+        raise BadInput(f"top {top}: must be 1 or more")
+    table = None if out is None else check_output(out)
+    if table is not None and table.suffix.lower() != ".csv":
+        raise BadInput(f"{out}: the name for --out must end in .csv")
+    files = image_files([files] if isinstance(files, str | Path) else files)
     run = find_run(run)
     record = read_run(run)
     head = Head.load(run)
@@ -64,7 +76,7 @@ def predict(
     if len(rows):
         words = record.words
         for probabilities in head.predict_proba(rows):
-            best = np.argsort(-probabilities, kind="stable")[:5]
+            best = np.argsort(-probabilities, kind="stable")[:top]
             names = [record.classes[i] for i in best]
             tops.append(
                 [
@@ -77,19 +89,35 @@ def predict(
                 ]
             )
     in_order = iter(tops)
-    return [
+    results = [
         Prediction(path=file, top=[], error=errors[file])
         if file in errors
         else Prediction(path=file, top=next(in_order))
         for file in files
     ]
+    if table is not None:
+        _write_table(table, results, min(top, len(record.classes)))
+    return results
 
 
-def _files(paths: Sequence[str | Path]) -> list[str]:
-    """The files of these paths; a folder means all images below it. Raises BadInput."""
+def _write_table(path: Path, results: Sequence[Prediction], count: int) -> None:
+    """A row for each file, with its `count` most probable classes."""
+    header = ["path", "class", "probability"]
+    header += [f"{name}_{rank}" for rank in range(2, count + 1) for name in header[1:3]]
+    rows = []
+    for result in results:
+        cells = [cell for t in result.top for cell in (t["class"], f"{t['probability']:.6f}")]
+        cells += [""] * (2 * count - len(cells))
+        rows.append([text.as_utf8(result.path), *cells, result.error or ""])
+    write_csv(path, [*header, "error"], rows)
+
+
+def image_files(paths: Sequence[str | Path]) -> list[str]:
+    """The files of these paths; a folder means all images below it, and a pattern all that match.
+    Raises BadInput."""
     files: list[str] = []
     missing = []
-    for path in map(str, paths):
+    for path in (match for pattern in paths for match in _matches(str(pattern))):
         if os.path.isdir(path):  # noqa: PTH112  is False for an impossible name
             below = sorted(Tree().pictures(Path(path).as_posix()))
             if not below:
@@ -102,6 +130,13 @@ def _files(paths: Sequence[str | Path]) -> list[str]:
     if missing:
         raise BadInput(f"no such file: {first_few(missing)}")
     return files
+
+
+def _matches(path: str) -> list[str]:
+    """The files and folders that match a pattern, sorted; a path that exists is no pattern."""
+    if os.path.exists(path) or not glob.has_magic(path) or "\0" in path:  # noqa: PTH110
+        return [path]
+    return sorted(glob.glob(path, recursive=True)) or [path]  # noqa: PTH207
 
 
 def load_head(run: str | Path) -> Head:
