@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,18 @@ validation: {fraction: 0.2}
 phases: [{views: none, epochs: 2}]
 """
 LOOP = "timm loop"
+
+
+# Runs a command and writes what it used into a file. Its own process is small: a command that this
+# one started would inherit the peak of this one's memory.
+_MEASURE = """\
+import json, resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    json.dump([used.ru_utime + used.ru_stime, used.ru_maxrss], file)
+sys.exit(code)
+"""
 
 
 class Used(NamedTuple):
@@ -129,18 +143,14 @@ def _run(*words: str) -> Used:
 
 def _process(*words: str) -> Used:
     """A module in a process of its own."""
-    command = [sys.executable, "-m", *words]
     # Threads that wait for each other must not be counted as work, on a machine with other work.
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+    with tempfile.TemporaryDirectory() as folder:
+        usage = Path(folder, "usage.json")
+        command = [sys.executable, "-c", _MEASURE, str(usage), sys.executable, "-m", *words]
+        process = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, env=environment
+        )
+        cpu, memory = json.loads(usage.read_text())
     scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB here
-    return Used(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale / 1e6, output)
+    return Used(cpu, memory * scale / 1e6, process.stdout)
