@@ -19,7 +19,7 @@ from benchmarks.rows import ROWS, Row, Target
 
 # More than five seconds each: they start processes, or load and compile networks.
 SLOW = {
-    "featurize_f32", "featurize_bf16", "two_backbones", "growth", "head_epoch", "paper",
+    "featurize_f32", "featurize_bf16", "two_backbones", "growth", "head_epoch", "paper", "defaults",
     "small_things",
 }  # fmt: skip
 MARKED = [
