@@ -21,11 +21,13 @@ from featurecache.heads.logistic import Solver, choose_penalty
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule, find_schedule
 from featurecache.runs.record import read_run, schedule_of
+from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.ensemble import ensemble
 from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.heads.train_head import train_head
 from featurecache.stages.looking.report import report
+from featurecache.training.epoch_metrics import Epoch
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Write = Callable[..., Path]
@@ -184,6 +186,45 @@ def test_an_older_run_has_no_baseline(
     run = shutil.copytree(small_runs["split"], tmp_path / "run")
     shutil.rmtree(run / "baseline")
     assert evaluate(run, data=small_data, cache=small_cache).baseline is None
+
+
+# ---- what did harm ----
+
+
+def test_harmful_phases_and_views_are_named(
+    tmp_path: Path, write_dataset: Write, tiny: dict[str, Any]
+) -> None:
+    data = write_dataset(tmp_path / "data", {"train/cat": 20, "train/owl": 20, "val/cat": 6,
+                                             "val/owl": 6})  # fmt: skip
+    (tmp_path / "black.yaml").write_text("augmenters: [Multiply: {mul: 0.0}]\n")
+    view = f"{tmp_path / 'black.yaml'}_1"
+    where: dict[str, Any] = {"data": data, "cache": tmp_path / "cache"}
+    featurize(policy=["none", view], **where, **tiny)
+    path = tmp_path / "harm.yaml"
+    path.write_text(
+        "backbone: efficientnet_lite0\nvalidation: val\nhead: {hidden: []}\nbatch_size: 4\n"
+        "optimizer: {lr: 0.01}\nphases:\n  - {views: none, epochs: 8}\n"
+        f"  - {{views: {view}, epochs: 8, optimizer: {{lr: 1.0}}}}\n"
+    )
+    notes = train_head(path, out=tmp_path / "run", **where).notes
+    assert any("view black_1 is destructive" in note for note in notes)
+    assert train_head(path, out=tmp_path / "run", **where).notes == notes
+    page = report([tmp_path / "run"], **where, out=tmp_path / "report.html")
+    assert "view black_1 is destructive" in Path(page.path).read_text()
+
+
+def test_a_phase_that_lowers_validation_accuracy_is_named() -> None:
+    phases = [{"views": view, "epochs": 2} for view in ("none", "spatial_1", "color_1")]
+    schedule = Schedule.model_validate({"backbone": "a", "phases": phases})
+    top1 = (0.5, 0.8, 0.7, 0.6, 0.7, 0.795)  # the last phase is lower by less than a point
+    epochs = [
+        Epoch(epoch=n, fold=1, phase=(n + 1) // 2, train_loss=1.0, train_top1=0.5, val_loss=1.0,
+              val_top1=share)
+        for n, share in enumerate(top1, 1)
+    ]  # fmt: skip
+    (warning,) = phase_warnings(schedule, epochs)
+    assert warning.startswith("phase 2 (spatial_1) lowered validation top-1: 60.0% after it, 80.0%")
+    assert phase_warnings(schedule, epochs[:2]) == []
 
 
 # ---- overrides ----

@@ -63,6 +63,7 @@ class RunRecord(Open):
     trials: list[TrialJson] | None = None  # of a sweep
     winner: pydantic.NonNegativeInt | None = None
     candidates: list[dict[str, Any]] | None = None  # of a training without a schedule
+    warnings: list[str] | None = None  # phases and views that did harm
     baseline: dict[str, Any] | None = None  # validation of logistic regression on the same rows
     chosen: pydantic.NonNegativeInt | None = None  # index of the candidate that was saved
 

@@ -33,9 +33,11 @@ from featurecache.runs.record import (
     make_folder,
     read_record,
     read_run,
+    schedule_of,
     write_run,
 )
 from featurecache.runs.training_data import load_training_data
+from featurecache.runs.training_warnings import destructive_views, phase_warnings
 from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
 from featurecache.stages.heads.shared_options import ResolvedOptions, SharedOptions, resolve_options
 from featurecache.storage import durable, locks
@@ -83,7 +85,7 @@ class TrainedRun:
     run: str
     best: ValidationMeans
     last: ValidationMeans  # of the saved head
-    notes: list[str]  # what was excluded from the training, and why
+    notes: list[str]  # what was excluded from the training, and phases and views that did harm
     trials: list[TrialRow] = field(default_factory=list)
     winner: int | None = None
     candidates: list[CandidateRow] = field(default_factory=list)
@@ -210,6 +212,11 @@ def train_head(
             record.trials = [asdict(trial) for trial in trained.trials]
             record.winner = trained.winner
         record.seconds = round(time.time() - began, 3)
+        used = {view: training.vectors[view] for view in schedule_of(record).views()}
+        record.warnings = [
+            *phase_warnings(schedule_of(record), read_epochs(run)),
+            *destructive_views(used, training.labels),
+        ]
         try:
             record.baseline = dict(
                 train_baseline(
@@ -340,7 +347,7 @@ def _result(run: Path, record: RunRecord, notes: list[str]) -> TrainedRun:
         run=str(run),
         best=cast(ValidationMeans, record.best),
         last=cast(ValidationMeans, record.last),
-        notes=notes,
+        notes=[*notes, *(record.warnings or [])],
         trials=cast(list[TrialRow], record.trials or []),
         winner=record.winner,
         candidates=cast(list[CandidateRow], record.candidates or []),

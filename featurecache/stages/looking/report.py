@@ -132,7 +132,7 @@ def report(
         "sheets": contact_sheets,
         "studies": studies,
         "comparable": comparable,
-        "warnings": predictions.notes,
+        "warnings": [*predictions.notes, *_training_warnings(names, predictions.records)],
     }
     wrong_rows = wrong_rows_of(predictions)
     count = min(pictures, len(wrong_rows))
@@ -177,6 +177,15 @@ def _names(runs: Sequence[str | Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [text.as_utf8(run) for run in runs]
+
+
+def _training_warnings(names: Sequence[str], records: Sequence[RunRecord]) -> list[str]:
+    """What `train-head` said of phases and views that did harm, with the run's name if several."""
+    return [
+        warning if len(names) == 1 else f"{name}: {warning}"
+        for name, record in zip(names, records, strict=True)
+        for warning in record.warnings or []
+    ]
 
 
 def _backbones(record: RunRecord) -> list[dict[str, Any]]:
