@@ -109,3 +109,27 @@ class Lookup:
 def _keys(array: np.ndarray) -> np.ndarray:
     """The first 8 bytes of each item as a number, which is different for nearly all items."""
     return np.ascontiguousarray(array).view(np.uint64)[:, 0]
+
+
+def group_numbers(array: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """(N,) int64: a number for each set of rows that belong together, in order of the items.
+
+    Rows with the same item belong together, and so do rows of the same group, and all rows that
+    are linked by several of these. "" is no group. `array` is (N, 32).
+    """
+    _, image = np.unique(np.ascontiguousarray(array).view("V32").ravel(), return_inverse=True)
+    parents: dict[int | str, int | str] = {}
+
+    def root(node: int | str) -> int | str:
+        while (parent := parents.setdefault(node, node)) != node:
+            parents[node] = node = parents[parent]
+        return node
+
+    for number, group in zip(image.tolist(), groups, strict=True):
+        if group and (first := root(number)) != (second := root(group)):
+            parents[second] = first
+    linked: dict[int | str, int] = {}
+    for number in sorted(set(image.tolist())):
+        linked.setdefault(root(number), number)
+    roots = np.array([linked[root(number)] for number in image.tolist()], np.int64)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)

@@ -80,7 +80,7 @@ def test_paths_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ([3], {}, "image 0: int; expected"),
         (["x.png"], {}, "1 files do not exist: x.png"),
         (ARRAYS, {"splits": ["train"] * 12}, "image 0: no label"),
-        ("digits", {"labels": ["a"]}, "labels and splits are for a sequence"),
+        ("digits", {"labels": ["a"]}, "labels, splits and groups are for a sequence"),
     ],
 )
 def test_images_that_are_refused(images: Any, more: dict[str, Any], message: str) -> None:

@@ -39,7 +39,7 @@ def _with_columns(context: click.Context, _: click.Parameter, data: str) -> Any:
 def _data(command: Command) -> Command:
     """--data, and the options for columns of a CSV file. They are hidden, since every command
     with --data has them."""
-    for column in ("path", "label", "split"):
+    for column in ("path", "label", "split", "group"):
         command = click.option(
             f"--{column}-column", metavar="NAME", hidden=True, is_eager=True, expose_value=False,
             callback=_keep_column, help=f"The column of a CSV file that holds the {column}."
@@ -48,7 +48,7 @@ def _data(command: Command) -> Command:
         "--data", default="data", show_default=True, metavar="DIR|FILE|digits",
         callback=_with_columns,
         help="The dataset: a folder, or a .csv, .parquet or .tar file. Columns of a CSV file: "
-        "--path-column, --label-column, --split-column.",
+        "--path-column, --label-column, --split-column, --group-column.",
     )(command)  # fmt: skip
 
 

@@ -11,7 +11,9 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from featurecache.errors import BadInput
+from featurecache.heads.group_splits import split_groups
 from featurecache.heads.schedules import Schedule
+from featurecache.items import group_numbers
 from featurecache.text import counted
 
 Labels = npt.NDArray[np.int64]  # (N,)
@@ -20,7 +22,11 @@ Index = npt.NDArray[np.int64]  # (K,), row numbers
 
 
 def split_items(
-    items: Items, labels: Labels, schedule: Schedule, classes: Sequence[str]
+    items: Items,
+    labels: Labels,
+    schedule: Schedule,
+    classes: Sequence[str],
+    groups: Sequence[str] = (),
 ) -> list[tuple[Index, Index]]:
     """Train and validation row numbers: one pair for a fraction, K pairs for K folds.
 
@@ -29,9 +35,16 @@ def split_items(
     not matter. An item with several labels counts for the smallest. `items` (N, 32) and `labels`
     (N,) in 0..C-1 describe the same rows; `classes` are the C names.
 
+    With `groups`, the N names of groups ("" for none), rows of a group are on the same side too.
+
     Raises BadInput if a class has too few distinct images to be on both sides.
     """
     check_rows(items, labels, classes)
+    if any(groups):
+        order = np.argsort(_as_keys(items), kind="stable")
+        numbers = group_numbers(items, groups)
+        pairs = split_groups(numbers[order], labels[order], schedule, classes)
+        return [(np.sort(order[train]), np.sort(order[val])) for train, val in pairs]
     distinct, inverse = np.unique(_as_keys(items), return_inverse=True)
     strata = np.full(len(distinct), len(classes), dtype=np.int64)
     np.minimum.at(strata, inverse, labels)

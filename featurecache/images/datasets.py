@@ -171,20 +171,23 @@ def open_dataset(
     *,
     labels: Sequence[Any] | None = None,
     splits: Sequence[str] | None = None,
+    groups: Sequence[Any] | None = None,
     **columns: Unpack[CsvColumns],
 ) -> Dataset:
     """The dataset at `data`: a folder, a file, or the literal string `digits`.
 
     A Dataset is returned unchanged, so that every function that takes a path also takes a dataset.
     A pandas DataFrame is read as a CSV file in the working folder. A sequence of arrays (H, W, 3)
-    or (H, W) uint8, PIL images or paths, or an array of such images, may have `labels` and `splits`
-    of the same length. `columns` names columns of a table whose names are not usual ones. Lists
-    files, but reads no image. Raises BadInput, with advice, if `data` is not a dataset.
+    or (H, W) uint8, PIL images or paths, or an array of such images, may have `labels`, `splits`
+    and `groups` of the same length. `columns` names columns of a table whose names are not usual
+    ones. Lists files, but reads no image. Raises BadInput, with advice, if `data` is not a dataset.
     """
     if isinstance(data, list | tuple | np.ndarray):
-        return _numbered(in_memory(data, labels, splits))
-    if labels is not None or splits is not None:
-        raise BadInput("labels and splits are for a sequence of arrays, PIL images or paths")
+        return _numbered(in_memory(data, labels, splits, groups))
+    if not (labels is splits is groups is None):
+        raise BadInput(
+            "labels, splits and groups are for a sequence of arrays, PIL images or paths"
+        )
     if isinstance(data, Table):
         return _numbered(csv_file(Path(FRAME), columns, data.to_csv(index=False)))
     return _opened(data, columns)
@@ -339,8 +342,9 @@ def _numbered(contents: Contents) -> Dataset:
             split,
             _source(base, source),
             "" if as_utf8(name) == name else "its name is not UTF-8; rename it",
+            group,
         )
-        for split, label, source, name in listed
+        for split, label, source, name, group in listed
     ]
     words = {label: contents.words[label] for label in classes if label in contents.words}
     return Dataset(

@@ -55,6 +55,7 @@ class Sample:
     split: str
     source: Path | StoredFile | bytes | Member
     refused: str = ""
+    group: str = ""  # a patient, a camera, a slide: whatever must not be on two sides of a split
 
     def read(self) -> bytes:
         """The encoded bytes. Raises OSError; its `strerror` says why they can't be read."""

@@ -22,6 +22,7 @@ class LabelledRow(NamedTuple):
     label: int
     split: str
     id: str
+    group: str = ""
 
 
 class TrainingRows(NamedTuple):
@@ -52,7 +53,7 @@ def labelled_rows(
             hint = "use another split" if dataset.classes else "no image of it has any"
             raise BadInput(f"split {split!r} of {dataset.root} has no labels; {hint}")
     return [
-        LabelledRow(item, sample.label, sample.split, sample.id)
+        LabelledRow(item, sample.label, sample.split, sample.id, sample.group)
         for sample, item in items_by_split(dataset, splits, progress)
         if item is not None and sample.label is not None
     ]
@@ -68,8 +69,10 @@ def decodable(rows: Sequence[LabelledRow], spaces: Iterable[Space]) -> list[Labe
 
 
 def rows_digest(rows: Sequence[LabelledRow]) -> str:
-    """The hash of items, labels and splits that a run's record holds."""
-    return keys.digest([[row.item.hex(), row.label, row.split] for row in rows])
+    """The hash of items, labels, splits and groups that a run's record holds."""
+    return keys.digest(
+        [[row.item.hex(), row.label, row.split, *filter(None, [row.group])] for row in rows]
+    )
 
 
 def training_rows(
@@ -96,6 +99,16 @@ def training_rows(
     if shared := copies.total():
         notes.append(
             f"left out {counted(shared, 'training image')} that another split also contains"
+        )
+    held_out_groups: set[str] = set()
+    if any(row.group for row in rows):
+        held_out_groups = {s.group for split in others for s in dataset.split(split) if s.group}
+    if straddling := {r.group for r in train_rows if r.split == "train"} & held_out_groups:
+        before = train_rows
+        train_rows = [r for r in before if r.split != "train" or r.group not in straddling]
+        notes.append(
+            f"left out {counted(len(before) - len(train_rows), 'training image')} of "
+            f"{counted(len(straddling), 'group')} that another split also contains"
         )
     labels = Counter(item for item, _ in {(row.item, row.label) for row in train_rows})
     contradicting = sum(count > 1 for count in labels.values())

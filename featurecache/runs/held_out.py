@@ -58,7 +58,8 @@ def trained_items(
     items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
     labels = np.array([row.label for row in rows], np.int64)
     if val is None:
-        pairs = split_items(items, labels, schedule, record.classes)
+        groups = [row.group for row in rows]
+        pairs = split_items(items, labels, schedule, record.classes, groups)
     else:
         val_mask = np.array([row.split != "train" for row in rows])
         pairs = [(np.flatnonzero(~val_mask), np.flatnonzero(val_mask))]

@@ -94,7 +94,8 @@ class TrainingData:
         from featurecache.heads.splits import checked_pairs, split_items  # scikit-learn
 
         classes = list(self.dataset.classes)
-        pairs = self.pairs or split_items(self.items, self.labels, schedule, classes)
+        groups = [row.group for row in self.rows]
+        pairs = self.pairs or split_items(self.items, self.labels, schedule, classes, groups)
         return checked_pairs(pairs, self.items, self.labels, schedule, classes, self.copies)
 
     def training_set(

@@ -22,6 +22,7 @@ class Entry(NamedTuple):
     label: str | None
     source: str | Member | bytes
     id: str
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

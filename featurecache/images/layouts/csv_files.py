@@ -29,7 +29,7 @@ def csv_file(
         root, folder = str(path), str(path.parent)
     else:
         root, folder = path.as_posix(), os.path.normpath(path.parent.absolute())
-    seen: dict[str, tuple[str | None, str, int]] = {}  # path -> class name, split, line
+    seen: dict[str, tuple[str | None, str, str, int]] = {}  # path -> label, split, group, line
     entries: list[Entry] = []
     missing: list[str] = []
     unsplit: list[int] = []  # lines
@@ -39,6 +39,9 @@ def csv_file(
         listed_path, label = row["path"], row.get("label") or None
         split = split_of(row.get("split", "") or ("train" if "label" in row else "test"))
         unsplit += [line] if row.get("split") == "" else []
+        group = row.get("group", "")
+        if "group" in row and not group:
+            raise BadInput(f"{path} line {line}: the group is empty")
         if not listed_path:
             raise BadInput(f"{path} line {line}: the path is empty")
         if split is None:
@@ -51,17 +54,19 @@ def csv_file(
         else:
             file = os.path.normpath(os.path.join(folder, listed_path))  # noqa: PTH118  one spelling
         if file in seen:
-            if seen[file][:2] == (label, split):
+            if seen[file][:3] == (label, split, group):
                 continue
-            what = "labels" if seen[file][0] != label else "splits"
+            same = [a == b for a, b in zip(seen[file], (label, split, group), strict=False)]
+            what = ("labels", "splits", "groups")[same.index(False)]
             raise BadInput(
-                f"{path} lines {seen[file][2]} and {line}: {listed_path} has two {what}; "
+                f"{path} lines {seen[file][3]} and {line}: {listed_path} has two {what}; "
                 "keep one line"
             )
-        seen[file] = (label, split, line)
+        seen[file] = (label, split, group, line)
         inside = not elsewhere and file.startswith(f"{folder}{os.sep}")
         name = Path(file).relative_to(folder).as_posix() if inside else listed_path
-        entries.append(Entry(split, label, file, name if elsewhere else Path(name).as_posix()))
+        name = name if elsewhere else Path(name).as_posix()
+        entries.append(Entry(split, label, file, name, group))
         if not elsewhere and not os.path.lexists(file):  # others are reported when they are read
             missing.append(f"{listed_path} (line {line})")
     if missing:

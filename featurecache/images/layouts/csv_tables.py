@@ -31,6 +31,7 @@ class CsvColumns(TypedDict, total=False):
     path_column: str | None
     label_column: str | None
     split_column: str | None
+    group_column: str | None
 
 
 class CsvTable:

@@ -31,6 +31,7 @@ def in_memory(
     pictures: Sequence[Any] | np.ndarray,
     labels: Sequence[object] | np.ndarray | None = None,
     splits: Sequence[str] | None = None,
+    groups: Sequence[object] | np.ndarray | None = None,
 ) -> Contents:
     """A dataset of (H, W, 3) or (H, W) uint8 arrays, PIL images or paths, in their order.
 
@@ -39,7 +40,7 @@ def in_memory(
     """
     if not len(pictures):
         raise BadInput(f"{ROOT}: there are none; pass at least one array, PIL image or path")
-    for name, values in (("labels", labels), ("splits", splits)):
+    for name, values in (("labels", labels), ("splits", splits), ("groups", groups)):
         if values is not None and len(values) != len(pictures):
             raise BadInput(f"{ROOT}: {len(pictures)} images and {len(values)} {name}")
     digits = len(str(len(pictures) - 1))
@@ -47,6 +48,7 @@ def in_memory(
     for index, picture in enumerate(pictures):
         label = None if labels is None or labels[index] is None else str(labels[index])
         word = ("test" if label is None else "train") if splits is None else splits[index]
+        group = "" if groups is None else str(groups[index])
         split = split_of(word)
         if split is None:
             raise UnknownName("split", word, SPLITS, where=f"image {index}")
@@ -56,10 +58,10 @@ def in_memory(
             file = os.fspath(picture)
             if "://" not in file and not os.path.lexists(file):
                 missing.append(file)
-            entries.append(Entry(split, label, file, Path(file).as_posix()))
+            entries.append(Entry(split, label, file, Path(file).as_posix(), group))
         else:
             name = f"{index:0{digits}}"
-            entries.append(Entry(split, label, _encoded(picture, index), name))
+            entries.append(Entry(split, label, _encoded(picture, index), name, group))
     if missing:
         raise BadInput(f"{len(missing)} files do not exist: {first_few(missing)}")
     return Contents(root=ROOT, layout="memory", entries=entries)

@@ -20,6 +20,7 @@ from featurecache.heads.schedules import backbone_choice
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
+from featurecache.items import group_numbers
 from featurecache.lookup.held_spaces import held_spaces
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
@@ -38,14 +39,16 @@ class CachedVectors(CachedSetting, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows in dataset order: vectors (N, D) float32, labels (N,) int64 (-1 for unlabelled images),
-    ids and splits (N,) str, items (N, 32) uint8, and the class names that the labels index."""
+    """Rows in dataset order: vectors (N, D) float32, labels (N,) int64 (-1 for unlabelled
+    images), ids and splits (N,) str, items (N, 32) uint8, the names of N groups ("" for none),
+    and the class names that the labels index."""
 
     vectors: np.ndarray | MappedVectors
     labels: np.ndarray
     ids: np.ndarray
     items: np.ndarray
     splits: np.ndarray
+    groups: Sequence[str]
     classes: np.ndarray
     left_out: int
 
@@ -164,9 +167,9 @@ def vectors(
 
     The rows of several views follow each other, view by view; an image that one of them lacks is
     left out. `return_groups` adds `groups` (N,) int64, the same number for all views and copies of
-    an image: pass it to cross-validation (GroupKFold), or an image ends up on both sides.
-    `return_ids` adds the ids of the samples (N,). With `mapped`, X stays on disk and is read on
-    access, for spaces larger than memory.
+    an image, and for all images of a group of the dataset: pass it to cross-validation
+    (GroupKFold), or an image ends up on both sides. `return_ids` adds the ids of the samples (N,).
+    With `mapped`, X stays on disk and is read on access, for spaces larger than memory.
     """
     check_keywords(options, CachedVectors, "vectors")
     views = listed(view)
@@ -177,8 +180,7 @@ def vectors(
     table = _table(data, views, backbone, split, options, labelled=True, mapped=mapped)
     extra: list[np.ndarray] = []
     if return_groups:
-        image = table.items.view("V32").ravel()
-        extra.append(np.unique(image, return_inverse=True)[1].astype(np.int64))
+        extra.append(group_numbers(table.items, table.groups))
     if return_ids:
         extra.append(table.ids)
     return table.vectors, table.classes[table.labels], *extra
@@ -221,6 +223,7 @@ def _table(
         ids=np.tile(np.array([s.id for s, _ in rows], str), copies),
         items=np.tile(np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 32), (copies, 1)),
         splits=np.tile(np.array([s.split for s, _ in rows], str), copies),
+        groups=[s.group for s, _ in rows] * copies,
         classes=np.array(dataset.classes, str),
         left_out=len(samples) - len(decoded),
     )

@@ -33,6 +33,8 @@ def index(data: str | Path = "data", *, out: str | Path, progress: Progress = si
         raise BadInput(f"{out}: the name of an index must end in .parquet")
     check_output(path)
     dataset = open_dataset(data)
+    if any(sample.group for sample in dataset.samples):
+        raise BadInput(f"{dataset}: an index holds no groups; use the dataset itself")
     items, unreadable = items_of(dataset.samples, progress, use_memos=False)
     durable.sweep(path.absolute().parent)
     with durable.temporary_file(path) as temporary, durable.errors_about(path):

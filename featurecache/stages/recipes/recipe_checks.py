@@ -57,8 +57,9 @@ def check_held_out(group: Sequence[Schedule], dataset: Dataset, where: str) -> N
     rows = training_rows(dataset, ["train"], labelled_rows(dataset, ["train"]), []).rows
     items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
     labels = np.array([row.label for row in rows], np.int64)
+    groups = [row.group for row in rows]
     held_out = [
-        set(split_items(items, labels, schedule, dataset.classes)[0][1].tolist())
+        set(split_items(items, labels, schedule, dataset.classes, groups)[0][1].tolist())
         for schedule in parts.values()
     ]
     if not set.intersection(*held_out):
