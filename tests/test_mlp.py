@@ -16,7 +16,7 @@ from sklearn.metrics import get_scorer
 from torch import nn
 
 from featurecache.errors import BadInput, DamagedRun
-from featurecache.heads import mlp
+from featurecache.heads import head_networks
 from featurecache.heads.mlp import Head, build
 from featurecache.heads.settings import HeadSpec
 
@@ -89,7 +89,7 @@ def test_scikit_learn_can_calibrate_it_but_not_fit_it() -> None:
 
 def test_a_prediction_in_pieces_is_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = head().predict_proba(vectors())
-    monkeypatch.setattr(mlp, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(head_networks, "_ROWS_AT_ONCE", 3)
     np.testing.assert_allclose(head().predict_proba(vectors()), whole, rtol=1e-5)
     assert head().predict_proba(vectors(0)).shape == (0, 3)
 

@@ -1,65 +1,20 @@
-"""The small network on top of vectors, and the trained head as a scikit-learn classifier.
-
-On disk a head is `head.json` (its description, with the SHA-256 of its weights) and one safetensors
-file, or one per fold. `head.json` is written last, so it never describes weights that don't exist.
-"""
+"""The trained head as a scikit-learn classifier: its networks (head_networks.py), and the rest of
+what scikit-learn's tools ask of an estimator."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pydantic
-import safetensors
-import safetensors.torch
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
-from featurecache.errors import BadInput, DamagedRun
+from featurecache.errors import BadInput
+from featurecache.heads.head_networks import HeadNetworks
+from featurecache.heads.head_networks import build as build
 from featurecache.heads.settings import HeadSpec
-from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_file, read_model
-from featurecache.storage import durable
-from featurecache.text import one_line
-
-HEAD_FORMAT: Literal[1] = 1
-_MAX_WEIGHT_BYTES = 2 << 30
-_MAX_WIDTH = 1 << 24  # of a layer; with a thousand outputs it has 64 GiB of weights
-_ROWS_AT_ONCE = 8192  # bounds the memory of a prediction; 8192 x 1024 float32 is 32 MiB
-
-
-def build(in_features: int, classes: int, head: HeadSpec) -> nn.Sequential:
-    """An untrained head: (B, in_features) to logits (B, classes). Uses torch's global RNG."""
-    layers: list[nn.Module] = []
-    if head.input_dropout is not None:
-        layers.append(nn.Dropout(head.input_dropout))
-    widths = itertools.pairwise([in_features, *head.hidden])
-    for (fan_in, width), dropout in zip(widths, head.per_layer("dropout"), strict=True):
-        layers.append(nn.Linear(fan_in, width))
-        if head.norm == "batch":
-            layers.append(nn.BatchNorm1d(width))
-        elif head.norm == "layer":
-            layers.append(nn.LayerNorm(width))
-        layers.append({"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[head.activation]())
-        if dropout > 0:
-            layers.append(nn.Dropout(dropout))
-    layers.append(nn.Linear([in_features, *head.hidden][-1], classes))
-    return nn.Sequential(*layers)
-
-
-class _Described(Strict):
-    """The content of `head.json`."""
-
-    format: Literal[1]
-    in_features: int = pydantic.Field(ge=1, le=_MAX_WIDTH)
-    classes: list[str] = pydantic.Field(min_length=1)
-    head: HeadSpec
-    sha256: list[str] = pydantic.Field(min_length=1)  # of each member's weights
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types
@@ -80,6 +35,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         self.classes_ = np.array(list(classes), dtype=str)
         self.n_features_in_ = next(iter(members[0].parameters())).shape[1]
 
+    @property
+    def _networks(self) -> HeadNetworks:
+        return HeadNetworks(members=self.members, classes=self.classes, spec=self.spec)
+
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
@@ -95,22 +54,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
 
         Raises BadInput for a wrong shape or for values that are not finite.
         """
-        vectors = np.asarray(X, dtype=np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != self.n_features_in_:
-            raise BadInput(
-                f"this head takes vectors of shape (N, {self.n_features_in_}), "
-                f"not {vectors.shape}; were they computed by another backbone?"
-            )
-        if not np.isfinite(vectors).all():
-            raise BadInput("the vectors hold NaN or infinity")
-        result = np.empty((len(vectors), len(self.classes_)), dtype=np.float32)
-        for start in range(0, len(vectors), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            batch = torch.tensor(vectors[rows])
-            with torch.inference_mode():
-                by_member = [member.eval()(batch).softmax(1) for member in self.members]
-                result[rows] = torch.stack(by_member).mean(0).numpy()
-        return result
+        return self._networks.predict_proba(X)
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.str_]:
         """Names (N,) of the most probable class of vectors (N, D); raises as `predict_proba`."""
@@ -123,22 +67,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
 
     def save(self, folder: Path) -> None:
         """Write the weights, then `head.json`; each file atomically."""
-        hashes = []
-        for path, member in zip(
-            _weight_files(folder, len(self.members)), self.members, strict=True
-        ):
-            state = {name: t.detach().cpu().contiguous() for name, t in member.state_dict().items()}
-            content = safetensors.torch.save(state)
-            durable.replace(path, content)
-            hashes.append(hashlib.sha256(content).hexdigest())
-        described = _Described(
-            format=HEAD_FORMAT,
-            in_features=self.n_features_in_,
-            classes=list(self.classes),
-            head=self.spec,
-            sha256=hashes,
-        )
-        durable.replace(folder / "head.json", described.model_dump_json(indent=2).encode() + b"\n")
+        self._networks.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Head:
@@ -146,52 +75,5 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
 
         Raises BadInput if there is no head, DamagedRun if its files don't fit together.
         """
-        description = folder / "head.json"
-        if not description.is_file():
-            raise BadInput(f"{folder}: no trained head here (no head.json); run train-head first")
-        described = read_model(description, _Described, MAX_RUN_JSON, _not_a_head)
-        members = []
-        paths = _weight_files(folder, len(described.sha256))
-        for path, sha256 in zip(paths, described.sha256, strict=True):
-            if not path.is_file():
-                raise DamagedRun(f"{path}: missing, but {description} names it; train again")
-            content = read_file(path, _MAX_WEIGHT_BYTES, damaged_run)
-            if hashlib.sha256(content).hexdigest() != sha256:
-                raise DamagedRun(f"{path}: not the weights named in {description}; train again")
-            members.append(_member(described, content, path))
-        return cls(members, described.classes, described.head)
-
-
-def _weight_files(folder: Path, members: int) -> list[Path]:
-    if members == 1:
-        return [folder / "head.safetensors"]
-    return [folder / f"head-{number}.safetensors" for number in range(1, members + 1)]
-
-
-def _not_a_head(path: Path, what: str) -> DamagedRun:
-    return damaged_run(path, f"not the description of a head: {what}")
-
-
-def _member(described: _Described, content: bytes, path: Path) -> nn.Sequential:
-    try:
-        state = safetensors.torch.load(content)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise damaged_run(path, f"not a safetensors file ({one_line(error)})") from error
-    # The meta device draws no initial weights, so loading leaves the global RNG unchanged.
-    try:
-        with torch.device("meta"):
-            module = build(described.in_features, len(described.classes), described.head)
-    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise _not_a_head(path.parent / "head.json", f"head: {one_line(error)}") from error
-    expected = {name: (t.shape, t.dtype) for name, t in module.state_dict().items()}
-    if {name: (t.shape, t.dtype) for name, t in state.items()} != expected:
-        raise DamagedRun(f"{path}: its tensors don't match the head in head.json")
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all() or (
-            name.endswith("running_var") and (tensor < 0).any()
-        ):
-            raise damaged_run(
-                path, f"{name} holds values that are not finite, or negative variances"
-            )
-    module.load_state_dict(state, assign=True)
-    return module.eval()
+        networks = HeadNetworks.load(folder)
+        return cls(networks.members, networks.classes, networks.spec)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput
 from featurecache.features.backbones import Backbone, backbone_of_key
 from featurecache.features.engines import Engine, open_engine, run_rows
-from featurecache.heads.mlp import Head
+from featurecache.heads.head_networks import HeadNetworks
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.layouts.contents import first_few
 from featurecache.images.layouts.listing import Tree
@@ -25,6 +25,9 @@ from featurecache.runs.record import RunRecord, read_run
 from featurecache.runs.run_names import find_run
 from featurecache.storage.output_files import check_output
 from featurecache.storage.safe_open import read_regular
+
+if TYPE_CHECKING:
+    from featurecache.heads.mlp import Head
 
 # A predicted class, with its readable name; `class` is a keyword of Python.
 ClassProbability = TypedDict("ClassProbability", {"class": str, "name": str, "probability": float})
@@ -67,7 +70,7 @@ def predict(
     files = image_files([files] if isinstance(files, str | Path) else files)
     run = find_run(run)
     record = read_run(run)
-    head = Head.load(run)
+    head = HeadNetworks.load(run)
     networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
     rows, errors = _vectors(
         networks, [backbone["precision"] for backbone in record.backbones], files, engine
@@ -141,6 +144,8 @@ def _matches(path: str) -> list[str]:
 
 def load_head(run: str | Path) -> Head:
     """The trained head of a finished run: a scikit-learn classifier of vectors."""
+    from featurecache.heads.mlp import Head
+
     folder = find_run(run)
     read_run(folder)
     return Head.load(folder)
