@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 import featurecache
 from featurecache.cli import cli
 from featurecache.errors import BadInput
+from featurecache.heads import logistic
 from featurecache.heads.logistic import Solver, choose_penalty
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule, find_schedule
@@ -304,6 +305,18 @@ def test_a_penalty_is_chosen_on_rows_that_no_fit_has_seen() -> None:
     assert choose_penalty(x, noise, 4).top1 < 0.5
     with pytest.raises(BadInput, match="too few different training images"):
         choose_penalty(x[:1], y[:1], 4)
+
+
+def test_of_many_rows_a_part_chooses_where_the_penalties_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = clouds(400, 4)
+    few = choose_penalty(x[:80], y[:80], 4)
+    monkeypatch.setattr(logistic, "_MOST", 80 * x.shape[1] * 4)
+    monkeypatch.setattr(logistic, "_CHEAP", 0)
+    found = choose_penalty(x, y, 4)
+    assert found.held.sum() == 80 and found.top1 >= few.top1 - 0.1
+    assert found.decay <= max(logistic.DECAYS)
 
 
 @pytest.mark.parametrize(

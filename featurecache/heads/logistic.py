@@ -10,7 +10,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ _SMALL = 1 << 30  # products per step, below which several threads wait for each
 # Products per step up to which every part is held out once; above it only the first.
 _CHEAP = 1 << 28
 _MOST = 1 << 30  # products per step on which the penalty is chosen; about 20 rows of 200 classes
+_LOWER = 10.0 ** np.arange(0.0, -2.5, -0.5)  # decays that are tried on more rows than that
 _UNSEEN = -30.0  # logit of a class without training rows, below those of the others
 
 
@@ -52,6 +53,7 @@ class Penalty:
     classified correctly by a fit without them; only the rows in `held` (N,) were held out."""
 
     standardise: bool
+    decay: float  # for vectors of deviation 1
     weight_decay: float  # for the vectors as they are after `standardise`
     right: Mask
     held: Mask
@@ -104,19 +106,21 @@ class Solver:
 def choose_penalty(X: Vectors, y: Labels, classes: int) -> Penalty:
     """Choose the weight decay, and whether to standardise, on held-out parts of these rows.
 
-    Every fifth of each class is held out once; of many rows only the first. The decay is lowered
-    until the accuracy has dropped twice in a row. Rows must be different images. Raises BadInput
-    if there are too few to hold one out.
+    A fifth of each class is held out, each fifth once; of many rows only one fifth. Of still more
+    rows a part chooses the scaling, and the strongest decay that is tried on all of them. Decays
+    are lowered until the accuracy drops. Rows must be different images. Raises BadInput if there
+    are too few to hold one out.
     """
     order = _rank_in_class(y, classes)
-    if X.size * classes > _MOST:  # the first rows of each class are enough to choose on
-        most = max(2 * _PARTS, int(_MOST / (X.shape[1] * classes**2)))
-        kept = order < most
-        penalty = choose_penalty(X[kept], y[kept], classes) if not kept.all() else None
-        if penalty is not None:
-            right, held = np.zeros(len(y), np.bool_), np.zeros(len(y), np.bool_)
-            right[kept], held[kept] = penalty.right, penalty.held
-            return replace(penalty, right=right, held=held)
+    scalings: tuple[bool, ...] = (True, False)
+    decays: npt.NDArray[np.floating] = DECAYS
+    if X.size * classes > _MOST:
+        # The first rows of each class choose the scaling and where to begin: with more rows the
+        # best decay is lower.
+        kept = order < max(2 * _PARTS, int(_MOST / (X.shape[1] * classes**2)))
+        if not kept.all():
+            start = choose_penalty(X[kept], y[kept], classes)
+            scalings, decays = (start.standardise,), start.decay * _LOWER
     parts = [order % _PARTS == part for part in range(_PARTS - 1, -1, -1)]
     if X.size * classes > _CHEAP:
         parts = parts[:1]
@@ -124,8 +128,8 @@ def choose_penalty(X: Vectors, y: Labels, classes: int) -> Penalty:
     if not parts:
         raise BadInput("too few different training images to choose a setting on; add images")
     best: Penalty | None = None
-    for standardise in (True, False):
-        for penalty in _path(X, y, classes, parts, standardise):
+    for standardise in scalings:
+        for penalty in _path(X, y, classes, parts, standardise, decays):
             if best is None or penalty.right.sum() > best.right.sum():
                 best = penalty
     assert best is not None
@@ -139,7 +143,12 @@ def first_part(y: Labels, classes: int) -> Mask:
 
 
 def _path(
-    X: Vectors, y: Labels, classes: int, parts: Sequence[Mask], standardise: bool
+    X: Vectors,
+    y: Labels,
+    classes: int,
+    parts: Sequence[Mask],
+    standardise: bool,
+    decays: npt.NDArray[np.floating],
 ) -> Iterator[Penalty]:
     """The results of weaker and weaker penalties."""
     scaled = []
@@ -151,15 +160,21 @@ def _path(
     ]
     held_out = np.any(parts, axis=0)
     best, worse = -1, 0
-    for decay in DECAYS:
+    for decay in decays:
         right = np.zeros(len(y), np.bool_)
         for rows, held, solver in zip(scaled, parts, solvers, strict=True):
             fitted = solver.solve(decay * solver.scale**2)
             right[held] = fitted.logits(rows[held]).argmax(1) == y[held]
         own_decay = float(decay) * float(np.mean([solver.scale**2 for solver in solvers]))
-        yield Penalty(standardise=standardise, weight_decay=own_decay, right=right, held=held_out)
+        yield Penalty(
+            standardise=standardise,
+            decay=float(decay),
+            weight_decay=own_decay,
+            right=right,
+            held=held_out,
+        )
         worse = worse + 1 if right.sum() < best else 0
-        if worse == _PATIENCE:
+        if worse == (_PATIENCE if len(decays) > len(_LOWER) else 1):
             return
         best = max(best, int(right.sum()))
 
