@@ -306,7 +306,7 @@ def test_options_that_click_refuses(call: Callable[..., Ended]) -> None:
     assert unknown.code == 2 and "--policy" in unknown.err
     assert call("featurise").code == 2
     assert call("featurize", "--workers", "many").code == 2
-    needed = call("train-head")
+    needed = call("worth")
     assert needed.code == 2 and "--schedule" in needed.err
     refused(call("featurize"), "needs --backbone NAME")
     refused(call("augment"), "needs --view NAME_N")

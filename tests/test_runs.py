@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from featurecache.cli import cli
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, FeatureCacheWarning
 from featurecache.runs.record import read_run
 from featurecache.runs.run_names import find_run
 from featurecache.stages.heads.evaluate import evaluate
@@ -81,6 +81,27 @@ def test_a_name_or_a_unique_prefix_stands_for_a_run(folder: Path) -> None:
         find_run("s")
     with pytest.raises(BadInput, match=r"splat: not the folder of a run .*; nearest: split,"):
         find_run("splat")
+
+
+@pytest.mark.usefixtures("load_once")
+def test_a_run_remembers_its_data_and_its_cache(
+    folder: Path, small_data: Path, small_cache: Path
+) -> None:
+    result = evaluate("split_")
+    assert result == evaluate("split_", data=small_data, cache=small_cache)
+    arguments = ["evaluate", "split_", "--against", "fo", "--split", "train", "--json"]
+    assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    path = Path("runs/split_1/run.json")
+    record = json.loads(path.read_text())
+    record["data"].update(path="/gone/photos", given="photos")
+    path.write_text(json.dumps(record))
+    with pytest.raises(BadInput, match="its data is no longer at /gone/photos; pass --data"):
+        evaluate("split_")
+    with pytest.raises(BadInput, match="made from different data"):
+        evaluate("split_", against="folds")
+    Path("photos").symlink_to(small_data)
+    with pytest.warns(FeatureCacheWarning, match="no longer at /gone/photos; using photos"):
+        assert evaluate("split_").top1 == result.top1
 
 
 @pytest.mark.usefixtures("load_once")

@@ -134,7 +134,7 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 @click.command()
 @click.argument("run")
-@options("data", "cache", "run_split", "view", "tta")
+@options("run_data", "run_cache", "run_split", "view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedule's augment_seed]")
 @click.option("--against", metavar="RUN2", help="A run to compare with on the same images.")
 @click.option(
@@ -183,7 +183,7 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True)
-@options("data", "cache")
+@options("run_data", "run_cache")
 @click.option(
     "--how", metavar="NAME", help="mean, vote or stack.  [default: all that are possible]"
 )
@@ -239,7 +239,7 @@ def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True)
-@options("data", "cache")
+@options("run_data", "run_cache")
 @click.option("--out", required=True, metavar="FILE", help="The file to write.")
 @click.option("--split", default="test", show_default=True, help="The split to predict.")
 @options("view", "tta")

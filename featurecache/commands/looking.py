@@ -159,7 +159,7 @@ def list_runs(folder: str, sort: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True)
-@options("data", "cache")
+@options("run_data", "run_cache")
 @click.option(
     "--out", default="report.html", show_default=True, metavar="FILE", help="The page to write."
 )

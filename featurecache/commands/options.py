@@ -26,17 +26,19 @@ def _keep_column(context: click.Context, option: click.Parameter, value: str | N
         context.meta.setdefault(_COLUMNS, {})[option.name] = value
 
 
-def _with_columns(context: click.Context, _: click.Parameter, data: str) -> Any:
+def _with_columns(context: click.Context, _: click.Parameter, data: str | None) -> Any:
     """`data`, opened if options name columns of it, so that no command needs to know of them."""
     columns = context.meta.get(_COLUMNS)
     if not columns or context.resilient_parsing:
         return data
+    if data is None:
+        raise click.UsageError("the options for columns of a CSV file need --data")
     import featurecache
 
     return featurecache.open_dataset(data, **columns)
 
 
-def _data(command: Command) -> Command:
+def _data(command: Command, default: str | None = "data", note: str = "") -> Command:
     """--data, and the options for columns of a CSV file. They are hidden, since every command
     with --data has them."""
     for column in ("path", "label", "split", "group"):
@@ -45,10 +47,10 @@ def _data(command: Command) -> Command:
             callback=_keep_column, help=f"The column of a CSV file that holds the {column}."
         )(command)  # fmt: skip
     return click.option(
-        "--data", default="data", show_default=True, metavar="DIR|FILE|digits",
+        "--data", default=default, show_default=True, metavar="DIR|FILE|digits",
         callback=_with_columns,
         help="The dataset: a folder, or a .csv, .parquet or .tar file. Columns of a CSV file: "
-        "--path-column, --label-column, --split-column, --group-column.",
+        f"--path-column, --label-column, --split-column, --group-column.{note}",
     )(command)  # fmt: skip
 
 
@@ -61,6 +63,10 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "data": _data,
     "cache": click.option(
         "--cache", default="data/cache", show_default=True, metavar="DIR", help="The cache."
+    ),
+    "run_data": lambda command: _data(command, None, "  [default: the data of the run]"),
+    "run_cache": click.option(
+        "--cache", metavar="DIR", help="The cache.  [default: the cache of the run]"
     ),
     "workers": click.option(
         "--workers", type=int, default=None,

@@ -142,7 +142,7 @@ def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
     show_default=True,
     help="Without --image: number of images of the split.",
 )
-@options("data", "split")
+@options("run_data", "split")
 @click.option(
     "--method",
     default="gradient",

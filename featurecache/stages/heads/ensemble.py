@@ -23,7 +23,7 @@ from featurecache.runs.predictions import (
 )
 from featurecache.runs.record import RunRecord, schedule_of
 from featurecache.runs.run_names import find_runs
-from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
 from featurecache.study import metrics
 
 HOW = ("mean", "vote", "stack")
@@ -88,12 +88,12 @@ def ensemble(
     different backbones, but must have the same classes. `view`, `tta`
     and `seed` are as for `evaluate`. Raises BadInput for what can't be combined.
     """
-    data, cache, progress = resolve_options(options, "ensemble")
     if how is not None and how not in HOW:
         raise UnknownName("ensemble", how, HOW)
     runs = find_runs(runs)
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise BadInput("an ensemble needs at least two runs, each only once")
+    data, cache, progress = resolve_run_options(options, "ensemble", runs)
     views = views_of(view, tta)
     question = open_question(runs, views, seed, data, cache, progress, same_classes=True)
     validated = [_validated(record) for record in question.records]

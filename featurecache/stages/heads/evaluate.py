@@ -20,7 +20,7 @@ from featurecache.runs.prediction_files import check_prediction_file, write_pred
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
 from featurecache.runs.record import read_run, schedule_of
 from featurecache.runs.run_names import find_runs
-from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
 from featurecache.storage.output_files import check_output
 from featurecache.study import metrics
 from featurecache.study.class_metrics import PerClass, class_metrics
@@ -117,7 +117,9 @@ def evaluate(
     """
     check_keywords(options, EvaluationOptions, "evaluate")
     predictions_file = options.pop("predictions", None)
-    data, cache, progress = resolve_options(cast(SharedOptions, options), "evaluate")
+    runs = find_runs([run] if against is None else [run, against])
+    shared = cast(SharedOptions, options)
+    data, cache, progress = resolve_run_options(shared, "evaluate", runs)
     table_file = None
     if predictions_file is not None:
         table_file = check_prediction_file(predictions_file, "--predictions", data)
@@ -126,7 +128,6 @@ def evaluate(
             check_output(file, option, data=data)
     if misclassified and confusion and Path(misclassified).resolve() == Path(confusion).resolve():
         raise BadInput(f"{confusion}: --misclassified and --confusion name the same file")
-    runs = find_runs([run] if against is None else [run, against])
     views = views_of(view, tta)
     if against is not None and not same_views([read_run(path) for path in runs], views, seed):
         raise BadInput(

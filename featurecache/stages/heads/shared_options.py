@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 from featurecache.executors import Progress, silent
 from featurecache.features.settings import check_keywords
+from featurecache.runs.sources import DEFAULTS, source_of
 
 
 class SharedOptions(TypedDict, total=False):
@@ -29,3 +31,16 @@ def resolve_options(options: SharedOptions, function: str) -> ResolvedOptions:
     """The options with their defaults. Raises TypeError for an unknown keyword of `function`."""
     check_keywords(options, SharedOptions, function)
     return ResolvedOptions(**options)
+
+
+def resolve_run_options(
+    options: SharedOptions, function: str, runs: Sequence[Path]
+) -> ResolvedOptions:
+    """The options, where absent or None the data and the cache that `runs` were made from. Raises
+    TypeError, BadInput."""
+    check_keywords(options, SharedOptions, function)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    for source in DEFAULTS:
+        if source not in chosen:
+            chosen[source] = source_of(runs, source)
+    return ResolvedOptions(**cast(SharedOptions, chosen))

@@ -36,6 +36,7 @@ from featurecache.runs.record import (
     schedule_of,
     write_run,
 )
+from featurecache.runs.sources import source_fields
 from featurecache.runs.training_data import load_training_data
 from featurecache.runs.training_warnings import destructive_views, phase_warnings
 from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
@@ -184,7 +185,12 @@ def train_head(
         **described | {"spaces": space_names},
         words=dict(training.dataset.words),
         backbones=[_backbone(space) for space in next(iter(training.spaces.values()))],
-        data={"given": str(data), "layout": training.dataset.layout, "rows": len(training.rows)},
+        data={
+            "given": str(data),
+            "layout": training.dataset.layout,
+            "rows": len(training.rows),
+            **source_fields(data, cache),
+        },
         versions=versions.installed_versions("featurecache", "torch", "numpy"),
         started=time.strftime(STARTED, time.gmtime(began)),
         notes=notes,

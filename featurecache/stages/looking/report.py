@@ -22,7 +22,7 @@ from featurecache.runs.predictions import Predictions, predict_split, same_views
 from featurecache.runs.record import RunRecord
 from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.evaluate import Evaluation, evaluation_of
-from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
 from featurecache.stages.looking.report_pictures import (
     Pictures,
     balanced_sample,
@@ -77,10 +77,10 @@ def report(
     classes. Raises BadInput and NotCached before any work, as `evaluate` does.
     """
     began = time.perf_counter()
-    data, cache, progress = resolve_options(options, "report")
     runs = find_runs(runs)
     if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
         raise BadInput("a report needs at least one run, and each run only once")
+    data, cache, progress = resolve_run_options(options, "report", runs)
     check_output(out, data=data)
     if pictures < 0:
         raise BadInput(f"pictures {pictures}: must be 0 or more")

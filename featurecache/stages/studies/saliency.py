@@ -22,6 +22,7 @@ from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import Sample
 from featurecache.runs.record import RunRecord, read_run
 from featurecache.runs.run_names import find_runs
+from featurecache.runs.sources import DEFAULTS, source_of
 from featurecache.stages.heads.predict import run_networks
 from featurecache.stages.studies.study_files import study_folder, write_study
 from featurecache.study.sampling import evenly_spaced
@@ -132,7 +133,7 @@ def study_saliency(
     *,
     image: str | Path | Sequence[str | Path] = (),
     images: int = IMAGES,
-    data: str | Path = "data",
+    data: str | Path | None = None,
     split: str = "val",
     weights: str | Path | Sequence[str | Path] = (),
     out: str | Path = "study",
@@ -141,7 +142,8 @@ def study_saliency(
 ) -> Saliency:
     """Draw absolute and signed saliency maps of the heads of `runs` into the folder `out`.
 
-    `image` names files; by default `images` images are taken from a split of `data`, evenly spaced.
+    `image` names files; by default `images` images are taken from a split of `data`
+    (the data of the runs), evenly spaced.
     The mapped score is the score of `class_name`, or by default of the class that the run predicts.
     `method` is gradient, smoothgrad or gradcam. SmoothGrad takes the mean over `samples` noisy
     copies; the standard deviation of the noise is `noise` times the span of the values, and the
@@ -161,6 +163,8 @@ def study_saliency(
     paths = find_runs(runs)
     if not paths:
         raise BadInput("saliency needs the folder of a run")
+    if data is None:
+        data = DEFAULTS["data"] if image_files else source_of(paths, "data")
     records = [read_run(path) for path in paths]
     settings.check(records, paths)
     pictures = _pictures_of_files(image_files) if image_files else _sample(data, split, images)
