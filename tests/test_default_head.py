@@ -300,7 +300,7 @@ def test_lbfgs_of_two_classes_and_of_a_class_without_rows() -> None:
 def test_a_penalty_is_chosen_on_rows_that_no_fit_has_seen() -> None:
     x, y = clouds(100, 4)
     found = choose_penalty(x, y, 4)
-    assert found.held.all() and 0.5 < found.top1 < 1
+    assert found.test_rows.all() and 0.5 < found.top1 < 1
     noise = np.random.default_rng(1).integers(0, 4, 100)
     assert choose_penalty(x, noise, 4).top1 < 0.5
     with pytest.raises(BadInput, match="too few different training images"):
@@ -315,7 +315,7 @@ def test_of_many_rows_a_part_chooses_where_the_penalties_begin(
     monkeypatch.setattr(logistic, "_MOST", 80 * x.shape[1] * 4)
     monkeypatch.setattr(logistic, "_CHEAP", 0)
     found = choose_penalty(x, y, 4)
-    assert found.held.sum() == 80 and found.top1 >= few.top1 - 0.1
+    assert found.test_rows.sum() == 80 and found.top1 >= few.top1 - 0.1
     assert found.decay <= max(logistic.DECAYS)
 
 

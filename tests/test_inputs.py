@@ -81,7 +81,7 @@ def test_whitening_does_not_blow_up_what_has_no_variance() -> None:
 
 def test_more_components_than_there_can_be_is_bad_input() -> None:
     plan = schedule(input={"pca": 7})
-    with pytest.raises(BadInput, match="7 components of 50 training vectors of 6 numbers"):
+    with pytest.raises(BadInput, match="7 components of 50 training vectors of width 6"):
         plan.check_fits(NAMES, 50, 6)
     with pytest.raises(BadInput, match="there can be 6 at most"):
         plan.check_fits(NAMES, 7, 8)

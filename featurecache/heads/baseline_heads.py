@@ -62,12 +62,12 @@ def train_baseline(
         (first, _), *_ = pairs
         penalty = choose_penalty(vectors[first], labels[first], classes)
         solved = logistic_schedule(schedule, {view: 1.0}, penalty.standardise, penalty.weight_decay)
-        own = replace(training_set, identity=identity, pairs=pairs)
+        baseline_set = replace(training_set, identity=identity, pairs=pairs)
         if has_final:
-            train(own, solved, folder / VALIDATED, device=device)
+            train(baseline_set, solved, folder / VALIDATED, device=device)
             rows = np.sort(np.concatenate(pairs[0]))
-            own = replace(own, pairs=[(rows, pairs[0][1])], is_final=True)
-        train(own, solved, folder, device=device)
+            baseline_set = replace(baseline_set, pairs=[(rows, pairs[0][1])], is_final=True)
+        train(baseline_set, solved, folder, device=device)
     measured = Head.load(folder / VALIDATED if has_final else folder)
     if shared is not None:
         for part in (VALIDATED, "") if has_final else ("",):

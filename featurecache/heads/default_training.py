@@ -106,11 +106,13 @@ def _choose(
     view = network.validation.view
     clean = view if view in views else views[0]
     penalty = choose_penalty(_array(training_set, clean)[rows], labels, classes)
-    held = first_part(labels, classes)
-    if not held.any():  # the penalty was chosen on other parts
+    test_rows = first_part(labels, classes)
+    if not test_rows.any():  # the penalty was chosen on other parts
         schedule = _with_penalty(network, {clean: 1.0}, penalty)
-        return [Candidate(name="logistic", schedule=schedule, right=penalty.right[penalty.held])], 0
-    part = replace(training_set, pairs=[(rows[~held], rows[held])])
+        return [
+            Candidate(name="logistic", schedule=schedule, right=penalty.right[penalty.test_rows])
+        ], 0
+    part = replace(training_set, pairs=[(rows[~test_rows], rows[test_rows])])
     mixtures = [{clean: 1.0}]
     if len(views) > 1:
         mixtures.append(mixture(views, clean))

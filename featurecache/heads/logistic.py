@@ -30,7 +30,9 @@ _PARTS = 5  # of the rows of each class; one is held out
 _SMALL = 1 << 30  # products per step, below which several threads wait for each other
 # Products per step up to which every part is held out once; above it only the first.
 _CHEAP = 1 << 28
-_MOST = 1 << 30  # products per step on which the penalty is chosen; about 20 rows of 200 classes
+_MAX_PRODUCTS = (
+    1 << 30
+)  # products per step on which the penalty is chosen; about 20 rows of 200 classes
 _LOWER = 10.0 ** np.arange(0.0, -2.5, -0.5)  # decays that are tried on more rows than that
 _UNSEEN = -30.0  # logit of a class without training rows, below those of the others
 
@@ -50,18 +52,18 @@ class Solution(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Penalty:
     """The setting with the most held-out rows right. `right` (N,) marks the rows that were
-    classified correctly by a fit without them; only the rows in `held` (N,) were held out."""
+    classified correctly by a fit without them; only the rows in `test_rows` (N,) were held out."""
 
     standardise: bool
     decay: float  # for vectors of deviation 1
     weight_decay: float  # for the vectors as they are after `standardise`
     right: Mask
-    held: Mask
+    test_rows: Mask
 
     @property
     def top1(self) -> float:
         """The share of held-out rows that were right."""
-        return float(self.right[self.held].mean())
+        return float(self.right[self.test_rows].mean())
 
 
 class Solver:
@@ -114,17 +116,19 @@ def choose_penalty(X: Vectors, y: Labels, classes: int) -> Penalty:
     order = _rank_in_class(y, classes)
     scalings: tuple[bool, ...] = (True, False)
     decays: npt.NDArray[np.floating] = DECAYS
-    if X.size * classes > _MOST:
+    if X.size * classes > _MAX_PRODUCTS:
         # The first rows of each class choose the scaling and where to begin: with more rows the
         # best decay is lower.
-        kept = order < max(2 * _PARTS, int(_MOST / (X.shape[1] * classes**2)))
-        if not kept.all():
-            start = choose_penalty(X[kept], y[kept], classes)
+        subset = order < max(2 * _PARTS, int(_MAX_PRODUCTS / (X.shape[1] * classes**2)))
+        if not subset.all():
+            start = choose_penalty(X[subset], y[subset], classes)
             scalings, decays = (start.standardise,), start.decay * _LOWER
     parts = [order % _PARTS == part for part in range(_PARTS - 1, -1, -1)]
     if X.size * classes > _CHEAP:
         parts = parts[:1]
-    parts = [held for held in parts if held.any() and len(np.unique(y[~held])) > 1]
+    parts = [
+        test_rows for test_rows in parts if test_rows.any() and len(np.unique(y[~test_rows])) > 1
+    ]
     if not parts:
         raise BadInput("too few different training images to choose a setting on; add images")
     best: Penalty | None = None
@@ -138,8 +142,8 @@ def choose_penalty(X: Vectors, y: Labels, classes: int) -> Penalty:
 
 def first_part(y: Labels, classes: int) -> Mask:
     """(N,) the rows that are held out where only one part is: about a fifth of each class."""
-    held: Mask = _rank_in_class(y, classes) % _PARTS == _PARTS - 1
-    return held
+    test_rows: Mask = _rank_in_class(y, classes) % _PARTS == _PARTS - 1
+    return test_rows
 
 
 def _path(
@@ -152,26 +156,27 @@ def _path(
 ) -> Iterator[Penalty]:
     """The results of weaker and weaker penalties."""
     scaled = []
-    for held in parts:
-        mean, deviation = moments(X[~held]) if standardise else (np.float32(0), np.float32(1))
+    for test_rows in parts:
+        mean, deviation = moments(X[~test_rows]) if standardise else (np.float32(0), np.float32(1))
         scaled.append((X - mean) / deviation)
     solvers = [
-        Solver(rows[~held], y[~held], classes) for rows, held in zip(scaled, parts, strict=True)
+        Solver(rows[~test_rows], y[~test_rows], classes)
+        for rows, test_rows in zip(scaled, parts, strict=True)
     ]
     held_out = np.any(parts, axis=0)
     best, worse = -1, 0
     for decay in decays:
         right = np.zeros(len(y), np.bool_)
-        for rows, held, solver in zip(scaled, parts, solvers, strict=True):
+        for rows, test_rows, solver in zip(scaled, parts, solvers, strict=True):
             fitted = solver.solve(decay * solver.scale**2)
-            right[held] = fitted.logits(rows[held]).argmax(1) == y[held]
+            right[test_rows] = fitted.logits(rows[test_rows]).argmax(1) == y[test_rows]
         own_decay = float(decay) * float(np.mean([solver.scale**2 for solver in solvers]))
         yield Penalty(
             standardise=standardise,
             decay=float(decay),
             weight_decay=own_decay,
             right=right,
-            held=held_out,
+            test_rows=held_out,
         )
         worse = worse + 1 if right.sum() < best else 0
         if worse == (_PATIENCE if len(decays) > len(_LOWER) else 1):

@@ -102,6 +102,6 @@ def _class_weights(schedule: Schedule, y: Labels, classes: Sequence[str]) -> np.
 def _scores(logits: Vectors, labels: Labels) -> tuple[float, float]:
     """Mean cross-entropy in nats, and top-1."""
     shifted = logits - logits.max(1, keepdims=True)
-    own = shifted[np.arange(len(labels)), labels]
-    losses = np.log(np.exp(shifted).sum(1)) - own
+    label_logits = shifted[np.arange(len(labels)), labels]
+    losses = np.log(np.exp(shifted).sum(1)) - label_logits
     return float(losses.mean()), float((logits.argmax(1) == labels).mean())

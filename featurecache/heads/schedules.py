@@ -264,8 +264,8 @@ class Schedule(pydantic.BaseModel):
         if head.input_dropout or head.l1 or head.l2 or self.class_weights == "errors":
             return "does not work with input_dropout, l1, l2 or class_weights: errors; remove them"
         first, *others = self.phases
-        own = (first.ramp_to, first.order, first.optimizer.lr, first.optimizer.weight_decay)
-        if others or first.epochs != 1 or any(setting is not None for setting in own):
+        settings = (first.ramp_to, first.order, first.optimizer.lr, first.optimizer.weight_decay)
+        if others or first.epochs != 1 or any(setting is not None for setting in settings):
             return "solves one phase with epochs: 1 and without ramp_to, order and optimizer"
         return ""
 

@@ -16,9 +16,9 @@ _FIELDS = {"data": "path", "cache": "cache"}  # of `data` in a run's record
 def source_fields(data: object, cache: object) -> dict[str, str]:
     """What a run's record says about its sources: absolute paths, and URLs as they are. Data that
     is not named by a path, such as an array, is left out."""
-    fields = {_FIELDS["cache"]: _lasting(str(cache))}
+    fields = {_FIELDS["cache"]: _absolute_name(str(cache))}
     if isinstance(data, str | Path):
-        fields[_FIELDS["data"]] = _lasting(str(data))
+        fields[_FIELDS["data"]] = _absolute_name(str(data))
     return fields
 
 
@@ -41,7 +41,9 @@ def source_of(runs: Sequence[Path], source: str) -> str:
     if _exists(name):
         return name
     text = f"{runs[0]}: its {source} is no longer at {name}"
-    candidates = [_given(record) for record in records if source == "data"] + [DEFAULTS[source]]
+    candidates = [_typed_name(record) for record in records if source == "data"] + [
+        DEFAULTS[source]
+    ]
     for candidate in candidates:
         if candidate and Path(candidate).exists():
             warnings.warn(f"{text}; using {candidate}", FeatureCacheWarning, stacklevel=3)
@@ -49,11 +51,11 @@ def source_of(runs: Sequence[Path], source: str) -> str:
     raise BadInput(f"{text}; pass --{source}")
 
 
-def _given(record: RunRecord) -> str:
+def _typed_name(record: RunRecord) -> str:
     return str(record.data.get("given", ""))
 
 
-def _lasting(name: str) -> str:
+def _absolute_name(name: str) -> str:
     return str(Path(name).absolute()) if Path(name).exists() and "://" not in name else name
 
 

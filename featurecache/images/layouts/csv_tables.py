@@ -61,8 +61,8 @@ class CsvTable:
         if "label" not in self._columns:
             self.notes.append("no column of labels, so all images are unlabelled, in split test")
         if unused:
-            shown = first_few([*map(repr, unused.values())])
-            self.notes.append(f"columns that are not used: {shown}")
+            column_names = first_few([*map(repr, unused.values())])
+            self.notes.append(f"columns that are not used: {column_names}")
 
     def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
         """(line number, stripped values by column) of each row; absent columns have no value."""
@@ -113,9 +113,9 @@ def _positions(
             raise BadInput(f"{path} line 1: {len(same)} columns are called {column!r}; keep one")
         usual = same or [n for n in rest if is_usual_column(header[n], column)]
         if len(usual) > 1:
-            shown = " and ".join(repr(header[n]) for n in usual)
+            column_names = " and ".join(repr(header[n]) for n in usual)
             raise BadInput(
-                f"{path} line 1: columns {shown} may be the {column}; choose with "
+                f"{path} line 1: columns {column_names} may be the {column}; choose with "
                 f"--{column}-column NAME"
             )
         similar = [header[n] for n in rest if looks_like_column(header[n], column)]

@@ -64,9 +64,11 @@ def with_cached_views(
     for name in sorted({space.view for space in cache.spaces() if space.backbone is not None}):
         if name in spaces:
             continue
-        found = _spaces_of_view(name, clean, cache, schedule.augment_seed)
-        if found and not any(space.missing(items) or space.failures(items) for space in found):
-            spaces[name], vectors[name] = found, side_by_side(found, items)
+        view_spaces = _spaces_of_view(name, clean, cache, schedule.augment_seed)
+        if view_spaces and not any(
+            space.missing(items) or space.failures(items) for space in view_spaces
+        ):
+            spaces[name], vectors[name] = view_spaces, side_by_side(view_spaces, items)
     phase = Phase(
         views=mixture(list(spaces), schedule.validation.view), epochs=schedule.phases[0].epochs
     )
@@ -81,11 +83,11 @@ def _spaces_of_view(name: str, clean: Sequence[Space], cache: Cache, seed: int) 
     except BadInput:
         return []  # the policy is a file, or an older version's
     spaces = {space.name: space for space in cache.spaces()}
-    found = []
+    view_spaces = []
     for space in clean:
         key = keys.vector_key(view.key(), space.key["backbone"], space.key["precision"])
         wanted = cache.space(key, view.name, space.backbone)
         if wanted.name not in spaces or not is_drawn_alike(view, spaces[wanted.name]):
             return []
-        found.append(spaces[wanted.name])
-    return found
+        view_spaces.append(spaces[wanted.name])
+    return view_spaces
