@@ -83,7 +83,7 @@ def test_more_components_than_there_can_be_is_bad_input() -> None:
     plan = schedule(input={"pca": 7})
     with pytest.raises(BadInput, match="7 components of 50 training vectors of width 6"):
         plan.check_fits(NAMES, 50, 6)
-    with pytest.raises(BadInput, match="there can be 6 at most"):
+    with pytest.raises(BadInput, match="there can be at most 6"):
         plan.check_fits(NAMES, 7, 8)
     plan.check_fits(NAMES, 8, 8)
 
