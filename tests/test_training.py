@@ -441,7 +441,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     ("view", "array", "message"),
     [
         ("color_1", None, "there are no vectors of it"),
-        ("color_1", np.zeros((ROWS, WIDTH + 1), np.float32), "another width"),
+        ("color_1", np.zeros((ROWS, WIDTH + 1), np.float32), "differ in width"),
         ("color_1", np.zeros((ROWS - 1, WIDTH), np.float32), "expected vectors"),
         ("none", np.full((ROWS, WIDTH), np.nan, np.float32), "NaN or infinity"),
     ],

@@ -31,7 +31,7 @@ from benchmarks.reliability.harness import Tally, Writer, write_images
 from benchmarks.reliability.jobs import NOTICED
 from featurecache import keys, versions
 from featurecache.commands.printing import SOME_FAILED
-from featurecache.features import backbones, engines, spaces
+from featurecache.features import backbones, commit_records, engines
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import run_rows
 from featurecache.filling import request as resolve_stage
@@ -398,7 +398,7 @@ def _outside(asked: Options, folder: Path) -> dict[str, Change]:
         "engine": Change({"engine": "openvino"}),
         "micro-batch": Change(patches=((engines, "torch_engine", _engine_of(4)),)),
         "shard rows": Change({"shard_rows": 3}),
-        "time": Change(patches=((spaces, "datetime", mock.Mock()),)),
+        "time": Change(patches=((commit_records, "datetime", _clock()),)),
         "host name": Change(patches=((socket, "gethostname", lambda: "elsewhere"),)),
         "the cache's place": Change({"cache": moved}),
         "weights as .safetensors": weights("same.safetensors"),
@@ -417,6 +417,12 @@ def _outside(asked: Options, folder: Path) -> dict[str, Change]:
         "quotes": written(quoted),
         "spelling of a number": written(respelled),
     }
+
+
+def _clock() -> mock.Mock:
+    """The module datetime, at a time that does not pass."""
+    time = "2001-02-03T04:05:06+00:00"
+    return mock.Mock(**{"datetime.now.return_value.isoformat.return_value": time})
 
 
 def _engine_of(rows: int) -> Any:

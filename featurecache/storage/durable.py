@@ -101,7 +101,8 @@ def errors_about(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is not None:
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2  # None would be shown
             error.strerror = os.strerror(error.errno)
         raise
 
