@@ -158,6 +158,7 @@ COMMANDS = {
     "index": Command("index DATA --out=i.parquet", "threads that hash"),
     "inspect": Command("inspect DATA", "threads that decode"),
     "ls": Command("ls CACHE"),
+    "runs": Command("runs runs"),
     "plan": Command("plan DATA CACHE FULL --workers=1", "threads that hash, a pool"),
     "policies": Command("policies"),
     "predict": Command("predict runs/a data/val/cat/000.png", "engines"),

@@ -22,7 +22,7 @@ from featurecache.errors import (
 from featurecache.executors import Progress, silent
 from featurecache.features import quarantine, shards
 from featurecache.features.orphans import leftovers, sweep
-from featurecache.features.space_files import MAX_RECORD, Record
+from featurecache.features.space_files import MAX_NOTE, MAX_RECORD, Record
 from featurecache.features.space_locks import reserved
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache, read_note
@@ -248,7 +248,7 @@ class _Inspection:
                 continue
             file = StoredFile(store, f"runs/{name}")
             try:
-                read_note(file)
+                _check_note(file)
             except CannotRead as error:
                 self._add_unreadable("", file.key, error.error)
             except DamagedCache as error:
@@ -295,6 +295,16 @@ def _check_shard(space: Space, name: str) -> tuple[str, Record | None]:
             _check_replies(space.file(record.file), record.size)
         reason, record = _compare(space, name)
     return reason, record
+
+
+def _check_note(file: StoredFile) -> None:
+    """Raises CannotRead, DamagedCache."""
+    try:
+        read_note(file)
+    except DamagedCache:
+        if file.store.read_attempts > 1:
+            _check_replies(file, MAX_NOTE)
+        read_note(file)
 
 
 def _check_replies(file: StoredFile, max_bytes: int) -> None:
