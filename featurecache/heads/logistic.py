@@ -30,9 +30,8 @@ _PARTS = 5  # of the rows of each class; one is held out
 _SMALL = 1 << 30  # products per step, below which several threads wait for each other
 # Products per step up to which every part is held out once; above it only the first.
 _CHEAP = 1 << 28
-_MAX_PRODUCTS = (
-    1 << 30
-)  # products per step on which the penalty is chosen; about 20 rows of 200 classes
+# Products per step on which the penalty is chosen: about 20 rows of each of 200 classes.
+_MAX_PRODUCTS = 1 << 30
 _LOWER = 10.0 ** np.arange(0.0, -2.5, -0.5)  # decays that are tried on more rows than that
 _UNSEEN = -30.0  # logit of a class without training rows, below those of the others
 
