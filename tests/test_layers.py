@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import shutil
 import subprocess
 import sys
@@ -92,8 +93,13 @@ def modules() -> dict[str, str]:
     return found
 
 
-def imported(name: str, source: str, known: set[str]) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imported(name: str, source: str, known: frozenset[str]) -> tuple[tuple[int, str], ...]:
     """(line, module) of every import of a module, in functions and by importlib too."""
+    return tuple(_imports(name, source, known))
+
+
+def _imports(name: str, source: str, known: frozenset[str]) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -113,7 +119,8 @@ def imported(name: str, source: str, known: set[str]) -> Iterator[tuple[int, str
                 yield node.lineno, str(first.value)
 
 
-def packages(known: set[str]) -> set[str]:
+@functools.cache
+def packages(known: frozenset[str]) -> set[str]:
     return {name.rpartition(".")[0] for name in known}
 
 
@@ -140,7 +147,7 @@ def allowed(importer: str, target: str) -> bool:
 
 def violations(sources: dict[str, str]) -> list[str]:
     """What breaks a rule of the house, one line each."""
-    known = set(sources)
+    known = frozenset(sources)
     found = []
     below: dict[str, set[str]] = {}
     for name, source in sources.items():
@@ -189,7 +196,7 @@ def test_a_library_is_used_where_it_lives(library: str) -> None:
     users = {
         name
         for name, source in sources.items()
-        for _, target in imported(name, source, set(sources))
+        for _, target in imported(name, source, frozenset(sources))
         if target.split(".")[0] == library
     }
     assert users
