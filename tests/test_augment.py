@@ -167,6 +167,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(data: Path, tmp_path: Path, min
     assert shards[0] == shards[1]
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_pictures(data: Path, tmp_path: Path, mine: str) -> None:
     here = run(data, tmp_path / "here", f"{mine}_1")
     there = augment(data, cache=tmp_path / "there", policy=f"{mine}_1", workers=1)

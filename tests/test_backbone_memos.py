@@ -78,6 +78,7 @@ def test_a_remembered_backbone_takes_its_network_to_a_worker(
     assert builds == [TINY, TINY]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [{"input_size": 64}, {"crop": 0.5}, {"interpolation": "nearest"},
@@ -171,6 +172,7 @@ def rewrite(place: Path, change: Callable[[dict[str, Any]], object]) -> None:
     assert memos.write_memo(name, json.dumps(memo).encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

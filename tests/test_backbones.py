@@ -283,6 +283,7 @@ def packaged(request: pytest.FixtureRequest) -> tuple[str, torch.nn.Module]:
     return request.param, load_module(request.param, ALIASES[request.param], None, classifier=True)
 
 
+@pytest.mark.slow
 def test_all_packaged_tensors_are_mapped(packaged: tuple[str, torch.nn.Module]) -> None:
     name, module = packaged
     given = without_counters(torch.load(packaged_file(name), weights_only=True))

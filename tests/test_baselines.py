@@ -54,6 +54,7 @@ def penalty_of(setting: str) -> float:
     return float(setting.removeprefix("penalty "))
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(SHAPES)
 def test_ridge_is_scikit_learns_under_the_penalty_of_the_best_leave_one_out(
@@ -243,6 +244,7 @@ def test_one_class_is_refused(
         baselines("efficientnet_lite0", data=data, cache=tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_the_function_gives(small_data: Path, small_cache: Path) -> None:
     words = ["baselines", "--backbone", "efficientnet_lite0", "--data", str(small_data)]
     words += ["--cache", str(small_cache)]

@@ -29,6 +29,7 @@ MARKED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", MARKED)
 def test_the_sides_of_a_row_agree(row: Row, tmp_path: Path) -> None:
     setting = Setting(tmp_path, small=True, repeats=1)

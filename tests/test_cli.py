@@ -223,6 +223,7 @@ def test_an_option_repeats(call: Callable[..., Ended], data: Path) -> None:
     assert parsed(call("plan", *COMPUTE, *again))["misses"] == 12  # of seed 0
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
     """Once for real: nothing but the JSON on stdout, whatever the libraries print."""
     ended = shell("featurize", *COMPUTE, "--data", data, "--json", "--quiet", cwd=tmp_path)
@@ -543,6 +544,7 @@ def test_upkeep(call: Callable[..., Ended], small_cache: Path, small_data: Path)
     assert (again.code, again.out) == (0, "0 failed rows, 0 repaired\n")
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(data: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/thesis.tex").write_text("important")
@@ -553,6 +555,7 @@ def test_debug_shows_the_traceback(data: Path, tmp_path: Path) -> None:
     assert "Traceback" in debug.err and "BadInput" in debug.err
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone(small_cache: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

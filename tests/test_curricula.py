@@ -96,6 +96,7 @@ def test_a_random_order_is_one_for_all_epochs() -> None:
     assert all(before < after for before, after in itertools.pairwise(each))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["easy", "hard"])
 def test_the_reference_sees_which_rows_are_hard(
     first: str, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +188,7 @@ PLANS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: "+".join(plan))
 @pytest.mark.parametrize("validation", [{"fraction": 0.2}, {"folds": 3}], ids=["one", "folds"])
 @pytest.mark.usefixtures("every_epoch")

@@ -64,6 +64,7 @@ def unsplit(
 # ---- the head that is chosen ----
 
 
+@pytest.mark.slow
 def test_a_run_without_a_schedule_has_one_that_can_be_read(default_run: Path) -> None:
     record = read_run(default_run)
     schedule = schedule_of(record)
@@ -78,6 +79,7 @@ def test_a_run_without_a_schedule_has_one_that_can_be_read(default_run: Path) ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_second_call_finds_the_run(
     tmp_path: Path, small_data: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +103,7 @@ def test_evaluate_ensemble_and_report_take_the_run(
     assert Path(page.path).stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_without_a_val_split_the_measured_head_and_the_final_one_differ(
     tmp_path: Path, unsplit: tuple[Path, Path]
 ) -> None:
@@ -192,6 +195,7 @@ def test_an_older_run_has_no_baseline(
 # ---- what did harm ----
 
 
+@pytest.mark.slow
 def test_harmful_phases_and_views_are_named(
     tmp_path: Path, write_dataset: Write, tiny: dict[str, Any]
 ) -> None:
@@ -238,6 +242,7 @@ def train_by_cli(*arguments: object) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_options_override_without_yaml(tmp_path: Path, small_data: Path, small_cache: Path) -> None:
     where = ("--data", small_data, "--cache", small_cache, "--runs", tmp_path, "--device", "cpu")
     found = train_by_cli(*where, "--view", "none", "--epochs", 3, "--set", "optimizer.lr=3e-3")
@@ -312,7 +317,7 @@ def test_of_many_rows_a_part_chooses_where_the_penalties_begin(
 ) -> None:
     x, y = clouds(400, 4)
     few = choose_penalty(x[:80], y[:80], 4)
-    monkeypatch.setattr(logistic, "_MOST", 80 * x.shape[1] * 4)
+    monkeypatch.setattr(logistic, "_MAX_PRODUCTS", 80 * x.shape[1] * 4)
     monkeypatch.setattr(logistic, "_CHEAP", 0)
     found = choose_penalty(x, y, 4)
     assert found.test_rows.sum() == 80 and found.top1 >= few.top1 - 0.1
@@ -338,6 +343,7 @@ def test_lbfgs_refuses_what_only_epochs_can_do(change: dict[str, Any], message: 
         Schedule.model_validate(plain | change)
 
 
+@pytest.mark.slow
 def test_a_schedule_may_say_lbfgs_with_folds_and_views(
     tmp_path: Path, small_data: Path, small_cache: Path
 ) -> None:

@@ -52,10 +52,12 @@ def test_this_machine_is_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()  # looking makes nothing
 
 
+@pytest.mark.slow
 def test_known_image() -> None:
     assert known_image("torch-cpu") == "a daisy with probability 0.323, expected 0.323"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mean", "std"),
     [
@@ -76,6 +78,7 @@ def test_wrong_normalisation_is_found(monkeypatch: pytest.MonkeyPatch, mean: Any
         known_image("torch-cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"interpolation": "nearest"}, {"input_size": 112}])
 def test_wrong_preprocessing_is_found(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
@@ -88,6 +91,7 @@ def test_wrong_preprocessing_is_found(
         known_image("torch-cpu")
 
 
+@pytest.mark.slow
 def test_random_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbones, "_load_packaged", lambda name, module: None)
     with pytest.raises(

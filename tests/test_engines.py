@@ -199,6 +199,7 @@ class TestContract:
         np.testing.assert_array_equal(rows, kept)  # no buffer of the engine's own
         np.testing.assert_array_equal(run_rows(engine, np.asfortranarray(given)), kept)
 
+    @pytest.mark.slow
     def test_opened_again_it_gives_the_same(
         self, setting: tuple[str, str], reference: Any, opened: Any
     ) -> None:
@@ -394,6 +395,7 @@ def test_batches_keep_every_slot_busy_and_are_whole_micro_batches() -> None:
         assert engine.batch_rows == rows
 
 
+@pytest.mark.slow
 def test_rows_of_large_pictures_do_not_depend_on_their_batch() -> None:
     """From 256 pixels on OpenVINO takes one image at a time: the default of B3."""
     pytest.importorskip("openvino", reason="not built for this platform")

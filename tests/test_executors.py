@@ -114,6 +114,7 @@ def odd(_: None, task: int) -> int:
     raise Odd(task, task)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
     found = list(ordered(slow_for_even, 100, iter(range(20)), workers))
@@ -275,6 +276,7 @@ with contextlib.closing(Processes(operator.itemgetter, 0, 2)) as crew:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "printed"), [(POOL, "[3, 3, 3, 3, 4, 5]"), (CREW, "[0, 1, 2]")], ids=["pool", "crew"]
 )
@@ -310,6 +312,7 @@ def shared_memory() -> set[str]:
     return {path.name for path in folder.glob("psm_*")}  # as Python names its blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [True, False])
 @pytest.mark.parametrize("scale", [1, 10])
 def test_arrays_arrive_as_they_were_made(
@@ -336,6 +339,7 @@ def faulty(scale: int, task: int) -> dict[str, object]:
     return arrays(scale, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["exception", "killed", "closed"])
 def test_shared_memory_is_given_back_however_it_ends(end: str) -> None:
     before = shared_memory()

@@ -149,6 +149,7 @@ def test_relabelling_computes_nothing(data: Path, tmp_path: Path, tiny: dict[str
     assert hashes(again) == hashes(first)
 
 
+@pytest.mark.slow
 def test_two_backbones_and_views_at_once_are_those_one_by_one(
     data: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:

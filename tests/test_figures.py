@@ -37,6 +37,7 @@ DRAWN: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_one_svg_and_one_png(name: str) -> None:
     figure = DRAWN[name]()
@@ -47,6 +48,7 @@ def test_a_figure_is_one_svg_and_one_png(name: str) -> None:
     assert picture.format == "PNG" and min(picture.size) > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in DRAWN if name != "drift"])
 def test_the_same_arrays_give_the_same_bytes(name: str) -> None:
     for form in figures.FORMATS:

@@ -118,6 +118,7 @@ def test_mistakes_are_said(
         collect(**given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["runs", "elsewhere"])
 def test_what_a_run_was_trained_on_is_spared(
     cache: Path,

@@ -291,6 +291,7 @@ def test_gc_spares_every_space_of_a_run(both: TrainedRun, both_cache: Path, tmp_
     assert both.run in noted.runs
 
 
+@pytest.mark.slow
 def test_a_run_of_one_backbone_is_found_as_it_always_was(
     small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:

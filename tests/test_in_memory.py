@@ -98,6 +98,7 @@ def test_a_dataset_has_a_length_an_order_and_a_short_form(small_data: Path) -> N
     assert dataset[:5].classes == dataset.classes and len(dataset[100:]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("load_once")
 def test_the_functions_take_a_dataset(tiny: dict[str, Any], tmp_path: Path) -> None:
     dataset = open_dataset(ARRAYS, labels=["a", "b"] * 6)

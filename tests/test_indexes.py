@@ -66,6 +66,7 @@ def test_an_index_is_the_dataset(written: Path, small_data: Path) -> None:
         again.split("test")
 
 
+@pytest.mark.slow
 def test_an_index_is_believed_until_an_image_is_read(
     written: Path, small_data: Path, small_cache: Path, tmp_path: Path, tiny: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -126,6 +127,7 @@ def test_an_index_that_is_older_than_its_images(
     assert last.spaces[0]["root_hash"] == whole["root_hash"]
 
 
+@pytest.mark.slow
 def test_heads_need_no_image_of_an_index(
     small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -340,6 +342,7 @@ def test_a_shard_of_no_single_split_is_refused(name: str, tmp_path: Path) -> Non
         open_dataset(tmp_path / "ds")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_tar_that_is_cut_anywhere_ends_early(form: int, tmp_path: Path) -> None:
     """At every block and at some bytes between them, with long names as each format has them."""
@@ -437,6 +440,7 @@ def test_an_index_that_another_tool_wrote(written: Path) -> None:
         open_dataset(written).samples[0].read()
 
 
+@pytest.mark.slow
 def test_a_changed_bit_of_an_index_is_seen(written: Path) -> None:
     data, whole = written.read_bytes(), list(open_dataset(written).samples)
     items = [*open_dataset(written).samples.items]  # type: ignore[attr-defined]

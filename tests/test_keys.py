@@ -45,6 +45,7 @@ def reordered(value: Any, rng: random.Random) -> Any:
 # --- canonical JSON ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(JSON)
 def test_canonical_is_json_and_loses_nothing(value: Any) -> None:

@@ -283,6 +283,7 @@ def test_many_fields(more_files: Files, kind: str, place: int, new: Any, command
     check_change(more_files, kind, place, new, command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", QUICK_KINDS)
 def test_any_content_of_any_file_is_refused_by_its_name(files: Files, kind: str) -> None:
     check_contents(files, kind)

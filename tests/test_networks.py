@@ -106,6 +106,7 @@ def hooked(network: Any, name: str, images: torch.Tensor) -> torch.Tensor:
     return seen[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_family_is_had_by_timms_name(family: Family) -> None:
     own = backbones._preprocess(check_name(family.name), None, None, None)
@@ -274,6 +275,7 @@ def test_what_can_not_be_read_is_refused_before_any_weights(
     assert error.value.exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch-cpu", "openvino"])
 @pytest.mark.parametrize(
     ("name", "layer", "pooling"),
@@ -306,6 +308,7 @@ def chosen_cache(small_data: Path, small_cache: Path, tmp_path: Path, tiny: dict
     return cache
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("load_once")
 def test_a_layer_goes_all_the_way(
     small_data: Path, chosen_cache: Path, tmp_path: Path, write_dataset: Callable[..., Path]

@@ -84,6 +84,7 @@ def copied(folder: Path) -> list[Path]:
 # ---- a cache in a store ----
 
 
+@pytest.mark.slow
 def test_a_cache_in_a_store_is_one_like_others(
     small_data: Path, small_cache: Path, elsewhere: str, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_cache_in_a_store_is_one_like_others(
     assert list(Cache(elsewhere).runs()) and len(copied(tmp_path)) == 12
 
 
+@pytest.mark.slow
 def test_rows_stay_in_copies_that_are_mapped(
     small_data: Path, elsewhere: str, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
@@ -181,6 +183,7 @@ def test_writers_of_other_bits_where_the_last_one_wins(
         np.testing.assert_array_equal(again.vectors(items)[0], features)
 
 
+@pytest.mark.slow
 def test_damage_in_the_store_is_found_and_mended(
     small_data: Path, small_cache: Path, elsewhere: str, tiny: dict[str, Any]
 ) -> None:
@@ -343,6 +346,7 @@ def test_protocols_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- datasets elsewhere ----
 
 
+@pytest.mark.slow
 def test_datasets_in_a_store(
     small_data: Path, small_cache: Path, elsewhere: str, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_stored_model_that_gives_other_bits_here_is_converted_anew(
     assert conversions == [TINY, TINY, TINY]  # that probe was stored; now it is not the right one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

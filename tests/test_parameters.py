@@ -32,6 +32,7 @@ def test_no_function_has_more_than_eight_named_parameters() -> None:
     assert long == {}
 
 
+@pytest.mark.slow
 def test_no_keyword_group_is_untyped_in_a_stage() -> None:
     """`**keywords` of a public function name their typed group, so that editors know them."""
     untyped = [

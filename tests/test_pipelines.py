@@ -42,6 +42,7 @@ def test_a_file_of_a_pipeline_is_read(path: Path, monkeypatch: pytest.MonkeyPatc
         assert read_recipe(path).file.description
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", [path for path in FILES if kind(path) == "steps"], ids=lambda path: path.parent.name
 )

@@ -110,6 +110,7 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_cached_vectors(six: Trained) -> None:
     files = six.pictures("train")
     found = predict(six.run, files, engine="torch-cpu")
@@ -285,6 +286,7 @@ def test_a_run_on_a_weights_file_needs_it_again(tmp_path: Path, other_weights: P
     assert [len(p.top) for p in found] == [2] * 4
 
 
+@pytest.mark.slow
 def test_each_weights_file_finds_its_network(
     three: Trained, tmp_path: Path, other_weights: Path
 ) -> None:

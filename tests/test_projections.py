@@ -47,6 +47,7 @@ def test_images_that_are_all_alike_have_nothing_to_keep() -> None:
         projections.variances(np.ones((1, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", projections.METHODS)
 def test_an_embedding_keeps_clusters_and_follows_from_its_seed(method: str) -> None:
     if method == "umap" and importlib.util.find_spec("umap") is None:
@@ -112,6 +113,7 @@ def agreed(rows: np.ndarray, clean: np.ndarray, labels: np.ndarray, k: int) -> l
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 14), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_agreement_is_that_of_a_plain_loop(n: int, k: int, seed: int) -> None:

@@ -64,6 +64,7 @@ def changed(draw: st.DrawFn, whole: Any) -> Any:
     return value
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("name", ["record/whole", "record/pictures", "description/whole"])
@@ -72,6 +73,7 @@ def test_one_value_changed_under_a_checksum_that_holds(name: str, data: st.DataO
     READERS[name.split("/")[0]].read(json.dumps(value).encode())
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ BY_IMGAUG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [*SHAPES, (401, 389)])
 @pytest.mark.parametrize("name", shipped())
@@ -251,6 +252,7 @@ PICTURES = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(TREES, PICTURES, st.binary(max_size=4))
 def test_any_policy_of_known_augmenters(entries: Any, pixels: np.ndarray, entropy: bytes) -> None:
@@ -398,6 +400,7 @@ def threads_of_opencv(policy: Policy, task: int) -> int:
     return cv2.getNumThreads()
 
 
+@pytest.mark.slow
 def test_a_worker_has_one_core_and_opencv_one_thread() -> None:
     import cv2
 

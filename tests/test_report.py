@@ -55,6 +55,7 @@ def written(
     yield report(runs, data=small_data, cache=small_cache, out=out)
 
 
+@pytest.mark.slow
 def test_the_page_asks_for_nothing_and_runs_one_script(written: Any) -> None:
     page = Page(written.path)
     addresses = [
@@ -224,6 +225,7 @@ def test_a_dataset_without_a_split_to_train_on(
     assert warned in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_page_stays_below_what_can_be_mailed(
     small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -252,6 +254,7 @@ def test_a_run_folder_whose_name_is_not_utf_8(
     assert "caf\\xe9" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_phases_are_those_that_were_trained(
     small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -309,6 +312,7 @@ def test_a_phase_that_makes_good_a_damage_has_not_helped(
         assert found[place]["change"] == pytest.approx(tops[place] - tops[place - 1])
 
 
+@pytest.mark.slow
 def test_runs_that_see_other_pictures_are_not_compared(
     small_runs: Runs, small_data: Path, tiny: dict[str, Any], load_once: None, tmp_path: Path
 ) -> None:
@@ -357,6 +361,7 @@ def test_a_policy_file_that_was_moved_since(
     assert "<b><bdi>flip</bdi></b>: originals, then draw 1" in text
 
 
+@pytest.mark.slow
 def test_ten_thousand_images_of_two_hundred_classes(
     small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

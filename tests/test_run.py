@@ -83,6 +83,7 @@ def changed(place: int, name: str, **options: Any) -> list[Step]:
 # ---- what a recipe does ----
 
 
+@pytest.mark.slow
 def test_a_recipe_makes_what_is_missing_and_nothing_twice(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_recipe_makes_what_is_missing_and_nothing_twice(
     }
 
 
+@pytest.mark.slow
 def test_the_table_has_means_over_seeds(
     go: Callable[..., RecipeResult], small_data: Path, small_cache: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_one_seed_is_the_schedules_own_and_its_interval_is_of_images(
     assert len(ran.runs["linear.yaml"]) == 1
 
 
+@pytest.mark.slow
 def test_the_seeds_of_one_schedule_are_an_ensemble(go: Callable[..., RecipeResult]) -> None:
     ran = go([*STEPS[:3], {"ensemble": {"of": ["mlp.yaml"], "how": "vote"}}])
     (row,) = ran.table
@@ -424,6 +427,7 @@ def test_no_such_recipe() -> None:
 # ---- the command ----
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_table(
     write: Callable[..., Path], small_cache: Path, tmp_path: Path
 ) -> None:
@@ -437,6 +441,7 @@ def test_the_command_prints_one_table(
     assert all(Path(each).parent == tmp_path / "other" for each in printed["runs"]["mlp.yaml"])
 
 
+@pytest.mark.slow
 def test_a_report_is_a_step(go: Callable[..., RecipeResult], tmp_path: Path) -> None:
     steps = [*STEPS[:4], {"report": {}}, {"report": {"name": "one.html", "of": ["mlp.yaml"]}}]
     found = go(steps)

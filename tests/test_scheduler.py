@@ -110,6 +110,7 @@ def test_every_task_ends_once_or_is_named(
         assert max(played.done.values(), default=1) == 1
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_workers_is_given_up() -> None:
     played = Played(random.Random(1), 2, 0.0, 0.0)
     real = played.events

@@ -81,6 +81,7 @@ def test_claims_end_when_the_work_fails(
     assert (made.computed, made.hits) == (32, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_threads_share_too(
     small_data: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
@@ -107,6 +108,7 @@ def test_threads_share_too(
 ITEMS = [hashlib.sha256(bytes([n // 256, n % 256])).digest() for n in range(400)]
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 9), st.lists(st.integers(0, 399), max_size=60), st.data())
 def test_parts_divide_a_plan_whatever_others_have_committed(

@@ -101,6 +101,7 @@ def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
 # --- steps ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     spec=SPECS,
@@ -129,6 +130,7 @@ def test_a_stack_is_its_members_one_by_one(
             assert_equal(those, tensors)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     spec=SPECS,
@@ -293,6 +295,7 @@ def assert_same(left: Trained, right: Trained) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validation", [{"fraction": 0.2}, {"folds": 3}])
 @pytest.mark.parametrize("even", EVEN)
 def test_a_sweep_is_its_trainings_one_by_one(
@@ -331,6 +334,7 @@ def test_the_order_of_the_members_changes_nothing(tmp_path: Path, even: dict[str
         assert_same(left, right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 3, 100])
 def test_a_killed_sweep_resumes_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
@@ -358,6 +362,7 @@ def test_a_killed_sweep_resumes_to_the_bit(
         )
 
 
+@pytest.mark.slow
 def test_results_come_before_the_checkpoints_go(tmp_path: Path) -> None:
     there: list[bool] = []
 
@@ -393,6 +398,7 @@ def test_a_sweep_of_nothing_is_refused(tmp_path: Path) -> None:
 # --- folds ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [90, 88, 83])
 @pytest.mark.parametrize("batch_size", [15, 16, 30])
 @pytest.mark.parametrize("even", EVEN)

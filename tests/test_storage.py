@@ -471,6 +471,7 @@ def test_a_damaged_copy_is_fetched_again(tmp_path: Path, monkeypatch: pytest.Mon
 # ---- files by their store and name ----
 
 
+@pytest.mark.slow
 def test_files_of_a_bucket(s3: str, tmp_path: Path) -> None:
     path = locate(f"{s3}/folder/train-0001.tar")
     assert isinstance(path, StoredFile)

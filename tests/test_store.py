@@ -75,6 +75,7 @@ def only(space: Space, pattern: str) -> Path:
 # ---- round trips ----
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=8, unique=True), max_size=4),
@@ -104,6 +105,7 @@ def test_what_was_committed_is_read(shards: list[list[int]], bad: set[int], rng:
         assert [s.name for s in Cache(folder).spaces()] == ([space.name] if held else [])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     shards=st.lists(
@@ -183,6 +185,7 @@ def used(folder: Path) -> bytes:
     return vectors.tobytes() + fine.tobytes() + json.dumps(sorted(space.records[0].failed)).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["*.json", "*.h5"])
 def test_every_flipped_byte_is_seen_before_a_row_is_used(tmp_path: Path, pattern: str) -> None:
     space, _ = commit(tmp_path, [1, 2, 3], bad=(2,))
@@ -504,6 +507,7 @@ commit(Path(sys.argv[2]), [1, 2, 3])
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_visible(tmp_path: Path) -> None:
     """A limit on the size of files fails in the write itself, as a full disk does."""
     pytest.importorskip("resource", reason="no limits on file sizes on this platform")

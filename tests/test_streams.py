@@ -79,6 +79,7 @@ def test_a_window_that_is_too_small() -> None:
         window_of(639, 5, 2, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validation", ["{split: val}", "{folds: 3}", "{fraction: 0.25}"])
 def test_a_streamed_training(
     validation: str,

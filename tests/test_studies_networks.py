@@ -40,6 +40,7 @@ def boxed(small_data: Path, tmp_path: Path) -> Path:
     return data
 
 
+@pytest.mark.slow
 def test_saliency_of_two_runs(boxed: Path, small_runs: dict[str, Path], tmp_path: Path) -> None:
     runs = [small_runs["split"], small_runs["folds"]]
     found = study_saliency(runs, data=boxed, images=6, out=tmp_path / "out")

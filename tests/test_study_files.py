@@ -65,6 +65,7 @@ def test_pca_of_pixels_and_vectors(where: dict[str, Any]) -> None:
     assert len(study_pca(images=9, **where).table) == 3
 
 
+@pytest.mark.slow
 def test_an_embedding_shows_the_images_of_its_classes(where: dict[str, Any]) -> None:
     found = study_tsne(NET, classes=["owl", "cat"], images=20, **where)
     assert [row["class"] for row in found.table] == ["cat", "owl"]
@@ -84,6 +85,7 @@ def test_an_embedding_shows_the_images_of_its_classes(where: dict[str, Any]) -> 
         study_tsne(NET, classes="owls", **where)
 
 
+@pytest.mark.slow
 def test_each_seed_of_an_embedding_is_of_one_thing(where: dict[str, Any]) -> None:
     """Other classes and another start need no other vectors. (t-SNE starts from components.)"""
     given = {"view": "color_1", "count": 2, "images": 12, **where}
@@ -102,6 +104,7 @@ def test_each_seed_of_an_embedding_is_of_one_thing(where: dict[str, Any]) -> Non
     assert any("--sampling-seed draws" in n for n in study_tsne(NET, seed=1, **where).notes)
 
 
+@pytest.mark.slow
 def test_more_than_there_is_is_said(where: dict[str, Any], small_data: Path) -> None:
     found = study_tsne(NET, count=9, images=10, **where)
     assert found.notes == [
@@ -130,6 +133,7 @@ def test_classes_go_by_their_names_and_by_each_readable_one() -> None:
     assert readable_names(alike, [0, 1]) == {0: "crane (n1)", 1: "crane (n3)"}
 
 
+@pytest.mark.slow
 def test_drift_orders_views_by_what_they_break(
     where: dict[str, Any], small_data: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -187,6 +191,7 @@ def test_drift_finds_a_policy_of_ones_own_and_says_what_it_leaves_out(
     ]
 
 
+@pytest.mark.slow
 def test_neighbours_of_a_cached_image_and_of_a_new_one(
     where: dict[str, Any], small_data: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +214,7 @@ def test_neighbours_of_a_cached_image_and_of_a_new_one(
     assert len(only.table) == only.n == 12
 
 
+@pytest.mark.slow
 def test_images_that_went_are_left_out_of_pictures(
     where: dict[str, Any], small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +268,7 @@ def test_an_unknown_keyword_is_refused_as_python_does(where: dict[str, Any]) -> 
         study_drift(NET, view="none", **where)
 
 
+@pytest.mark.slow
 def test_the_commands_write_and_the_report_shows(
     where: dict[str, Any], small_runs: dict[str, Path]
 ) -> None:
@@ -286,6 +293,7 @@ def test_the_commands_write_and_the_report_shows(
     assert text.count("<circle") == 48  # the embedding, with its images
 
 
+@pytest.mark.slow
 def test_points_that_no_study_wrote_are_refused(
     where: dict[str, Any], small_runs: dict[str, Path]
 ) -> None:

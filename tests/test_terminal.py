@@ -123,6 +123,7 @@ def piped(code: str, encoding: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii", "utf-8"])
 def test_code_pages(encoding):
     """A table in a Windows code page: of plain lines where it has no others, its columns true."""
@@ -138,6 +139,7 @@ def test_code_pages(encoding):
     assert encoding == "utf-8" or ended.stdout.count("|") == 2 * 4 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437"])
 def test_the_program_on_a_code_page(tmp_path, encoding):
     folder = tmp_path / "train" / "猫 naïve"

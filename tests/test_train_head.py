@@ -94,6 +94,7 @@ def command_in(error: BaseException) -> list[str]:
 # ---- training ----
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_what_decided_the_run(
     run: Path, small_cache: Path, small_data: Path
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_training_learns(train: Callable[..., TrainedRun]) -> None:
     assert made.best["top1"] >= 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("validation", "pairs", "train_rows", "val_rows"),
     [({"split": "val"}, 1, 36, 12), ({"fraction": 0.25}, 1, 27, 9), ({"folds": 2}, 2, 18, 18)],

@@ -328,6 +328,7 @@ def test_batch_norm_survives_a_single_row_left_over(tmp_path: Path) -> None:
 # --- kills ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize("after", [1, 4, 6])
 def test_a_killed_training_resumes_to_the_bit(tmp_path: Path, after: int) -> None:
@@ -345,6 +346,7 @@ def test_a_killed_training_resumes_to_the_bit(tmp_path: Path, after: int) -> Non
     assert [json.loads(line) for line in lines] == resumed.rows
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize(("at_once", "left"), [(1, 3), (2, 2), (3, 1)])
 def test_folds_resume_without_training_finished_epochs_again(

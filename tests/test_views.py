@@ -253,6 +253,7 @@ def test_arguments_are_of_augmenters() -> None:
     assert len(augmenters()) > 140
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAYABLE)
 def test_every_augmenter_is_repeatable(name: str) -> None:
     view = view_of(name)

@@ -133,6 +133,7 @@ def timeless(found: Worth) -> list[Any]:
 # ---- what it says ----
 
 
+@pytest.mark.slow
 def test_another_backbone(weigh: Callable[..., Worth]) -> None:
     plain = weigh(seeds=1)
     with pytest.raises(BadInput, match="backbone resnet18"):
@@ -155,6 +156,7 @@ def test_augmentation_that_helps_is_worth_it(weigh: Callable[..., Worth]) -> Non
     assert len(helped.gained) == 3 and helped.gained[0]["difference"] > 0
 
 
+@pytest.mark.slow
 def test_augmentation_that_harms_is_not(weigh: Callable[..., Worth]) -> None:
     phases = [{"views": "none", "epochs": 2}, {"views": "color_1", "epochs": 4}]
     found = weigh({"phases": phases})
@@ -167,6 +169,7 @@ def test_augmentation_that_harms_is_not(weigh: Callable[..., Worth]) -> None:
     assert harmed.against_shuffled.difference == pytest.approx(harmed.top1 - order.top1)
 
 
+@pytest.mark.slow
 def test_a_view_that_changes_nothing_makes_exactly_no_difference(
     weigh: Callable[..., Worth],
 ) -> None:
@@ -213,6 +216,7 @@ def test_policies_that_are_given_take_the_place_of_the_written_one(
     assert ways["color written constant"].views == ["none", "color_1"]
 
 
+@pytest.mark.slow
 def test_every_learning_rate_schedule_has_its_own_clean(weigh: Callable[..., Worth]) -> None:
     found = weigh({"lr_schedule": {"name": "cosine", "over": "phase"}}, lr_schedule=())
     rates = list(dict.fromkeys(way.lr_schedule for way in found.ways))
@@ -231,6 +235,7 @@ def test_every_learning_rate_schedule_has_its_own_clean(weigh: Callable[..., Wor
     assert all(f"under {rate}" in found.verdict for rate in rates)
 
 
+@pytest.mark.slow
 def test_a_learning_rate_schedule_is_tried_once(weigh: Callable[..., Worth]) -> None:
     for own in ("constant", "cosine"):
         found = weigh({"lr_schedule": own}, lr_schedule=(), seeds=1)
@@ -239,6 +244,7 @@ def test_a_learning_rate_schedule_is_tried_once(weigh: Callable[..., Worth]) -> 
     assert {way.lr_schedule for way in found.ways} == {"{name: step, every: 2}", "cosine"}
 
 
+@pytest.mark.slow
 def test_all_trainings_have_the_same_steps_and_rows(
     weigh: Callable[..., Worth], trainings: list[dict[str, Any]]
 ) -> None:
@@ -258,6 +264,7 @@ def test_all_trainings_have_the_same_steps_and_rows(
     assert found.images == len(open_dataset("digits").split("train"))
 
 
+@pytest.mark.slow
 def test_seeds_have_orders_of_their_own(
     weigh: Callable[..., Worth], trainings: list[dict[str, Any]]
 ) -> None:
@@ -284,6 +291,7 @@ def test_views_made_together_share_what_they_cost(weigh: Callable[..., Worth]) -
 # ---- what is kept ----
 
 
+@pytest.mark.slow
 def test_the_same_is_never_trained_twice(
     weigh: Callable[..., Worth], trainings: list[dict[str, Any]]
 ) -> None:
@@ -328,6 +336,7 @@ def test_two_at_once_train_nothing_twice(
     assert not list((tmp_path / "runs").rglob("*.lock"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 9, 13])
 def test_a_killed_command_goes_on(
     weigh: Callable[..., Worth],
