@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parent.parent / "featurecache"
 MAX_PARAMETERS = 8  # named ones, beside a typed group
 RESULT_ROOMS = {"stages", "runs", "lookup", "filling", "study"}
