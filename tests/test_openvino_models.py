@@ -104,7 +104,7 @@ def test_a_model_that_gives_other_bits_when_it_is_read_is_not_stored(
     assert list(place.glob("openvino-*")) == []
 
 
-def test_a_stored_model_that_gives_other_bits_here_is_converted_anew(
+def test_a_stored_model_that_gives_other_bits_here_is_converted_again(
     backbone: Backbone, conversions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a machine of another kind that shares the home folder."""

@@ -383,7 +383,7 @@ def test_folds_resume_without_training_finished_epochs_again(
     assert [json.loads(line) for line in lines] == resumed.rows
 
 
-def test_a_training_killed_before_its_first_checkpoint_begins_anew(
+def test_a_training_killed_before_its_first_checkpoint_starts_from_the_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "EVERY", 600.0)

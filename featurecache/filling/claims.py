@@ -23,6 +23,7 @@ from featurecache.storage.locks import Claim
 Context = TypeVar("Context")
 
 Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,18 @@ class ClaimedShard(Generic[Made]):
         traceback: TracebackType | None,
     ) -> None:
         _release(self.claims)
+
+
+def shard_results(
+    shards: Generator[ClaimedShard[Made], None, None],
+    make: Callable[[ShardWork[Made]], Result],
+) -> Generator[Result, None, None]:
+    """Yield `make(work)` of each claimed shard, once its claims are released."""
+    with contextlib.closing(shards):
+        for claimed_shard in shards:
+            with claimed_shard as work:
+                result = make(work)
+            yield result
 
 
 def claimed_shards(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from featurecache.errors import SourceChanged
 from featurecache.executors.pool import checked_workers
 from featurecache.features.spaces import Space
-from featurecache.filling.claims import ShardWork, claimed_shards
+from featurecache.filling.claims import ShardWork, claimed_shards, shard_results
 from featurecache.filling.shard_plan import Batch, Shard
 from featurecache.filling.tally import ShardResult
 from featurecache.filling.timing import timed, timed_each
@@ -47,11 +46,7 @@ class Augmenter:
     ) -> Generator[ShardResult, None, None]:
         job = self._job
         claimed = claimed_shards(shards, job.spaces, BATCH_ROWS, render, job.views, self._workers)
-        with contextlib.closing(claimed):
-            for claimed_shard in claimed:
-                with claimed_shard as work:
-                    result = self._make(work, report_rows)
-                yield result
+        return shard_results(claimed, lambda work: self._make(work, report_rows))
 
     def _make(self, work: ShardWork[Rendered], report_rows: Callable[[int], None]) -> ShardResult:
         job, shard = self._job, work.shard

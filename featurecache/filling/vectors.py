@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from featurecache.features.engines import (
 from featurecache.features.preprocess import Preprocess
 from featurecache.features.soundness import VectorCheck
 from featurecache.features.spaces import Space
-from featurecache.filling.claims import ShardWork, claimed_shards
+from featurecache.filling.claims import ShardWork, claimed_shards, shard_results
 from featurecache.filling.shard_plan import Batch, Shard
 from featurecache.filling.tally import ShardResult
 from featurecache.filling.timing import Made, timed, timed_each
@@ -93,11 +92,7 @@ class Featurizer:
         job = self._job
         size = next(iter(self._engines.values())).batch_rows  # all engines are of one kind
         claimed = claimed_shards(shards, job.spaces, size, prepare, job.preparation, self._workers)
-        with contextlib.closing(claimed):
-            for claimed_shard in claimed:
-                with claimed_shard as work:
-                    result = self._make(work, report_rows)
-                yield result
+        return shard_results(claimed, lambda work: self._make(work, report_rows))
 
     def _make(self, work: ShardWork[Prepared], report_rows: Callable[[int], None]) -> ShardResult:
         job, targets, shard = self._job, self._job.preparation.spaces, work.shard
