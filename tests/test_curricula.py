@@ -28,9 +28,10 @@ from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads import stack_training
 from featurecache.heads.curricula import Curriculum, ranking, rows_in_epoch
 from featurecache.heads.mixup_and_noise import Perturbation, mean_and_deviation
-from featurecache.heads.schedules import Phase, Schedule
-from featurecache.heads.settings import Features, Order
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.settings import Features
 from featurecache.heads.training import train
+from featurecache.training.curriculum import Order, Phase
 
 __all__ = ["every_epoch"]  # a fixture
 

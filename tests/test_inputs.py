@@ -12,7 +12,8 @@ from test_training import NAMES, schedule
 from featurecache.errors import BadInput
 from featurecache.heads.inputs import fit
 from featurecache.heads.mlp import build
-from featurecache.heads.settings import HeadSpec, Input
+from featurecache.heads.settings import Input
+from featurecache.training.head_shapes import HeadSpec
 
 WIDTH = 6
 

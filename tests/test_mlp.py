@@ -18,7 +18,7 @@ from torch import nn
 from featurecache.errors import BadInput, DamagedRun
 from featurecache.heads import head_networks
 from featurecache.heads.mlp import Head, build
-from featurecache.heads.settings import HeadSpec
+from featurecache.training.head_shapes import HeadSpec
 
 NAMES = ["cat", "dog", "owl"]
 

@@ -29,14 +29,13 @@ from featurecache.heads import stacks, training
 from featurecache.heads.epochs import Member
 from featurecache.heads.mlp import Head, build
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.settings import HeadSpec
 from featurecache.heads.stacks import Stack
 from featurecache.heads.training import train_many
 from featurecache.heads.training_results import Trained
 from featurecache.training import checkpoints
 from featurecache.training.epoch_metrics import EpochRow
-from featurecache.training.optimizers import Rate
-from featurecache.training.settings import Optimizer
+from featurecache.training.head_shapes import HeadSpec
+from featurecache.training.settings import Optimizer, Rate
 
 CPU = torch.device("cpu")
 WIDTH, CLASSES = 6, 4

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
-from featurecache.heads import epochs, stack_training, training, training_results
+from featurecache.heads import epochs, stack_training, training
 from featurecache.heads.curricula import Curriculum
-from featurecache.heads.epochs import batches, mixture
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import drop_shared, split_items
@@ -24,8 +23,10 @@ from featurecache.heads.training import train
 from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
 from featurecache.training import checkpoints
-from featurecache.training.epoch_metrics import EpochRow
-from featurecache.training.optimizers import Rate
+from featurecache.training.devices import device_of
+from featurecache.training.epoch_metrics import EpochRow, saved_and_best
+from featurecache.training.minibatches import batches, epoch_rng, mixture
+from featurecache.training.settings import Rate
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -225,7 +226,7 @@ def test_best_is_the_earliest_epoch_of_the_highest_top1() -> None:
 
     rows = [row(1, 1, 0.2), row(1, 2, 0.6), row(1, 3, 0.8), row(1, 4, 0.5)]
     rows += [row(2, 1, 0.2), row(2, 2, 0.8), row(2, 3, 0.6), row(2, 4, 0.5)]
-    kept, best = training_results._summary(rows, early=False)
+    kept, best = saved_and_best(rows, early=False)
     assert best == {"epoch": 2, "top1": 0.7, "loss": 1.0}
     assert kept == [row(1, 4, 0.5), row(2, 4, 0.5)]
 
@@ -236,7 +237,7 @@ def test_a_fold_that_ended_early_counts_with_the_row_that_was_kept() -> None:
 
     rows = [row(1, 1, 0.5, 1.0), row(1, 2, 0.4, 2.0)]
     rows += [row(2, 1, 0.1, 3.0), row(2, 2, 0.2, 2.0), row(2, 3, 0.7, 1.0), row(2, 4, 0.7, 4.0)]
-    kept, best = training_results._summary(rows, early=True)
+    kept, best = saved_and_best(rows, early=True)
     assert best == {"epoch": 3, "top1": 0.6, "loss": 1.0}
     assert kept == [row(1, 1, 0.5, 1.0), row(2, 3, 0.7, 1.0)]
 
@@ -261,8 +262,7 @@ def test_the_global_generators_neither_decide_nor_change(tmp_path: Path) -> None
 def test_every_seed_fold_and_epoch_draws_its_own_numbers() -> None:
     places = [(seed, fold, epoch) for seed in (0, 1) for fold in (1, 2) for epoch in (0, 1, 2)]
     drawn = {
-        tuple(epochs.epoch_rng(seed, fold, epoch).permutation(20).tolist())
-        for seed, fold, epoch in places
+        tuple(epoch_rng(seed, fold, epoch).permutation(20).tolist()) for seed, fold, epoch in places
     }
     assert len(drawn) == len(places)
 
@@ -476,9 +476,9 @@ def test_rows_that_do_not_fit_are_refused(
 
 
 def test_devices() -> None:
-    assert training.device_of("cpu") == torch.device("cpu")
+    assert device_of("cpu") == torch.device("cpu")
     with pytest.raises(BadInput, match="unknown device 'gpu'"):
-        training.device_of("gpu")
+        device_of("gpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 
 from featurecache.heads.mixup_and_noise import Perturbation, mean_and_deviation
-from featurecache.heads.schedules import Planned, Schedule
-from featurecache.heads.settings import Order
+from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import Index
+from featurecache.training.curriculum import Order, Planned
 from featurecache.training.losses import balanced, by_errors, named
-from featurecache.training.lr_schedules import lr_factor
-from featurecache.training.optimizers import Rate
+from featurecache.training.lr_schedules import rate_at
+from featurecache.training.settings import Rate
 
 RowLosses = npt.NDArray[np.float64]
 
@@ -98,19 +98,8 @@ class Curriculum:
         `lr` and `decay` are the network's own; the phase's settings override them. `through` is the
         share of the epoch's steps that are done, and `so_far` the network's validation losses.
         """
-        optimizer = planned.phase.optimizer
-        factor = lr_factor(
-            self.schedule.lr_schedule,
-            planned.epoch,
-            len(self.plan),
-            planned.in_phase,
-            planned.phase.epochs,
-            through,
-            so_far,
-        )
-        return Rate(
-            (lr if optimizer.lr is None else optimizer.lr) * factor,
-            decay if optimizer.weight_decay is None else optimizer.weight_decay,
+        return rate_at(
+            self.schedule.lr_schedule, len(self.plan), planned, Rate(lr, decay), through, so_far
         )
 
     def _fixed_weights(

@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from featurecache.heads.defaults import VALIDATED, CandidateRow, logistic_schedule, mixture
 from featurecache.heads.logistic import Penalty, choose_penalty, first_part
-from featurecache.heads.schedules import Phase, Schedule
+from featurecache.heads.schedules import Schedule
 from featurecache.heads.training import train
 from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
+from featurecache.training.curriculum import Phase
 from featurecache.training.epoch_metrics import EpochRow
 
 _CHOICE = "choice"  # folder in a run while the candidates are trained

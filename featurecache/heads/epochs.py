@@ -18,12 +18,12 @@ import torch
 
 from featurecache.heads.curricula import DROPPING, Curriculum, RowLosses
 from featurecache.heads.mixup_and_noise import Perturbation
-from featurecache.heads.schedules import Planned
-from featurecache.heads.splits import Index
 from featurecache.heads.stacks import Stack
 from featurecache.heads.streams import windowed
 from featurecache.heads.windows import Windowed
+from featurecache.training.curriculum import Planned
 from featurecache.training.losses import cross_entropy, hits
+from featurecache.training.minibatches import batches, epoch_rng, mixture
 
 _ROWS_AT_ONCE = 1 << 22  # in validation: rows x width x members
 
@@ -214,21 +214,6 @@ def row_losses(stack: Stack, data: Data, rows: torch.Tensor, view: str) -> RowLo
         return torch.cat(losses).double().cpu().numpy()
 
 
-def mixture(shares: Mapping[str, float], rows: int, rng: np.random.Generator) -> Index:
-    """A view drawn for each row, by `shares`: its index in `shares`, (rows,) int64."""
-    weights = np.array(list(shares.values()), dtype=np.float64)
-    return rng.choice(len(weights), size=rows, p=weights / weights.sum())
-
-
-def batches(rows: int, size: int) -> list[tuple[int, int]]:
-    """Starts and stops of minibatches. A single leftover row joins the last minibatch, because
-    batch norm needs two rows."""
-    starts = list(range(0, rows, size))
-    if size > 1 and len(starts) > 1 and rows - starts[-1] == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], rows], strict=True))
-
-
 def gather(
     views: Sequence[torch.Tensor | Windowed],
     rows: torch.Tensor,
@@ -248,10 +233,6 @@ def gather(
 def distinct(group: Sequence[Job]) -> list[Fold]:
     """The folds of a group in order: one for all networks, or one per network."""
     return list({job.fold.number: job.fold for job in group}.values())
-
-
-def epoch_rng(seed: int, fold: int, epoch: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(fold, epoch)))
 
 
 def _minibatch(

@@ -23,10 +23,10 @@ import torch
 from torch import nn
 
 from featurecache.errors import BadInput, DamagedRun
-from featurecache.heads.settings import HeadSpec
 from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_file, read_model
 from featurecache.storage import durable
 from featurecache.text import one_line
+from featurecache.training.head_shapes import HeadSpec
 
 HEAD_FORMAT: Literal[1] = 1
 _MAX_WEIGHT_BYTES = 2 << 30

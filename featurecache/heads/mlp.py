@@ -14,7 +14,7 @@ from torch import nn
 from featurecache.errors import BadInput
 from featurecache.heads.head_networks import HeadNetworks
 from featurecache.heads.head_networks import build as build
-from featurecache.heads.settings import HeadSpec
+from featurecache.training.head_shapes import HeadSpec
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types

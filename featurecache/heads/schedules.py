@@ -6,18 +6,19 @@ torch. The files under `shipped/` are found by their file name.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any
 
 import pydantic
 from pydantic import Field
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput, UnknownName
-from featurecache.heads.settings import Features, HeadSpec, Input, Order, Pruning, Sweep
-from featurecache.training.settings import STRICT, EarlyStopping, LrSchedule, Optimizer
+from featurecache.heads.settings import Features, Input, Pruning, Sweep
+from featurecache.training.curriculum import Phase, Planned, TrainingPlan, planned_epochs
+from featurecache.training.head_shapes import HeadSpec
+from featurecache.training.settings import STRICT
 
 
 class BackboneChoice(pydantic.BaseModel):
@@ -44,141 +45,7 @@ def backbone_choice(
     return yaml_files.validate(BackboneChoice, {**(setting or {}), "name": name}, where)
 
 
-class PhaseOptimizer(pydantic.BaseModel):
-    """Optimizer settings that a phase overrides; None keeps the schedule's."""
-
-    model_config = STRICT
-
-    lr: float | None = Field(default=None, gt=0)
-    weight_decay: float | None = Field(default=None, ge=0)
-
-
-class Phase(pydantic.BaseModel):
-    """Epochs on one view or a mixture of views. `views` maps names to shares that sum to 1.
-
-    In YAML `views` is a name, a list of names (equal shares) or the mapping itself. With `ramp_to`
-    the shares change in equal steps and reach those of `ramp_to` in the last epoch.
-    """
-
-    model_config = STRICT
-
-    views: dict[str, float]
-    ramp_to: dict[str, float] | None = None
-    epochs: int = Field(ge=1)
-    optimizer: PhaseOptimizer = PhaseOptimizer()
-    order: Order | None = None
-
-    @pydantic.field_validator("views", "ramp_to", mode="before")
-    @classmethod
-    def _shares(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        if value is None and info.field_name == "ramp_to":
-            return None
-        if isinstance(value, str) and value:
-            return {value: 1.0}
-        if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
-            if len(set(value)) < len(value):
-                raise ValueError(f"a view is listed twice in {value}; give shares instead")
-            return {name: 1 / len(value) for name in value}
-        if isinstance(value, dict) and value and all(isinstance(v, str) and v for v in value):
-            return value
-        raise ValueError("expected a view, a list of views, or a mapping of views to shares")
-
-    @pydantic.field_validator("views", "ramp_to")
-    @classmethod
-    def _sum_to_one(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value is None:
-            return None
-        if any(share <= 0 for share in value.values()):
-            raise ValueError(f"every share must be above 0, not {value}")
-        total = math.fsum(value.values())
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"the shares must sum to 1, not to {total:.6g}")
-        return dict(sorted(value.items()))  # so that the order in the file changes no draw
-
-    @pydantic.model_validator(mode="after")
-    def _room_for_a_ramp(self) -> Phase:
-        if self.ramp_to is not None and self.epochs < 2:
-            raise ValueError(
-                "ramp_to needs at least 2 epochs: the first uses `views`, the last `ramp_to`"
-            )
-        return self
-
-    def shares(self, epoch: int) -> dict[str, float]:
-        """The share of every view in this `epoch` of the phase, counted from 1."""
-        if self.ramp_to is None:
-            return self.views
-        progress = (epoch - 1) / (self.epochs - 1)
-        views = sorted({*self.views, *self.ramp_to})
-        shares = {
-            view: (1 - progress) * self.views.get(view, 0.0)
-            + progress * self.ramp_to.get(view, 0.0)
-            for view in views
-        }
-        return {view: share for view, share in shares.items() if share > 0}
-
-
-class Planned(NamedTuple):
-    """One epoch of a training; all numbers count from 1."""
-
-    epoch: int  # over all phases
-    number: int  # of the phase
-    phase: Phase
-    in_phase: int  # the epoch's number in its phase
-
-
-def _class_weights(value: Any) -> Any:
-    named = isinstance(value, dict) and value
-    if value in ("balanced", "errors"):
-        return value
-    if named and all(type(w) in (int, float) and 0 < w < math.inf for w in value.values()):
-        return {name: float(weight) for name, weight in value.items()}
-    raise ValueError("expected balanced, errors, or a mapping of classes to weights above 0")
-
-
-# `balanced`: all classes count the same, however many rows they have. `errors`: a class counts
-# more, the higher its error rate in the last epoch's validation (paper 003's "more for weak
-# classes"). A mapping: the weights of the classes it names; others have 1.
-ClassWeights = Annotated[
-    Literal["balanced", "errors"] | dict[str, float], pydantic.PlainValidator(_class_weights)
-]
-
-
-class Validation(pydantic.BaseModel):
-    """The source of the validation rows: exactly one of `fraction`, `split` and `folds`.
-
-    In YAML a word alone is a split. `view` is used for validation, whatever views a phase trains
-    on.
-    """
-
-    model_config = STRICT
-
-    fraction: float | None = Field(default=None, gt=0, lt=1)  # of the images of every class
-    split: str | None = Field(default=None, min_length=1)  # a split of the dataset
-    folds: int | None = Field(default=None, ge=2)
-    view: str = Field(default="none", min_length=1)
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _split_alone(cls, value: Any) -> Any:
-        return {"split": value} if isinstance(value, str) else value
-
-    @pydantic.field_validator("split")
-    @classmethod
-    def _not_train(cls, value: str | None) -> str | None:
-        if value == "train":
-            raise ValueError("'train' is the training split; use another")
-        return value
-
-    @pydantic.model_validator(mode="after")
-    def _exactly_one(self) -> Validation:
-        names = [n for n in ("fraction", "split", "folds") if getattr(self, n) is not None]
-        if len(names) != 1:
-            listed = " and ".join(names) or "none of them"
-            raise ValueError(f"give exactly one of fraction, split, folds, not {listed}")
-        return self
-
-
-class Schedule(pydantic.BaseModel):
+class Schedule(TrainingPlan):
     """Everything that determines a training, except the vectors."""
 
     model_config = STRICT
@@ -186,20 +53,8 @@ class Schedule(pydantic.BaseModel):
     backbone: tuple[BackboneChoice, ...]  # the vectors of several are concatenated, in order
     input: Input | None = None
     head: HeadSpec = HeadSpec()
-    optimizer: Optimizer = Optimizer()
-    lr_schedule: LrSchedule | None = None
-    early_stopping: EarlyStopping | None = None
-    label_smoothing: float | None = Field(default=None, ge=0, lt=1)
-    mixup: float | None = Field(default=None, gt=0)  # alpha of the Beta distribution
     features: Features | None = None
-    class_weights: ClassWeights | None = None
     pruning: Pruning | None = None
-    batch_size: int = Field(default=256, ge=1)
-    # scikit-learn accepts only 32-bit seeds.
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    augment_seed: int = Field(default=0, ge=0)  # the --seed that the views were made with
-    validation: Validation = Validation(fraction=0.2)
-    phases: list[Phase]
     sweep: Sweep | None = None
 
     @pydantic.field_validator("backbone", mode="before")
@@ -226,13 +81,6 @@ class Schedule(pydantic.BaseModel):
     def _as_written(self, value: Any, dump: pydantic.SerializerFunctionWrapHandler) -> Any:
         dumped = dump(value)  # a single backbone is a mapping in the identity of existing runs
         return dumped[0] if len(dumped) == 1 else dumped
-
-    @pydantic.field_validator("phases")
-    @classmethod
-    def _some_phase(cls, value: list[Phase]) -> list[Phase]:
-        if not value:
-            raise ValueError("a schedule needs at least one phase: - {views: none, epochs: 10}")
-        return value
 
     @pydantic.model_validator(mode="after")
     def _norm_needs_rows(self) -> Schedule:
@@ -269,11 +117,6 @@ class Schedule(pydantic.BaseModel):
             return "solves one phase with epochs: 1 and without ramp_to, order and optimizer"
         return ""
 
-    @property
-    def epochs(self) -> int:
-        """The total number of epochs of all phases, including those after pruning."""
-        return len(self.plan())
-
     def plan(self) -> list[Planned]:
         """The epochs in order. Those after pruning form one more phase, on the final views of the
         last phase."""
@@ -282,31 +125,18 @@ class Schedule(pydantic.BaseModel):
             last = phases[-1]
             views = last.shares(last.epochs)
             phases.append(Phase(views=views, epochs=self.pruning.epochs, optimizer=last.optimizer))
-        phase_epochs = [
-            (number, phase, epoch)
-            for number, phase in enumerate(phases, 1)
-            for epoch in range(1, phase.epochs + 1)
-        ]
-        return [Planned(epoch, *planned) for epoch, planned in enumerate(phase_epochs, 1)]
+        return planned_epochs(phases)
 
     def check_fits(self, classes: Sequence[str], rows: int, width: int) -> None:
         """Raise BadInput for weights of classes that do not exist, or for more PCA components than
         `rows` training vectors of this width can have."""
-        if isinstance(self.class_weights, dict):
-            for name in self.class_weights:
-                if name not in classes:
-                    raise UnknownName("class of class_weights", name, classes)
+        self.check_classes(classes)
         limit = min(rows - 1, width)
         if self.input is not None and type(self.input.pca) is int and self.input.pca > limit:
             raise BadInput(
                 f"input.pca: {self.input.pca} components of {rows} training vectors of width "
                 f"{width}; there can be at most {limit}"
             )
-
-    def views(self) -> list[str]:
-        """Every view that the phases name, then the validation view, in first-seen order."""
-        named = [view for p in self.phases for view in (*p.views, *(p.ramp_to or {}))]
-        return list(dict.fromkeys([*named, self.validation.view]))
 
 
 def read_schedule(path: Path) -> Schedule:

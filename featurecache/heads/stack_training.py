@@ -21,18 +21,19 @@ from featurecache.heads.epochs import (
     Job,
     Member,
     distinct,
-    epoch_rng,
     one_epoch,
     row_losses,
     validate,
 )
-from featurecache.heads.schedules import Phase, Schedule
-from featurecache.heads.settings import HeadSpec
+from featurecache.heads.schedules import Schedule
 from featurecache.heads.stacks import Stack, State
 from featurecache.json_files import fit
 from featurecache.text import one_line
 from featurecache.training.checkpoints import Checkpoint
+from featurecache.training.curriculum import Phase
 from featurecache.training.epoch_metrics import Epoch, EpochRow
+from featurecache.training.head_shapes import HeadSpec
+from featurecache.training.minibatches import epoch_rng
 from featurecache.training.settings import Optimizer
 from featurecache.training.stopping import lowest_index, should_stop
 

@@ -16,11 +16,10 @@ from torch import nn
 from torch.nn import functional
 
 from featurecache.heads import mlp
-from featurecache.heads.settings import HeadSpec
 from featurecache.training import optimizers
+from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.losses import cross_entropy, hits
-from featurecache.training.optimizers import Rate
-from featurecache.training.settings import Optimizer
+from featurecache.training.settings import Optimizer, Rate
 
 State = dict[str, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # like losses.cross_entropy

@@ -20,11 +20,12 @@ from featurecache.heads.run_files import TrialsFile
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost
 from featurecache.heads.sweep_settings import Setting, settings_of, stackable
-from featurecache.heads.training import device_of, train_many
+from featurecache.heads.training import train_many
 from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
 from featurecache.json_files import MAX_RUN_JSON, damaged_run, read_model
 from featurecache.storage import durable
+from featurecache.training.devices import device_of
 from featurecache.training.epoch_metrics import (
     METRICS_FILE,
     EpochRow,

@@ -20,11 +20,13 @@ from featurecache.heads.logistic_training import train_logistic
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost, train_group
 from featurecache.heads.streams import Stream
-from featurecache.heads.training_results import MetricsWriter, Trained, member_result
+from featurecache.heads.training_results import Trained, member_result
 from featurecache.heads.training_set import TrainingSet, Vectors
 from featurecache.heads.windows import Windowed
 from featurecache.training.checkpoints import Checkpoint
+from featurecache.training.devices import device_of
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow
+from featurecache.training.metrics_writer import MetricsWriter
 
 # A stack with this many float32 of weights and activations fits, with its gradients and moments,
 # into the cache of a CPU. Larger stacks were slower than training their members one by one.
@@ -187,17 +189,6 @@ def _groups(
         for group in together
         for start in range(0, len(group), at_once)
     ]
-
-
-def device_of(name: str) -> torch.device:
-    """The device for auto, cpu or cuda on this machine. Raises BadInput."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise BadInput(f"unknown device {name!r}; there are: auto, cpu, cuda")
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise BadInput("device cuda: torch finds no CUDA device; use cpu or auto")
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _tensor(vectors: Vectors, device: torch.device) -> torch.Tensor | Windowed:

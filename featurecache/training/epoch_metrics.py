@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypedDict, cast
 
@@ -85,3 +86,31 @@ def read_member_epochs(folder: Path) -> list[MemberEpochRow]:
     """The lines of the metrics file of a folder, with the fields that were written."""
     lines = read_lines(folder / METRICS_FILE, MemberEpoch, MAX_METRICS, _no_metrics)
     return [cast(MemberEpochRow, line.model_dump(exclude_unset=True)) for line in lines]
+
+
+def saved_and_best(rows: Sequence[EpochRow], early: bool) -> tuple[list[EpochRow], ValidationMeans]:
+    """The row of each fold whose weights are saved, and the epoch of the highest validation top-1,
+    averaged over the folds. In epochs that a fold did not reach because it stopped
+    early, its saved row counts."""
+    folds = [[row for row in rows if row["fold"] == n] for n in sorted({r["fold"] for r in rows})]
+    saved_rows = [
+        min(fold_rows, key=lambda row: (row["val_loss"], row["epoch"])) if early else fold_rows[-1]
+        for fold_rows in folds
+    ]
+    means = []
+    for epoch in range(1, max(len(fold_rows) for fold_rows in folds) + 1):
+        epoch_rows = [
+            fold_rows[epoch - 1] if epoch <= len(fold_rows) else saved
+            for fold_rows, saved in zip(folds, saved_rows, strict=True)
+        ]
+        means.append(mean_of(epoch, epoch_rows))
+    return saved_rows, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
+
+
+def mean_of(epoch: int, rows: Sequence[EpochRow]) -> ValidationMeans:
+    """Validation {epoch, top1, loss}: means over the folds."""
+    return {
+        "epoch": epoch,
+        "top1": sum(row["val_top1"] for row in rows) / len(rows),
+        "loss": sum(row["val_loss"] for row in rows) / len(rows),
+    }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from featurecache.training.settings import LrSchedule
+from featurecache.training.curriculum import Planned
+from featurecache.training.settings import LrSchedule, Rate
 
 
 def lr_factor(
@@ -34,6 +35,26 @@ def lr_factor(
     if schedule.name == "step":
         return factor ** ((epoch - 1) // (schedule.every or 1))
     return factor ** plateaus(losses, schedule.patience or 1)
+
+
+def rate_at(
+    schedule: LrSchedule | None,
+    epochs: int,
+    planned: Planned,
+    base: Rate,
+    progress: float,
+    losses: Sequence[float],
+) -> Rate:
+    """The learning rate and weight decay at one step, of a network whose own are `base`; the
+    phase's settings override them. The other arguments are those of `lr_factor`."""
+    optimizer = planned.phase.optimizer
+    factor = lr_factor(
+        schedule, planned.epoch, epochs, planned.in_phase, planned.phase.epochs, progress, losses
+    )
+    return Rate(
+        (base.lr if optimizer.lr is None else optimizer.lr) * factor,
+        base.weight_decay if optimizer.weight_decay is None else optimizer.weight_decay,
+    )
 
 
 def plateaus(losses: Sequence[float], patience: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +11,7 @@ from torch.optim.adamw import adamw
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
-from featurecache.training.settings import Optimizer
-
-
-@dataclass(frozen=True)
-class Rate:
-    """The settings of an optimizer that a schedule changes from step to step."""
-
-    lr: float
-    weight_decay: float
+from featurecache.training.settings import Optimizer, Rate
 
 
 def moments(optimizer: Optimizer) -> int:

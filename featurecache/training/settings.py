@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pydantic
@@ -87,3 +88,11 @@ class EarlyStopping(pydantic.BaseModel):
     model_config = STRICT
 
     patience: int = Field(default=10, ge=1)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The settings of an optimizer that a schedule changes from step to step."""
+
+    lr: float
+    weight_decay: float

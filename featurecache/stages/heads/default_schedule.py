@@ -11,12 +11,13 @@ from featurecache.errors import BadInput
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.defaults import mixture, network_schedule, validation_of
-from featurecache.heads.schedules import Phase, Schedule, backbone_choice
+from featurecache.heads.schedules import Schedule, backbone_choice
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import is_drawn_alike, side_by_side
 from featurecache.runs.training_data import TrainingData
 from featurecache.text import listed
+from featurecache.training.curriculum import Phase
 
 
 def default_schedule(

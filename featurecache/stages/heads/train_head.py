@@ -271,7 +271,7 @@ def _separate(options: TrainingOptions) -> tuple[ResolvedOptions, Overrides]:
 
 
 def _write_schedule(run: Path, schedule: dict[str, Any]) -> None:
-    text = yaml.safe_dump(schedule, sort_keys=False)
+    text = yaml.safe_dump({"backbone": None} | schedule, sort_keys=False)  # it comes first
     durable.replace(run / "schedule.yaml", text.encode())
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.spaces import Space
-from featurecache.heads.schedules import Phase, Schedule
+from featurecache.heads.schedules import Schedule
 from featurecache.images.view_names import ViewName
 from featurecache.runs.predictions import Predictions
 from featurecache.runs.record import RunRecord, schedule_of
 from featurecache.study import figures, metrics
+from featurecache.training.curriculum import Phase
 from featurecache.training.epoch_metrics import Epoch, read_epochs
 
 

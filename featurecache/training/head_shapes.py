@@ -1,0 +1,78 @@
+"""The shape of a head: the layers between a vector and the logits. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from featurecache.text import counted
+from featurecache.training.settings import STRICT
+
+MAX_WIDTH = 1 << 20  # of a hidden layer: 5 GB of weights for vectors of width 1,280
+
+
+def _per_layer(below: float) -> pydantic.PlainValidator:
+    """One number for all layers or a list with one per layer, from 0 to less than `below`."""
+
+    def checked(value: Any) -> Any:
+        numbers = value if isinstance(value, list) else [value]
+        if not all(type(n) in (int, float) and 0 <= n < below for n in numbers):
+            upper = "" if below == float("inf") else f" and below {below:g}"
+            raise ValueError(f"expected a number from 0{upper}, or a list of such numbers")
+        return [float(n) for n in value] if isinstance(value, list) else float(value)
+
+    return pydantic.PlainValidator(checked)
+
+
+Shares = Annotated[float | list[float], _per_layer(1)]
+
+Penalties = Annotated[float | list[float], _per_layer(float("inf"))]
+
+
+class HeadSpec(pydantic.BaseModel):
+    """Shape of a head: optional input dropout, [linear, norm, activation, dropout] for each of
+    `hidden`, then linear.
+
+    `hidden` lists the widths; if it is empty the head is linear (logistic regression). `l1` and
+    `l2` apply to the weights of every linear layer, including the last: l1 * sum(|w|) +
+    l2 * sum(w**2) is added to the training loss, as in Keras. `drop_connect` drops weights of the
+    hidden layers during training, as dropout drops features (Wan et al. 2013).
+    """
+
+    model_config = STRICT
+
+    hidden: list[int] = [1024]
+    dropout: Shares = 0.5
+    input_dropout: float | None = Field(default=None, gt=0, lt=1)
+    drop_connect: Shares | None = None
+    l1: Penalties | None = None
+    l2: Penalties | None = None
+    norm: Literal["batch", "layer", "none"] = "batch"
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+
+    @pydantic.field_validator("hidden")
+    @classmethod
+    def _widths(cls, value: list[int]) -> list[int]:
+        if any(not 1 <= width <= MAX_WIDTH for width in value):
+            raise ValueError(f"every width must be from 1 to {MAX_WIDTH}, not {value}")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _as_many_as_layers(self) -> HeadSpec:
+        hidden = len(self.hidden)
+        lengths = {"dropout": hidden, "drop_connect": hidden, "l1": hidden + 1, "l2": hidden + 1}
+        for name, layers in lengths.items():
+            values = getattr(self, name)
+            if isinstance(values, list) and len(values) != layers:
+                raise ValueError(
+                    f"{name} has {counted(len(values), 'number')} for {counted(layers, 'layer')}"
+                )
+        return self
+
+    def per_layer(self, name: Literal["dropout", "drop_connect", "l1", "l2"]) -> list[float]:
+        """The setting `name` for each layer it applies to: hidden layers, or all for l1 and l2."""
+        layers = len(self.hidden) + (name in ("l1", "l2"))
+        values = getattr(self, name)
+        return values if isinstance(values, list) else [values or 0.0] * layers
