@@ -198,6 +198,14 @@ def test_several_backbones_stand_side_by_side(
             for name in names
         ]
         np.testing.assert_array_equal(seen[0][place], np.concatenate(parts, 1))
+        for mapped in (False, True):
+            X, _, items = featurecache.vectors(
+                small_data, "none", names, split=split, cache=two, mapped=mapped, return_items=True
+            )
+            np.testing.assert_array_equal(seen[0][place], np.asarray(X))
+        assert items.shape == (len(X), 32) and items.dtype == np.uint8
+    with pytest.raises(BadInput, match="vectors needs a backbone"):
+        featurecache.vectors(small_data, cache=two)
 
 
 def test_an_image_of_another_split_and_copies_are_not_fitted_on(

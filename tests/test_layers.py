@@ -78,6 +78,7 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "obstore": {"featurecache.storage.object_store"},
     "botocore": {"featurecache.storage.s3_settings"},
     "ray": {"featurecache.executors.ray_cluster"},
+    "tqdm": {"featurecache.executors.progress_bars"},
     "rich": {"featurecache.commands.progress", "featurecache.commands.terminal"},
 }
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "tools"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from featurecache.errors import BadInput, DamagedCache
 from featurecache.features import mapped
-from featurecache.features.mapped import MappedVectors
+from featurecache.features.mapped import MappedVectors, map_columns
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.stages.cache.export import vectors
@@ -116,6 +117,32 @@ def test_damage_is_seen_before_a_row_is_used(harm: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(vectors[:8], FEATURES[:8])  # of other shards
     with pytest.raises(DamagedCache, match="verify --repair"):
         vectors[8]
+
+
+def test_a_copy_in_another_process_reads_the_shards_of_the_original(tmp_path: Path) -> None:
+    space = made(tmp_path / "cache")
+    vectors = MappedVectors(space, ITEMS)
+    np.testing.assert_array_equal(vectors[3], FEATURES[3])
+    # A shard that is committed meanwhile may come first.
+    more = [hashlib.sha256(b"more").digest()]
+    space.commit(more, {"features": FEATURES[:1]}, {}, {}, 1.0)
+    content = pickle.dumps(vectors)
+    assert len(content) < 20 * N + 3000  # positions, and no items or vectors
+    copy = pickle.loads(content)
+    np.testing.assert_array_equal(copy[::-1], FEATURES[::-1])
+    copy.close()
+    np.testing.assert_array_equal(copy[:], FEATURES)
+
+
+def test_spaces_side_by_side(space: Space) -> None:
+    wide = map_columns([space, space], ITEMS)
+    expected = np.concatenate([FEATURES, FEATURES], 1)
+    assert (wide.shape, len(wide), wide.dtype, wide.ndim) == (expected.shape, N, np.float32, 2)
+    for index in (3, slice(None, None, -2), [4, 4, 1]):
+        np.testing.assert_array_equal(wide[index], expected[index])
+    np.testing.assert_array_equal(np.asarray(wide), expected)
+    wide.close()
+    assert isinstance(map_columns([space], ITEMS), MappedVectors)
 
 
 def test_vectors_of_a_dataset(small_data: Path, small_cache: Path) -> None:

@@ -7,7 +7,7 @@ import itertools
 import mmap
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,17 @@ from featurecache.features import shards
 from featurecache.features.cache_files import OTHER_BYTES, absent_shard, damaged
 from featurecache.features.spaces import Space
 from featurecache.storage.safe_open import open_regular
+from featurecache.storage.stored_file import StoredFile
 
 MAX_MAPS = 256  # each holds a file descriptor, of which a process may have 1024
+
+
+class _Shard(NamedTuple):
+    name: str
+    file: StoredFile
+    size: int
+    sha256: str
+    arrays: dict[str, shards.Array]
 
 
 class MappedVectors:
@@ -27,7 +36,8 @@ class MappedVectors:
     result is a new array. The bytes of a shard are hashed at the first access to one of its rows,
     and then read from a memory map, so the cache's files must not be truncated meanwhile. Rows in
     random order are slower if they are in more than MAX_MAPS shards (131,072 rows at the default
-    size of shards). Not thread-safe.
+    size of shards). Not thread-safe. A copy in another process opens its own memory maps, of the
+    same shards.
     """
 
     dtype = np.dtype(np.float32)
@@ -36,16 +46,27 @@ class MappedVectors:
     def __init__(self, space: Space, items: Sequence[bytes]) -> None:
         """Raises KeyError for an item that the space lacks, DamagedCache if the lengths of vectors
         differ between shards."""
-        self._space = space
         positions = np.array([space.rows[item] for item in items], np.int64).reshape(-1, 2)
         self._record_indices, self._rows = positions.T
         self._sound: set[int] = set()  # indices of the records whose shards were hashed
         self._maps: dict[int, memoryview] = {}  # record index -> vectors, oldest first
         self.shape = (len(items), space.dim)
+        self._shards: dict[int, _Shard] = {}  # what a copy in another process needs of a record
         for record_index in np.unique(self._record_indices).tolist():
             record = space.records[record_index]
+            file = space.file(record.file)
             if record.arrays["features"].shape[1] != space.dim:
-                raise damaged(space.file(record.file), "its vectors have another length")
+                raise damaged(file, "its vectors have another length")
+            self._shards[record_index] = _Shard(
+                record.shard, file, record.size, record.sha256, record.arrays
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_maps": {}}
+
+    def close(self) -> None:
+        """Close the memory maps; the next access opens them again."""
+        self._maps.clear()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -87,23 +108,22 @@ class MappedVectors:
         """The bytes of the vectors of one shard, in its memory map."""
         if record_index in self._maps:
             return self._maps[record_index]
-        record = self._space.records[record_index]
-        file = self._space.file(record.file)
+        name, file, length, sha256, layout = self._shards[record_index]
         try:
-            path = file.store.local_path(file.key, record.size, record.sha256)
-            with open_regular(path, record.size, follow=False) as (opened, size):
+            path = file.store.local_path(file.key, length, sha256)
+            with open_regular(path, length, follow=False) as (opened, size):
                 data = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
         except (NotAFile, FileNotFoundError) as error:
-            raise absent_shard(file, record.shard, error) from error
+            raise absent_shard(file, name, error) from error
         except OSError as error:
             raise CannotRead(file, error) from error
         except ValueError as error:  # an empty file can't be mapped
             raise damaged(file, OTHER_BYTES) from error
-        if size != record.size or (
-            record_index not in self._sound and hashlib.sha256(data).hexdigest() != record.sha256
+        if size != length or (
+            record_index not in self._sound and hashlib.sha256(data).hexdigest() != sha256
         ):
             raise damaged(file, OTHER_BYTES)
-        arrays = shards.unpack(data, record.arrays)
+        arrays = shards.unpack(data, layout)
         if record_index not in self._sound and not shards.is_finite(arrays):
             raise damaged(file, shards.NOT_FINITE)
         self._sound.add(record_index)
@@ -111,3 +131,34 @@ class MappedVectors:
             del self._maps[next(iter(self._maps))]
         self._maps[record_index] = arrays["features"].reshape(-1).view(np.uint8).data
         return self._maps[record_index]
+
+
+class MappedColumns:
+    """The mapped vectors of several backbones side by side, (N, D), for the same items."""
+
+    dtype = np.dtype(np.float32)
+    ndim = 2
+
+    def __init__(self, parts: Sequence[MappedVectors]) -> None:
+        self._parts = parts
+        self.shape = (len(parts[0]), sum(part.shape[1] for part in parts))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.concatenate([part[index] for part in self._parts], axis=-1)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.concatenate([np.asarray(part, dtype, copy=copy) for part in self._parts], axis=1)
+
+    def close(self) -> None:
+        """Close the memory maps; the next access opens them again."""
+        for part in self._parts:
+            part.close()
+
+
+def map_columns(spaces: Sequence[Space], items: Sequence[bytes]) -> MappedVectors | MappedColumns:
+    """The mapped vectors of the items in these spaces, side by side."""
+    parts = [MappedVectors(space, items) for space in spaces]
+    return parts[0] if len(parts) == 1 else MappedColumns(parts)

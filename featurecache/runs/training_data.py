@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featurecache.executors import Progress, silent
-from featurecache.features.mapped import MappedVectors
+from featurecache.features.mapped import map_columns
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
@@ -24,17 +23,6 @@ from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
 
 _ROWS_PER_HASH = 1 << 14  # bounds the memory of hashing
-
-
-class _Mapped:
-    """Concatenated vectors of several spaces, read from disk on access."""
-
-    def __init__(self, parts: Sequence[MappedVectors]) -> None:
-        self._parts = parts
-        self.shape = (len(parts[0]), sum(part.shape[1] for part in parts))
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        return np.concatenate([part[rows] for part in self._parts], axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +142,7 @@ def load_training_data(
         views_per_phase = max(len(phase.views) for phase in schedule.phases)
         window = window_of(memory, width, views_per_phase, schedule.batch_size)
         vectors = {
-            name: Stream(_Mapped([MappedVectors(space, items) for space in view_spaces]), window)
+            name: Stream(map_columns(view_spaces, items), window)
             for name, view_spaces in spaces.items()
         }
         labels = np.array([row.label for row in rows], np.int64)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import check_keywords, keywords_of
 from featurecache.filling.fill import Filled, FillSetting, FillTask, fill, fill_options
 from featurecache.filling.pictures import SPENT, Augmenter, Job
@@ -28,13 +28,14 @@ def augment(
     policy: str | Sequence[str] = (),
     cache: str | Path = "data/cache",
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressOption = False,
     **setting: Unpack[AugmentSetting],
 ) -> Filled:
     """Store the pictures of these views in the cache, as PNG files in shards, by the same rules as
     vectors. `featurize` then includes these views by default. `setting` and the errors are those of
     `featurize`.
     """
+    progress = resolve_progress(progress)
     began = time.perf_counter()
     check_keywords(setting, AugmentSetting, "augment")
     if not policy:

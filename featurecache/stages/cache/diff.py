@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.stages.cache.verify import compared
@@ -35,13 +35,14 @@ class Difference:
         return not (self.missing or self.extra or self.drifted)
 
 
-def diff(a: str | Path, b: str | Path, *, progress: Progress = silent) -> list[Difference]:
+def diff(a: str | Path, b: str | Path, *, progress: ProgressOption = False) -> list[Difference]:
     """Compare the caches `a` and `b` space by space. The hash of each shard is checked when it is
     read.
 
     Shards whose records name the same bytes are not read. Raises BadInput where there is no cache,
     DamagedCache for bytes that do not match their record.
     """
+    progress = resolve_progress(progress)
     caches = Cache(a), Cache(b)
     for cache in caches:
         if not cache.exists:

@@ -13,7 +13,8 @@ from typing import Literal, Unpack, overload
 import numpy as np
 
 from featurecache.errors import BadInput, MissingExtra, UnknownName
-from featurecache.features.mapped import MappedVectors
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
+from featurecache.features.mapped import MappedColumns, MappedVectors, map_columns
 from featurecache.features.settings import CachedSetting, check_keywords, keywords_of
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import backbone_choice
@@ -21,12 +22,14 @@ from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
 from featurecache.items import group_numbers
-from featurecache.lookup.held_spaces import held_spaces
+from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
 from featurecache.text import listed
 
 FORMATS = ("npz", "parquet", "safetensors")
+
+Vectors = np.ndarray | MappedVectors | MappedColumns
 
 
 class CachedVectors(CachedSetting, total=False):
@@ -35,6 +38,7 @@ class CachedVectors(CachedSetting, total=False):
 
     cache: str | Path  # "data/cache" by default
     seed: int  # of the views; 0 by default
+    progress: ProgressOption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class Table:
     images), ids and splits (N,) str, items (N, 32) uint8, the names of N groups ("" for none),
     and the class names that the labels index."""
 
-    vectors: np.ndarray | MappedVectors
+    vectors: Vectors
     labels: np.ndarray
     ids: np.ndarray
     items: np.ndarray
@@ -88,7 +92,7 @@ def export(
     if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtra("export to parquet", "pyarrow", "parquet")
     check_output(path, data=data)
-    table = _table(data, [view], backbone, split, options)
+    table = _table(data, [view], [backbone], split, options)
     content = io.BytesIO()
     if format == "npz":
         np.savez(
@@ -132,88 +136,98 @@ def export(
 def vectors(
     data: str | Path | Dataset = ...,
     view: str | Sequence[str] = ...,
-    backbone: str = ...,
+    backbone: str | Sequence[str] = ...,
     *,
     split: str | None = ...,
     mapped: bool = ...,
     return_groups: Literal[False] = ...,
     return_ids: Literal[False] = ...,
+    return_items: Literal[False] = ...,
     **options: Unpack[CachedVectors],
-) -> tuple[np.ndarray | MappedVectors, np.ndarray]: ...
+) -> tuple[Vectors, np.ndarray]: ...
 @overload
 def vectors(
     data: str | Path | Dataset = ...,
     view: str | Sequence[str] = ...,
-    backbone: str = ...,
+    backbone: str | Sequence[str] = ...,
     *,
     split: str | None = ...,
     mapped: bool = ...,
     return_groups: bool = ...,
     return_ids: bool = ...,
+    return_items: bool = ...,
     **options: Unpack[CachedVectors],
-) -> tuple[np.ndarray | MappedVectors, np.ndarray, *tuple[np.ndarray, ...]]: ...
+) -> tuple[Vectors, np.ndarray, *tuple[np.ndarray, ...]]: ...
 def vectors(
     data: str | Path | Dataset = "data",
     view: str | Sequence[str] = "none",
-    backbone: str = "",
+    backbone: str | Sequence[str] = "",
     *,
     split: str | None = None,
     mapped: bool = False,
     return_groups: bool = False,
     return_ids: bool = False,
+    return_items: bool = False,
     **options: Unpack[CachedVectors],
-) -> tuple[np.ndarray | MappedVectors, np.ndarray, *tuple[np.ndarray, ...]]:
+) -> tuple[Vectors, np.ndarray, *tuple[np.ndarray, ...]]:
     """(X, y) for scikit-learn: vectors (N, D) float32 and class names (N,) of labelled images.
 
     The rows of several views follow each other, view by view; an image that one of them lacks is
-    left out. `return_groups` adds `groups` (N,) int64, the same number for all views and copies of
-    an image, and for all images of a group of the dataset: pass it to cross-validation
-    (GroupKFold), or an image ends up on both sides. `return_ids` adds the ids of the samples (N,).
+    left out. The vectors of several backbones are concatenated: D is the sum of their widths.
     With `mapped`, X stays on disk and is read on access, for spaces larger than memory.
+
+    The result has in addition, in this order: with `return_groups` the groups (N,) int64, the same
+    number for all views and copies of an image, and for all images of a group of the dataset (pass
+    it to cross-validation, or an image ends up on both sides); with `return_ids` the ids of the
+    samples (N,) str; with `return_items` their items (N, 32) uint8, the SHA-256 of the images.
     """
     check_keywords(options, CachedVectors, "vectors")
-    views = listed(view)
+    views, backbones = listed(view), listed(backbone)
+    if not any(backbones):
+        raise BadInput("vectors needs a backbone; featurecache.ls(cache) lists the cached ones")
     if not views or len(set(views)) < len(views):
         raise BadInput(f"view {views}: give at least one view, and each only once")
     if mapped and len(views) > 1:
         raise BadInput("mapped=True takes a single view; call vectors once per view")
-    table = _table(data, views, backbone, split, options, labelled=True, mapped=mapped)
+    table = _table(data, views, backbones, split, options, labelled=True, mapped=mapped)
     extra: list[np.ndarray] = []
     if return_groups:
         extra.append(group_numbers(table.items, table.groups))
     if return_ids:
         extra.append(table.ids)
+    if return_items:
+        extra.append(table.items)
     return table.vectors, table.classes[table.labels], *extra
 
 
 def _table(
     data: str | Path | Dataset,
     views: Sequence[str],
-    backbone: str,
+    backbones: Sequence[str],
     split: str | None,
     options: CachedVectors,
     labelled: bool = False,
     mapped: bool = False,
 ) -> Table:
-    choice = backbone_choice(backbone, keywords_of(CachedSetting, options))
+    choices = [backbone_choice(b, keywords_of(CachedSetting, options)) for b in backbones]
     cache, seed = Cache(options.get("cache", "data/cache")), options.get("seed", 0)
     dataset = open_dataset(data)
     samples = dataset.samples if split is None else dataset.split(split)
-    items, _ = items_of(samples)
+    items, _ = items_of(samples, resolve_progress(options.get("progress", False)))
     readable = [(s, i) for s, i in zip(samples, items, strict=True) if i is not None]
     wanted = {name: find_view(name, seed) for name in views}
     known = [item for _, item in readable]
     where = dataset.root if isinstance(data, Dataset) else data
-    spaces = held_spaces(cache, wanted, choice, known, where)
-    failed = {item for space in spaces.values() for item in space.failures(known)}
+    spaces = spaces_of(cache, wanted, choices, known, where)
+    failed = {item for view in views for space in spaces[view] for item in space.failures(known)}
     decoded = [(sample, item) for sample, item in readable if item not in failed]
     rows = [(s, item) for s, item in decoded if s.label is not None or not labelled]
     chosen = [item for _, item in rows]
-    features: np.ndarray | MappedVectors
+    features: Vectors
     if mapped:
-        features = MappedVectors(spaces[views[0]], chosen)
+        features = map_columns(spaces[views[0]], chosen)
     else:
-        parts = [spaces[name].vectors(chosen)[0] for name in views]
+        parts = [side_by_side(spaces[name], chosen) for name in views]
         features = parts[0] if len(parts) == 1 else np.concatenate(parts)
     copies = len(views)
     labels = np.array([-1 if s.label is None else s.label for s, _ in rows], np.int64)

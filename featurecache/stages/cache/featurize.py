@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Unpack
 
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.engines import check_engine, devices
 from featurecache.features.settings import check_keywords, keywords_of
 from featurecache.features.spaces import Space
@@ -45,7 +45,7 @@ def featurize(
     cache: str | Path = "data/cache",
     engine: str = "auto",
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressOption = False,
     **setting: Unpack[FeaturizeSetting],
 ) -> Featurized:
     """Fill the cache with the vectors of these views under these backbones.
@@ -60,6 +60,7 @@ def featurize(
     cluster (docs/cluster.md), with its settings `address`, `gpus_per_worker` and `max_workers`.
     Raises BadInput before any work, FeatureCacheError for shards that no worker could make.
     """
+    progress = resolve_progress(progress)
     began = time.perf_counter()
     check_keywords(setting, FeaturizeSetting, "featurize")
     if not backbone:

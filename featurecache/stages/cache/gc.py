@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 
 from featurecache import byte_sizes
 from featurecache.errors import BadInput, DamagedRun, nearest
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.backbones import ALIASES
 from featurecache.features.orphans import abandoned, of_run, sweep
 from featurecache.features.settings import check_keywords
@@ -61,7 +61,7 @@ def gc(
     runs: str | Path = "runs",
     delete: bool = False,
     force: bool = False,
-    progress: Progress = silent,
+    progress: ProgressOption = False,
     **criteria: Unpack[Criteria],
 ) -> list[Candidate]:
     """The spaces of the cache that match all criteria, and what killed commands left in the cache
@@ -75,6 +75,7 @@ def gc(
     completed. Names that match no space are not an error (see `absent_names`). Raises BadInput
     without any criterion.
     """
+    progress = resolve_progress(progress)
     check_keywords(criteria, Criteria, "gc")
     opened = Cache(cache)
     if not opened.exists:

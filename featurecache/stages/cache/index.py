@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.images.datasets import open_dataset
 from featurecache.images.layouts.indexes import write_index
 from featurecache.images.samples import items_of
@@ -24,10 +24,11 @@ class Index:
     unreadable: list[dict[str, str]]
 
 
-def index(data: str | Path = "data", *, out: str | Path, progress: Progress = silent) -> Index:
+def index(data: str | Path = "data", *, out: str | Path, progress: ProgressOption = False) -> Index:
     """Write the dataset at `data` as a Parquet file: ids, labels, splits, paths, and the SHA-256 of
     each image's bytes, which `--data FILE.parquet` then need not hash again. Raises BadInput.
     """
+    progress = resolve_progress(progress)
     path = Path(out)
     if path.suffix != ".parquet":
         raise BadInput(f"{out}: the name of an index must end in .parquet")

@@ -11,8 +11,8 @@ from typing import TypedDict, Unpack
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import Engine, check_engine, open_engine, run_rows
 from featurecache.features.settings import check_keywords
@@ -50,7 +50,7 @@ def plan(
     engine: str = "auto",
     workers: int | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressOption = False,
     **setting: Unpack[RequestSetting],
 ) -> Plan:
     """The hits and misses of `featurize`, and the disk space and time it would take.
@@ -58,6 +58,7 @@ def plan(
     Nothing is written. The time is estimated from a short probe: a few images in every view, with
     every backbone.
     """
+    progress = resolve_progress(progress)
     check_keywords(setting, RequestSetting, "plan")
     if not backbone:
         raise BadInput("plan needs --backbone NAME; `featurecache backbones` lists them")

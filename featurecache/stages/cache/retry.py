@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.space_files import SpaceSummary
 from featurecache.features.space_locks import reserved
 from featurecache.features.store import Cache
@@ -34,7 +34,7 @@ def retry(
     cache: str | Path = "data/cache",
     engine: str = "auto",
     weights: str | Path | None = None,
-    progress: Progress = silent,
+    progress: ProgressOption = False,
 ) -> Retried:
     """Decode the failed images of every space again, and add the rows of those that now succeed.
 
@@ -43,6 +43,7 @@ def retry(
     row; `featurize` handles it.) A repaired row takes precedence over the failed one
     (docs/format.md).
     """
+    progress = resolve_progress(progress)
     opened = Cache(cache)
     if not opened.exists:
         raise BadInput(f"no cache at {cache}; `featurecache featurize` makes one")

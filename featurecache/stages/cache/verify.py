@@ -19,7 +19,8 @@ from featurecache.errors import (
     RemovedMeanwhile,
     why,
 )
-from featurecache.executors import Progress, silent
+from featurecache.executors import Progress
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features import quarantine, shards
 from featurecache.features.orphans import leftovers, sweep
 from featurecache.features.space_files import MAX_NOTE, MAX_RECORD, Record
@@ -86,7 +87,7 @@ def verify(
     weights: str | Path | None = None,
     repair: bool = False,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressOption = False,
 ) -> Verification:
     """Hash every shard and compare it with its record.
 
@@ -96,6 +97,7 @@ def verify(
     space of vectors that are recomputed and compared; they are drawn with `seed` from the images in
     `data`. `weights` is the file of the spaces that were made with this option.
     """
+    progress = resolve_progress(progress)
     opened = Cache(cache)
     if not opened.exists:
         raise BadInput(f"no cache at {cache}; `featurecache featurize` makes one")

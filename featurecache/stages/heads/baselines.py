@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import CachedSetting, check_keywords
 from featurecache.features.store import Cache
 from featurecache.heads import baselines as fits
@@ -58,7 +58,7 @@ def baselines(
     data: str | Path = "data",
     cache: str | Path = "data/cache",
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressOption = False,
     **setting: Unpack[CachedSetting],
 ) -> Baselines:
     """Ridge, logistic regression and nearest neighbours on the vectors of a view: fitted on the
@@ -69,6 +69,7 @@ def baselines(
     image are fitted once, and images that also occur in another split not at all (law 8, "Views of
     one image never straddle a split"). Raises BadInput and NotCached before any work.
     """
+    progress = resolve_progress(progress)
     check_keywords(setting, CachedSetting, "baselines")
     names = list(dict.fromkeys(listed(backbone)))
     if not names:

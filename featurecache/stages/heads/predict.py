@@ -14,6 +14,8 @@ import numpy as np
 from featurecache import text
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput
+from featurecache.executors import Progress
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.backbones import Backbone, backbone_of_key
 from featurecache.features.engines import Engine, open_engine, run_rows
 from featurecache.heads.head_networks import HeadNetworks
@@ -52,6 +54,7 @@ def predict(
     engine: str = "auto",
     top: int = 5,
     out: str | Path | None = None,
+    progress: ProgressOption = False,
 ) -> list[Prediction]:
     """The `top` most probable classes of each image file, in the order of `files`. A folder means
     all images below it, sorted; a pattern such as `photos/**/*.jpg` all files that match, sorted.
@@ -72,9 +75,8 @@ def predict(
     record = read_run(run)
     head = HeadNetworks.load(run)
     networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
-    rows, errors = _vectors(
-        networks, [backbone["precision"] for backbone in record.backbones], files, engine
-    )
+    precisions = [backbone["precision"] for backbone in record.backbones]
+    rows, errors = _vectors(networks, precisions, files, engine, resolve_progress(progress))
     tops: list[list[ClassProbability]] = []
     if len(rows):
         words = record.words
@@ -174,7 +176,11 @@ def run_networks(record: RunRecord, files: Sequence[str | Path]) -> list[Backbon
 
 
 def _vectors(
-    networks: Sequence[Backbone], precisions: Sequence[str], files: Sequence[str], engine: str
+    networks: Sequence[Backbone],
+    precisions: Sequence[str],
+    files: Sequence[str],
+    engine: str,
+    progress: Progress,
 ) -> tuple[np.ndarray, dict[str, str]]:
     """The vectors of the files that can be decoded, (N, D) float32, with those of all networks side
     by side; and the reasons why the others can't. Only one batch of pictures is in memory, resized
@@ -188,7 +194,8 @@ def _vectors(
         rows[number].append(run_rows(running[number], np.stack(waiting[number])))
         waiting[number].clear()
 
-    for file in files:
+    for file_number, file in enumerate(files, 1):
+        progress(file_number, len(files), "predict")
         try:
             pixels = decode(read_regular(Path(file), MAX_FILE))
         except (Undecodable, OSError) as error:

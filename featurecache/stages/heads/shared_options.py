@@ -6,31 +6,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict, cast
 
-from featurecache.executors import Progress, silent
+from featurecache.executors import Progress
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import check_keywords
 from featurecache.runs.sources import DEFAULTS, source_of
 
 
 class SharedOptions(TypedDict, total=False):
-    """Keywords of a stage; an absent one has the default of ResolvedOptions."""
+    """Keywords of a stage; for absent ones see `resolve_options`."""
+
+    data: str | Path
+    cache: str | Path
+    progress: ProgressOption
+
+
+class ResolvedOptions(NamedTuple):
+    """What to read, and how to report progress."""
 
     data: str | Path
     cache: str | Path
     progress: Progress
 
 
-class ResolvedOptions(NamedTuple):
-    """What to read, and how to report progress."""
-
-    data: str | Path = "data"
-    cache: str | Path = "data/cache"
-    progress: Progress = silent
-
-
 def resolve_options(options: SharedOptions, function: str) -> ResolvedOptions:
     """The options with their defaults. Raises TypeError for an unknown keyword of `function`."""
     check_keywords(options, SharedOptions, function)
-    return ResolvedOptions(**options)
+    return ResolvedOptions(
+        data=options.get("data", "data"),
+        cache=options.get("cache", "data/cache"),
+        progress=resolve_progress(options.get("progress", False)),
+    )
 
 
 def resolve_run_options(
@@ -43,4 +48,4 @@ def resolve_run_options(
     for source in DEFAULTS:
         if source not in chosen:
             chosen[source] = source_of(runs, source)
-    return ResolvedOptions(**cast(SharedOptions, chosen))
+    return resolve_options(cast(SharedOptions, chosen), function)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.images.datasets import FOLDER_LAYOUTS, Dataset, open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.depth import used_bits
@@ -90,11 +90,12 @@ class _Seen:
     bits: int | None = None  # used, of 16
 
 
-def inspect(data: str | Path = "data", *, progress: Progress = silent) -> Inspection:
+def inspect(data: str | Path = "data", *, progress: ProgressOption = False) -> Inspection:
     """Read and decode every image of the dataset at `data`; nothing is written.
 
     Raises BadInput if `data` is not a dataset. Bad images are listed in `unreadable`.
     """
+    progress = resolve_progress(progress)
     dataset = open_dataset(data)
     samples = dataset.samples
 

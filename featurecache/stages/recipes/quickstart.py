@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.heads.train_head import train_head
@@ -32,7 +32,7 @@ def quickstart(
     cache: str | Path = "data/cache",
     runs: str | Path = "runs",
     workers: int | None = None,
-    progress: Progress = silent,
+    progress: ProgressOption = False,
 ) -> QuickstartResult:
     """Cache vectors of scikit-learn's digits by EfficientNet-Lite0 in the views none, spatial_1 and
     color_1, and train two heads: one on clean images only, one under a curriculum. Both are tested

@@ -13,8 +13,8 @@ from typing import Any, TypedDict
 import numpy as np
 
 from featurecache.errors import UnknownName
-from featurecache.executors import Progress, silent
 from featurecache.executors.pool import checked_workers
+from featurecache.executors.progress_bars import ProgressOption
 from featurecache.heads.schedules import Schedule
 from featurecache.runs.record import make_folder, read_run
 from featurecache.stages.cache.featurize import featurize
@@ -88,7 +88,7 @@ def run(
     workers: int | None = None,
     engine: str = "auto",
     device: str = "auto",
-    progress: Progress = silent,
+    progress: ProgressOption = False,
 ) -> RecipeResult:
     """Run the steps of a recipe (a YAML file) in order, except for work that is already done.
 
@@ -143,7 +143,7 @@ class _Execution:
     workers: int | None
     engine: str
     device: str
-    progress: Progress
+    progress: ProgressOption
     runs: dict[str, list[TrainedRun]] = field(default_factory=dict)  # per schedule
     table: list[TableRow] = field(default_factory=list)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import numpy as np
 
 from featurecache import keys, text
 from featurecache.errors import BadInput, UnknownName
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.backbones import Backbone
 from featurecache.features.settings import check_keywords
 from featurecache.images.boxes import Box, boxes_of, mask_of
@@ -137,7 +137,7 @@ def study_saliency(
     split: str = "val",
     weights: str | Path | Sequence[str | Path] = (),
     out: str | Path = "study",
-    progress: Progress = silent,
+    progress: ProgressOption = False,
     **keywords: Unpack[SaliencyKeywords],
 ) -> Saliency:
     """Draw absolute and signed saliency maps of the heads of `runs` into the folder `out`.
@@ -151,6 +151,7 @@ def study_saliency(
     whichever engine computed the vectors. `weights` is used as in `predict`. Raises BadInput and
     UnknownName before any work.
     """
+    progress = resolve_progress(progress)
     began = time.perf_counter()
     check_keywords(keywords, SaliencyKeywords, "study_saliency")
     settings = _Settings(**keywords)

@@ -17,6 +17,7 @@ import numpy as np
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import CachedSetting, check_keywords, keywords_of
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, backbone_choice
@@ -39,7 +40,7 @@ class StudyInput(CachedSetting, total=False):
     data: str | Path  # "data" by default
     cache: str | Path  # "data/cache" by default
     out: str | Path  # the folder to write into; "study" by default
-    progress: Progress
+    progress: ProgressOption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,10 @@ def study_source(keywords: Mapping[str, Any], group: type, function: str) -> Stu
     TypeError.
     """
     check_keywords(keywords, group, function)
-    source_fields = {"data", "cache", "out", "progress"}
+    source_fields = {"data", "cache", "out"}
     return StudySource(
         **{name: keywords[name] for name in source_fields & keywords.keys()},
+        progress=resolve_progress(keywords.get("progress", False)),
         setting=keywords_of(CachedSetting, keywords),
     )
 
