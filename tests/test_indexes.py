@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import math
 import pickle
 import resource
 import shutil
@@ -21,8 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
-from featurecache.errors import BadInput
+from featurecache.cli import cli
+from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.images.datasets import open_dataset
 from featurecache.images.layouts import indexes
 from featurecache.images.samples import items_of
@@ -475,3 +478,40 @@ def test_members_that_are_links_or_hidden(tmp_path: Path) -> None:
     write(tarfile.SYMTYPE)
     with pytest.raises(BadInput, match=r"b\.jpg is no regular file.*--dereference"):
         open_dataset(path)
+
+
+ODD_COLUMNS: dict[str, Callable[[int], pa.Array]] = {
+    "null": lambda count: pa.nulls(count),
+    "numbers": lambda count: pa.array(range(count)),
+    "not a number": lambda count: pa.array([math.nan] * count),
+    "truths": lambda count: pa.array([True] * count),
+    "bytes": lambda count: pa.array([b"\xff" * 32] * count),
+    "31 bytes": lambda count: pa.array([b"x" * 31] * count, pa.binary(31)),
+    "empty": lambda count: pa.array([""] * count),
+    "equal": lambda count: pa.array(["train"] * count),
+    "long": lambda count: pa.array(["a" * 10_000 + str(row) for row in range(count)]),
+    "hostile": lambda count: pa.array([f"../\x1b[2J{row:03}\u202e\n" for row in range(count)]),
+    "lists": lambda count: pa.array([["x"]] * count),
+    "records": lambda count: pa.array([{"a": 1}] * count),
+    "times": lambda count: pa.array([0] * count, pa.timestamp("ns")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ODD_COLUMNS)
+@pytest.mark.parametrize("name", indexes.COLUMNS)
+def test_any_column_of_an_index(written: Path, small_cache: Path, name: str, kind: str) -> None:
+    """Each command works, or refuses the file in one line."""
+    table = pq.read_table(written)
+    column = ODD_COLUMNS[kind](len(table))
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), written)
+    shared = [f"--data={written}", f"--cache={small_cache}", "--backbone=efficientnet_lite0"]
+    for words in (
+        ["inspect", f"--data={written}"],
+        ["plan", *shared, "--input-size=32"],
+        ["why", *shared, "--input-size=32"],
+        ["baselines", *shared],
+    ):
+        error = CliRunner().invoke(cli, words, standalone_mode=False).exception
+        if error is not None:
+            assert isinstance(error, FeatureCacheError) and "\n" not in str(error), (words, error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from featurecache import keys
 from featurecache.cli import cli
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError
+from featurecache.heads import trained_items
 from featurecache.stages.cache.verify import verify
 from featurecache.stages.heads.train_head import train_head
 
@@ -310,3 +312,17 @@ def check_contents(files: Files, kind: str) -> None:
                 assert error is None or path.name in str(error), (reader, content)
             if kind in ("description", "record", "note"):
                 assert verify(files.cache).bad
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [0, 1, 33, 34, 35, 340])
+@pytest.mark.parametrize("byte", [0, 255])
+def test_any_list_of_trained_images(files: Files, size: int, byte: int) -> None:
+    """With its hash put right; a fold of 65,535 is one that the run does not have."""
+    with files.restored():
+        content = bytes([byte]) * size
+        path = files.run / trained_items.FILE
+        path.write_bytes(content + hashlib.sha256(content).digest())
+        for split in ("held-out", "val"):
+            error = files.call([*files.words("evaluate"), f"--split={split}"])
+            assert error is None or "trained" in str(error) or "held out" in str(error), error

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import io
 import json
+import math
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -426,6 +432,51 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
     path.write_bytes({"cut": content[:-10], "flip": content, "empty": b""}[damage])
     with pytest.raises(DamagedRun, match=r"stack-1\.checkpoint: damaged; delete"):
         run_train(tmp_path)
+
+
+def _fields(value: Any, depth: int = 5) -> Iterator[tuple[Any, ...]]:
+    """The path to every field of a checkpoint."""
+    if depth and isinstance(value, dict | list):
+        pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value[:2]))
+        for name, inner in pairs:
+            yield (name,)
+            yield from ((name, *rest) for rest in _fields(inner, depth - 1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("every_epoch")
+def test_any_field_of_a_checkpoint(tmp_path: Path) -> None:
+    """With the hash put right: the training goes on, or the file is refused by name."""
+    with pytest.raises(Killed):
+        run_train(tmp_path / "killed", on_epoch=killer(3))
+    name = "stack-1.checkpoint"
+    intact = torch.load(
+        io.BytesIO((tmp_path / "killed" / name).read_bytes()[32:]), weights_only=True
+    )
+    values = [None, -1, 10**30, "x", [], {}, torch.zeros(0), torch.full((3, 3), math.nan)]
+    refused = 0
+    for number, path in enumerate(_fields(intact)):
+        changed = copy.deepcopy(intact)
+        parent = changed
+        for step in path[:-1]:
+            parent = parent[step]
+        if number % (len(values) + 1) == len(values):
+            del parent[path[-1]]
+        else:
+            parent[path[-1]] = values[number % (len(values) + 1)]
+        content = io.BytesIO()
+        torch.save(changed, content)
+        run = tmp_path / "changed"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(tmp_path / "killed", run)
+        body = content.getvalue()
+        (run / name).write_bytes(hashlib.sha256(body).digest() + body)
+        try:
+            run_train(run)
+        except (BadInput, DamagedRun) as error:
+            assert name in str(error), path
+            refused += 1
+    assert number > 40 and refused > number / 2
 
 
 # --- refusals ---------------------------------------------------------------------------------
