@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import CACHED, COMPUTING, DISTRIBUTION, options
+from featurecache.commands.options import (
+    CACHED,
+    COMPUTING,
+    DISTRIBUTION,
+    backbone_option,
+    options,
+)
 from featurecache.commands.progress import open_progress
 from featurecache.text import counted
 
@@ -321,7 +327,7 @@ def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.command()
 @options("data", "cache", "seed")
 @click.option("--out", required=True, metavar="FILE", help="The file to write.")
-@click.option("--backbone", required=True, metavar="NAME", help="The backbone of the vectors.")
+@backbone_option("The backbone of the vectors.", required=True)
 @options("view")
 @click.option("--split", help="A single split.  [default: all]")
 @click.option("--format", metavar="NAME", help="npz, parquet or safetensors.  [default: by FILE]")

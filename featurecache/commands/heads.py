@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import CACHED, options
+from featurecache.commands.options import CACHED, options, run_argument
 from featurecache.commands.progress import open_progress
+from featurecache.commands.setting_options import find_in_runs, with_schedule_backbone
 from featurecache.text import counted
 
 
@@ -37,13 +38,7 @@ from featurecache.text import counted
     help="A setting of the schedule, as in optimizer.lr=3e-3. Repeatable.",
 )
 @click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/SCHEDULE-HASH]")
-@options("runs")
-@click.option(
-    "--backbone",
-    multiple=True,
-    metavar="NAME",
-    help="Overrides the schedule's backbone. Repeatable: vectors are concatenated.",
-)
+@options("runs", "schedule_backbone")
 @click.option("--seed", type=int, help="Overrides the seed in the schedule.")
 @click.option(
     "--memory",
@@ -56,7 +51,7 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Train a head on cached vectors under a curriculum."""
     from featurecache.stages.heads.train_head import train_head
 
-    result = train_head(**arguments, progress=open_progress(quiet))
+    result = train_head(**with_schedule_backbone(arguments), progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     printing.trials(result.trials, result.winner)
@@ -78,13 +73,7 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     metavar="FILE",
     help="The curriculum to test: a YAML file, or the name of a shipped one.",
 )
-@options("policy", "data", "cache")
-@click.option(
-    "--backbone",
-    multiple=True,
-    metavar="NAME",
-    help="Overrides the schedule's backbone. Repeatable: vectors are concatenated.",
-)
+@options("policy", "data", "cache", "schedule_backbone")
 @click.option(
     "--lr-schedule",
     multiple=True,
@@ -100,7 +89,7 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """
     from featurecache.stages.heads.worth import worth
 
-    result = worth(**arguments, progress=open_progress(quiet))
+    result = worth(**with_schedule_backbone(arguments), progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
     rows = [
@@ -133,10 +122,15 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 
 @click.command()
-@click.argument("run")
+@run_argument("run")
 @options("run_data", "run_cache", "run_split", "view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedule's augment_seed]")
-@click.option("--against", metavar="RUN2", help="A run to compare with on the same images.")
+@click.option(
+    "--against",
+    metavar="RUN2",
+    callback=find_in_runs,
+    help="A run to compare with on the same images.",
+)
 @click.option(
     "--misclassified", metavar="FILE", help="Write the misclassified images to this CSV file."
 )
@@ -182,7 +176,7 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True)
+@run_argument("runs", nargs=-1, required=True)
 @options("run_data", "run_cache")
 @click.option(
     "--how", metavar="NAME", help="mean, vote or stack.  [default: all that are possible]"
@@ -238,7 +232,7 @@ def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True)
+@run_argument("runs", nargs=-1, required=True)
 @options("run_data", "run_cache")
 @click.option("--out", required=True, metavar="FILE", help="The file to write.")
 @click.option("--split", default="test", show_default=True, help="The split to predict.")
@@ -258,7 +252,7 @@ def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> 
 
 
 @click.command()
-@click.argument("run")
+@run_argument("run")
 @click.argument("files", nargs=-1, required=True)
 @click.option(
     "--weights",

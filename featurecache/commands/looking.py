@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import options
+from featurecache.commands.options import options, run_argument
 from featurecache.commands.progress import open_progress
+from featurecache.commands.setting_options import setting
 
 
 @click.command()
@@ -118,7 +119,7 @@ def doctor(cache: str, as_json: bool) -> int:
 
 
 @click.command("runs")
-@click.argument("folder", default="runs")
+@click.argument("folder", required=False)
 @click.option(
     "--sort",
     default="top1",
@@ -127,10 +128,11 @@ def doctor(cache: str, as_json: bool) -> int:
     help="top1, loss, started, seconds, rows or run.",
 )
 @options("json", "debug")
-def list_runs(folder: str, sort: str, as_json: bool) -> None:
+def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
     """List the runs in FOLDER (default: runs) with their validation results, best first."""
     from featurecache.stages.looking.runs import list_runs
 
+    folder = folder or setting("runs") or "runs"
     rows = list_runs(folder, sort=sort)
     if as_json:
         return printing.print_json(rows)
@@ -158,7 +160,7 @@ def list_runs(folder: str, sort: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True)
+@run_argument("runs", nargs=-1, required=True)
 @options("run_data", "run_cache")
 @click.option(
     "--out", default="report.html", show_default=True, metavar="FILE", help="The page to write."

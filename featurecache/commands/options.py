@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from featurecache.commands.setting_options import SettingOption, find_in_runs
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -46,12 +48,30 @@ def _data(command: Command, default: str | None = "data", note: str = "") -> Com
             f"--{column}-column", metavar="NAME", hidden=True, is_eager=True, expose_value=False,
             callback=_keep_column, help=f"The column of a CSV file that holds the {column}."
         )(command)  # fmt: skip
+    from_settings: dict[str, Any] = {} if default is None else _from("data")
     return click.option(
         "--data", default=default, show_default=True, metavar="DIR|FILE|digits",
-        callback=_with_columns,
+        callback=_with_columns, **from_settings,
         help="The dataset: a folder, or a .csv, .parquet or .tar file. Columns of a CSV file: "
         f"--path-column, --label-column, --split-column, --group-column.{note}",
     )(command)  # fmt: skip
+
+
+def _from(setting: str) -> dict[str, Any]:
+    """The keywords of an option whose default is a setting."""
+    return {"cls": SettingOption, "setting": setting}
+
+
+def backbone_option(help: str, **keywords: Any) -> Callable[[Command], Command]:
+    """--backbone, by default that of the settings."""
+    return click.option(
+        "--backbone", metavar="NAME", show_default=True, help=help, **_from("backbone"), **keywords
+    )
+
+
+def run_argument(name: str, **keywords: Any) -> Callable[[Command], Command]:
+    """An argument for one or more runs: folders, names of runs, or the start of a name."""
+    return click.argument(name, callback=find_in_runs, **keywords)
 
 
 _COLUMNS = "featurecache.columns"  # the key in click's context
@@ -62,7 +82,8 @@ _CACHED_HELP = "Selects vectors that were computed with it.  [default: any, if u
 SHARED: dict[str, Callable[[Any], Any]] = {
     "data": _data,
     "cache": click.option(
-        "--cache", default="data/cache", show_default=True, metavar="DIR", help="The cache."
+        "--cache", default="data/cache", show_default=True, metavar="DIR", help="The cache.",
+        **_from("cache"),
     ),
     "run_data": lambda command: _data(command, None, "  [default: the data of the run]"),
     "run_cache": click.option(
@@ -79,9 +100,12 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--view", "--policy", "policy", multiple=True, metavar="NAME_N",
         help="A view: `none`, draw N of a policy, or FILE.yaml_N. Repeatable.",
     ),
-    "backbone": click.option(
-        "--backbone", multiple=True, metavar="NAME",
-        help="A network: an alias of `featurecache backbones`, or any timm name. Repeatable.",
+    "backbone": backbone_option(
+        "A network: an alias of `featurecache backbones`, or any timm name. Repeatable.",
+        multiple=True,
+    ),
+    "schedule_backbone": backbone_option(
+        "Overrides the schedule's backbone. Repeatable: vectors are concatenated.", multiple=True
     ),
     "weights": click.option(
         "--weights", metavar="FILE",
@@ -141,7 +165,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "runs": click.option(
         "--runs", default="runs", show_default=True, metavar="DIR",
-        help="Folder for new runs.",
+        help="Folder for new runs.", **_from("runs"),
     ),
     "device": click.option(
         "--device", default="auto", show_default=True, help="auto, cpu or cuda."

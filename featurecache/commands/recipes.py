@@ -10,6 +10,7 @@ import click
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import options
 from featurecache.commands.progress import open_progress
+from featurecache.commands.setting_options import setting
 
 
 @click.command()
@@ -20,8 +21,11 @@ from featurecache.commands.progress import open_progress
 @options("engine", "workers", "device", "allow_failed", "json", "quiet", "debug")
 def run(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Run the steps of RECIPE, except for finished work, and print one table."""
+    from featurecache.stages.recipes.recipe_file import read_recipe
     from featurecache.stages.recipes.run import run
 
+    for key in {"data", "cache", "runs"} - read_recipe(arguments["recipe"]).file.model_fields_set:
+        arguments[key] = arguments[key] or setting(key)
     result = run(**arguments, progress=open_progress(quiet))
     if as_json:
         printing.print_json(result)

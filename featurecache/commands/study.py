@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import CACHED, options
+from featurecache.commands.options import CACHED, backbone_option, options, run_argument
 from featurecache.commands.progress import open_progress
 
 
@@ -20,14 +20,12 @@ def study() -> None:
 OUT = click.option(
     "--out", default="study", show_default=True, metavar="DIR", help="The folder to write into."
 )
-BACKBONE = click.option(
-    "--backbone", default="", metavar="NAME", help="The network whose vectors are studied."
-)
+BACKBONE = backbone_option("The network whose vectors are studied.", default="")
 SPLIT = click.option("--split", default="train", show_default=True, help="A labelled split.")
 
 
 @study.command()
-@BACKBONE
+@click.option("--backbone", default="", metavar="NAME", help="Also study the vectors of NAME.")
 @options("data", "cache", "view")
 @SPLIT
 @click.option(
@@ -133,7 +131,7 @@ def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 
 @study.command()
-@click.argument("runs", nargs=-1, required=True)
+@run_argument("runs", nargs=-1, required=True)
 @click.option("--image", multiple=True, metavar="FILE", help="An image to look at. Repeatable.")
 @click.option(
     "--images",
@@ -193,7 +191,7 @@ def saliency(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 
 @study.command()
-@click.option("--backbone", required=True, metavar="NAME", help="The network.")
+@backbone_option("The network.", required=True)
 @options("weights")
 @click.option(
     "--most",

@@ -9,7 +9,7 @@ from pathlib import Path
 from featurecache.errors import BadInput, nearest
 from featurecache.runs.record import RUN_FILE
 
-RUNS = "runs"  # the folder in which names are looked up
+RUNS = "runs"  # the folder of runs by default
 
 
 def run_folders(folder: str | Path) -> Iterator[Path]:
@@ -21,15 +21,15 @@ def run_folders(folder: str | Path) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
 
 
-def find_run(run: str | Path) -> Path:
-    """The folder of a run: its path, its name in RUNS, or a unique prefix of either.
+def find_run(run: str | Path, runs: str | Path = RUNS) -> Path:
+    """The folder of a run: its path, its name in the folder `runs`, or a unique prefix of either.
 
     Raises BadInput for a prefix of several runs, or of none, with the nearest names.
     """
     path = Path(run)
     if (path / RUN_FILE).is_file():
         return path
-    parent = Path(RUNS) if path.parent == Path() else path.parent
+    parent = Path(runs) if path.parent == Path() else path.parent
     if (parent / path.name / RUN_FILE).is_file():
         return parent / path.name
     by_name = {folder.name: folder for folder in _children(parent)}

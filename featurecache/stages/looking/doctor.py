@@ -18,6 +18,7 @@ from featurecache.features.backbones import alias_rows, build_backbone, load_mod
 from featurecache.features.engines import engines_here, open_engine, run_rows
 from featurecache.features.network_sources import module_source
 from featurecache.features.store import Cache
+from featurecache.settings import read_settings, settings_file
 from featurecache.storage.memos import memo_state
 from featurecache.text import counted
 
@@ -58,6 +59,7 @@ def doctor(cache: str | Path = "data/cache") -> list[Check]:
     local = [row["name"] for row in alias_rows() if row["state"] == "at hand"]
     checks.append(Check(name="weights at hand", ok=bool(local), found=", ".join(local) or "none"))
     checks.append(_tried("memos", memo_state))
+    checks.append(_tried("settings", _settings))
     checks.append(_tried(f"cache {cache}", lambda: _cache(cache)))
     return checks
 
@@ -96,6 +98,13 @@ def _imgaug() -> str:
     from featurecache.images.policies import augmenters
 
     return f"{len(augmenters())} augmenters"
+
+
+def _settings() -> str:
+    """The settings file, and the defaults of the commands with their sources."""
+    settings = read_settings()
+    lines = [f"{key} = {' '.join(s.values)} ({s.source})" for key, s in settings.items()]
+    return "; ".join(lines) or str(settings_file() or "none")
 
 
 def _cache(path: str | Path) -> str:

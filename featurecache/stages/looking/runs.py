@@ -10,6 +10,7 @@ from typing import Any
 from featurecache.errors import BadInput, CannotRead, DamagedRun, UnknownName
 from featurecache.runs.record import RunRecord, read_record, schedule_of
 from featurecache.runs.run_names import RUNS, run_folders
+from featurecache.runs.run_names import find_run as find_run  # for the commands
 
 
 @dataclass(frozen=True, kw_only=True)
