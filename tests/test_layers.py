@@ -60,7 +60,9 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "tensorboard": {"featurecache.study.events"},
     "markupsafe": {"featurecache.study.pages"},
     "matplotlib": {"featurecache.study.figures", "featurecache.study.sheets"},
+    "datasets": {"featurecache.images.layouts.hub_datasets"},
     "pyarrow": {
+        "featurecache.images.layouts.hub_datasets",
         "featurecache.images.layouts.indexes",
         "featurecache.runs.prediction_files",
         "featurecache.stages.cache.export",

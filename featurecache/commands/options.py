@@ -52,7 +52,7 @@ def _data(command: Command, default: str | None = "data", note: str = "") -> Com
     return click.option(
         "--data", default=default, show_default=True, metavar="DIR|FILE|digits",
         callback=_with_columns, **from_settings,
-        help="The dataset: a folder, or a .csv, .parquet or .tar file. Columns of a CSV file: "
+        help="The dataset: a folder, a .csv, .parquet or .tar file, or hf://OWNER/NAME. Columns: "
         f"--path-column, --label-column, --split-column, --group-column.{note}",
     )(command)  # fmt: skip
 

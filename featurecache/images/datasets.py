@@ -3,10 +3,13 @@
     digits                                   scikit-learn's 1,797 pictures of 8x8, in memory
     FILE.parquet                             an index: layouts/indexes.py
     FILE.tar, NAME-{000..099}.tar, a folder of .tar     shards as in webdataset
-    FILE.csv                                 path[,label][,split], relative to the file's folder
+    hf://OWNER/NAME                          a dataset of Hugging Face
+    FILE.csv, FILE.jsonl                     path[,label][,split], relative to the file's folder
     FILE.txt                                 a path per line, relative to the file's folder
     ROOT/train/WNID/images/*.JPEG, ROOT/val/val_annotations.txt, ROOT/test/images     Tiny ImageNet
     ROOT/{train,val,test}/CLASS/**           split folders; images directly in test/ are unlabelled
+    ROOT/metadata.csv, ROOT/{train,val,test}/metadata.csv     Hugging Face's imagefolder
+    ROOT/CLASS/{train,val,test}/*            class folders that hold nothing but split folders
     ROOT/CLASS/**                            class folders, all in the split `train`
     ROOT/*                                   images without labels, all in the split `test`
 
@@ -21,11 +24,10 @@ each refused without being read. Links to files and folders are followed, wherev
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -33,33 +35,20 @@ import numpy as np
 
 from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName, nearest
 from featurecache.images.layouts.contents import Contents, first_few
-from featurecache.images.layouts.csv_files import TABLES, csv_file, tables_in
+from featurecache.images.layouts.csv_files import TABLES, csv_file
 from featurecache.images.layouts.csv_tables import CsvColumns
-from featurecache.images.layouts.folders import (
-    class_folders,
-    class_notes,
-    entries,
-    flat_folder,
-    split_folders,
+from featurecache.images.layouts.folder_layouts import LAYOUTS, folder_contents
+from featurecache.images.layouts.hub_datasets import (
+    SCHEME,
+    download,
+    hub_dataset,
+    is_hub_dataset,
 )
 from featurecache.images.layouts.in_memory import Table, in_memory
 from featurecache.images.layouts.indexes import Indexed, read_index
-from featurecache.images.layouts.listing import MAX_DEPTH, Tree
-from featurecache.images.layouts.tar_shards import (
-    archives_beside,
-    is_archive,
-    is_tar,
-    shard_paths,
-    tar_shards,
-)
-from featurecache.images.layouts.tiny_imagenet import readable_names, tiny_imagenet
-from featurecache.images.names import (
-    difference,
-    is_plain_folder,
-    looking_alike,
-    same_numbers,
-    split_folders_of,
-)
+from featurecache.images.layouts.tar_shards import is_archive, is_tar, shard_paths, tar_shards
+from featurecache.images.layouts.torch_datasets import MapStyle, is_map_style, torch_datasets
+from featurecache.images.names import difference, looking_alike, same_numbers
 from featurecache.images.samples import SPLITS, Member, Sample
 from featurecache.notebook import html_table
 from featurecache.storage.local import working_folder
@@ -69,18 +58,6 @@ from featurecache.text import as_utf8, counted
 
 FRAME = "DataFrame.csv"  # stands for the file of a table in memory
 
-LAYOUTS = (
-    "ROOT/CLASS/*.jpg, ROOT/{train,val,test}/CLASS/*.jpg, the folders of Tiny ImageNet, "
-    "a .csv file with the columns path,label[,split], an index (.parquet), tar shards, the word "
-    "digits; or, without labels, a folder of images or a .txt file with a path per line"
-)
-
-FOLDER_LAYOUTS = {
-    "tiny-imagenet",
-    "split folders",
-    "class folders",
-    "flat folder",
-}  # others list their images
 _MAX_SHOWN = 5  # classes shown in a notebook
 
 
@@ -95,7 +72,8 @@ class Dataset:
     """Samples sorted by (split in the order train, val, test; id); classes sorted by name.
 
     `words` maps class names to readable names, if the dataset has them. `notes` list what looks
-    like a part of the dataset but is not used.
+    like a part of the dataset but is not used. `location` is the path or URL that it was opened at,
+    with these `columns`; it is empty for images in memory and for a part of a dataset.
     """
 
     root: str
@@ -104,6 +82,8 @@ class Dataset:
     classes: tuple[str, ...]
     words: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    location: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -137,7 +117,7 @@ class Dataset:
     def __getitem__(self, index: int | slice) -> Sample | Dataset:
         """A sample, or a dataset of some of the samples."""
         if isinstance(index, slice):
-            return replace(self, samples=self.samples[index])
+            return replace(self, samples=self.samples[index], location="")
         return self.samples[index]
 
     def __iter__(self) -> Iterator[Sample]:
@@ -167,20 +147,22 @@ class Dataset:
 
 
 def open_dataset(
-    data: str | Path | Dataset | Sequence[Any] | np.ndarray | Table,
+    data: str | Path | Dataset | Sequence[Any] | np.ndarray | Table | MapStyle | Mapping[str, Any],
     *,
     labels: Sequence[Any] | None = None,
     splits: Sequence[str] | None = None,
     groups: Sequence[Any] | None = None,
     **columns: Unpack[CsvColumns],
 ) -> Dataset:
-    """The dataset at `data`: a folder, a file, or the literal string `digits`.
+    """The dataset at `data`: a folder, a file, `hf://OWNER/NAME`, or the literal string `digits`.
 
     A Dataset is returned unchanged, so that every function that takes a path also takes a dataset.
     A pandas DataFrame is read as a CSV file in the working folder. A sequence of arrays (H, W, 3)
     or (H, W) uint8, PIL images or paths, or an array of such images, may have `labels`, `splits`
-    and `groups` of the same length. `columns` names columns of a table whose names are not usual
-    ones. Lists files, but reads no image. Raises BadInput, with advice, if `data` is not a dataset.
+    and `groups` of the same length. Of Hugging Face's `datasets` a Dataset or a DatasetDict, and a
+    map-style torch Dataset or a dict of them by split, are read too. `columns` names columns of a
+    table whose names are not usual ones. Lists files, but reads no image. Raises BadInput, with
+    advice, if `data` is not a dataset.
     """
     if isinstance(data, list | tuple | np.ndarray):
         return _numbered(in_memory(data, labels, splits, groups))
@@ -188,17 +170,30 @@ def open_dataset(
         raise BadInput(
             "labels, splits and groups are for a sequence of arrays, PIL images or paths"
         )
+    if is_hub_dataset(data):
+        return _numbered(hub_dataset(data, columns))
     if isinstance(data, Table):
         return _numbered(csv_file(Path(FRAME), columns, data.to_csv(index=False)))
-    return _opened(data, columns)
+    if isinstance(data, Dataset) and not any(columns.values()):
+        return data
+    chosen = {name: str(value) for name, value in columns.items() if value}
+    if isinstance(data, str | Path | StoredFile):
+        return replace(_opened(data, columns), location=str(data), columns=chosen)
+    if chosen:
+        raise _no_columns(data, columns)
+    if isinstance(data, Mapping) or is_map_style(data):
+        return _numbered(torch_datasets(data if isinstance(data, Mapping) else {"": data}))
+    raise BadInput(
+        f"{data!r}: not a path, and no dataset with a length and an index; pass a single one"
+    )
 
 
-def _opened(data: str | Path | Dataset | Sequence[Any], columns: CsvColumns) -> Dataset:
+def _opened(data: str | Path | StoredFile, columns: CsvColumns) -> Dataset:
+    if str(data).startswith(SCHEME):
+        return _numbered(hub_dataset(download(str(data)), columns, str(data)))
     if any(columns.values()):
         return _table(data, columns)
-    if isinstance(data, Dataset):
-        return data
-    if isinstance(data, str) and data == "digits":
+    if data == "digits":
         if Path("digits").is_dir():
             warnings.warn(
                 "digits means scikit-learn's 1,797 pictures; to use the folder of that name, pass "
@@ -207,11 +202,9 @@ def _opened(data: str | Path | Dataset | Sequence[Any], columns: CsvColumns) -> 
                 stacklevel=2,
             )
         return _digits()
-    if not isinstance(data, str | Path | StoredFile):
-        raise BadInput(f"{data!r}: not a path or a dataset; pass a single one")
     path = locate(data)
     if is_tar(str(data)) or (isinstance(path, StoredFile) and not path.suffix):
-        return _numbered(tar_shards(str(data), shard_paths(data)))
+        return _numbered(tar_shards(str(data), shard_paths(str(data))))
     if path.suffix.lower() == ".parquet" and (isinstance(path, StoredFile) or path.is_file()):
         samples, classes = read_index(path)
         return Dataset(str(data), "index", samples, classes, {})
@@ -219,28 +212,32 @@ def _opened(data: str | Path | Dataset | Sequence[Any], columns: CsvColumns) -> 
         if path.suffix.lower() in TABLES:
             return _numbered(csv_file(path))
         raise BadInput(
-            f"{data}: a dataset in an object store must be a .csv or .txt file, an index or tar "
-            "shards"
+            f"{data}: a dataset in an object store must be a table ({', '.join(TABLES)}), an index "
+            "or tar shards"
         )
     if not _is_there(path):
         raise BadInput(f"{as_utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
     if is_archive(path.name) and path.is_file():
         raise BadInput(f"{as_utf8(path)}: an archive of a kind that can't be read; unpack it first")
     if path.is_dir():
-        return _numbered(_folder(path))
+        return _numbered(folder_contents(path))
     if path.suffix.lower() in TABLES:
         return _numbered(csv_file(path))
     raise BadInput(f"{as_utf8(path)}: not a dataset; a dataset is {LAYOUTS}")
 
 
-def _table(data: object, columns: CsvColumns) -> Dataset:
-    path = locate(data) if isinstance(data, str | Path) else None
-    if path is None or path.suffix.lower() != ".csv":
-        option = next(name for name, value in columns.items() if value).replace("_", "-")
-        raise BadInput(f"{data}: --{option} is for a .csv file")
+def _table(data: str | Path | StoredFile, columns: CsvColumns) -> Dataset:
+    path = locate(data)
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise _no_columns(data, columns)
     if not isinstance(path, StoredFile) and not _is_there(path):
         raise BadInput(f"{as_utf8(path)}: no such file")
     return _numbered(csv_file(path, columns))
+
+
+def _no_columns(data: object, columns: CsvColumns) -> BadInput:
+    option = next(name for name, value in columns.items() if value).replace("_", "-")
+    return BadInput(f"{data}: --{option} is for a .csv or .jsonl file, or an {SCHEME} dataset")
 
 
 def _is_there(path: Path) -> bool:
@@ -261,63 +258,6 @@ def _digits() -> Dataset:
         split = "val" if index % 5 == 4 else "train"
         samples.append(Sample(f"{index:04}", int(label), split, b"P5\n8 8\n255\n" + grey))
     return Dataset("digits", "digits", _sorted(samples), tuple("0123456789"), {})
-
-
-def _folder(path: Path) -> Contents:
-    folder, tree = path.as_posix(), Tree()
-    if tree.listing(folder).is_own:
-        raise BadInput(f"{folder}: a cache or a run of featurecache, not a dataset")
-    root, layout = _detect(tree, folder) or (folder, "")
-    words: dict[str, str] = {}
-    notes: list[str] = []
-    if layout == "tiny-imagenet":
-        listed = tiny_imagenet(tree, root)
-        words = readable_names(Path(root, "words.txt"))
-    elif layout == "split folders":
-        listed = split_folders(tree, root)
-    elif layout == "class folders":
-        listed = list(entries(root, "train", class_folders(tree, root)))
-        notes = class_notes(tree, root)
-    else:
-        paths = shard_paths(path)
-        if paths:
-            shards = tar_shards(folder, paths)
-            other_files = archives_beside(path)
-            if other_files:
-                notes.append(f"files beside the shards, not read: {first_few(other_files)}")
-            return replace(shards, notes=[*shards.notes, *notes])
-        listed = []
-    tables = list(tables_in(Path(root)))
-    if not listed and not tables:
-        listed, layout = flat_folder(tree, root), "flat folder"
-    if not listed:
-        packed = sorted(path.name for path in Path(root).iterdir() if is_archive(path.name))
-        hint = f" (unpack {packed[0]} first)" if packed else ""
-        hint = f" (pass --data {tables[0]}, which lists images)" if tables else hint
-        raise BadInput(f"{root}: holds no images in folders{hint}; a dataset is {LAYOUTS}")
-    if tables:
-        if all(is_plain_folder(entry.label or "") for entry in listed):
-            raise BadInput(f"{root}: has no classes; pass --data {tables[0]}, which lists images")
-        notes.append(f"not used: {tables[0]}, which lists images; pass it as --data to use it")
-    notes += tree.notes(folder)
-    return Contents(root=root, layout=layout, entries=listed, words=words, notes=notes)
-
-
-def _detect(tree: Tree, folder: str, parents: tuple[str, ...] = ()) -> tuple[str, str] | None:
-    """(root, layout) of the dataset in `folder`; the root is the folder or its only sub-folder."""
-    if Path(folder, "val", "val_annotations.txt").is_file():
-        return folder, "tiny-imagenet"
-    top = tree.top(folder)
-    has_images = any(True for name in top.folders for _ in tree.pictures(f"{folder}/{name}"))
-    if has_images and split_folders_of(top.folders):
-        return folder, "split folders"
-    real = os.path.realpath(folder)
-    has_one_folder = len(top.folders) == 1 and tree.stray(folder) is None
-    if has_one_folder and real not in parents and len(parents) < MAX_DEPTH:
-        inner = _detect(tree, f"{folder}/{top.folders[0]}", (*parents, real))
-        if inner:
-            return inner
-    return (folder, "class folders") if has_images else None
 
 
 def _numbered(contents: Contents) -> Dataset:

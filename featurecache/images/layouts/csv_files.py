@@ -1,29 +1,34 @@
-"""Files that list images, with paths relative to the file's folder: CSV files with the columns
-path[,label][,split], which csv_tables.py reads, and text files with a path per line."""
+"""Files that list images, with paths relative to the file's folder: CSV files and JSON Lines with
+the columns path[,label][,split], which csv_tables.py reads, and text files with a path per line."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from featurecache.errors import BadInput, UnknownName
 from featurecache.images.layouts.contents import Contents, Entry, first_few, read_text
-from featurecache.images.layouts.csv_tables import CsvColumns, CsvTable
+from featurecache.images.layouts.csv_tables import CsvColumns, CsvTable, column_names
 from featurecache.images.names import column_of, split_of
 from featurecache.images.samples import MAX_FILE, SPLITS
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.stored_file import StoredFile
 
-TABLES = (".csv", ".txt")
+TABLES = (".csv", ".jsonl", ".txt")
 _MAX_HEADER = 1 << 16  # bytes
 
 
 def csv_file(
-    path: Path | StoredFile, columns: CsvColumns | None = None, content: str | None = None
+    path: Path | StoredFile,
+    columns: CsvColumns | None = None,
+    content: str | None = None,
+    split_by_folder: Mapping[str, str] = MappingProxyType({}),
 ) -> Contents:
-    """The images that a CSV or text file lists, in its order; `columns` names columns of the file.
-    Without labels all are in split test. `content` is a CSV file's text that is not on disk."""
+    """The images that a table or a text file lists, in its order; `columns` names columns of it.
+    Without labels all are in split test. `content` is a CSV file's text that is not on disk. Where
+    no column says the split, it is that of the first folder of the path, or that of ""."""
     remote = isinstance(path, StoredFile)
     if isinstance(path, StoredFile):
         root, folder = str(path), str(path.parent)
@@ -33,11 +38,13 @@ def csv_file(
     entries: list[Entry] = []
     missing: list[str] = []
     unsplit: list[int] = []  # lines
-    is_csv = path.suffix.lower() == ".csv"
-    table = CsvTable(path, columns or {}, content) if is_csv else _Lines(path)
+    is_table = path.suffix.lower() != ".txt"
+    table = CsvTable(path, columns or {}, content) if is_table else _Lines(path)
     for line, row in table.rows():
         listed_path, label = row["path"], row.get("label") or None
-        split = split_of(row.get("split", "") or ("train" if "label" in row else "test"))
+        by_folder = split_by_folder.get(listed_path.partition("/")[0], split_by_folder.get(""))
+        default_split = by_folder or ("train" if "label" in row else "test")
+        split = split_of(row.get("split", "") or default_split)
         unsplit += [line] if row.get("split") == "" else []
         group = row.get("group", "")
         if "group" in row and not group:
@@ -72,26 +79,32 @@ def csv_file(
     if missing:
         raise BadInput(f"{path}: {len(missing)} files do not exist: {first_few(missing)}")
     if not entries:
-        row_format = "path,label[,split]" if is_csv else "a path"
+        row_format = "path,label[,split]" if is_table else "a path"
         raise BadInput(f"{path}: holds no rows; expected a line of {row_format} per image")
     notes = table.notes
     if unsplit:
         lines = first_few([*map(str, unsplit)])
         notes.append(f"lines without a split, which are train: {lines}")
-    return Contents(root=root, layout="csv" if is_csv else "list", entries=entries, notes=notes)
+    return Contents(root=root, layout="csv" if is_table else "list", entries=entries, notes=notes)
 
 
 def tables_in(folder: Path) -> Iterator[Path]:
     """The CSV files directly in a folder that have the columns of a dataset."""
     for name in sorted(path.name for path in folder.iterdir()):
         if name.lower().endswith(".csv") and not name.startswith("."):
-            try:
-                with open_regular(folder / name, MAX_FILE) as (file, _):
-                    head = file.readline(_MAX_HEADER).decode("utf-8-sig")
-            except (OSError, UnicodeDecodeError):
-                continue  # the user did not name this file, so it is no error
-            if {"path", "label"} <= {column_of(column) for column in head.split(",")}:
+            columns = {column_of(column) for column in header_of(folder / name)}
+            if {"path", "label"} <= columns:
                 yield folder / name
+
+
+def header_of(path: Path) -> list[str]:
+    """The names of the columns of a table, none if it can't be read: it may not be a dataset."""
+    try:
+        with open_regular(path, MAX_FILE) as (file, _):
+            head = file.readline(_MAX_HEADER).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return []
+    return column_names(head, path.suffix)
 
 
 class _Lines:

@@ -1,4 +1,4 @@
-"""The rows of a CSV file, and the meaning of its columns.
+"""The rows of a CSV file or of JSON Lines, and the meaning of their columns.
 
 A column is the one that an option names; else the one called `path`, `label` or `split`; else, of
 paths and labels, the only one with a usual name, such as `filename` or `class`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from featurecache.images.names import (
     split_of,
 )
 from featurecache.storage.stored_file import StoredFile
+from featurecache.text import one_line
 
 
 class CsvColumns(TypedDict, total=False):
@@ -34,17 +36,63 @@ class CsvColumns(TypedDict, total=False):
     group_column: str | None
 
 
+class _JsonLines:
+    """The rows of a file with a JSON object per line, as csv.reader gives those of a CSV file: the
+    names of all columns first. Raises BadInput."""
+
+    def __init__(self, path: Path | StoredFile, text: str) -> None:
+        self._rows: list[tuple[int, dict[str, object]]] = []
+        self.line_num = 1
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"{path} line {number}: not JSON ({one_line(error)})") from error
+            if not isinstance(row, dict):
+                raise BadInput(f"{path} line {number}: expected a JSON object per line")
+            self._rows.append((number, row))
+
+    def __iter__(self) -> Iterator[list[str]]:
+        names = list(dict.fromkeys(name for _, row in self._rows for name in row))
+        if names:
+            yield names
+        for number, row in self._rows:
+            self.line_num = number
+            yield [_json_text(row.get(name)) for name in names]
+
+
+def _json_text(value: object) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value)
+
+
+def column_names(head: str, suffix: str) -> list[str]:
+    """The names of the columns in the first line of a table; none if it is not one."""
+    if suffix.lower() != ".jsonl":
+        return [name.strip() for name in head.split(",")]
+    try:
+        row = json.loads(head)
+    except (ValueError, RecursionError):
+        return []
+    return list(row) if isinstance(row, dict) else []
+
+
 class CsvTable:
-    """The rows of a CSV file with a header. Raises BadInput."""
+    """The rows of a CSV file with a header, or of JSON Lines. Raises BadInput."""
 
     def __init__(
         self, path: Path | StoredFile, columns: CsvColumns, content: str | None = None
     ) -> None:
         self._path = path
         text = read_text(path) if content is None else content
-        self._reader = csv.reader(io.StringIO(text), strict=True)
+        is_json = path.suffix.lower() == ".jsonl"
+        reader = _JsonLines(path, text) if is_json else csv.reader(io.StringIO(text), strict=True)
+        self._reader, self._lines = reader, iter(reader)
         try:
-            names = next(self._reader, [])
+            names = next(self._lines, [])
         except csv.Error as error:
             raise self._not_csv(error) from error
         self._columns = _positions(path, names, columns)
@@ -71,7 +119,7 @@ class CsvTable:
         unread = set() if "split" in self._columns else set(self._unused)
         named: set[int] = set()
         try:
-            for raw in reader:
+            for raw in self._lines:
                 if not raw:
                     continue
                 if len(raw) != self._width:

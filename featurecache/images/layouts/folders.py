@@ -2,6 +2,7 @@
 
 ROOT/{train,val,test}/CLASS/**           split folders; pictures right in test/ are unlabelled
 ROOT/CLASS/**                            class folders, all of them split `train`
+ROOT/CLASS/{train,val,test}/*            class folders that hold nothing but split folders
 ROOT/*                                   a flat folder: unlabelled, all of them split `test`
 """
 
@@ -137,6 +138,41 @@ def split_folders(tree: Tree, root: str) -> list[Entry]:
             listed += entries(root, "test", unlabelled(tree, folder))
         else:
             listed += entries(root, split, class_folders(tree, folder))
+    return listed
+
+
+def are_split_classes(tree: Tree, root: str) -> bool:
+    """Whether a folder holds several class folders, each of which holds nothing but split folders
+    with pictures directly in them."""
+    folders = [f"{root}/{name}" for name in tree.top(root).folders]
+    return len(folders) > 1 and all(_holds_splits(tree, folder) for folder in folders)
+
+
+def _holds_splits(tree: Tree, folder: str) -> bool:
+    names = tree.top(folder).folders
+    if not names or len(split_folders_of(names)) < len(names) or tree.stray(folder):
+        return False
+    return not any(tree.top(f"{folder}/{name}").folders for name in names)
+
+
+def split_classes(tree: Tree, root: str) -> list[Entry]:
+    """The images of class folders that hold split folders."""
+    if stray := tree.stray(root):
+        raise BadInput(
+            f"{stray}: an image outside the class folders; move it into the folder of its class"
+        )
+    listed: list[Entry] = []
+    for label in tree.top(root).folders:
+        folder_of: dict[str, str] = {}
+        for name, split in split_folders_of(tree.top(f"{root}/{label}").folders).items():
+            folder = f"{root}/{label}/{name}"
+            if split in folder_of:
+                raise BadInput(
+                    f"{folder_of[split]} and {folder} are both split {split}; put their images "
+                    "into one of them"
+                )
+            folder_of[split] = folder
+            listed += entries(root, split, ((label, file) for file in tree.pictures(folder)))
     return listed
 
 

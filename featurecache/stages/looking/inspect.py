@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
-from featurecache.images.datasets import FOLDER_LAYOUTS, Dataset, open_dataset
+from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.depth import used_bits
+from featurecache.images.layouts.folder_layouts import FOLDER_LAYOUTS
 from featurecache.images.layouts.unread import unread_pictures
 from featurecache.images.samples import Sample
 from featurecache.text import counted

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.images.datasets import FOLDER_LAYOUTS, Dataset, open_dataset
+from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.decode import Undecodable
+from featurecache.images.layouts.folder_layouts import FOLDER_LAYOUTS
 from featurecache.images.layouts.own_output import GAP, MARK, SHEET, TILE
 from featurecache.images.policies import find_policy, shipped
 from featurecache.images.samples import items_of
