@@ -16,6 +16,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "HeadClassifier": "adapters.head_classifier",
     "augment": "stages.cache.augment",
     "backbones": "stages.looking.backbones",
     "baselines": "stages.heads.baselines",

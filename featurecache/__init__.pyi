@@ -1,6 +1,7 @@
 """The public functions with their types, for editors and type checkers. At run time
 `__init__.py` imports each one when it is first used."""
 
+from featurecache.adapters.head_classifier import HeadClassifier as HeadClassifier
 from featurecache.images.datasets import open_dataset as open_dataset
 from featurecache.stages.cache.augment import augment as augment
 from featurecache.stages.cache.diff import diff as diff

@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import types
 import typing
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from featurecache.cli import cli
 from featurecache.features import shards
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.heads import defaults
 from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
 from featurecache.stages.recipes import recipe_file
@@ -35,6 +37,7 @@ from tests.space_folders import folder_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("pipelines/**/*.md")])
+ADAPTER_SECTIONS = ("Heads in scikit-learn",)
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -235,6 +238,22 @@ def test_the_example_of_several_views_keeps_images_together(
     assert len(run["X"]) == len(run["y"]) == len(run["ids"]) == 96
     assert (run["groups"][:48] == run["groups"][48:]).all() and len(set(run["groups"])) == 48
     assert abs(run["by_image"] - 0.5) < 0.1 and run["by_image"] < run["by_row"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+def test_examples_of_adapters_run(
+    small_data: Path, small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand in docs/python.md, on a data set of 48 images."""
+    (tmp_path / "photos").symlink_to(small_data)
+    shutil.copytree(small_cache, tmp_path / "data/cache")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(defaults, "_STEPS", 1)
+    page = sections(text("docs/python.md"))
+    for section in ADAPTER_SECTIONS:
+        for example in blocks(page[section], "python"):
+            exec(example, {})
 
 
 @pytest.mark.parametrize("name", NAMES)

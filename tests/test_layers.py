@@ -35,6 +35,7 @@ FLOORS = (
     ("lookup", "filling"),
     ("runs",),
     ("stages",),
+    ("adapters",),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -229,6 +230,7 @@ def test_a_library_is_used_where_it_lives(library: str) -> None:
         ("runs.record", "from featurecache.stages.cache.ls import ls", "may not import"),
         ("cli", "from featurecache.stages.cache.ls import ls", "may not import"),
         ("commands.cache", "from featurecache.images.views import View", "may not import"),
+        ("commands.cache", "import featurecache.adapters.head_classifier", "may not import"),
         ("commands.cache", "from featurecache.cli import main", "may not import featurecache.cli"),
         ("__init__", "from featurecache.stages.cache.ls import ls", "may not import"),
         ("images.views", "import imgaug.augmenters as iaa", "imgaug lives in"),
@@ -308,4 +310,6 @@ def test_commands_that_find_every_row_import_no_network(
 
 def test_the_package_imports_nothing_heavy() -> None:
     assert imports_of(code="import featurecache; featurecache.featurize.__doc__") & HEAVY == set()
+    bare = imports_of(code="import featurecache; dir(featurecache)")
+    assert bare & (HEAVY | {"sklearn", "scipy", "tqdm", "numpy"}) == set()
     assert "torch" in imports_of(code="import torch")  # or the tests above could not fail
