@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 import featurecache
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, DamagedRun
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import split_items
 from featurecache.images.datasets import open_dataset
@@ -128,3 +129,13 @@ def test_vectors_and_heads_know_the_groups(
     assert run != other  # another split is another run
     result = featurecache.evaluate(run, split="held-out", data=table, cache=cache)
     assert result.n % 4 in (0, 2) and result.n > 0
+    assert featurecache.evaluate(run, split="held-out") == result  # it remembers data and columns
+    record = json.loads(Path(run, "run.json").read_text())
+    assert record["data"]["path"] == str(table)
+    assert record["data"]["columns"] == {"group_column": "patient"}
+    with pytest.raises(BadInput, match=r"different columns of .*t\.csv; pass --data and"):
+        featurecache.evaluate(run, against=other)
+    record["data"]["columns"] = {"x": 1}
+    Path(run, "run.json").write_text(json.dumps(record))
+    with pytest.raises(DamagedRun, match=r"data\.columns: not path_column"):
+        featurecache.evaluate(run)

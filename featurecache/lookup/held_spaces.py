@@ -150,6 +150,7 @@ def featurize_command(
 ) -> str:
     """The command that computes the vectors of these views; default options are omitted."""
     options: dict[str, object] = {"data": data, "cache": cache.root, "backbone": backbone}
+    options |= getattr(data, "columns", {})  # of a Dataset
     options |= {name: setting[name] for name in OPTIONS if name in setting}
     if str(setting.get("weights")).startswith("random-"):
         options["weights"] = "random"

@@ -5,21 +5,50 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from featurecache.errors import BadInput, FeatureCacheWarning
+from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.layouts.csv_tables import CsvColumns
+from featurecache.json_files import damaged_run
 from featurecache.runs.record import RunRecord, read_run
 
 DEFAULTS = {"data": "data", "cache": "data/cache"}
 _FIELDS = {"data": "path", "cache": "cache"}  # of `data` in a run's record
+_COLUMNS = "columns"  # of `data` in a run's record: what the options for columns were
 
 
-def source_fields(data: object, cache: object) -> dict[str, str]:
+def source_fields(dataset: Dataset, cache: object) -> dict[str, Any]:
     """What a run's record says about its sources: absolute paths, and URLs as they are. Data that
-    is not named by a path, such as an array, is left out."""
-    fields = {_FIELDS["cache"]: _absolute_name(str(cache))}
-    if isinstance(data, str | Path):
-        fields[_FIELDS["data"]] = _absolute_name(str(data))
+    is not named by a path, such as an array or a part of a dataset, is left out."""
+    fields: dict[str, Any] = {_FIELDS["cache"]: _absolute_name(str(cache))}
+    if dataset.location:
+        fields[_FIELDS["data"]] = _absolute_name(dataset.location)
+    if dataset.columns:
+        fields[_COLUMNS] = dict(dataset.columns)
     return fields
+
+
+def data_of(runs: Sequence[Path]) -> str | Dataset:
+    """The data that runs were made from, as `source_of` finds it, read by the same columns. Raises
+    BadInput."""
+    name = source_of(runs, "data")
+    columns = [_columns_of(read_run(run)) for run in runs]
+    if not any(columns):
+        return name
+    if any(chosen != columns[0] for chosen in columns):
+        raise BadInput(
+            f"these runs read different columns of {name}; pass --data and the options for columns"
+        )
+    return open_dataset(name, **columns[0])
+
+
+def _columns_of(record: RunRecord) -> CsvColumns:
+    columns = record.data.get(_COLUMNS, {})
+    known = CsvColumns.__annotations__.keys()
+    if not isinstance(columns, dict) or columns.keys() - known:
+        raise damaged_run(record._path, f"data.{_COLUMNS}: not {', '.join(known)}")
+    return cast(CsvColumns, columns)
 
 
 def source_of(runs: Sequence[Path], source: str) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict, cast
 from featurecache.executors import Progress
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import check_keywords
-from featurecache.runs.sources import DEFAULTS, source_of
+from featurecache.runs.sources import data_of, source_of
 
 
 class SharedOptions(TypedDict, total=False):
@@ -45,7 +45,8 @@ def resolve_run_options(
     TypeError, BadInput."""
     check_keywords(options, SharedOptions, function)
     chosen = {name: value for name, value in options.items() if value is not None}
-    for source in DEFAULTS:
-        if source not in chosen:
-            chosen[source] = source_of(runs, source)
+    if "data" not in chosen:
+        chosen["data"] = data_of(runs)
+    if "cache" not in chosen:
+        chosen["cache"] = source_of(runs, "cache")
     return resolve_options(cast(SharedOptions, chosen), function)

@@ -189,7 +189,7 @@ def train_head(
             "given": str(data),
             "layout": training.dataset.layout,
             "rows": len(training.rows),
-            **source_fields(data, cache),
+            **source_fields(training.dataset, cache),
         },
         versions=versions.installed_versions("featurecache", "torch", "numpy"),
         started=time.strftime(STARTED, time.gmtime(began)),

@@ -17,12 +17,12 @@ from featurecache.executors.progress_bars import ProgressOption, resolve_progres
 from featurecache.features.backbones import Backbone
 from featurecache.features.settings import check_keywords
 from featurecache.images.boxes import Box, boxes_of, mask_of
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import Sample
 from featurecache.runs.record import RunRecord, read_run
 from featurecache.runs.run_names import find_runs
-from featurecache.runs.sources import DEFAULTS, source_of
+from featurecache.runs.sources import DEFAULTS, data_of
 from featurecache.stages.heads.predict import run_networks
 from featurecache.stages.studies.study_files import study_folder, write_study
 from featurecache.study.sampling import evenly_spaced
@@ -133,7 +133,7 @@ def study_saliency(
     *,
     image: str | Path | Sequence[str | Path] = (),
     images: int = IMAGES,
-    data: str | Path | None = None,
+    data: str | Path | Dataset | None = None,
     split: str = "val",
     weights: str | Path | Sequence[str | Path] = (),
     out: str | Path = "study",
@@ -165,7 +165,7 @@ def study_saliency(
     if not paths:
         raise BadInput("saliency needs the folder of a run")
     if data is None:
-        data = DEFAULTS["data"] if image_files else source_of(paths, "data")
+        data = DEFAULTS["data"] if image_files else data_of(paths)
     records = [read_run(path) for path in paths]
     settings.check(records, paths)
     pictures = _pictures_of_files(image_files) if image_files else _sample(data, split, images)
@@ -304,7 +304,7 @@ def _pictures_of_files(files: Sequence[str | Path]) -> list[_Picture]:
     ]
 
 
-def _sample(data: str | Path, split: str, count: int) -> list[_Picture]:
+def _sample(data: str | Path | Dataset, split: str, count: int) -> list[_Picture]:
     """`count` images of a split, evenly spaced, or all of a smaller split."""
     dataset = open_dataset(data)
     return [

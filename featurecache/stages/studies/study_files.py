@@ -127,7 +127,7 @@ def unread_notes(count: int) -> list[str]:
     return [f"{images} can no longer be read or decoded and {verb} left out of the figure"]
 
 
-def study_folder(out: str | Path, name: str, data: str | Path | None = None) -> Path:
+def study_folder(out: str | Path, name: str, data: object = None) -> Path:
     """The output folder of the study called `name`, created if missing.
 
     Raises BadInput if it cannot be created, or if a file of the study would replace a folder, a
