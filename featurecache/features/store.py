@@ -112,6 +112,11 @@ class Cache:
             key=lambda space: (space.view, space.backbone or "", space.name),
         )
 
+    def views(self) -> list[tuple[str, keys.Json]]:
+        """The name and the key of the view of each space, except of `none`."""
+        named = ((space.view, space.key["view"]) for space in self.spaces())
+        return [(name, key) for name, key in named if key is not None]
+
     def described_space(self, name: str) -> Space | None:
         """The space of this name with its key and names. None if it has no description, because
         its first commit is not complete."""

@@ -100,7 +100,7 @@ def resolve_request(
         raise UnknownName("precision", precision, PRECISIONS)
     weights = setting.get("weights")
     opened = Cache(cache)
-    views = [find_view(name, seed) for name in listed(policy)]
+    views = [find_view(name, seed, opened.views) for name in listed(policy)]
     views = views or [View(None), *_stored_views(opened, seed)]
     dataset = select_samples(open_dataset(data), setting.get("split"), setting.get("limit"))
     check_views(views, opened)

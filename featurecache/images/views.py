@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from featurecache import keys
-from featurecache.errors import BadInput, FeatureCacheError, SourceChanged
+from featurecache.errors import BadInput, FeatureCacheError, SourceChanged, UnknownName
 from featurecache.images.decode import Undecodable, decode
-from featurecache.images.policies import Augmentation, Policy, find_policy
+from featurecache.images.policies import Augmentation, Policy, find_policy, shipped
 from featurecache.images.samples import Sample
 from featurecache.images.view_names import ViewName
+
+CacheViews = Callable[[], Iterable[tuple[str, keys.Json]]]  # the names and keys of a cache's views
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ def view_of_key(key: keys.Json | None, name: str) -> View:
     return View(policy, key["draw"], key["seed"])
 
 
-def find_view(name: str, seed: int = 0) -> View:
-    """The view called `none`, `NAME_N`, or `NAME` (draw 1); NAME may be the path of a YAML file.
+def find_view(name: str, seed: int = 0, cache_views: CacheViews = tuple) -> View:
+    """The view called `none`, `NAME_N`, or `NAME` (draw 1). NAME is that of a shipped policy, the
+    path of a YAML file, or the name of a policy in the views that a cache holds.
 
     Raises BadInput for an unknown policy or a draw below 1.
     """
@@ -121,4 +125,36 @@ def find_view(name: str, seed: int = 0) -> View:
     parts = ViewName.parse(name).with_draw()
     if not parts.draw:
         raise BadInput(f"view {name!r}: draws are counted from 1, as in {parts.policy}_1")
-    return View(find_policy(parts.policy), parts.draw, seed)
+    try:
+        policy = find_policy(parts.policy)
+    except UnknownName:
+        policy = _held_policy(parts, seed, cache_views)
+    return View(policy, parts.draw, seed)
+
+
+def _held_policy(view: ViewName, seed: int, cache_views: CacheViews) -> Policy:
+    """The policy of this name in the views of a cache, which hold what its file said.
+
+    Where the file was edited in between, it is the policy of the very view. Raises UnknownName, and
+    BadInput if several policies have the name.
+    """
+    policies: dict[str, Policy] = {}
+    exact: dict[str, Policy] = {}
+    names = set()
+    for name, key in cache_views():
+        policy = view_of_key(key, name).policy
+        assert policy is not None
+        names.add(policy.name)
+        if policy.name == view.policy:
+            policies[keys.digest(policy.tree)] = policy
+            if (key["draw"], key["seed"]) == (view.draw, seed):
+                exact[keys.digest(policy.tree)] = policy
+    matches = list((exact or policies).values())
+    if not matches:
+        raise UnknownName("policy", view.policy, [*shipped(), "none", *names])
+    if len(matches) > 1:
+        raise BadInput(
+            f"view {view}: the cache holds views of {len(matches)} policies called {view.policy}; "
+            f"name the policy's file instead, as in {view.policy}.yaml_{view.draw}"
+        )
+    return matches[0]

@@ -347,7 +347,7 @@ def run_spaces(
     the command that fills the gap, where rows are missing.
     """
     seed = record.schedule["augment_seed"] if seed is None else seed
-    wanted = [find_view(name, seed) for name in views]
+    wanted = [find_view(name, seed, cache.views) for name in views]
     spaces_by_view: list[list[Space]] = [[] for _ in views]
     errors = []
     for backbone in record.backbones:

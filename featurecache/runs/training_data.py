@@ -118,7 +118,7 @@ def load_training_data(
     BadInput, or NotCached for missing vectors.
     """
     dataset = open_dataset(data)
-    wanted = {name: find_view(name, schedule.augment_seed) for name in views}
+    wanted = {name: find_view(name, schedule.augment_seed, cache.views) for name in views}
     val = schedule.validation.split
     splits = ["train"] if val is None else ["train", val]
     rows = labelled_rows(dataset, splits, progress)

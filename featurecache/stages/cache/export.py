@@ -215,7 +215,7 @@ def _table(
     samples = dataset.samples if split is None else dataset.split(split)
     items, _ = items_of(samples, resolve_progress(options.get("progress", False)))
     readable = [(s, i) for s, i in zip(samples, items, strict=True) if i is not None]
-    wanted = {name: find_view(name, seed) for name in views}
+    wanted = {name: find_view(name, seed, cache.views) for name in views}
     known = [item for _, item in readable]
     where = dataset.root if isinstance(data, Dataset) else data
     spaces = spaces_of(cache, wanted, choices, known, where)

@@ -76,11 +76,12 @@ def baselines(
         raise BadInput("baselines needs --backbone NAME; `featurecache ls` lists the cached ones")
     if split == "train":
         raise BadInput("split train is used for fitting; choose another")
-    wanted = {view: find_view(view, seed)}
+    opened = Cache(cache)
+    wanted = {view: find_view(view, seed, opened.views)}
     choices = [backbone_choice(name, setting) for name in names]
     dataset = open_dataset(data)
     rows = labelled_rows(dataset, ["train", split], progress)
-    spaces = spaces_of(Cache(cache), wanted, choices, [row.item for row in rows], data)[view]
+    spaces = spaces_of(opened, wanted, choices, [row.item for row in rows], data)[view]
     used = training_rows(dataset, ["train", split], rows, spaces, progress).rows
     first = {row.item: row for row in reversed(used) if row.split == "train"}
     train = list(reversed(first.values()))

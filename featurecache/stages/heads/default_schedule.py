@@ -80,9 +80,9 @@ def with_cached_views(
 def _spaces_of_view(name: str, clean: Sequence[Space], cache: Cache, seed: int) -> list[Space]:
     """The spaces of a view under the backbones of the clean spaces; none if one is missing."""
     try:
-        view = find_view(name, seed)
+        view = find_view(name, seed, cache.views)
     except BadInput:
-        return []  # the policy is a file, or an older version's
+        return []  # several policies have the name
     spaces = {space.name: space for space in cache.spaces()}
     view_spaces = []
     for space in clean:

@@ -294,7 +294,9 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
             schedule = recipe.schedules[step.schedule][1]
             if schedule.validation.split is not None:
                 _check_split(dataset, schedule.validation.split, where)
-            views = [find_view(name, schedule.augment_seed) for name in schedule.views()]
+            views = [
+                find_view(name, schedule.augment_seed, opened.views) for name in schedule.views()
+            ]
             _check_vectors(cached, planned, schedule.backbone, views, where)
             check_classes(schedule, dataset, where)
             trained[step.schedule] = schedule
@@ -308,13 +310,17 @@ def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: st
             for group in held_out_groups(step, trainings, recipe.schedules):
                 check_held_out(group, dataset, where)
             for schedule in (trained[name] for name in names):
-                views = [find_view(name, schedule.augment_seed) for name in views_of_step(step)]
+                views = [
+                    find_view(name, schedule.augment_seed, opened.views)
+                    for name in views_of_step(step)
+                ]
                 _check_vectors(cached, planned, schedule.backbone, views, where)
         else:
             _check_split(dataset, step.split, where)
             choice = {**step.setting(), "precision": step.precision}
             choices = [backbone_choice(name, choice, where) for name in listed(step.backbone)]
-            _check_vectors(cached, planned, choices, [find_view(step.view, step.seed)], where)
+            wanted = find_view(step.view, step.seed, opened.views)
+            _check_vectors(cached, planned, choices, [wanted], where)
 
 
 def _spaces_of(step: Featurize, cache: Cache, engine: str) -> Iterator[Space]:
@@ -325,7 +331,7 @@ def _spaces_of(step: Featurize, cache: Cache, engine: str) -> Iterator[Space]:
             "weights fit only one backbone; use a separate featurize step for each backbone"
         )
     choose_engine(engine, step.precision)
-    views = [find_view(name, step.seed) for name in listed(step.policy)]
+    views = [find_view(name, step.seed, cache.views) for name in listed(step.policy)]
     for view in views:
         view.check()
     for name in names:

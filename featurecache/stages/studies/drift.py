@@ -211,10 +211,12 @@ def _views(
     source: StudySource,
 ) -> tuple[list[View], list[str]]:
     """The named views, or by default the cached ones, and notes. Raises BadInput for no views."""
-    views = [find_view(name, seed) for name in dict.fromkeys(listed(policy)) if name != "none"]
+    cache = Cache(source.cache)
+    names = [name for name in dict.fromkeys(listed(policy)) if name != "none"]
+    views = [find_view(name, seed, cache.views) for name in names]
     notes: list[str] = []
     if not views:
-        spaces = fitting_spaces(Cache(source.cache).spaces(), source.choice(backbone), source.cache)
+        spaces = fitting_spaces(cache.spaces(), source.choice(backbone), source.cache)
         views, notes = _cached_views(spaces, rows, seed)
     if not views:
         raise BadInput(

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from featurecache.errors import BadInput
+from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.labelled_rows import labelled_rows
@@ -59,7 +60,7 @@ def study_pca(
     folder = study_folder(source.out, "pca", source.data)
     vectors = None
     if backbone:
-        view_of_vectors = find_view(view, seed)
+        view_of_vectors = find_view(view, seed, Cache(source.cache).views)
         rows, vectors = cached_vectors(rows, backbone, view_of_vectors, source)
     pixel_rows, indices = [], []
     for index, picture in pictures_of(dataset, rows, progress):

@@ -10,6 +10,7 @@ import numpy as np
 
 from featurecache import text
 from featurecache.errors import BadInput, UnknownName
+from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.thumbnails import JPEG, thumbnail
 from featurecache.images.views import find_view
@@ -83,7 +84,7 @@ def study_tsne(
     rows = [row for row in labelled_rows(dataset, [split], source.progress) if row.label in chosen]
     folder = study_folder(source.out, method, source.data)
     rows = evenly_spaced(unique_rows(rows), images)
-    wanted_view = find_view(view, seed)
+    wanted_view = find_view(view, seed, Cache(source.cache).views)
     rows, vectors = cached_vectors(rows, backbone, wanted_view, source)
     notes = []
     if view == "none" and seed:
