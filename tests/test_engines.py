@@ -32,8 +32,9 @@ from featurecache.features.engines import (
 from featurecache.features.network_sources import module_source
 
 TINY, B3, LITE0 = "test_efficientnet.r160_in1k", "efficientnet_b3_ap", "efficientnet_lite0"
-WEIGHTS = {TINY: "random", B3: "random", LITE0: None}
-SIZES = {TINY: 48, B3: 64, LITE0: 224}
+VIT, SIGLIP = "test_vit.r160_in1k", "test_vit3.r160_in1k"  # a class token; pooled by attention
+WEIGHTS = {TINY: "random", B3: "random", LITE0: None, VIT: "random", SIGLIP: "random"}
+SIZES = {TINY: 48, B3: 64, LITE0: 224, VIT: 96, SIGLIP: 160}
 ROWS = 16
 
 # The least and the mean cosine to timm's eager f32 that bf16 must reach. Random weights keep to
@@ -41,7 +42,7 @@ ROWS = 16
 # through Lite0 at 224, torch's own bf16 has 0.9955 at least and 0.9989 in the mean, OpenVINO's
 # 0.9974 and 0.9990. bf16 has 8 bits of mantissa, and trained weights spread the rounding more; an
 # engine well below what torch itself loses would be at fault.
-BF16_COSINES = {TINY: (0.999, 0.999), LITE0: (0.99, 0.998)}
+BF16_COSINES = dict.fromkeys((TINY, VIT, SIGLIP), (0.999, 0.999)) | {LITE0: (0.99, 0.998)}
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 NO_BF16 = pytest.mark.skipif(
@@ -88,7 +89,8 @@ def reference() -> Callable[[str], Reference]:
         if name not in made:
             size = SIZES[name]
             backbone = load_backbone(name, WEIGHTS[name], input_size=size)
-            module = timm.create_model(backbone.model, pretrained=False, num_classes=0)
+            one_size = {"img_size": size} if name in (VIT, SIGLIP) else {}
+            module = timm.create_model(backbone.model, pretrained=False, num_classes=0, **one_size)
             module.load_state_dict(backbone.module.state_dict())
             data = timm.data.resolve_data_config(
                 {"input_size": (3, size, size)},
@@ -131,7 +133,9 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 class TestContract:
     """What every engine promises."""
 
-    @pytest.mark.parametrize("name", [TINY, pytest.param(LITE0, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "name", [TINY, VIT, SIGLIP, pytest.param(LITE0, marks=pytest.mark.slow)]
+    )
     def test_vectors_are_timms(
         self, setting: tuple[str, str], name: str, reference: Any, opened: Any
     ) -> None:
@@ -147,7 +151,9 @@ class TestContract:
             assert cosine.min() >= least and cosine.mean() >= mean
             assert error > 1e-4  # it did compute in the precision that was asked for
 
-    @pytest.mark.parametrize("name", [TINY, pytest.param(LITE0, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "name", [TINY, VIT, SIGLIP, pytest.param(LITE0, marks=pytest.mark.slow)]
+    )
     def test_rows_and_their_neighbours(
         self, setting: tuple[str, str], name: str, reference: Any, opened: Any
     ) -> None:

@@ -54,7 +54,7 @@ GROUPS = {
 HOMES = {  # the one room of each heavy library, and of what only the command line needs
     "imgaug": {"featurecache.images.augmenters", "featurecache.images.policies"},
     "simplejpeg": {"featurecache.images.decode"},
-    "timm": {"featurecache.features.backbones"},
+    "timm": {"featurecache.features.timm_models"},
     "openvino": {"featurecache.features.openvino_models"},
     "h5py": {"featurecache.features.shards"},
     "jinja2": {"featurecache.study.pages"},

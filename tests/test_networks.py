@@ -24,7 +24,6 @@ from featurecache.features import backbones
 from featurecache.features.backbones import (
     backbone_of_key,
     check_layer,
-    check_name,
     layers_of,
     load_backbone,
 )
@@ -32,6 +31,7 @@ from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.layers import POOLINGS, Reader, resolve_layer
 from featurecache.features.settings import BackboneSetting
 from featurecache.features.store import Cache
+from featurecache.features.timm_models import find_model
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.cache.retry import retry
@@ -109,7 +109,7 @@ def hooked(network: Any, name: str, images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_family_is_had_by_timms_name(family: Family) -> None:
-    own = backbones._preprocess(check_name(family.name), None, None, None)
+    own = backbones._preprocess(find_model(family.name), None, None, None)
     assert (own.input_size, own.crop, own.mean) == (family.size, family.crop, family.mean)
     backbone = load_backbone(family.name, "random", input_size=family.small)
     assert backbone.dim == family.dim
@@ -139,8 +139,7 @@ def test_of_vgg_the_vector_is_that_of_its_last_hidden_layer() -> None:
 
 
 def through(size: int, crop: float, interpolation: str, picture: np.ndarray) -> np.ndarray:
-    name = check_name(CONVOLUTIONAL)
-    return backbones._preprocess(name, size, crop, interpolation)(picture)
+    return backbones._preprocess(find_model(CONVOLUTIONAL), size, crop, interpolation)(picture)
 
 
 @pytest.mark.parametrize("size", [72, 80, 100, 128, 150])

@@ -24,7 +24,7 @@ def shifted(tensors: Tensors, by: float) -> Tensors:
 
 @pytest.fixture(scope="module")
 def plain() -> Tensors:
-    return dict(load_module(TINY, TINY, "random", classifier=True).state_dict())
+    return dict(load_module(TINY, "random", classifier=True).state_dict())
 
 
 @pytest.fixture(scope="module")

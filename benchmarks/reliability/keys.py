@@ -34,6 +34,7 @@ from featurecache.commands.printing import SOME_FAILED
 from featurecache.features import backbones, commit_records, engines
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import run_rows
+from featurecache.features.timm_models import ALIASES
 from featurecache.filling import request as resolve_stage
 from featurecache.filling import vectors as featurize_stage
 from featurecache.filling.request import Request, resolve_request
@@ -403,7 +404,7 @@ def _outside(asked: Options, folder: Path) -> dict[str, Change]:
         "the cache's place": Change({"cache": moved}),
         "weights as .safetensors": weights("same.safetensors"),
         "weights as .pth": weights("same.pth"),
-        "the network's full name": weights("named.pth", backbone=backbones.ALIASES[NETWORK]),
+        "the network's full name": weights("named.pth", backbone=ALIASES[NETWORK]),
         "the default crop": Change({"crop": defaults["crop"]}),
         "the default interpolation": Change({"interpolation": defaults["interpolation"]}),
         "the default seed": Change({"seed": 0}),

@@ -89,19 +89,42 @@ def preview(as_json: bool, **arguments: Any) -> None:
     click.echo(f"{result.path}: {result.images} images, each beside draws 1-{result.draws}")
 
 
+MAX_FOUND = 20  # rows of a search that the table shows
+
+
 @click.command()
+@click.argument("word", required=False)
 @click.option("--layers", metavar="NAME", help="List the layers of a network instead.")
 @options("json", "debug")
-def backbones(as_json: bool, layers: str | None) -> None:
-    """List the named backbones and whether their weights are on this machine."""
+def backbones(as_json: bool, word: str | None, layers: str | None) -> None:
+    """List the named backbones, or the networks of timm whose name contains WORD."""
     from featurecache.stages.looking.backbones import backbones
 
-    rows = backbones(layers)
+    rows = backbones(layers, search=word)
     if as_json:
         return printing.print_json(rows)
-    terminal.table(rows)
-    if layers is None:
-        click.echo("Other timm models are used by their timm name.")
+    if layers is not None:
+        return terminal.table(rows)
+    table = [
+        {
+            "name": row["name"],
+            "dim": row["dim"],
+            "input": row["input_size"],
+            "parameters": f"{row['parameters'] / 1e6:,.1f}M" if row["parameters"] else "",
+            "licence": row["licence"],
+            **({"weights": row["weights"]} if word is None else {}),  # of a search, all the hub's
+            "state": row["state"],
+        }
+        for row in rows[:MAX_FOUND]
+    ]
+    terminal.table(table)
+    if word is None:
+        click.echo(
+            "Other networks of timm are used by their timm name (`featurecache backbones WORD` "
+            "searches them), those of the hub as hf-hub:OWNER/NAME."
+        )
+    elif len(rows) > MAX_FOUND:
+        click.echo(f"{MAX_FOUND} of {len(rows):,} networks are shown; use a longer word, or --json")
 
 
 @click.command()

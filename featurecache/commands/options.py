@@ -101,7 +101,8 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         help="A view: `none`, draw N of a policy, or FILE.yaml_N. Repeatable.",
     ),
     "backbone": backbone_option(
-        "A network: an alias of `featurecache backbones`, or any timm name. Repeatable.",
+        "A network: an alias of `featurecache backbones`, any timm name, or "
+        "hf-hub:OWNER/NAME. Repeatable.",
         multiple=True,
     ),
     "schedule_backbone": backbone_option(

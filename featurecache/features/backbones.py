@@ -1,12 +1,7 @@
-"""Backbones: frozen networks with their weights, preprocessing and the layer that is read.
-
-This is the only module that imports timm, and it does so only when a network is built.
-"""
+"""Backbones: frozen networks with their weights, preprocessing and the layer that is read."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +10,18 @@ from typing import TYPE_CHECKING, Any, Unpack
 from featurecache import keys
 from featurecache.errors import BackboneUnavailable, BadInput, UnknownName
 from featurecache.features.backbone_memos import BackboneFacts, BackboneMemo
-from featurecache.features.hub_weights import download_network
 from featurecache.features.network_sources import NetworkSource, module_source
 from featurecache.features.packaged_weights import PACKAGED, packaged_file
 from featurecache.features.packaged_weights import load_packaged as _load_packaged
 from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
 from featurecache.features.settings import BackboneSetting
+from featurecache.features.timm_models import HUB, TimmModel, find_model
 from featurecache.features.weights import check_weights, digest_of_tensors, load_weights
 from featurecache.text import one_line
 
 if TYPE_CHECKING:
     import torch
 
-# AdvProp weights: Xie et al., CVPR 2020, as timm names them.
-ALIASES = {f"efficientnet_b{n}_ap": f"tf_efficientnet_b{n}.ap_in1k" for n in range(9)} | {
-    f"efficientnet_lite{n}": f"tf_efficientnet_lite{n}.in1k" for n in range(3)
-}
 MIN_INPUT_SIZE, MAX_INPUT_SIZE = 8, 4096  # pixels; a batch of 16 at 4096 takes 800 MB
 MAX_RESIZED = 16_384  # pixels of the shorter side before the crop; 800 MB per picture
 
@@ -82,7 +73,7 @@ class Backbone:
 def load_backbone(
     name: str, weights: str | Path | None = None, **setting: Unpack[BackboneSetting]
 ) -> Backbone:
-    """The frozen network called `name`: an alias or any timm model name.
+    """The frozen network called `name`: an alias, any timm model name, or hf-hub:owner/name.
 
     `weights` is None (the model's own: packaged or from the hub), a .safetensors or .pth file, or
     "random" (for tests; recorded in the key). `layer` and `pooling` select what is read
@@ -110,8 +101,10 @@ def load_backbone(
 
 
 def _weights_source(name: str, weights: str | Path | None) -> tuple[Path | None, str]:
-    """The file that the weights are read from and the digest that it must have; None for weights
-    from the hub, which may be other ones tomorrow, and for random ones."""
+    """The file that the weights are read from and the digest that it must have; None for what
+    comes from the hub, which may be different tomorrow, and for random weights."""
+    if name.startswith(HUB):
+        return None, ""
     if weights is None:
         return (packaged_file(name), PACKAGED[name][2]) if name in PACKAGED else (None, "")
     return (None if weights == "random" else Path(weights).absolute()), ""
@@ -136,18 +129,21 @@ def build_backbone(
     """`load_backbone`, whatever is remembered: builds the network and reads its weights."""
     from featurecache.features.layers import PRE_LOGITS, Reader
 
-    model = check_name(name)
+    model = find_model(name)
     preprocess = _preprocess(model, input_size, crop, interpolation)
-    layer, pooling = check_layer(name, layer, pooling)
+    model.check_size(preprocess.input_size)
+    layer, pooling = _check_layer(name, model, layer, pooling)
     module, notes = _load(name, model, weights, classifier=False)
-    digest = digest_of_tensors(module)  # of all layers: one network has one digest
+    digest = digest_of_tensors(module)  # of all layers, at its own size: one network has one digest
     if weights == "random":
         digest = f"random-{digest}"
+    module = model.resized(module, preprocess.input_size)
     if layer != PRE_LOGITS:
         module = Reader(module, layer, pooling)
     dim = _dim(model, module, preprocess)
+    source = module_source(module)
     return Backbone(
-        name, model, digest, preprocess, dim, module_source(module), layer, pooling, tuple(notes)
+        name, model.model, digest, preprocess, dim, source, layer, pooling, tuple(notes)
     )
 
 
@@ -170,32 +166,27 @@ def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None
     return backbone
 
 
-def load_module(
-    name: str, model: str, weights: str | Path | None, *, classifier: bool
-) -> torch.nn.Module:
+def load_module(name: str, weights: str | Path | None, *, classifier: bool) -> torch.nn.Module:
     """The network in evaluation mode, without its classifier (a vector) or with it (logits)."""
-    return _load(name, model, weights, classifier=classifier)[0]
+    return _load(name, find_model(name), weights, classifier=classifier)[0]
 
 
 def _load(
-    name: str, model: str, weights: str | Path | None, *, classifier: bool
+    name: str, model: TimmModel, weights: str | Path | None, *, classifier: bool
 ) -> tuple[torch.nn.Module, list[str]]:
     """The network, with its weights checked, and notes on the choice of weights."""
-    import timm
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if weights is None and name not in PACKAGED:
-            config = timm.get_pretrained_cfg(model)
-            create = functools.partial(_create_pretrained, model, classifier)
-            module = download_network(model, config, create)
+            module = model.build_pretrained(classifier)
         else:
             kwargs: dict[str, Any] = {} if classifier else {"num_classes": 0}
-            module = timm.create_model(model, pretrained=False, **kwargs)
+            module = model.build(**kwargs)
     notes: list[str] = []
     if weights is not None and weights != "random":
-        notes = load_weights(Path(weights), module, timm.get_pretrained_cfg(model).classifier)
+        notes = load_weights(Path(weights), module, model.config.classifier)
         check_weights(module, BadInput, f"--weights {weights}")
     else:
         if weights is None and name in PACKAGED:
@@ -205,28 +196,22 @@ def _load(
     return module.eval().requires_grad_(False), notes
 
 
-def _create_pretrained(model: str, classifier: bool) -> Any:
-    """timm's network with the weights of the hub."""
-    import timm
-
-    # Load the full network, then remove the classifier. With num_classes=0 timm accepts a file that
-    # lacks tensors, which would stay random.
-    module: Any = timm.create_model(model, pretrained=True)
-    if not classifier:
-        module.reset_classifier(0)
-    return module
-
-
 def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str, str]:
     """The layer and the pooling with defaults filled in, checked against backbone `name`.
 
     Builds the network without weights. Raises UnknownName, BadInput.
     """
+    return _check_layer(name, find_model(name), layer, pooling)
+
+
+def _check_layer(
+    name: str, model: TimmModel, layer: str | None, pooling: str | None
+) -> tuple[str, str]:
     from featurecache.features.layers import MODEL_POOLING, PRE_LOGITS, resolve_layer
 
     layer, pooling = resolve_layer(layer, pooling)
     if (layer, pooling) != (PRE_LOGITS, MODEL_POOLING):
-        layers = layers_of(name)
+        layers = _layers_of(model)
         if layer not in layers:
             raise UnknownName("layer", layer, layers, where=f"backbone {name}")
         if pooling not in layers[layer]:
@@ -239,75 +224,25 @@ def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str,
 
 def layers_of(name: str) -> dict[str, tuple[str, ...]]:
     """The layers of backbone `name`, with the poolings that each supports."""
-    import timm
-    import torch
+    return _layers_of(find_model(name))
 
+
+def _layers_of(model: TimmModel) -> dict[str, tuple[str, ...]]:
     from featurecache.features.layers import poolings_by_layer
 
-    model = check_name(name)
-    with torch.device("meta"):  # without memory or arithmetic, so building is fast
-        network = timm.create_model(model, pretrained=False, num_classes=0).eval()
-        return poolings_by_layer(network, _own_size(model))
-
-
-def backbone_names() -> list[str]:
-    """All backbone names, for hints about an unknown name."""
-    import timm
-
-    return sorted({*ALIASES, *timm.list_models(), *timm.list_pretrained()})
-
-
-def alias_rows() -> list[dict[str, str]]:
-    """The aliases, with the source of their weights; imports neither torch nor timm."""
-    from huggingface_hub import try_to_load_from_cache
-
-    rows = []
-    for name, model in ALIASES.items():
-        if name in PACKAGED:
-            package = PACKAGED[name][0]
-            is_installed = importlib.util.find_spec(package) is not None
-            source = f"package {package.replace('_', '-')}"
-        else:
-            is_installed = isinstance(
-                try_to_load_from_cache(f"timm/{model}", "model.safetensors"), str
-            )
-            source = f"hub timm/{model}"
-        state = "at hand" if is_installed else "not here"
-        rows.append({"name": name, "model": model, "weights": source, "state": state})
-    return rows
-
-
-def check_name(name: str) -> str:
-    """timm's full name, with its tag, for an alias or a timm name. Raises UnknownName."""
-    import timm
-
-    model = ALIASES.get(name, name)
-    if not timm.is_model(model):
-        raise UnknownName("backbone", name, backbone_names())
-    try:
-        config = timm.get_pretrained_cfg(model)
-    except RuntimeError:
-        architecture = model.split(".")[0]
-        raise UnknownName("backbone", name, timm.list_pretrained(f"{architecture}*")) from None
-    tag = getattr(config, "tag", None)
-    return f"{model.split('.')[0]}.{tag}" if tag else model.split(".")[0]
+    return poolings_by_layer(model.build_meta(), model.size)
 
 
 def _preprocess(
-    model: str, input_size: int | None, crop: float | None, interpolation: str | None
+    of_model: TimmModel, input_size: int | None, crop: float | None, interpolation: str | None
 ) -> Preprocess:
-    import timm
-
-    config = timm.get_pretrained_cfg(model)
-    data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
+    model, data = of_model.model, of_model.data
     _, height, width = data["input_size"]
     size = height if input_size is None else input_size
     if input_size is None and height != width:
         raise BadInput(f"backbone {model}: its input is {height}x{width}; pass --input-size")
     if not MIN_INPUT_SIZE <= size <= MAX_INPUT_SIZE:
         raise BadInput(f"input size {size}: must be {MIN_INPUT_SIZE} to {MAX_INPUT_SIZE}")
-    if config.fixed_input_size and size != height:
-        raise BadInput(f"backbone {model} only takes input size {height}, not {size}")
     if crop is None and data["crop_pct"] > 1:
         raise BadInput(
             f"backbone {model}: its own crop is {data['crop_pct']:g}, which adds a black frame "
@@ -331,18 +266,18 @@ def _preprocess(
     )
 
 
-def _dim(model: str, module: torch.nn.Module, preprocess: Preprocess) -> int:
+def _dim(of_model: TimmModel, module: torch.nn.Module, preprocess: Preprocess) -> int:
     """The length of the vectors. It is measured, since timm's num_features is not consistent."""
     import torch
 
-    size = preprocess.input_size
+    model, size = of_model.model, preprocess.input_size
     try:
         with torch.inference_mode():
             # Not zeros: a network without biases would map them to zeros, whatever its weights.
             out = module(torch.linspace(-1, 1, 3 * size * size).reshape(1, 3, size, size))
     except (RuntimeError, AssertionError) as error:
         # Most networks reduce the map to nothing; some split it into parts, or run out of memory.
-        own_size = _own_size(model)
+        own_size = of_model.size
         raise BadInput(
             f"backbone {model} does not take input size {size} ({one_line(error)}); pass a "
             f"{'larger' if size < own_size else 'smaller'} --input-size, or leave it out to use "
@@ -359,10 +294,3 @@ def _dim(model: str, module: torch.nn.Module, preprocess: Preprocess) -> int:
             "use other --weights"
         )
     return int(out.shape[1])
-
-
-def _own_size(model: str) -> int:
-    import timm
-
-    config = timm.get_pretrained_cfg(model)
-    return int(timm.data.resolve_data_config(pretrained_cfg=config.to_dict())["input_size"][-1])

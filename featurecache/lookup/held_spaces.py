@@ -12,9 +12,10 @@ import numpy as np
 
 from featurecache import keys
 from featurecache.errors import BadInput, NotCached
-from featurecache.features.backbones import ALIASES, check_layer, check_name
+from featurecache.features.backbones import check_layer
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.features.timm_models import ALIASES, check_name
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.views import View
 from featurecache.text import counted

@@ -12,13 +12,13 @@ from typing import TypedDict, Unpack
 from featurecache import byte_sizes
 from featurecache.errors import BadInput, DamagedRun, nearest
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
-from featurecache.features.backbones import ALIASES
 from featurecache.features.orphans import abandoned, of_run, sweep
 from featurecache.features.settings import check_keywords
 from featurecache.features.space_files import MARKER
 from featurecache.features.space_locks import is_in_use, locked_for_deletion
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.features.timm_models import ALIASES
 from featurecache.images.view_names import ViewName
 from featurecache.json_files import damaged_run
 from featurecache.runs.record import read_record

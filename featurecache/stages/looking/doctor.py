@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import FeatureCacheError
-from featurecache.features.backbones import alias_rows, build_backbone, load_module
+from featurecache.features.backbone_table import alias_rows
+from featurecache.features.backbones import build_backbone, load_module
 from featurecache.features.engines import engines_here, open_engine, run_rows
 from featurecache.features.network_sources import module_source
 from featurecache.features.store import Cache
@@ -73,7 +74,7 @@ def known_image(engine: str) -> str:
     from sklearn.datasets import load_sample_image
 
     backbone = build_backbone("efficientnet_lite0")
-    classifier = load_module(backbone.name, backbone.model, None, classifier=True)
+    classifier = load_module(backbone.name, None, classifier=True)
     running = open_engine(dataclasses.replace(backbone, network=module_source(classifier)), engine)
     picture = backbone.preprocess(load_sample_image("flower.jpg"))
     logits = run_rows(running, picture[None])[0].astype(np.float64)
