@@ -53,6 +53,7 @@ GROUPS = {
 
 HOMES = {  # the one room of each heavy library, and of what only the command line needs
     "imgaug": {"featurecache.images.augmenters", "featurecache.images.policies"},
+    "torchvision": {"featurecache.images.transforms"},
     "simplejpeg": {"featurecache.images.decode"},
     "timm": {"featurecache.features.timm_models"},
     "openvino": {"featurecache.features.openvino_models"},
@@ -260,7 +261,7 @@ def test_a_planted_violation_is_caught(module: str, planted: str, said: str) -> 
 
 # --- what a quick command costs ----------------------------------------------------------------
 
-HEAVY = {"torch", "timm", "imgaug", "openvino", "pyarrow", "cv2"}
+HEAVY = {"torch", "timm", "torchvision", "imgaug", "openvino", "pyarrow", "cv2"}
 
 
 def imports_of(*arguments: str, code: str = "") -> set[str]:

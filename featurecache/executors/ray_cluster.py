@@ -28,7 +28,8 @@ from featurecache.versions import installed_versions
 MACHINE_POLL_SECONDS = 1.0  # between reads of the list of machines
 AUTOSCALER_SECONDS = 600.0  # to wait for an autoscaler when there is no machine
 CONNECT_SECONDS = 5.0  # for an address to answer
-PINNED = ("featurecache", "imaug", "numpy", "timm", "torch")  # same versions on all machines
+# The same versions on all machines.
+PINNED = ("featurecache", "imaug", "numpy", "timm", "torch", "torchvision")
 
 
 @dataclass

@@ -35,6 +35,7 @@ LIBRARIES = (
     "scipy",
     "simplejpeg",
 )
+TORCH_LIBRARIES = ("torch", "torchvision")  # those of a policy with transforms, beside the others
 # 72x56 pixels with halved chroma, quality 70: gradients and a red square, encoded by Pillow. As
 # bytes, so that the JPEG library that decodes it is part of the canary.
 _JPEG = base64.b64decode(
@@ -101,9 +102,21 @@ def pixel_provenance(view: View) -> dict[str, str]:
         "machine": platform.machine(),
         "libjpeg_turbo": features.version_feature("libjpeg_turbo") or "none",  # Pillow's
     }
-    if view.policy is not None:  # building the policy has imported OpenCV
+    libraries = view.policy.libraries if view.policy else []
+    if "imaug" in libraries:  # building the policy has imported OpenCV
         provenance |= _opencv()
+    if "torchvision" in libraries:
+        provenance |= _torch()
     return provenance | versions.installed_versions(*LIBRARIES)
+
+
+@functools.cache
+def _torch() -> dict[str, str]:
+    """The versions of torchvision and torch, and the code path that torch chose for this CPU."""
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch_cpu": capability} | versions.installed_versions(*TORCH_LIBRARIES)
 
 
 @functools.cache

@@ -1,10 +1,10 @@
 """The pixel canary of this machine, remembered for reports that only compare it.
 
-Computing the canary of a policy imports imgaug and makes two dozen pictures, which takes a second
-or two. `why` and `verify` compare it with those that spaces record, and take it from a memo if
-nothing that it may depend on has changed: the processor, the source code and the versions of the
-libraries, and the variables that tell them which code to run. What is recorded with a shard is
-always computed.
+Computing the canary of a policy imports imgaug or torchvision and makes two dozen pictures, which
+takes a second or two. `why` and `verify` compare it with those that spaces record, and take it from
+a memo if nothing that it may depend on has changed: the processor, the source code and the versions
+of the libraries, and the variables that tell them which code to run. What is recorded with a shard
+is always computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 from featurecache import keys, versions
-from featurecache.images.canary import LIBRARIES, pixel_canary
+from featurecache.images.canary import LIBRARIES, TORCH_LIBRARIES, pixel_canary
 from featurecache.images.views import View
 from featurecache.json_files import parse_json
 from featurecache.storage import memos
@@ -37,13 +37,15 @@ _PACKAGES = {
     "simplejpeg": (".py", ".so"),
     "skimage": None,
 }
+_TORCH_PACKAGES = {"torch": None, "torchvision": (".py",)}  # beside them, for transforms
 _VARIABLES = re.compile("(ATEN|CV|GLIBC|GOTO|IPP|KMP|MKL|NPY|NUMBA|OMP|OPENBLAS|OPENCV)_.*")
 _PROCESSOR = re.compile(r"(flags|Features|model name|model|cpu family|stepping|microcode)\s*:")
 
 
 def known_pixel_canary(view: View) -> str:
     """`pixel_canary` of a view, from a memo where there is one."""
-    basis = None if view.policy is None else _basis()  # of `none` it takes no time
+    libraries = view.policy.libraries if view.policy else []
+    basis = _basis("torchvision" in libraries) if libraries else None  # `none` takes no time
     if basis is None:
         return pixel_canary(view)
     name = f"canary-{keys.digest([_FORMAT, view.key(), basis])[:32]}.json"
@@ -61,14 +63,18 @@ def known_pixel_canary(view: View) -> str:
 
 
 @functools.cache
-def _basis() -> str | None:
+def _basis(has_transforms: bool) -> str | None:
     """A digest of all that a canary may depend on beside its view; None if a part of it can't be
-    told."""
+    told. Views with transforms of torchvision depend on torch too."""
     processor = _processor()
     if processor is None or memos.folder() is None:
         return None
     marks: list[object] = []
-    for package, suffixes in _PACKAGES.items():
+    packages, libraries = dict(_PACKAGES), list(LIBRARIES)
+    if has_transforms:
+        packages |= _TORCH_PACKAGES
+        libraries += TORCH_LIBRARIES
+    for package, suffixes in packages.items():
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             return None
@@ -81,7 +87,7 @@ def _basis() -> str | None:
             "marks": marks,
             "processor": processor,
             "variables": {n: v for n, v in os.environ.items() if _VARIABLES.fullmatch(n)},
-            "versions": versions.installed_versions(*LIBRARIES),
+            "versions": versions.installed_versions(*libraries),
             "system": [platform.python_version(), platform.machine(), platform.release()],
         }
     )

@@ -7,14 +7,62 @@ must not change.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
+from featurecache.errors import FeatureCacheError
+from featurecache.text import one_line
+
 MAX_PIXELS = 100_000_000
 MAX_SCANS = 32  # at MAX_PIXELS, about a second. Encoders write 1 to 12; a megabyte can hold 50,000
 MAX_RATIO = 256  # the shorter side is scaled up for a network: a line of pixels would fill memory
+# The largest absolute value of a number in a policy. A blur of this width, or this many cutouts,
+# takes a second per image; imgaug accepts larger numbers, and then takes hours or all memory.
+MAX_NUMBER = 4096
 
 
 class Undecodable(Exception):
     """The bytes are not a picture by the decode rule, or the view can't be made of it. The message
     is the reason, on one line."""
+
+
+class UnfitImage(FeatureCacheError, Undecodable):
+    """The policy can't be applied to this image, but can be applied to others."""
+
+
+def augmented(
+    policy: str, step: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray
+) -> np.ndarray:
+    """What `step` of the policy of this name makes of an image, (H, W, 3) uint8.
+
+    Raises Undecodable if that is beyond the limits or can't be made of this image, and
+    FeatureCacheError if it is not an RGB picture or another image may succeed.
+    """
+    try:
+        out = step(pixels)
+    except Undecodable:
+        raise
+    except Exception as error:
+        error_text = one_line(error)
+        # An error that may be temporary, or the machine's fault, must not mark the image as failed.
+        is_passing = isinstance(error, MemoryError | OSError) or "nsufficient memory" in error_text
+        raise (FeatureCacheError if is_passing else UnfitImage)(
+            f"policy {policy!r} failed on an image of shape {pixels.shape}: "
+            f"{type(error).__name__}: {error_text}"
+        ) from error
+    if out.size == 0:
+        raise UnfitImage(
+            f"policy {policy!r} left nothing of an image of shape {pixels.shape}; "
+            "its augmenters must cut off or shrink less"
+        )
+    if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
+        raise FeatureCacheError(
+            f"policy {policy!r} gave a {out.dtype} array of shape {out.shape}, "
+            "not an RGB image; its augmenters must keep three 8-bit channels"
+        )
+    check_size(*out.shape[:2])
+    return np.ascontiguousarray(out)
 
 
 def size_refusal(width: int, height: int, scans: int = 1) -> str | None:

@@ -1,4 +1,5 @@
-"""Policies: declarative augmentation programs, read from YAML, built into imgaug trees.
+"""Policies: declarative augmentation programs, read from YAML, built into imgaug trees and
+torchvision transforms (transforms.py).
 
 Only this module and augmenters.py, which has our own augmenters, import imgaug, and only when a
 tree is built: naming a policy or computing its key needs no import. The YAML grammar is described
@@ -12,9 +13,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import itertools
 import multiprocessing
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,21 @@ import yaml
 from featurecache import keys, versions, yaml_files
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest
 from featurecache.images import step_limits
-from featurecache.images.picture_checks import Undecodable, check_size
+from featurecache.images.picture_checks import MAX_NUMBER, augmented
+from featurecache.images.transforms import (
+    SHARED,
+    TRANSFORMS,
+    Chain,
+    Part,
+    Transforms,
+    entry_name,
+    is_transform,
+)
 from featurecache.images.view_names import ViewName
 from featurecache.text import one_line
 
 SHIPPED = Path(__file__).parent / "shipped"
+FIRST = ("mild", "crop_flip", "jitter")  # for ordinary images
 
 # Augmenters that run a caller's code, write files, need more than an image, or (KMeans…) draw from
 # OpenCV's global generator. They would break law 1, "A view depends on its image alone".
@@ -39,9 +51,6 @@ REFUSED = {
     "BlendAlphaSegMapClassIds", "ClipCBAsToImagePlanes", "KMeansColorQuantization", "Lambda",
     "RemoveCBAsByOutOfImageFraction", "SaveDebugImageEveryNBatches",
 }  # fmt: skip
-# The largest absolute value of a number in a policy. A blur of this width, or this many cutouts,
-# takes a second per image; imgaug accepts larger numbers, and then takes hours or all memory.
-MAX_NUMBER = 4096
 # Our own augmenters (augmenters.py). Raise the version of an augmenter whenever its pixels change.
 OWN_AUGMENTERS = {
     "AutoAugmentOp": 1,
@@ -52,13 +61,10 @@ OWN_AUGMENTERS = {
     "TrivialAugmentOp": 1,
 }
 OWN_MODULE = "featurecache.images.augmenters"
+IMGAUG_PREFIX = "imgaug."
 # We name and seed the augmenters: imgaug's defaults would make pixels depend on the process, which
 # breaks law 1, "A view depends on its image alone".
 RESERVED_PARAMETERS = {"self", "seed", "name", "random_state", "deterministic"}
-
-
-class UnfitImage(FeatureCacheError, Undecodable):
-    """The policy can't be applied to this image, but can be applied to others."""
 
 
 class PolicyFile(pydantic.BaseModel):
@@ -86,24 +92,49 @@ class Policy:
         )
 
     def key(self) -> keys.Json:
-        """The policy's part of a view's key: its tree, the version of imgaug, and the version of
-        each of our own augmenters in the tree."""
-        version = versions.installed_versions("imaug")["imaug"]
-        if version == "none":  # law 2, "The key says everything"
-            raise FeatureCacheError("the version of imaug is unknown; pip install imaug")
+        """The policy's part of a view's key: its tree, the versions of the libraries that it uses,
+        and the version of each of our own augmenters in the tree."""
+        libraries = versions.installed_versions(*self.libraries)
+        for library, version in libraries.items():
+            if version == "none":  # law 2, "The key says everything"
+                problem = f"the version of {library} is unknown; pip install {library}"
+                raise FeatureCacheError(problem)
+        # A suffix such as +cu128 names the build, whose transforms are the same.
+        library = ", ".join(f"{name} {v.partition('+')[0]}" for name, v in libraries.items())
         own_versions = {
             name: OWN_AUGMENTERS[name] for name in sorted(_names(self.tree) & OWN_AUGMENTERS.keys())
         }
-        key = {"library": f"imaug {version}", "tree": self.tree}
+        key = {"library": library, "tree": self.tree}
         return key | ({"own": own_versions} if own_versions else {})
 
-    def build(self) -> Augmentation:
-        """The runnable tree. Raises BadInput for a name or value that imgaug does not accept."""
-        return Augmentation(self)
+    @property
+    def libraries(self) -> list[str]:
+        """The distributions whose augmenters or transforms the policy applies."""
+        kinds = {is_transform(entry) for entry in self.tree}
+        return [("imaug", "torchvision")[kind] for kind in sorted(kinds)]
+
+    def build(self) -> Part:
+        """The runnable tree. Raises BadInput for a name or value that its library refuses."""
+        for i, name in enumerate(map(entry_name, self.tree)):
+            if name in SHARED and "torchvision" in self.libraries:
+                problem = f"both libraries have a {name}; write {IMGAUG_PREFIX}{name} or v2.{name}"
+                raise self.mistake(f"augmenters.{i}.{name}", problem)
+        groups = itertools.groupby(enumerate(self.tree), lambda pair: is_transform(pair[1]))
+        built = (Augmentation, Transforms)
+        parts: list[Part] = [built[kind](self, entries) for kind, entries in groups]
+        return parts[0] if len(parts) == 1 else Chain(parts)
+
+    def mistake(self, path: str, problem: str) -> BadInput:
+        """The error about a dotted path in the tree, with the file and its line."""
+        where = str(self.source or f"policy {self.name}")
+        names = path.split(".")  # the line of the key itself, or of the nearest enclosing key
+        paths = (".".join(names[:i]) for i in range(len(names), 0, -1))
+        line = next((self.lines[name] for name in paths if name in self.lines), 0)
+        return BadInput(f"{where}{f' line {line}' if line else ''}, {path}: {problem}")
 
 
 class Augmentation:
-    """A built policy: `run(pixels, entropy)` returns the same pixels for the same arguments.
+    """Built augmenters: `run(pixels, entropy)` returns the same pixels for the same arguments.
 
     `run_by_imgaug` defines the pixels. Before each image every node of the tree, including hidden
     inner ones, gets a fresh generator, and every object in the tree is reset to its state as built
@@ -112,14 +143,15 @@ class Augmentation:
     faster if the whole tree can be replayed.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, entries: Iterable[tuple[int, Any]] | None = None) -> None:
         iaa = _imgaug()
         from imgaug.random import RNG
 
         from featurecache.images.replay import tree  # imports OpenCV
 
         self._policy = policy
-        children = self._augmenters(policy.tree, "augmenters")
+        entries = enumerate(policy.tree) if entries is None else entries
+        children = [self._augmenter(entry, f"augmenters.{i}") for i, entry in entries]
         self._root = iaa.Sequential(children)
         objects = list(_walk(self._root, set()))
         self._as_built = [(vars(node), dict(vars(node))) for node in objects]
@@ -129,10 +161,7 @@ class Augmentation:
         self.replay = tree.read(self._root, self._nodes, version)
 
     def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
-        """One realisation on one image, (H, W, 3) uint8 in and out; sizes may differ.
-
-        Raises Undecodable if a step makes an image beyond the limits in picture_checks.py.
-        """
+        """One realisation on one image; see Part."""
         made = self.replay(pixels, _words(entropy)) if self.replay else None
         return self.run_by_imgaug(pixels, entropy) if made is None else made
 
@@ -145,69 +174,60 @@ class Augmentation:
         for number, node in enumerate(self._nodes):
             sequence = np.random.SeedSequence([*words, number])
             node.random_state = self._generator(np.random.Generator(np.random.SFC64(sequence)))
-        try:
-            with step_limits.size_limits():
-                out = self._root.augment_image(pixels)
-        except Undecodable:
-            raise
-        except Exception as error:
-            error_text = one_line(error)
-            # An error that may be temporary, or the machine's fault, must not mark the image as
-            # failed.
-            is_passing = (
-                isinstance(error, MemoryError | OSError) or "nsufficient memory" in error_text
-            )
-            raise (FeatureCacheError if is_passing else UnfitImage)(
-                f"policy {self._policy.name!r} failed on an image of shape {pixels.shape}: "
-                f"{type(error).__name__}: {error_text}"
-            ) from error
-        if out.size == 0:
-            raise UnfitImage(
-                f"policy {self._policy.name!r} left nothing of an image of shape {pixels.shape}; "
-                "its augmenters must cut off or shrink less"
-            )
-        if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
-            raise FeatureCacheError(
-                f"policy {self._policy.name!r} gave a {out.dtype} array of shape {out.shape}, "
-                "not an RGB image; its augmenters must keep three 8-bit channels"
-            )
-        check_size(*out.shape[:2])
-        return np.ascontiguousarray(out)
+        with step_limits.size_limits():
+            return augmented(self._policy.name, self._root.augment_image, pixels)
 
     def _augmenters(self, values: Any, path: str) -> list[Any]:
         if not isinstance(values, list):
-            raise self._wrong(path, "expected a list of augmenters (`- Name: {parameter: value}`)")
+            raise self._policy.mistake(
+                path, "expected a list of augmenters (`- Name: {parameter: value}`)"
+            )
         return [self._augmenter(value, f"{path}.{i}") for i, value in enumerate(values)]
 
     def _augmenter(self, value: Any, path: str) -> Any:
         if isinstance(value, str):
             value = {value: None}
         if not isinstance(value, dict) or len(value) != 1:
-            raise self._wrong(path, "expected one augmenter, as `Name: {parameter: value}`")
+            raise self._policy.mistake(
+                path, "expected one augmenter, as `Name: {parameter: value}`"
+            )
         ((name, arguments),) = value.items()
-        path = f"{path}.{name}"
+        path, name = f"{path}.{name}", name.removeprefix(IMGAUG_PREFIX)
         allowed = augmenters()
         if name in REFUSED:
             problem = "runs code, writes files, or is not reproducible from an image and YAML alone"
-            raise self._wrong(path, f"{name} is not allowed in a policy: it {problem}")
+            raise self._policy.mistake(path, f"{name} is not allowed in a policy: it {problem}")
+        if is_transform(name):
+            problem = (
+                f"{name} is torchvision's, and can't stand below an augmenter of imgaug; put it "
+            )
+            raise self._policy.mistake(
+                path, problem + "in the list `augmenters`, or in RandomApply"
+            )
         if name not in allowed:
-            raise self._wrong(path, f"no augmenter {name!r}; {nearest(name, allowed)}")
+            known = nearest(name, [*allowed, *TRANSFORMS])
+            raise self._policy.mistake(path, f"no augmenter {name!r}; {known}")
         if not isinstance(arguments, dict | None):
-            raise self._wrong(path, "expected `{parameter: value}` after the augmenter's name")
+            raise self._policy.mistake(
+                path, "expected `{parameter: value}` after the augmenter's name"
+            )
         parameter_names = set(inspect.signature(allowed[name]).parameters) - RESERVED_PARAMETERS
         built = {}
         for parameter, argument in (arguments or {}).items():
             if parameter not in parameter_names:
-                problem = (
-                    f"{name} has no parameter {parameter!r}; {nearest(parameter, parameter_names)}"
-                )
-                raise self._wrong(f"{path}.{parameter}", problem)
+                problem = f"{name} has no parameter {parameter!r}; "
+                problem += nearest(parameter, parameter_names)
+                if name in SHARED:
+                    problem += f". This is imgaug's {name}; torchvision's is v2.{name}"
+                raise self._policy.mistake(f"{path}.{parameter}", problem)
             built[parameter] = self._value(argument, f"{path}.{parameter}")
         try:
             return allowed[name](**built)
         except Exception as error:
             problem = one_line(error)
-            raise self._wrong(path, f"{name} does not take these values: {problem}") from error
+            raise self._policy.mistake(
+                path, f"{name} does not take these values: {problem}"
+            ) from error
 
     def _value(self, value: Any, path: str) -> Any:
         if isinstance(value, dict):
@@ -215,10 +235,10 @@ class Augmentation:
                 return self._range(value["range"], f"{path}.range")
             if set(value) == {"choice"}:
                 if not isinstance(value["choice"], list) or not value["choice"]:
-                    raise self._wrong(path, "choice takes a list: {choice: [a, b, c]}")
+                    raise self._policy.mistake(path, "choice takes a list: {choice: [a, b, c]}")
                 inner = f"{path}.choice"
                 return [self._value(v, f"{inner}.{i}") for i, v in enumerate(value["choice"])]
-            if len(value) == 1 and next(iter(value))[:1].isupper():
+            if len(value) == 1 and re.match(r"[A-Z]|\w+\.", next(iter(value))):
                 return self._augmenter(value, path)
             return {name: self._value(inner, f"{path}.{name}") for name, inner in value.items()}
         if isinstance(value, list):
@@ -226,23 +246,20 @@ class Augmentation:
             if any(isinstance(v, dict) for v in value) or not augmenters().keys().isdisjoint(names):
                 return self._augmenters(value, path)
             problem = "a bare list is ambiguous; write {range: [a, b]} or {choice: […]}"
-            raise self._wrong(path, problem)
+            raise self._policy.mistake(path, problem)
         if type(value) in (int, float) and abs(value) > MAX_NUMBER:
-            raise self._wrong(path, f"{value} is too large; numbers go up to {MAX_NUMBER:,}")
+            raise self._policy.mistake(
+                path, f"{value} is too large; numbers go up to {MAX_NUMBER:,}"
+            )
         return value
 
     def _range(self, value: Any, path: str) -> tuple[float, float]:
         numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
         if not numbers or len(value) != 2 or value[0] > value[1]:
-            raise self._wrong(path, "range takes two numbers, low then high: {range: [a, b]}")
+            raise self._policy.mistake(
+                path, "range takes two numbers, low then high: {range: [a, b]}"
+            )
         return (self._value(value[0], f"{path}.0"), self._value(value[1], f"{path}.1"))
-
-    def _wrong(self, path: str, problem: str) -> BadInput:
-        where = str(self._policy.source or f"policy {self._policy.name}")
-        names = path.split(".")  # the line of the key itself, or of the nearest enclosing key
-        paths = (".".join(names[:i]) for i in range(len(names), 0, -1))
-        line = next((self._policy.lines[name] for name in paths if name in self._policy.lines), 0)
-        return BadInput(f"{where}{f' line {line}' if line else ''}, {path}: {problem}")
 
 
 def _names(value: Any) -> set[str]:
@@ -305,8 +322,9 @@ def augmenters() -> dict[str, type]:
 
 
 def shipped() -> dict[str, Path]:
-    """The policies in this package, by name, in alphabetical order."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    """The policies in this package, by name: those to begin with, then in alphabetical order."""
+    paths = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    return {name: paths[name] for name in dict.fromkeys([*FIRST, *paths])}
 
 
 def find_policy(name: str) -> Policy:

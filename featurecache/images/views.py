@@ -16,8 +16,10 @@ import numpy as np
 from featurecache import keys
 from featurecache.errors import BadInput, FeatureCacheError, SourceChanged, UnknownName
 from featurecache.images.decode import Undecodable, decode
-from featurecache.images.policies import Augmentation, Policy, find_policy, shipped
+from featurecache.images.picture_checks import UnfitImage
+from featurecache.images.policies import Policy, find_policy, shipped
 from featurecache.images.samples import Sample
+from featurecache.images.transforms import TRIAL_SIDES, Part
 from featurecache.images.view_names import ViewName
 
 CacheViews = Callable[[], Iterable[tuple[str, keys.Json]]]  # the names and keys of a cache's views
@@ -58,11 +60,21 @@ class View:
         if self.policy is not None:
             with contextlib.suppress(Undecodable):  # too large: reported per image
                 try:
-                    self.picture(np.zeros((32, 32, 3), np.uint8), bytes(32))
+                    self._try()
                 except BadInput:
                     raise
                 except FeatureCacheError as error:
                     raise BadInput(str(error)) from error
+
+    def _try(self) -> None:
+        """Make a small picture, or a larger one if the policy needs one to crop."""
+        for side in TRIAL_SIDES:
+            try:
+                self.picture(np.zeros((side, side, 3), np.uint8), bytes(32))
+                return
+            except UnfitImage:
+                if side == TRIAL_SIDES[-1]:
+                    raise
 
     def picture(self, pixels: np.ndarray, item: bytes) -> np.ndarray:
         """The view of one decoded image: (H, W, 3) uint8 in, (H', W', 3) uint8 out.
@@ -83,7 +95,7 @@ class View:
 
 
 @functools.lru_cache(maxsize=64)
-def _built(view: View) -> tuple[Augmentation, bytes]:
+def _built(view: View) -> tuple[Part, bytes]:
     """The built tree and the fingerprint of a view, cached per process."""
     assert view.policy is not None
     return view.policy.build(), keys.canonical(view.key())
