@@ -16,7 +16,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Featurizer": "adapters.featurizer",
     "HeadClassifier": "adapters.head_classifier",
+    "VectorDataset": "adapters.vector_dataset",
     "augment": "stages.cache.augment",
     "backbones": "stages.looking.backbones",
     "baselines": "stages.heads.baselines",

@@ -1,7 +1,9 @@
 """The public functions with their types, for editors and type checkers. At run time
 `__init__.py` imports each one when it is first used."""
 
+from featurecache.adapters.featurizer import Featurizer as Featurizer
 from featurecache.adapters.head_classifier import HeadClassifier as HeadClassifier
+from featurecache.adapters.vector_dataset import VectorDataset as VectorDataset
 from featurecache.images.datasets import open_dataset as open_dataset
 from featurecache.stages.cache.augment import augment as augment
 from featurecache.stages.cache.diff import diff as diff

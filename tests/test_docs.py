@@ -37,7 +37,7 @@ from tests.space_folders import folder_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("pipelines/**/*.md")])
-ADAPTER_SECTIONS = ("Heads in scikit-learn",)
+ADAPTER_SECTIONS = ("Heads in scikit-learn", "Images in a pipeline", "Vectors in torch")
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
