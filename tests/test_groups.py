@@ -12,6 +12,8 @@ from PIL import Image
 
 import featurecache
 from featurecache.errors import BadInput, DamagedRun
+from featurecache.heads import baseline_heads, default_training
+from featurecache.heads.logistic import PARTS, choose_penalty, parts_of
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import split_items
 from featurecache.images.datasets import open_dataset
@@ -139,3 +141,47 @@ def test_vectors_and_heads_know_the_groups(
     Path(run, "run.json").write_text(json.dumps(record))
     with pytest.raises(DamagedRun, match=r"data\.columns: not path_column"):
         featurecache.evaluate(run)
+
+
+def test_a_head_is_chosen_on_whole_groups() -> None:
+    labels = np.repeat([0, 1, 2], 40)
+    groups = np.arange(120) // 4
+    numbers = parts_of(labels, 3, groups)
+    assert sorted(set(numbers)) == list(range(PARTS))
+    assert all(len(set(numbers[groups == group])) == 1 for group in range(30))
+    assert all((labels[numbers == part] == 1).sum() in (8, 9, 7) for part in range(PARTS))
+    two = parts_of(labels, 3, np.arange(120) % 2)
+    assert set(two) == {PARTS - 2, PARTS - 1}  # the last is the one that is held out
+    with pytest.raises(BadInput, match="all training images are of one group"):
+        parts_of(labels, 3, np.zeros(120, np.int64))
+    # Vectors say which group an image is of and nothing of its class, which is the group's. Parts
+    # that split groups would be classified perfectly.
+    own_group = RNG.permutation(30).repeat(4)
+    x = np.eye(30, dtype=np.float32)[own_group]
+    y = RNG.integers(0, 2, 30)[own_group]
+    assert choose_penalty(x, y, 2).top1 == 1
+    assert choose_penalty(x, y, 2, parts_of(y, 2, own_group)).top1 < 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+def test_the_default_head_and_its_baseline_are_chosen_on_whole_groups(
+    table: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(table, group_column="patient")
+    cache, backbone = tmp_path / "cache", tiny["backbone"]
+    featurecache.featurize(dataset, **tiny | {"cache": cache})
+    calls: list[Any] = []
+
+    def recorded(y: np.ndarray, classes: int, groups: np.ndarray | None = None) -> np.ndarray:
+        calls.append(groups)
+        return parts_of(y, classes, groups)
+
+    for module in (default_training, baseline_heads):
+        monkeypatch.setattr(module, "parts_of", recorded)
+    options: dict[str, Any] = {"cache": cache, "runs": tmp_path / "runs", "backbone": backbone}
+    run = featurecache.train_head(data=dataset, **options).run
+    # Five patients are trained on; the validation has the sixth.
+    assert [len(set(groups)) for groups in calls] == [5, 5]
+    assert featurecache.train_head(data=table, **options).run != run
+    assert calls[2:] == [None, None]

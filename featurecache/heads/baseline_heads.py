@@ -12,7 +12,7 @@ import numpy as np
 from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.heads.defaults import BASELINE, VALIDATED, logistic_schedule
-from featurecache.heads.logistic import choose_penalty
+from featurecache.heads.logistic import choose_penalty, parts_of
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.training import train
@@ -58,12 +58,16 @@ def train_baseline(
     for array in (labels, *(side for pair in pairs for side in pair)):
         digest.update(np.ascontiguousarray(array).data)
     has_final = (run / VALIDATED).is_dir()
+    if any(training_set.groups):
+        digest.update("\0".join(training_set.groups).encode())
     identity = keys.digest([_VERSION, digest.hexdigest(), list(training_set.classes), has_final])
     folder = run / BASELINE if shared is None else shared / identity[:16]
     done = folder / "head.json"
     if not done.is_file():
         (first, _), *_ = pairs
-        penalty = choose_penalty(vectors[first], labels[first], classes)
+        groups = training_set.group_numbers(first)
+        part_numbers = parts_of(labels[first], classes, groups)
+        penalty = choose_penalty(vectors[first], labels[first], classes, part_numbers)
         solved = logistic_schedule(schedule, {view: 1.0}, penalty.standardise, penalty.weight_decay)
         baseline_set = replace(training_set, identity=identity, pairs=pairs)
         if has_final:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.heads.defaults import VALIDATED, CandidateRow, logistic_schedule, mixture
-from featurecache.heads.logistic import Penalty, choose_penalty, first_part
+from featurecache.heads.logistic import PARTS, Penalty, choose_penalty, parts_of
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.training import train
 from featurecache.heads.training_results import Trained
@@ -106,8 +106,10 @@ def _choose(
     views = list(network.phases[0].views)
     view = network.validation.view
     clean = view if view in views else views[0]
-    penalty = choose_penalty(_array(training_set, clean)[rows], labels, classes)
-    test_rows = first_part(labels, classes)
+    part_numbers = parts_of(labels, classes, training_set.group_numbers(rows))
+    penalty = choose_penalty(_array(training_set, clean)[rows], labels, classes, part_numbers)
+    test_rows = part_numbers == PARTS - 1
+    test_rows &= np.isin(labels, labels[~test_rows])  # a class of one group can't be tested
     if not test_rows.any():  # the penalty was chosen on other parts
         schedule = _with_penalty(network, {clean: 1.0}, penalty)
         return [

@@ -15,6 +15,21 @@ from featurecache.heads.schedules import Schedule
 Index = npt.NDArray[np.int64]
 
 
+def group_parts(groups: Index, labels: Index, parts: int) -> Index:
+    """(N,) the number of the part that each row is in, of at most `parts` with about the same share
+    of each class. The last part is never empty. Raises BadInput if all rows are of one group."""
+    count = min(parts, len(np.unique(groups)), int(np.bincount(labels).max()))
+    if count < 2:
+        raise BadInput(
+            "all training images are of one group, so none can be held out to choose a head on; "
+            "add groups, leave --group-column out, or give a --schedule"
+        )
+    numbers = np.empty(len(groups), np.int64)
+    for number, (_, rows) in enumerate(_folds(groups, labels, count, 0), start=parts - count):
+        numbers[rows] = number
+    return numbers
+
+
 def split_groups(
     groups: Index, labels: Index, schedule: Schedule, classes: Sequence[str]
 ) -> list[tuple[Index, Index]]:
@@ -25,8 +40,6 @@ def split_groups(
     (scikit-learn's StratifiedGroupKFold); a fraction is one of 1 / fraction such folds. Raises
     BadInput if a class is in too few groups to be on both sides.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     fraction, folds = schedule.validation.fraction, schedule.validation.folds
     if folds is None:
         if fraction is None:
@@ -44,11 +57,7 @@ def split_groups(
                 "of the dataset"
             )
     folds = min(folds, len(np.unique(groups)))
-    cut = StratifiedGroupKFold(folds, shuffle=True, random_state=schedule.seed)
-    with warnings.catch_warnings():
-        # A class with fewer images than folds is a warning, and missing from some validations.
-        warnings.simplefilter("ignore", UserWarning)
-        pairs = list(cut.split(np.zeros(len(groups)), labels, groups))
+    pairs = _folds(groups, labels, folds, schedule.seed)
     if schedule.validation.folds is not None:
         return pairs
     # The fold whose size is nearest to the fraction, of those that leave each class on both sides.
@@ -61,3 +70,14 @@ def split_groups(
         )
     wanted = len(labels) * float(fraction or 0)
     return [min(both, key=lambda pair: abs(len(pair[1]) - wanted))]
+
+
+def _folds(groups: Index, labels: Index, count: int, seed: int) -> list[tuple[Index, Index]]:
+    """The training and validation row numbers of stratified folds that keep groups whole."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    cut = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer images than folds is a warning, and missing from some validations.
+        warnings.simplefilter("ignore", UserWarning)
+        return list(cut.split(np.zeros(len(groups)), labels, groups))

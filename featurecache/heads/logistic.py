@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.errors import BadInput
+from featurecache.heads.group_splits import group_parts
 
 Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -26,7 +27,7 @@ Mask = npt.NDArray[np.bool_]
 DECAYS = 10.0 ** np.arange(0.0, -6.0, -1.0)
 MAX_STEPS = 300  # of lbfgs; beyond it the accuracy on held-out rows no longer changed
 _PATIENCE = 2  # decays in a row that must do worse before weaker ones are not tried any more
-_PARTS = 5  # of the rows of each class; one is held out
+PARTS = 5  # of the rows of each class; one is held out
 _SMALL = 1 << 30  # products per step, below which several threads wait for each other
 # Products per step up to which every part is held out once; above it only the first.
 _CHEAP = 1 << 28
@@ -104,25 +105,29 @@ class Solver:
         return Solution(weight.astype(np.float32), bias.astype(np.float32), converged)
 
 
-def choose_penalty(X: Vectors, y: Labels, classes: int) -> Penalty:
+def choose_penalty(
+    X: Vectors, y: Labels, classes: int, part_numbers: Labels | None = None
+) -> Penalty:
     """Choose the weight decay, and whether to standardise, on held-out parts of these rows.
 
     A fifth of each class is held out, each fifth once; of many rows only one fifth. Of still more
     rows a part chooses the scaling, and the strongest decay that is tried on all of them. Decays
-    are lowered until the accuracy drops. Rows must be different images. Raises BadInput if there
-    are too few to hold one out.
+    are lowered until the accuracy drops. Rows must be different images. `part_numbers` (N,) are the
+    fifths, by default those of `parts_of`. Raises BadInput if there are too few to hold one out.
     """
     order = _rank_in_class(y, classes)
+    if part_numbers is None:
+        part_numbers = order % PARTS
     scalings: tuple[bool, ...] = (True, False)
     decays: npt.NDArray[np.floating] = DECAYS
     if X.size * classes > _MAX_PRODUCTS:
         # The first rows of each class choose the scaling and where to begin: with more rows the
         # best decay is lower.
-        subset = order < max(2 * _PARTS, int(_MAX_PRODUCTS / (X.shape[1] * classes**2)))
+        subset = order < max(2 * PARTS, int(_MAX_PRODUCTS / (X.shape[1] * classes**2)))
         if not subset.all():
-            start = choose_penalty(X[subset], y[subset], classes)
+            start = choose_penalty(X[subset], y[subset], classes, part_numbers[subset])
             scalings, decays = (start.standardise,), start.decay * _LOWER
-    parts = [order % _PARTS == part for part in range(_PARTS - 1, -1, -1)]
+    parts = [part_numbers == part for part in range(PARTS - 1, -1, -1)]
     if X.size * classes > _CHEAP:
         parts = parts[:1]
     parts = [
@@ -139,10 +144,13 @@ def choose_penalty(X: Vectors, y: Labels, classes: int) -> Penalty:
     return best
 
 
-def first_part(y: Labels, classes: int) -> Mask:
-    """(N,) the rows that are held out where only one part is: about a fifth of each class."""
-    test_rows: Mask = _rank_in_class(y, classes) % _PARTS == _PARTS - 1
-    return test_rows
+def parts_of(y: Labels, classes: int, groups: Labels | None = None) -> Labels:
+    """(N,) the number of the fifth that each row is in; each has about a fifth of each class. Where
+    only one fifth is held out, it is the last. Rows with the same number in `groups` (N,) are in
+    the same fifth. Raises BadInput if all are of one group."""
+    if groups is not None:
+        return group_parts(groups, y, PARTS)
+    return _rank_in_class(y, classes) % PARTS
 
 
 def _path(

@@ -14,6 +14,7 @@ from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.streams import Stream
+from featurecache.items import group_numbers
 
 if TYPE_CHECKING:
     from featurecache.heads.epochs import Job
@@ -34,7 +35,8 @@ class TrainingSet:
     the vectors, which are not hashed here; the keys of their spaces do, for example. `pairs` are
     the (training, validation) row numbers for `validation: {split: ...}`; None means that
     `split_items` makes them by the schedule. With `is_final` the validation rows may be training
-    rows too: the head is trained on all of them, and its validation measures nothing.
+    rows too: the head is trained on all of them, and its validation measures nothing. `groups` are
+    the names of the rows' groups, which splits keep whole; "" is none.
     """
 
     vectors: Mapping[str, Vectors]
@@ -44,6 +46,14 @@ class TrainingSet:
     identity: str
     pairs: Sequence[tuple[Index, Index]] | None = None
     is_final: bool = False
+    groups: Sequence[str] = ()
+
+    def group_numbers(self, rows: Index) -> Index | None:
+        """A number for each of these rows, the same for a group and for copies of an image; None
+        without groups."""
+        if not any(self.groups):
+            return None
+        return group_numbers(self.items[rows], [self.groups[row] for row in rows])
 
     def folds(self, schedule: Schedule) -> list[tuple[Index, Index]]:
         """The training and validation row numbers of each fold. Training rows whose item is also a
@@ -57,7 +67,7 @@ class TrainingSet:
         self._check_vectors(schedule)
         pairs = self.pairs
         if pairs is None:
-            pairs = split_items(self.items, self.labels, schedule, self.classes)
+            pairs = split_items(self.items, self.labels, schedule, self.classes, self.groups)
         if self.is_final:
             return list(pairs)
         pairs = checked_pairs(pairs, self.items, self.labels, schedule, self.classes)

@@ -97,6 +97,7 @@ class TrainingData:
             classes=self.dataset.classes,
             identity=identity,
             pairs=pairs,
+            groups=[row.group for row in self.rows],
         )
 
     def space_names(self) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ from featurecache.runs.record import (
     write_run,
 )
 from featurecache.runs.sources import source_fields
-from featurecache.runs.training_data import load_training_data
+from featurecache.runs.training_data import TrainingData, load_training_data
 from featurecache.runs.training_warnings import destructive_views, phase_warnings
 from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
 from featurecache.stages.heads.shared_options import ResolvedOptions, SharedOptions, resolve_options
@@ -169,7 +169,7 @@ def train_head(
     }
     # Windows change the order of the rows, and so the training.
     windows = {} if training.window is None else {"window": training.window}
-    recipe = {"default": DEFAULTS} if is_open else {}
+    recipe = _recipe(training) if is_open else {}
     vectors = training.vector_hashes()
     identity = keys.digest({**described, "vectors": vectors, **windows, **recipe})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
@@ -268,6 +268,13 @@ def _separate(options: TrainingOptions) -> tuple[ResolvedOptions, Overrides]:
     shared = {name: v for name, v in options.items() if name in SharedOptions.__annotations__}
     overrides = {name: v for name, v in options.items() if name in Overrides.__annotations__}
     return resolve_options(cast(SharedOptions, shared), "train_head"), cast(Overrides, overrides)
+
+
+def _recipe(training: TrainingData) -> dict[str, int]:
+    """How a head is chosen without a schedule, for the identity of the run."""
+    # Earlier runs of grouped images were chosen without regard to the groups.
+    has_groups = any(row.group for row in training.rows)
+    return {"default": DEFAULTS} | ({"groups": 1} if has_groups else {})
 
 
 def _write_schedule(run: Path, schedule: dict[str, Any]) -> None:
