@@ -16,48 +16,60 @@ import click
 
 from featurecache import __version__
 from featurecache.commands import cache, heads, looking, recipes, study, terminal
+from featurecache.commands.spinner import spinner
 from featurecache.errors import FeatureCacheError, FeatureCacheWarning, is_out_of_memory
 from featurecache.storage.local import working_folder
 from featurecache.text import one_line
 
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Look": (
+        looking.inspect,
+        looking.policies,
+        looking.backbones,
+        looking.list_runs,
+        looking.doctor,
+    ),
+    "Cache": (
+        cache.plan,
+        cache.augment,
+        cache.featurize,
+        cache.list_spaces,
+        cache.why,
+        cache.export,
+        cache.index,
+        cache.verify,
+        cache.retry,
+        cache.diff,
+        cache.gc,
+    ),
+    "Train and predict": (heads.train_head, heads.predict, heads.submit),
+    "Measure": (heads.evaluate, heads.ensemble, heads.baselines, heads.worth, looking.report),
+    "Study": (study.study,),
+    "Recipes": (recipes.quickstart, recipes.run),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Program(click.Group):
+    """The commands, listed by what one does with them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(str(name)) for name in self.commands)
+        limit = formatter.width - 6 - width
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                rows = [(f"{c.name:{width}}", c.get_short_help_str(limit)) for c in commands]
+                formatter.write_dl(rows)
+
+
+@click.group(
+    cls=_Program,
+    commands=[command for commands in SECTIONS.values() for command in commands],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="featurecache")
 def cli() -> None:
     """Augment once, run the frozen network once, keep the vector; train heads in seconds."""
     working_folder()  # before each command, except for --help
-
-
-for command in (
-    cache.augment,
-    cache.featurize,
-    cache.plan,
-    cache.why,
-    cache.list_spaces,
-    cache.verify,
-    cache.retry,
-    cache.diff,
-    cache.gc,
-    cache.export,
-    heads.train_head,
-    heads.worth,
-    heads.evaluate,
-    heads.ensemble,
-    heads.baselines,
-    heads.submit,
-    heads.predict,
-    recipes.run,
-    recipes.quickstart,
-    looking.inspect,
-    cache.index,
-    looking.policies,
-    looking.backbones,
-    looking.doctor,
-    looking.report,
-    looking.list_runs,
-    study.study,
-):
-    cli.add_command(command)
 
 
 _MAX_CLEANUP = 8  # seconds that an interrupted command has to clean up
@@ -90,7 +102,7 @@ def _stop(number: int, _frame: object) -> None:
 
 def _leave(code: int) -> None:
     if sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
+        os.write(2, b"\r\x1b[K\x1b[?25h")  # a spinner, or a progress bar that hides the cursor
     os._exit(code)
 
 
@@ -108,9 +120,15 @@ def main() -> None:
     debug = "--debug" in sys.argv
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     terminal.prepare_streams()
+    if "--quiet" not in sys.argv:
+        terminal.start_spinner()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    sys.exit(_flush_output(_exit_code(debug)))
+    try:
+        code = _flush_output(_exit_code(debug))
+    finally:
+        spinner.before_output(is_result=True)
+    sys.exit(code)
 
 
 def _exit_code(debug: bool) -> int:

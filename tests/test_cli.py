@@ -256,6 +256,10 @@ def test_version_and_help(call: Callable[..., Ended]) -> None:
     )
     shown = call("--help").out
     assert all(f"  {name} " in shown for name in commands.split())
+    listed = [name for section in cli.SECTIONS.values() for name in section]
+    assert len(listed) == len(set(listed)) == len(cli.cli.commands)
+    for group in ("", "study", "policies"):
+        assert "..." not in call(*group.split(), "--help").out.partition("[ARGS]...")[2]
 
 
 # ---- bad input: exit 2, one line, said before any work ----

@@ -162,6 +162,36 @@ def test_the_program_on_a_code_page(tmp_path, encoding):
     assert rb"nowhere-\u732b: no such file" in refused.stderr
 
 
+WAIT = """
+import sys, time
+from featurecache.commands import terminal
+from featurecache.commands.progress import open_progress
+
+terminal.prepare_streams()
+terminal.start_spinner()
+time.sleep(0.6)
+print("a note", file=sys.stderr)
+time.sleep(0.6)
+show = open_progress(False)
+show(0, 2, "loading")
+time.sleep(0.6)
+show(2, 2, "loading")
+print("the result", flush=True)
+time.sleep(0.6)
+"""
+
+
+@pytest.mark.slow
+def test_a_silent_terminal_has_a_spinner_until_the_result() -> None:
+    sent = on_terminal(WAIT, 80)
+    before, _, after = sent.partition("the result")
+    first, _, second = before.partition("a note")
+    second, _, bar = second.partition("loading")
+    for part in (first, second):
+        assert re.search(r"[|/\\-] working, \d s", part) and part.count("\x1b[K") >= 2
+    assert first.endswith("\r\x1b[K") and "working" not in bar + after
+
+
 TABLES = """
 from featurecache.commands import terminal
 

@@ -36,7 +36,10 @@ from featurecache.text import counted
     "debug",
 )
 def augment(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
-    """Store the pictures of views in the cache, lossless; `featurize` then includes them."""
+    """Store the pictures of views in the cache, lossless.
+
+    `featurize` then includes them.
+    """
     from featurecache.stages.cache.augment import augment
 
     result = augment(**arguments, progress=open_progress(quiet))
@@ -96,7 +99,10 @@ def featurize(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) 
     "debug",
 )
 def plan(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Show what `featurize` would compute: hits, misses, disk space and time (from a probe)."""
+    """Show what `featurize` would compute, and what it would cost.
+
+    Hits, misses, disk space, and the time, which a short probe measures.
+    """
     from featurecache.stages.cache.plan import plan
 
     result = plan(**arguments, progress=open_progress(quiet))
@@ -112,7 +118,7 @@ def plan(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.command()
 @options("backbone", "policy", "data", "cache", *COMPUTING, "seed", "json", "debug")
 def why(as_json: bool, **arguments: Any) -> None:
-    """Explain why `featurize` with these arguments would miss: the field that differs."""
+    """Explain why `featurize` would miss: the field that differs."""
     from featurecache.stages.cache.why import why
 
     rows = why(**arguments)
@@ -130,7 +136,10 @@ def why(as_json: bool, **arguments: Any) -> None:
 @click.option("--out", required=True, metavar="FILE.parquet", help="The file to write.")
 @options("allow_failed", "json", "quiet", "debug")
 def index(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
-    """List and hash a dataset once: `--data FILE.parquet` then starts at once, anywhere."""
+    """List and hash a dataset once, for a quick start anywhere.
+
+    Then pass the file: --data FILE.parquet.
+    """
     from featurecache.stages.cache.index import index
 
     result = index(**arguments, progress=open_progress(quiet))
@@ -191,7 +200,10 @@ def list_spaces(cache: str, as_json: bool) -> None:
 )
 @options("weights", "engine", "json", "quiet", "debug")
 def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
-    """Hash every shard and compare it with its record; exit 1 if a bad one remains."""
+    """Hash every shard and compare it with its record.
+
+    Exits 1 if a bad shard remains.
+    """
     from featurecache.stages.cache.verify import verify
 
     result = verify(**arguments, progress=open_progress(quiet))
@@ -238,7 +250,7 @@ def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
 @click.command()
 @options("data", "cache", "weights", "engine", "allow_failed", "json", "quiet", "debug")
 def retry(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
-    """Decode failed images again, and add the rows of those that now succeed."""
+    """Decode failed images again, and add the rows that succeed."""
     from featurecache.stages.cache.retry import retry
 
     result = retry(**arguments, progress=open_progress(quiet))
@@ -254,7 +266,10 @@ def retry(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> i
 @click.argument("b")
 @options("json", "quiet", "debug")
 def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
-    """Compare the rows of caches A and B: missing, extra, drift; exit 1 if they differ."""
+    """Compare the rows of caches A and B: missing, extra, drift.
+
+    Exits 1 if they differ.
+    """
     from featurecache.stages.cache.diff import diff
 
     comparisons = diff(a, b, progress=open_progress(quiet))
@@ -291,7 +306,7 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
 @click.option("--force", is_flag=True, help="Also delete spaces that a run was trained on.")
 @options("json", "quiet", "debug")
 def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """List the spaces that match all criteria; with --delete, delete them."""
+    """List the spaces that match all criteria, or delete them."""
     from featurecache.stages.cache.gc import absent_names, gc
 
     absent = absent_names(arguments["cache"], arguments["policy"], arguments["backbone"])

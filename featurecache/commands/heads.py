@@ -83,7 +83,7 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option("--seeds", type=int, default=5, show_default=True, help="Trainings per variant.")
 @options("runs", "device", "json", "quiet", "debug")
 def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Was the augmentation worth it? Compares heads trained with and without it.
+    """Compare heads trained with and without augmentation.
 
     With --view: also trains the schedule with each of these policies in place of its own.
     """
@@ -185,7 +185,10 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
 @options("json", "quiet", "debug")
 def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Evaluate the heads in RUNS together: mean, vote and stack, beside each member."""
+    """Evaluate the heads in RUNS together, beside each member.
+
+    Their mean, their vote, and a stack.
+    """
     from featurecache.stages.heads.ensemble import ensemble
     from featurecache.stages.heads.evaluate import SCORES
 
@@ -220,7 +223,10 @@ def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
     "debug",
 )
 def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Evaluate ridge, logistic regression and k-NN on cached vectors: what a head has to beat."""
+    """Evaluate ridge, logistic regression and k-NN on vectors.
+
+    What a head has to beat.
+    """
     from featurecache.stages.heads.baselines import baselines
 
     result = baselines(**arguments, progress=open_progress(quiet))
@@ -240,7 +246,7 @@ def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
 @options("allow_failed", "json", "quiet", "debug")
 def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
-    """Write the predictions of RUNS, averaged, for a split without labels."""
+    """Write the averaged predictions of RUNS for a test split."""
     from featurecache.stages.heads.submit import submit
 
     result = submit(**arguments, progress=open_progress(quiet))
@@ -264,7 +270,10 @@ def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> 
 @click.option("--out", metavar="FILE", help="Write the predictions to this CSV file.")
 @options("engine", "allow_failed", "json", "quiet", "debug")
 def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
-    """Print the most probable classes of FILES (also folders and patterns), by the head in RUN."""
+    """Predict the classes of images by the head in RUN.
+
+    FILES are images, folders or patterns.
+    """
     from featurecache.stages.heads.predict import predict
 
     results = predict(run, **arguments)

@@ -16,7 +16,7 @@ from featurecache.commands.setting_options import setting
 @click.command()
 @options("data", "json", "quiet", "debug")
 def inspect(data: str, as_json: bool, quiet: bool) -> None:
-    """Show the content of a dataset: counts per split and class, sizes, unreadable files."""
+    """Count images per split and class, and find unreadable files."""
     from featurecache.stages.looking.inspect import inspect
 
     result = inspect(data, progress=open_progress(quiet))
@@ -53,7 +53,7 @@ def inspect(data: str, as_json: bool, quiet: bool) -> None:
 @options("json", "debug")
 @click.pass_context
 def policies(context: click.Context, as_json: bool) -> None:
-    """List the policies; `show NAME` prints one, `preview NAME` draws it."""
+    """List the augmentation policies, print one, or draw it."""
     from featurecache.stages.looking.policies import policies
 
     if context.invoked_subcommand is None:
@@ -97,7 +97,7 @@ MAX_FOUND = 20  # rows of a search that the table shows
 @click.option("--layers", metavar="NAME", help="List the layers of a network instead.")
 @options("json", "debug")
 def backbones(as_json: bool, word: str | None, layers: str | None) -> None:
-    """List the named backbones, or the networks of timm whose name contains WORD."""
+    """List the named backbones, or timm's networks named like WORD."""
     from featurecache.stages.looking.backbones import backbones
 
     rows = backbones(layers, search=word)
@@ -152,7 +152,10 @@ def doctor(cache: str, as_json: bool) -> int:
 )
 @options("json", "debug")
 def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
-    """List the runs in FOLDER (default: runs) with their validation results, best first."""
+    """List runs with their validation results, best first.
+
+    Those below FOLDER; without it, below `runs` or the folder of the settings.
+    """
     from featurecache.stages.looking.runs import list_runs
 
     folder = folder or setting("runs") or "runs"
@@ -200,7 +203,10 @@ def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
 )
 @options("json", "quiet", "debug")
 def report(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Write the results of RUNS to one HTML file that needs no network."""
+    """Write the results of RUNS to one HTML file.
+
+    It needs no network.
+    """
     from featurecache.stages.looking.report import report
 
     result = report(**arguments, progress=open_progress(quiet))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import time
 from typing import Any
 
+from featurecache.commands.spinner import spinner
+from featurecache.commands.terminal import can_redraw
 from featurecache.executors import Progress, silent
 
 LINE_EVERY = 10.0  # seconds between lines when stderr is not a terminal
@@ -18,8 +19,7 @@ def open_progress(quiet: bool) -> Progress:
     """A bar with rate and remaining time on a terminal, else a plain line every ten seconds."""
     if quiet:
         return silent
-    moves = os.environ.get("TERM", "") not in ("dumb", "unknown")  # which cannot redraw
-    return _Bar() if sys.stderr.isatty() and moves else _Lines()
+    return _Bar() if can_redraw() else _Lines()
 
 
 class _Lines:
@@ -90,7 +90,9 @@ class _Bar:
         if kind != self._what:
             self._what = kind
             self._task = self._progress.add_task(what, total=total or None)
+            spinner.is_paused = True
             self._progress.start()
         self._progress.update(self._task, completed=done, total=total or None, description=what)
         if done >= total > 0:
             self._progress.stop()
+            spinner.is_paused = False

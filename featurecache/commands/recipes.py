@@ -20,7 +20,10 @@ from featurecache.commands.setting_options import setting
 @click.option("--runs", metavar="DIR", help="Overrides the folder for runs in the recipe.")
 @options("engine", "workers", "device", "allow_failed", "json", "quiet", "debug")
 def run(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
-    """Run the steps of RECIPE, except for finished work, and print one table."""
+    """Run the steps of RECIPE, and print one table.
+
+    Finished work is not repeated.
+    """
     from featurecache.stages.recipes.recipe_file import read_recipe
     from featurecache.stages.recipes.run import run
 
@@ -42,7 +45,10 @@ def run(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int
 @click.command()
 @options("cache", "workers", "runs", "json", "quiet", "debug")
 def quickstart(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Try the whole product on scikit-learn's digits, offline, in a minute or two."""
+    """Try everything on scikit-learn's digits, offline.
+
+    It takes a minute or two.
+    """
     from featurecache.stages.recipes.quickstart import quickstart
 
     result = quickstart(**arguments, progress=open_progress(quiet))

@@ -14,7 +14,7 @@ from featurecache.commands.progress import open_progress
 
 @click.group()
 def study() -> None:
-    """Study vectors, networks and policies: figures, with their numbers."""
+    """Draw figures of vectors, networks and policies."""
 
 
 OUT = click.option(
@@ -41,7 +41,10 @@ SPLIT = click.option("--split", default="train", show_default=True, help="A labe
 @OUT
 @options("seed", *CACHED, "json", "quiet", "debug")
 def pca(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """How many principal components retain the variance of pixels (and of vectors: --backbone)."""
+    """Count the components that retain the variance of pixels.
+
+    With --backbone, also of vectors.
+    """
     from featurecache.stages.studies.pca import study_pca
 
     _print(study_pca(**arguments, progress=open_progress(quiet)), as_json)
@@ -84,7 +87,7 @@ def pca(as_json: bool, quiet: bool, **arguments: Any) -> None:
 )
 @options(*CACHED, "json", "quiet", "debug")
 def tsne(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Embed the vectors of some classes in two dimensions, with their images."""
+    """Embed the vectors of some classes in two dimensions."""
     from featurecache.stages.studies.tsne import study_tsne
 
     _print(study_tsne(**arguments, progress=open_progress(quiet)), as_json)
@@ -107,7 +110,7 @@ def tsne(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @OUT
 @options("seed", *CACHED, "json", "quiet", "debug")
 def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """How far views move vectors, and which images they break most."""
+    """Measure how far views move vectors, and which images break."""
     from featurecache.stages.studies.drift import study_drift
 
     _print(study_drift(**arguments, progress=open_progress(quiet)), as_json)
@@ -124,7 +127,7 @@ def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @OUT
 @options("weights", "engine", *CACHED, "json", "quiet", "debug")
 def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """The cached images whose vectors are nearest to the vector of IMAGE."""
+    """Show the images whose vectors are nearest to that of IMAGE."""
     from featurecache.stages.studies.neighbours import study_neighbours
 
     _print(study_neighbours(**arguments, progress=open_progress(quiet)), as_json)
@@ -179,7 +182,10 @@ def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @OUT
 @options("json", "quiet", "debug")
 def saliency(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Which pixels the heads in RUNS use: maps of the class score, with the boxes."""
+    """Draw which pixels the heads in RUNS use.
+
+    Maps of the class score, with the boxes.
+    """
     from featurecache.stages.studies.saliency import study_saliency
 
     result = study_saliency(**arguments, progress=open_progress(quiet))
@@ -204,7 +210,7 @@ def saliency(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @OUT
 @options("json", "debug")
 def filters(as_json: bool, **arguments: Any) -> None:
-    """Draw the filters of the first and last convolution of a network."""
+    """Draw the filters of the first and the last convolution."""
     from featurecache.stages.studies.filters import study_filters
 
     result = study_filters(**arguments)

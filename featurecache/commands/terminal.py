@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from featurecache.commands.spinner import spinner
 from featurecache.text import printable as printable
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class _Output(io.TextIOWrapper):
         self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
+        spinner.before_output(is_result=self.number == 1)
         try:
             return super().write(text)
         except OSError as error:
@@ -67,6 +69,17 @@ def prepare_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
         elif number and type(stream) is io.TextIOWrapper and stream.fileno() == number:
             setattr(sys, name, _Output(number, stream))
+
+
+def start_spinner() -> None:
+    """Show a spinner on a terminal while nothing else is shown."""
+    if can_redraw():
+        spinner.start()
+
+
+def can_redraw() -> bool:
+    """Whether standard error is a terminal that can redraw a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def lost_output() -> OSError | None:
