@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 import featurecache
 from featurecache.errors import BadInput, DamagedRun
@@ -17,6 +18,7 @@ from featurecache.heads.logistic import PARTS, choose_penalty, parts_of
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import split_items
 from featurecache.images.datasets import open_dataset
+from featurecache.images.layouts import indexes
 from featurecache.items import group_numbers
 from featurecache.lookup.labelled_rows import labelled_rows, rows_digest, training_rows
 
@@ -97,10 +99,28 @@ def test_a_group_in_two_splits_is_not_trained_on(table: Path) -> None:
     assert rows_digest(rows) != rows_digest(plain)
 
 
-def test_groups_that_are_refused(table: Path, tmp_path: Path) -> None:
+def test_an_index_holds_groups(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = open_dataset(table, group_column="patient")
-    with pytest.raises(BadInput, match="an index holds no groups"):
-        featurecache.index(dataset, out=tmp_path / "i.parquet")
+    monkeypatch.setattr(indexes, "_ROWS", 10)  # several row groups
+    featurecache.index(dataset, out=tmp_path / "i.parquet")
+    featurecache.index(table, out=tmp_path / "plain.parquet")
+    index = open_dataset(tmp_path / "i.parquet")
+    assert [*index] == [*dataset] and [*index.split("val")] == [*dataset.split("val")]
+    assert [*index[5:9]] == [*dataset][5:9] and index[-1].group == "p5"
+    assert not any(s.group for s in open_dataset(tmp_path / "plain.parquet"))
+    assert "group" not in parquet.read_schema(tmp_path / "plain.parquet").names
+    rows = labelled_rows(index, ["train", "val"])
+    assert rows_digest(rows) == rows_digest(labelled_rows(dataset, ["train", "val"]))
+    columns = parquet.read_table(tmp_path / "i.parquet")
+    numbers = columns.set_column(4, "group", [list(range(24))])
+    parquet.write_table(numbers, tmp_path / "n.parquet")
+    with pytest.raises(BadInput, match="column 'group' holds int64, expected text"):
+        open_dataset(tmp_path / "n.parquet")
+
+
+def test_groups_that_are_refused(table: Path) -> None:
     table.write_text("path,label,patient\n00.png,a,\n")
     with pytest.raises(BadInput, match="line 2: the group is empty"):
         open_dataset(table, group_column="patient")

@@ -5,12 +5,14 @@ With an index nothing is listed or hashed, and no Python object is made per imag
 the images are read (views.original), so no row of an image that changed since is stored.
 
 Columns: `id` and `split` (text), `label` (text; null only in split test), `item` (32 bytes), and
-`path` (text: relative to the file's folder, absolute, or a URL such as s3://…). Rows are in the
-order of a dataset: by split in the order train, val, test, then by id.
+`path` (text: relative to the file's folder, absolute, or a URL such as s3://…). A dataset with
+groups has `group` too (text; null for none). Rows are in the order of a dataset: by split in the
+order train, val, test, then by id.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,18 +28,43 @@ from featurecache.storage.stored_file import StoredFile
 from featurecache.text import one_line
 
 COLUMNS = ("id", "split", "label", "path", "item")
+GROUP = "group"  # a column that an index may have
 File = Path | StoredFile
 _ROWS = 1 << 17  # per row group
 
 
+class _Groups:
+    """The groups of N samples: `numbers` (N,) int32, positions in `names`."""
+
+    def __init__(self, count: int) -> None:
+        self.numbers = np.empty(count, np.int32)
+        self.names: list[str] = []
+        self._codes: dict[str | None, int] = {}
+
+    def add(self, start: int, column: Any) -> None:
+        """The groups of the samples from `start` on."""
+        for name in column.unique().to_pylist():
+            if name not in self._codes:
+                self._codes[name] = len(self.names)
+                self.names.append(name or "")
+        self.numbers[start : start + len(column)] = _numbers(column, self._codes)
+
+
 class Indexed(Sequence[Sample]):
-    """The samples of an index from position `start` on. Items, labels and splits are in memory;
-    names are read from the file when samples are accessed, one row group at a time."""
+    """The samples of an index from position `start` on. Items, labels, splits and groups are in
+    memory; names are read from the file when samples are accessed, one row group at a time."""
 
     def __init__(
-        self, file: _Names, labels: np.ndarray, splits: np.ndarray, items: Items, start: int = 0
+        self,
+        file: _Names,
+        labels: np.ndarray,
+        splits: np.ndarray,
+        items: Items,
+        start: int = 0,
+        groups: _Groups | None = None,
     ) -> None:
         self._file, self._start = file, start
+        self._groups = groups  # of the whole index
         self.labels = labels  # (N,) int32; -1 for none
         self.splits = splits  # (N,) int8, positions in SPLITS
         self.items = items
@@ -63,13 +90,21 @@ class Indexed(Sequence[Sample]):
             self.splits[rows],
             self.items[rows],
             self._start + start,
+            self._groups,
         )
 
     def __iter__(self) -> Iterator[Sample]:
         labels, splits = self.labels.tolist(), self.splits.tolist()
         names = self._file.between(self._start, self._start + len(self))
-        for (name, source), label, split in zip(names, labels, splits, strict=True):
-            yield Sample(name, None if label < 0 else label, SPLITS[split], source)
+        groups = self._group_names()
+        for (name, source), label, split, group in zip(names, labels, splits, groups, strict=True):
+            yield Sample(name, None if label < 0 else label, SPLITS[split], source, group=group)
+
+    def _group_names(self) -> Iterator[str]:
+        if self._groups is None:
+            return itertools.repeat("", len(self))
+        numbers = self._groups.numbers[self._start : self._start + len(self)]
+        return map(self._groups.names.__getitem__, numbers.tolist())
 
     def split(self, name: str) -> Sequence[Sample]:
         """The samples of one split, which are contiguous."""
@@ -147,8 +182,13 @@ def read_index(path: File) -> tuple[Indexed, tuple[str, ...]]:
         labels, splits = np.empty(count, np.int32), np.empty(count, np.int8)
         items = np.empty((count, 32), np.uint8)
         last, start = (-1, ""), 0
+        has_groups = GROUP in file.schema_arrow.names
+        in_memory = ["id", "split", "label", "item", *[GROUP] * has_groups]
+        groups = _Groups(count) if has_groups else None
         for group in range(names.groups):
-            table = file.read_row_group(group, columns=["id", "split", "label", "item"])
+            table = file.read_row_group(
+                group, columns=in_memory if groups is None else [*in_memory, GROUP]
+            )
             stop = start + len(table)
             columns = {name: table[name].combine_chunks() for name in table.column_names}
             lacking = [n for n in ("id", "split", "item") if columns[n].null_count]
@@ -160,6 +200,8 @@ def read_index(path: File) -> tuple[Indexed, tuple[str, ...]]:
             for name in columns["label"].unique().to_pylist():
                 codes.setdefault(name, len(codes))
             labels[start:stop] = _numbers(columns["label"], codes)
+            if groups is not None:
+                groups.add(start, columns[GROUP])
             item = columns["item"].cast(pa.binary(32))
             raw = np.frombuffer(item.buffers()[1], np.uint8, 32 * len(item), 32 * item.offset)
             items[start:stop] = raw.reshape(-1, 32)
@@ -182,13 +224,13 @@ def read_index(path: File) -> tuple[Indexed, tuple[str, ...]]:
     if trained.any() and not trained[labels[labels >= 0]].all():
         name = classes[int(labels[(labels >= 0) & ~trained[labels]][0])]
         raise BadInput(f"{path}: class {name!r} is not in split train")
-    return Indexed(names, labels, splits, Items(items)), tuple(classes)
+    return Indexed(names, labels, splits, Items(items), groups=groups), tuple(classes)
 
 
 def _check_columns(schema: Any, path: File) -> None:
     """Raise KeyError if a column is missing, BadInput if it does not hold text."""
     pa, _, _ = _arrow(path)
-    for name in COLUMNS[:4]:
+    for name in (*COLUMNS[:4], *({GROUP} & set(schema.names))):
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(
@@ -240,8 +282,9 @@ def write_index(
     `out` is the index's final path: paths below its folder are written relative to it. Raises
     BadInput, MissingExtra."""
     pa, _, pq = _arrow(out)
+    text_columns = [*COLUMNS[:4]] + [GROUP] * any(sample.group for sample in samples)
     schema = pa.schema(
-        [(name, pa.large_string()) for name in COLUMNS[:4]] + [("item", pa.binary(32))]
+        [(name, pa.large_string()) for name in text_columns] + [("item", pa.binary(32))]
     )
     folder = out.absolute().parent
     written = 0
@@ -252,7 +295,9 @@ def write_index(
             for sample, item in some:
                 if item is not None:
                     label = None if sample.label is None else classes[sample.label]
-                    rows.append((sample.id, sample.split, label, _path(sample, folder), item))
+                    texts = (sample.id, sample.split, label, _path(sample, folder))
+                    groups = (sample.group or None,) * (GROUP in text_columns)
+                    rows.append((*texts, *groups, item))
             columns = zip(*rows, strict=True) if rows else [[] for _ in schema]
             arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema), _ROWS)

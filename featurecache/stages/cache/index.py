@@ -25,8 +25,9 @@ class Index:
 
 
 def index(data: str | Path = "data", *, out: str | Path, progress: ProgressOption = False) -> Index:
-    """Write the dataset at `data` as a Parquet file: ids, labels, splits, paths, and the SHA-256 of
-    each image's bytes, which `--data FILE.parquet` then need not hash again. Raises BadInput.
+    """Write the dataset at `data` as a Parquet file: ids, labels, splits, groups, paths, and the
+    SHA-256 of each image's bytes, which `--data FILE.parquet` then need not hash again. Raises
+    BadInput.
     """
     progress = resolve_progress(progress)
     path = Path(out)
@@ -34,8 +35,6 @@ def index(data: str | Path = "data", *, out: str | Path, progress: ProgressOptio
         raise BadInput(f"{out}: the name of an index must end in .parquet")
     check_output(path)
     dataset = open_dataset(data)
-    if any(sample.group for sample in dataset.samples):
-        raise BadInput(f"{dataset}: an index holds no groups; use the dataset itself")
     items, unreadable = items_of(dataset.samples, progress, use_memos=False)
     durable.sweep(path.absolute().parent)
     with durable.temporary_file(path) as temporary, durable.errors_about(path):
