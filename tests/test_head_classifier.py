@@ -79,7 +79,7 @@ def test_a_schedule_trains_what_it_trains_elsewhere(tmp_path: Path) -> None:
     model = featurecache.HeadClassifier(folds, device="cpu").fit(X, y)
     classes, labels = np.unique(y, return_inverse=True)
     rows = TrainingSet(
-        vectors={"none": X}, labels=labels, items=head_classifier._items(X, None),
+        vectors={"none": X}, labels=labels, items=head_classifier._items(X),
         classes=classes.tolist(), identity="other",
     )  # fmt: skip
     same = train(rows, Schedule.model_validate({"backbone": "b", **folds}), tmp_path, device="cpu")
@@ -145,6 +145,8 @@ def test_rows_of_a_group_are_held_out_together(monkeypatch: pytest.MonkeyPatch) 
         params={"groups": groups}, error_score="raise",
     )  # fmt: skip
     assert scores.shape == (2,)
+    with pytest.raises(ValueError, match="all training images are of one group"):
+        featurecache.HeadClassifier().fit(X, y, ["a"] * 90)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         featurecache.HeadClassifier(SMALL).fit(X, y, groups[1:])
 

@@ -78,7 +78,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if len(self.classes_) < 2:
             raise BadRows("y has one class; a classifier needs at least two")
         try:
-            self._train(vectors, labels.astype(np.int64), _items(vectors, groups))
+            self._train(vectors, labels.astype(np.int64), _names_of(groups, vectors))
         except BadInput as error:
             raise BadRows(str(error)) from error
         return self
@@ -87,7 +87,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self,
         X: npt.NDArray[np.float32],
         labels: npt.NDArray[np.int64],
-        items: npt.NDArray[np.uint8],
+        groups: Sequence[str],
     ) -> None:
         names = [str(name) for name in self.classes_]
         schedule, is_open = self._resolved(len(X), len(names))
@@ -98,7 +98,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         training_set = TrainingSet(
             vectors={view: X},
             labels=labels,
-            items=items,
+            items=_items(X),
+            groups=groups,
             classes=names,
             identity="fit",
             pairs=[(all_rows, all_rows)] if is_final else None,
@@ -168,12 +169,15 @@ def _only_view(schedule: Schedule) -> str:
     return view
 
 
-def _items(X: npt.NDArray[np.float32], groups: npt.ArrayLike | None) -> npt.NDArray[np.uint8]:
-    """(N, 32) the hash of each row's group, or of the row."""
+def _names_of(groups: npt.ArrayLike | None, X: npt.NDArray[np.float32]) -> list[str]:
+    """The names of the rows' groups; none without groups."""
     if groups is None:
-        contents = [row.tobytes() for row in X]
-    else:
-        check_consistent_length(X, groups)
-        contents = [str(group).encode() for group in np.asarray(groups).tolist()]
-    digests = b"".join(hashlib.sha256(content).digest() for content in contents)
+        return []
+    check_consistent_length(X, groups)
+    return [f"group {group}" for group in np.asarray(groups).tolist()]
+
+
+def _items(X: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """(N, 32) the hash of each row."""
+    digests = b"".join(hashlib.sha256(row.tobytes()).digest() for row in X)
     return np.frombuffer(digests, np.uint8).reshape(-1, 32)

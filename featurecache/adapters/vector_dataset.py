@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class VectorDataset(TorchDataset[Row]):
         cache = Cache(options.get("cache", "data/cache"))
         opened = open_dataset(data)
         rows = labelled_rows(opened, [split], resolve_progress(options.get("progress", False)))
-        where = opened.root if isinstance(data, Dataset) else data
+        where: Any = data if isinstance(data, str | Path) else opened
         items = [row.item for row in rows]
         views = [_draws(name, seed, cache, choices, items, where) for name in names]
         spaces = [space for draws in views for parts in draws.values() for space in parts]
@@ -130,7 +130,7 @@ def _draws(
     data: str | Path,
 ) -> dict[str, list[Space]]:
     """The spaces of each draw that a name stands for, one per backbone. Raises NotCached."""
-    first = find_view(name, seed)
+    first = find_view(name, seed, cache.views)
     if first.policy is None or ViewName.parse(name).draw is not None:
         return spaces_of(cache, {name: first}, choices, items, data)
     policy = keys.digest(first.policy.key())

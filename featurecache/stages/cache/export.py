@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 
@@ -217,7 +217,7 @@ def _table(
     readable = [(s, i) for s, i in zip(samples, items, strict=True) if i is not None]
     wanted = {name: find_view(name, seed, cache.views) for name in views}
     known = [item for _, item in readable]
-    where = dataset.root if isinstance(data, Dataset) else data
+    where: Any = data if isinstance(data, str | Path) else dataset
     spaces = spaces_of(cache, wanted, choices, known, where)
     failed = {item for view in views for space in spaces[view] for item in space.failures(known)}
     decoded = [(sample, item) for sample, item in readable if item not in failed]
