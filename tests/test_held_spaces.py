@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
 
 from featurecache import keys
 from featurecache.errors import BadInput, NotCached
@@ -117,6 +120,57 @@ def test_settings_tell_apart_what_the_cache_holds_several_of(
         for crop in (0.5, 1.0)
     ]
     assert found[0].shape == found[1].shape == (48, 1280) and (found[0] != found[1]).any()
+
+
+@pytest.mark.slow
+def test_a_second_setting_breaks_no_command(
+    small_data: Path, tmp_path: Path, tiny: dict[str, Any], write_dataset: Callable[..., Path]
+) -> None:
+    """A setting that lacks some images does not count; of several, the model's default is taken."""
+    cache, name = tmp_path / "cache", tiny["backbone"]
+    some = write_dataset(tmp_path / "some", {"train/cat": 2})
+    featurize(some, policy="none", cache=cache, **tiny | {"input_size": 40})
+    featurize(small_data, policy="none", cache=cache, crop=0.5, **tiny)
+    wanted = {"data": small_data, "view": "none", "backbone": name, "cache": cache}
+    only = vectors(**wanted)[0]
+    assert (only == vectors(**wanted, crop=0.5)[0]).all()
+    featurize(small_data, policy="none", cache=cache, crop=1.0, **tiny)
+    with pytest.raises(BadInput, match=r"Choose one with --crop 0\.5 or --crop 1\.0, or in a sch"):
+        vectors(**wanted)
+    assert (only == vectors(**wanted, crop=0.5)[0]).all()
+    for setting in ({}, {"layer": "features"}, {"precision": "bf16"}):
+        featurize(small_data, policy="none", cache=cache, **tiny | setting)
+    exact = {"crop": 0.875, "layer": "pre_logits", "precision": "f32"}
+    assert (vectors(**wanted)[0] == vectors(**wanted, **exact)[0]).all()
+    featurize(small_data, policy="color_1", cache=cache, crop=0.5, **tiny)
+    both = vectors(**wanted | {"view": ["none", "color_1"]})[0]
+    assert (both[:48] == only).all() and len(both) == 96
+    with pytest.raises(NotCached, match=r"48 images of view color_2; compute them with"):
+        vectors(**wanted | {"view": "color_2"}, crop=0.5)
+
+
+def test_weights_are_told_apart_in_a_schedule(
+    small_data: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    cache, network = tmp_path / "cache", "test_efficientnet.r160_in1k"
+    setting = {**tiny, "backbone": network, "policy": "none", "cache": cache}
+    torch.manual_seed(0)
+    for number in range(2):
+        path = tmp_path / f"{number}.safetensors"
+        state = timm.create_model(network).state_dict()
+        safetensors.torch.save_file(state, path)
+        featurize(small_data, weights=path, **setting)
+    digests = [space.key["backbone"]["weights"] for space in Cache(cache).spaces()]
+    with pytest.raises(BadInput, match=r"differ in weights: .*Choose one in a schedule: ") as error:
+        vectors(small_data, "none", network, cache=cache)
+    for digest in digests:
+        assert f"{{name: {network}, weights: {digest[:12]}}}" in str(error.value)
+    featurize(small_data, weights="random", **setting)
+    wanted = schedule(tmp_path / "schedule.yaml")
+    named = f"{{name: {network}, weights: {digests[1][:12]}}}"
+    wanted.write_text(wanted.read_text().replace("efficientnet_lite0", named))
+    made = train_head(wanted, data=small_data, cache=cache, out=tmp_path / "run")
+    assert read_run(made.run).backbones[0]["key"]["weights"] == digests[1]
 
 
 def test_images_of_another_split_are_not_trained_on(

@@ -77,7 +77,10 @@ def run_argument(name: str, **keywords: Any) -> Callable[[Command], Command]:
 _COLUMNS = "featurecache.columns"  # the key in click's context
 
 # These options select among the cached vectors; an option that is absent matches all of them.
-_CACHED_HELP = "Selects vectors that were computed with it.  [default: any, if unambiguous]"
+_CACHED_HELP = (
+    "Selects vectors that were computed with it.  "
+    "[default: any that the cache holds for all images; if several, the model's own]"
+)
 
 SHARED: dict[str, Callable[[Any], Any]] = {
     "data": _data,

@@ -196,6 +196,23 @@ def _load(
     return module.eval().requires_grad_(False), notes
 
 
+def default_setting(name: str) -> dict[str, object]:
+    """The settings with which `featurize` computes the vectors of backbone `name` if no option is
+    given, as far as they can be told without loading the network or asking the hub."""
+    from featurecache.features.layers import MODEL_POOLING, PRE_LOGITS
+
+    default: dict[str, object] = {"layer": PRE_LOGITS, "pooling": MODEL_POOLING}
+    default["precision"] = "f32"
+    if ":" in name:
+        return default
+    try:
+        own = _preprocess(find_model(name), None, None, None)
+    except BadInput:  # a model without a default of its own
+        return default
+    fields = {"input_size": own.input_size, "crop": own.crop, "interpolation": own.interpolation}
+    return default | fields
+
+
 def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str, str]:
     """The layer and the pooling with defaults filled in, checked against backbone `name`.
 

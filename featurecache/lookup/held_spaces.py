@@ -12,7 +12,7 @@ import numpy as np
 
 from featurecache import keys
 from featurecache.errors import BadInput, NotCached
-from featurecache.features.backbones import check_layer
+from featurecache.features.backbones import check_layer, default_setting
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.features.timm_models import ALIASES, check_name
@@ -68,53 +68,87 @@ def held_spaces(
 ) -> dict[str, Space]:
     """For each view the space of the chosen backbone that holds all `items`.
 
-    The cache must hold exactly one setting of the backbone that matches the choice. That setting
-    gives the whole key of each space, and spaces are looked up by key alone (law 2, "The key says
-    everything that changes a vector"). Raises NotCached with the command that computes the missing
-    rows, BadInput if several settings match.
+    The choice is made among the settings of the backbone in the cache that match it and hold all
+    items in all views. Of several, the one with the model's defaults is taken. A setting gives the
+    whole key of each space, and spaces are looked up by key alone (law 2, "The key says everything
+    that changes a vector"). Raises NotCached with the command that computes the missing rows,
+    BadInput if several settings match and none is the default.
     """
     seed = max((view.seed for view in views.values()), default=0)  # of `none` it is 0
-    of_choice = fitting_spaces(cache.spaces(), choice, cache.root)
-    if not of_choice:
-        if choice.name not in ALIASES:
-            check_name(choice.name)
-        check_layer(choice.name, choice.layer, choice.pooling)
+    matches = _by_setting(cache.spaces(), choice)
+    if not matches:
+        if ":" not in choice.name:  # what timm does not know is not built for an error
+            if choice.name not in ALIASES:
+                check_name(choice.name)
+            check_layer(choice.name, choice.layer, choice.pooling)
         setting_options = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
         raise not_cached_error(
             cache, dict.fromkeys(views, items), choice.name, setting_options, seed, data
         )
-    setting = _settings(of_choice[0])
-    backbone = {name: value for name, value in setting.items() if name != "precision"}
-    # The stored name says where the weights came from; the name in the choice may not.
-    made_by = str(of_choice[0].backbone)
-    by_view = {
+    by_setting = [spaces_like(cache, views, spaces[0]) for spaces in matches]
+    lacking = [
+        {name: rows for name, space in by_view.items() if (rows := space.missing(items))}
+        for by_view in by_setting
+    ]
+    counts = [sum(map(len, gaps.values())) for gaps in lacking]
+    nearest = [n for n, count in enumerate(counts) if count == min(counts)]
+    chosen = _preferred([matches[n][0] for n in nearest], choice)
+    if len(chosen) > 1:
+        raise ambiguity(cache.root, choice, chosen)
+    number = next(n for n in nearest if matches[n][0] is chosen[0])
+    if lacking[number]:
+        setting, made_by = _settings(chosen[0]), str(chosen[0].backbone)
+        raise not_cached_error(cache, lacking[number], made_by, setting, seed, data)
+    return by_setting[number]
+
+
+def spaces_like(cache: Cache, views: Mapping[str, View], space: Space) -> dict[str, Space]:
+    """For each view the space, there or not, with the backbone and the setting of `space`."""
+    backbone, precision = space.key["backbone"], space.key["precision"]
+    # The stored name says where the weights came from; the name in a choice may not.
+    return {
         name: cache.space(
-            keys.vector_key(view.key(), backbone, setting["precision"]), view.name, made_by
+            keys.vector_key(view.key(), backbone, precision), view.name, space.backbone
         )
         for name, view in views.items()
     }
-    lacking = {name: space.missing(items) for name, space in by_view.items()}
-    lacking = {name: missing for name, missing in lacking.items() if missing}
-    if lacking:
-        raise not_cached_error(cache, lacking, made_by, setting, seed, data)
-    return by_view
+
+
+def is_alike(space: Space, other: Space) -> bool:
+    """Do the spaces have the same backbone with the same setting?"""
+    return keys.canonical(_settings(space)) == keys.canonical(_settings(other))
 
 
 def fitting_spaces(spaces: Iterable[Space], choice: BackboneChoice, where: object) -> list[Space]:
-    """The spaces whose backbone matches the choice; all have the same setting. Errors name `where`.
-
-    Raises BadInput with the differing fields if several settings match.
+    """The spaces whose backbone matches the choice; all have the same setting, the model's default
+    if there are several. Raises BadInput, which names `where`, if none of several is the default.
     """
-    matches = [s for s in spaces if s.backbone is not None and _fits(s, choice)]
-    settings = {keys.digest(_settings(s)): _settings(s) for s in matches}
-    if len(settings) > 1:
-        first, second, *_ = settings.values()
-        raise BadInput(
-            f"{where} holds {len(settings)} settings of backbone {choice.name}, which differ "
-            f"in {'; '.join(keys.differences(first, second))}. Choose one: in a schedule, for "
-            f"example backbone: {{name: {choice.name}, crop: 1.0}}, or in a command --crop 1.0"
-        )
-    return matches
+    matches = _by_setting(spaces, choice)
+    chosen = _preferred([spaces[0] for spaces in matches], choice)
+    if len(chosen) > 1:
+        raise ambiguity(where, choice, chosen)
+    return next((spaces for spaces in matches if spaces[0] is chosen[0]), [])
+
+
+def ambiguity(where: object, choice: BackboneChoice, spaces: Sequence[Space]) -> BadInput:
+    """The error for several settings that match a choice, one for each space, with the options
+    that select them."""
+    settings = [_settings(space) for space in spaces]
+    fields = [n for n in OPTIONS if len({keys.canonical(s[n]) for s in settings}) > 1]
+    options = [
+        " ".join(f"--{n.replace('_', '-')} {shlex.quote(str(s[n]))}" for n in fields)
+        for s in settings
+    ]
+    fields = fields or ["weights"]
+    short = [{n: str(s[n])[:12] if n == "weights" else s[n] for n in fields} for s in settings]
+    entries = [", ".join(f"{n}: {value}" for n, value in s.items()) for s in short]
+    command = f"with {' or '.join(options)}, or " if options[0] else ""
+    return BadInput(
+        f"{where} holds {len(settings)} settings of backbone {choice.name}, which differ in "
+        f"{'; '.join(keys.differences(settings[0], settings[1]))}. Choose one {command}"
+        f"in a schedule: backbone: {{name: {choice.name}, {entries[0]}}}"
+        + ("" if options[0] else f" or backbone: {{name: {choice.name}, {entries[1]}}}")
+    )
 
 
 OTHER_VERSIONS = "it was drawn by other versions of the augmentation libraries"
@@ -175,6 +209,30 @@ def featurize_command(
 
 def _settings(space: Space) -> keys.Json:
     return {**space.key["backbone"], "precision": space.key["precision"]}
+
+
+def _by_setting(spaces: Iterable[Space], choice: BackboneChoice) -> list[list[Space]]:
+    """The spaces whose backbone matches the choice, those with the same setting together."""
+    by_setting: dict[bytes, list[Space]] = {}
+    for space in spaces:
+        if space.backbone is not None and _fits(space, choice):
+            by_setting.setdefault(keys.canonical(_settings(space)), []).append(space)
+    return list(by_setting.values())
+
+
+def _preferred(spaces: Sequence[Space], choice: BackboneChoice) -> list[Space]:
+    """Those of several spaces, one for each setting, that have the model's default in the fields
+    in which they differ; all of them if none has."""
+    if len(spaces) < 2:
+        return list(spaces)
+    settings = [_settings(space) for space in spaces]
+    fields = [n for n in OPTIONS if len({keys.canonical(s[n]) for s in settings}) > 1]
+    default = default_setting(choice.name) if fields else {}
+    kept = [
+        s for s in spaces if all(n in default and _settings(s)[n] == default[n] for n in fields)
+    ]
+    published = [s for s in kept if not str(_settings(s)["weights"]).startswith("random-")]
+    return published or kept or list(spaces)
 
 
 def _fits(space: Space, choice: BackboneChoice) -> bool:

@@ -31,7 +31,7 @@ from featurecache.heads.sweep_settings import distinct_settings
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
-from featurecache.lookup.held_spaces import fitting_spaces
+from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, is_alike
 from featurecache.runs.held_out import HELD_OUT
 from featurecache.stages.heads.ensemble import HOW
 from featurecache.stages.recipes.recipe_checks import (
@@ -357,7 +357,10 @@ def _check_vectors(
     choice is unambiguous among the spaces they make and those in the cache."""
     for choice in choices:
         matches = fitting_spaces(planned, choice, f"{where}: the recipe")
-        fitting_spaces([*cached, *planned], choice, f"{where}: with this recipe the cache")
+        place = f"{where}: with this recipe the cache"
+        held = fitting_spaces([*cached, *planned], choice, place)
+        if matches and not is_alike(held[0], matches[0]):
+            raise ambiguity(place, choice, [matches[0], held[0]])
         made_views = [keys.canonical(space.key["view"]) for space in matches]
         for view in views:
             if keys.canonical(view.key()) not in made_views:

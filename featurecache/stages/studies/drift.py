@@ -13,7 +13,12 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.views import View, find_view, view_of_key
-from featurecache.lookup.held_spaces import OTHER_VERSIONS, fitting_spaces, is_drawn_alike
+from featurecache.lookup.held_spaces import (
+    OTHER_VERSIONS,
+    held_spaces,
+    is_alike,
+    is_drawn_alike,
+)
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows
 from featurecache.stages.studies.study_files import (
     Study,
@@ -71,7 +76,7 @@ def study_drift(
     clean_rows = evenly_spaced(clean_rows, max(images, MAX_CLEAN))
     folder = study_folder(source.out, "drift", source.data)
     rows = evenly_spaced(clean_rows, images)
-    views, notes = _views(policy, rows, backbone, seed, source)
+    views, notes, source = _views(policy, rows, backbone, seed, source)
     clean = _clean_vectors(clean_rows, backbone, source)
     notes += _small_classes(clean, neighbours, dataset)
     if not clean.neighbourhood.voters(np.array([row.label for row in rows]), neighbours).any():
@@ -209,21 +214,25 @@ def _views(
     backbone: str,
     seed: int,
     source: StudySource,
-) -> tuple[list[View], list[str]]:
-    """The named views, or by default the cached ones, and notes. Raises BadInput for no views."""
+) -> tuple[list[View], list[str], StudySource]:
+    """The named views, or by default the cached ones; notes; and the source with one setting for
+    all views. Raises NotCached, BadInput for no views."""
     cache = Cache(source.cache)
     names = [name for name in dict.fromkeys(listed(policy)) if name != "none"]
     views = [find_view(name, seed, cache.views) for name in names]
+    wanted = {view.option_name: view for view in [View(None), *views]}
+    items = [row.item for row in rows]
+    clean = held_spaces(cache, wanted, source.choice(backbone), items, source.data)["none"]
     notes: list[str] = []
     if not views:
-        spaces = fitting_spaces(cache.spaces(), source.choice(backbone), source.cache)
+        spaces = [s for s in cache.spaces() if s.backbone is not None and is_alike(s, clean)]
         views, notes = _cached_views(spaces, rows, seed)
     if not views:
         raise BadInput(
             f"{source.cache} holds no view of {backbone} except `none` for these images; featurize "
             "one, or name it with --view"
         )
-    return views, notes
+    return views, notes, source.with_setting_of(clean)
 
 
 def _cached_views(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress, silent
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import CachedSetting, check_keywords, keywords_of
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, backbone_choice
 from featurecache.images.datasets import Dataset
@@ -53,10 +54,17 @@ class StudySource:
     out: str | Path = "study"
     progress: Progress = silent
     setting: CachedSetting
+    weights: str | None = None  # their digest; None accepts any
 
     def choice(self, backbone: str) -> BackboneChoice:
         """The choice of a backbone with this setting. Raises BadInput for a wrong value."""
-        return backbone_choice(backbone, self.setting)
+        return backbone_choice(backbone, {**self.setting, "weights": self.weights})
+
+    def with_setting_of(self, space: Space) -> StudySource:
+        """This source, with the setting of a space in place of its own."""
+        setting = {**space.key["backbone"], "precision": space.key["precision"]}
+        weights = setting["weights"]
+        return replace(self, setting=keywords_of(CachedSetting, setting), weights=weights)
 
 
 def study_source(keywords: Mapping[str, Any], group: type, function: str) -> StudySource:
