@@ -51,6 +51,7 @@ _HOMES = {
     "study_tsne": "stages.studies.tsne",
     "submit": "stages.heads.submit",
     "train_head": "stages.heads.train_head",
+    "train_network": "stages.networks.train_network",
     "vectors": "stages.cache.export",
     "verify": "stages.cache.verify",
     "why": "stages.cache.why",

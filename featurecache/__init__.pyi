@@ -32,6 +32,7 @@ from featurecache.stages.looking.policies import policies as policies
 from featurecache.stages.looking.policies import preview as preview
 from featurecache.stages.looking.report import report as report
 from featurecache.stages.looking.runs import list_runs as list_runs
+from featurecache.stages.networks.train_network import train_network as train_network
 from featurecache.stages.recipes.quickstart import quickstart as quickstart
 from featurecache.stages.recipes.run import run as run
 from featurecache.stages.studies.drift import study_drift as study_drift

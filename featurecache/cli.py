@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from featurecache import __version__
-from featurecache.commands import cache, heads, looking, recipes, study, terminal
+from featurecache.commands import cache, heads, looking, networks, recipes, study, terminal
 from featurecache.commands.spinner import spinner
 from featurecache.errors import FeatureCacheError, FeatureCacheWarning, is_out_of_memory
 from featurecache.storage.local import working_folder
@@ -42,7 +42,12 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
         cache.diff,
         cache.gc,
     ),
-    "Train and predict": (heads.train_head, heads.predict, heads.submit),
+    "Train and predict": (
+        heads.train_head,
+        networks.train_network,
+        heads.predict,
+        heads.submit,
+    ),
     "Measure": (heads.evaluate, heads.ensemble, heads.baselines, heads.worth, looking.report),
     "Study": (study.study,),
     "Recipes": (recipes.quickstart, recipes.run),

@@ -70,7 +70,7 @@ def test_a_bare_name_gets_the_tag_of_its_weights() -> None:
 def test_ap_preprocessing(n: int, size: int, crop: float) -> None:
     # AdvProp with ImageNet's usual mean and std is "very bad" (EfficientNet-PyTorch #115).
     half = (0.5, 0.5, 0.5)
-    found = backbones._preprocess(find_model(f"efficientnet_b{n}_ap"), None, None, None)
+    found = backbones.preprocess_of(find_model(f"efficientnet_b{n}_ap"), None, None, None)
     assert found == Preprocess(size, "bicubic", crop, "center", half, half)
 
 
@@ -134,7 +134,7 @@ def test_pixels_are_timms_whatever_the_size(
 def test_resolved_preprocessing_gives_timms_pixels(name: str) -> None:
     model = check_name(name)
     data = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(model).to_dict())
-    preprocess = backbones._preprocess(find_model(name), None, None, None)
+    preprocess = backbones.preprocess_of(find_model(name), None, None, None)
     picture = load_sample_image("china.jpg")
     wanted = timm.data.create_transform(**data, normalize=False)(Image.fromarray(picture))
     np.testing.assert_array_equal(preprocess(picture), wanted.permute(1, 2, 0).numpy())
@@ -169,7 +169,7 @@ def test_a_crop_that_would_enlarge_without_end() -> None:
 def test_a_crop_of_the_models_own_that_pads() -> None:
     with pytest.raises(BadInput, match=r"its own crop is 1\.15, .* pass --crop 1 or less"):
         load_backbone("volo_d4_448", "random")
-    assert backbones._preprocess(find_model("volo_d4_448"), None, 0.9, None).crop == 0.9
+    assert backbones.preprocess_of(find_model("volo_d4_448"), None, 0.9, None).crop == 0.9
 
 
 def test_bad_interpolation() -> None:

@@ -31,6 +31,7 @@ from featurecache.features.store import Cache
 from featurecache.heads import defaults
 from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
+from featurecache.networks.configs import NetworkConfig
 from featurecache.stages.recipes import recipe_file
 from tests.space_folders import folder_of
 
@@ -124,6 +125,7 @@ RESULTS = {
     "featurecache runs": "looking.runs.RunRow",
     "featurecache run": "recipes.run.RecipeResult",
     "featurecache train-head": "heads.train_head.TrainedRun",
+    "featurecache train-network": "networks.train_network.TrainedNetworkRun",
     "featurecache verify": "cache.verify.Verification",
     "featurecache why": "cache.why.Why",
     "featurecache worth": "heads.worth.Worth",
@@ -200,6 +202,19 @@ def models_in(annotation: object) -> list[type[pydantic.BaseModel]]:
 def test_schedules_page_has_every_key_and_no_other() -> None:
     documented = first_cells(sections(text("docs/schedules.md"))["Keys"])
     assert sorted(documented) == sorted(keys_of(Schedule))
+
+
+def test_networks_page_has_every_key_that_schedules_have_not() -> None:
+    documented = first_cells(sections(text("docs/networks.md"))["Keys"])
+    of_heads = {*keys_of(Schedule)} - {"head"}
+    assert documented == [key for key in keys_of(NetworkConfig) if key not in of_heads]
+
+
+def test_examples_of_networks_are_configurations() -> None:
+    examples = blocks(text("docs/networks.md"), "yaml")
+    assert len(examples) >= 3
+    for example in examples:
+        NetworkConfig.model_validate(yaml_files.plain_value(yaml.compose(example, yaml.SafeLoader)))
 
 
 def test_schedule_examples_are_schedules() -> None:

@@ -66,12 +66,12 @@ def test_known_image() -> None:
     ],
 )
 def test_wrong_normalisation_is_found(monkeypatch: pytest.MonkeyPatch, mean: Any, std: Any) -> None:
-    right = backbones._preprocess
+    right = backbones.preprocess_of
 
     def wrong(*given: Any) -> Preprocess:
         return dataclasses.replace(right(*given), mean=mean, std=std)
 
-    monkeypatch.setattr(backbones, "_preprocess", wrong)
+    monkeypatch.setattr(backbones, "preprocess_of", wrong)
     with pytest.raises(
         FeatureCacheError, match="weights, preprocessing or normalisation are wrong"
     ):
@@ -83,9 +83,9 @@ def test_wrong_normalisation_is_found(monkeypatch: pytest.MonkeyPatch, mean: Any
 def test_wrong_preprocessing_is_found(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    right = backbones._preprocess
+    right = backbones.preprocess_of
     monkeypatch.setattr(
-        backbones, "_preprocess", lambda *given: dataclasses.replace(right(*given), **change)
+        backbones, "preprocess_of", lambda *given: dataclasses.replace(right(*given), **change)
     )
     with pytest.raises(FeatureCacheError, match=r"expected 0\.323: weights, preprocessing"):
         known_image("torch-cpu")

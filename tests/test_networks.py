@@ -109,7 +109,7 @@ def hooked(network: Any, name: str, images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_family_is_had_by_timms_name(family: Family) -> None:
-    own = backbones._preprocess(find_model(family.name), None, None, None)
+    own = backbones.preprocess_of(find_model(family.name), None, None, None)
     assert (own.input_size, own.crop, own.mean) == (family.size, family.crop, family.mean)
     backbone = load_backbone(family.name, "random", input_size=family.small)
     assert backbone.dim == family.dim
@@ -139,7 +139,7 @@ def test_of_vgg_the_vector_is_that_of_its_last_hidden_layer() -> None:
 
 
 def through(size: int, crop: float, interpolation: str, picture: np.ndarray) -> np.ndarray:
-    return backbones._preprocess(find_model(CONVOLUTIONAL), size, crop, interpolation)(picture)
+    return backbones.preprocess_of(find_model(CONVOLUTIONAL), size, crop, interpolation)(picture)
 
 
 @pytest.mark.parametrize("size", [72, 80, 100, 128, 150])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from featurecache import keys
-from featurecache.errors import BackboneUnavailable, BadInput, UnknownName
+from featurecache.errors import BackboneUnavailable, BadInput, DamagedRun, UnknownName
 from featurecache.features.backbone_memos import BackboneFacts, BackboneMemo
 from featurecache.features.network_sources import NetworkSource, module_source
 from featurecache.features.packaged_weights import PACKAGED, packaged_file
@@ -16,6 +18,7 @@ from featurecache.features.packaged_weights import load_packaged as _load_packag
 from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
 from featurecache.features.settings import BackboneSetting
 from featurecache.features.timm_models import HUB, TimmModel, find_model
+from featurecache.features.trained_networks import trained_network, weights_file
 from featurecache.features.weights import check_weights, digest_of_tensors, load_weights
 from featurecache.text import one_line
 
@@ -73,13 +76,20 @@ class Backbone:
 def load_backbone(
     name: str, weights: str | Path | None = None, **setting: Unpack[BackboneSetting]
 ) -> Backbone:
-    """The frozen network called `name`: an alias, any timm model name, or hf-hub:owner/name.
+    """The frozen network called `name`: an alias, any timm model name, hf-hub:owner/name, or the
+    folder of a run of train-network.
 
     `weights` is None (the model's own: packaged or from the hub), a .safetensors or .pth file, or
     "random" (for tests; recorded in the key). `layer` and `pooling` select what is read
     (features/layers.py); the other settings override the model's own preprocessing. Raises
     BadInput, MissingExtra, BackboneUnavailable.
     """
+    trained = trained_network(name)
+    if trained is not None and weights is None:
+        backbone = load_backbone(trained.model, weights_file(name), **trained.setting(setting))
+        if backbone.weights != trained.weights:
+            raise DamagedRun(f"{weights_file(name)}: not the tensors that were trained here")
+        return replace(backbone, name=name)
     memo = BackboneMemo(name, *_weights_source(name, weights), {**setting, "weights": str(weights)})
     remembered = memo.read()
     if remembered is None:
@@ -130,17 +140,17 @@ def build_backbone(
     from featurecache.features.layers import PRE_LOGITS, Reader
 
     model = find_model(name)
-    preprocess = _preprocess(model, input_size, crop, interpolation)
+    preprocess = preprocess_of(model, input_size, crop, interpolation)
     model.check_size(preprocess.input_size)
     layer, pooling = _check_layer(name, model, layer, pooling)
-    module, notes = _load(name, model, weights, classifier=False)
+    module, notes = load_network(name, model, weights, classifier=False)
     digest = digest_of_tensors(module)  # of all layers, at its own size: one network has one digest
     if weights == "random":
         digest = f"random-{digest}"
     module = model.resized(module, preprocess.input_size)
     if layer != PRE_LOGITS:
         module = Reader(module, layer, pooling)
-    dim = _dim(model, module, preprocess)
+    dim = vector_length(model, module, preprocess)
     source = module_source(module)
     return Backbone(
         name, model.model, digest, preprocess, dim, source, layer, pooling, tuple(notes)
@@ -168,22 +178,29 @@ def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None
 
 def load_module(name: str, weights: str | Path | None, *, classifier: bool) -> torch.nn.Module:
     """The network in evaluation mode, without its classifier (a vector) or with it (logits)."""
-    return _load(name, find_model(name), weights, classifier=classifier)[0]
+    return load_network(name, find_model(name), weights, classifier=classifier)[0]
 
 
-def _load(
-    name: str, model: TimmModel, weights: str | Path | None, *, classifier: bool
+def load_network(
+    name: str,
+    model: TimmModel,
+    weights: str | Path | None,
+    *,
+    classifier: bool,
+    seed: int = 0,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[torch.nn.Module, list[str]]:
-    """The network, with its weights checked, and notes on the choice of weights."""
+    """The network, with its weights checked, and notes on the choice of weights. `options` are more
+    of timm's; `seed` draws random weights."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         if weights is None and name not in PACKAGED:
-            module = model.build_pretrained(classifier)
+            module = model.build_pretrained(classifier, **options)
         else:
             kwargs: dict[str, Any] = {} if classifier else {"num_classes": 0}
-            module = model.build(**kwargs)
+            module = model.build(**kwargs, **options)
     notes: list[str] = []
     if weights is not None and weights != "random":
         notes = load_weights(Path(weights), module, model.config.classifier)
@@ -250,7 +267,7 @@ def _layers_of(model: TimmModel) -> dict[str, tuple[str, ...]]:
     return poolings_by_layer(model.build_meta(), model.size)
 
 
-def _preprocess(
+def preprocess_of(
     of_model: TimmModel, input_size: int | None, crop: float | None, interpolation: str | None
 ) -> Preprocess:
     model, data = of_model.model, of_model.data
@@ -283,7 +300,7 @@ def _preprocess(
     )
 
 
-def _dim(of_model: TimmModel, module: torch.nn.Module, preprocess: Preprocess) -> int:
+def vector_length(of_model: TimmModel, module: torch.nn.Module, preprocess: Preprocess) -> int:
     """The length of the vectors. It is measured, since timm's num_features is not consistent."""
     import torch
 

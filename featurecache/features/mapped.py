@@ -29,6 +29,11 @@ class _Shard(NamedTuple):
     arrays: dict[str, shards.Array]
 
 
+def _shard_of(space: Space, record_index: int) -> _Shard:
+    record = space.records[record_index]
+    return _Shard(record.shard, space.file(record.file), record.size, record.sha256, record.arrays)
+
+
 class MappedVectors:
     """The vectors of some items of a space, (N, D) float32, in the order of the items.
 
@@ -57,9 +62,7 @@ class MappedVectors:
             file = space.file(record.file)
             if record.arrays["features"].shape[1] != space.dim:
                 raise damaged(file, "its vectors have another length")
-            self._shards[record_index] = _Shard(
-                record.shard, file, record.size, record.sha256, record.arrays
-            )
+            self._shards[record_index] = _shard_of(space, record_index)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_maps": {}}
@@ -108,29 +111,56 @@ class MappedVectors:
         """The bytes of the vectors of one shard, in its memory map."""
         if record_index in self._maps:
             return self._maps[record_index]
-        name, file, length, sha256, layout = self._shards[record_index]
-        try:
-            path = file.store.local_path(file.key, length, sha256)
-            with open_regular(path, length, follow=False) as (opened, size):
-                data = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
-        except (NotAFile, FileNotFoundError) as error:
-            raise absent_shard(file, name, error) from error
-        except OSError as error:
-            raise CannotRead(file, error) from error
-        except ValueError as error:  # an empty file can't be mapped
-            raise damaged(file, OTHER_BYTES) from error
-        if size != length or (
-            record_index not in self._sound and hashlib.sha256(data).hexdigest() != sha256
-        ):
-            raise damaged(file, OTHER_BYTES)
-        arrays = shards.unpack(data, layout)
-        if record_index not in self._sound and not shards.is_finite(arrays):
-            raise damaged(file, shards.NOT_FINITE)
+        arrays = _mapped_arrays(self._shards[record_index], record_index in self._sound)
         self._sound.add(record_index)
         if len(self._maps) == MAX_MAPS:
             del self._maps[next(iter(self._maps))]
         self._maps[record_index] = arrays["features"].reshape(-1).view(np.uint8).data
         return self._maps[record_index]
+
+
+class MappedPictures:
+    """The encoded pictures of a space, read from memory maps of its shards. Not thread-safe."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._maps: dict[int, dict[str, np.ndarray]] = {}  # by record index, oldest first
+        self._sound: set[int] = set()
+
+    def picture(self, item: bytes) -> bytes | None:
+        """As Space.picture returns it."""
+        if item not in self._space.rows:
+            return None
+        index, row = self._space.rows[item]
+        if index not in self._maps:
+            if len(self._maps) == MAX_MAPS:
+                del self._maps[next(iter(self._maps))]
+            shard = _shard_of(self._space, index)
+            self._maps[index] = _mapped_arrays(shard, index in self._sound)
+            self._sound.add(index)
+        return shards.row_bytes(self._maps[index], row)
+
+
+def _mapped_arrays(shard: _Shard, is_sound: bool) -> dict[str, np.ndarray]:
+    """The arrays of a shard, in a memory map. Its bytes are hashed unless they are known to be
+    sound."""
+    name, file, length, sha256, layout = shard
+    try:
+        path = file.store.local_path(file.key, length, sha256)
+        with open_regular(path, length, follow=False) as (opened, size):
+            data = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+    except (NotAFile, FileNotFoundError) as error:
+        raise absent_shard(file, name, error) from error
+    except OSError as error:
+        raise CannotRead(file, error) from error
+    except ValueError as error:  # an empty file can't be mapped
+        raise damaged(file, OTHER_BYTES) from error
+    if size != length or (not is_sound and hashlib.sha256(data).hexdigest() != sha256):
+        raise damaged(file, OTHER_BYTES)
+    arrays = shards.unpack(data, layout)
+    if not is_sound and not shards.is_finite(arrays):
+        raise damaged(file, shards.NOT_FINITE)
+    return arrays
 
 
 class MappedColumns:

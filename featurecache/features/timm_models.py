@@ -16,6 +16,7 @@ from typing import Any
 from featurecache import keys
 from featurecache.errors import BadInput, UnknownName
 from featurecache.features.hub_weights import download, download_file
+from featurecache.features.trained_networks import trained_network
 from featurecache.text import one_line
 
 # AdvProp weights: Xie et al., CVPR 2020, as timm names them.
@@ -52,13 +53,13 @@ class TimmModel:
         with torch.device("meta"):
             return self.build(num_classes=0, **options).eval()
 
-    def build_pretrained(self, classifier: bool) -> Any:
+    def build_pretrained(self, classifier: bool, **options: Any) -> Any:
         """The network with the weights of the hub. Raises BackboneUnavailable."""
 
         def create() -> Any:
             # Load the full network, then remove the classifier. With num_classes=0 timm accepts a
             # file that lacks tensors, which would stay random.
-            module = self.build(pretrained=True)
+            module = self.build(pretrained=True, **options)
             if not classifier:
                 module.reset_classifier(0)
             return module
@@ -163,6 +164,9 @@ def find_model(name: str) -> TimmModel:
 
     if name.startswith(HUB):
         return _hub_model(name)
+    trained = trained_network(name)
+    if trained is not None and trained.model.startswith(HUB):
+        return _hub_model(trained.model)
     model = check_name(name)
     return TimmModel(model, model.split(".")[0], timm.get_pretrained_cfg(model))
 
@@ -171,7 +175,8 @@ def check_name(name: str) -> str:
     """timm's full name, with its tag, for an alias or a timm name. Raises UnknownName."""
     import timm
 
-    model = ALIASES.get(name, name)
+    trained = trained_network(name)
+    model = ALIASES.get(name, name) if trained is None else trained.model
     if not timm.is_model(model):
         raise UnknownName("backbone", name, backbone_names())
     try:

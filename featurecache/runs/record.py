@@ -66,6 +66,7 @@ class RunRecord(Open):
     warnings: list[str] | None = None  # phases and views that did harm
     baseline: dict[str, Any] | None = None  # validation of logistic regression on the same rows
     chosen: pydantic.NonNegativeInt | None = None  # index of the candidate that was saved
+    network: dict[str, Any] | None = None  # the configuration of a run of train-network
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -105,6 +106,8 @@ def read_record(run: str | Path, damage: Damage = damaged_run) -> RunRecord:
     not fit (DamagedRun)."""
     record = read_model(Path(run) / RUN_FILE, RunRecord, MAX_RUN_JSON, damage)
     record._path = Path(run) / RUN_FILE
+    if record.network is not None:  # the folder itself is the backbone, wherever it was moved
+        record.backbones[0]["name"] = str(run)
     return record
 
 
@@ -131,6 +134,21 @@ def schedule_of(record: RunRecord) -> Schedule:
     if record.winner >= len(settings):
         raise damaged_run(path, f"winner: the sweep has {len(settings)} settings")
     return settings[record.winner].schedule
+
+
+def finished_record(run: Path, identity: str) -> RunRecord | None:
+    """The record of the same training if it is finished; None if it must be started or resumed."""
+    if not (run / RUN_FILE).is_file():
+        # A run that was killed at its start may leave hidden files.
+        if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
+            raise BadInput(f"{run}: neither empty nor a run folder; choose another --out")
+        return None
+    record = read_record(run)
+    if record.identity != identity:
+        raise BadInput(
+            f"{run}: holds a run with another schedule or other vectors; choose another --out"
+        )
+    return None if record.best is None else record
 
 
 def make_folder(run: Path, option: str = "--out") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
+from featurecache.training.curriculum import TrainingPlan
 
 _ROWS_PER_HASH = 1 << 14  # bounds the memory of hashing
 
@@ -120,19 +121,11 @@ def load_training_data(
     """
     dataset = open_dataset(data)
     wanted = {name: find_view(name, schedule.augment_seed, cache.views) for name in views}
-    val = schedule.validation.split
-    splits = ["train"] if val is None else ["train", val]
-    rows = labelled_rows(dataset, splits, progress)
+    rows = labelled_rows(dataset, splits_of(schedule), progress)
     spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)
     flat_spaces = [space for view_spaces in spaces.values() for space in view_spaces]
-    rows, notes, copies = training_rows(dataset, splits, rows, flat_spaces, progress)
-    trained = {row.label for row in rows if row.split == "train"}
-    notes += [
-        f"class {dataset.classes[label]!r} has no training images left: another split also "
-        f"contains {'its only one' if count == 1 else f'all {count}'}"
-        for label, count in sorted(copies.items())
-        if label not in trained
-    ]
+    loaded = choose_rows(schedule, dataset, rows, flat_spaces, progress)
+    rows, notes = loaded.rows, loaded.notes
     items = [row.item for row in rows]
     width = sum(space.dim for space in next(iter(spaces.values())))
     vectors: dict[str, np.ndarray | Stream]
@@ -154,14 +147,40 @@ def load_training_data(
             f"chunks; the labels of a window differ by {distance.here:.3f} from those of all rows "
             f"(total variation; {distance.shuffled:.3f} with a full shuffle)"
         )
+    return replace(loaded, spaces=spaces, vectors=vectors)
+
+
+def splits_of(plan: TrainingPlan) -> list[str]:
+    """The splits that a training uses."""
+    val = plan.validation.split
+    return ["train"] if val is None else ["train", val]
+
+
+def choose_rows(
+    plan: TrainingPlan,
+    dataset: Dataset,
+    rows: Sequence[LabelledRow],
+    spaces: Sequence[Space],
+    progress: Progress = silent,
+) -> TrainingData:
+    """Those of the `labelled_rows` that a training uses, without vectors. Images that could not be
+    decoded in one of `spaces` are left out."""
+    rows, notes, copies = training_rows(dataset, splits_of(plan), rows, spaces, progress)
+    trained = {row.label for row in rows if row.split == "train"}
+    notes += [
+        f"class {dataset.classes[label]!r} has no training images left: another split also "
+        f"contains {'its only one' if count == 1 else f'all {count}'}"
+        for label, count in sorted(copies.items())
+        if label not in trained
+    ]
     val_mask = np.array([row.split != "train" for row in rows])
-    pairs = None if val is None else [(np.flatnonzero(~val_mask), np.flatnonzero(val_mask))]
+    pairs = [(np.flatnonzero(~val_mask), np.flatnonzero(val_mask))]
     return TrainingData(
         dataset=dataset,
         rows=rows,
-        spaces=spaces,
-        vectors=vectors,
-        pairs=pairs,
+        spaces={},
+        vectors={},
+        pairs=None if plan.validation.split is None else pairs,
         notes=notes,
         copies=copies,
     )

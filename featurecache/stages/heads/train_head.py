@@ -26,12 +26,11 @@ from featurecache.heads.sweep_settings import distinct_settings
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.notebook import html_table
 from featurecache.runs.record import (
-    RUN_FILE,
     STARTED,
     RunBackbone,
     RunRecord,
+    finished_record,
     make_folder,
-    read_record,
     read_run,
     schedule_of,
     write_run,
@@ -175,7 +174,7 @@ def train_head(
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
     if not opened.note_run(run, [name for names in space_names.values() for name in names]):
         notes.append(f"{cache} can't be written, so `gc` cannot know that this run uses it")
-    done = _earlier(run, identity)
+    done = finished_record(run, identity)
     if done is not None:
         _write_events(run, tensorboard)
         return _result(run, done, notes)
@@ -240,7 +239,7 @@ def train_head(
 
     make_folder(run)
     with claimed_run(run, lambda why: progress(0, total, f"train-head ({why})")):
-        finished = _earlier(run, identity)  # by the process that held the lock
+        finished = finished_record(run, identity)  # by the process that held the lock
         if finished is None:
             write_run(run, record)
             _write_schedule(run, effective)
@@ -322,21 +321,6 @@ def _backbone(space: Space) -> RunBackbone:
         "key": space.key["backbone"],
         "precision": space.key["precision"],
     }
-
-
-def _earlier(run: Path, identity: str) -> RunRecord | None:
-    """The record of the same training if it is finished; None if it must be started or resumed."""
-    if not (run / RUN_FILE).is_file():
-        # A run that was killed at its start may leave hidden files.
-        if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
-            raise BadInput(f"{run}: neither empty nor a run folder; choose another --out")
-        return None
-    record = read_record(run)
-    if record.identity != identity:
-        raise BadInput(
-            f"{run}: holds a run with another schedule or other vectors; choose another --out"
-        )
-    return None if record.best is None else record
 
 
 def _write_events(run: Path, tensorboard: str | Path | None) -> None:

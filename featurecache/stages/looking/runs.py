@@ -79,8 +79,10 @@ def _row(path: Path) -> RunRow:
         loss=last.get("loss"),
         epoch=last.get("epoch"),
         validation=validation,
-        backbone=[backbone["name"] for backbone in record.backbones],
-        views=list(record.spaces),
+        backbone=[backbone["name"] for backbone in record.backbones]
+        if record.network is None
+        else [str(record.network["network"]["name"])],
+        views=list(record.spaces) if record.network is None else schedule_of(record).views(),
         rows=record.data.get("rows"),
         classes=len(record.classes),
         data=str(record.data.get("given", "")),

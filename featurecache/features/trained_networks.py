@@ -1,0 +1,66 @@
+"""Networks that were trained here: the files that make a run folder a backbone.
+
+`network.safetensors` has the network's tensors, without the head. `network.json` describes it, and
+is written last.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import pydantic
+
+from featurecache.errors import DamagedRun
+from featurecache.features.settings import BackboneSetting
+from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_model
+from featurecache.storage import durable
+
+if TYPE_CHECKING:
+    import torch
+
+DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
+
+
+class TrainedNetwork(Strict):
+    """The content of `network.json`."""
+
+    format: Literal[1] = 1
+    model: str = pydantic.Field(min_length=1)  # timm's full name
+    weights: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")  # digest of the tensors
+    input_size: pydantic.PositiveInt
+    crop: float = pydantic.Field(gt=0, le=1)
+    interpolation: str
+
+    def setting(self, changed: BackboneSetting) -> BackboneSetting:
+        """How the network saw pictures in its training; with the `changed` that are not None."""
+        present = self.model_dump(include={"input_size", "crop", "interpolation"})
+        other = {name: value for name, value in changed.items() if value is not None}
+        return cast(BackboneSetting, present | other)
+
+
+def trained_network(name: str) -> TrainedNetwork | None:
+    """The network in a run folder; None if `name` is not the folder of one. Raises DamagedRun."""
+    path = Path(name) / DESCRIPTION
+    return read_model(path, TrainedNetwork, MAX_RUN_JSON, _no_network) if path.is_file() else None
+
+
+def weights_file(name: str) -> Path:
+    """The file with the tensors of the network in a run folder. Raises DamagedRun."""
+    path = Path(name) / WEIGHTS
+    if not path.is_file():
+        raise DamagedRun(f"{path}: missing, but {DESCRIPTION} names it; train again")
+    return path
+
+
+def save_network(run: Path, network: torch.nn.Module, described: TrainedNetwork) -> None:
+    """Write the tensors, then the description; each file atomically."""
+    import safetensors.torch
+
+    state = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    durable.replace(run / WEIGHTS, safetensors.torch.save(state))
+    durable.replace(run / DESCRIPTION, described.model_dump_json(indent=2).encode() + b"\n")
+
+
+def _no_network(path: Path, what: str) -> DamagedRun:
+    return damaged_run(path, f"not the description of a network: {what}")

@@ -1,0 +1,114 @@
+"""The configuration of a network's training, written in YAML. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from featurecache import yaml_files
+from featurecache.training.curriculum import TrainingPlan
+from featurecache.training.head_shapes import HeadSpec
+from featurecache.training.settings import STRICT
+
+
+class NetworkSpec(pydantic.BaseModel):
+    """The network and its initial weights. In YAML a name or a mapping.
+
+    `name` is an alias, a timm name, or the folder of a run of train-network, whose weights are
+    taken. `pretrained` takes the published weights, `weights` those of a file; otherwise the
+    weights are random, by the seed. `dropout` and `drop_path` are timm's `drop_rate` and
+    `drop_path_rate`. The other settings are those of a backbone.
+    """
+
+    model_config = STRICT
+
+    name: str = Field(min_length=1)
+    pretrained: bool = False
+    weights: str | None = Field(default=None, min_length=1)
+    input_size: int | None = Field(default=None, ge=1)  # pixels, both sides
+    crop: float | None = Field(default=None, gt=0, le=1)
+    interpolation: str | None = None
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+
+    @pydantic.model_validator(mode="after")
+    def _weights_from_one_source(self) -> NetworkSpec:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights are two sources of weights; remove one")
+        return self
+
+
+def _trainable(value: Any) -> Any:
+    if value in ("all", "head"):
+        return value
+    if isinstance(value, dict) and list(value) == ["from"] and isinstance(value["from"], str):
+        return value
+    raise ValueError("expected all, head, or {from: LAYER}")
+
+
+def _mapping_of(key: str) -> pydantic.BeforeValidator:
+    """A validator that takes a word alone as the value of `key`."""
+    return pydantic.BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class NetworkConfig(TrainingPlan):
+    """Everything that determines the training of a network, except the images.
+
+    `views` and `epochs` may stand at the top in place of a single phase. `trainable` is `all`,
+    `head` (only the layers after the network's vector) or `{from: LAYER}`; what comes before is
+    frozen and runs as in evaluation. `batch_norm: frozen` keeps the statistics of batch norms as
+    they are. `head` is the shape of the layers after the network's vector, by default one linear
+    layer. `init_head` is a run whose head the training starts from (Kumar et al. 2022).
+    """
+
+    model_config = STRICT
+
+    network: Annotated[NetworkSpec, _mapping_of("name")]
+    trainable: Annotated[
+        Literal["all", "head"] | dict[str, str], pydantic.PlainValidator(_trainable)
+    ] = "all"
+    batch_norm: Literal["trained", "frozen"] = "trained"
+    head: HeadSpec = HeadSpec(hidden=[])
+    init_head: str | None = Field(default=None, min_length=1)
+    precision: Literal["f32", "bf16"] = "f32"
+    compile: bool = False
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _single_phase(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not {"views", "epochs"} & value.keys():
+            return value
+        if "phases" in value:
+            raise ValueError("phases have their own views and epochs; remove those at the top")
+        rest = {key: v for key, v in value.items() if key not in ("views", "epochs")}
+        phase = {"views": "none"} | {k: value[k] for k in ("views", "epochs") if k in value}
+        return {**rest, "phases": [phase]}
+
+    @pydantic.model_validator(mode="after")
+    def _supported(self) -> NetworkConfig:
+        if self.optimizer.name == "lbfgs":
+            raise ValueError("optimizer: lbfgs solves linear heads only; use train-head")
+        if any(phase.order is not None for phase in self.phases):
+            raise ValueError("phases: order is for heads only; remove it")
+        if self.validation.folds is not None:
+            raise ValueError("validation: folds are for heads only; use a fraction or a split")
+        if self.head.l1 or self.head.l2 or self.head.drop_connect:
+            raise ValueError("head: l1, l2 and drop_connect are for cached vectors; remove them")
+        if self.batch_size == 1 and self.batch_norm == "trained":
+            raise ValueError("batch_size: batch norm needs at least 2; or write batch_norm: frozen")
+        return self
+
+    @property
+    def first_layer(self) -> str | None:
+        """The first layer that is trained; None for all, or for none but the head."""
+        return self.trainable["from"] if isinstance(self.trainable, dict) else None
+
+
+def read_config(path: Path) -> NetworkConfig:
+    """The configuration in a YAML file. Raises BadInput that names the file and every wrong
+    entry."""
+    content = yaml_files.plain_value(yaml_files.read_yaml(path))
+    return yaml_files.validate(NetworkConfig, content, path)

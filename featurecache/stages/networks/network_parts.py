@@ -1,0 +1,76 @@
+"""The parts of a network in training: its head, and what is frozen and trained of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from featurecache import keys
+from featurecache.errors import BadInput
+from featurecache.features.cuts import trunk_and_body
+from featurecache.features.initial_networks import InitialNetwork
+from featurecache.features.trained_networks import trained_network
+from featurecache.heads.head_networks import HeadNetworks, build
+from featurecache.networks.configs import NetworkConfig
+from featurecache.networks.trainable import TrainableNetwork
+from featurecache.runs.record import read_run
+from featurecache.runs.run_names import find_run
+from featurecache.training.head_shapes import HeadSpec
+from featurecache.training.minibatches import epoch_rng
+
+
+def initial_head(
+    config: NetworkConfig, initial: InitialNetwork, key: keys.Json, classes: Sequence[str]
+) -> tuple[nn.Sequential, HeadSpec]:
+    """The head that a training starts from, and its shape: that of `init_head`, that of the run
+    that the network comes from if it knows the same classes, or a new one.
+
+    `key` is that of the network as a backbone. Raises BadInput for a head of another network or of
+    other classes.
+    """
+    name = config.network.name
+    if config.init_head is not None:
+        run = find_run(config.init_head)
+        record, loaded = read_run(run), HeadNetworks.load(run)
+        if len(record.backbones) > 1 or len(loaded.members) > 1:
+            raise BadInput(
+                f"init_head {run}: has {len(record.backbones)} backbones and "
+                f"{len(loaded.members)} heads; train one head on one backbone, without folds"
+            )
+        if changed := keys.differences(record.backbones[0]["key"], key):
+            raise BadInput(
+                f"init_head {run}: its vectors are not those of network {name} (they differ in "
+                f"{'; '.join(changed)}); train a head on vectors of this network"
+            )
+        if list(loaded.classes) != list(classes):
+            raise BadInput(f"init_head {run}: has other classes than the dataset; train it on them")
+        return loaded.members[0], loaded.spec
+    if trained_network(name) is not None and config.network.weights is None:
+        loaded = HeadNetworks.load(Path(name))
+        if list(loaded.classes) == list(classes) and loaded.spec == config.head:
+            return loaded.members[0], loaded.spec
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(epoch_rng(config.seed, 1, 0).integers(2**63)))
+        return build(initial.dim, len(classes), config.head), config.head
+
+
+def trainable_parts(
+    config: NetworkConfig, initial: InitialNetwork, head: nn.Sequential
+) -> TrainableNetwork:
+    """The network with its frozen and its trained part. Raises BadInput for a layer that does not
+    cut it in two."""
+    trunk: nn.Module | None = None
+    body = initial.module
+    if config.first_layer is not None:
+        trunk, body = trunk_and_body(initial.module, config.first_layer)
+    elif config.trainable == "head":
+        trunk, body = initial.module, nn.Identity()
+    preprocess = initial.preprocess
+    network = TrainableNetwork(
+        trunk, body, head, preprocess.mean, preprocess.std, config.batch_norm == "frozen"
+    )
+    # channels_last is faster on CPUs and GPUs.
+    return network.to(memory_format=torch.channels_last)
