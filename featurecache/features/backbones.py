@@ -223,7 +223,7 @@ def default_setting(name: str) -> dict[str, object]:
     if ":" in name:
         return default
     try:
-        own = _preprocess(find_model(name), None, None, None)
+        own = preprocess_of(find_model(name), None, None, None)
     except BadInput:  # a model without a default of its own
         return default
     fields = {"input_size": own.input_size, "crop": own.crop, "interpolation": own.interpolation}
