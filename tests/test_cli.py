@@ -162,9 +162,9 @@ def test_tables_for_people(call: Callable[..., Ended], data: Path, tmp_path: Pat
     where = ("--data", data, "--cache", "c")
     (tmp_path / "s.yaml").write_text(SCHEDULE)
     made = call("featurize", *COMPUTE, *where)
-    assert "12 computed, 0 held, 0 failed" in made.out
+    assert "12 rows computed, 0 held, 0 images failed" in made.out
     again = call("featurize", *COMPUTE, *where)
-    assert "0 computed, 12 held, 0 failed" in again.out
+    assert "0 rows computed, 12 held, 0 images failed" in again.out
     assert "efficientnet_lite0" in call("ls", "--cache", "c").out
     assert "0 rows to compute, 12 held" in call("plan", *COMPUTE, *where).out
     assert "every image is cached" in call("why", *NETWORK, *where).out
@@ -474,7 +474,7 @@ def test_failed_images_are_exit_3(call: Callable[..., Ended], data: Path) -> Non
     assert lines[2] == "2 images failed; pass --allow-failed to exit 0 anyway"
     allowed = call("featurize", *words, "--allow-failed")
     assert allowed.code == 0
-    assert "0 computed, 12 held, 2 failed" in allowed.out
+    assert "0 rows computed, 12 held, 2 images failed" in allowed.out
     pictures = call("augment", "--policy", "color_1", "--data", data, "--cache", "c",
                     "--workers", "0")  # fmt: skip
     assert pictures.code == 3

@@ -216,6 +216,21 @@ def test_no_number_is_broken_on_a_narrow_terminal(columns, kind):
     assert cells.count("0.7160") == 3
 
 
+NAMES = """
+from featurecache.commands import terminal
+
+name = "runs/quickstart_clean-82b13949"
+terminal.table([{"run": name, "top1": 0.5, "backbone": 2 * "resnet50 + ", "rows": 1797}] * 2)
+"""
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_name_of_a_row_is_not_broken(columns: int) -> None:
+    lines = on_terminal(NAMES, columns).split("\n")
+    assert all("runs/quickstart_clean-82b13949" in line for line in lines if "runs/" in line)
+    assert sum("runs/" in line for line in lines) % 2 == 0
+
+
 # ---- outputs that are closed, full, or read by nobody ----
 
 OUTPUTS = [

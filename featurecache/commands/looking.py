@@ -162,6 +162,8 @@ def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
     rows = list_runs(folder, sort=sort)
     if as_json:
         return printing.print_json(rows)
+    readable = [row for row in rows if row.error is None]
+    has_unfinished = any(row.top1 is None for row in readable)
     table = [
         {
             "run": row.run,
@@ -172,10 +174,9 @@ def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
             "backbone": " + ".join(row.backbone),
             "views": " + ".join(row.views),
             "started": row.started[:16].replace("T", " "),
-            "": "" if row.error or row.top1 is not None else "unfinished",
+            **({"": "" if row.top1 is not None else "unfinished"} if has_unfinished else {}),
         }
-        for row in rows
-        if row.error is None
+        for row in readable
     ]
     terminal.table(table)
     for row in rows:

@@ -27,8 +27,9 @@ def filled(result: Any, as_json: bool, allow_failed: bool) -> int:
             row["root_hash"] = str(row["root_hash"])[:12]
         terminal.table(rows)
         click.echo(
-            f"{result.computed:,} computed, {result.hits:,} held, {len(result.failed)} failed; "
-            f"{result.seconds:.1f} s, {result.images_per_second:,.1f} images/s"
+            f"{counted(result.computed, 'row')} computed, {result.hits:,} held, "
+            f"{counted(len(result.failed), 'image')} failed; "
+            f"{result.seconds:.1f} s, {result.images_per_second:,.1f} rows/s"
             + (f", bound by {result.bound}" if result.bound else "")
         )
     for note in result.notes:

@@ -69,7 +69,8 @@ class _Bar:
 
         class Rate(ProgressColumn):
             def render(self, task: Task) -> Text:
-                return Text(f"{task.speed or 0:,.1f}/s")
+                rate = task.finished_speed or task.speed
+                return Text(f"{rate:,.1f}/s" if rate else "")
 
         def unbroken() -> Column:
             return Column(no_wrap=True)
@@ -89,6 +90,8 @@ class _Bar:
         kind = what.split(" (")[0]
         if kind != self._what:
             self._what = kind
+            if self._task is not None and not self._progress.tasks[-1].finished:
+                self._progress.remove_task(self._task)  # another part of the work has begun
             self._task = self._progress.add_task(what, total=total or None)
             spinner.is_paused = True
             self._progress.start()

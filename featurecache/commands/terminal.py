@@ -19,6 +19,7 @@ PIPE_WIDTH = 200  # width of tables in a pipe, which has none of its own
 CONSOLE_LINES = 25  # rich wants a height; tables do not depend on it
 LIST_COLUMNS = ("", "value")  # of a single row that is printed as a list
 MAX_UNBROKEN = 16  # columns; longer text may wrap, to this width or more
+MAX_NAME = 32  # the same for the first column, which names the row: a run, a view, a space
 
 
 class _Output(io.TextIOWrapper):
@@ -121,8 +122,8 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
 
 def _fitting(rows: Sequence[Mapping[str, Any]], names: list[str], width: int) -> list[list[str]]:
     """The columns split into parts that each fit into a width and start with the first column."""
-    minimum = {name: min(_width(rows, name), MAX_UNBROKEN) if _is_text(rows, name)
-             else _width(rows, name) for name in names}  # fmt: skip
+    minimum = {name: min(_width(rows, name), _max_unbroken(name == names[0], width))
+               if _is_text(rows, name) else _width(rows, name) for name in names}  # fmt: skip
 
     def needed(part: Sequence[str]) -> int:
         return sum(minimum[name] + 3 for name in part) + 1  # a space on each side, and a line
@@ -133,6 +134,11 @@ def _fitting(rows: Sequence[Mapping[str, Any]], names: list[str], width: int) ->
             parts.append(names[:1])
         parts[-1].append(name)
     return parts
+
+
+def _max_unbroken(is_first: bool, width: int) -> int:
+    """The width up to which a column's text is not broken, in a table of this width."""
+    return min(MAX_NAME, width // 2) if is_first else MAX_UNBROKEN
 
 
 def _print_table(
@@ -153,7 +159,7 @@ def _print_table(
             Text(header if len(header) <= width else header.replace(" ", "\n")),
             justify="left" if is_text else "right",
             overflow="fold",
-            no_wrap=not is_text or width <= MAX_UNBROKEN,
+            no_wrap=not is_text or width <= _max_unbroken(name == names[0], console.width),
         )
     for row in rows:
         grid.add_row(*(Text(_text(row[name])) for name in names))
