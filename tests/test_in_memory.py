@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import featurecache
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput, NotCached, UnknownName
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.decode import decode
 
@@ -95,6 +95,8 @@ def test_a_dataset_has_a_length_an_order_and_a_short_form(small_data: Path) -> N
     assert len(dataset) == 48 and dataset[0] is dataset.samples[0] and dataset[-1].split == "val"
     assert [*dataset][:5] == [*dataset[:5]] and isinstance(dataset[:5], Dataset)
     assert repr(dataset) == f"<Dataset '{small_data}' (split folders): 48 images of 3 classes>"
+    assert repr(dataset[0]).startswith("<Sample 'train/") and len(repr(dataset[0])) < 300
+    assert repr(open_dataset(ARRAYS)[0]) == "<Sample '00': split test, label None, in memory>"
     assert dataset[:5].classes == dataset.classes and len(dataset[100:]) == 0
 
 
@@ -110,6 +112,8 @@ def test_the_functions_take_a_dataset(tiny: dict[str, Any], tmp_path: Path) -> N
     X, y = featurecache.vectors(dataset, "none", backbone, cache=cache)
     assert len(X) == 12 and list(y[:2]) == ["a", "b"]
     featurecache.inspect(dataset)
+    with pytest.raises(NotCached, match=r"featurize --data 'images in memory' --cache"):
+        featurecache.vectors(ARRAYS, "mirror_1", backbone, cache=cache)
     run = featurecache.train_head(
         data=dataset, cache=cache, backbone=backbone, runs=tmp_path / "runs", epochs=1
     ).run

@@ -23,7 +23,8 @@ DATA = Path("data")
 made = featurecache.featurize(DATA, policy=["none"], backbone="efficientnet_lite0", crop=0.9)
 rows: int = made.computed + made.hits
 pictures: float = featurecache.augment(DATA, policy="spatial_1").seconds
-missing: int = featurecache.plan(DATA, backbone="efficientnet_lite0").misses
+dataset = featurecache.open_dataset(np.zeros((4, 8, 8, 3), np.uint8), labels=["a", "b"] * 2)
+missing: int = featurecache.plan(dataset, backbone="efficientnet_lite0").misses
 trained = featurecache.train_head("linear.yaml", data=DATA)
 folder: str = trained.run
 top1: float = featurecache.evaluate(trained.run, split="test", tta=["spatial_1"]).top1

@@ -66,7 +66,7 @@ class Featurizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # skle
         # A dataset sorts its samples; the groups remember their positions.
         dataset = open_dataset(images, groups=range(len(images)))
         filled = featurize(
-            dataset,  # type: ignore[arg-type]
+            dataset,
             policy=self.view,
             backbone=self.backbone,
             cache=self.cache,

@@ -19,7 +19,7 @@ from featurecache.features.settings import CachedSetting, check_keywords, keywor
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, backbone_choice
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
 from featurecache.lookup.held_spaces import spaces_of
@@ -43,7 +43,7 @@ class VectorDataset(TorchDataset[Row]):
 
     def __init__(
         self,
-        data: str | Path | Dataset = "data",
+        data: DataSource = "data",
         view: str | Sequence[str] = "none",
         backbone: str | Sequence[str] = "",
         *,
@@ -127,7 +127,7 @@ def _draws(
     cache: Cache,
     choices: Sequence[BackboneChoice],
     items: Sequence[bytes],
-    data: str | Path,
+    data: DataSource,
 ) -> dict[str, list[Space]]:
     """The spaces of each draw that a name stands for, one per backbone. Raises NotCached."""
     first = find_view(name, seed, cache.views)

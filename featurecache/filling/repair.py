@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress
@@ -13,7 +12,7 @@ from featurecache.features import quarantine
 from featurecache.features.engines import engines_here
 from featurecache.features.spaces import Space
 from featurecache.filling.recompute import Recomputer
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
 
 LostShard = tuple[Space, quarantine.QuarantinedShard]  # a space without a key has no description
@@ -29,7 +28,7 @@ class Repaired:
 
 
 def recompute_lost(
-    lost: Sequence[LostShard], data: str | Path, recomputer: Recomputer, progress: Progress
+    lost: Sequence[LostShard], data: DataSource, recomputer: Recomputer, progress: Progress
 ) -> Repaired:
     """Recompute and commit the rows of `lost` whose images are in `data`, with the engine that made
     them if this machine has it. Raises FeatureCacheError where the disk refuses."""

@@ -17,7 +17,7 @@ from featurecache.features.engines import PRECISIONS
 from featurecache.features.settings import BackboneSetting, VectorSetting, keywords_of
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
 from featurecache.images.selection import SampleSelection, select_samples
 from featurecache.images.views import View, find_view, view_of_key
@@ -80,7 +80,7 @@ class RequestSetting(VectorSetting, SampleSelection, total=False):
 
 
 def resolve_request(
-    data: str | Path,
+    data: DataSource,
     cache: str | Path,
     policy: str | Sequence[str] = (),
     backbone: str | Sequence[str] = (),

@@ -146,8 +146,19 @@ class Dataset:
         )
 
 
+# What every function with `data` takes; see open_dataset.
+DataSource = (
+    str | Path | Dataset | Sequence[Any] | np.ndarray | Table | MapStyle | Mapping[str, Any]
+)
+
+
+def name_of(data: DataSource) -> str:
+    """What messages and records call the data: its path, or the type of what is in memory."""
+    return str(data) if isinstance(data, str | Path | Dataset) else type(data).__name__
+
+
 def open_dataset(
-    data: str | Path | Dataset | Sequence[Any] | np.ndarray | Table | MapStyle | Mapping[str, Any],
+    data: DataSource,
     *,
     labels: Sequence[Any] | None = None,
     splits: Sequence[str] | None = None,

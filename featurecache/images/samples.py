@@ -57,6 +57,10 @@ class Sample:
     refused: str = ""
     group: str = ""  # a patient, a camera, a slide: whatever must not be on two sides of a split
 
+    def __repr__(self) -> str:
+        where = "in memory" if isinstance(self.source, bytes) else str(self.source)
+        return f"<Sample {self.id!r}: split {self.split}, label {self.label}, {where}>"
+
     def read(self) -> bytes:
         """The encoded bytes. Raises OSError; its `strerror` says why they can't be read."""
         if isinstance(self.source, bytes):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.features.timm_models import ALIASES, check_name
 from featurecache.heads.schedules import BackboneChoice
+from featurecache.images.datasets import DataSource, name_of
 from featurecache.images.views import View
 from featurecache.text import counted
 
@@ -35,7 +35,7 @@ def spaces_of(
     views: Mapping[str, View],
     choices: Sequence[BackboneChoice],
     items: Sequence[bytes],
-    data: str | Path,
+    data: DataSource,
 ) -> dict[str, list[Space]]:
     """For each view the spaces of the chosen backbones, in order; see `held_spaces`.
 
@@ -64,7 +64,7 @@ def held_spaces(
     views: Mapping[str, View],
     choice: BackboneChoice,
     items: Sequence[bytes],
-    data: str | Path,
+    data: DataSource,
 ) -> dict[str, Space]:
     """For each view the space of the chosen backbone that holds all `items`.
 
@@ -165,7 +165,7 @@ def not_cached_error(
     backbone: str,
     setting: Mapping[str, object],
     seed: int,
-    data: str | Path,
+    data: DataSource,
 ) -> NotCached:
     """The error for images that are missing in views, with the command that computes them."""
     counts = ", ".join(
@@ -176,7 +176,7 @@ def not_cached_error(
 
 
 def featurize_command(
-    data: str | Path,
+    data: DataSource,
     cache: Cache,
     backbone: str,
     views: Iterable[str],
@@ -184,7 +184,7 @@ def featurize_command(
     seed: int,
 ) -> str:
     """The command that computes the vectors of these views; default options are omitted."""
-    options: dict[str, object] = {"data": data, "cache": cache.root, "backbone": backbone}
+    options: dict[str, object] = {"data": name_of(data), "cache": cache.root, "backbone": backbone}
     options |= getattr(data, "columns", {})  # of a Dataset
     options |= {name: setting[name] for name in OPTIONS if name in setting}
     if str(setting.get("weights")).startswith("random-"):

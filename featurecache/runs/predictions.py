@@ -16,7 +16,7 @@ from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.defaults import BASELINE
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.samples import SPLITS
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import find_view
@@ -47,7 +47,7 @@ class Question:
     class_numbers: list[npt.NDArray[np.int64]]  # per run, by the dataset's label
     views: Sequence[str]
     seed: int | None  # of the views; None: the `augment_seed` of each run's schedule
-    data: str | Path
+    data: DataSource
     cache: str | Path
     progress: Progress
 
@@ -66,7 +66,7 @@ def open_question(
     runs: Sequence[str | Path],
     views: Sequence[str],
     seed: int | None,
-    data: str | Path,
+    data: DataSource,
     cache: str | Path,
     progress: Progress = silent,
     same_classes: bool = False,
@@ -214,7 +214,7 @@ def predict_split(
     split: str,
     views: Sequence[str],
     seed: int | None,
-    data: str | Path,
+    data: DataSource,
     cache: str | Path,
     progress: Progress = silent,
     same_classes: bool = False,
@@ -339,7 +339,7 @@ def run_spaces(
     views: Sequence[str],
     seed: int | None,
     rows: Sequence[LabelledRow],
-    data: str | Path,
+    data: DataSource,
 ) -> list[list[Space]]:
     """For each view the space of each backbone of a run. The spaces hold all these rows.
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of
 from featurecache.heads.training_set import TrainingSet
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
@@ -109,7 +108,7 @@ class TrainingData:
 def load_training_data(
     schedule: Schedule,
     views: Sequence[str],
-    data: str | Path,
+    data: DataSource,
     cache: Cache,
     progress: Progress = silent,
     memory: int | None = None,

@@ -13,6 +13,7 @@ from featurecache.features.settings import check_keywords, keywords_of
 from featurecache.filling.fill import Filled, FillSetting, FillTask, fill, fill_options
 from featurecache.filling.pictures import SPENT, Augmenter, Job
 from featurecache.filling.request import resolve_request
+from featurecache.images.datasets import DataSource
 from featurecache.images.selection import SampleSelection
 
 SHARD_ROWS = 256  # 10-40 MB of pictures
@@ -23,7 +24,7 @@ class AugmentSetting(FillSetting, SampleSelection, total=False):
 
 
 def augment(
-    data: str | Path = "data",
+    data: DataSource = "data",
     *,
     policy: str | Sequence[str] = (),
     cache: str | Path = "data/cache",

@@ -18,7 +18,7 @@ from featurecache.features.mapped import MappedColumns, MappedVectors, map_colum
 from featurecache.features.settings import CachedSetting, check_keywords, keywords_of
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import backbone_choice
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
 from featurecache.items import group_numbers
@@ -75,7 +75,7 @@ def export(
     backbone: str,
     format: str | None = None,
     split: str | None = None,
-    data: str | Path = "data",
+    data: DataSource = "data",
     **options: Unpack[CachedVectors],
 ) -> Exported:
     """Write a view's vectors with labels, ids, items (SHA-256 of images) and splits into one file.
@@ -134,7 +134,7 @@ def export(
 
 @overload
 def vectors(
-    data: str | Path | Dataset = ...,
+    data: DataSource = ...,
     view: str | Sequence[str] = ...,
     backbone: str | Sequence[str] = ...,
     *,
@@ -147,7 +147,7 @@ def vectors(
 ) -> tuple[Vectors, np.ndarray]: ...
 @overload
 def vectors(
-    data: str | Path | Dataset = ...,
+    data: DataSource = ...,
     view: str | Sequence[str] = ...,
     backbone: str | Sequence[str] = ...,
     *,
@@ -159,7 +159,7 @@ def vectors(
     **options: Unpack[CachedVectors],
 ) -> tuple[Vectors, np.ndarray, *tuple[np.ndarray, ...]]: ...
 def vectors(
-    data: str | Path | Dataset = "data",
+    data: DataSource = "data",
     view: str | Sequence[str] = "none",
     backbone: str | Sequence[str] = "",
     *,
@@ -201,7 +201,7 @@ def vectors(
 
 
 def _table(
-    data: str | Path | Dataset,
+    data: DataSource,
     views: Sequence[str],
     backbones: Sequence[str],
     split: str | None,

@@ -17,6 +17,7 @@ from featurecache.filling.fill import Filled, FillSetting, FillTask, fill, fill_
 from featurecache.filling.request import RequestSetting, resolve_request
 from featurecache.filling.shard_plan import ShardPlan
 from featurecache.filling.vectors import SPENT, Featurizer, Job, Preparation
+from featurecache.images.datasets import DataSource
 
 SHARD_ROWS = 512  # a killed run loses at most one shard: 2 s of Lite0, 26 s of B3 on two cores
 
@@ -38,7 +39,7 @@ class FeaturizeSetting(RequestSetting, FillSetting, total=False):
 
 
 def featurize(
-    data: str | Path = "data",
+    data: DataSource = "data",
     *,
     policy: str | Sequence[str] = (),
     backbone: str | Sequence[str] = (),

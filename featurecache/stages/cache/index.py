@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featurecache.errors import BadInput
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.layouts.indexes import write_index
 from featurecache.images.samples import items_of
 from featurecache.storage import durable
@@ -24,7 +24,7 @@ class Index:
     unreadable: list[dict[str, str]]
 
 
-def index(data: str | Path = "data", *, out: str | Path, progress: ProgressOption = False) -> Index:
+def index(data: DataSource = "data", *, out: str | Path, progress: ProgressOption = False) -> Index:
     """Write the dataset at `data` as a Parquet file: ids, labels, splits, groups, paths, and the
     SHA-256 of each image's bytes, which `--data FILE.parquet` then need not hash again. Raises
     BadInput.

@@ -17,6 +17,7 @@ from featurecache.features.backbones import Backbone
 from featurecache.features.engines import Engine, check_engine, open_engine, run_rows
 from featurecache.features.settings import check_keywords
 from featurecache.filling.request import Request, RequestSetting, resolve_request
+from featurecache.images.datasets import DataSource
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.views import View
 
@@ -42,7 +43,7 @@ class Plan:
 
 
 def plan(
-    data: str | Path = "data",
+    data: DataSource = "data",
     *,
     policy: str | Sequence[str] = (),
     backbone: str | Sequence[str] = (),

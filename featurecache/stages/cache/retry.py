@@ -12,7 +12,7 @@ from featurecache.features.space_files import SpaceSummary
 from featurecache.features.space_locks import reserved
 from featurecache.features.store import Cache
 from featurecache.filling.recompute import Recomputer
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.samples import items_of
 from featurecache.stages.cache.featurize import SHARD_ROWS
 
@@ -29,7 +29,7 @@ class Retried:
 
 
 def retry(
-    data: str | Path = "data",
+    data: DataSource = "data",
     *,
     cache: str | Path = "data/cache",
     engine: str = "auto",

@@ -30,7 +30,7 @@ from featurecache.features.store import Cache, read_note
 from featurecache.filling.fill import other_pixels
 from featurecache.filling.recompute import Recomputer
 from featurecache.filling.repair import LostShard, recompute_lost
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.samples import items_of, sources_of
 from featurecache.images.views import view_of_key
 from featurecache.storage.store import names_in
@@ -82,7 +82,7 @@ def verify(
     cache: str | Path = "data/cache",
     *,
     recompute: int = 0,
-    data: str | Path = "data",
+    data: DataSource = "data",
     engine: str = "auto",
     weights: str | Path | None = None,
     repair: bool = False,

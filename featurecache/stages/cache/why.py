@@ -12,6 +12,7 @@ from featurecache.errors import BadInput
 from featurecache.features.settings import VectorSetting, check_keywords
 from featurecache.filling.fill import other_pixels
 from featurecache.filling.request import resolve_request
+from featurecache.images.datasets import DataSource
 from featurecache.text import counted
 
 
@@ -33,7 +34,7 @@ class Why:
 
 
 def why(
-    data: str | Path = "data",
+    data: DataSource = "data",
     *,
     policy: str | Sequence[str] = (),
     backbone: str | Sequence[str] = (),

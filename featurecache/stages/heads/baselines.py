@@ -16,7 +16,7 @@ from featurecache.features.settings import CachedSetting, check_keywords
 from featurecache.features.store import Cache
 from featurecache.heads import baselines as fits
 from featurecache.heads.schedules import backbone_choice
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import decodable, labelled_rows, training_rows
@@ -55,7 +55,7 @@ def baselines(
     *,
     view: str = "none",
     split: str = "val",
-    data: str | Path = "data",
+    data: DataSource = "data",
     cache: str | Path = "data/cache",
     seed: int = 0,
     progress: ProgressOption = False,

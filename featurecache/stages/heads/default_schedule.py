@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from featurecache import keys
 from featurecache.errors import BadInput
@@ -12,7 +11,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.defaults import mixture, network_schedule, validation_of
 from featurecache.heads.schedules import Schedule, backbone_choice
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import DataSource, name_of, open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import is_drawn_alike, side_by_side
 from featurecache.runs.training_data import TrainingData
@@ -21,7 +20,7 @@ from featurecache.training.curriculum import Phase
 
 
 def default_schedule(
-    data: str | Path, cache: Cache, backbone: str | Sequence[str], seed: int | None
+    data: DataSource, cache: Cache, backbone: str | Sequence[str], seed: int | None
 ) -> Schedule:
     """The schedule of a network on the clean vectors of a dataset, scaled to its size.
 
@@ -39,12 +38,12 @@ def default_schedule(
     )
 
 
-def _only_backbone(cache: Cache, data: str | Path) -> str:
+def _only_backbone(cache: Cache, data: DataSource) -> str:
     names = sorted({str(space.backbone) for space in cache.spaces() if space.backbone is not None})
     if not names:
         raise BadInput(
             f"{cache.root} holds no vectors; compute them with: featurecache featurize --data "
-            f"{data} --cache {cache.root} --backbone efficientnet_lite0"
+            f"{name_of(data)} --cache {cache.root} --backbone efficientnet_lite0"
         )
     if len(names) > 1:
         options = ", ".join(f"--backbone {name}" for name in names)

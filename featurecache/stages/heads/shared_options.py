@@ -9,13 +9,14 @@ from typing import NamedTuple, TypedDict, cast
 from featurecache.executors import Progress
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import check_keywords
+from featurecache.images.datasets import DataSource
 from featurecache.runs.sources import data_of, source_of
 
 
 class SharedOptions(TypedDict, total=False):
     """Keywords of a stage; for absent ones see `resolve_options`."""
 
-    data: str | Path
+    data: DataSource
     cache: str | Path
     progress: ProgressOption
 
@@ -23,7 +24,7 @@ class SharedOptions(TypedDict, total=False):
 class ResolvedOptions(NamedTuple):
     """What to read, and how to report progress."""
 
-    data: str | Path
+    data: DataSource
     cache: str | Path
     progress: Progress
 

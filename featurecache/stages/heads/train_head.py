@@ -24,6 +24,7 @@ from featurecache.heads.overrides import Overrides, has_network_settings, with_o
 from featurecache.heads.schedules import Schedule, backbone_choice, find_schedule, read_schedule
 from featurecache.heads.sweep_settings import distinct_settings
 from featurecache.heads.trained_items import TrainedItems
+from featurecache.images.datasets import name_of
 from featurecache.notebook import html_table
 from featurecache.runs.record import (
     STARTED,
@@ -185,7 +186,7 @@ def train_head(
         words=dict(training.dataset.words),
         backbones=[_backbone(space) for space in next(iter(training.spaces.values()))],
         data={
-            "given": str(data),
+            "given": name_of(data),
             "layout": training.dataset.layout,
             "rows": len(training.rows),
             **source_fields(training.dataset, cache),

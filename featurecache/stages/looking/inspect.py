@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.depth import used_bits
 from featurecache.images.layouts.folder_layouts import FOLDER_LAYOUTS
@@ -91,7 +91,7 @@ class _Seen:
     bits: int | None = None  # used, of 16
 
 
-def inspect(data: str | Path = "data", *, progress: ProgressOption = False) -> Inspection:
+def inspect(data: DataSource = "data", *, progress: ProgressOption = False) -> Inspection:
     """Read and decode every image of the dataset at `data`; nothing is written.
 
     Raises BadInput if `data` is not a dataset. Bad images are listed in `unreadable`.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.decode import Undecodable
 from featurecache.images.layouts.folder_layouts import FOLDER_LAYOUTS
 from featurecache.images.layouts.own_output import GAP, MARK, SHEET, TILE
@@ -50,7 +50,7 @@ def preview(
     name: str,
     out: str | Path,
     *,
-    data: str | Path = "data",
+    data: DataSource = "data",
     images: int = 8,
     draws: int = 5,
     seed: int = 0,
@@ -83,7 +83,7 @@ def preview(
         except Undecodable:  # `inspect` lists these images
             continue
     if not rows:
-        raise BadInput(f"{data}: no image could be decoded; see `featurecache inspect`")
+        raise BadInput(f"{dataset}: no image could be decoded; see `featurecache inspect`")
     picture = sheet(rows, TILE, GAP)
     try:
         file_bytes = signed_file(picture, Path(out).name, MARK)

@@ -18,7 +18,7 @@ from featurecache.features.store import Cache
 from featurecache.features.trained_networks import TrainedNetwork, save_network, trained_network
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.trained_items import TrainedItems
-from featurecache.images.datasets import open_dataset
+from featurecache.images.datasets import name_of, open_dataset
 from featurecache.images.samples import sources_of
 from featurecache.images.views import find_view
 from featurecache.lookup.labelled_rows import items_by_split, labelled_rows
@@ -180,7 +180,7 @@ def train_network(
         spaces={},
         rows=training.rows_hash(),
         data={
-            "given": str(data),
+            "given": name_of(data),
             "layout": dataset.layout,
             "rows": len(training.rows),
             "train_items": _root(training.items[folds[0][0]]),

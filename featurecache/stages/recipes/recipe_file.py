@@ -28,7 +28,7 @@ from featurecache.heads.schedules import (
     read_schedule,
 )
 from featurecache.heads.sweep_settings import distinct_settings
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
 from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, is_alike
@@ -280,7 +280,7 @@ def _beside(folder: Path, name: str) -> str:
     return str(folder / name) if (folder / name).is_file() else name
 
 
-def check_recipe(recipe: Recipe, data: str | Path, cache: str | Path, engine: str) -> None:
+def check_recipe(recipe: Recipe, data: DataSource, cache: str | Path, engine: str) -> None:
     """Raise BadInput for anything that would make a later step fail."""
     dataset, opened = open_dataset(data), Cache(cache)
     cached = opened.spaces()

@@ -16,6 +16,7 @@ from featurecache.errors import UnknownName
 from featurecache.executors.pool import checked_workers
 from featurecache.executors.progress_bars import ProgressOption
 from featurecache.heads.schedules import Schedule
+from featurecache.images.datasets import DataSource
 from featurecache.runs.record import make_folder, read_run
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.baselines import baselines
@@ -82,7 +83,7 @@ class RecipeResult:
 def run(
     recipe: str | Path,
     *,
-    data: str | Path | None = None,
+    data: DataSource | None = None,
     cache: str | Path | None = None,
     runs: str | Path | None = None,
     workers: int | None = None,
@@ -137,7 +138,7 @@ class _Execution:
     """Where a recipe runs, and what its steps have produced so far."""
 
     recipe: Recipe
-    data: str | Path
+    data: DataSource
     cache: str | Path
     runs_folder: Path
     workers: int | None

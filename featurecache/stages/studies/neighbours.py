@@ -75,7 +75,7 @@ def study_neighbours(
     item = hashlib.sha256(content).digest()
     rows = [row for row in unique_rows(rows) if row.item != item]
     if not rows:
-        raise BadInput(f"{source.data}: has no other image to compare with")
+        raise BadInput(f"{dataset}: has no other image to compare with")
     choice = source.choice(backbone)
     cache = Cache(source.cache)
     items = [row.item for row in rows]

@@ -68,9 +68,7 @@ def study_pca(
         pixel_rows.append(np.asarray(scaled, np.float32).reshape(-1, 3) / 255)
         indices.append(index)
     if len(pixel_rows) < 2:
-        raise BadInput(
-            f"split {split!r} of {source.data} has fewer than 2 images that can be decoded"
-        )
+        raise BadInput(f"split {split!r} of {dataset} has fewer than 2 images that can be decoded")
     stacked = np.stack(pixel_rows)
     parts = {f"pixels, {name}": stacked[:, :, index] for index, name in enumerate(CHANNELS)}
     if vectors is not None:

@@ -17,7 +17,7 @@ from featurecache.executors.progress_bars import ProgressOption, resolve_progres
 from featurecache.features.backbones import Backbone
 from featurecache.features.settings import check_keywords
 from featurecache.images.boxes import Box, boxes_of, mask_of
-from featurecache.images.datasets import Dataset, open_dataset
+from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import Sample
 from featurecache.runs.record import RunRecord, read_run
@@ -133,7 +133,7 @@ def study_saliency(
     *,
     image: str | Path | Sequence[str | Path] = (),
     images: int = IMAGES,
-    data: str | Path | Dataset | None = None,
+    data: DataSource | None = None,
     split: str = "val",
     weights: str | Path | Sequence[str | Path] = (),
     out: str | Path = "study",
@@ -304,7 +304,7 @@ def _pictures_of_files(files: Sequence[str | Path]) -> list[_Picture]:
     ]
 
 
-def _sample(data: str | Path | Dataset, split: str, count: int) -> list[_Picture]:
+def _sample(data: DataSource, split: str, count: int) -> list[_Picture]:
     """`count` images of a split, evenly spaced, or all of a smaller split."""
     dataset = open_dataset(data)
     return [

@@ -22,7 +22,7 @@ from featurecache.features.settings import CachedSetting, check_keywords, keywor
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import BackboneChoice, backbone_choice
-from featurecache.images.datasets import Dataset
+from featurecache.images.datasets import Dataset, DataSource
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, original
 from featurecache.lookup.held_spaces import held_spaces
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class StudyInput(CachedSetting, total=False):
     """The keywords that every study of vectors takes in addition to the backbone's settings."""
 
-    data: str | Path  # "data" by default
+    data: DataSource  # "data" by default
     cache: str | Path  # "data/cache" by default
     out: str | Path  # the folder to write into; "study" by default
     progress: ProgressOption
@@ -49,7 +49,7 @@ class StudySource:
     """Where a study reads and writes. `setting` selects among the cached vectors of a backbone by
     input_size, crop, interpolation, layer, pooling and precision; None accepts any value."""
 
-    data: str | Path = "data"
+    data: DataSource = "data"
     cache: str | Path = "data/cache"
     out: str | Path = "study"
     progress: Progress = silent
