@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -204,6 +205,14 @@ def test_every_transform_of_torchvision_is_known() -> None:
     settings = {"AutoAugmentPolicy", "InterpolationMode"}
     assert classes == TRANSFORMS | set(REFUSED_TRANSFORMS) | settings
     assert {n for n in TRANSFORMS if n in augmenters()} == SHARED
+
+
+def test_the_page_on_policies_names_every_transform() -> None:
+    page = (Path(__file__).parent.parent / "docs/policies.md").read_text(encoding="utf-8")
+    usable, refused = page[: page.index("## Refused")], page[page.index("## Refused") :]
+    named = {f"v2.{name}" if name in SHARED else name for name in TRANSFORMS}
+    assert named <= set(re.findall(r"`([\w.]+)`", usable))
+    assert set(REFUSED_TRANSFORMS) <= set(re.findall(r"`(\w+)`", refused))
 
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
