@@ -34,6 +34,12 @@ lines: int = featurecache.submit(folder, out="answer.csv").n
 guesses: list[str] = [guess.path for guess in featurecache.predict(folder, ["a.png"])]
 probabilities = featurecache.load_head(folder).predict_proba(np.zeros((1, 8)))
 best: int = int(probabilities.argmax())
+X, y = featurecache.vectors(DATA, ["none", "color_1"], ["efficientnet_lite0"], progress=True)
+score: float = featurecache.HeadClassifier(epochs=3, device="cpu").fit(X, y).score(X, y)
+width: int = featurecache.Featurizer(view="none").transform(["a.png"]).shape[1]
+dataset = featurecache.VectorDataset(DATA, "color", "efficientnet_lite0", split="train")
+dataset.set_epoch(1)
+label: int = dataset[0][1]
 bad: int = len(featurecache.verify("data/cache").bad)
 """
 MISTAKES = """
