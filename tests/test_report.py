@@ -21,6 +21,7 @@ from featurecache.errors import BadInput, NotCached
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
 from featurecache.runs.predictions import predict_split
+from featurecache.runs.record import read_run
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.ensemble import ensemble
 from featurecache.stages.heads.evaluate import evaluate
@@ -28,7 +29,7 @@ from featurecache.stages.heads.train_head import read_epochs, train_head
 from featurecache.stages.looking import report as stage
 from featurecache.stages.looking import report_pictures
 from featurecache.stages.looking.report import report
-from featurecache.stages.looking.report_runs import _phases, training_course
+from featurecache.stages.looking.report_runs import Course, phase_rows, training_course
 from featurecache.training.epoch_metrics import Epoch
 
 Runs = dict[str, Path]
@@ -220,8 +221,10 @@ def test_a_dataset_without_a_split_to_train_on(
     assert found.n == 12
     warned = "36 of these 36 images were trained on"
     assert warned not in Path(found.path).read_text()
+    assert "No verdict" not in found.verdict
     given["data"] = small_data
-    report(small_runs["split"], split="train", out=tmp_path / "r.html", **given)
+    found = report(small_runs["split"], split="train", out=tmp_path / "r.html", **given)
+    assert found.verdict.startswith("No verdict: some of these images were trained on")
     assert warned in (tmp_path / "r.html").read_text()
 
 
@@ -270,10 +273,9 @@ def test_phases_are_those_that_were_trained(
     )
     given: dict[str, Any] = {"data": small_data, "cache": small_cache}
     run = train_head(schedule, out=tmp_path / "run", device="cpu", **given).run
-    asked = predict_split([run], "val", ["none"], None, small_data, small_cache)
     spaces = {space.name: space for space in Cache(small_cache).spaces()}
-    found = training_course(asked, 0, spaces)
-    assert [(p["views"], p["augmented"], p["first"], p["last"]) for p in found["phases"]] == [
+    found = training_course(read_run(run), read_epochs(run), spaces)
+    assert [(p.views, p.augmented, p.first, p.last) for p in found.phases] == [
         ("none", False, 1, 2),
         ("none to color_1", True, 3, 4),
         ("color_1 75% + none 25%", True, 5, 5),
@@ -281,9 +283,10 @@ def test_phases_are_those_that_were_trained(
     ]
     rows = read_epochs(run)
     tops = {row.epoch: row.val_top1 for row in rows}
-    for phase in found["phases"][1:]:
-        assert phase["change"] == pytest.approx(tops[phase["last"]] - tops[phase["first"] - 1])
-    reads = {row["view"]: row["reads"] for row in found["views"]}
+    for phase in found.phases[1:]:
+        assert phase.first is not None and phase.last is not None
+        assert phase.change == pytest.approx(tops[phase.last] - tops[phase.first - 1])
+    reads = {row.view: row.reads for row in found.views}
     assert reads["none"] == pytest.approx(2 + 1 + 0.5) and sum(reads.values()) == pytest.approx(6)
     report(run, out=tmp_path / "r.html", **given)
     text = (tmp_path / "r.html").read_text()
@@ -305,11 +308,11 @@ def test_a_phase_that_makes_good_a_damage_has_not_helped(
         Epoch(epoch=n, fold=1, phase=n, train_loss=1, train_top1=0, val_loss=1, val_top1=top)
         for n, top in enumerate(tops, 1)
     ]
-    found = _phases(schedule, epochs)
-    assert [phase["most"] for phase in found] == [place == most for place in range(len(tops))]
+    found = phase_rows(schedule, epochs)
+    assert [phase.helped_most for phase in found] == [place == most for place in range(len(tops))]
     for place in range(1, len(tops)):
-        assert found[place]["gain"] == pytest.approx(tops[place] - max(tops[:place]))
-        assert found[place]["change"] == pytest.approx(tops[place] - tops[place - 1])
+        assert found[place].gain == pytest.approx(tops[place] - max(tops[:place]))
+        assert found[place].change == pytest.approx(tops[place] - tops[place - 1])
 
 
 @pytest.mark.slow
@@ -331,6 +334,7 @@ def test_runs_that_see_other_pictures_are_not_compared(
         text = out.read_text(encoding="utf-8")
         assert ("not evaluated on the same view" in text) != comparable
         assert ("McNemar" in text) == comparable
+        assert ("No verdict: the runs see different pictures" in text) != comparable
         notes = ensemble(runs, view="color_1", seed=seed, how="mean", **given).notes
         assert any("views of different seeds" in note for note in notes) != comparable
     report(runs, out=out, **given)  # `none` has no seed
@@ -385,6 +389,7 @@ def test_ten_thousand_images_of_two_hundred_classes(
     )
     monkeypatch.setattr(stage, "predict_split", lambda *_, **__: large)
     monkeypatch.setattr(stage, "training_course", lambda *_: COURSE)
+    monkeypatch.setattr(stage, "through_views", lambda *_: [])
     found = report(small_runs["split"], data=small_data, cache=small_cache, out=tmp_path / "r.html")
     assert found.n == 10_000 and found.shown == 500 and found.bytes < 10_000_000
     assert found.seconds < 30
@@ -393,4 +398,4 @@ def test_ten_thousand_images_of_two_hundred_classes(
     assert sum(n for _, _, n in cells) == 10_000
 
 
-COURSE = {"epochs": 0, "folds": 0, "phases": [], "curves": None, "views": [], "through": []}
+COURSE = Course(epochs=0, folds=0, phases=[], validated="none", curves=None, views=[])

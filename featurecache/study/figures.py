@@ -104,6 +104,21 @@ def inline(figure: Figure) -> str:
     return text.replace(INK, "currentColor")
 
 
+_DARK = (  # rules for the colours that every figure has, in a reader's dark theme
+    "<style>@media screen and (prefers-color-scheme: dark) {"
+    f'[style*="fill: {INK}"] {{ fill: #e4e8ee !important }} '
+    f'[style*="stroke: {INK}"] {{ stroke: #e4e8ee !important }} '
+    '[style*="fill: #ffffff"] { fill: #14181e !important }}</style>'
+)
+
+
+def themed(svg: bytes) -> bytes:
+    """A figure's SVG with rules for dark themes. Programs that know no such rules, and printers,
+    draw it as before."""
+    rules = _DARK.encode()
+    return svg if rules in svg else svg.replace(b"<defs>", rules + b"<defs>", 1)
+
+
 def curves(epochs: Sequence[Mapping[str, float]], phases: Sequence[tuple[int, int, str]]) -> Figure:
     """Accuracy and loss by epoch, over bands of the phases (paper 000's figure).
 

@@ -21,7 +21,7 @@ Right = npt.NDArray[np.bool_]  # (S, N)
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The difference in accuracy, as a share of the images, with its 95% interval."""
+    """The difference in accuracy, as a share of the images, with its interval, usually of 95%."""
 
     difference: float
     low: float
@@ -37,8 +37,9 @@ class Difference:
 ClassDifference = TypedDict("ClassDifference", {"class": str, "n": int, "difference": float})
 
 
-def difference(right: Right, baseline: Right, seed: int = 0) -> Difference:
-    """The mean of `right` minus `baseline` over seeds and images, with a bootstrap interval.
+def difference(right: Right, baseline: Right, seed: int = 0, level: float = LEVEL) -> Difference:
+    """The mean of `right` minus `baseline` over seeds and images, with a bootstrap interval, of 95%
+    unless `level` is given.
 
     The interval covers the choice of images and of seeds. Images are resampled with replacement,
     RESAMPLES times, each together with its results for all seeds (a paired bootstrap; Efron, 1979).
@@ -56,7 +57,7 @@ def difference(right: Right, baseline: Right, seed: int = 0) -> Difference:
     drawn = rng.multinomial(images, counts / images, RESAMPLES) @ sums / (seeds * images)
     if seeds > 1:
         drawn += rng.standard_t(seeds - 1, RESAMPLES) * np.sqrt(_seed_variance(gains))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Difference(difference=float(gains.mean()), low=float(low), high=float(high))
 
 

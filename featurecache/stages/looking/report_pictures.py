@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -91,32 +91,61 @@ def balanced_sample(wrong: Sequence[int], predictions: Predictions, count: int) 
     return sorted(chosen, key=lambda row: (labels[row], -sure[row]))
 
 
-def card(predictions: Predictions, row: int, thumbnails: Pictures) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a run predicts for an image, with its probability and that of the true class."""
+
+    right: bool
+    name: str
+    label: int
+    probability: float
+    of_true: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """An image, its true class, and what each run predicts. `src` is empty if it can't be read."""
+
+    src: str
+    path: str
+    label: int
+    name: str
+    answers: list[Answer]
+
+
+def card(predictions: Predictions, row: int, thumbnails: Pictures) -> Card:
     label = int(predictions.labels[0][row])
     answers = []
     for run_index, probabilities in enumerate(predictions.probabilities):
         predicted = int(probabilities[row].argmax())
         answers.append(
-            {
-                "right": predicted == int(predictions.labels[run_index][row]),
-                "name": class_label_name(predictions.records[run_index], predicted),
-                "label": predicted,
-                "probability": float(probabilities[row, predicted]),
-                "of_true": float(probabilities[row, predictions.labels[run_index][row]]),
-            }
+            Answer(
+                right=predicted == int(predictions.labels[run_index][row]),
+                name=class_label_name(predictions.records[run_index], predicted),
+                label=predicted,
+                probability=float(probabilities[row, predicted]),
+                of_true=float(probabilities[row, predictions.labels[run_index][row]]),
+            )
         )
-    return {
-        "src": thumbnails.uri(row),
-        "path": predictions.rows[row].id,
-        "label": label,
-        "name": class_label_name(predictions.records[0], label),
-        "said": answers,
-    }
+    return Card(
+        src=thumbnails.uri(row),
+        path=predictions.rows[row].id,
+        label=label,
+        name=class_label_name(predictions.records[0], label),
+        answers=answers,
+    )
 
 
-def sheets(
-    predictions: Predictions, spaces: Mapping[str, Space]
-) -> tuple[list[dict[str, Any]], list[str]]:
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """The contact sheet of a policy: its picture and the draws that it shows."""
+
+    policy: str
+    draws: list[int]
+    src: str
+
+
+def sheets(predictions: Predictions, spaces: Mapping[str, Space]) -> tuple[list[Sheet], list[str]]:
     """A contact sheet per policy that the runs were trained on: training images beside the draws
     that the vectors were made from, before the network's resize and crop. The notes name the
     policies without a sheet."""
@@ -155,11 +184,11 @@ def sheets(
             continue
         if rows:
             made.append(
-                {
-                    "policy": policy,
-                    "draws": [view.draw for view in views],
-                    "src": pages.data_uri(jpeg(sheet(rows, _TILE, _GAP)), JPEG),
-                }
+                Sheet(
+                    policy=policy,
+                    draws=[view.draw for view in views],
+                    src=pages.data_uri(jpeg(sheet(rows, _TILE, _GAP)), JPEG),
+                )
             )
         else:
             notes.append(f"no contact sheet of {policy}: its images can't be read or decoded")
@@ -170,13 +199,35 @@ def class_label_name(record: RunRecord, label: int) -> str:
     return text.readable_name(record.classes[label], record.words)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture of a class, and what it was predicted as; empty if that is right."""
+
+    src: str
+    predicted: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedClass:
+    """One of the best or worst classes: `wrong` of its `n` images are, and `confused` of those were
+    predicted as `confused_name`."""
+
+    name: str
+    n: int
+    top1: float
+    wrong: int
+    confused_name: str | None
+    confused: int
+    pictures: list[Example]
+
+
 def examples(
     rows: Sequence[metrics.ClassRow],
     predictions: Predictions,
     run_index: int,
     thumbnails: Pictures,
     right: bool,
-) -> list[dict[str, Any]]:
+) -> list[RankedClass]:
     """The best or worst classes with pictures: the most confident correct predictions for the best,
     the most confident errors for the worst (paper 003's table 3 and figure 7)."""
     record, probabilities, labels = (
@@ -191,20 +242,24 @@ def examples(
         wanted = class_rows[correct[class_rows] == right]
         order = wanted[np.argsort(-probabilities[wanted].max(1), kind="stable")][:_EXAMPLES]
         pictures = [
-            {
-                "src": thumbnails.uri(int(index)),
-                "said": "" if right else class_label_name(record, int(predicted[index])),
-            }
+            Example(
+                src=thumbnails.uri(int(index)),
+                predicted="" if right else class_label_name(record, int(predicted[index])),
+            )
             for index in order
         ]
         confused_with = row["confused_with"]
         rows_with_pictures.append(
-            {
-                **row,
-                "confused_name": None
+            RankedClass(
+                name=row["name"],
+                n=row["n"],
+                top1=row["top1"],
+                wrong=row["wrong"],
+                confused_name=None
                 if confused_with is None
                 else text.readable_name(confused_with, record.words),
-                "pictures": [picture for picture in pictures if picture["src"]],
-            }
+                confused=row["confused"],
+                pictures=[picture for picture in pictures if picture.src],
+            )
         )
     return rows_with_pictures

@@ -169,7 +169,9 @@ def write_study(
     """
     paths = []
     for form in figures.FORMATS:
-        durable.replace(folder / f"{name}.{form}", figures.rendered(figure, form))
+        content = figures.rendered(figure, form)
+        content = figures.themed(content) if form == "svg" else content
+        durable.replace(folder / f"{name}.{form}", content)
         paths.append(str(folder / f"{name}.{form}"))
     write_csv(folder / f"{name}.csv", header, rows)
     text = json.dumps({"study": name, "title": title, **numbers}, indent=1, allow_nan=False)

@@ -60,12 +60,15 @@ for (const id of ["gallery-class", "gallery-said", "gallery-run"]) {
 }
 
 // ---- confusion matrix ----
+// The canvas stays in view inside a scrolling box, and shows the cells at the box's position. The
+// names of rows and columns are drawn in margins, so they are always beside the cells and cover none.
 
 const data = JSON.parse(document.getElementById("matrix-data").textContent);
-const canvas = document.getElementById("matrix");
-const context = canvas.getContext("2d");
+const box = document.getElementById("matrix-box"), area = document.getElementById("matrix-area");
+const canvas = document.getElementById("matrix"), context = canvas.getContext("2d");
 const size = data.names.length;
-const state = { print: false, run: 0, order: [], positions: [], cells: new Map(), x: 0, y: 0, span: size, margin: 0 };
+const FONT = 11, READABLE = 14, MIN_MARGIN = 70, MAX_MARGIN = 120; // pixels; READABLE: every name fits
+const state = { print: false, run: 0, order: [], positions: [], cells: new Map(), cell: 0, margin: 0, selected: null, screen: 0 };
 
 function arrange() {
   const run = data.runs[state.run];
@@ -77,14 +80,23 @@ function arrange() {
   draw();
 }
 
-// Names of rows and columns are drawn in margins at the left and at the top, and cover no cell.
-const FONT = 11, MIN_MARGIN = 70, MAX_MARGIN = 110; // pixels of the page
-
-function margin(pixel) {
-  context.font = `${FONT * pixel}px system-ui, sans-serif`;
+function smallest() { // the width of a cell at which all of them fit
+  context.font = `${FONT}px system-ui, sans-serif`;
   const widest = Math.max(...data.names.map((name) => context.measureText(name.slice(0, 40)).width));
-  const limit = Math.min(MAX_MARGIN * pixel, 0.3 * canvas.width);
-  return Math.min(limit, Math.max(MIN_MARGIN * pixel, widest + (FONT + 12) * pixel));
+  const limit = Math.min(MAX_MARGIN, 0.3 * box.clientWidth);
+  state.margin = Math.min(limit, Math.max(MIN_MARGIN, widest + FONT + 12));
+  return (box.clientWidth - state.margin) / size;
+}
+
+function zoom(cell) { // about the middle of the box
+  const fit = smallest(), before = state.cell, half = (box.clientWidth - state.margin) / 2;
+  state.cell = Math.min(Math.max(cell, fit), Math.max(fit, half / 1.5));
+  area.style.width = area.style.height = `${Math.floor(state.margin + size * state.cell)}px`;
+  if (before) {
+    box.scrollLeft = (box.scrollLeft + half) * state.cell / before - half;
+    box.scrollTop = (box.scrollTop + half) * state.cell / before - half;
+  }
+  draw();
 }
 
 function cut(text, width) { // in the middle, since class names often begin alike
@@ -99,130 +111,119 @@ function cut(text, width) { // in the middle, since class names often begin alik
 }
 
 function draw() {
-  const pixel = canvas.width / (canvas.clientWidth || canvas.width); // canvas pixels per page pixel
-  const left = margin(pixel);
-  state.margin = left / canvas.width;
-  const edge = (canvas.width - left) / state.span;
+  const width = box.clientWidth, ratio = (window.devicePixelRatio || 1) * (state.print ? 2 : 1);
+  canvas.width = canvas.height = Math.round(width * ratio);
+  canvas.style.width = canvas.style.height = `${width}px`;
+  context.setTransform(ratio, 0, 0, ratio, 0, 0); // in pixels of the page
+  const { cell, margin } = state, left = box.scrollLeft, top = box.scrollTop;
   const style = getComputedStyle(document.documentElement);
   const printed = { "--panel": "#f4f4f4", "--paper": "#fff", "--ink": "#000", "--good": "#1f7a4a", "--accent": "#a33c08" };
   const colour = (name) => state.print ? printed[name] : style.getPropertyValue(name).trim();
-  canvas.classList.toggle("zoomed", state.span < size); // a finger then moves the matrix
-  context.globalAlpha = 1;
   context.fillStyle = colour("--paper");
-  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.fillRect(0, 0, width, width);
   context.save();
   context.beginPath();
-  context.rect(left, left, canvas.width - left, canvas.height - left);
+  context.rect(margin, margin, width - margin, width - margin);
   context.clip();
   context.fillStyle = colour("--panel");
-  context.fillRect(left, left, canvas.width, canvas.height);
+  context.fillRect(margin, margin, width, width);
+  const edge = Math.max(cell - (cell > 6 ? 1 : 0), 1.5);
   for (const [key, n] of state.cells) {
     const down = Math.floor(key / size), across = key % size;
-    const x = left + (across - state.x) * edge, y = left + (down - state.y) * edge;
-    if (x + edge < left || y + edge < left || x > canvas.width || y > canvas.height) continue;
+    const x = margin + across * cell - left, y = margin + down * cell - top;
+    if (x + cell < margin || y + cell < margin || x > width || y > width) continue;
     const share = n / Math.max(1, data.n[state.order[down]]);
     context.globalAlpha = 0.15 + 0.85 * Math.sqrt(share);
     context.fillStyle = colour(down === across ? "--good" : "--accent");
-    context.fillRect(x, y, Math.max(edge - (edge > 6 ? 1 : 0), 1.5), Math.max(edge - (edge > 6 ? 1 : 0), 1.5));
-    if (edge > 20 * pixel) {
+    context.fillRect(x, y, edge, edge);
+    if (cell >= READABLE) {
       context.globalAlpha = 1;
       context.fillStyle = colour("--ink");
-      context.font = `${Math.min(13 * pixel, edge / 2.2)}px system-ui, sans-serif`;
-      context.fillText(String(n), x + edge * 0.12, y + edge * 0.62);
+      context.font = `${Math.min(13, cell / 1.6)}px system-ui, sans-serif`;
+      context.textAlign = "center";
+      context.textBaseline = "middle";
+      context.fillText(String(n), x + edge / 2, y + edge / 2, edge);
     }
+  }
+  context.globalAlpha = 1;
+  if (state.selected !== null) {
+    const [down, across] = state.selected;
+    context.strokeStyle = colour("--ink");
+    context.lineWidth = 2;
+    context.strokeRect(margin + across * cell - left, margin + down * cell - top, edge, edge);
   }
   context.restore();
-  const gap = 4 * pixel;
-  context.font = `${FONT * pixel}px system-ui, sans-serif`;
-  context.fillStyle = colour("--ink");
-  const write = (text, along, across, from, align) => { // `along` the margin, `across` it
-    context.save();
-    context.textAlign = align;
-    context.textBaseline = "middle";
-    if (from === "top") context.transform(0, -1, 1, 0, along, across);
-    else context.translate(across, along);
-    context.fillText(text, 0, 0);
-    context.restore();
-  };
-  corner(left, gap, pixel);
-  if (edge < 1.15 * FONT * pixel) return; // no room for names
-  for (const [from, first] of [["left", state.y], ["top", state.x]]) {
-    for (let position = Math.floor(first); position < Math.min(size, first + state.span); position++) {
-      const along = left + (position - first + 0.5) * edge;
-      if (along < left + 0.6 * FONT * pixel || along > canvas.width - 0.4 * FONT * pixel) continue;
-      const text = cut(data.names[state.order[position]], left - 2 * gap);
-      write(text, along, left - gap, from, from === "top" ? "left" : "right");
-    }
-  }
+  names(colour("--ink"), width);
 }
 
-function corner(left, gap, pixel) { // labels of the two axes
-  context.save();
-  context.textAlign = "right";
+function names(ink, width) {
+  const { cell, margin } = state, gap = 4, step = Math.ceil(1.15 * FONT / cell);
+  context.fillStyle = ink;
+  context.font = `${FONT}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  for (const [from, offset] of [["left", box.scrollTop], ["top", box.scrollLeft]]) {
+    for (let position = Math.floor(offset / cell); position < size; position++) {
+      const along = margin + (position + 0.5) * cell - offset;
+      if (position % step || along < margin + 0.5 * FONT) continue;
+      if (along > width - 0.4 * FONT) break;
+      context.save();
+      context.textAlign = from === "top" ? "left" : "right";
+      if (from === "top") context.transform(0, -1, 1, 0, along, margin - gap);
+      else context.translate(margin - gap, along);
+      context.fillText(cut(data.names[state.order[position]], margin - 2 * gap), 0, 0);
+      context.restore();
+    }
+  }
+  context.textAlign = "right"; // of the two axes, in the corner
   context.textBaseline = "alphabetic";
-  context.font = `italic ${0.85 * FONT * pixel}px system-ui, sans-serif`;
-  context.fillText(cut("predicted →", left - gap), left - gap, left - 2.2 * FONT * pixel);
-  context.fillText(cut("true ↓", left - gap), left - gap, left - gap);
-  context.restore();
-}
-
-function inMatrix(event) { // the position in the cells, 0 to 1 across and down, and their width
-  const box = canvas.getBoundingClientRect();
-  const width = box.width * (1 - state.margin), start = box.width * state.margin;
-  return [(event.clientX - box.left - start) / width, (event.clientY - box.top - start) / width, width];
+  context.font = `italic ${0.85 * FONT}px system-ui, sans-serif`;
+  context.fillText("predicted →", margin - gap, margin - 2.2 * FONT);
+  context.fillText("true ↓", margin - gap, margin - gap);
+  const note = document.getElementById("matrix-names");
+  note.hidden = step === 1;
+  note.textContent = `Every ${step}${{ 2: "nd", 3: "rd" }[step] ?? "th"} class is named; + shows the other names.`;
 }
 
 function cellAt(event) {
-  const [u, v] = inMatrix(event);
-  if (u < 0 || v < 0) return null;
-  const across = Math.floor(state.x + u * state.span);
-  const down = Math.floor(state.y + v * state.span);
-  return down >= size || across >= size ? null : [down, across];
+  const bounds = canvas.getBoundingClientRect();
+  const across = Math.floor((event.clientX - bounds.left - state.margin + box.scrollLeft) / state.cell);
+  const down = Math.floor((event.clientY - bounds.top - state.margin + box.scrollTop) / state.cell);
+  const inside = Math.min(event.clientX - bounds.left, event.clientY - bounds.top) >= state.margin;
+  return inside && down < size && across < size ? [down, across] : null;
 }
 
-function describe(event) {
-  const cell = cellAt(event);
+function describe(cell) {
   if (cell === null) return;
-  const [label, said] = cell.map((position) => state.order[position]);
+  const [label, predicted] = cell.map((position) => state.order[position]);
   const n = state.cells.get(cell[0] * size + cell[1]) ?? 0;
-  document.getElementById("matrix-cell").textContent = label === said
+  document.getElementById("matrix-cell").textContent = label === predicted
     ? `${n} of ${data.n[label]} right: ${data.names[label]}`
-    : `${n} of ${data.n[label]}: ${data.names[label]} predicted as ${data.names[said]}`;
+    : `${n} of ${data.n[label]}: ${data.names[label]} predicted as ${data.names[predicted]}`;
 }
 
-function zoom(factor, event) {
-  const [u, v] = event ? inMatrix(event).map((share) => Math.min(1, Math.max(0, share))) : [0.5, 0.5];
-  const span = Math.min(size, Math.max(Math.min(size, 3), state.span / factor));
-  const limit = (low) => Math.min(size - span, Math.max(0, low));
-  state.x = limit(state.x + u * (state.span - span));
-  state.y = limit(state.y + v * (state.span - span));
-  state.span = span;
+function select(cell) {
+  state.selected = cell;
+  describe(cell);
   draw();
 }
 
-let dragged = null;
-canvas.addEventListener("pointerdown", (event) => { dragged = [event.clientX, event.clientY]; describe(event); });
-canvas.addEventListener("pointermove", (event) => {
-  describe(event);
-  if (dragged === null || state.span === size) return;
-  const perPixel = state.span / inMatrix(event)[2];
-  const limit = (low) => Math.min(size - state.span, Math.max(0, low));
-  state.x = limit(state.x - (event.clientX - dragged[0]) * perPixel);
-  state.y = limit(state.y - (event.clientY - dragged[1]) * perPixel);
-  dragged = [event.clientX, event.clientY];
-  draw();
-});
-for (const name of ["pointerup", "pointercancel"]) window.addEventListener(name, () => { dragged = null; });
-canvas.addEventListener("wheel", (event) => {
-  const into = event.deltaY < 0;
-  if (into ? state.span <= Math.min(size, 3) : state.span >= size) return; // let the page scroll
+canvas.addEventListener("pointermove", (event) => describe(cellAt(event)));
+canvas.addEventListener("click", (event) => select(cellAt(event)));
+box.addEventListener("scroll", draw);
+box.addEventListener("keydown", (event) => {
+  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+  if (step === undefined) return;
   event.preventDefault();
-  zoom(into ? 1.25 : 0.8, event);
-}, { passive: false });
-canvas.addEventListener("dblclick", (event) => zoom(2, event));
-document.getElementById("zoom-in").addEventListener("click", () => zoom(2));
-document.getElementById("zoom-out").addEventListener("click", () => zoom(0.5));
-document.getElementById("zoom-reset").addEventListener("click", () => zoom(1 / size));
+  const room = box.clientWidth - state.margin - state.cell;
+  const [down, across] = (state.selected ?? [0, -1]).map((position, axis) =>
+    Math.min(size - 1, Math.max(0, position + step[axis])));
+  box.scrollLeft = Math.min(across * state.cell, Math.max(box.scrollLeft, across * state.cell - room));
+  box.scrollTop = Math.min(down * state.cell, Math.max(box.scrollTop, down * state.cell - room));
+  select([down, across]);
+});
+document.getElementById("zoom-in").addEventListener("click", () => zoom(2 * state.cell));
+document.getElementById("zoom-out").addEventListener("click", () => zoom(state.cell / 2));
+document.getElementById("zoom-reset").addEventListener("click", () => zoom(0));
 document.getElementById("matrix-order").addEventListener("change", arrange);
 document.getElementById("matrix-run")?.addEventListener("change", (event) => {
   state.run = Number(event.target.value);
@@ -246,15 +247,17 @@ window.addEventListener("beforeprint", () => {
   note.hidden = shown.length <= PRINTED;
   note.textContent = `Only the first ${PRINTED} of ${shown.length} images are printed.`;
   state.print = true;
-  draw();
+  state.screen = state.cell;
+  zoom(0);
 });
 window.addEventListener("afterprint", () => {
   for (const table of hiddenTables()) table.hidden = table.dataset.run !== String(state.run);
   for (const card of cards) card.classList.remove("unprinted");
   document.getElementById("print-note").hidden = true;
   state.print = false;
-  draw();
+  zoom(state.screen);
 });
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-window.addEventListener("resize", draw); // text keeps its size on the page
+window.addEventListener("resize", () => zoom(state.cell)); // text keeps its size on the page
+zoom(READABLE);
 arrange();
