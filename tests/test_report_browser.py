@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.heads.train_head import read_epochs, train_head
 from featurecache.stages.looking.report import report
 from featurecache.stages.studies.tsne import study_tsne
+from featurecache.study import figures, pages
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = [
@@ -187,37 +193,64 @@ def test_the_matrix_is_read_zoomed_and_ordered(page: Any) -> None:
     matrix.scroll_into_view_if_needed()
     page.select_option("#matrix-order", "name")
     box = matrix.bounding_box()
-    margin = page.evaluate("state.margin")
-    assert 0.1 < margin <= 0.3
-    page.mouse.move(*(box[at] + box["width"] * (margin + (1 - margin) / 8) for at in "xy"))
+    margin, width = page.evaluate("[state.margin, box.clientWidth]")
+    assert 0.1 < margin / width <= 0.3
+    place = margin + (width - margin) / 8
+    page.mouse.move(box["x"] + place, box["y"] + place)
     text = page.inner_text("#matrix-cell")
     names = page.evaluate("data.names")
     assert "of 5 right" in text and names[0][:20] in text
     for name in ("accuracy", "alike"):
         page.select_option("#matrix-order", name)
-    span = "state.span"
+    all_fit, cell = page.evaluate("[smallest(), state.cell]")
+    assert cell == pytest.approx(all_fit)
     page.click("#zoom-in")
-    assert page.evaluate(span) == 3
-    before = page.evaluate("[state.x, state.y]")
-    page.mouse.move(box["x"] + 150, box["y"] + 150)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 20, box["y"] + 20, steps=3)
-    page.mouse.up()
-    moved = page.evaluate("[state.x, state.y]")
-    assert moved > before and max(moved) <= 1
-    page.click("#zoom-reset")
-    assert page.evaluate(span) == len(HOSTILE)
-    page.mouse.move(box["x"] + 30, box["y"] + 30)
-    page.mouse.wheel(0, -100)
-    page.wait_for_function("state.span < 4")
-    page.mouse.wheel(0, 100)
-    page.wait_for_function("state.span === 4")
-    page.mouse.dblclick(box["x"] + 30, box["y"] + 30)
-    assert page.evaluate(span) == 3
+    assert all_fit < page.evaluate("state.cell") <= 2 * all_fit
+    assert page.evaluate("box.scrollWidth > box.clientWidth && box.scrollHeight > box.clientHeight")
+    page.evaluate("box.scrollTo(40, 60)")
+    page.wait_for_timeout(50)  # the canvas stays where it was
+    assert matrix.bounding_box() == pytest.approx(box, abs=12)
     page.click("#zoom-out")
-    assert page.evaluate(span) == len(HOSTILE)
+    page.click("#zoom-reset")
+    assert page.evaluate("state.cell") == pytest.approx(page.evaluate("smallest()"))
     page.select_option("#matrix-run", "1")
     assert page.locator(".confusions:visible").get_attribute("data-run") == "1"
+
+
+def test_the_matrix_is_read_without_a_pointer(page: Any) -> None:
+    page.select_option("#matrix-order", "name")
+    page.focus("#matrix-box")
+    names, cells = page.evaluate("[data.names, data.runs[0].cells]")
+    counts = {(label, predicted): n for label, predicted, n in cells}
+    for key, cell in (("ArrowRight", (0, 0)), ("ArrowDown", (1, 0)), ("ArrowRight", (1, 1))):
+        page.keyboard.press(key)
+        text = page.locator("#matrix-cell").text_content()
+        assert text.startswith(f"{counts.get(cell, 0)} of 5") and names[cell[0]] in text
+
+
+def test_every_confused_pair_is_in_the_table(page: Any) -> None:
+    rows = page.locator(".confusions[data-run='0'] tbody tr")
+    cells = page.evaluate("data.runs[0].cells.filter(([a, b]) => a !== b)")
+    assert rows.count() == len(cells) > 0
+    counts = page.locator(".confusions[data-run='0'] tbody td:nth-child(3)").all_text_contents()
+    assert [int(n) for n in counts] == sorted((n for _, _, n in cells), reverse=True)
+    assert f"All {len(cells)} pairs" in page.locator(".confusions .note").first.text_content()
+
+
+WRITTEN = """() => {
+  const found = [], write = context.fillText.bind(context);
+  context.fillText = (text, x, y, most) => {
+    const t = context.getTransform(), ratio = canvas.width / box.clientWidth;
+    const long = context.measureText(text).width;
+    const start = x - long * ({ right: 1, center: 0.5 }[context.textAlign] ?? 0);
+    const ends = [start, start + long].map((at) =>
+      [t.a * at + t.c * y + t.e, t.b * at + t.d * y + t.f]);
+    found.push([text, ...ends.flat().map((at) => at / ratio)]);
+    write(text, x, y, most);
+  };
+  draw();
+  return [found, state.margin, box.clientWidth];
+}"""
 
 
 @pytest.mark.parametrize("width", SIZES)
@@ -227,24 +260,10 @@ def test_names_of_the_matrix_stand_beside_its_cells(
     """Of each row and of each column, and none over a cell."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto(Path(reported["path"]).as_uri())
-    written = page.evaluate(
-        """() => {
-          const found = [], write = context.fillText.bind(context);
-          context.fillText = (text, x, y) => {
-            const t = context.getTransform(), long = context.measureText(text).width;
-            const start = context.textAlign === "right" ? x - long : x;
-            const ends = [start, start + long].map((at) => [t.a * at + t.e, t.b * at + y + t.f]);
-            found.push([text, ...ends.flat()]);
-            write(text, x, y);
-          };
-          draw();
-          return [found, state.margin * canvas.width, canvas.width];
-        }"""
-    )
-    texts, margin, whole = written
+    texts, margin, whole = page.evaluate(WRITTEN)
     names = [row for row in texts if not row[0].isdigit() and row[0][-1] not in "→↓"]
     assert len(names) == 2 * len(HOSTILE)
-    rows = [row for row in names if row[2] == row[4]]
+    rows = [row for row in names if row[2] == pytest.approx(row[4])]
     assert len(rows) == len(HOSTILE) and [row[0] for row in rows] == [
         row[0] for row in names if row not in rows
     ]
@@ -252,6 +271,82 @@ def test_names_of_the_matrix_stand_beside_its_cells(
         assert len(text) > 2 and 0 <= min(x0, y0, x1, y1) <= max(x0, y0, x1, y1) <= whole
         assert max(x0, x1) < margin or max(y0, y1) < margin
     page.close()
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_many_classes_have_their_names_beside_the_cells_wherever_one_scrolls(
+    browser: Any, reported: dict[str, Any], width: int
+) -> None:
+    """Every name of the rows and columns in view; of all 200 at once, as many as fit."""
+    text = Path(reported["path"]).read_text(encoding="utf-8")
+    data = {
+        "names": [f"class {label}" for label in range(200)],
+        "n": [5] * 200,
+        "runs": [
+            {"name": name, "accuracy": list(range(200)), "alike": list(range(200))}
+            | {"cells": [[label, label, 4] for label in range(200)] + [[0, 199, 1], [199, 0, 1]]}
+            for name in "ab"
+        ],
+    }
+    text = re.sub(r'(id="matrix-data">).*?(</script>)', rf"\g<1>{json.dumps(data)}\2", text)
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_content(text)
+    for position in (0, 150, 10**6):
+        page.evaluate("position => { box.scrollTo(position, position) }", position)
+        page.wait_for_timeout(50)
+        texts, margin, whole = page.evaluate(WRITTEN)
+        cell, left = page.evaluate("[state.cell, box.scrollLeft]")
+        assert cell == 14
+        first, last = int(left / cell) + 1, int((left + whole - margin) / cell) - 2
+        for label in range(first, last + 1):
+            assert [row[0] for row in texts].count(f"class {label}") == 2, label
+    page.click("#zoom-reset")
+    texts, margin, whole = page.evaluate(WRITTEN)
+    assert len([row for row in texts if row[0].startswith("class")]) >= (whole - margin) / 11
+    assert "class is named" in page.inner_text("#matrix-names")
+    page.close()
+
+
+def test_a_table_that_goes_on_has_a_shade(browser: Any, reported: dict[str, Any]) -> None:
+    """On a phone, at the side where it goes on, and its first column stays."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(Path(reported["path"]).as_uri())
+    table = page.locator("#results .wide").first
+    assert table.evaluate("e => e.scrollWidth > e.clientWidth + 50")
+    table.scroll_into_view_if_needed()
+    bounds = table.bounding_box()
+    darkness = []
+    for position in (0, 10**6):
+        table.evaluate("(e, position) => { e.scrollLeft = position }", position)
+        clip = {
+            "x": bounds["x"] + bounds["width"] - 2,
+            "y": bounds["y"] + bounds["height"] - 4,
+            "width": 1,
+            "height": 1,
+        }
+        image = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("L")
+        darkness.append(image.getpixel((0, 0)))
+    assert darkness[0] < darkness[1] - 20
+    header = table.locator("tbody th").first
+    assert header.bounding_box()["x"] == pytest.approx(bounds["x"], abs=1)
+    page.close()
+
+
+def test_a_study_follows_the_theme(browser: Any, tmp_path: Path) -> None:
+    """Its SVG, as a page embeds it: light by itself, dark in a dark page."""
+    path = tmp_path / "study.svg"
+    curve = {"a": np.linspace(0.1, 1, 5)}
+    path.write_bytes(figures.themed(figures.rendered(figures.retained(curve, [0.5]), "svg")))
+    assert figures.themed(path.read_bytes()) == path.read_bytes()
+    source = pages.data_uri(path.read_bytes(), "image/svg+xml")
+    for scheme, is_dark in (("light", False), ("dark", True)):
+        page = browser.new_page(color_scheme=scheme)
+        page.set_content(f'<meta name="color-scheme" content="light dark"><img src="{source}">')
+        shot = page.locator("img").screenshot()
+        pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("L"))
+        assert (np.median(pixels) < 60) == is_dark
+        assert (pixels > 200).any() and (pixels < 100).any()  # the ink differs from the paper
+        page.close()
 
 
 def test_the_report_alone_answers_the_questions_of_its_readers(
@@ -330,7 +425,7 @@ def test_a_dark_page_and_a_printed_one_are_whole(browser: Any, reported: dict[st
     assert page.locator("#cards .card:visible").count() == min(60, reported["report"].shown)
     inside = page.locator("#results table").first.evaluate("t => t.getBoundingClientRect().right")
     assert inside <= page.evaluate("window.innerWidth")
-    pixel = "document.getElementById('matrix').getContext('2d').getImageData(1190, 10, 1, 1).data"
+    pixel = "context.getImageData(canvas.width - 10, 10, 1, 1).data"
     assert min(page.evaluate(f"Array.from({pixel})")) > 200  # paper is light, in the dark too
     page.emulate_media(media="screen")
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")

@@ -213,7 +213,7 @@ def report(as_json: bool, quiet: bool, **arguments: Any) -> None:
     result = report(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
-    for note in result.notes:
+    for note in [result.verdict, *result.notes]:
         click.echo(terminal.printable(note))
     click.echo(
         f"{terminal.printable(result.path)}: {result.bytes / 1e6:,.1f} MB, {result.shown:,} of "

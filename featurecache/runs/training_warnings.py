@@ -20,8 +20,10 @@ _IMAGES = 1000  # evenly spaced; neighbours of each are searched in all of them
 
 
 def phase_warnings(schedule: Schedule, epochs: Sequence[Epoch]) -> list[str]:
-    """A sentence for each phase after which validation top-1 was lower than before it."""
+    """A sentence for each phase after which validation top-1 was lower than after the best phase
+    before it, whether the phase lowered it or did not make good what an earlier one had cost."""
     best: float | None = None
+    before: float | None = None
     warnings = []
     for number, phase in {planned.number: planned.phase for planned in schedule.plan()}.items():
         last = max((row.epoch for row in epochs if row.phase == number), default=None)
@@ -30,10 +32,16 @@ def phase_warnings(schedule: Schedule, epochs: Sequence[Epoch]) -> list[str]:
         after = float(np.mean([row.val_top1 for row in epochs if row.epoch == last]))
         if best is not None and best - after >= _LEAST_DROP:
             views = " + ".join(ViewName.parse(view).display_name for view in phase.views)
+            effect = (
+                "lowered validation top-1"
+                if before is None or after < before
+                else "did not regain the best validation top-1"
+            )
             warnings.append(
-                f"phase {number} ({views}) lowered validation top-1: {100 * after:.1f}% after it, "
+                f"phase {number} ({views}) {effect}: {100 * after:.1f}% after it, "
                 f"{100 * best:.1f}% after the best phase before it; try the schedule without it"
             )
+        before = after
         best = after if best is None else max(best, after)
     return warnings
 

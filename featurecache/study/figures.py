@@ -39,7 +39,17 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "featurecache",
     "font.size": 9,
     **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+        (
+            "text.color",
+            "axes.labelcolor",
+            "axes.edgecolor",
+            "xtick.color",
+            "ytick.color",
+            "boxplot.boxprops.color",
+            "boxplot.whiskerprops.color",
+            "boxplot.capprops.color",
+        ),
+        INK,
     ),
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -8,7 +8,7 @@ is partly luck, so with more than two groups the level of every interval between
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featurecache.study.metrics import LEVEL, mcnemar
 from featurecache.study.paired import Difference, Right, difference
@@ -65,54 +65,51 @@ def verdict(groups: Sequence[Group], hindrance: str | None = None) -> Verdict:
     `hindrance` says why the accuracies on these images can't be compared; the headline then gives
     it instead of a winner.
     """
-    best = max(groups, key=lambda group: group.top1)
-    if hindrance is not None:
+    shared = _with_common_seeds(groups)
+    if hindrance is None and shared is None:
+        hindrance = "the runs have no seed in common; train each kind with the same seeds"
+    if hindrance is not None or shared is None:
         parts = [f"{group.name} has {_percent(group.top1)} top-1" for group in groups]
         return Verdict(
             headline=f"No verdict: {hindrance}.",
             details=(f"{_listed(parts)}.", *_baselines(groups)),
         )
-    if len(groups) == 1:
-        return _of_one(best)
-    others = sorted((group for group in groups if group is not best), key=lambda g: -g.top1)
-    level = 1 - (1 - LEVEL) * 2 / (len(groups) * (len(groups) - 1))
-    results: dict[str, Paired] = {}
-    for group in others:
-        rows, other_rows = _common_seeds(best, group)
-        if rows:
-            results[group.name] = compare(best.right[rows], group.right[other_rows], level)
-    apart = [group.name for group in others if group.name not in results]
-    unsure = [g for g in others if g.name in results and not results[g.name].sure]
-    sure = [g for g in others if g.name in results and results[g.name].sure]
-    sentences = []
-    if not results:
+    if len(shared) == 1:
+        return _of_one(shared[0])
+    best = max(shared, key=lambda group: group.top1)
+    others = sorted((group for group in shared if group is not best), key=lambda g: -g.top1)
+    level = 1 - (1 - LEVEL) * 2 / (len(shared) * (len(shared) - 1))
+    results = [compare(best.right, group.right, level) for group in others]
+    sure = [group.name for group, result in zip(others, results, strict=True) if result.sure]
+    closest = next((n for n, result in enumerate(results) if not result.sure), 0)
+    name, result = others[closest].name, results[closest]
+    points = _points(result.difference.difference)
+    if not result.difference.difference:
+        headline = f"No winner: {best.name} and {name} have the same accuracy."
+    elif not result.sure:
         headline = (
-            "No verdict: the runs have no seed in common; train each with the same seeds to "
-            "compare them."
+            f"No sure winner: {best.name} is ahead of {name} by {points}, which may be chance."
         )
+    elif len(others) == 1:
+        headline = f"{best.name} is ahead of {name} by {points}, and that is sure."
     else:
-        closest = (unsure or sure)[0]
-        result = results[closest.name]
-        points = _points(result.difference.difference)
-        if not unsure:
-            against = closest.name if len(others) == 1 else f"all {len(sure)} others"
-            by = f"by {points}" if len(others) == 1 else f"{closest.name}, the next, by {points}"
-            separator = " " if len(others) == 1 else ": of "
-            headline = f"{best.name} is ahead of {against}{separator}{by}, and that is sure."
-        elif result.difference.difference:
-            headline = (
-                f"No sure winner: {best.name} is ahead of {closest.name} by {points}, which may "
-                "be chance."
-            )
-        else:
-            headline = f"No winner: {best.name} and {closest.name} have the same accuracy."
-        sentences.append(_numbers(best, closest.name, closest.top1, result, level))
-        if unsure and sure:
-            sentences.append(f"Surely behind {best.name}: {_listed([g.name for g in sure])}.")
-        sentences.append(_scope(best, [closest]))
-    if apart:
-        sentences.append(f"Not compared, without a common seed: {_listed(apart)}.")
-    return Verdict(headline=headline, details=(*sentences, *_baselines(groups, best)))
+        headline = (
+            f"{best.name} is ahead of all {len(others)} others: of {name}, the next, by {points}, "
+            "and that is sure."
+        )
+    sentences = [_numbers(best.right, others[closest].right, name, result, len(shared) > 2)]
+    if sure and not result.sure:
+        sentences.append(f"Surely behind {best.name}: {_listed(sure)}.")
+    sentences += [*_baselines(shared, best), _scope(best, groups)]
+    against = None if best.baseline is None else compare(best.right, best.baseline)
+    if against is not None and against.sure and against.difference.difference < 0:
+        sentences.insert(0, headline)
+        points = _points(against.difference.difference)
+        headline = (
+            f"{BASELINE_NAME.capitalize()} is ahead of every run, of the best by {points}, and "
+            "that is sure."
+        )
+    return Verdict(headline=headline, details=tuple(sentences))
 
 
 def _of_one(group: Group) -> Verdict:
@@ -132,35 +129,36 @@ def _of_one(group: Group) -> Verdict:
     else:
         headline = f"{group.name} is as accurate as {BASELINE_NAME}."
     details = [
-        _numbers(group, "it", float(group.baseline.mean()), result, LEVEL),
-        _scope(group, []),
+        _numbers(group.right, group.baseline, "it", result),
+        _scope(group, [group]),
     ]
     if result.sure and result.difference.difference < 0:
         details.append("Train-head without a schedule chooses among heads that include it.")
     return Verdict(headline=headline, details=tuple(details))
 
 
-def _numbers(best: Group, name: str, top1: float, result: Paired, level: float) -> str:
+def _numbers(right: Right, other: Right, name: str, result: Paired, corrected: bool = False) -> str:
     """`95.5% top-1 against 93.9% of NAME on 360 images: +1.6 points, 95% interval +0.3 to +2.9.`"""
-    change, images = result.difference, best.right.shape[1]
+    change, images = result.difference, right.shape[1]
     p = "" if result.p is None else f"; p {result.p:.2g} (McNemar's exact test)"
-    corrected = "" if level == LEVEL else ", corrected for the number of runs"
+    correction = ", corrected for the number of runs" if corrected else ""
     return (
-        f"{_percent(best.top1)} top-1 against {_percent(top1)} of {name} on the same {images:,} "
-        f"images: {100 * change.difference:+.1f} points, {100 * LEVEL:.0f}% interval "
-        f"{100 * change.low:+.1f} to {100 * change.high:+.1f}{corrected}{p}."
+        f"{_percent(right.mean())} top-1 against {_percent(other.mean())} of {name} on the same "
+        f"{images:,} images: {100 * change.difference:+.1f} points, {100 * LEVEL:.0f}% interval "
+        f"{100 * change.low:+.1f} to {100 * change.high:+.1f}{correction}{p}."
     )
 
 
-def _scope(best: Group, others: Sequence[Group]) -> str:
-    """What the interval covers."""
-    shared = [seed for seed in best.seeds if all(seed in group.seeds for group in others)]
-    if len(shared) > 1:
-        seeds = ", ".join(map(str, sorted(shared)))
-        return f"Means over the seeds {seeds}; the interval covers images and seeds."
+def _scope(best: Group, groups: Sequence[Group]) -> str:
+    """What the intervals cover. `best` has only the seeds that all the groups have in common."""
+    if len(best.seeds) > 1:
+        seeds = ", ".join(map(str, best.seeds))
+        return f"Means over the seeds {seeds}; the intervals cover images and seeds."
+    several = any(len(group.seeds) > 1 for group in groups)
     return (
-        "Of single trainings: the interval covers the choice of images; another seed may change "
-        "the order. Train with several seeds, and name all their runs, to cover that too."
+        (f"Only seed {best.seeds[0]} is common to all runs" if several else "Of single trainings")
+        + ": the intervals cover the choice of images; another seed may change the order. Train "
+        "with several seeds, and name all their runs, to cover that too."
     )
 
 
@@ -174,7 +172,7 @@ def _baselines(groups: Sequence[Group], best: Group | None = None) -> list[str]:
         result = compare(group.right, group.baseline)
         top1 = _percent(float(group.baseline.mean()))
         size = result.difference.difference
-        if result.sure and size < 0:
+        if result.sure and size < 0 and group is not best:
             behind.append(group.name)
         if best is None:
             sentences.append(f"{group.name}: {BASELINE_NAME} has {top1}.")
@@ -185,10 +183,11 @@ def _baselines(groups: Sequence[Group], best: Group | None = None) -> list[str]:
                 if size
                 else "as accurate"
             )
-            text = f"{BASELINE_NAME[0].upper()}{BASELINE_NAME[1:]} has {top1}"
-            sentences.append(f"{text}: {group.name} is {relation}.")
+            sentences.append(
+                f"{BASELINE_NAME.capitalize()} has {top1}: {group.name} is {relation}."
+            )
     if best is not None and behind:
-        sentences.append(f"Surely below their logistic regression: {_listed(behind)}.")
+        sentences.append(f"Surely below their own logistic regression: {_listed(behind)}.")
     lacking = [group for group in groups if group.baseline is None]
     return sentences + ([_no_baseline(lacking)] if lacking else [])
 
@@ -200,13 +199,24 @@ def _no_baseline(groups: Sequence[Group]) -> str:
     )
 
 
-def _common_seeds(best: Group, other: Group) -> tuple[list[int], list[int]]:
-    """The rows of both groups that belong to the same seeds. Two single trainings are compared as
-    they are: the heads, on the same images."""
-    if len(best.seeds) == len(other.seeds) == 1:
-        return [0], [0]
-    common = sorted(set(best.seeds) & set(other.seeds))
-    return [best.seeds.index(seed) for seed in common], [other.seeds.index(seed) for seed in common]
+def _with_common_seeds(groups: Sequence[Group]) -> list[Group] | None:
+    """The groups with only the seeds that all of them have; None if there are none. Single
+    trainings are compared as they are: their heads, on the same images."""
+    if all(len(group.seeds) == 1 for group in groups):
+        return list(groups)
+    common = sorted(set.intersection(*(set(group.seeds) for group in groups)))
+    rows = [[group.seeds.index(seed) for seed in common] for group in groups]
+    if not common:
+        return None
+    return [
+        replace(
+            group,
+            seeds=tuple(common),
+            right=group.right[selected],
+            baseline=None if group.baseline is None else group.baseline[selected],
+        )
+        for group, selected in zip(groups, rows, strict=True)
+    ]
 
 
 def _percent(share: float) -> str:

@@ -20,12 +20,7 @@ from featurecache.runs.run_names import find_runs
 from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.heads.evaluate import Evaluation, evaluation_of
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
-from featurecache.stages.looking.report_classes import (
-    Confusions,
-    class_table,
-    confusions,
-    matrix_data,
-)
+from featurecache.stages.looking.report_classes import class_table, matrix_data
 from featurecache.stages.looking.report_differences import schedule_differences
 from featurecache.stages.looking.report_pictures import (
     Pictures,
@@ -95,7 +90,6 @@ class RunPart:
     course: Course
     best: list[RankedClass]
     worst: list[RankedClass]
-    confusions: Confusions
 
 
 def report(
@@ -160,7 +154,6 @@ def report(
                 course=training_course(record, epochs[index], spaces),
                 best=examples(evaluation.best, predictions, index, thumbnails, right=True),
                 worst=examples(evaluation.worst, predictions, index, thumbnails, right=False),
-                confusions=confusions(predictions, index),
             )
             for index, (name, record, evaluation) in enumerate(
                 zip(names, predictions.records, evaluations, strict=True)

@@ -1,4 +1,4 @@
-"""The classes of a report: the table of all, the pairs that are confused, and the matrices."""
+"""The classes of a report: the table of all, and the data of the matrices."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from featurecache.runs.predictions import Predictions
 from featurecache.stages.heads.evaluate import Evaluation
 from featurecache.stages.looking.report_pictures import class_label_name
 from featurecache.study import metrics
-
-MAX_CONFUSIONS = 500  # rows of a run's table; more are only in the matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,47 +48,6 @@ def class_table(predictions: Predictions, evaluations: Sequence[Evaluation]) -> 
             )
         )
     return rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConfusionRow:
-    """`count` of the `n` images of class `true` were predicted as another; `reverse` of that one's
-    images were predicted as `true`."""
-
-    true: str
-    predicted: str
-    count: int
-    n: int
-    reverse: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Confusions:
-    """The pairs of classes that a run confuses, the most frequent first, and the number of pairs
-    that are left out."""
-
-    rows: list[ConfusionRow]
-    left_out: int
-
-
-def confusions(predictions: Predictions, index: int) -> Confusions:
-    record = predictions.records[index]
-    counts = _counts(predictions, index)
-    totals = counts.sum(1)
-    np.fill_diagonal(counts, 0)
-    pairs = int((counts > 0).sum())
-    order = np.argsort(-counts, axis=None, kind="stable")[: min(pairs, MAX_CONFUSIONS)]
-    rows = [
-        ConfusionRow(
-            true=class_label_name(record, true),
-            predicted=class_label_name(record, predicted),
-            count=int(counts[true, predicted]),
-            n=int(totals[true]),
-            reverse=int(counts[predicted, true]),
-        )
-        for true, predicted in (divmod(int(cell), len(record.classes)) for cell in order)
-    ]
-    return Confusions(rows=rows, left_out=pairs - len(rows))
 
 
 def matrix_data(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:

@@ -59,16 +59,39 @@ for (const id of ["gallery-class", "gallery-said", "gallery-run"]) {
   document.getElementById(id)?.addEventListener("change", filterCards);
 }
 
+// ---- confused pairs ----
+
+const data = JSON.parse(document.getElementById("matrix-data").textContent);
+const MAX_PAIRS = 2000; // rows of a table; the matrix has all
+
+data.runs.forEach((run, index) => {
+  const counts = new Map(run.cells.map(([label, predicted, n]) => [`${label} ${predicted}`, n]));
+  const pairs = run.cells.filter(([label, predicted]) => label !== predicted);
+  pairs.sort((a, b) => b[2] - a[2]);
+  const part = document.querySelector(`.confusions[data-run="${index}"]`);
+  part.querySelector("tbody").append(...pairs.slice(0, MAX_PAIRS).map(([label, predicted, n]) => {
+    const row = document.createElement("tr");
+    for (const value of [data.names[label], data.names[predicted], n, data.n[label], counts.get(`${predicted} ${label}`) ?? 0]) {
+      const cell = row.insertCell();
+      if (typeof value === "number") cell.className = "n";
+      cell.append(typeof value === "number" ? value : Object.assign(document.createElement("bdi"), { textContent: value }));
+    }
+    return row;
+  }));
+  part.querySelector(".note").textContent = pairs.length > MAX_PAIRS
+    ? `The ${MAX_PAIRS} most frequent of ${pairs.length} pairs; the matrix has all of them.`
+    : `All ${pairs.length} pairs of classes that this run confuses.`;
+});
+
 // ---- confusion matrix ----
 // The canvas stays in view inside a scrolling box, and shows the cells at the box's position. The
 // names of rows and columns are drawn in margins, so they are always beside the cells and cover none.
 
-const data = JSON.parse(document.getElementById("matrix-data").textContent);
 const box = document.getElementById("matrix-box"), area = document.getElementById("matrix-area");
 const canvas = document.getElementById("matrix"), context = canvas.getContext("2d");
 const size = data.names.length;
 const FONT = 11, READABLE = 14, MIN_MARGIN = 70, MAX_MARGIN = 120; // pixels; READABLE: every name fits
-const state = { print: false, run: 0, order: [], positions: [], cells: new Map(), cell: 0, margin: 0, selected: null, screen: 0 };
+const state = { print: false, run: 0, order: [], positions: [], cells: new Map(), cell: 0, margin: 0, wanted: READABLE, selected: null };
 
 function arrange() {
   const run = data.runs[state.run];
@@ -89,6 +112,7 @@ function smallest() { // the width of a cell at which all of them fit
 }
 
 function zoom(cell) { // about the middle of the box
+  state.wanted = cell; // also when the box has no room for it
   const fit = smallest(), before = state.cell, half = (box.clientWidth - state.margin) / 2;
   state.cell = Math.min(Math.max(cell, fit), Math.max(fit, half / 1.5));
   area.style.width = area.style.height = `${Math.floor(state.margin + size * state.cell)}px`;
@@ -138,7 +162,7 @@ function draw() {
     context.fillRect(x, y, edge, edge);
     if (cell >= READABLE) {
       context.globalAlpha = 1;
-      context.fillStyle = colour("--ink");
+      context.fillStyle = colour(share > 0.5 ? "--paper" : "--ink");
       context.font = `${Math.min(13, cell / 1.6)}px system-ui, sans-serif`;
       context.textAlign = "center";
       context.textBaseline = "middle";
@@ -247,17 +271,18 @@ window.addEventListener("beforeprint", () => {
   note.hidden = shown.length <= PRINTED;
   note.textContent = `Only the first ${PRINTED} of ${shown.length} images are printed.`;
   state.print = true;
-  state.screen = state.cell;
+  const wanted = state.wanted;
   zoom(0);
+  state.wanted = wanted;
 });
 window.addEventListener("afterprint", () => {
   for (const table of hiddenTables()) table.hidden = table.dataset.run !== String(state.run);
   for (const card of cards) card.classList.remove("unprinted");
   document.getElementById("print-note").hidden = true;
   state.print = false;
-  zoom(state.screen);
+  zoom(state.wanted);
 });
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-window.addEventListener("resize", () => zoom(state.cell)); // text keeps its size on the page
+window.addEventListener("resize", () => zoom(state.wanted)); // text keeps its size on the page
 zoom(READABLE);
 arrange();
