@@ -234,6 +234,13 @@ def test_patterns_are_files_sorted(tmp_path: Path) -> None:
     assert names("[ab]", "c[1].png") == ["a/1.png", "b/2.png", "c[1].png"]
     with pytest.raises(BadInput, match=r"no such file: .*\*\.jpg"):
         names("*.jpg")
+    (tmp_path / "d/list.txt").write_text("../b/2.png\n../a/1.png\n")
+    assert names("d/list.txt") == ["d/../b/2.png", "d/../a/1.png"]
+    (tmp_path / "t.csv").write_text("filename,width\na/1.png,3\n")
+    assert names("t.csv", "b/2.png") == ["a/1.png", "b/2.png"]
+    (tmp_path / "t.csv").write_text("path\ns3://b/1.png\n")
+    with pytest.raises(BadInput, match=r"files of this machine, not s3://b/1\.png"):
+        names("t.csv")
 
 
 def test_a_table_of_the_top_classes(six: Trained, bad_files: list[Path], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from featurecache.features.engines import Engine, open_engine, run_rows
 from featurecache.heads.head_networks import HeadNetworks
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.layouts.contents import first_few
+from featurecache.images.layouts.csv_files import TABLES, csv_file
 from featurecache.images.layouts.listing import Tree
 from featurecache.images.samples import MAX_FILE
 from featurecache.runs.record import RunRecord, read_run
@@ -57,7 +58,8 @@ def predict(
     progress: ProgressOption = False,
 ) -> list[Prediction]:
     """The `top` most probable classes of each image file, in the order of `files`. A folder means
-    all images below it, sorted; a pattern such as `photos/**/*.jpg` all files that match, sorted.
+    all images below it, sorted; a pattern such as `photos/**/*.jpg` all files that match, sorted;
+    and a .csv, .jsonl or .txt file the images that it lists.
 
     `out` is a CSV file to write: path, class, probability, then class_2, probability_2 and so on,
     and the reason where a file has no prediction.
@@ -118,16 +120,18 @@ def _write_table(path: Path, results: Sequence[Prediction], count: int) -> None:
 
 
 def image_files(paths: Sequence[str | Path]) -> list[str]:
-    """The files of these paths; a folder means all images below it, and a pattern all that match.
-    Raises BadInput."""
+    """The files of these paths; a folder means all images below it, a pattern all that match, and a
+    table or a text file those that it lists. Raises BadInput."""
     files: list[str] = []
     missing = []
-    for path in (match for pattern in paths for match in _matches(str(pattern))):
+    for pattern, path in ((p, match) for p in map(str, paths) for match in _matches(p)):
         if os.path.isdir(path):  # noqa: PTH112  is False for an impossible name
             below = sorted(Tree().pictures(Path(path).as_posix()))
             if not below:
                 raise BadInput(f"{path}: a folder without images")
             files += below
+        elif path == pattern and Path(path).suffix.lower() in TABLES and os.path.exists(path):  # noqa: PTH110
+            files += _listed_files(path)
         elif os.path.exists(path):  # noqa: PTH110
             files.append(path)
         else:
@@ -135,6 +139,14 @@ def image_files(paths: Sequence[str | Path]) -> list[str]:
     if missing:
         raise BadInput(f"no such file: {first_few(missing)}")
     return files
+
+
+def _listed_files(path: str) -> list[str]:
+    names = [entry.id for entry in csv_file(Path(path)).entries]
+    remote = [name for name in names if "://" in name]
+    if remote:
+        raise BadInput(f"{path}: predict reads files of this machine, not {first_few(remote)}")
+    return [os.path.join(os.path.dirname(path), name) for name in names]  # noqa: PTH118, PTH120
 
 
 def _matches(path: str) -> list[str]:
