@@ -76,6 +76,7 @@ _TYPES: dict[str, Any] = {
     "GaussianBlur.kernel_size": _KERNEL | list[_KERNEL],
     "Grayscale.num_output_channels": Literal[3],
     "RandomErasing.value": _LEVELS,
+    "RandomChoice.p": list[Annotated[float, pydantic.Field(ge=0)]] | None,
 }
 _TRIALS = 24  # of each transform before any work, since some draw what they do
 TRIAL_SIDES = (32, 128, MAX_NUMBER)  # the larger ones if a crop or a blur needs a larger picture
