@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +15,7 @@ from featurecache.errors import BadInput, FeatureCacheWarning
 from featurecache.runs.record import read_run
 from featurecache.runs.run_names import find_run
 from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import train_head
 from featurecache.stages.looking.runs import list_runs
 
 Runs = dict[str, Path]
@@ -102,6 +104,32 @@ def test_a_run_remembers_its_data_and_its_cache(
     Path("photos").symlink_to(small_data)
     with pytest.warns(FeatureCacheWarning, match="no longer at /gone/photos; using photos"):
         assert evaluate("split_").top1 == result.top1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+def test_a_project_that_was_moved_finds_its_data_and_its_cache(
+    folder: Path, small_data: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_data, "old/photos")
+    shutil.copytree(small_cache, "old/vectors")
+    Path("own.yaml").write_text(
+        "backbone: efficientnet_lite0\nhead: {}\nvalidation: {split: val}\n"
+        "phases: [{views: none, epochs: 1}]\n"
+    )
+    sources: dict[str, Any] = {"data": "old/photos", "cache": "old/vectors"}
+    run = Path(train_head("own.yaml", runs="old/trained", device="cpu", **sources).run)
+    expected = evaluate(run).top1
+    Path("old").rename("new")
+    with pytest.warns(FeatureCacheWarning, match="is no longer at .*; using new/") as caught:
+        assert evaluate(Path("new/trained", run.name)).top1 == expected
+    assert len(caught) == 2  # the data and the cache
+    monkeypatch.chdir("new/trained")
+    with pytest.warns(FeatureCacheWarning, match="is no longer at .*; using ../"):
+        assert evaluate(f"./{run.name}").top1 == expected
+    shutil.move("../photos", "../elsewhere")
+    with pytest.raises(BadInput, match=r"its data is no longer at .*; pass --data"):
+        evaluate(f"./{run.name}")
 
 
 @pytest.mark.usefixtures("load_once")

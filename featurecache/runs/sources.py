@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,19 @@ from featurecache.runs.record import RunRecord, read_run
 
 DEFAULTS = {"data": "data", "cache": "data/cache"}
 _FIELDS = {"data": "path", "cache": "cache"}  # of `data` in a run's record
+_FROM_RUN = "from_run"  # of `data` in a run's record: the same paths, relative to the run
 _COLUMNS = "columns"  # of `data` in a run's record: what the options for columns were
 
 
-def source_fields(dataset: Dataset, cache: object) -> dict[str, Any]:
+def source_fields(dataset: Dataset, cache: object, run: Path) -> dict[str, Any]:
     """What a run's record says about its sources: absolute paths, and URLs as they are. Data that
-    is not named by a path, such as an array or a part of a dataset, is left out."""
+    is not named by a path, such as an array or a part of a dataset, is left out. The paths relative
+    to the run find them again after the folder that holds everything was moved."""
     fields: dict[str, Any] = {_FIELDS["cache"]: _absolute_name(str(cache))}
     if dataset.location:
         fields[_FIELDS["data"]] = _absolute_name(dataset.location)
+    paths = {name: _relative_path(str(path), run) for name, path in fields.items()}
+    fields[_FROM_RUN] = {name: path for name, path in paths.items() if path is not None}
     if dataset.columns:
         fields[_COLUMNS] = dict(dataset.columns)
     return fields
@@ -70,9 +75,10 @@ def source_of(runs: Sequence[Path], source: str) -> str:
     if _exists(name):
         return name
     text = f"{runs[0]}: its {source} is no longer at {name}"
-    candidates = [_typed_name(record) for record in records if source == "data"] + [
-        DEFAULTS[source]
-    ]
+    pairs = zip(runs, records, strict=True)
+    candidates = [_moved_path(run, record, source) for run, record in pairs]
+    candidates += [_typed_name(record) for record in records if source == "data"]
+    candidates.append(DEFAULTS[source])
     for candidate in candidates:
         if candidate and Path(candidate).exists():
             warnings.warn(f"{text}; using {candidate}", FeatureCacheWarning, stacklevel=3)
@@ -82,6 +88,23 @@ def source_of(runs: Sequence[Path], source: str) -> str:
 
 def _typed_name(record: RunRecord) -> str:
     return str(record.data.get("given", ""))
+
+
+def _relative_path(name: str, run: Path) -> str | None:
+    """A path relative to a run; None for a URL, a word, or a path on another drive."""
+    if not Path(name).is_absolute():
+        return None
+    try:
+        return os.path.relpath(name, run.absolute())
+    except ValueError:
+        return None
+
+
+def _moved_path(run: Path, record: RunRecord, source: str) -> str:
+    """Where a source is now if it was moved together with the run; empty if that is not known."""
+    paths = record.data.get(_FROM_RUN)
+    path = paths.get(_FIELDS[source]) if isinstance(paths, dict) else None
+    return os.path.normpath(run / path) if isinstance(path, str) else ""
 
 
 def _absolute_name(name: str) -> str:

@@ -189,7 +189,7 @@ def train_head(
             "given": name_of(data),
             "layout": training.dataset.layout,
             "rows": len(training.rows),
-            **source_fields(training.dataset, cache),
+            **source_fields(training.dataset, cache, run),
         },
         versions=versions.installed_versions("featurecache", "torch", "numpy"),
         started=time.strftime(STARTED, time.gmtime(began)),

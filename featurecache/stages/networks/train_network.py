@@ -191,7 +191,7 @@ def train_network(
     )
     make_folder(run)
     opened.create()  # the vectors of the validation images go there
-    record.data |= source_fields(dataset, cache)
+    record.data |= source_fields(dataset, cache, run)
     with claimed_run(run, lambda why: progress(0, 1, f"train-network ({why})")):
         finished = finished_record(run, identity)  # by the process that held the lock
         if finished is not None:
