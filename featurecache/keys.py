@@ -52,7 +52,7 @@ def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
         **picture_key(view),
         "backbone": backbone,
         "precision": precision,
-        "dtype": "float32",
+        "dtype": "float16" if backbone.get("store") == "f16" else "float32",
     }
 
 

@@ -337,6 +337,8 @@ BOTH = {"items": ("|u1", 8, 32), "status": ("|u1", 8)}
 def test_layouts_of_shards() -> None:
     shards.check_layout(of(**BOTH, features=("<f4", 8, 5)), 8)
     shards.check_layout(of(**BOTH, pictures=("|u1", 99), offsets=("<u8", 9)), 8)
+    shards.check_layout(of(**BOTH, features=("<f2", 8, 2, 3, 3)), 8)
+    shards.check_layout(of(**BOTH, features=("<f4", 8, 4, 5)), 8)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +349,8 @@ def test_layouts_of_shards() -> None:
         {"features": ("<f4", 8, 5)},
         BOTH | {"features": ("<f4", 8)},
         BOTH | {"features": ("<f4", 7, 5)},
-        BOTH | {"features": ("<f4", 8, 5, 1)},
+        BOTH | {"features": ("<f4", 8, 5, 1, 1, 1)},
+        BOTH | {"features": ("<f2", 8, 5)},
         BOTH | {"features": ("|u1", 8, 5)},
         BOTH | {"features": ("<f4", 8, 5), "more": ("|u1", 1)},
         BOTH | {"features": ("<f4", 8, 5), "items": ("|u1", 8)},

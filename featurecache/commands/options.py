@@ -132,7 +132,12 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "pooling": click.option(
         "--pooling", metavar="NAME",
-        help="avg, max, avg+max or token; pre_logits: model.  [default: avg, or model]",
+        help="avg, max, avg+max or token; pre_logits: model; none: keep the maps.  "
+        "[default: avg, or model]",
+    ),
+    "store": click.option(
+        "--store", metavar="FORMAT",
+        help="Numbers of maps (--pooling none): f32 or f16.  [default: f32]",
     ),
     "engine": click.option(
         "--engine", default="auto", show_default=True,
@@ -209,7 +214,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
 }  # fmt: skip
 _SETTING = ("input_size", "crop", "interpolation", "layer", "pooling")
-COMPUTING = ("weights", *_SETTING, "precision")  # how vectors are computed
+COMPUTING = ("weights", *_SETTING, "store", "precision")  # how vectors are computed
 DISTRIBUTION = ("part", "executor", "address", "gpus_per_worker", "max_workers")  # many machines
 CACHED = (
     *(f"cached_{name}" for name in _SETTING),

@@ -45,6 +45,8 @@ class BackboneFacts(Strict):
     dim: pydantic.PositiveInt
     layer: str
     pooling: str
+    shape: list[pydantic.PositiveInt]
+    store: str = "f32"
     notes: list[str]
 
     @property

@@ -16,7 +16,7 @@ from featurecache.features.network_sources import NetworkSource, module_source
 from featurecache.features.packaged_weights import PACKAGED, packaged_file
 from featurecache.features.packaged_weights import load_packaged as _load_packaged
 from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
-from featurecache.features.settings import BackboneSetting
+from featurecache.features.settings import LoadSetting
 from featurecache.features.timm_models import HUB, TimmModel, find_model
 from featurecache.features.trained_networks import trained_network, weights_file
 from featurecache.features.weights import check_weights, digest_of_tensors, load_weights
@@ -44,6 +44,8 @@ class Backbone:
     network: NetworkSource = field(compare=False, repr=False)
     layer: str = "pre_logits"
     pooling: str = "model"
+    shape: tuple[int, ...] = ()  # of a map, without pooling
+    store: str = "f32"  # of maps
     notes: tuple[str, ...] = field(default=(), compare=False)  # which weights of a file were used
 
     @cached_property
@@ -70,11 +72,12 @@ class Backbone:
             "std": list(p.std),
             "layer": self.layer,
             "pooling": self.pooling,
+            **({} if self.store == "f32" else {"store": self.store}),
         }
 
 
 def load_backbone(
-    name: str, weights: str | Path | None = None, **setting: Unpack[BackboneSetting]
+    name: str, weights: str | Path | None = None, **setting: Unpack[LoadSetting]
 ) -> Backbone:
     """The frozen network called `name`: an alias, any timm model name, hf-hub:owner/name, or the
     folder of a run of train-network.
@@ -106,7 +109,8 @@ def load_backbone(
     network = NetworkSource(load, memo.basis)
     return Backbone(
         name, remembered.model, remembered.weights, remembered.preprocess, remembered.dim, network,
-        remembered.layer, remembered.pooling, tuple(remembered.notes),
+        remembered.layer, remembered.pooling, tuple(remembered.shape), remembered.store,
+        tuple(remembered.notes),
     )  # fmt: skip
 
 
@@ -123,7 +127,8 @@ def _weights_source(name: str, weights: str | Path | None) -> tuple[Path | None,
 def _facts_of(backbone: Backbone) -> BackboneFacts:
     key = backbone.key()
     model = key.pop("name")
-    return BackboneFacts(model=model, dim=backbone.dim, notes=list(backbone.notes), **key)
+    shape, notes = list(backbone.shape), list(backbone.notes)
+    return BackboneFacts(model=model, dim=backbone.dim, shape=shape, notes=notes, **key)
 
 
 def build_backbone(
@@ -135,26 +140,33 @@ def build_backbone(
     interpolation: str | None = None,
     layer: str | None = None,
     pooling: str | None = None,
+    store: str | None = None,
 ) -> Backbone:
     """`load_backbone`, whatever is remembered: builds the network and reads its weights."""
-    from featurecache.features.layers import PRE_LOGITS, Reader
+    from featurecache.features.layers import MAPS, PRE_LOGITS, MapReader, Reader
 
     model = find_model(name)
     preprocess = preprocess_of(model, input_size, crop, interpolation)
     model.check_size(preprocess.input_size)
     layer, pooling = _check_layer(name, model, layer, pooling)
+    _check_store(store, pooling)
     module, notes = load_network(name, model, weights, classifier=False)
     digest = digest_of_tensors(module)  # of all layers, at its own size: one network has one digest
     if weights == "random":
         digest = f"random-{digest}"
     module = model.resized(module, preprocess.input_size)
-    if layer != PRE_LOGITS:
+    shape: tuple[int, ...] = ()
+    if pooling == MAPS:
+        module = MapReader(module, layer)
+        shape = module.shape(preprocess.input_size)
+    elif layer != PRE_LOGITS:
         module = Reader(module, layer, pooling)
     dim = vector_length(model, module, preprocess)
     source = module_source(module)
     return Backbone(
-        name, model.model, digest, preprocess, dim, source, layer, pooling, tuple(notes)
-    )
+        name, model.model, digest, preprocess, dim, source, layer, pooling, shape, store or "f32",
+        tuple(notes),
+    )  # fmt: skip
 
 
 def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None) -> Backbone:
@@ -165,7 +177,7 @@ def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None
     if weights is None and str(key["weights"]).startswith("random-"):
         weights = "random"
     fields = ("input_size", "crop", "interpolation", "layer", "pooling")
-    settings = {field: key[field] for field in fields}
+    settings = {field: key[field] for field in fields} | {"store": key.get("store")}
     backbone = load_backbone(name, weights, **settings)
     changed = keys.differences(key, backbone.key())
     if changed:
@@ -241,10 +253,13 @@ def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str,
 def _check_layer(
     name: str, model: TimmModel, layer: str | None, pooling: str | None
 ) -> tuple[str, str]:
-    from featurecache.features.layers import MODEL_POOLING, PRE_LOGITS, resolve_layer
+    from featurecache.features.cuts import trunk_until
+    from featurecache.features.layers import MAPS, MODEL_POOLING, PRE_LOGITS, resolve_layer
 
     layer, pooling = resolve_layer(layer, pooling)
-    if (layer, pooling) != (PRE_LOGITS, MODEL_POOLING):
+    if pooling == MAPS:
+        trunk_until(model.build_meta(), layer)  # raises for a layer that is not there
+    elif (layer, pooling) != (PRE_LOGITS, MODEL_POOLING):
         layers = _layers_of(model)
         if layer not in layers:
             raise UnknownName("layer", layer, layers, where=f"backbone {name}")
@@ -254,6 +269,13 @@ def _check_layer(
                 f"be pooled by {pooling}; use {', '.join(layers[layer])}"
             )
     return layer, pooling
+
+
+def _check_store(store: str | None, pooling: str) -> None:
+    if store not in (None, "f32", "f16"):
+        raise UnknownName("number format", str(store), ("f32", "f16"), where="--store")
+    if store == "f16" and pooling != "none":
+        raise BadInput("--store f16 is for maps (--pooling none); vectors are stored in f32")
 
 
 def layers_of(name: str) -> dict[str, tuple[str, ...]]:

@@ -42,11 +42,21 @@ def read_record(file: StoredFile, space: str, key: keys.Json) -> Record:
         raise
     try:
         record.check_names(space, file.name)
-        if key and ("features" in record.arrays) != ("backbone" in key):
+        if key and not _are_of_key(record, key):
             raise ValueError("arrays: not those of a space of this key")
     except ValueError as error:
         raise damaged(file, str(error)) from None
     return record
+
+
+def _are_of_key(record: Record, key: keys.Json) -> bool:
+    """Does a record have the arrays that a space with this key has?"""
+    features = record.arrays.get("features")
+    if features is None or "backbone" not in key:
+        return features is None and "backbone" not in key
+    has_maps = key["backbone"]["pooling"] == "none"
+    dtype = "<f2" if key["dtype"] == "float16" else "<f4"
+    return has_maps == (len(features.shape) > 2) and features.dtype == dtype
 
 
 def new_shard(

@@ -17,7 +17,7 @@ from featurecache.features.backbones import (
 )
 from featurecache.features.network_sources import module_source
 from featurecache.features.preprocess import Preprocess
-from featurecache.features.settings import BackboneSetting
+from featurecache.features.settings import LoadSetting
 from featurecache.features.timm_models import find_model
 from featurecache.features.trained_networks import trained_network, weights_file
 from featurecache.features.weights import digest_of_tensors
@@ -49,7 +49,7 @@ def initial_network(
     *,
     seed: int = 0,
     regularization: Mapping[str, float] | None = None,
-    **setting: Unpack[BackboneSetting],
+    **setting: Unpack[LoadSetting],
 ) -> InitialNetwork:
     """The network called `name`, with the weights and the setting of `load_backbone`. Weights that
     are `random` are drawn from `seed`; `regularization` are timm's `drop_rate` and the like."""

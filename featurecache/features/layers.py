@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from featurecache.errors import BadInput, UnknownName
+from featurecache.features.cuts import trunk_until
 
 PRE_LOGITS = "pre_logits"  # the output of timm for num_classes=0: pooled by the network itself
 FEATURES = "features"  # the map before that, the output of timm's forward_features
 MODEL_POOLING = "model"  # the pooling of pre_logits
 _POOL: dict[str, Any] = {"avg": torch.mean, "max": torch.amax}
-POOLINGS = (MODEL_POOLING, *_POOL, "avg+max", "token")
+MAPS = "none"  # no pooling: the map itself
+POOLINGS = (MODEL_POOLING, *_POOL, "avg+max", "token", MAPS)
 
 
 def resolve_layer(layer: str | None, pooling: str | None) -> tuple[str, str]:
@@ -29,12 +31,16 @@ def resolve_layer(layer: str | None, pooling: str | None) -> tuple[str, str]:
     """
     if pooling is not None and pooling not in POOLINGS:
         raise UnknownName("pooling", pooling, POOLINGS)
+    if pooling == MAPS:
+        if layer in (None, PRE_LOGITS, FEATURES):
+            raise BadInput(f"pooling {MAPS} keeps the map of a layer; name a module as --layer")
+        return str(layer), MAPS
     layer = layer or (PRE_LOGITS if pooling in (None, MODEL_POOLING) else FEATURES)
     pooling = pooling or (MODEL_POOLING if layer == PRE_LOGITS else "avg")
     if (layer == PRE_LOGITS) != (pooling == MODEL_POOLING):
         raise BadInput(
             f"layer {layer} with pooling {pooling}: the network pools {PRE_LOGITS} itself "
-            f"({MODEL_POOLING}); every other layer is pooled by {', '.join(POOLINGS[1:])}"
+            f"({MODEL_POOLING}); every other layer is pooled by {', '.join(POOLINGS[1:-1])}"
         )
     return layer, pooling
 
@@ -73,6 +79,23 @@ def _indices(network: Any) -> dict[str, int]:
     names = [info["module"] for info in network.feature_info]
     count = Counter(names)
     return {name: i for i, name in enumerate(names) if name and count[name] == 1}
+
+
+class MapReader(nn.Module):
+    """Maps images (n, 3, S, S) to the maps of a layer, flattened to rows (n, D)."""
+
+    def __init__(self, network: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.trunk = trunk_until(network, layer)
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        """The shape of the map of one image of `size` pixels."""
+        with torch.inference_mode():
+            return tuple(self.trunk(torch.zeros(1, 3, size, size)).shape[1:])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.trunk(images).flatten(1)
+        return rows
 
 
 class Reader(nn.Module):

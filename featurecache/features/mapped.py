@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import mmap
 import operator
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ def _shard_of(space: Space, record_index: int) -> _Shard:
 
 
 class MappedVectors:
-    """The vectors of some items of a space, (N, D) float32, in the order of the items.
+    """The vectors of some items of a space, (N, D) float32, in the order of the items. Maps are
+    flattened, and have the type that they are stored in.
 
     Index it with a number, a slice, or an array of numbers (in any order, repeated or not); the
     result is a new array. The bytes of a shard are hashed at the first access to one of its rows,
@@ -45,7 +47,6 @@ class MappedVectors:
     same shards.
     """
 
-    dtype = np.dtype(np.float32)
     ndim = 2
 
     def __init__(self, space: Space, items: Sequence[bytes]) -> None:
@@ -56,11 +57,14 @@ class MappedVectors:
         self._sound: set[int] = set()  # indices of the records whose shards were hashed
         self._maps: dict[int, memoryview] = {}  # record index -> vectors, oldest first
         self.shape = (len(items), space.dim)
+        stored = space.records[0].arrays["features"].dtype if space.records else "<f4"
+        self.dtype = np.dtype(stored)
         self._shards: dict[int, _Shard] = {}  # what a copy in another process needs of a record
         for record_index in np.unique(self._record_indices).tolist():
             record = space.records[record_index]
             file = space.file(record.file)
-            if record.arrays["features"].shape[1] != space.dim:
+            features = record.arrays["features"]
+            if (math.prod(features.shape[1:]), features.dtype) != (space.dim, stored):
                 raise damaged(file, "its vectors have another length")
             self._shards[record_index] = _shard_of(space, record_index)
 
@@ -84,7 +88,7 @@ class MappedVectors:
         if record_indices.ndim == 0:
             vector: np.ndarray = self[np.array([index])][0]
             return vector
-        row_bytes = 4 * self.shape[1]
+        row_bytes = self.dtype.itemsize * self.shape[1]
         # The ends of runs of rows that are adjacent in one shard: a run is copied in one piece.
         ends = np.flatnonzero((np.diff(record_indices) != 0) | (np.diff(rows) != 1)) + 1
         touched = np.unique(record_indices).tolist() if 2 * len(ends) > len(rows) else []
@@ -93,19 +97,19 @@ class MappedVectors:
             spans = map(slice, (row_bytes * rows).tolist(), (row_bytes * (rows + 1)).tolist())
             buffers = map(maps.__getitem__, record_indices.tolist())
             pieces: Any = map(operator.getitem, buffers, spans)
-            return np.frombuffer(bytearray().join(pieces), np.float32).reshape(len(rows), -1)
-        vectors = np.empty((len(rows), self.shape[1]), np.float32)
+            return np.frombuffer(bytearray().join(pieces), self.dtype).reshape(len(rows), -1)
+        vectors = np.empty((len(rows), self.shape[1]), self.dtype)
         for first, end in itertools.pairwise([0, *ends.tolist(), len(rows)] if len(rows) else []):
             start = row_bytes * int(rows[first])
             shard = self._shard(int(record_indices[first]))
             piece = shard[start : start + row_bytes * (end - first)]
-            vectors[first:end] = np.frombuffer(piece, np.float32).reshape(end - first, -1)
+            vectors[first:end] = np.frombuffer(piece, self.dtype).reshape(end - first, -1)
         return vectors
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("mapped vectors can't become an array without a copy")
-        return self[:].astype(dtype or np.float32, copy=False)
+        return self[:].astype(dtype or self.dtype, copy=False)
 
     def _shard(self, record_index: int) -> memoryview:
         """The bytes of the vectors of one shard, in its memory map."""

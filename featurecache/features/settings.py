@@ -30,6 +30,12 @@ def check_keywords(keywords: Mapping[str, object], group: type, function: str) -
             )
 
 
+class LoadSetting(BackboneSetting, total=False):
+    """How a backbone is loaded."""
+
+    store: str | None  # numbers of maps: f32 or f16
+
+
 class CachedSetting(BackboneSetting, total=False):
     """Selects among the cached vectors of a backbone. A setting that is absent or None accepts any
     value."""
@@ -37,7 +43,7 @@ class CachedSetting(BackboneSetting, total=False):
     precision: str | None
 
 
-class VectorSetting(BackboneSetting, total=False):
+class VectorSetting(LoadSetting, total=False):
     """How the vectors of a backbone are computed."""
 
     weights: str | Path | None  # a file, for a single backbone; None: the published weights

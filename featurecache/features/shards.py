@@ -23,14 +23,14 @@ from featurecache import keys
 from featurecache.errors import DamagedCache
 from featurecache.json_files import Strict
 
-FLAT = ("status", "offsets", "pictures")  # arrays of one dimension; the others have two
+FLAT = ("status", "offsets", "pictures")  # arrays of one dimension
 OK, UNDECODABLE = 0, 1  # the status of a row; the row of an undecodable image is zeros
 
 
 class Array(Strict):
     """The position of an array in a shard's bytes."""
 
-    dtype: str = pydantic.Field(pattern=r"^(<f4|\|u1|<u8)$")
+    dtype: str = pydantic.Field(pattern=r"^(<f4|<f2|\|u1|<u8)$")
     shape: tuple[pydantic.NonNegativeInt, ...] = pydantic.Field(strict=False)  # JSON has lists
     offset: pydantic.NonNegativeInt
 
@@ -76,9 +76,12 @@ def check_layout(layout: Mapping[str, Array], rows: int) -> None:
         expected["pictures"] = ("|u1", shapes["pictures"][1][:1])
         expected["offsets"] = ("<u8", (rows + 1,))
     else:
-        dim = shapes["features"][1][1:2] if "features" in shapes else ()
-        expected["features"] = ("<f4", (rows, *dim))
-    if shapes != expected or any(len(s) != 2 - (n in FLAT) for n, (_, s) in shapes.items()):
+        dtype, shape = shapes.get("features", ("", ()))
+        # Vectors have two dimensions, maps three (tokens) or four.
+        if not (dtype == "<f4" and len(shape) == 2) and len(shape) not in (3, 4):
+            raise ValueError(f"not the arrays of {rows} rows")
+        expected["features"] = ("<f2" if dtype == "<f2" else "<f4", (rows, *shape[1:]))
+    if shapes != expected or any(len(s) != 1 for n, (_, s) in shapes.items() if n in FLAT):
         raise ValueError(f"not the arrays of {rows} rows")
 
 

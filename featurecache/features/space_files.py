@@ -62,6 +62,7 @@ class BackboneKey(Open):
     std: list[float]
     layer: str
     pooling: str
+    store: str | None = None
 
 
 class Key(Open):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -184,7 +185,7 @@ class Space:
 
     def vectors(self, items: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `items`, in their order: (N, D) float32 vectors, and (N,) bool, whether the
-        image is decodable (the row of an undecodable one is zeros).
+        image is decodable (the row of an undecodable one is zeros). Maps are flattened.
 
         The bytes of each shard are hashed before any row is used. Raises KeyError for an item that
         the space lacks (call `missing` first), DamagedCache for bytes that do not match the record.
@@ -197,16 +198,16 @@ class Space:
         if not by_record:
             return np.empty((0, self.dim), np.float32), decodable
         # Memory is allocated only once a shard was read: a record may state any length.
-        width = self.read(next(iter(by_record)))["features"].shape[1]
+        width = math.prod(self.read(next(iter(by_record)))["features"].shape[1:])
         vectors = np.empty((len(items), width), np.float32)
 
         def fill(record_index: int) -> None:
             arrays = self.read(record_index)
-            if arrays["features"].shape[1] != width:
+            if math.prod(arrays["features"].shape[1:]) != width:
                 file = self.file(self.records[record_index].file)
                 raise damaged(file, "its vectors have another length")
             positions, rows = map(_as_slice, np.array(by_record[record_index]).T)
-            vectors[positions] = arrays["features"][rows]
+            vectors[positions] = arrays["features"].reshape(-1, width)[rows]
             decodable[positions] = arrays["status"][rows] == shards.OK
 
         # Hashing takes most of the time, and releases the interpreter lock.
@@ -217,8 +218,8 @@ class Space:
 
     @property
     def dim(self) -> int:
-        """The length of the vectors; 0 for a space without rows."""
-        return self.records[0].arrays["features"].shape[1] if self.records else 0
+        """The length of the vectors, or of flattened maps; 0 for a space without rows."""
+        return math.prod(self.records[0].arrays["features"].shape[1:]) if self.records else 0
 
     def picture(self, item: bytes) -> bytes | None:
         """The encoded picture of an item in a space of pictures; None if the space lacks it, empty

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import pydantic
 
 from featurecache.errors import DamagedRun
-from featurecache.features.settings import BackboneSetting
+from featurecache.features.settings import LoadSetting
 from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_model
 from featurecache.storage import durable
 
@@ -32,11 +32,11 @@ class TrainedNetwork(Strict):
     crop: float = pydantic.Field(gt=0, le=1)
     interpolation: str
 
-    def setting(self, changed: BackboneSetting) -> BackboneSetting:
+    def setting(self, changed: LoadSetting) -> LoadSetting:
         """How the network saw pictures in its training; with the `changed` that are not None."""
         present = self.model_dump(include={"input_size", "crop", "interpolation"})
         other = {name: value for name, value in changed.items() if value is not None}
-        return cast(BackboneSetting, present | other)
+        return cast(LoadSetting, present | other)
 
 
 def trained_network(name: str) -> TrainedNetwork | None:

@@ -77,7 +77,7 @@ class Recomputer:
             check.add(made.pixels[0], parts[-1], made.decoded[0])
             failed |= made.failed[0]
         check.finish()
-        features = vectors.vectors_of([item for _, item in rows], parts, failed)
+        features = vectors.vectors_of([item for _, item in rows], parts, failed, backbone)
         made_by = vectors.provenance(running, preparation, 0, ())
         return RecomputedRows(arrays={"features": features}, failed=failed, provenance=made_by)
 

@@ -14,7 +14,7 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.engines import PRECISIONS
-from featurecache.features.settings import BackboneSetting, VectorSetting, keywords_of
+from featurecache.features.settings import LoadSetting, VectorSetting, keywords_of
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
@@ -107,7 +107,7 @@ def resolve_request(
     backbone_names = listed(backbone)
     if weights is not None and len(backbone_names) > 1:
         raise BadInput("--weights applies to one backbone; pass a single --backbone")
-    choice = keywords_of(BackboneSetting, setting)
+    choice = keywords_of(LoadSetting, setting)
     backbones = [load_backbone(name, weights, **choice) for name in dict.fromkeys(backbone_names)]
     items, unreadable = items_of(dataset.samples, progress)
     return Request(

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from featurecache import keys
-from featurecache.errors import SourceChanged
+from featurecache.errors import FeatureCacheError, SourceChanged
 from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone
 from featurecache.features.engines import (
@@ -125,7 +125,8 @@ class Featurizer:
         with timed(spent, "disk"):
             items = [item for item in shard.items if item not in changed]
             for s, used in zip(shard.spaces, running, strict=True) if items else ():
-                features = vectors_of(shard.items, rows[s], failed[s])
+                backbone = job.backbones[targets[s][1]]
+                features = vectors_of(shard.items, rows[s], failed[s], backbone)
                 if changed:
                     features = features[[item not in changed for item in shard.items]]
                 seconds = time.perf_counter() - start
@@ -174,12 +175,29 @@ def vector_check(space: Space) -> VectorCheck:
 
 
 def vectors_of(
-    items: Sequence[bytes], rows: Sequence[np.ndarray], failed: Collection[bytes]
+    items: Sequence[bytes],
+    rows: Sequence[np.ndarray],
+    failed: Collection[bytes],
+    backbone: Backbone,
 ) -> np.ndarray:
-    """The vectors (N, D) of a shard, from those of its batches; zeros for images that failed."""
+    """The vectors (N, D) of a shard, or its maps (N, C, H, W), as they are stored, from the rows of
+    its batches; zeros for images that failed. Raises FeatureCacheError for numbers that f16 lacks.
+    """
     features: np.ndarray = np.concatenate(rows)
     features[[i for i, item in enumerate(items) if item in failed]] = 0
-    return features
+    if not backbone.shape:
+        return features
+    maps = features.reshape(len(features), *backbone.shape)
+    if backbone.store == "f32":
+        return maps
+    with np.errstate(over="ignore"):
+        short = maps.astype(np.float16)
+    if not np.isfinite(short).all():
+        raise FeatureCacheError(
+            f"backbone {backbone.name}: maps of layer {backbone.layer} exceed the range of f16; "
+            "use --store f32"
+        )
+    return short
 
 
 def provenance(

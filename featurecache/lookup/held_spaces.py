@@ -15,6 +15,7 @@ from featurecache.features.backbones import check_layer, default_setting
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.features.timm_models import ALIASES, check_name
+from featurecache.features.trained_networks import trained_network
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import DataSource, name_of
 from featurecache.images.views import View
@@ -186,7 +187,7 @@ def featurize_command(
     """The command that computes the vectors of these views; default options are omitted."""
     options: dict[str, object] = {"data": name_of(data), "cache": cache.root, "backbone": backbone}
     options |= getattr(data, "columns", {})  # of a Dataset
-    options |= {name: setting[name] for name in OPTIONS if name in setting}
+    options |= {name: setting[name] for name in (*OPTIONS, "store") if setting.get(name)}
     if str(setting.get("weights")).startswith("random-"):
         options["weights"] = "random"
     options["seed"] = seed
@@ -239,8 +240,12 @@ def _fits(space: Space, choice: BackboneChoice) -> bool:
     settings = _settings(space)
     model = settings["name"]
     names = (space.backbone, model, model.split(".")[0])
+    if settings["pooling"] == "none":
+        return False  # maps are for train-network
     if choice.name not in names and ALIASES.get(choice.name) != model:
-        return False
+        trained = trained_network(choice.name)
+        if trained is None or trained.weights != settings["weights"]:
+            return False
     options = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
     weights = str(settings["weights"]).startswith(choice.weights or "")
     return weights and all(settings[name] == value for name, value in options.items())

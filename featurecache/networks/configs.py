@@ -41,6 +41,15 @@ class NetworkSpec(pydantic.BaseModel):
         return self
 
 
+class Maps(pydantic.BaseModel):
+    """Cached maps to train on in place of pictures. In YAML a layer or a mapping."""
+
+    model_config = STRICT
+
+    layer: str = Field(min_length=1)
+    store: Literal["f32", "f16"] = "f32"
+
+
 def _trainable(value: Any) -> Any:
     if value in ("all", "head"):
         return value
@@ -59,9 +68,10 @@ class NetworkConfig(TrainingPlan):
 
     `views` and `epochs` may stand at the top in place of a single phase. `trainable` is `all`,
     `head` (only the layers after the network's vector) or `{from: LAYER}`; what comes before is
-    frozen and runs as in evaluation. `batch_norm: frozen` keeps the statistics of batch norms as
-    they are. `head` is the shape of the layers after the network's vector, by default one linear
-    layer. `init_head` is a run whose head the training starts from (Kumar et al. 2022).
+    frozen and runs as in evaluation. With `maps` it is not run: its cached maps are read.
+    `batch_norm: frozen` keeps the statistics of batch norms as they are. `head` is the shape of the
+    layers after the network's vector, by default one linear layer. `init_head` is a run whose head
+    the training starts from (Kumar et al. 2022).
     """
 
     model_config = STRICT
@@ -70,6 +80,7 @@ class NetworkConfig(TrainingPlan):
     trainable: Annotated[
         Literal["all", "head"] | dict[str, str], pydantic.PlainValidator(_trainable)
     ] = "all"
+    maps: Annotated[Maps, _mapping_of("layer")] | None = None
     batch_norm: Literal["trained", "frozen"] = "trained"
     head: HeadSpec = HeadSpec(hidden=[])
     init_head: str | None = Field(default=None, min_length=1)
@@ -99,6 +110,8 @@ class NetworkConfig(TrainingPlan):
             raise ValueError("head: l1, l2 and drop_connect are for cached vectors; remove them")
         if self.batch_size == 1 and self.batch_norm == "trained":
             raise ValueError("batch_size: batch norm needs at least 2; or write batch_norm: frozen")
+        if self.maps is not None and self.first_layer is None:
+            raise ValueError("maps: the layers to train must be named: trainable: {from: LAYER}")
         return self
 
     @property

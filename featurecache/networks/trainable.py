@@ -53,7 +53,8 @@ class TrainableNetwork(nn.Module):
         device = self._mean.device
         x = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(device)
         if batch.dtype != np.uint8:
-            return x.float()
+            x = x.float()
+            return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         with torch.no_grad():
             x = (x.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
             return x if self.trunk is None else self.trunk(x)

@@ -81,7 +81,8 @@ def plan(
             count = int(space.holds(images).sum())
             missing = request.images - count
             hits, misses = hits + count, misses + missing
-            size += missing * (loaded.dim * 4 + 100)  # a row, its item, its record
+            row = loaded.dim * (2 if loaded.store == "f16" else 4)
+            size += missing * (row + 100)  # with its item and its record
             rows.append(
                 {"view": view.name, "backbone": loaded.name, "hits": count, "misses": missing}
             )

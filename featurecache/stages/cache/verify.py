@@ -371,7 +371,8 @@ def _recompute(
             drifts.append(replace(drift, note=str(error)))
             continue
         old, _ = space.vectors(chosen)
-        identical, relative = compared(old, recomputed.arrays["features"])
+        new = recomputed.arrays["features"].reshape(len(old), -1).astype(np.float32)
+        identical, relative = compared(old, new)
         note = other_pixels(view_of_key(space.key["view"], space.view), space)
         drifts.append(
             replace(drift, rows=len(chosen), identical=identical, relative=relative, note=note)

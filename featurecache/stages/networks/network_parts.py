@@ -10,7 +10,7 @@ from torch import nn
 
 from featurecache import keys
 from featurecache.errors import BadInput
-from featurecache.features.cuts import trunk_and_body
+from featurecache.features.cuts import layer_before, trunk_and_body
 from featurecache.features.initial_networks import InitialNetwork
 from featurecache.features.trained_networks import trained_network
 from featurecache.heads.head_networks import HeadNetworks, build
@@ -74,3 +74,15 @@ def trainable_parts(
     )
     # channels_last is faster on CPUs and GPUs.
     return network.to(memory_format=torch.channels_last)
+
+
+def check_layers(config: NetworkConfig, initial: InitialNetwork) -> None:
+    """Raise BadInput if the layers to train do not continue where the maps of the configuration
+    end."""
+    assert config.maps is not None and config.first_layer is not None
+    before = layer_before(initial.module, config.first_layer, config.maps.layer)
+    if before != config.maps.layer:
+        raise BadInput(
+            f"maps: layer {config.first_layer} takes the maps of layer {before}, not of "
+            f"{config.maps.layer}; write maps: {before}, or train from another layer"
+        )

@@ -33,6 +33,7 @@ from featurecache.runs.record import (
 )
 from featurecache.runs.sources import source_fields
 from featurecache.runs.training_data import choose_rows, splits_of
+from featurecache.runs.training_maps import map_source, map_spaces
 from featurecache.runs.training_pictures import (
     PictureMaker,
     picture_source,
@@ -96,6 +97,7 @@ def train_network(
     if seed is not None:
         wanted = wanted.model_copy(update={"seed": seed})
     _check_start(wanted, path)
+    _check_maps(wanted, path)
     opened, dataset = Cache(cache), open_dataset(data)
     views = {  # the draws of a view are alike, so the first one is checked
         name: find_view(view_in_epoch(name, 1), wanted.augment_seed, opened.views)
@@ -111,7 +113,11 @@ def train_network(
     from featurecache.heads.head_networks import HeadNetworks
     from featurecache.networks.training import TrainingRows
     from featurecache.networks.training import train_network as train
-    from featurecache.stages.networks.network_parts import initial_head, trainable_parts
+    from featurecache.stages.networks.network_parts import (
+        check_layers,
+        initial_head,
+        trainable_parts,
+    )
     from featurecache.training.devices import device_of
 
     spec = wanted.network
@@ -133,10 +139,17 @@ def train_network(
     network = trainable_parts(wanted, initial, head)
     wanted = wanted.model_copy(update={"head": shape})
 
-    # The images, without those that can't be decoded.
+    # The images, without those that can't be decoded; their cached maps, if they are read.
     pairs = [*items_by_split(dataset, splits_of(wanted), progress)]
     sources = sources_of([sample for sample, _ in pairs], [item for _, item in pairs])
-    bad = undecodable([(s, item) for item, s in sources.items()], workers, progress)
+    spaces = {}
+    if wanted.maps is not None:
+        check_layers(wanted, initial)
+        maps_key = initial.key() | _map_setting(wanted)
+        spaces = map_spaces(opened, views, spec.name, maps_key, list(sources), data)
+        bad = {i: why for space in spaces.values() for i, why in space.failures(sources).items()}
+    else:
+        bad = undecodable([(s, item) for item, s in sources.items()], workers, progress)
     rows = [
         row for row in labelled_rows(dataset, splits_of(wanted), progress) if row.item not in bad
     ]
@@ -154,6 +167,7 @@ def train_network(
             "head": digest_of_tensors(head),
             "views": {name: view.key() for name, view in views.items()},
             "decode": keys.DECODE_RULE,
+            "maps": {view: space.name for view, space in spaces.items()},
         }
     )
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
@@ -201,8 +215,16 @@ def train_network(
 
         # The training itself.
         network.to(device_of(device))
-        maker = PictureMaker(opened, wanted.augment_seed, preprocess)
-        images = [(sources[row.item], row.item) for row in training.rows]
+        items = [row.item for row in training.rows]
+        source = (
+            map_source(spaces, items)
+            if spaces
+            else picture_source(
+                PictureMaker(opened, wanted.augment_seed, preprocess),
+                [(sources[item], item) for item in items],
+                workers,
+            )
+        )
         train_rows, val_rows = folds[0]
         total, done = wanted.epochs * len(train_rows), 0
         text = "train-network"
@@ -219,7 +241,7 @@ def train_network(
 
         epochs = train(
             network,
-            picture_source(maker, images, workers),
+            source,
             TrainingRows(
                 labels=training.labels, train=train_rows, val=val_rows, classes=dataset.classes
             ),
@@ -245,7 +267,7 @@ def train_network(
         )  # fmt: skip
         record.backbones[0]["key"] = load_backbone(str(run)).key()
         record.spaces = {val_view: [space["space"] for space in filled.spaces]}
-        opened.note_run(run, record.spaces[val_view])
+        opened.note_run(run, [*record.spaces[val_view], *(s.name for s in spaces.values())])
         record.seconds = round(time.time() - began, 3)
         record.warnings = phase_warnings(schedule_of(record), read_epochs(run))
         write_run(run, record)
@@ -262,6 +284,23 @@ def _check_start(config: NetworkConfig, path: Path) -> None:
             f"{path}: trainable: the other layers would be frozen with random weights; set "
             "network.pretrained or network.weights, or name a trained run as the network"
         )
+
+
+def _check_maps(config: NetworkConfig, path: Path) -> None:
+    """Raise BadInput for views that would be drawn on the fly, and so have no maps."""
+    for name in config.views() if config.maps is not None else []:
+        if view_in_epoch(name, 1) != name:
+            raise BadInput(
+                f"{path}: maps: view {name} would be drawn anew in each epoch, and maps are cached "
+                f"for one draw; write it out, as in {view_in_epoch(name, 1)}, or remove maps"
+            )
+
+
+def _map_setting(config: NetworkConfig) -> keys.Json:
+    """The fields of a backbone's key in which cached maps differ from vectors."""
+    assert config.maps is not None
+    setting = {"layer": config.maps.layer, "pooling": "none"}
+    return setting | ({} if config.maps.store == "f32" else {"store": config.maps.store})
 
 
 def _schedule(config: NetworkConfig, backbone: str) -> Schedule:
