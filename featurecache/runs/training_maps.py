@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from featurecache.errors import NotCached
 from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.images.datasets import DataSource
 from featurecache.images.views import View
 from featurecache.lookup.held_spaces import not_cached_error
 from featurecache.runs.training_pictures import Request
@@ -23,7 +23,7 @@ def map_spaces(
     network: str,
     backbone: keys.Json,
     items: Sequence[bytes],
-    data: str | Path,
+    data: DataSource,
 ) -> dict[str, Space]:
     """For each view the space with the maps of all `items`. `backbone` is the backbone's part of
     their keys.
