@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +17,6 @@ from PIL import Image
 
 from featurecache.errors import BadInput, MissingExtra, UnknownName
 from featurecache.images.datasets import open_dataset
-from featurecache.images.layouts import hub_datasets
 from featurecache.images.samples import Member
 
 hub = pytest.importorskip("datasets")
@@ -196,6 +199,33 @@ def test_errors_of_the_hub_take_one_line(
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert not hub_datasets.is_hub_dataset([])
     with pytest.raises(MissingExtra, match=r"pip install 'featurecache\[hf\]'"):
         open_dataset("hf://cats/dogs")
+    monkeypatch.setitem(sys.modules, "datasets", csv)
+    with pytest.raises(BadInput, match=r"csv\.py hides the package `datasets`; rename it"):
+        open_dataset("hf://cats/dogs")
+
+
+@pytest.mark.slow
+def test_a_dataset_in_the_cache_of_datasets_is_read_offline(photos: Path, tmp_path: Path) -> None:
+    dataset_of(photos).to_parquet(tmp_path / "train.parquet")
+    files = {"train": str(tmp_path / "train.parquet")}
+    hub.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    (built,) = (tmp_path / "cache").glob("parquet/*/0.0.0/*/")
+    moved = tmp_path / "cache" / "cats___dogs" / "default" / "0.0.0" / "abc"
+    moved.parent.mkdir(parents=True)
+    built.rename(moved)
+    (moved / "parquet-train.arrow").rename(moved / "dogs-train.arrow")
+
+    def inspect(url: str) -> subprocess.CompletedProcess[str]:
+        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        return subprocess.run(
+            [sys.executable, "-m", "featurecache", "inspect", "--data", url, "--json"],
+            env=os.environ | offline, capture_output=True, text=True,
+        )  # fmt: skip
+
+    result = json.loads(inspect("hf://cats/dogs").stdout)
+    assert result["splits"]["train"]["images"] == 8 and result["layout"] == "hugging face"
+    unknown = inspect("hf://cats/cows")
+    *_, message = unknown.stderr.strip().splitlines()
+    assert unknown.returncode == 2 and "hf://cats/cows: Hugging Face can't be reached" in message

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,14 @@ from featurecache.text import one_line
 
 SCHEME = "hf://"
 ROOT = "datasets.Dataset"  # stands for the path of an object
+_MODULES = ("datasets.arrow_dataset", "datasets.dataset_dict", "datasets.iterable_dataset")
 _URL = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@(.+))?")
 
 
 def is_hub_dataset(data: object) -> bool:
-    """Whether `data` is an object of the package `datasets`, which is not imported for this."""
-    module = sys.modules.get("datasets")
-    names = ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict")
-    return module is not None and isinstance(data, tuple(getattr(module, name) for name in names))
+    """Whether `data` is an object of the package `datasets`, which is not imported for this. A
+    user's own module may have that name too."""
+    return any(kind.__module__ in _MODULES for kind in type(data).__mro__)
 
 
 def download(url: str) -> Any:
@@ -43,6 +42,8 @@ def download(url: str) -> Any:
         import datasets
     except ModuleNotFoundError as error:
         raise MissingExtra(f"a dataset of Hugging Face ({url})", "datasets", "hf") from error
+    if not hasattr(datasets, "load_dataset"):
+        raise BadInput(f"{url}: {datasets.__file__} hides the package `datasets`; rename it")
     name, config, revision = match.groups()
     try:
         return datasets.load_dataset(name, config, revision=revision)
