@@ -70,6 +70,8 @@ class _Program(click.Group):
     cls=_Program,
     commands=[command for commands in SECTIONS.values() for command in commands],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Set --data, --cache, --runs and --backbone once, in a featurecache.toml or in "
+    "FEATURECACHE_DATA, _CACHE, _RUNS and _BACKBONE.",
 )
 @click.version_option(__version__, prog_name="featurecache")
 def cli() -> None:

@@ -79,7 +79,14 @@ def _checked(path: Path, key: str, value: Any) -> tuple[str, ...]:
     if not values or not all(isinstance(text, str) and text.strip() for text in values):
         expected = "a name or a list of names" if key == "backbone" else "a path in quotes"
         raise BadInput(f"{path}: {key}: expected {expected}, not {value!r}")
-    return tuple(_beside(path.parent, text) if key in PATHS else text for text in values)
+    is_path = [key in PATHS or _is_run(path.parent, text) for text in values]
+    both = zip(values, is_path, strict=True)
+    return tuple(_beside(path.parent, text) if of_file else text for text, of_file in both)
+
+
+def _is_run(folder: Path, name: str) -> bool:
+    """Whether a backbone is the folder of a run, `trained/my-network`, rather than a name."""
+    return "/" in name and (folder / name).is_dir()
 
 
 def _beside(folder: Path, name: str) -> str:

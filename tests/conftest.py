@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featurecache import settings
+
 Write = Callable[..., Path]
 
 # One picture in 32x32 pixels costs milliseconds; torch-cpu needs no conversion.
@@ -26,9 +28,12 @@ TINY: Mapping[str, Any] = {
 @pytest.fixture(scope="session", autouse=True)
 def _no_memos() -> Iterator[None]:
     """What one test derives, with parts of the package replaced, is not remembered in the next, nor
-    in the user's cache folder. tests/test_memos.py turns memos on."""
+    in the user's cache folder. tests/test_memos.py turns memos on. The user's settings are not read
+    either."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEATURECACHE_MEMOS", "off")
+        for key in settings.KEYS:
+            patch.delenv(f"FEATURECACHE_{key.upper()}", raising=False)
         yield
 
 

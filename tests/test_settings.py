@@ -12,14 +12,12 @@ from click.testing import CliRunner
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.settings import KEYS, read_settings
+from featurecache.settings import read_settings
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder below a home folder, without settings."""
-    for key in KEYS:
-        monkeypatch.delenv(f"FEATURECACHE_{key.upper()}", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home/project/deep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "home/project")
@@ -71,6 +69,29 @@ def test_names_that_are_not_paths_stay(folder: Path, monkeypatch: pytest.MonkeyP
     write(folder, data="./digits")
     monkeypatch.chdir(folder)
     assert values() == {"data": ("./digits",)}  # the folder of that name
+
+
+def test_a_backbone_may_be_the_folder_of_a_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, backbone=["trained/net", "hf-hub:timm/net", "net"])
+    (folder / "trained/net").mkdir(parents=True)
+    (folder / "net").mkdir()
+    monkeypatch.chdir(folder / "deep")
+    assert values() == {"backbone": (str(folder / "trained/net"), "hf-hub:timm/net", "net")}
+
+
+def test_what_a_recipe_says_precedes(folder: Path) -> None:
+    write(folder, data="of the settings")
+    steps = "steps: [{baselines: {backbone: efficientnet_lite0}}]\n"
+    Path("own.yaml").write_text(f"data: of the recipe\n{steps}")
+    Path("open.yaml").write_text(steps)
+    with pytest.raises(BadInput, match="of the recipe: no such file"):
+        invoke("run", "own.yaml")
+    with pytest.raises(BadInput, match="of the settings: no such file"):
+        invoke("run", "open.yaml")
+    with pytest.raises(BadInput, match="option: no such file"):
+        invoke("run", "own.yaml", "--data", "option")
 
 
 def test_a_variable_precedes_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
