@@ -21,18 +21,25 @@ LONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(LONG))
-def test_every_long_function_takes_true(name: str) -> None:
+def progress_of(name: str) -> object:
+    """The type of a public function's argument `progress`, which may be in its typed group."""
     function = inspect.unwrap(getattr(featurecache, name))
-    module = vars(inspect.getmodule(function))
-    parameters = inspect.signature(function).parameters
-    if "progress" in parameters:
-        assert parameters["progress"].default is False
-        assert parameters["progress"].annotation == "ProgressOption"
-        return
-    group = next(p.annotation for p in parameters.values() if p.kind is p.VAR_KEYWORD)
-    hints = typing.get_type_hints(module[str(group).removeprefix("Unpack[").removesuffix("]")])
-    assert hints["progress"] == ProgressOption
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "progress":
+            assert parameter.default is False
+            return typing.get_type_hints(function, localns=vars(typing))["progress"]
+        if parameter.kind is parameter.VAR_KEYWORD and str(parameter.annotation) != "Any":
+            group = str(parameter.annotation).removeprefix("Unpack[").removesuffix("]")
+            hints = typing.get_type_hints(vars(inspect.getmodule(function))[group])
+            return hints.get("progress")
+    return None
+
+
+def test_every_long_function_takes_true() -> None:
+    types = {name: progress_of(name) for name in featurecache.__all__ if name.islower()}
+    with_progress = {name for name, kind in types.items() if kind is not None}
+    assert with_progress >= LONG
+    assert {types[name] for name in with_progress} == {ProgressOption}
 
 
 def test_a_bar_for_each_kind_of_work(capsys: pytest.CaptureFixture[str]) -> None:
