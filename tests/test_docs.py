@@ -304,7 +304,7 @@ def test_relative_links_lead_to_files_and_headings(name: str) -> None:
 def test_readme_has_the_test_command_alone_in_one_block() -> None:
     section = sections(text("README.md"))["Test"]
     (line,) = blocks(section, "sh")
-    assert line.count("\n") == 1 and line.endswith(" && .venv/bin/python -m pytest\n")
+    assert line.count("\n") == 1 and line.endswith(" && .venv/bin/uv run --extra test pytest\n")
 
 
 # ---- docs/format.md: a reader that was written from that page alone ----

@@ -42,6 +42,11 @@ def run(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int
     return printing.failed(result.failed, allow_failed)
 
 
+_OWN_IMAGES = """then with your own images, a folder per class:
+  featurecache featurize --data photos --backbone efficientnet_lite0 --view none --view mild_1
+  featurecache train-head --data photos"""
+
+
 @click.command()
 @options("cache", "workers", "runs", "json", "quiet", "debug")
 def quickstart(as_json: bool, quiet: bool, **arguments: Any) -> None:
@@ -54,8 +59,11 @@ def quickstart(as_json: bool, quiet: bool, **arguments: Any) -> None:
     result = quickstart(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
-    terminal.table(result.table, "top-1 on val, through each view")
+    printing.candidates(result.candidates, result.chosen)
+    rows = [{"head": "the chosen one", "top1": row["none"]} for row in result.table]
+    if result.baseline is not None:
+        rows.append({"head": "logistic regression", "top1": result.baseline["top1"]})
+    terminal.table(rows, "validation")
     click.echo(f"{result.computed:,} rows computed, {result.hits:,} held; {result.seconds} s")
-    runs = shlex.join(str(row["run"]) for row in result.table)
-    where = shlex.join(["--data", "digits", "--cache", str(arguments["cache"])])
-    click.echo(f"next: featurecache report {runs} {where}")
+    click.echo(f"next: featurecache report {shlex.quote(str(result.table[0]['run']))}")
+    click.echo(_OWN_IMAGES)

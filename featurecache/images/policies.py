@@ -16,6 +16,7 @@ import inspect
 import itertools
 import multiprocessing
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -380,11 +381,12 @@ def _imgaug() -> Any:
         import imgaug.augmenters as iaa
     except ImportError as error:
         if "libGL" in str(error):
-            # imaug installs both OpenCV wheels, and the one with windows needs a system library.
+            # imaug asks for both builds of OpenCV, and the one with windows needs a system library.
+            ((name, version),) = versions.installed_versions("opencv-python-headless").items()
             raise FeatureCacheError(
                 "OpenCV can't be imported: it needs libGL, a system library for windows. Install "
-                "the build that does not need it: pip install --force-reinstall --no-deps "
-                "opencv-python-headless==4.12.0.88"
+                f"the build that does not need it: {sys.executable} -m pip install "
+                f"--force-reinstall --no-deps {name}=={version}"
             ) from error
         raise
     from imgaug import imgaug as functions
