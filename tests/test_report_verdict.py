@@ -75,6 +75,9 @@ def test_settings_that_differ_are_listed(small_runs: Runs) -> None:
     (row,) = schedule_differences([split, split.model_copy(update={"schedule": schedule})])
     assert row.name == "phase 2"
     assert row.values == (None, "mild_1 50% + none 50%, 1 epoch, lr 0.01")
+    longer = split.model_copy(update={"schedule": schedule | {"seed": 5}})
+    names = [row.name for row in schedule_differences([split, longer])]
+    assert names == ["phase 2", "seed"]
 
 
 def test_every_run_is_seen_through_every_view(

@@ -219,16 +219,16 @@ def _names(runs: Sequence[str | Path]) -> list[str]:
 def _training_warnings(
     names: Sequence[str], records: Sequence[RunRecord], epochs: Sequence[Sequence[Epoch]]
 ) -> list[str]:
-    """What `train-head` said of phases and views that did harm, with the run's name if several.
-    The record of an older run does not have it; the phases are then in its metrics."""
+    """What `train-head` said of phases and views that did harm, with the names of its runs if the
+    report has several. The record of an older run does not have it; its metrics have the phases."""
+    runs_of: dict[str, list[str]] = {}
+    for name, record, rows in zip(names, records, epochs, strict=True):
+        warnings = record.warnings
+        for warning in phase_warnings(schedule_of(record), rows) if warnings is None else warnings:
+            runs_of.setdefault(warning, []).append(name)
     return [
-        warning if len(names) == 1 else f"{name}: {warning}"
-        for name, record, rows in zip(names, records, epochs, strict=True)
-        for warning in (
-            phase_warnings(schedule_of(record), rows)
-            if record.warnings is None
-            else record.warnings
-        )
+        warning if len(names) == 1 else f"{', '.join(runs)}: {warning}"
+        for warning, runs in runs_of.items()
     ]
 
 

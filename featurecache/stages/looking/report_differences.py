@@ -22,13 +22,13 @@ class SettingRow:
 
 
 def schedule_differences(records: Sequence[RunRecord]) -> list[SettingRow]:
-    """The settings that differ, in the order of the schedules. Of a sweep they are the winner's.
-    Also whether the runs were trained on the same images."""
+    """The settings that differ: the phases first, then the others in the order of the schedules.
+    Of a sweep they are the winner's. Also whether the runs were trained on the same images."""
     settings = [_settings(record) for record in records]
     names = dict.fromkeys(name for run_settings in settings for name in run_settings)
     rows = [
         SettingRow(name=name, values=tuple(run_settings.get(name) for run_settings in settings))
-        for name in names
+        for name in sorted(names, key=lambda name: not name.startswith("phase "))
     ]
     return [row for row in rows if len(set(row.values)) > 1]
 
