@@ -121,7 +121,7 @@ def backbones(as_json: bool, word: str | None, layers: str | None) -> None:
     if word is None:
         click.echo(
             "Other networks of timm are used by their timm name (`featurecache backbones WORD` "
-            "searches them), those of the hub as hf-hub:OWNER/NAME."
+            "searches them), those of the hub as hf-hub:OWNER/NAME, and your own as MODULE:FACTORY."
         )
     elif len(rows) > MAX_FOUND:
         click.echo(f"{MAX_FOUND} of {len(rows):,} networks are shown; use a longer word, or --json")

@@ -104,8 +104,8 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         help="A view: `none`, draw N of a policy, or FILE.yaml_N. Repeatable.",
     ),
     "backbone": backbone_option(
-        "A network: an alias of `featurecache backbones`, any timm name, or "
-        "hf-hub:OWNER/NAME. Repeatable.",
+        "A network: an alias of `featurecache backbones`, any timm name, "
+        "hf-hub:OWNER/NAME, or MODULE:FACTORY of your own. Repeatable.",
         multiple=True,
     ),
     "schedule_backbone": backbone_option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from featurecache import keys
 from featurecache.errors import BackboneUnavailable, BadInput, DamagedRun, UnknownName
 from featurecache.features.backbone_memos import BackboneFacts, BackboneMemo
 from featurecache.features.network_sources import NetworkSource, module_source
+from featurecache.features.own_networks import OwnModel, is_own, make_network
 from featurecache.features.packaged_weights import PACKAGED, packaged_file
 from featurecache.features.packaged_weights import load_packaged as _load_packaged
 from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
@@ -46,6 +48,7 @@ class Backbone:
     pooling: str = "model"
     shape: tuple[int, ...] = ()  # of a map, without pooling
     store: str = "f32"  # of maps
+    code: tuple[tuple[str, str], ...] = ()  # of a network of one's own: what its key says of it
     notes: tuple[str, ...] = field(default=(), compare=False)  # which weights of a file were used
 
     @cached_property
@@ -54,8 +57,10 @@ class Backbone:
         return self.network.load()
 
     def __getstate__(self) -> dict[str, object]:
-        """For a worker process, which has no means to load it: the network itself."""
+        """For a worker process: the network itself, or how to load it."""
         network = module_source(self.module, self.network.basis)
+        if self.network.load_elsewhere is not None:
+            network = NetworkSource(self.network.load_elsewhere)
         return {**vars(self), "network": network}
 
     def key(self) -> keys.Json:
@@ -73,14 +78,15 @@ class Backbone:
             "layer": self.layer,
             "pooling": self.pooling,
             **({} if self.store == "f32" else {"store": self.store}),
+            **({"code": dict(self.code)} if self.code else {}),
         }
 
 
 def load_backbone(
     name: str, weights: str | Path | None = None, **setting: Unpack[LoadSetting]
 ) -> Backbone:
-    """The frozen network called `name`: an alias, any timm model name, hf-hub:owner/name, or the
-    folder of a run of train-network.
+    """The frozen network called `name`: an alias, any timm model name, hf-hub:owner/name, the
+    folder of a run of train-network, or module:factory.
 
     `weights` is None (the model's own: packaged or from the hub), a .safetensors or .pth file, or
     "random" (for tests; recorded in the key). `layer` and `pooling` select what is read
@@ -110,14 +116,15 @@ def load_backbone(
     return Backbone(
         name, remembered.model, remembered.weights, remembered.preprocess, remembered.dim, network,
         remembered.layer, remembered.pooling, tuple(remembered.shape), remembered.store,
-        tuple(remembered.notes),
+        notes=tuple(remembered.notes),
     )  # fmt: skip
 
 
 def _weights_source(name: str, weights: str | Path | None) -> tuple[Path | None, str]:
     """The file that the weights are read from and the digest that it must have; None for what
-    comes from the hub, which may be different tomorrow, and for random weights."""
-    if name.startswith(HUB):
+    comes from the hub or from code of one's own, which may be different tomorrow, and for random
+    weights."""
+    if name.startswith(HUB) or is_own(name):
         return None, ""
     if weights is None:
         return (packaged_file(name), PACKAGED[name][2]) if name in PACKAGED else (None, "")
@@ -145,7 +152,7 @@ def build_backbone(
     """`load_backbone`, whatever is remembered: builds the network and reads its weights."""
     from featurecache.features.layers import MAPS, PRE_LOGITS, MapReader, Reader
 
-    model = find_model(name)
+    model = make_network(name) if is_own(name) else find_model(name)
     preprocess = preprocess_of(model, input_size, crop, interpolation)
     model.check_size(preprocess.input_size)
     layer, pooling = _check_layer(name, model, layer, pooling)
@@ -162,11 +169,21 @@ def build_backbone(
     elif layer != PRE_LOGITS:
         module = Reader(module, layer, pooling)
     dim = vector_length(model, module, preprocess)
-    source = module_source(module)
-    return Backbone(
-        name, model.model, digest, preprocess, dim, source, layer, pooling, shape, store or "f32",
-        tuple(notes),
+    code = tuple(sorted(model.code.items()))
+    backbone = Backbone(
+        name, model.model, digest, preprocess, dim, module_source(module), layer, pooling, shape,
+        store or "f32", code, tuple(notes),
     )  # fmt: skip
+    if not code:
+        return backbone
+    # A process that is sent the network may have other code by then, so it makes its own.
+    path = None if weights is None else Path(weights).absolute()
+    load_elsewhere = functools.partial(_module_of_key, name, backbone.key(), path)
+    return replace(backbone, network=replace(backbone.network, load_elsewhere=load_elsewhere))
+
+
+def _module_of_key(name: str, key: keys.Json, weights: Path | None) -> torch.nn.Module:
+    return backbone_of_key(name, key, weights).module
 
 
 def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None) -> Backbone:
@@ -195,7 +212,7 @@ def load_module(name: str, weights: str | Path | None, *, classifier: bool) -> t
 
 def load_network(
     name: str,
-    model: TimmModel,
+    model: TimmModel | OwnModel,
     weights: str | Path | None,
     *,
     classifier: bool,
@@ -206,6 +223,8 @@ def load_network(
     of timm's; `seed` draws random weights."""
     import torch
 
+    if isinstance(model, OwnModel):
+        return model.module, [*model.notes, *model.load(weights)]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if weights is None and name not in PACKAGED:
@@ -235,11 +254,11 @@ def default_setting(name: str) -> dict[str, object]:
     if ":" in name:
         return default
     try:
-        own = preprocess_of(find_model(name), None, None, None)
+        preprocess = preprocess_of(find_model(name), None, None, None)
     except BadInput:  # a model without a default of its own
         return default
-    fields = {"input_size": own.input_size, "crop": own.crop, "interpolation": own.interpolation}
-    return default | fields
+    fields = ("input_size", "crop", "interpolation")
+    return default | {field: getattr(preprocess, field) for field in fields}
 
 
 def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str, str]:
@@ -251,7 +270,7 @@ def check_layer(name: str, layer: str | None, pooling: str | None) -> tuple[str,
 
 
 def _check_layer(
-    name: str, model: TimmModel, layer: str | None, pooling: str | None
+    name: str, model: TimmModel | OwnModel, layer: str | None, pooling: str | None
 ) -> tuple[str, str]:
     from featurecache.features.cuts import trunk_until
     from featurecache.features.layers import MAPS, MODEL_POOLING, PRE_LOGITS, resolve_layer
@@ -280,17 +299,23 @@ def _check_store(store: str | None, pooling: str) -> None:
 
 def layers_of(name: str) -> dict[str, tuple[str, ...]]:
     """The layers of backbone `name`, with the poolings that each supports."""
-    return _layers_of(find_model(name))
+    return _layers_of(make_network(name) if is_own(name) else find_model(name))
 
 
-def _layers_of(model: TimmModel) -> dict[str, tuple[str, ...]]:
-    from featurecache.features.layers import poolings_by_layer
+def _layers_of(model: TimmModel | OwnModel) -> dict[str, tuple[str, ...]]:
+    from featurecache.features.layers import MODEL_POOLING, PRE_LOGITS, poolings_by_layer
 
-    return poolings_by_layer(model.build_meta(), model.size)
+    network = model.build_meta()
+    if not hasattr(network, "forward_intermediates"):  # not built as timm's are
+        return {PRE_LOGITS: (MODEL_POOLING,)}
+    return poolings_by_layer(network, model.size)
 
 
 def preprocess_of(
-    of_model: TimmModel, input_size: int | None, crop: float | None, interpolation: str | None
+    of_model: TimmModel | OwnModel,
+    input_size: int | None,
+    crop: float | None,
+    interpolation: str | None,
 ) -> Preprocess:
     model, data = of_model.model, of_model.data
     _, height, width = data["input_size"]
@@ -322,7 +347,9 @@ def preprocess_of(
     )
 
 
-def vector_length(of_model: TimmModel, module: torch.nn.Module, preprocess: Preprocess) -> int:
+def vector_length(
+    of_model: TimmModel | OwnModel, module: torch.nn.Module, preprocess: Preprocess
+) -> int:
     """The length of the vectors. It is measured, since timm's num_features is not consistent."""
     import torch
 

@@ -18,6 +18,8 @@ class NetworkSource:
 
     load: Callable[[], torch.nn.Module]
     basis: str | None = None
+    # Loads it in a worker process. None: the process is sent the network, whose classes it has.
+    load_elsewhere: Callable[[], torch.nn.Module] | None = None
 
 
 def module_source(module: torch.nn.Module, basis: str | None = None) -> NetworkSource:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from featurecache import keys
 from featurecache.errors import BadInput, UnknownName
@@ -36,6 +36,7 @@ class TimmModel:
     architecture: str
     config: Any  # timm's PretrainedCfg: where the weights are, and the preprocessing
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of a repository of the hub
+    code: ClassVar[Mapping[str, str]] = {}  # timm's is recorded with every shard, by its version
 
     def build(self, **options: Any) -> Any:
         """timm's network; `options` are those of timm.create_model."""
@@ -70,12 +71,7 @@ class TimmModel:
     @cached_property
     def data(self) -> Mapping[str, Any]:
         """The preprocessing that the weights were trained with."""
-        import timm
-
-        data: Mapping[str, Any] = timm.data.resolve_data_config(
-            pretrained_cfg=self.config.to_dict()
-        )
-        return data
+        return preprocessing_of(self.config.to_dict())
 
     @property
     def size(self) -> int:
@@ -147,6 +143,14 @@ class TimmModel:
             ) from error
         module.pretrained_cfg = module.default_cfg = self.config.to_dict()  # without the tensors
         return module.eval().requires_grad_(False)
+
+
+def preprocessing_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The preprocessing in a pretrained_cfg, with timm's defaults for what it lacks."""
+    import timm
+
+    data: Mapping[str, Any] = timm.data.resolve_data_config(pretrained_cfg=config)
+    return data
 
 
 def _patch_of(network: Any) -> int:

@@ -135,20 +135,27 @@ def ambiguity(where: object, choice: BackboneChoice, spaces: Sequence[Space]) ->
     """The error for several settings that match a choice, one for each space, with the options
     that select them."""
     settings = [_settings(space) for space in spaces]
+    default = default_setting(choice.name)
     fields = [n for n in OPTIONS if len({keys.canonical(s[n]) for s in settings}) > 1]
+    entries = [{n: s[n] for n in fields if s[n] != default.get(n)} for s in settings]
     options = [
-        " ".join(f"--{n.replace('_', '-')} {shlex.quote(str(s[n]))}" for n in fields)
-        for s in settings
+        " ".join(f"--{n.replace('_', '-')} {shlex.quote(str(v))}" for n, v in entry.items())
+        for entry in entries
     ]
-    fields = fields or ["weights"]
-    short = [{n: str(s[n])[:12] if n == "weights" else s[n] for n in fields} for s in settings]
-    entries = [", ".join(f"{n}: {value}" for n, value in s.items()) for s in short]
-    command = f"with {' or '.join(options)}, or " if options[0] else ""
+    command = ""
+    if fields:
+        assignments = " ".join(f"--set backbone.{n}={v}" for n, v in entries[0].items())
+        command = f"with {' or '.join(options)}, for train-head with {assignments}, or "
+    else:
+        entries = [{"weights": str(s["weights"])[:12]} for s in settings]
+    written = [
+        f"backbone: {{{', '.join(f'{n}: {v}' for n, v in [('name', choice.name), *e.items()])}}}"
+        for e in entries[: 1 if fields else None]
+    ]
     return BadInput(
         f"{where} holds {len(settings)} settings of backbone {choice.name}, which differ in "
         f"{'; '.join(keys.differences(settings[0], settings[1]))}. Choose one {command}"
-        f"in a schedule: backbone: {{name: {choice.name}, {entries[0]}}}"
-        + ("" if options[0] else f" or backbone: {{name: {choice.name}, {entries[1]}}}")
+        f"in a schedule: {' or '.join(written)}"
     )
 
 
@@ -229,11 +236,11 @@ def _preferred(spaces: Sequence[Space], choice: BackboneChoice) -> list[Space]:
     settings = [_settings(space) for space in spaces]
     fields = [n for n in OPTIONS if len({keys.canonical(s[n]) for s in settings}) > 1]
     default = default_setting(choice.name) if fields else {}
-    kept = [
+    fitting = [
         s for s in spaces if all(n in default and _settings(s)[n] == default[n] for n in fields)
     ]
-    published = [s for s in kept if not str(_settings(s)["weights"]).startswith("random-")]
-    return published or kept or list(spaces)
+    published = [s for s in fitting if not str(_settings(s)["weights"]).startswith("random-")]
+    return published or fitting or list(spaces)
 
 
 def _fits(space: Space, choice: BackboneChoice) -> bool:

@@ -357,10 +357,10 @@ def _check_vectors(
     choice is unambiguous among the spaces they make and those in the cache."""
     for choice in choices:
         matches = fitting_spaces(planned, choice, f"{where}: the recipe")
-        place = f"{where}: with this recipe the cache"
-        held = fitting_spaces([*cached, *planned], choice, place)
-        if matches and not is_alike(held[0], matches[0]):
-            raise ambiguity(place, choice, [matches[0], held[0]])
+        caption = f"{where}: with this recipe the cache"
+        spaces = fitting_spaces([*cached, *planned], choice, caption)
+        if matches and not is_alike(spaces[0], matches[0]):
+            raise ambiguity(caption, choice, [matches[0], spaces[0]])
         made_views = [keys.canonical(space.key["view"]) for space in matches]
         for view in views:
             if keys.canonical(view.key()) not in made_views:
