@@ -85,13 +85,15 @@ def test_metadata_without_labels_changes_nothing(tmp_path: Path) -> None:
 def test_json_lines(tmp_path: Path) -> None:
     pictures(tmp_path, "1.png", "2.png")
     file = tmp_path / "t.jsonl"
-    file.write_text('{"path": "1.png", "kind": 3}\n\n{"path": "2.png", "kind": 4, "by": null}\n')
+    file.write_text('{"path": "1.png", "kind": 3}\n\n{"path": "2.png", "kind": 4, "box": [1]}\n')
     assert open_dataset(file, label_column="kind").classes == ("3", "4")
     assert open_dataset(file).splits == ("test",)
     for text, message in {
         '{"path": "1.png"}\n{': "line 2: not JSON",
         "[1]": "line 1: expected a JSON object per line",
         '{"path": "1.png"}\n{"path": "9.png"}': r"9.png \(line 2\)",
+        '{"path": "1.png", "label": ["a"]}': "column 'label' holds lists or objects",
+        '{"path": "1.png", "label": "\\ud800"}': "line 1: not JSON",
         "": "expected one column 'path'",
     }.items():
         file.write_text(text)

@@ -43,16 +43,19 @@ class _JsonLines:
     def __init__(self, path: Path | StoredFile, text: str) -> None:
         self._rows: list[tuple[int, dict[str, object]]] = []
         self.line_num = 1
+        self.nested: set[str] = set()  # names of columns with lists or objects
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
+                json.dumps(row, ensure_ascii=False).encode()  # half a character is no text
             except (ValueError, RecursionError) as error:
                 raise BadInput(f"{path} line {number}: not JSON ({one_line(error)})") from error
             if not isinstance(row, dict):
                 raise BadInput(f"{path} line {number}: expected a JSON object per line")
             self._rows.append((number, row))
+            self.nested |= {name for name, value in row.items() if isinstance(value, list | dict)}
 
     def __iter__(self) -> Iterator[list[str]]:
         names = list(dict.fromkeys(name for _, row in self._rows for name in row))
@@ -98,6 +101,11 @@ class CsvTable:
         self._columns = _positions(path, names, columns)
         self._width = len(names)
         used = set(self._columns.values())
+        nested = [
+            names[n] for n in used if isinstance(reader, _JsonLines) and names[n] in reader.nested
+        ]
+        if nested:
+            raise BadInput(f"{path}: column {nested[0]!r} holds lists or objects; expected text")
         unused = {n: column_of(name) for n, name in enumerate(names) if n not in used}
         self._unused = unused
         guessed = {
