@@ -220,7 +220,9 @@ NAMES = """
 from featurecache.commands import terminal
 
 name = "runs/quickstart_clean-82b13949"
-terminal.table([{"run": name, "top1": 0.5, "backbone": 2 * "resnet50 + ", "rows": 1797}] * 2)
+views = "spatial_1 + color_1 + none"
+row = {"run": name, "top1": 0.5, "views": views, "backbone": "efficientnet_b3_ap", "rows": 1797}
+terminal.table([row, row])
 """
 
 
@@ -229,6 +231,7 @@ def test_the_name_of_a_row_is_not_broken(columns: int) -> None:
     lines = on_terminal(NAMES, columns).split("\n")
     assert all("runs/quickstart_clean-82b13949" in line for line in lines if "runs/" in line)
     assert sum("runs/" in line for line in lines) % 2 == 0
+    assert sum("efficientnet_b3_ap" in line for line in lines) == 2
 
 
 # ---- outputs that are closed, full, or read by nobody ----

@@ -316,13 +316,24 @@ def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
     if as_json:
         return printing.print_json(candidates)
     spaces = [c for c in candidates if not c.leftover]
-    names = ("view", "backbone", "rows", "bytes", "last", "kept")
     terminal.table(
-        [{"space": c.space[:12]} | {name: getattr(c, name) for name in names} for c in spaces]
-    )
+        [
+            {"space": c.space[:12], "view": c.view, "backbone": c.backbone or "(pictures)",
+             "rows": c.rows, "bytes": c.bytes, "last": terminal.minute(c.last), "kept": c.kept}
+            for c in spaces
+        ]
+    )  # fmt: skip
     left = [c for c in candidates if c.leftover]
     terminal.table(
-        [{name: getattr(c, name) for name in ("leftover", "bytes", "last", "kept")} for c in left],
+        [
+            {
+                "leftover": c.leftover,
+                "bytes": c.bytes,
+                "last": terminal.minute(c.last),
+                "kept": c.kept,
+            }
+            for c in left
+        ],
         "left by killed commands",
     )
     removable = [c for c in spaces if not c.kept]

@@ -173,7 +173,7 @@ def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
             "rows": row.rows,
             "backbone": " + ".join(row.backbone),
             "views": " + ".join(row.views),
-            "started": row.started[:16].replace("T", " "),
+            "started": terminal.minute(row.started),
             **({"": "" if row.top1 is not None else "unfinished"} if has_unfinished else {}),
         }
         for row in readable

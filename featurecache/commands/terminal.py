@@ -19,6 +19,7 @@ PIPE_WIDTH = 200  # width of tables in a pipe, which has none of its own
 CONSOLE_LINES = 25  # rich wants a height; tables do not depend on it
 LIST_COLUMNS = ("", "value")  # of a single row that is printed as a list
 MAX_UNBROKEN = 16  # columns; longer text may wrap, to this width or more
+MAX_WORD = 26  # longer words may be broken
 MAX_NAME = 32  # the same for the first column, which names the row: a run, a view, a space
 
 
@@ -98,6 +99,11 @@ def _discard(number: int) -> None:
     os.set_inheritable(number, True)
 
 
+def minute(time: str) -> str:
+    """A time in ISO 8601 to the minute, as tables show it."""
+    return time[:16].replace("T", " ")
+
+
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
     """Print rows with the same keys as a table on stdout. Markup in text is printed literally.
 
@@ -122,8 +128,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
 
 def _fitting(rows: Sequence[Mapping[str, Any]], names: list[str], width: int) -> list[list[str]]:
     """The columns split into parts that each fit into a width and start with the first column."""
-    minimum = {name: min(_width(rows, name), _max_unbroken(name == names[0], width))
-               if _is_text(rows, name) else _width(rows, name) for name in names}  # fmt: skip
+    minimum = {name: _minimum(rows, name, names[0], width) for name in names}
 
     def needed(part: Sequence[str]) -> int:
         return sum(minimum[name] + 3 for name in part) + 1  # a space on each side, and a line
@@ -136,9 +141,19 @@ def _fitting(rows: Sequence[Mapping[str, Any]], names: list[str], width: int) ->
     return parts
 
 
-def _max_unbroken(is_first: bool, width: int) -> int:
-    """The width up to which a column's text is not broken, in a table of this width."""
-    return min(MAX_NAME, width // 2) if is_first else MAX_UNBROKEN
+def _minimum(rows: Sequence[Mapping[str, Any]], name: str, first: str, table_width: int) -> int:
+    """The width that a column needs in a table of this width. Only text may need less than it
+    has."""
+    width = _width(rows, name)
+    max_name = min(MAX_NAME, table_width // 2)
+    if not _is_text(rows, name):
+        return width
+    if name == first:
+        return min(width, max_name)
+    cells = [str(row[name]) for row in rows]
+    word = max((len(word) for cell in [name, *cells] for word in cell.split()), default=0)
+    max_word = min(MAX_WORD, table_width - max_name - 7)  # the lines and spaces of two columns
+    return max(min(width, MAX_UNBROKEN), min(word, width, max_word))
 
 
 def _print_table(
@@ -159,7 +174,7 @@ def _print_table(
             Text(header if len(header) <= width else header.replace(" ", "\n")),
             justify="left" if is_text else "right",
             overflow="fold",
-            no_wrap=not is_text or width <= _max_unbroken(name == names[0], console.width),
+            no_wrap=width <= _minimum(rows, name, names[0], console.width),
         )
     for row in rows:
         grid.add_row(*(Text(_text(row[name])) for name in names))
