@@ -54,15 +54,17 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
 }
 
 
+MAX_SENTENCE = 100  # characters of a command's line in the list; a narrow terminal wraps it
+
+
 class _Program(click.Group):
     """The commands, listed by what one does with them."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(len(str(name)) for name in self.commands)
-        limit = formatter.width - 6 - width
         for title, commands in SECTIONS.items():
             with formatter.section(title):
-                rows = [(f"{c.name:{width}}", c.get_short_help_str(limit)) for c in commands]
+                rows = [(f"{c.name:{width}}", c.get_short_help_str(MAX_SENTENCE)) for c in commands]
                 formatter.write_dl(rows)
 
 
