@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from featurecache.errors import BadInput, UnknownName
 from featurecache.features.backbones import backbone_of_key, load_backbone
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.own_networks import is_own
+from featurecache.features.store import Cache
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.cache.why import why
@@ -110,6 +112,10 @@ def test_what_changes_the_key(write: Write, tmp_path: Path) -> None:
     assert fields == [set(), {"code"}, {"code"}]
     changed = [{n for n in key["code"] if key["code"][n] != keys[0]["code"][n]} for key in keys]
     assert changed == [set(), {"my_parts"}, {"my_network", "structure"}]
+    write(my_parts=f"import yaml\nimport json\n{PARTS}")
+    versions = load_backbone("my_network:make").key()["code"]
+    assert versions["PyYAML"] == yaml.__version__ and "torch" not in versions
+    write(my_parts=PARTS)
     state = load_backbone("my_network:make").module.state_dict()
     state["conv.bias"] = state["conv.bias"] + 1
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
@@ -243,6 +249,9 @@ def test_from_featurize_to_vectors(write: Write, small_data: Path) -> None:
     x, _ = vectors(small_data, "none", **own)
     assert x.shape == (48, 6)
     write(my_parts=PARTS.replace("mean", "amax"))
+    (space,) = Cache("cache").spaces()
+    with pytest.raises(BadInput, match=r"differs in code\.my_parts: .*; restore the code"):
+        backbone_of_key("my_network:make", space.key["backbone"])
     (row,) = why(small_data, policy="none", **own)
     assert row.hits == 0 and len(row.differs) == 1
     assert row.differs[0].startswith("backbone.code.my_parts: ")

@@ -198,9 +198,11 @@ def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None
     backbone = load_backbone(name, weights, **settings)
     changed = keys.differences(key, backbone.key())
     if changed:
+        is_code = any(field.startswith("code.") for field in changed)
+        advice = "restore the code" if is_code else "pass the --weights"
         raise BadInput(
             f"backbone {name} is not the network of these vectors (it differs in "
-            f"{'; '.join(changed)}); pass the --weights that they were computed with"
+            f"{'; '.join(changed)}); {advice} that they were computed with"
         )
     return backbone
 
