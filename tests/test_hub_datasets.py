@@ -75,6 +75,7 @@ def test_images_have_the_items_of_their_files(photos: Path, tmp_path: Path) -> N
     parts = hub.DatasetDict({split: dataset_of(photos, split) for split in ("train", "test")})
     opened = open_dataset(parts)
     assert items(opened) == items(whole) and opened.classes == ("cat", "dog")
+    assert items(open_dataset(dict(parts))) == items(whole)
     assert [s.id for s in opened][:2] == ["train/0", "train/1"] and opened.location == ""
     assert all(isinstance(s.source, bytes) for s in opened)
     parts.save_to_disk(tmp_path / "saved")

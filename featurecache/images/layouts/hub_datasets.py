@@ -28,8 +28,10 @@ _URL = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@(.+))?"
 
 
 def is_hub_dataset(data: object) -> bool:
-    """Whether `data` is an object of the package `datasets`, which is not imported for this. A
-    user's own module may have that name too."""
+    """Whether `data` is an object of the package `datasets`, or a dict of them. The package is not
+    imported for this; a user's own module may have its name too."""
+    if type(data) is dict:
+        return bool(data) and all(map(is_hub_dataset, data.values()))
     return any(kind.__module__ in _MODULES for kind in type(data).__mro__)
 
 
@@ -98,11 +100,12 @@ def hub_dataset(data: Any, columns: CsvColumns, root: str = ROOT) -> Contents:
 def _parts(data: Any, root: str, notes: list[str]) -> list[tuple[str, str | None, Any]]:
     """(key, split, Dataset) of each part whose split is known, or of a single part. Raises
     BadInput."""
-    if type(data).__name__.startswith("Iterable"):
-        raise BadInput(
-            f"{type(data).__name__}: has no length and no index, so no image of it can be found "
-            "again; load it without streaming"
-        )
+    for part in data.values() if isinstance(data, Mapping) else [data]:
+        if not hasattr(part, "cache_files"):
+            raise BadInput(
+                f"{type(part).__name__}: has no length and no index, so no image of it can be "
+                "found again; load it without streaming"
+            )
     if not isinstance(data, Mapping):
         return [("", split_of(str(data.split or "")), data)]
     if len(data) == 1:
