@@ -54,8 +54,9 @@ def _are_of_key(record: Record, key: keys.Json) -> bool:
     features = record.arrays.get("features")
     if features is None or "backbone" not in key:
         return features is None and "backbone" not in key
-    has_maps = key["backbone"]["pooling"] == "none"
-    dtype = "<f2" if key["dtype"] == "float16" else "<f4"
+    backbone = key["backbone"]
+    has_maps = isinstance(backbone, dict) and backbone.get("pooling") == "none"
+    dtype = "<f2" if key.get("dtype") == "float16" else "<f4"
     return has_maps == (len(features.shape) > 2) and features.dtype == dtype
 
 

@@ -41,9 +41,9 @@ def map_spaces(
         setting = {**backbone, "precision": "f32"}
         error = str(not_cached_error(cache, lacking, network, setting, seed, data))
         others = {
-            f"{space.backbone}, layer {space.key['backbone']['layer']}, view {space.view}"
+            f"{space.backbone}, layer {space.key['backbone'].get('layer')}, view {space.view}"
             for space in cache.spaces()
-            if space.backbone is not None and space.key["backbone"]["pooling"] == "none"
+            if space.backbone is not None and space.key["backbone"].get("pooling") == "none"
         }
         present = f". It holds maps of {'; '.join(sorted(others))}" if others else ""
         raise NotCached(f"maps: {error}{present}")
