@@ -170,3 +170,34 @@ def test_plan_states_the_disk_space_of_maps(whole: Path, small_data: Path) -> No
         store="f16", cache=whole / "cache", workers=0,
     )  # fmt: skip
     assert planned.bytes == 48 * (768 * 2 + 100)
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_a_head_that_was_trained_on_vectors(
+    whole: Path, small_data: Path
+) -> None:
+    (whole / "linear.yaml").write_text(
+        f"backbone: {whole / 'run'}\nhead: {{hidden: []}}\nvalidation: val\n"
+        "phases: [{views: none, epochs: 3}]\n"
+    )
+    featurecache.featurize(
+        small_data, policy="none", backbone=str(whole / "run"), cache=whole / "cache", workers=0
+    )
+    head = featurecache.train_head(
+        whole / "linear.yaml", data=small_data, cache=whole / "cache", out=whole / "linear"
+    )
+    still = f"init_head: {head.run}\nbatch_norm: frozen\nmaps: layer2\nepochs: 1\n"
+    path = write(whole, "still", "")
+    text = path.read_text().replace("lr: 3.0e-3", "lr: 1.0e-30, weight_decay: 0")
+    path.write_text(text.replace("epochs: 3\n", still))
+    tuned = featurecache.train_network(
+        path, data=small_data, cache=whole / "cache", out=whole / "tuned", workers=0
+    )
+    assert tuned.last["loss"] == pytest.approx(head.last["loss"], rel=1e-4)
+    (whole / "net2.yaml").write_text(
+        (whole / "net.yaml").read_text() + f"init_head: {head.run}\nseed: 3\n"
+    )
+    with pytest.raises(BadInput, match="its vectors are not those of network test_resnet"):
+        featurecache.train_network(
+            whole / "net2.yaml", data=small_data, cache=whole / "cache", out=whole / "no", workers=0
+        )
