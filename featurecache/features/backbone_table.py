@@ -46,7 +46,8 @@ def alias_rows() -> list[dict[str, Any]]:
 
 
 def search_rows(word: str) -> list[dict[str, Any]]:
-    """The aliases and timm's pretrained networks whose name contains `word`; it may have * and ?.
+    """The aliases, the networks of architectures/ and timm's pretrained networks whose name
+    contains `word`; it may have * and ?.
 
     Only the first MAX_MEASURED have `dim` and `parameters`, the others have None. Nothing is
     downloaded. Raises UnknownName if there are none.
@@ -69,8 +70,10 @@ def search_rows(word: str) -> list[dict[str, Any]]:
         config = model.config
         if config.hf_hub_id:
             source, is_here = f"hub {config.hf_hub_id}", _is_in_hub_cache(config.hf_hub_id)
-        else:
+        elif config.has_weights:
             source, is_here = f"URL {config.url}", _is_downloaded(config.url)
+        else:
+            source, is_here = "none: train it", False
         sizes = (dim, model.size, parameters)
         rows.append(_row(name, model.model, source, is_here, sizes, config.license or "unknown"))
     return rows

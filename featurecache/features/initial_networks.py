@@ -66,7 +66,16 @@ def initial_network(
             f"network {name} is trained at its own input size, {model.size}; remove input_size"
         )
     options = dict(regularization or {})
-    module, notes = load_network(name, model, weights, classifier=False, seed=seed, options=options)
+    try:
+        module, notes = load_network(
+            name, model, weights, classifier=False, seed=seed, options=options
+        )
+    except TypeError as error:
+        unknown = [key for key in options if f"'{key}'" in str(error)]
+        if not unknown:
+            raise
+        key = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}.get(unknown[0], unknown[0])
+        raise BadInput(f"network {name} has no {unknown[0]}; remove {key}") from error
     dim = vector_length(model, module, preprocess)
     return InitialNetwork(
         module=module, model=model.model, preprocess=preprocess, dim=dim, notes=notes

@@ -1,6 +1,7 @@
 """Networks that timm builds: from its own list, or as a repository of the hub describes them.
 
-This is the only module that imports timm, and it does so only when it is asked for a network.
+This module imports timm only when it is asked for a network. Then timm also gets to know the
+networks of architectures/.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from featurecache import keys
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BackboneUnavailable, BadInput, UnknownName
 from featurecache.features.hub_weights import download, download_file
 from featurecache.features.trained_networks import trained_network
 from featurecache.text import one_line
@@ -40,7 +41,7 @@ class TimmModel:
 
     def build(self, **options: Any) -> Any:
         """timm's network; `options` are those of timm.create_model."""
-        import timm
+        timm = _timm()
 
         options = {"pretrained_cfg": self.config, **self.arguments, **options}
         return timm.create_model(self.architecture, **options)
@@ -56,6 +57,11 @@ class TimmModel:
 
     def build_pretrained(self, classifier: bool, **options: Any) -> Any:
         """The network with the weights of the hub. Raises BackboneUnavailable."""
+        if not self.config.has_weights:
+            raise BackboneUnavailable(
+                f"backbone {self.model} has no published weights; pass --weights FILE "
+                "(.safetensors or .pth), or train it with train-network and name its run"
+            )
 
         def create() -> Any:
             # Load the full network, then remove the classifier. With num_classes=0 timm accepts a
@@ -159,12 +165,21 @@ def _patch_of(network: Any) -> int:
     return int(patch if isinstance(patch, int) else patch[-1])
 
 
+def _timm() -> Any:
+    """timm, which knows the networks of architectures/."""
+    import timm
+
+    from featurecache.architectures import registration  # noqa: F401
+
+    return timm
+
+
 def find_model(name: str) -> TimmModel:
     """The network called `name`: an alias, timm's name, or hf-hub:owner/name.
 
     Raises UnknownName; for a repository of the hub also BadInput and BackboneUnavailable.
     """
-    import timm
+    timm = _timm()
 
     if name.startswith(HUB):
         return _hub_model(name)
@@ -177,7 +192,7 @@ def find_model(name: str) -> TimmModel:
 
 def check_name(name: str) -> str:
     """timm's full name, with its tag, for an alias or a timm name. Raises UnknownName."""
-    import timm
+    timm = _timm()
 
     trained = trained_network(name)
     model = ALIASES.get(name, name) if trained is None else trained.model
@@ -194,17 +209,18 @@ def check_name(name: str) -> str:
 
 def backbone_names() -> list[str]:
     """All backbone names, for hints about an unknown name."""
-    import timm
+    timm = _timm()
 
     return sorted({*ALIASES, *timm.list_models(), *timm.list_pretrained()})
 
 
 def search_names(word: str) -> list[str]:
-    """The aliases and timm's pretrained networks whose name contains `word`, in any case; it may
-    have the wildcards * and ?."""
-    import timm
+    """The aliases, the networks of architectures/ and timm's pretrained networks whose name
+    contains `word`, in any case; it may have the wildcards * and ?."""
+    timm = _timm()
+    from featurecache.architectures.registration import ARCHITECTURES
 
-    names = [*ALIASES, *sorted(timm.list_pretrained())]
+    names = [*ALIASES, *sorted({*ARCHITECTURES, *timm.list_pretrained()})]
     return [name for name in names if fnmatch.fnmatchcase(name.lower(), f"*{word.lower()}*")]
 
 
@@ -214,7 +230,7 @@ def _hub_model(name: str) -> TimmModel:
     Its name in keys is timm's, with the arguments that the network is built with, because the same
     repository may have another configuration tomorrow (law 2, "The key says everything").
     """
-    import timm
+    timm = _timm()
 
     repository = name.removeprefix(HUB)
     if not _REPOSITORY.fullmatch(repository):

@@ -1,0 +1,1 @@
+"""Networks of papers 001, 003 and 004, with the interface of timm's. Knows no other room."""
