@@ -419,6 +419,8 @@ def test_a_dark_page_and_a_printed_one_are_whole(browser: Any, reported: dict[st
     assert page.locator("details[open]").count() == 0  # of two runs
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('resize'))")
+    assert page.evaluate("state.cell") == pytest.approx(page.evaluate("smallest()"))
     assert page.locator("details[open]").count() == 2
     assert page.locator(".confusions:visible").count() == 2
     assert not page.locator("nav").is_visible() and not page.locator(".controls").first.is_visible()

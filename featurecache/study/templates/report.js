@@ -111,8 +111,13 @@ function smallest() { // the width of a cell at which all of them fit
   return (box.clientWidth - state.margin) / size;
 }
 
-function zoom(cell) { // about the middle of the box
-  state.wanted = cell; // also when the box has no room for it
+function zoom(cell) {
+  state.wanted = cell; // also where the box has no room for it
+  resize();
+}
+
+function resize() { // about the middle of the box; on paper all cells fit
+  const cell = state.print ? 0 : state.wanted;
   const fit = smallest(), before = state.cell, half = (box.clientWidth - state.margin) / 2;
   state.cell = Math.min(Math.max(cell, fit), Math.max(fit, half / 1.5));
   area.style.width = area.style.height = `${Math.floor(state.margin + size * state.cell)}px`;
@@ -271,18 +276,16 @@ window.addEventListener("beforeprint", () => {
   note.hidden = shown.length <= PRINTED;
   note.textContent = `Only the first ${PRINTED} of ${shown.length} images are printed.`;
   state.print = true;
-  const wanted = state.wanted;
-  zoom(0);
-  state.wanted = wanted;
+  resize();
 });
 window.addEventListener("afterprint", () => {
   for (const table of hiddenTables()) table.hidden = table.dataset.run !== String(state.run);
   for (const card of cards) card.classList.remove("unprinted");
   document.getElementById("print-note").hidden = true;
   state.print = false;
-  zoom(state.wanted);
+  resize();
 });
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-window.addEventListener("resize", () => zoom(state.wanted)); // text keeps its size on the page
-zoom(READABLE);
+window.addEventListener("resize", resize); // text keeps its size on the page
 arrange();
+zoom(READABLE);
