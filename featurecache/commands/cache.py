@@ -49,7 +49,7 @@ def augment(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) ->
 @click.command()
 @options(
     "backbone",
-    "policy",
+    "policy_or_stored",
     "data",
     "only_split",
     "limit",
@@ -85,7 +85,7 @@ def featurize(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) 
 @click.command()
 @options(
     "backbone",
-    "policy",
+    "policy_or_stored",
     "data",
     "only_split",
     "limit",
@@ -116,7 +116,7 @@ def plan(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 
 @click.command()
-@options("backbone", "policy", "data", "cache", *COMPUTING, "seed", "json", "debug")
+@options("backbone", "policy_or_stored", "data", "cache", *COMPUTING, "seed", "json", "debug")
 def why(as_json: bool, **arguments: Any) -> None:
     """Explain why `featurize` would miss: the field that differs."""
     from featurecache.stages.cache.why import why

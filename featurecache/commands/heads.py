@@ -73,7 +73,7 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     metavar="FILE",
     help="The curriculum to test: a YAML file, or the name of a shipped one.",
 )
-@options("policy", "data", "cache", "schedule_backbone")
+@options("policy_or_schedule", "data", "cache", "schedule_backbone")
 @click.option(
     "--lr-schedule",
     multiple=True,

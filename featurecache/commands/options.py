@@ -82,6 +82,15 @@ _CACHED_HELP = (
     "[default: any that the cache holds for all images; if several, the model's own]"
 )
 
+
+def _view_option(default: str = "") -> Callable[[Command], Command]:
+    """--view; `default` says which views are taken without it."""
+    return click.option(
+        "--view", "--policy", "policy", multiple=True, metavar="NAME_N",
+        help=f"A view: `none`, draw N of a policy, or FILE.yaml_N. Repeatable.{default}",
+    )  # fmt: skip
+
+
 SHARED: dict[str, Callable[[Any], Any]] = {
     "data": _data,
     "cache": click.option(
@@ -94,22 +103,25 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "workers": click.option(
         "--workers", type=int, default=None,
-        help="Processes that make pictures; 0 = the main process only.  [default: cores - 1]",
+        help="Processes that make pictures; 0 = the main process only.  [default: cores - 1, at "
+        "most 16]",
     ),
     "seed": click.option(
         "--seed", type=int, default=0, show_default=True, help="Seed of the views."
     ),
-    "policy": click.option(
-        "--view", "--policy", "policy", multiple=True, metavar="NAME_N",
-        help="A view: `none`, draw N of a policy, or FILE.yaml_N. Repeatable.",
-    ),
+    "policy": _view_option(),
+    "policy_or_stored": _view_option("  [default: `none`, and those that `augment` stored]"),
+    "policy_or_schedule": _view_option("  [default: those of the schedule]"),
+    "policy_or_cached": _view_option("  [default: all in the cache]"),
     "backbone": backbone_option(
         "A network: an alias of `featurecache backbones`, any timm name, "
         "hf-hub:OWNER/NAME, or MODULE:FACTORY of your own. Repeatable.",
         multiple=True,
     ),
     "schedule_backbone": backbone_option(
-        "Overrides the schedule's backbone. Repeatable: vectors are concatenated.", multiple=True
+        "Overrides the schedule's backbone. Repeatable: vectors are concatenated.  [default: the "
+        "schedule's, or the only one in the cache]",
+        multiple=True,
     ),
     "weights": click.option(
         "--weights", metavar="FILE",
@@ -147,7 +159,9 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--precision", default="f32", show_default=True, help="f32, bf16 or fp16."
     ),
     "shard_rows": click.option(
-        "--shard-rows", type=int, help="Rows per shard. A killed run loses at most one shard."
+        "--shard-rows", type=int,
+        help="Rows per shard. A killed run loses at most one shard.  [default: 512 vectors, or "
+        "256 pictures]",
     ),
     "part": click.option(
         "--part", metavar="I/N",

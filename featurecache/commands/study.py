@@ -95,7 +95,7 @@ def tsne(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 @study.command()
 @BACKBONE
-@options("policy", "data", "cache")
+@options("policy_or_cached", "data", "cache")
 @SPLIT
 @click.option(
     "--images", type=int, default=2000, show_default=True, help="Maximum number of images."
