@@ -112,6 +112,20 @@ def test_the_functions_take_a_dataset(tiny: dict[str, Any], tmp_path: Path) -> N
     X, y = featurecache.vectors(dataset, "none", backbone, cache=cache)
     assert len(X) == 12 and list(y[:2]) == ["a", "b"]
     featurecache.inspect(dataset)
+    frame = (
+        pytest.importorskip("pandas")
+        .DataFrame({"path": [str(tmp_path / "x.png")] * 2, "label": ["a", "b"], "root": ["x", "y"]})
+        .drop_duplicates("path")
+    )
+    Image.fromarray(ARRAYS[0]).save(tmp_path / "x.png")
+    with pytest.raises(NotCached, match=r"featurize --data DataFrame --cache"):
+        featurecache.train_head(data=frame, cache=cache, backbone=backbone, runs=tmp_path / "runs")
+    assert (
+        featurecache.export(
+            tmp_path / "v.npz", data=frame, backbone=backbone, cache=tmp_path / "cache"
+        ).rows
+        == 1
+    )
     with pytest.raises(NotCached, match=r"featurize --data 'images in memory' --cache"):
         featurecache.vectors(ARRAYS, "mirror_1", backbone, cache=cache)
     run = featurecache.train_head(

@@ -17,7 +17,7 @@ from featurecache.features.store import Cache
 from featurecache.features.timm_models import ALIASES, check_name
 from featurecache.features.trained_networks import trained_network
 from featurecache.heads.schedules import BackboneChoice
-from featurecache.images.datasets import DataSource, name_of
+from featurecache.images.datasets import Dataset, DataSource, name_of
 from featurecache.images.views import View
 from featurecache.text import counted
 
@@ -193,7 +193,7 @@ def featurize_command(
 ) -> str:
     """The command that computes the vectors of these views; default options are omitted."""
     options: dict[str, object] = {"data": name_of(data), "cache": cache.root, "backbone": backbone}
-    options |= getattr(data, "columns", {})  # of a Dataset
+    options |= data.columns if isinstance(data, Dataset) else {}
     options |= {name: setting[name] for name in (*OPTIONS, "store") if setting.get(name)}
     if str(setting.get("weights")).startswith("random-"):
         options["weights"] = "random"

@@ -44,7 +44,7 @@ def check_output(
     if not stat.S_ISREG(mode):
         raise BadInput(f"{out} is a device or a pipe, which a file would replace; {another}")
     source = data if isinstance(data, str | Path) else getattr(data, "root", None)  # a Dataset's
-    if source is not None and Path(source).exists() and path.samefile(source):
+    if isinstance(source, str | Path) and Path(source).exists() and path.samefile(source):
         raise BadInput(f"{out} is the dataset, which would be lost; {another}")
     if not picture and path.suffix.lower() in _PICTURES:
         raise BadInput(f"{out} is a picture, which would be lost; {another}")
