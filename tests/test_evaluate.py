@@ -12,6 +12,8 @@ import pytest
 
 from featurecache.errors import BadInput, DamagedRun, NotCached
 from featurecache.heads.mlp import Head
+from featurecache.images.datasets import open_dataset
+from featurecache.runs.predictions import usual_split
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.heads.evaluate import Evaluation, evaluate
 from featurecache.stages.heads.train_head import read_run, train_head
@@ -223,3 +225,8 @@ def test_a_class_without_rows_and_a_single_row(
     assert [row["class"] for row in found.best] == ["dog"]
     assert found.interval == [found.top1, found.top1]
     json.dumps(vars(found), allow_nan=False)
+
+
+def test_a_run_is_measured_on_val_or_else_on_held_out_images(small_data: Path) -> None:
+    assert usual_split(open_dataset(small_data)) == "val"
+    assert usual_split(open_dataset(small_data / "train")) == "held-out"

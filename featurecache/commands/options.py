@@ -202,8 +202,9 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "split": click.option("--split", default="val", show_default=True, help="A labelled split."),
     "run_split": click.option(
-        "--split", default="val", show_default=True,
-        help="A labelled split, or `held-out`: the images that the run was validated on.",
+        "--split", metavar="NAME",
+        help="A labelled split, or `held-out`: the images that the run was validated on.  "
+        "[default: val, or held-out without it]",
     ),
     "view": click.option(
         "--view", default="none", show_default=True, metavar="NAME_N",

@@ -122,6 +122,11 @@ class SplitImages:
         ]
 
 
+def usual_split(dataset: Dataset) -> str:
+    """What runs are measured on unless told otherwise: `val`, where the dataset has it."""
+    return "val" if "val" in dataset.splits else HELD_OUT
+
+
 def split_images(question: Question, split: str, without: Collection[bytes] = ()) -> SplitImages:
     """The images of a split. For HELD_OUT these are the images that none of the runs was trained
     on, except the items `without`. Raises BadInput and NotCached."""
@@ -178,6 +183,7 @@ class Predictions:
     """
 
     runs: Sequence[str | Path]
+    split: str
     records: list[RunRecord]
     heads: list[Head]
     # For each run which images its logistic regression has right; None if the run has none.
@@ -211,7 +217,7 @@ class Predictions:
 
 def predict_split(
     runs: Sequence[str | Path],
-    split: str,
+    split: str | None,
     views: Sequence[str],
     seed: int | None,
     data: DataSource,
@@ -219,18 +225,21 @@ def predict_split(
     progress: Progress = silent,
     same_classes: bool = False,
 ) -> Predictions:
-    """Predict with the heads of runs, with probabilities averaged over `views`.
+    """Predict with the heads of runs, with probabilities averaged over `views`. Without a split
+    it is the usual one.
 
     Raises the errors of `evaluate` before any work, and with `same_classes` BadInput for runs of
     different classes.
     """
     question = open_question(runs, views, seed, data, cache, progress, same_classes)
+    split = split or usual_split(question.dataset)
     images = split_images(question, split)
     heads = question.load_heads(split)
     row_labels = [row.label for row in images.rows]
     labels = [numbers[row_labels] for numbers in question.class_numbers]
     return Predictions(
         runs=runs,
+        split=split,
         records=question.records,
         heads=heads,
         baselines=_baselines(question, images, split, labels),

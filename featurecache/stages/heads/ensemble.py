@@ -19,6 +19,7 @@ from featurecache.runs.predictions import (
     open_question,
     same_views,
     split_images,
+    usual_split,
     views_of,
 )
 from featurecache.runs.record import RunRecord, schedule_of
@@ -74,7 +75,7 @@ def ensemble(
     runs: Runs,
     *,
     how: str | None = None,
-    split: str = "val",
+    split: str | None = None,
     view: str = "none",
     tta: str | Sequence[str] = (),
     seed: int | None = None,
@@ -97,6 +98,7 @@ def ensemble(
     views = views_of(view, tta)
     question = open_question(runs, views, seed, data, cache, progress, same_classes=True)
     validated = [_validated(record) for record in question.records]
+    split = split or usual_split(question.dataset)
     images = split_images(question, split)
     notes = list(images.notes)
     if not same_views(question.records, views, seed):

@@ -94,7 +94,7 @@ class Evaluation:
 def evaluate(
     run: str | Path,
     *,
-    split: str = "val",
+    split: str | None = None,
     view: str = "none",
     tta: str | Sequence[str] = (),
     against: str | Path | None = None,
@@ -103,7 +103,8 @@ def evaluate(
     seed: int | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
-    """Evaluate a run's head on a split, seen through a view.
+    """Evaluate a run's head on a split, seen through a view. The default is `val` where the
+    dataset has that split, else `held-out`.
 
     The split `held-out` has the images that the run was validated on and not trained on; after a
     training with folds, each image is classified by the network that was not trained on it. With
@@ -146,7 +147,7 @@ def evaluate(
     if table_file is not None:
         ids = [row.id for row in predictions.rows]
         write_predictions(table_file, ids, probabilities, classes, labels.tolist())
-    result = evaluation_of(predictions, 0, split, views)
+    result = evaluation_of(predictions, 0, predictions.split, views)
     if against is None:
         return result
     rights = [predictions.correct_mask(0), predictions.correct_mask(1)]

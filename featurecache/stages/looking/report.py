@@ -96,7 +96,7 @@ def report(
     runs: Sequence[str | Path],
     *,
     out: str | Path = "report.html",
-    split: str = "val",
+    split: str | None = None,
     view: str = "none",
     seed: int | None = None,
     study: str | Path | None = None,
@@ -119,6 +119,7 @@ def report(
         raise BadInput(f"pictures {pictures}: must be 0 or more")
     studies = [] if study is None else studies_in(Path(study))
     predictions = predict_split(runs, split, [view], seed, data, cache, progress, same_classes=True)
+    split = predictions.split
     names = _names(runs)
     evaluations = [evaluation_of(predictions, index, split, [view]) for index in range(len(runs))]
     comparable = same_views(predictions.records, [view], seed)
