@@ -120,12 +120,10 @@ def test_the_functions_take_a_dataset(tiny: dict[str, Any], tmp_path: Path) -> N
     Image.fromarray(ARRAYS[0]).save(tmp_path / "x.png")
     with pytest.raises(NotCached, match=r"featurize --data DataFrame --cache"):
         featurecache.train_head(data=frame, cache=cache, backbone=backbone, runs=tmp_path / "runs")
-    assert (
-        featurecache.export(
-            tmp_path / "v.npz", data=frame, backbone=backbone, cache=tmp_path / "cache"
-        ).rows
-        == 1
-    )
+    assert featurecache.featurize(frame, **tiny | {"cache": cache}).computed == 1
+    out = tmp_path / "v.npz"
+    out.touch()
+    assert featurecache.export(out, data=frame, backbone=backbone, cache=cache).rows == 1
     with pytest.raises(NotCached, match=r"featurize --data 'images in memory' --cache"):
         featurecache.vectors(ARRAYS, "mirror_1", backbone, cache=cache)
     run = featurecache.train_head(
