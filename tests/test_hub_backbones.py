@@ -46,12 +46,15 @@ class Repositories(http.server.BaseHTTPRequestHandler):
     """The part of a hub that a download of small files speaks with."""
 
     files: dict[str, bytes]
+    revisions: set[str]
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
-        repository, _, file = self.path.removeprefix("/").partition("/resolve/main/")
+        repository, _, file = self.path.removeprefix("/").partition("/resolve/")
+        revision, _, file = file.partition("/")
+        self.revisions.add(revision)
         content = self.files.get(f"{repository}/{file}")
         if content is None:
             known = any(name.startswith(f"{repository}/") for name in self.files)
@@ -88,7 +91,7 @@ def hub(weights: Path) -> Iterator[str]:
         files[f"{folder}/config.json"] = json.dumps(config).encode()
         if case != "no weights":
             files[f"{folder}/model.safetensors"] = weights.read_bytes()
-    Repositories.files = files
+    Repositories.files, Repositories.revisions = files, set()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Repositories)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -129,13 +132,15 @@ def test_repositories(hub: str, nobody: str, weights: Path, tmp_path: Path) -> N
         assert found[case]["type"] == kind, found[case]
         assert "\n" not in found[case]["error"]
         assert re.search(said, found[case]["error"]), found[case]
+    name = json.dumps({"revision": "hf-hub:lab/whole@v1"})
+    assert run_client(client, name, **environment)["revision"]["weights"] == whole["weights"]
+    assert Repositories.revisions == {"main", "v1"}
     # Nobody answers: what was downloaded before is enough, and nothing is retried for long.
+    smaller = client.replace("load_backbone(model)", "load_backbone(model, input_size=64)")
     found = run_client(
-        client, names("whole", "no weights"), HF_ENDPOINT=nobody, HF_HOME=str(tmp_path)
+        smaller, names("whole", "no weights"), HF_ENDPOINT=nobody, HF_HOME=str(tmp_path)
     )
-    assert {f: found["whole"][f] for f in whole if f != "seconds"} == {
-        f: whole[f] for f in whole if f != "seconds"
-    }
+    assert found["whole"] | {"seconds": 0} == whole | {"seconds": 0, "input_size": 64}
     assert found["no weights"]["type"] == "BackboneUnavailable"
     assert found["no weights"]["seconds"] < 30
 

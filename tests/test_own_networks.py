@@ -73,7 +73,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
 
 def test_the_key_and_the_vectors(write: Write, capfd: pytest.CaptureFixture[str]) -> None:
+    state = torch.get_rng_state()
     backbone = load_backbone("my_network:make")
+    assert torch.equal(state, torch.get_rng_state())
     key = backbone.key()
     code = key.pop("code")
     assert sorted(code) == ["my_network", "my_parts", "structure"]

@@ -35,7 +35,9 @@ def timms_own(name: str, file: Path, size: int) -> Any:
 
 @pytest.mark.parametrize("size", [80, 224])
 def test_another_size_is_what_timm_makes_of_it(weights: Path, size: int) -> None:
+    random_state = torch.get_rng_state()
     resized, own = load_backbone(VIT, weights, input_size=size), load_backbone(VIT, weights)
+    assert torch.equal(random_state, torch.get_rng_state())
     wanted = timms_own(VIT, weights, size)
     state = resized.module.state_dict()
     assert state["pos_embed"].shape[1] == (size // 16) ** 2 + 1

@@ -134,6 +134,8 @@ def make_network(name: str) -> OwnModel:
     The module is imported as Python would: an installed one, or one from the working folder. Raises
     BadInput.
     """
+    import torch
+
     module_name, _, attribute = name.partition(":")
     if module_name == "__main__":
         raise BadInput(f"backbone {name}: move {attribute} into a module of its own, and name that")
@@ -143,7 +145,8 @@ def make_network(name: str) -> OwnModel:
     importlib.invalidate_caches()
     before = sources_of(name, module_name)
     known = frozenset(sys.modules)
-    with fresh_modules(before):
+    with fresh_modules(before), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # for what the module draws when it is imported
         factory = _factory(name, module_name, attribute)
         network, other = _call(name, factory), _call(name, factory)
     after = sources_of(name, module_name)
@@ -187,8 +190,8 @@ def _call(name: str, factory: Any) -> Any:
     import torch
 
     try:
-        with _stdout_is_stderr(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with _stdout_is_stderr():
+            torch.default_generator.manual_seed(0)
             network = factory()
     except Exception as error:
         raise BadInput(

@@ -127,6 +127,8 @@ class TimmModel:
     def resized(self, network: Any, size: int) -> Any:
         """`network`, which has the model's own size, for pictures of `size`: timm resamples the
         tensors that depend on it (position embeddings), as it does for its own weights."""
+        import torch
+
         if not self.config.fixed_input_size or size == self.size:
             return network
         overlay = {
@@ -137,7 +139,7 @@ class TimmModel:
             "label_offset": 0,
         }
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")  # of torch, about how timm interpolates
                 module = self.build(
                     pretrained=True, num_classes=0, img_size=size, pretrained_cfg_overlay=overlay
