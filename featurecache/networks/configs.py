@@ -50,6 +50,19 @@ class Maps(pydantic.BaseModel):
     store: Literal["f32", "f16"] = "f32"
 
 
+class Pretraining(pydantic.BaseModel):
+    """The order in which layers join the training. In YAML a name or a mapping.
+
+    `layerwise`: in the first `epochs` epochs only the first layer is trained, in the next also the
+    second, and so on.
+    """
+
+    model_config = STRICT
+
+    name: Literal["layerwise"]
+    epochs: int = Field(default=1, ge=1)  # per layer
+
+
 def _trainable(value: Any) -> Any:
     if value in ("all", "head"):
         return value
@@ -82,6 +95,7 @@ class NetworkConfig(TrainingPlan):
     ] = "all"
     maps: Annotated[Maps, _mapping_of("layer")] | None = None
     batch_norm: Literal["trained", "frozen"] = "trained"
+    pretrain: Annotated[Pretraining, _mapping_of("name")] | None = None
     head: HeadSpec = HeadSpec(hidden=[])
     init_head: str | None = Field(default=None, min_length=1)
     precision: Literal["f32", "bf16"] = "f32"

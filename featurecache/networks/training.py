@@ -23,6 +23,7 @@ import torch
 from featurecache.errors import FeatureCacheError
 from featurecache.json_files import fit
 from featurecache.networks.configs import NetworkConfig
+from featurecache.networks.layerwise import ends_of_layers, trained_in_epoch
 from featurecache.networks.trainable import TrainableNetwork
 from featurecache.text import one_line
 from featurecache.training import optimizers
@@ -94,6 +95,7 @@ class _Trainer:
             for _ in range(optimizers.moments(config.optimizer))
         ]
         self.counts = [torch.zeros((), device=self.device) for _ in self.parameters]
+        self.ends = ends_of_layers(network)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(1, C, B) float32."""
@@ -108,8 +110,9 @@ class _Trainer:
         rate: Rate,
         weights: torch.Tensor | None,
         rng: np.random.Generator,
+        epoch: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step; the sum of the losses, and the number of correct predictions."""
+        """One step of an `epoch`; the sum of the losses, and the number of correct predictions."""
         x, mixed, alpha = self.network.inputs(batch), None, self.config.mixup
         if alpha is not None:
             share = float(rng.beta(alpha, alpha))
@@ -123,9 +126,16 @@ class _Trainer:
         )
         losses.mean().backward()  # type: ignore[no-untyped-call]
         gradients = [_gradient(parameter) for parameter in self.parameters]
+        count = trained_in_epoch(self.config, self.ends, epoch)
+        moments = [tensors[:count] for tensors in self.moments]
         with torch.no_grad():
             optimizers.step(
-                self.config.optimizer, rate, self.parameters, gradients, self.moments, self.counts
+                self.config.optimizer,
+                rate,
+                self.parameters[:count],
+                gradients[:count],
+                moments,
+                self.counts[:count],
             )
         return losses.detach().double().sum(), hits(logits, target[None]).sum()
 
@@ -207,7 +217,7 @@ def train_network(
                     config.lr_schedule, len(plan), planned, base, step / len(spans), so_far
                 )
                 target = labels[order[start:stop]]
-                loss, right = trainer.step(next(feed), target, rate, weights, rng)
+                loss, right = trainer.step(next(feed), target, rate, weights, rng, planned.epoch)
                 # Reading a number back waits for a GPU, so it is not read at every step there.
                 if trainer.device.type == "cpu" or step % 32 == 31 or step == len(spans) - 1:
                     _check_finite(float(loss), planned.epoch, rate)

@@ -15,6 +15,7 @@ from featurecache.features.initial_networks import InitialNetwork
 from featurecache.features.trained_networks import trained_network
 from featurecache.heads.head_networks import HeadNetworks, build
 from featurecache.networks.configs import NetworkConfig
+from featurecache.networks.layerwise import check_epochs
 from featurecache.networks.trainable import TrainableNetwork
 from featurecache.runs.record import read_run
 from featurecache.runs.run_names import find_run
@@ -61,7 +62,7 @@ def trainable_parts(
     config: NetworkConfig, initial: InitialNetwork, head: nn.Sequential
 ) -> TrainableNetwork:
     """The network with its frozen and its trained part. Raises BadInput for a layer that does not
-    cut it in two."""
+    cut it in two, and for too few epochs to pretrain its layers."""
     trunk: nn.Module | None = None
     body = initial.module
     if config.first_layer is not None:
@@ -72,6 +73,7 @@ def trainable_parts(
     network = TrainableNetwork(
         trunk, body, head, preprocess.mean, preprocess.std, config.batch_norm == "frozen"
     )
+    check_epochs(config, network)
     # channels_last is faster on CPUs and GPUs.
     return network.to(memory_format=torch.channels_last)
 
