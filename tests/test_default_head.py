@@ -359,3 +359,18 @@ def test_a_schedule_may_say_lbfgs_with_folds_and_views(
         trained.last["top1"]
     )
     assert featurecache.evaluate is not None
+
+
+@pytest.mark.slow
+def test_the_progress_never_passes_its_end(unsplit: tuple[Path, Path], tmp_path: Path) -> None:
+    data, cache = unsplit
+    seen: list[tuple[int, int]] = []
+    train_head(
+        data=data,
+        cache=cache,
+        out=tmp_path / "run",
+        device="cpu",
+        progress=lambda done, total, what: seen.append((done, total)),
+    )
+    epochs = [row for row in seen if row[1] == seen[-1][1]]
+    assert len(epochs) > 2 and all(done <= total for done, total in epochs)

@@ -197,6 +197,9 @@ def train_head(
     )
     seeds = len(wanted.sweep.seeds or [wanted.seed]) if wanted.sweep else 1
     total = sum(plan.epochs for plan in plans) * (wanted.validation.folds or 1) * seeds
+    # Without a schedule: a network and a logistic regression per mixture of views, then the winner.
+    mixtures = min(len(wanted.views()), 2) if is_open else 0
+    total += mixtures * (total + 1)
     epochs = 0
 
     def on_epoch(row: EpochRow) -> None:
