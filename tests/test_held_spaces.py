@@ -107,6 +107,7 @@ def test_the_command_in_the_error_makes_what_is_missing(
     assert train_head(wanted, **arguments).last["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_settings_tell_apart_what_the_cache_holds_several_of(
     small_data: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
@@ -115,6 +116,11 @@ def test_settings_tell_apart_what_the_cache_holds_several_of(
         featurize(small_data, policy="none", cache=cache, crop=crop, **tiny)
     with pytest.raises(BadInput, match=r"2 settings .*crop: .*Choose one"):
         vectors(small_data, "none", tiny["backbone"], cache=cache)
+    made = train_head(
+        data=small_data, cache=cache, out=tmp_path / "run", settings=["backbone.crop=0.5"]
+    )
+    assert len(made.candidates) == 2  # a setting of the vectors leaves the head open
+    assert read_run(made.run).backbones[0]["key"]["crop"] == 0.5
     found = [
         vectors(small_data, "none", tiny["backbone"], cache=cache, crop=crop)[0]
         for crop in (0.5, 1.0)
