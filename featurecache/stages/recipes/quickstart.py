@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featurecache.executors import Progress, silent
+from featurecache.executors.progress_bars import ProgressOption
 from featurecache.heads.defaults import CandidateRow
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.train_head import train_head
@@ -40,7 +40,7 @@ def quickstart(
     cache: str | Path = "data/cache",
     runs: str | Path = "runs",
     workers: int | None = None,
-    progress: Progress = silent,
+    progress: ProgressOption = False,
 ) -> QuickstartResult:
     """Cache vectors of scikit-learn's digits by EfficientNet-Lite0 in the views none and mild_1,
     and train a head without a schedule.
