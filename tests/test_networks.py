@@ -183,7 +183,8 @@ def test_a_choice_is_meant_or_refused(layer: str | None, pooling: str | None) ->
     try:
         meant = resolve_layer(layer, pooling)
     except BadInput:
-        assert (layer in (None, "pre_logits")) != (pooling in (None, "model"))
+        without_map = pooling == "none" and layer in (None, "pre_logits", "features")
+        assert without_map or (layer in (None, "pre_logits")) != (pooling in (None, "model"))
     else:
         assert resolve_layer(*meant) == meant
         assert (layer or meant[0], pooling or meant[1]) == meant
