@@ -128,6 +128,14 @@ ROWS = (
     Row("heads.heads_64", "64 heads: seeds x learning rates x weight decays",
         (Target("x one after another", 2),), "featurecache.heads.epochs"),
     Row("heads.folds_5", "five folds", (Target("x one after another", 2),)),
+    Row(
+        "networks.network_train", "an epoch of a whole network",
+        (Target("x timm's loader and optimizer", 1),), "data",
+    ),
+    Row(
+        "networks.suffix_from_maps", "the last layers of a network, from cached maps",
+        (Target("x from pictures", 3), Target("relative difference of losses", most=1e-5)), "data",
+    ),
     Row("defaults.defaults", "train-head without any option, against scikit-learn", (), "data"),
     Row(
         "pipeline.paper", "paper 000's schedule, from JPEG files to an evaluated head",
