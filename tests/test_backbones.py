@@ -150,6 +150,13 @@ def test_unknown_backbone() -> None:
     assert error.value.exit_code == 2
 
 
+def test_a_path_that_is_no_run_of_a_network(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"runs/net-1: not the run .* \(no such folder"):
+        load_backbone("runs/net-1")
+    with pytest.raises(BadInput, match=r"not the run of train-network \(no network.json in it"):
+        load_backbone(str(tmp_path))
+
+
 def test_unknown_tag() -> None:
     with pytest.raises(UnknownName, match=r"'tf_efficientnet_b3\.ap_in2k'.*b3\.ap_in1k"):
         load_backbone("tf_efficientnet_b3.ap_in2k")

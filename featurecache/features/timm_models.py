@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from featurecache import keys
 from featurecache.errors import BackboneUnavailable, BadInput, UnknownName
 from featurecache.features.hub_weights import download, download_file
-from featurecache.features.trained_networks import trained_network
+from featurecache.features.trained_networks import DESCRIPTION, trained_network
 from featurecache.text import one_line
 
 # AdvProp weights: Xie et al., CVPR 2020, as timm names them.
@@ -193,12 +194,16 @@ def find_model(name: str) -> TimmModel:
 
 
 def check_name(name: str) -> str:
-    """timm's full name, with its tag, for an alias or a timm name. Raises UnknownName."""
+    """timm's full name, with its tag, for an alias or a timm name. Raises UnknownName; BadInput for
+    a path that is not the run of a network."""
     timm = _timm()
 
     trained = trained_network(name)
     model = ALIASES.get(name, name) if trained is None else trained.model
     if not timm.is_model(model):
+        if Path(name).name != name and not name.startswith(HUB):
+            what = f"no {DESCRIPTION} in it" if Path(name).is_dir() else "no such folder"
+            raise BadInput(f"backbone {name}: not the run of train-network ({what})")
         raise UnknownName("backbone", name, backbone_names())
     try:
         config = timm.get_pretrained_cfg(model)
