@@ -102,7 +102,10 @@ def test_a_run_remembers_its_data_and_its_cache(
     with pytest.raises(BadInput, match="made from different data"):
         evaluate("split_", against="folds")
     Path("photos").symlink_to(small_data)
-    with pytest.warns(FeatureCacheWarning, match="no longer at /gone/photos; using photos"):
+    with pytest.warns(
+        FeatureCacheWarning,
+        match="no longer at /gone/photos; using photos; pass --data if it is elsewhere",
+    ):
         assert evaluate("split_").top1 == result.top1
 
 

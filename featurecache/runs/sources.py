@@ -81,7 +81,8 @@ def source_of(runs: Sequence[Path], source: str) -> str:
     candidates.append(DEFAULTS[source])
     for candidate in candidates:
         if candidate and Path(candidate).exists():
-            warnings.warn(f"{text}; using {candidate}", FeatureCacheWarning, stacklevel=3)
+            hint = f"using {candidate}; pass --{source} if it is elsewhere"
+            warnings.warn(f"{text}; {hint}", FeatureCacheWarning, stacklevel=3)
             return candidate
     raise BadInput(f"{text}; pass --{source}")
 
