@@ -335,7 +335,9 @@ PICTURES = {
     "column": np.full((19, 1, 3), 90, np.uint8),
 }
 JPEGS = {
-    f"{name} {mode} {list(options)}": encoded(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+    f"{name} {mode} {list(options)}": encoded(
+        Image.fromarray(pixels).convert(mode), "JPEG", **options
+    )
     for name, pixels in PICTURES.items()
     for mode in ("RGB", "L", "CMYK", "YCbCr")
     for options in (
