@@ -103,23 +103,6 @@ def test_a_file_and_overrides(tmp_path: Path) -> None:
     assert (other.predict_proba(X) != model.predict_proba(X)).any()
 
 
-def test_small_networks_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y = clouds()
-    seen = []
-
-    def spy(*args: Any, **keywords: Any) -> Any:
-        seen.append(torch.get_num_threads())
-        return train(*args, **keywords)
-
-    monkeypatch.setattr(head_classifier, "train", spy)
-    torch.set_num_threads(2)
-    featurecache.HeadClassifier(SMALL).fit(X, y)
-    monkeypatch.setattr(head_classifier, "_SMALL", 0)
-    featurecache.HeadClassifier(SMALL).fit(X, y)
-    assert seen == [1, 2] and torch.get_num_threads() == 2
-    torch.set_num_threads(1)
-
-
 @pytest.mark.slow
 def test_in_a_pipeline_and_a_search() -> None:
     X, y = clouds()

@@ -28,7 +28,7 @@ from featurecache.heads.splits import drop_shared, split_items
 from featurecache.heads.training import train
 from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
-from featurecache.training import checkpoints
+from featurecache.training import checkpoints, devices
 from featurecache.training.devices import device_of
 from featurecache.training.epoch_metrics import EpochRow, saved_and_best
 from featurecache.training.minibatches import batches, epoch_rng, mixture
@@ -329,6 +329,25 @@ def test_batch_norm_survives_a_single_row_left_over(tmp_path: Path) -> None:
     kept = np.setdiff1d(np.arange(ROWS), held)[:33]  # 33 = 2 x 16 + 1
     result = run_train(tmp_path, schedule(validation={"split": "val"}), pairs=[(kept, held)])
     assert len(result.rows) == 6
+
+
+def test_small_networks_use_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return stack_training.train_group(*arguments)
+
+    monkeypatch.setattr(training, "train_group", spy)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        run_train(tmp_path / "small")
+        monkeypatch.setattr(devices, "_FEW_PRODUCTS", 0)
+        run_train(tmp_path / "large")
+        assert seen == [1, 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 # --- kills ------------------------------------------------------------------------------------

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
@@ -26,7 +24,6 @@ from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule
 from featurecache.heads.training import train
 from featurecache.heads.training_set import TrainingSet
 
-_SMALL = 1 << 26  # products per step of a network, below which several threads wait for each other
 _BACKBONE = "any"  # a schedule names one; here the vectors are given
 
 
@@ -108,9 +105,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             pairs=[(all_rows, all_rows)] if is_final else None,
             is_final=is_final,
         )
-        width = schedule.head.hidden[0] if schedule.head.hidden else len(names)
-        products = min(schedule.batch_size, len(X)) * X.shape[1] * width
-        with tempfile.TemporaryDirectory() as run, _threads_for(products):
+        with tempfile.TemporaryDirectory() as run:
             if is_open:
                 chosen = train_default(training_set, schedule, Path(run), device=self.device)
                 self.head_: Head = chosen.trained.head
@@ -149,18 +144,6 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         best = self.predict_proba(X).argmax(1)
         names: npt.NDArray[Any] = self.classes_[best]
         return names
-
-
-@contextlib.contextmanager
-def _threads_for(products: int) -> Iterator[None]:
-    """One thread of torch for small networks: on a busy machine two were 20 times as slow."""
-    threads = torch.get_num_threads()
-    if products < _SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _needs_validation(schedule: Schedule) -> bool:

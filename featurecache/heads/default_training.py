@@ -97,8 +97,8 @@ def _choose(
     on_epoch: Callable[[EpochRow], None] | None,
     device: str,
 ) -> tuple[list[Candidate], int]:
-    """The candidates, and the index of the best: a network must be better than the best logistic
-    regression by more than one standard error of the difference."""
+    """The candidates, and the index of the best. The first one is logistic regression on the clean
+    vectors; another must be better by more than one standard error of the difference."""
     keys = np.ascontiguousarray(training_set.items[train_rows]).view("V32").ravel()
     rows = train_rows[np.sort(np.unique(keys, return_index=True)[1])]  # copies would leak
     labels = np.asarray(training_set.labels)[rows]
@@ -127,8 +127,8 @@ def _choose(
         phase = Phase(views=shares, epochs=network.phases[0].epochs)
         schedule = network.model_copy(update={"phases": [phase]})
         candidates.append(_tried(part, "network", schedule, run, on_epoch, device))
-    best = max(range(len(mixtures)), key=lambda index: (candidates[index].right.sum(), -index))
-    for index in range(len(mixtures), len(candidates)):
+    best = 0
+    for index in range(1, len(candidates)):
         gains = candidates[index].right.astype(float) - candidates[best].right
         if gains.mean() > gains.std() / len(gains) ** 0.5:
             best = index

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from featurecache.heads.schedules import BackboneChoice, Schedule
 
-VERSION = 1  # of the recipe: it is part of the identity of a run
+VERSION = 2  # of the recipe: it is part of the identity of a run
 BASELINE = "baseline"  # folder in a run: logistic regression on the same vectors
 VALIDATED = "validated"  # folder in a run: the head that its validation measured
 _FRACTION = 0.2  # of the images is held out where the dataset has no split `val`

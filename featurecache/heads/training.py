@@ -24,7 +24,7 @@ from featurecache.heads.training_results import Trained, member_result
 from featurecache.heads.training_set import TrainingSet, Vectors
 from featurecache.heads.windows import Windowed
 from featurecache.training.checkpoints import Checkpoint
-from featurecache.training.devices import device_of
+from featurecache.training.devices import device_of, threads_for
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow
 from featurecache.training.metrics_writer import MetricsWriter
 
@@ -116,7 +116,10 @@ def train_many(
         for number, pair in enumerate(pairs, 1)
     ]
     jobs = [Job(index, member, fold) for fold in folds for index, member in enumerate(members)]
-    at_once = _at_once(schedule, training_set.width(schedule), len(classes), torch_device)
+    widths = [training_set.width(schedule), *schedule.head.hidden, len(classes)]
+    weights = sum(a * b for a, b in itertools.pairwise(widths))
+    products = schedule.batch_size * weights  # per step of one network
+    at_once = _at_once(weights, schedule.batch_size * sum(widths[1:]), torch_device)
     groups = _groups(jobs, schedule, data.window is not None, at_once)
     networks: dict[tuple[int, int], nn.Sequential | Lost] = {}
     checkpoints = []
@@ -134,7 +137,8 @@ def train_many(
             if schedule.optimizer.name == "lbfgs":
                 heads = [*train_logistic(data, group, schedule, classes, done)]
             else:
-                heads = train_group(data, group, schedule, classes, checkpoint, done)
+                with threads_for(len(group) * products):
+                    heads = train_group(data, group, schedule, classes, checkpoint, done)
             checkpoints.append(checkpoint)
             for job, head in zip(group, heads, strict=True):
                 networks[job.member_index, job.fold.number] = head
@@ -156,11 +160,8 @@ def train_many(
     return trained
 
 
-def _at_once(schedule: Schedule, width: int, classes: int, device: torch.device) -> int:
+def _at_once(weights: int, activations: int, device: torch.device) -> int:
     """How many networks to stack: as many as stay in fast memory."""
-    widths = [width, *schedule.head.hidden, classes]
-    weights = sum(a * b for a, b in itertools.pairwise(widths))
-    activations = schedule.batch_size * sum(widths[1:])
     floats = _STACK_FLOATS_CUDA if device.type == "cuda" else _STACK_FLOATS
     return max(1, floats // (weights + activations))
 

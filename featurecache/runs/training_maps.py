@@ -45,8 +45,8 @@ def map_spaces(
             for space in cache.spaces()
             if space.backbone is not None and space.key["backbone"].get("pooling") == "none"
         }
-        present = f". It holds maps of {'; '.join(sorted(others))}" if others else ""
-        raise NotCached(f"maps: {error}{present}")
+        present = f"the cache holds maps of {'; '.join(sorted(others))}. But " if others else ""
+        raise NotCached(f"maps: {present}{error}")
     return spaces
 
 
