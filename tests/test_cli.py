@@ -337,7 +337,7 @@ def test_a_csv_with_files_that_are_not_there(
     rows = "images/train/cat/000.png,cat\nimages/gone.png,cat\nimages/off.png,dog\n"
     (tmp_path / "my.csv").write_text("path,label\n" + rows)
     said = call("featurize", *COMPUTE, "--data", "my.csv")
-    refused(said, "2 files do not exist: images/gone.png (line 3), images/off.png (line 4)")
+    refused(said, "2 files not found: images/gone.png (line 3), images/off.png (line 4)")
 
 
 def test_two_labels_for_one_image(call: Callable[..., Ended], data: Path, tmp_path: Path) -> None:

@@ -534,7 +534,7 @@ def test_csv_in_the_working_directory_without_splits(make, monkeypatch):
         ("path,label,split\n1.jpg,a,trainval\n", "unknown split 'trainval'"),
         (
             "path,label\n" + "".join(f"no{i}.jpg,a\n" for i in range(7)),
-            r"7 files do not exist: no0.jpg \(line 2\), .*no4.jpg \(line 6\) and 2 more",
+            r"7 files not found: no0.jpg \(line 2\), .*no4.jpg \(line 6\) and 2 more",
         ),
     ],
 )

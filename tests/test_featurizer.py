@@ -67,7 +67,7 @@ def test_images_that_are_refused(featurizer: featurecache.Featurizer, tmp_path: 
     for images, message in (
         ("photo.png", "photo.png: a single path"),
         (np.zeros((3, 4)), "image 0: float64; expected an array of uint8"),
-        (["gone.png"], "1 files do not exist"),
+        (["gone.png"], "1 file not found"),
         (np.array([["a.png", "b.png"]]), r"paths of shape \(1, 2\); expected one column"),
         ([tmp_path / "bad.png"], r"images without vectors: \S+bad\.png: .*; remove them"),
         ([], "there are none"),

@@ -78,7 +78,7 @@ def test_paths_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (ARRAYS / 255, {}, "image 0: float64; expected an array of uint8"),
         (ARRAYS[:, :, :, :2], {}, r"image 0: shape \(10, 9, 2\)"),
         ([3], {}, "image 0: int; expected"),
-        (["x.png"], {}, "1 files do not exist: x.png"),
+        (["x.png"], {}, "1 file not found: x.png"),
         (ARRAYS, {"splits": ["train"] * 12}, "image 0: no label"),
         ("digits", {"labels": ["a"]}, "labels, splits and groups are for a sequence"),
     ],

@@ -83,7 +83,7 @@ def test_commands_that_need_labels_say_so(
 def test_lists_that_are_refused(photos: Path) -> None:
     file = photos / "list.txt"
     file.write_text("a.png\nx.png\n")
-    with pytest.raises(BadInput, match=r"1 files do not exist: x.png \(line 2\)"):
+    with pytest.raises(BadInput, match=r"1 file not found: x.png \(line 2\)"):
         open_dataset(file)
     file.write_text("\n")
     with pytest.raises(BadInput, match="holds no rows; expected a line of a path per image"):

@@ -15,6 +15,7 @@ from featurecache.images.names import column_of, split_of
 from featurecache.images.samples import MAX_FILE, SPLITS
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.stored_file import StoredFile
+from featurecache.text import counted
 
 TABLES = (".csv", ".jsonl", ".txt")
 _MAX_HEADER = 1 << 16  # bytes
@@ -77,7 +78,7 @@ def csv_file(
         if not elsewhere and not os.path.lexists(file):  # others are reported when they are read
             missing.append(f"{listed_path} (line {line})")
     if missing:
-        raise BadInput(f"{path}: {len(missing)} files do not exist: {first_few(missing)}")
+        raise BadInput(f"{path}: {counted(len(missing), 'file')} not found: {first_few(missing)}")
     if not entries:
         row_format = "path,label[,split]" if is_table else "a path"
         raise BadInput(f"{path}: holds no rows; expected a line of {row_format} per image")

@@ -15,6 +15,7 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.images.layouts.contents import Contents, Entry, first_few
 from featurecache.images.names import split_of
 from featurecache.images.samples import SPLITS
+from featurecache.text import counted
 
 ROOT = "images in memory"
 
@@ -63,7 +64,7 @@ def in_memory(
             name = f"{index:0{digits}}"
             entries.append(Entry(split, label, _encoded(picture, index), name, group))
     if missing:
-        raise BadInput(f"{len(missing)} files do not exist: {first_few(missing)}")
+        raise BadInput(f"{counted(len(missing), 'file')} not found: {first_few(missing)}")
     return Contents(root=ROOT, layout="memory", entries=entries)
 
 
