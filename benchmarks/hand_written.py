@@ -134,7 +134,7 @@ def load_network() -> nn.Module:
     from featurecache.features.backbones import load_module
 
     name = "efficientnet_lite0"
-    return load_module(name, f"tf_{name}.in1k", None, classifier=False)
+    return load_module(name, None, classifier=False)
 
 
 def train(out: Path, classes: int, lr: float = 1e-3, batch_size: int = 256) -> dict[str, float]:

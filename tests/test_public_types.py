@@ -37,9 +37,9 @@ best: int = int(probabilities.argmax())
 X, y = featurecache.vectors(DATA, ["none", "color_1"], ["efficientnet_lite0"], progress=True)
 score: float = featurecache.HeadClassifier(epochs=3, device="cpu").fit(X, y).score(X, y)
 width: int = featurecache.Featurizer(view="none").transform(["a.png"]).shape[1]
-dataset = featurecache.VectorDataset(DATA, "color", "efficientnet_lite0", split="train")
-dataset.set_epoch(1)
-label: int = dataset[0][1]
+draws = featurecache.VectorDataset(DATA, "color", "efficientnet_lite0", split="train")
+draws.set_epoch(1)
+label: int = draws[0][1]
 bad: int = len(featurecache.verify("data/cache").bad)
 """
 MISTAKES = """

@@ -172,6 +172,8 @@ COMMANDS = {
                      "threads that read shards, engines"),
     "submit": Command("submit runs/a DATA CACHE --split=val --out=o.csv",
                       "threads that read shards"),
+    "train-network": Command("train-network DATA CACHE --config=net.yaml --out=runs/net "
+                             "--device=cpu --workers=1", "a pool of workers, engines"),
     "train-head": Command("train-head DATA CACHE --schedule=s.yaml --out=runs/new --device=cpu",
                           "threads that read shards"),
     "verify": Command("verify DATA CACHE --recompute=2 --engine=torch-cpu", "engines"),
@@ -191,6 +193,13 @@ backbone: efficientnet_lite0
 head: {hidden: [4]}
 validation: {split: val}
 phases: [{views: color_1, epochs: 1}, {views: none, epochs: 1}]
+"""
+NETWORK_CONFIG = """
+network: {name: test_efficientnet, input_size: 32}
+views: none
+epochs: 1
+batch_size: 16
+validation: {split: val}
 """
 RECIPE = """
 steps:
@@ -221,6 +230,7 @@ def world(
             shutil.copytree(small_runs[run], tmp_path / "runs" / name)
         (tmp_path / "s.yaml").write_text(SCHEDULE)
         (tmp_path / "recipe.yaml").write_text(RECIPE)
+        (tmp_path / "net.yaml").write_text(NETWORK_CONFIG)
         return tmp_path
 
     return make

@@ -175,7 +175,7 @@ def clock_set_back(size: int, folder: Path) -> Tally:
             os.utime(path, (4070908800, 4070908800))
         wrong, kept = visible_damage(job, target, undisturbed[0])
         wrong += resumed(writer, job, target, folder / "said", undisturbed)
-        computed = f"{len(undisturbed[0]) - len(kept)} computed, {len(kept)} held"
+        computed = f"{len(undisturbed[0]) - len(kept)} rows computed, {len(kept)} held"
         if computed not in (folder / "said").read_text():
             wrong.append(f"not {computed}")
         if wrong:

@@ -56,7 +56,7 @@ def _are_of_key(record: Record, key: keys.Json) -> bool:
         return features is None and "backbone" not in key
     backbone = key["backbone"]
     has_maps = isinstance(backbone, dict) and backbone.get("pooling") == "none"
-    dtype = "<f2" if key.get("dtype") == "float16" else "<f4"
+    dtype = "<f2" if isinstance(backbone, dict) and backbone.get("store") == "f16" else "<f4"
     return has_maps == (len(features.shape) > 2) and features.dtype == dtype
 
 
