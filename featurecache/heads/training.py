@@ -116,10 +116,9 @@ def train_many(
         for number, pair in enumerate(pairs, 1)
     ]
     jobs = [Job(index, member, fold) for fold in folds for index, member in enumerate(members)]
-    widths = [training_set.width(schedule), *schedule.head.hidden, len(classes)]
-    weights = sum(a * b for a, b in itertools.pairwise(widths))
-    products = schedule.batch_size * weights  # per step of one network
-    at_once = _at_once(weights, schedule.batch_size * sum(widths[1:]), torch_device)
+    width = training_set.width(schedule)
+    products = schedule.batch_size * _weights(schedule, width, len(classes))  # per step
+    at_once = _at_once(schedule, width, len(classes), torch_device)
     groups = _groups(jobs, schedule, data.window is not None, at_once)
     networks: dict[tuple[int, int], nn.Sequential | Lost] = {}
     checkpoints = []
@@ -160,10 +159,17 @@ def train_many(
     return trained
 
 
-def _at_once(weights: int, activations: int, device: torch.device) -> int:
+def _at_once(schedule: Schedule, width: int, classes: int, device: torch.device) -> int:
     """How many networks to stack: as many as stay in fast memory."""
+    activations = schedule.batch_size * (sum(schedule.head.hidden) + classes)
     floats = _STACK_FLOATS_CUDA if device.type == "cuda" else _STACK_FLOATS
-    return max(1, floats // (weights + activations))
+    return max(1, floats // (_weights(schedule, width, classes) + activations))
+
+
+def _weights(schedule: Schedule, width: int, classes: int) -> int:
+    """The number of weights of one network, without biases."""
+    widths = [width, *schedule.head.hidden, classes]
+    return sum(a * b for a, b in itertools.pairwise(widths))
 
 
 def _groups(
