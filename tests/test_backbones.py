@@ -491,6 +491,7 @@ print(json.dumps([rows, [m for m in ("torch", "timm", "openvino") if m in sys.mo
     }
 
 
+@pytest.mark.slow
 def test_a_search_lists_what_timm_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbone_table, "MAX_MEASURED", 2)
     rows = search_rows("TEST_vit*r160")

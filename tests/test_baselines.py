@@ -166,6 +166,7 @@ def test_a_row_for_each_baseline(small_data: Path, small_cache: Path) -> None:
     assert [row["top5"] for row in found.table] == [1.0, 1.0, None]
 
 
+@pytest.mark.slow
 def test_a_view_is_fitted_and_tested_through(small_data: Path, small_cache: Path) -> None:
     where: dict[str, Any] = {"data": small_data, "cache": small_cache}
     X, y = featurecache.vectors(view="color_1", backbone="efficientnet_lite0", split="val", **where)

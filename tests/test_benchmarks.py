@@ -113,6 +113,7 @@ def test_the_hand_written_script_reads_both_splits(tmp_path: Path) -> None:
 # ---- the model of docs/scale.md ----
 
 
+@pytest.mark.slow
 def test_the_page_of_scale_is_what_the_model_says() -> None:
     text = scale.PAGE.read_text(encoding="utf-8")
     assert text.split(scale.BEGIN)[1].split(scale.END)[0] == "".join(scale.page())

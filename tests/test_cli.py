@@ -102,6 +102,7 @@ def data(tmp_path: Path, write_dataset: Write) -> Path:
 # ---- machine-readable results: these names are a contract ----
 
 
+@pytest.mark.slow
 def test_the_whole_way_in_json(call: Callable[..., Ended], data: Path, tmp_path: Path) -> None:
     where = ("--data", data, "--cache", "c")
     (tmp_path / "s.yaml").write_text(SCHEDULE)
@@ -158,6 +159,7 @@ def test_the_whole_way_in_json(call: Callable[..., Ended], data: Path, tmp_path:
     assert [set(top) for top in predicted["top"]] == [{"class", "name", "probability"}] * 2
 
 
+@pytest.mark.slow
 def test_tables_for_people(call: Callable[..., Ended], data: Path, tmp_path: Path) -> None:
     where = ("--data", data, "--cache", "c")
     (tmp_path / "s.yaml").write_text(SCHEDULE)

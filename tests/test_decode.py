@@ -291,6 +291,7 @@ def test_truncated_files_are_refused(name):
             decode(data[:cut])
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     name=st.sampled_from(sorted(SEEDS)),
@@ -377,6 +378,7 @@ def test_the_quick_way_is_taken_where_it_can_be(monkeypatch):
             assert decode(encoded(picture, "JPEG", **options)).shape == (33, 47, 3)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     name=st.sampled_from(sorted(JPEGS)),
@@ -421,6 +423,7 @@ def test_a_line_of_pixels_is_refused_before_it_is_decoded():
         decode(encoded(Image.new("RGB", (1, MAX_RATIO + 1)), "PNG"))
 
 
+@pytest.mark.slow
 def test_a_jpeg_of_many_scans_is_refused_before_they_are_decoded():
     whole = encoded(Image.new("L", (5000, 5000)), "JPEG", progressive=True)
     last = whole[whole.rindex(b"\xff\xda") : -2]

@@ -82,6 +82,7 @@ def meaning(samples, photometric, bits, extra, colormap):
     return colour  # what is premultiplied is stored here with full alpha
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_tiff_is_what_its_tags_say_or_refused_by_name(kind):
     (photometric, count), bits, extra = kind

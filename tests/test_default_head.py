@@ -91,6 +91,7 @@ def test_a_second_call_finds_the_run(
     assert Path(first.run, "head.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
 
 
+@pytest.mark.slow
 def test_evaluate_ensemble_and_report_take_the_run(
     tmp_path: Path, default_run: Path, small_runs: dict[str, Path], small_data: Path,
     small_cache: Path,
@@ -149,6 +150,7 @@ def test_several_cached_backbones_need_a_name(
 # ---- the logistic regression beside every head ----
 
 
+@pytest.mark.slow
 def test_every_head_is_compared_with_logistic_regression(
     tmp_path: Path, small_runs: dict[str, Path], small_data: Path, small_cache: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_every_head_is_compared_with_logistic_regression(
     assert "Logistic regression was fitted to the same vectors" in Path(page.path).read_text()
 
 
+@pytest.mark.slow
 def test_runs_on_the_same_rows_share_one_fit(
     tmp_path: Path, small_data: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ def test_policies_page_has_every_augmenter_of_ours_with_its_parameters() -> None
         assert set(parameters) <= set(re.findall(r"`(\w+)", said))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", blocks(text("docs/policies.md"), "yaml"))
 def test_policy_examples_build_and_run(block: str, tmp_path: Path) -> None:
     (tmp_path / "example.yaml").write_text(block)

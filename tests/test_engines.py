@@ -512,6 +512,7 @@ def test_the_callers_cuda_settings_return(opened: Any, reference: Any) -> None:
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
 
+@pytest.mark.slow
 def test_there_is_one_openvino_core_in_a_process(
     reference: Callable[[str], Reference], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,7 @@ def test_averaged_views(together: Callable[..., Ensemble], small_runs: Runs) -> 
         together("folds", "fraction", tta="color_2")
 
 
+@pytest.mark.slow
 def test_images_that_can_not_be_decoded_are_left_out(
     small_data: Path, small_cache: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:

@@ -163,6 +163,7 @@ def test_the_gap_is_that_of_the_training(
     assert evaluate(copy, **given).gap is None
 
 
+@pytest.mark.slow
 def test_the_gap_of_a_training_that_ended_early_is_of_the_weights_that_are_kept(
     small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def given(folder: Path, small_data: Path, small_cache: Path, body: str) -> dict[
     return {"schedule": schedule, "data": small_data, "cache": small_cache, "device": "cpu"}
 
 
+@pytest.mark.slow
 def test_events_are_the_metrics_of_each_fold(
     small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_events_are_the_metrics_of_each_fold(
             )
 
 
+@pytest.mark.slow
 def test_asking_again_doubles_nothing_and_changes_no_run(
     small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +80,7 @@ def test_asking_again_doubles_nothing_and_changes_no_run(
     assert read_run(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_a_resumed_training_has_each_epoch_once(
     small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -95,6 +98,7 @@ def test_a_resumed_training_has_each_epoch_once(
     assert [step for step, _ in scalars(tmp_path / "board/run/fold-1")["lr"]] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_of_a_sweep_the_winner_has_events(
     small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_no_workers_means_this_process() -> None:
     assert set(ordered(process, None, range(3), 0)) == {os.getpid()}
 
 
+@pytest.mark.slow
 def test_the_context_is_sent_to_a_worker_once(tmp_path: Path) -> None:
     pids = set(ordered(process, Context(tmp_path), range(40), 2))
     assert os.getpid() not in pids
@@ -169,6 +170,7 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do() -> None:
         list(ordered(deadly, None, range(6), 2))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_within_a_message_is_not_waited_for() -> None:
     script = (
         "from tests.test_executors import cut_off, ordered\n"
@@ -181,6 +183,7 @@ def test_a_worker_that_is_killed_within_a_message_is_not_waited_for() -> None:
     assert child.returncode == 1 and "a worker process died" in child.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_context_that_can_not_be_read_is_an_error() -> None:
     with pytest.raises(FeatureCacheError, match="worker process died"):
         list(ordered(picky, Deadly(), range(6), 2))  # type: ignore[arg-type]
@@ -247,6 +250,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
@@ -355,6 +359,7 @@ def test_shared_memory_is_given_back_however_it_ends(end: str) -> None:
     assert shared_memory() <= before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [0, 3])
 def test_where_shared_memory_can_not_be_made_pipes_will_do(
     made: int, monkeypatch: pytest.MonkeyPatch
@@ -377,6 +382,7 @@ def test_where_shared_memory_can_not_be_made_pipes_will_do(
     assert shared_memory() <= before
 
 
+@pytest.mark.slow
 def test_shared_memory_goes_with_a_killed_parent() -> None:
     before = shared_memory()
     code = """

@@ -129,6 +129,7 @@ def test_groups_that_are_refused(table: Path) -> None:
         open_dataset(table, group_column="patient")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("load_once")
 def test_vectors_and_heads_know_the_groups(
     table: Path, tiny: dict[str, Any], tmp_path: Path

@@ -79,6 +79,7 @@ def test_numbers_that_only_python_takes_for_equal_are_other_views(
     assert not (tmp_path / "run").exists() and not (tmp_path / "x.npz").exists()
 
 
+@pytest.mark.slow
 def test_the_command_in_the_error_makes_what_is_missing(
     small_data: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_second_setting_breaks_no_command(
         vectors(**wanted | {"view": "color_2"}, crop=0.5)
 
 
+@pytest.mark.slow
 def test_weights_are_told_apart_in_a_schedule(
     small_data: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
@@ -182,6 +184,7 @@ def test_weights_are_told_apart_in_a_schedule(
     assert read_run(made.run).backbones[0]["key"]["weights"] == digests[1]
 
 
+@pytest.mark.slow
 def test_images_of_another_split_are_not_trained_on(
     small_data: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
@@ -196,6 +199,7 @@ def test_images_of_another_split_are_not_trained_on(
     assert evaluate(made.run, data=data, cache=cache).n == 12
 
 
+@pytest.mark.slow
 def test_growth_of_the_cache_is_no_other_training(
     small_data: Path,
     tmp_path: Path,
@@ -217,6 +221,7 @@ def test_a_cache_cut_short_at_its_birth_is_finished(tmp_path: Path) -> None:
     assert Cache(tmp_path / "cache").exists
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_name_that_its_vectors_were_made_by(
     small_data: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
@@ -279,6 +284,7 @@ def test_vectors_of_a_run_stand_side_by_side(
         run_vectors(record, Cache(both_cache), "color_2", None, rows, small_data)
 
 
+@pytest.mark.slow
 def test_a_row_that_one_space_could_not_decode_is_left_out(
     small_data: Path, both_cache: Path, tmp_path: Path
 ) -> None:

@@ -165,6 +165,7 @@ def test_vectors_of_an_open_dataset(small_data: Path, small_cache: Path) -> None
     assert np.array_equal(whole, opened)
 
 
+@pytest.mark.slow
 def test_threads_may_read_an_index_at_once(written: Path) -> None:
     """An index in row groups of 10: each thread is given its own rows, and none waits for ever."""
     samples = open_dataset(written).samples

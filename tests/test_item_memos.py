@@ -275,6 +275,7 @@ class Edits(RuleBasedStateMachine):
             check(samples_in(self.root))
 
 
+@pytest.mark.slow
 def test_any_order_of_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable.os, "fsync", lambda descriptor: None)
     settings_here = settings(

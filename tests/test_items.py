@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,7 @@ def test_a_lookup_finds_the_first_place(held: list[bytes], asked: list[bytes]) -
     assert places.tolist() == [held.index(i) if i in held else -1 for i in asked]
 
 
+@pytest.mark.slow
 def test_many() -> None:
     rng = np.random.default_rng(0)
     held = rng.integers(0, 256, (300_000, 32), np.uint8)

@@ -64,6 +64,7 @@ def take_turns(path: Path, counter: Path, turns: int) -> None:
         claim.release()
 
 
+@pytest.mark.slow
 def test_claims_exclude_while_names_come_and_go(tmp_path: Path) -> None:
     """Every release removes the name that others are about to lock."""
     counter = tmp_path / "counter"

@@ -55,6 +55,7 @@ INDEXES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(index=INDEXES, order=st.permutations(range(N)), maps=st.integers(1, 5))
 def test_any_index_gives_what_an_array_would(

@@ -224,6 +224,7 @@ def test_layers_that_are_several_maps_or_vectors_are_not_listed() -> None:
     assert "pre_logits" not in layers_of("deepseek_vit_412m_enc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["test_byobnet", "test_convnext", "test_mambaout", "test_resnet", "test_vit_relpos"]
 )
@@ -253,6 +254,7 @@ def test_the_class_token_is_the_first_token() -> None:
     torch.testing.assert_close(average, tokens[:, 1:].mean(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "asked", "said"),
     [
@@ -351,6 +353,7 @@ def test_a_layer_goes_all_the_way(
             vectors(small_data, "none", name, cache=chosen_cache, layer=layer)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("load_once")
 def test_retry_makes_rows_of_a_layer(
     tmp_path: Path, write_dataset: Callable[..., Path], tiny: dict[str, Any],

@@ -318,6 +318,7 @@ def test_bodies_that_are_cut_without_a_word_are_not_damage(
 # ---- what is not there ----
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_let_us_in(
     elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

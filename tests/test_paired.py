@@ -81,6 +81,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert other.high - other.low > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "spread"), [(200, 0.0), (1000, 0.1)])
 def test_the_interval_holds_the_truth_in_about_95_of_100(
     monkeypatch: pytest.MonkeyPatch, images: int, spread: float

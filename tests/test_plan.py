@@ -71,6 +71,7 @@ def test_a_plan_is_the_missing_items_in_order_cut_to_size(
     assert [shard.name for shard in shards] == [shard_name(shard.items) for shard in shards]
 
 
+@pytest.mark.slow
 @given(datasets, held, st.integers(1, 12), st.data())
 def test_a_resumed_plan_names_the_same_shards(
     items: list[bytes], space: Held, rows: int, data: st.DataObject

@@ -437,6 +437,7 @@ def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [at]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(TREES)
 def test_a_tree_is_read_as_it_was_written(tmp_path_factory: Any, tree: Any) -> None:
@@ -447,12 +448,14 @@ def test_a_tree_is_read_as_it_was_written(tmp_path_factory: Any, tree: Any) -> N
     assert policy == Policy("tree", tree)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(TREES, WORDS, WORDS)
 def test_the_name_is_not_in_the_key(tree: Any, one: str, other: str) -> None:
     assert key(one, tree) == key(other, copy.deepcopy(tree))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(TREES, SCALARS, st.data())
 def test_every_parameter_is_in_the_key(tree: Any, new: Any, data: st.DataObject) -> None:

@@ -284,6 +284,7 @@ def test_other_weights_are_refused(six: Trained, other_weights: Path) -> None:
     assert "weights: " in str(error.value) and "--weights" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_weights_file_needs_it_again(tmp_path: Path, other_weights: Path) -> None:
     made = make_run(tmp_path, "efficientnet_lite0", list(COLOURS)[:2], other_weights)
     files = made.pictures("val")

@@ -84,6 +84,7 @@ def test_one_value_changed_in_what_people_write(name: str, data: st.DataObject) 
     READERS[name.split("/")[0]].read(yaml.safe_dump(value).encode())
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("kind", ["csv", "shard", "safetensors", "pickle", "schedule"])

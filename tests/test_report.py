@@ -101,6 +101,7 @@ def test_the_matrix_has_every_image_once(written: Any) -> None:
         assert sorted(run["accuracy"]) == sorted(run["alike"]) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(
     written: Any, small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -200,6 +201,7 @@ def test_what_is_wrong_is_said_before_any_work(
     assert not (tmp_path / "r.html").exists()
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page(
     small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +214,7 @@ def test_the_command_writes_the_page(
     assert json.loads(done.output)["path"] == str(tmp_path / "r.html")
 
 
+@pytest.mark.slow
 def test_a_dataset_without_a_split_to_train_on(
     small_runs: Runs, small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -344,6 +347,7 @@ def test_runs_that_see_other_pictures_are_not_compared(
     assert evaluate(runs[0], against=other, view="color_1", seed=0, **given).against is not None
 
 
+@pytest.mark.slow
 def test_a_policy_file_that_was_moved_since(
     small_data: Path, tiny: dict[str, Any], load_once: None, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

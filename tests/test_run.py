@@ -144,6 +144,7 @@ def test_the_table_has_means_over_seeds(
     assert any("errors of two members correlate" in note for note in ran.notes)
 
 
+@pytest.mark.slow
 def test_one_seed_is_the_schedules_own_and_its_interval_is_of_images(
     go: Callable[..., RecipeResult],
 ) -> None:
@@ -176,6 +177,7 @@ def write_sweep(write: Callable[..., Path]) -> Callable[..., None]:
 SWEPT: list[Step] = [STEPS[0], {"train-head": {"schedule": "sweep.yaml"}}, {"evaluate": {}}]
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_row_for_each_setting(
     go: Callable[..., RecipeResult], write_sweep: Callable[..., None]
 ) -> None:
@@ -192,6 +194,7 @@ def test_a_sweep_has_a_row_for_each_setting(
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_validated_elsewhere_has_a_row_for_its_winner(
     go: Callable[..., RecipeResult], write_sweep: Callable[..., None]
 ) -> None:
@@ -225,6 +228,7 @@ def test_baselines_are_rows_of_the_table(
     assert (ran.table[2]["n"], ran.table[2]["view"]) == (1, "color_1")
 
 
+@pytest.mark.slow
 def test_files_beside_the_recipe_are_found_from_anywhere(
     go: Callable[..., RecipeResult], write: Callable[..., Path], tmp_path: Path
 ) -> None:

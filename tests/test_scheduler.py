@@ -79,6 +79,7 @@ class Played:
         return ""
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 2**32),
@@ -297,6 +298,7 @@ class CrewContract:
         finally:
             crew.close()  # type: ignore[attr-defined]
 
+    @pytest.mark.slow
     def test_all_tasks_are_done_by_all_workers(self, tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
 
@@ -312,6 +314,7 @@ class CrewContract:
         assert len(found) >= 60 and len({pid for _, pid in found}) == 2
         assert os.getpid() not in {pid for _, pid in found}
 
+    @pytest.mark.slow
     def test_a_lost_worker_is_replaced(self, tmp_path: Path) -> None:
         tasks = [("die once" if n in (3, 17) else "do", n) for n in range(30)]
         found = self.run(tasks, tmp_path)
@@ -326,6 +329,7 @@ class CrewContract:
         assert len(list(tmp_path.glob("5 *"))) == MAX_TRIES
         assert {path.name.split()[0] for path in tmp_path.iterdir()} == set(map(str, range(12)))
 
+    @pytest.mark.slow
     def test_workers_that_all_die_strand_the_crew(self, tmp_path: Path) -> None:
         with pytest.raises(FeatureCacheError, match=r"no worker is left|workers ended during"):
             self.run([("die", n) for n in range(12)], tmp_path)
@@ -340,6 +344,7 @@ class CrewContract:
 
 
 class TestProcesses(CrewContract):
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("what", "why"), [("exit", "SystemExit: 5"), ("unsendable", "TypeError: cannot pickle")]
     )
@@ -352,6 +357,7 @@ class TestProcesses(CrewContract):
     def crew(self, context: Any) -> Any:
         return Processes(start, context, 2)
 
+    @pytest.mark.slow
     def test_each_has_its_own_gpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         assert self.seen(Processes(gpus_of, None, 2, gpus=2)) == {"0,1", "2,3"}

@@ -33,6 +33,7 @@ from tests.space_folders import folder_of
 pytestmark = pytest.mark.usefixtures("load_once")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finishes", [True, False])
 def test_a_shard_that_another_process_is_at_is_waited_for(
     small_cache: Path,
@@ -224,6 +225,7 @@ def test_processes_make_what_one_makes(
     assert pictures.computed == 48
 
 
+@pytest.mark.slow
 def test_parts_make_together_what_one_job_makes(
     small_cache: Path, small_data: Path, tmp_path: Path, tiny: dict[str, Any]
 ) -> None:

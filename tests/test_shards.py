@@ -74,6 +74,7 @@ def test_the_bytes_repeat_and_are_plain(name: str) -> None:
     assert same(unpack(data, layout), SHARDS[name])
 
 
+@pytest.mark.slow
 def test_the_bytes_are_those_of_another_process() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import hashlib, test_shards as t;"

@@ -153,6 +153,7 @@ class StoreContract:
             assert store.read_content("shard.h5", 5000, sha256(data), fresh=fresh) == data
         assert store.local_path("shard.h5", 5000, sha256(data)).read_bytes() == data
 
+    @pytest.mark.slow
     def test_a_root_appears_with_a_file_in_it(self, store: Store) -> None:
         store.check_access()
         for _ in range(2):
@@ -387,6 +388,7 @@ class TestObjectStore(StoreContract):
         with pytest.raises(BadInput, match=r"profile \(unknown\) could not be found"):
             open_store(s3).check_access()
 
+    @pytest.mark.slow
     def test_a_bucket_in_another_region(
         self, s3: str, server: Address, monkeypatch: pytest.MonkeyPatch
     ) -> None:

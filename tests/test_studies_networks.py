@@ -73,6 +73,7 @@ def test_saliency_of_two_runs(boxed: Path, small_runs: dict[str, Path], tmp_path
         picture.verify()
 
 
+@pytest.mark.slow
 def test_a_box_around_everything_holds_everything(
     boxed: Path, small_runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_box_around_everything_holds_everything(
         assert one["inside"] in (None, pytest.approx(1))  # None: no evidence for the class at all
 
 
+@pytest.mark.slow
 def test_the_same_study_leaves_the_same_files(
     boxed: Path, small_runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -210,6 +212,7 @@ def test_filters_says_what_is_wrong(tmp_path: Path) -> None:
         study_filters(TINY, max_tiles=0, out=tmp_path)
 
 
+@pytest.mark.slow
 def test_filters_on_the_command_line(tmp_path: Path) -> None:
     words = ["study", "filters", "--backbone", TINY, "--weights", "random", "--out", str(tmp_path)]
     plain = CliRunner().invoke(cli, words)

@@ -47,6 +47,7 @@ def written(where: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.slow
 def test_pca_of_pixels_and_vectors(where: dict[str, Any]) -> None:
     found = study_pca(NET, pixels=6, **where)
     assert [(row["of"], row["n"], row["dim"]) for row in found.table] == [
@@ -156,6 +157,7 @@ def test_drift_orders_views_by_what_they_break(
     assert written(where, "drift")["table"] == found.table
 
 
+@pytest.mark.slow
 def test_drift_takes_the_views_that_are_held(where: dict[str, Any]) -> None:
     found = study_drift(NET, images=12, neighbours=3, **where)
     assert [row["view"] for row in found.table] == ["none", "color_1"] and found.n == 12
@@ -165,6 +167,7 @@ def test_drift_takes_the_views_that_are_held(where: dict[str, Any]) -> None:
         study_drift(NET, seed=5, **where)
 
 
+@pytest.mark.slow
 def test_drift_finds_a_policy_of_ones_own_and_says_what_it_leaves_out(
     where: dict[str, Any], small_data: Path, tiny: dict[str, Any], tmp_path: Path
 ) -> None:

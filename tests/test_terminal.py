@@ -94,6 +94,7 @@ def test_a_narrow_terminal_keeps_the_numbers():
     assert any("spatial_2" in line for line in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [NARROW, 80])
 def test_without_colour(columns):
     sent = on_terminal(SHOW.format(quiet=False), columns, NO_COLOR="1")
@@ -203,6 +204,7 @@ terminal.table([row | {"top1": None}, row | {"n": 1234567890}, row], "several")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])
 @pytest.mark.parametrize("kind", ["xterm-256color", "dumb"])
 def test_no_number_is_broken_on_a_narrow_terminal(columns, kind):

@@ -131,6 +131,7 @@ def test_a_run_folder_holds_what_decided_the_run(
     assert record["best"]["top1"] == max(row["val_top1"] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_schedule_of_a_run_trains_it_again(
     run: Path, small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_the_schedule_of_a_run_trains_it_again(
     assert head == (run / "head.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_training_is_never_done_twice(
     train: Callable[..., TrainedRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +188,7 @@ def test_a_second_training_finishes_what_a_killed_first_one_began(
     assert not (out / ".training.lock").exists()
 
 
+@pytest.mark.slow
 def test_a_seed_changes_the_numbers(train: Callable[..., TrainedRun]) -> None:
     runs = [train(seed=seed) for seed in (0, 1)]
     assert runs[0].run != runs[1].run
@@ -195,6 +198,7 @@ def test_a_seed_changes_the_numbers(train: Callable[..., TrainedRun]) -> None:
         train(seed=-1)
 
 
+@pytest.mark.slow
 def test_a_training_learns(train: Callable[..., TrainedRun]) -> None:
     """Classes of another colour each: no head could miss all of that."""
     made = train({"phases": [{"views": "none", "epochs": 15}], "head": {"hidden": []}})
@@ -236,6 +240,7 @@ def test_validation_by_split_fraction_and_folds(
     assert made.last["epoch"] == 4
 
 
+@pytest.mark.slow
 def test_held_out_images_are_not_trained_on(
     write_dataset: Write, write_schedule: Callable[..., Path], tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
@@ -255,6 +260,7 @@ def test_held_out_images_are_not_trained_on(
     assert read_run(inside.run).data["rows"] == 16
 
 
+@pytest.mark.slow
 def test_notes_are_of_the_data_as_it_is_now(
     write_dataset: Write, write_schedule: Callable[..., Path], tmp_path: Path, tiny: dict[str, Any]
 ) -> None:
@@ -311,6 +317,7 @@ def test_a_class_whose_training_images_are_all_copies_is_named(
 # ---- said before any work ----
 
 
+@pytest.mark.slow
 def test_a_missing_view_names_the_command_that_makes_it(
     small_data: Path, tmp_path: Path, tiny: dict[str, Any], write_schedule: Callable[..., Path]
 ) -> None:
@@ -355,6 +362,7 @@ def test_added_images_are_missing(
         train_head(write_schedule(), data=data, cache=small_cache, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_of_several_settings_the_one_that_holds_every_view_is_taken(
     small_data: Path, small_cache: Path, tmp_path: Path, tiny: dict[str, Any],
     train: Callable[..., TrainedRun],

@@ -127,6 +127,7 @@ def train(run: Path, wanted: NetworkConfig, **keywords: Any) -> tuple[list[Epoch
     return [{**row, "seconds": 0.0} for row in rows], network.state_dict()  # type: ignore[typeddict-item,misc]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [

@@ -117,6 +117,7 @@ def entry(folder: Path, text: str) -> Policy:
 # --- law 1 -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TREES)
 def test_order_and_earlier_images_do_not_matter(name: str) -> None:
     forward = pictures(name)
@@ -430,6 +431,7 @@ GROWING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", GROWING, ids=lambda step: next(iter(step)))
 def test_a_step_past_the_limits_is_refused_before_it_takes_memory(step: Any) -> None:
     """Also where a later step would make the image small again."""

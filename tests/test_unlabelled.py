@@ -51,6 +51,7 @@ def test_images_without_labels_are_split_test(photos: Path, layout: str) -> None
     assert featurecache.inspect(dataset).splits["test"].images == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("load_once")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_commands_that_need_no_labels_work(

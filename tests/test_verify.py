@@ -127,6 +127,7 @@ def grown(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [truncated, grown, Path.unlink])
 def test_other_harm_to_a_data_file(
     cache: Path, small_data: Path, tiny: dict[str, Any], harm: Callable[[Path], None]
@@ -209,6 +210,7 @@ def test_what_fails_once_is_read_the_next_time(
     assert refusals.left == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
 def test_what_cannot_be_read_is_never_quarantined(

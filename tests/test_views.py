@@ -119,6 +119,7 @@ def test_the_number_of_workers_does_not_matter(workers: int) -> None:
     assert made == [expected(name)[n] for name, n in tasks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_draw_seed_and_item_matter(name: str) -> None:
     base = name.removesuffix("_1")

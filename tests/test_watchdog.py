@@ -245,6 +245,7 @@ def check_without_a_reader(program: Program, name: str, err: bool) -> None:
     assert all(re.match(r"note: |\w[\w -]*( \(.*\))?: ", n) for n in ended.err.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ls", "inspect"])
 def test_an_output_without_a_reader_ends_a_quick_command(
     name: str, light: Program, world: Callable[[Program], Path]
@@ -299,6 +300,7 @@ def place(folder: Path, name: str) -> Path | None:
     return found.get(name, folder / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path"),
     [("inspect", "data/train/cat/000.png"), ("ls", "record"), ("index", "data/train/cat/000.png")],

@@ -61,6 +61,7 @@ WRAPPED: dict[str, Callable[[Tensors], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_wrappings_are_one_key(name: str, plain: Tensors, tmp_path: Path) -> None:
     bare = loaded(plain, tmp_path / "bare.pth")

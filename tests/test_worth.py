@@ -204,6 +204,7 @@ def test_of_several_policies_each_is_weighed_alone(
     assert len(trainings) == 5
 
 
+@pytest.mark.slow
 def test_policies_that_are_given_take_the_place_of_the_written_one(
     weigh: Callable[..., Worth],
 ) -> None:
@@ -311,6 +312,7 @@ def test_the_same_is_never_trained_twice(
     assert {path.name for path in Path(first.run).iterdir()} == {"worth.json", "trained"}
 
 
+@pytest.mark.slow
 def test_two_at_once_train_nothing_twice(
     weigh: Callable[..., Worth], trainings: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -372,6 +374,7 @@ def test_a_killed_command_goes_on(
     assert not list(Path(resumed.run).glob("training-*"))
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_of_a_training_that_was_kept_is_cleared(
     weigh: Callable[..., Worth], tmp_path: Path
 ) -> None:
@@ -382,6 +385,7 @@ def test_what_a_kill_left_of_a_training_that_was_kept_is_cleared(
     assert not list(Path(first.run).glob("training-*"))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_damaged_is_named(weigh: Callable[..., Worth]) -> None:
     found = weigh()
     path = next((Path(found.run) / "trained").iterdir())
@@ -452,6 +456,7 @@ def test_a_schedule_is_taken_as_it_is_but_for_its_end() -> None:
     assert same_steps(plan, Path("x")) == (plan.model_dump(mode="json", exclude_none=True), [])
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_narrow_table_and_one_sentence(
     weigh: Callable[..., Worth], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
