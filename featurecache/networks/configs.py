@@ -63,6 +63,23 @@ class Pretraining(pydantic.BaseModel):
     epochs: int = Field(default=1, ge=1)  # per layer
 
 
+class NeuralAugmentation(pydantic.BaseModel):
+    """A network that makes pictures for the training, and learns with it. In YAML its loss or a
+    mapping.
+
+    `pairs`: each picture is made of two `random` images of a class, or of the `same` image twice,
+    as a control. `loss` compares it with a third image of the class. What is minimized is `alpha`
+    times the classification loss plus `beta` times this one.
+    """
+
+    model_config = STRICT
+
+    pairs: Literal["random", "same"] = "random"
+    loss: Literal["none", "content", "style"] = "none"
+    alpha: float = Field(default=0.75, gt=0)
+    beta: float = Field(default=0.25, ge=0)
+
+
 def _trainable(value: Any) -> Any:
     if value in ("all", "head"):
         return value
@@ -84,7 +101,8 @@ class NetworkConfig(TrainingPlan):
     frozen and runs as in evaluation. With `maps` it is not run: its cached maps are read.
     `batch_norm: frozen` keeps the statistics of batch norms as they are. `head` is the shape of the
     layers after the network's vector, by default one linear layer. `init_head` is a run whose head
-    the training starts from (Kumar et al. 2022).
+    the training starts from (Kumar et al. 2022). With `every_view` an epoch has every image in all
+    views of its phase; otherwise in one of them, by the shares.
     """
 
     model_config = STRICT
@@ -96,6 +114,8 @@ class NetworkConfig(TrainingPlan):
     maps: Annotated[Maps, _mapping_of("layer")] | None = None
     batch_norm: Literal["trained", "frozen"] = "trained"
     pretrain: Annotated[Pretraining, _mapping_of("name")] | None = None
+    every_view: Literal[True] | None = None
+    neural_augmentation: Annotated[NeuralAugmentation, _mapping_of("loss")] | None = None
     head: HeadSpec = HeadSpec(hidden=[])
     init_head: str | None = Field(default=None, min_length=1)
     precision: Literal["f32", "bf16"] = "f32"
@@ -126,7 +146,21 @@ class NetworkConfig(TrainingPlan):
             raise ValueError("batch_size: batch norm needs at least 2; or write batch_norm: frozen")
         if self.maps is not None and self.first_layer is None:
             raise ValueError("maps: the layers to train must be named: trainable: {from: LAYER}")
+        if self.every_view and any(
+            phase.ramp_to is not None or len(set(phase.views.values())) > 1 for phase in self.phases
+        ):
+            raise ValueError("every_view: all views have the same share; list them without shares")
+        if self.neural_augmentation is not None and (
+            self.mixup or self.pretrain or self.trainable != "all"
+        ):
+            raise ValueError(
+                "neural_augmentation: can't be joined with mixup, pretrain or a frozen part"
+            )
         return self
+
+    def pictures_per_epoch(self, rows: int) -> list[int]:
+        """The number of pictures that each epoch shows, for this number of training images."""
+        return [rows * (len(p.phase.views) if self.every_view else 1) for p in self.plan()]
 
     @property
     def first_layer(self) -> str | None:

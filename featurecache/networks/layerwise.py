@@ -30,10 +30,10 @@ def ends_of_layers(network: TrainableNetwork) -> list[int]:
     return ends
 
 
-def trained_in_epoch(config: NetworkConfig, ends: Sequence[int], epoch: int) -> int:
-    """How many of the parameters are trained in an `epoch`, from 1."""
+def trained_in_epoch(config: NetworkConfig, ends: Sequence[int], epoch: int) -> int | None:
+    """How many of the parameters are trained in an `epoch`, from 1; None for all of them."""
     if config.pretrain is None:
-        return ends[-1]
+        return None
     layers = (epoch - 1) // config.pretrain.epochs + 1
     return ends[min(layers, len(ends)) - 1]
 

@@ -15,7 +15,8 @@ class TrainableNetwork(nn.Module):
 
     `trunk` (None if all is trained) maps normalized pictures to maps. It is frozen: it runs as in
     evaluation, without gradients, and is not needed for cached maps. `body` maps the trunk's maps
-    to vectors (B, D), `head` vectors to logits. `mean` and `std` normalize pictures.
+    to vectors (B, D), `head` vectors to logits. `mean` and `std` normalize pictures. `augmenter`
+    makes pictures for the training only.
     """
 
     def __init__(
@@ -26,10 +27,13 @@ class TrainableNetwork(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         has_frozen_norms: bool,
+        augmenter: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.trunk = None if trunk is None else trunk.requires_grad_(False)
         self.body, self.head = body.requires_grad_(), head.requires_grad_()
+        self.augmenter = augmenter
+        self._parts = ("body", "head") if augmenter is None else ("body", "head", "augmenter")
         self._has_frozen_norms = has_frozen_norms
         self._mean: torch.Tensor
         self._std: torch.Tensor
@@ -67,13 +71,13 @@ class TrainableNetwork(nn.Module):
         """The tensors that training changes, by name."""
         return {
             f"{part}.{name}": tensor
-            for part in ("body", "head")
+            for part in self._parts
             for name, tensor in getattr(self, part).state_dict().items()
         }
 
     def load_trained_state(self, state: dict[str, torch.Tensor]) -> None:
         """Copy the values of `trained_state`. Raises RuntimeError for other names or shapes."""
-        for part in ("body", "head"):
+        for part in self._parts:
             present = {
                 name.removeprefix(f"{part}."): tensor
                 for name, tensor in state.items()

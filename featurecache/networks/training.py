@@ -24,6 +24,7 @@ from featurecache.errors import FeatureCacheError
 from featurecache.json_files import fit
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.layerwise import ends_of_layers, trained_in_epoch
+from featurecache.networks.neural_augmentation import PairSampler, augment
 from featurecache.networks.trainable import TrainableNetwork
 from featurecache.text import one_line
 from featurecache.training import optimizers
@@ -41,7 +42,8 @@ Index = npt.NDArray[np.int64]
 State = dict[str, torch.Tensor]
 
 _FOLD = 1  # networks are trained on one fold
-_STEP = 4  # third component of a SeedSequence's key; the order of the rows has none
+# Third components of a SeedSequence's key; the order of the rows has none.
+_STEP, _PAIRS = 4, 5
 
 
 class Request(NamedTuple):
@@ -114,6 +116,10 @@ class _Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of an `epoch`; the sum of the losses, and the number of correct predictions."""
         x, mixed, alpha = self.network.inputs(batch), None, self.config.mixup
+        rows, neural = len(target), self.config.neural_augmentation
+        if neural is not None and self.network.augmenter is not None:
+            x, added_loss = augment(self.network.augmenter, neural, x, rows)
+            target = target.repeat(2)
         if alpha is not None:
             share = float(rng.beta(alpha, alpha))
             partners = torch.from_numpy(rng.permutation(len(x))).to(self.device)
@@ -124,7 +130,10 @@ class _Trainer:
         losses = cross_entropy(
             logits, target[None], smoothing=smoothing, weights=weights, mixed=mixed
         )
-        losses.mean().backward()  # type: ignore[no-untyped-call]
+        loss = losses.mean()
+        if neural is not None:
+            loss = neural.alpha * loss + neural.beta * added_loss
+        loss.backward()  # type: ignore[no-untyped-call]
         gradients = [_gradient(parameter) for parameter in self.parameters]
         count = trained_in_epoch(self.config, self.ends, epoch)
         moments = [tensors[:count] for tensors in self.moments]
@@ -137,7 +146,9 @@ class _Trainer:
                 moments,
                 self.counts[:count],
             )
-        return losses.detach().double().sum(), hits(logits, target[None]).sum()
+        # Pictures that were made for the step do not count.
+        right = hits(logits[..., :rows], target[None, :rows]).sum()
+        return losses[:, :rows].detach().double().sum(), right
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -279,8 +290,12 @@ def _order(config: NetworkConfig, train: Index, planned: Planned) -> tuple[Index
     """The rows of an epoch in order, and the view of each."""
     shares = planned.phase.shares(planned.in_phase)
     rng = epoch_rng(config.seed, _FOLD, planned.epoch)
-    positions = rng.permutation(len(train))
     names = list(shares)
+    if config.every_view:
+        positions = rng.permutation(len(train) * len(names))
+        views, rows = np.divmod(positions, len(train))
+        return train[rows], [names[index] for index in views]
+    positions = rng.permutation(len(train))
     drawn = mixture(shares, len(train), rng) if len(names) > 1 else np.zeros(len(train), np.int64)
     return train[positions], [names[index] for index in drawn[positions]]
 
@@ -288,10 +303,19 @@ def _order(config: NetworkConfig, train: Index, planned: Planned) -> tuple[Index
 def _requests(config: NetworkConfig, rows: TrainingRows, progress: _Progress) -> Iterator[Request]:
     """The minibatches of the rest of a training, in order: each epoch, then its validation."""
     steps_done = progress.steps
+    neural = config.neural_augmentation
+    sampler = None if neural is None else PairSampler(neural, rows.labels, rows.train)
     for planned in config.plan()[len(progress.rows) :]:
         order, views = _order(config, rows.train, planned)
-        for start, stop in batches(len(order), config.batch_size)[steps_done:]:
-            yield Request(order[start:stop], views[start:stop], planned.epoch)
+        spans = batches(len(order), config.batch_size)
+        for step in range(steps_done, len(spans)):
+            start, stop = spans[step]
+            wanted, names = order[start:stop], views[start:stop]
+            if sampler is not None:
+                rng = _step_rng(config.seed, planned.epoch, step, _PAIRS)
+                wanted = sampler.with_partners(wanted, rng)
+                names = names * (len(wanted) // len(names))
+            yield Request(wanted, names, planned.epoch)
         for block in _blocks(rows.val, config.batch_size):
             yield Request(block, [config.validation.view] * len(block), 1)
         steps_done = 0
@@ -349,8 +373,8 @@ def _settle(progress: _Progress) -> None:
     progress.loss, progress.right = float(progress.loss), int(progress.right)
 
 
-def _step_rng(seed: int, epoch: int, step: int) -> np.random.Generator:
-    key = (_FOLD, epoch, _STEP, step)
+def _step_rng(seed: int, epoch: int, step: int, purpose: int = _STEP) -> np.random.Generator:
+    key = (_FOLD, epoch, purpose, step)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 

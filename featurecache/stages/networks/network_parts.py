@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from featurecache import keys
+from featurecache.architectures.augnet import AugNet
 from featurecache.errors import BadInput
 from featurecache.features.cuts import layer_before, trunk_and_body
 from featurecache.features.initial_networks import InitialNetwork
@@ -71,11 +72,26 @@ def trainable_parts(
         trunk, body = initial.module, nn.Identity()
     preprocess = initial.preprocess
     network = TrainableNetwork(
-        trunk, body, head, preprocess.mean, preprocess.std, config.batch_norm == "frozen"
+        trunk,
+        body,
+        head,
+        preprocess.mean,
+        preprocess.std,
+        config.batch_norm == "frozen",
+        _augmenter(config),
     )
     check_epochs(config, network)
     # channels_last is faster on CPUs and GPUs.
     return network.to(memory_format=torch.channels_last)
+
+
+def _augmenter(config: NetworkConfig) -> AugNet | None:
+    """The network that makes pictures for the training, with weights by the seed."""
+    if config.neural_augmentation is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(epoch_rng(config.seed, 2, 0).integers(2**63)))
+        return AugNet()
 
 
 def check_layers(config: NetworkConfig, initial: InitialNetwork) -> None:

@@ -15,7 +15,13 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import load_backbone
 from featurecache.features.store import Cache
-from featurecache.features.trained_networks import TrainedNetwork, save_network, trained_network
+from featurecache.features.trained_networks import (
+    AUGMENTER,
+    TrainedNetwork,
+    save_network,
+    save_tensors,
+    trained_network,
+)
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import name_of, open_dataset
@@ -226,12 +232,13 @@ def train_network(
             )
         )
         train_rows, val_rows = folds[0]
-        total, done = wanted.epochs * len(train_rows), 0
+        pictures, done = wanted.pictures_per_epoch(len(train_rows)), 0
+        total = sum(pictures)
         text = "train-network"
 
         def on_epoch(row: EpochRow) -> None:
             nonlocal done, text
-            done, text = row["epoch"] * len(train_rows), f"train-network ({row['val_top1']:.4f})"
+            done, text = sum(pictures[: row["epoch"]]), f"train-network ({row['val_top1']:.4f})"
             progress(done, total, text)
 
         def on_images(count: int) -> None:
@@ -255,6 +262,8 @@ def train_network(
         # The results: the network, its head, its vectors of the validation images, the record.
         network.cpu()
         weights = digest_of_tensors(initial.module.eval())
+        if network.augmenter is not None:
+            save_tensors(run / AUGMENTER, network.augmenter)
         save_network(run, initial.module, described.model_copy(update={"weights": weights}))
         HeadNetworks(members=[head.eval()], classes=dataset.classes, spec=shape).save(run)
         TrainedItems.from_pairs(training.items, folds).save(run)
