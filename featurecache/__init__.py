@@ -28,6 +28,7 @@ _HOMES = {
     "evaluate": "stages.heads.evaluate",
     "export": "stages.cache.export",
     "featurize": "stages.cache.featurize",
+    "fit_generator": "stages.generators.fit_generator",
     "gc": "stages.cache.gc",
     "index": "stages.cache.index",
     "inspect": "stages.looking.inspect",

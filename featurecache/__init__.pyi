@@ -17,6 +17,7 @@ from featurecache.stages.cache.plan import plan as plan
 from featurecache.stages.cache.retry import retry as retry
 from featurecache.stages.cache.verify import verify as verify
 from featurecache.stages.cache.why import why as why
+from featurecache.stages.generators.fit_generator import fit_generator as fit_generator
 from featurecache.stages.heads.baselines import baselines as baselines
 from featurecache.stages.heads.ensemble import ensemble as ensemble
 from featurecache.stages.heads.evaluate import evaluate as evaluate

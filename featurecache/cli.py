@@ -15,7 +15,16 @@ from typing import Any
 import click
 
 from featurecache import __version__
-from featurecache.commands import cache, heads, looking, networks, recipes, study, terminal
+from featurecache.commands import (
+    cache,
+    generators,
+    heads,
+    looking,
+    networks,
+    recipes,
+    study,
+    terminal,
+)
 from featurecache.commands.spinner import spinner
 from featurecache.errors import FeatureCacheError, FeatureCacheWarning, is_out_of_memory
 from featurecache.storage.local import working_folder
@@ -45,6 +54,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Train and predict": (
         heads.train_head,
         networks.train_network,
+        generators.fit_generator,
         heads.predict,
         heads.submit,
     ),

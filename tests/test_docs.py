@@ -28,6 +28,7 @@ from featurecache.cli import cli
 from featurecache.features import shards
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.generators.configs import CONFIGS, read_config
 from featurecache.heads import defaults
 from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
@@ -110,6 +111,7 @@ RESULTS = {
     "featurecache evaluate": "heads.evaluate.Evaluation",
     "featurecache export": "cache.export.Exported",
     "featurecache featurize": "cache.featurize.Featurized",
+    "featurecache fit-generator": "generators.fit_generator.FittedGenerator",
     "featurecache inspect": "looking.inspect.Inspection",
     "featurecache plan": "cache.plan.Plan",
     "featurecache policies preview": "looking.policies.Sheet",
@@ -216,6 +218,20 @@ def test_examples_of_networks_are_configurations() -> None:
     assert len(examples) >= 3
     for example in examples:
         NetworkConfig.model_validate(yaml_files.plain_value(yaml.compose(example, yaml.SafeLoader)))
+
+
+def test_generators_page_has_every_key_and_no_other() -> None:
+    documented = first_cells(sections(text("docs/generators.md"))["Keys"])
+    used = {key for config in CONFIGS.values() for key in keys_of(config)}
+    assert sorted(set(documented)) == sorted(used)
+
+
+def test_examples_of_generators_are_configurations(tmp_path: Path) -> None:
+    examples = [e for e in blocks(text("docs/generators.md"), "yaml") if "steps:" in e]
+    assert examples
+    for example in examples:
+        (tmp_path / "generator.yaml").write_text(example)
+        read_config(tmp_path / "generator.yaml")
 
 
 def test_schedule_examples_are_schedules() -> None:

@@ -17,7 +17,7 @@ import torch
 
 from featurecache.errors import BadInput
 from featurecache.features.backbones import load_backbone
-from featurecache.features.weights import digest_of_tensors
+from featurecache.training.tensors import digest_of_tensors
 from tests.test_backbones import CLIENT, COMMIT, nobody, run_client
 
 __all__ = ["nobody"]  # a fixture

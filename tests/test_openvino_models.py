@@ -17,8 +17,8 @@ from featurecache.features import openvino_models
 from featurecache.features.backbones import Backbone, build_backbone, load_backbone
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.network_sources import module_source
-from featurecache.features.weights import digest_of_tensors
 from featurecache.storage import file_marks, memos
+from featurecache.training.tensors import digest_of_tensors
 
 pytest.importorskip("openvino", reason="not built for this platform")
 

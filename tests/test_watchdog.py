@@ -174,6 +174,8 @@ COMMANDS = {
                       "threads that read shards"),
     "train-network": Command("train-network DATA CACHE --config=net.yaml --out=runs/net "
                              "--device=cpu --workers=1", "a pool of workers, engines"),
+    "fit-generator": Command("fit-generator DATA CACHE --config=gen.yaml --out=runs/gen "
+                             "--device=cpu --workers=1", "a pool of workers"),
     "train-head": Command("train-head DATA CACHE --schedule=s.yaml --out=runs/new --device=cpu",
                           "threads that read shards"),
     "verify": Command("verify DATA CACHE --recompute=2 --engine=torch-cpu", "engines"),
@@ -200,6 +202,13 @@ views: none
 epochs: 1
 batch_size: 16
 validation: {split: val}
+"""
+GENERATOR_CONFIG = """
+generator: cyclegan
+style: cat
+image_size: 8
+channels: 2
+steps: 1
 """
 RECIPE = """
 steps:
@@ -231,6 +240,7 @@ def world(
         (tmp_path / "s.yaml").write_text(SCHEDULE)
         (tmp_path / "recipe.yaml").write_text(RECIPE)
         (tmp_path / "net.yaml").write_text(NETWORK_CONFIG)
+        (tmp_path / "gen.yaml").write_text(GENERATOR_CONFIG)
         return tmp_path
 
     return make

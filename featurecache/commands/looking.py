@@ -163,7 +163,11 @@ def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
     if as_json:
         return printing.print_json(rows)
     readable = [row for row in rows if row.error is None]
-    has_unfinished = any(row.top1 is None for row in readable)
+
+    def is_unfinished(row: Any) -> bool:  # a generator has no top-1
+        return row.top1 is None and row.seconds is None
+
+    has_unfinished = any(is_unfinished(row) for row in readable)
     table = [
         {
             "run": row.run,
@@ -174,7 +178,7 @@ def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
             "backbone": " + ".join(row.backbone),
             "views": " + ".join(row.views),
             "started": terminal.minute(row.started),
-            **({"": "" if row.top1 is not None else "unfinished"} if has_unfinished else {}),
+            **({"": "unfinished" if is_unfinished(row) else ""} if has_unfinished else {}),
         }
         for row in readable
     ]

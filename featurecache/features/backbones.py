@@ -21,8 +21,9 @@ from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
 from featurecache.features.settings import LoadSetting
 from featurecache.features.timm_models import HUB, TimmModel, find_model
 from featurecache.features.trained_networks import trained_network, weights_file
-from featurecache.features.weights import check_weights, digest_of_tensors, load_weights
+from featurecache.features.weights import load_weights
 from featurecache.text import one_line
+from featurecache.training.tensors import check_weights, digest_of_tensors
 
 if TYPE_CHECKING:
     import torch

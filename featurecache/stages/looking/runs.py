@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import BadInput, CannotRead, DamagedRun, UnknownName
-from featurecache.runs.record import RunRecord, read_record, schedule_of
+from featurecache.runs.generator_records import GeneratorRecord, read_run_file
+from featurecache.runs.record import RunRecord, schedule_of
 from featurecache.runs.run_names import RUNS, run_folders
 from featurecache.runs.run_names import find_run as find_run  # for the commands
 
@@ -17,7 +18,8 @@ from featurecache.runs.run_names import find_run as find_run  # for the commands
 class RunRow:
     """A run: the validation results of its saved head, and what it was trained on.
 
-    `top1`, `loss` and `epoch` are null until the training is finished. `validation` is a split, a
+    `top1`, `loss` and `epoch` are null until the training is finished, and for a generator, whose
+    architecture is the `backbone`. `validation` is a split, a
     fraction or a number of folds: top-1 of runs that were validated on different images can't be
     compared. `error` says why a record can't be read; everything else is then null or empty.
     """
@@ -68,7 +70,9 @@ def list_runs(folder: str | Path = RUNS, *, sort: str = "top1") -> list[RunRow]:
 
 def _row(path: Path) -> RunRow:
     try:
-        record = read_record(path)
+        record = read_run_file(path)
+        if isinstance(record, GeneratorRecord):
+            return _generator_row(path, record)
         validation = _validation(record)
     except (DamagedRun, CannotRead) as error:
         return RunRow(run=str(path), backbone=[], views=[], error=str(error))
@@ -83,6 +87,21 @@ def _row(path: Path) -> RunRow:
         if record.network is None
         else [str(record.network["network"]["name"])],
         views=list(record.spaces) if record.network is None else schedule_of(record).views(),
+        rows=record.data.get("rows"),
+        classes=len(record.classes),
+        data=str(record.data.get("given", "")),
+        started=record.started,
+        seconds=record.seconds,
+    )
+
+
+def _generator_row(path: Path, record: GeneratorRecord) -> RunRow:
+    folds = record.generator.get("validation", {}).get("folds")
+    return RunRow(
+        run=str(path),
+        validation=f"{folds} folds" if folds else "",
+        backbone=[str(record.generator["generator"])],
+        views=[],
         rows=record.data.get("rows"),
         classes=len(record.classes),
         data=str(record.data.get("given", "")),

@@ -115,7 +115,6 @@ def train_network(
 
     # The network, its head, and the part of it that is trained.
     from featurecache.features.initial_networks import initial_network
-    from featurecache.features.weights import digest_of_tensors
     from featurecache.heads.head_networks import HeadNetworks
     from featurecache.networks.training import TrainingRows
     from featurecache.networks.training import train_network as train
@@ -125,6 +124,7 @@ def train_network(
         trainable_parts,
     )
     from featurecache.training.devices import device_of
+    from featurecache.training.tensors import digest_of_tensors
 
     spec = wanted.network
     initial = initial_network(

@@ -1,0 +1,1 @@
+"""Stages that fit generators and use them."""

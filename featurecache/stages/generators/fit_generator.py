@@ -1,0 +1,328 @@
+"""Fit a generator of training data; a killed training resumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+import yaml
+
+from featurecache import keys, versions
+from featurecache.errors import BadInput, UnknownName, nearest
+from featurecache.executors.pool import checked_workers
+from featurecache.generators.configs import CycleGanConfig, GeneratorConfig, read_config
+from featurecache.generators.trained_generators import (
+    DESCRIPTION,
+    TrainedGenerator,
+    save_generator,
+)
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.trained_items import TrainedItems
+from featurecache.images.datasets import Dataset, name_of, open_dataset
+from featurecache.images.samples import Sample, items_of, sources_of
+from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
+from featurecache.runs.generator_images import load_images
+from featurecache.runs.generator_records import GeneratorRecord, read_generator_record
+from featurecache.runs.record import STARTED, finished, make_folder, write_run
+from featurecache.runs.sources import source_fields
+from featurecache.runs.training_pictures import ImageItem
+from featurecache.stages.heads.predict import image_files
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
+from featurecache.stages.heads.train_head import DEVICES, claimed_run
+from featurecache.storage import durable
+from featurecache.text import counted
+
+Pairs = list[tuple[np.ndarray, np.ndarray]]  # the fitted and the held-out rows of each fold
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedGenerator:
+    """A run folder, what its generator maps, and the last losses of each fold by name. With folds,
+    `folders` are the generators of the folds; else the run folder itself."""
+
+    run: str
+    kind: str
+    folders: list[str]
+    losses: list[dict[str, float]]
+    notes: list[str]  # what was left out of the training
+
+
+def fit_generator(
+    config: str | Path,
+    *,
+    out: str | Path | None = None,
+    runs: str | Path = "runs",
+    seed: int | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    **options: Unpack[SharedOptions],
+) -> FittedGenerator:
+    """Fit the generator that a YAML file describes on the training images (docs/generators.md).
+
+    The run folder is `out`, or a folder in `runs` named after the file and a hash of the training's
+    inputs: the same training is never done twice, and a killed one resumes to the same weights.
+    With `validation: {folds: K}` there is one generator per fold, in folders of the run. Raises
+    BadInput before the first step if anything that the file names is missing, FeatureCacheError if
+    a loss is no longer finite.
+    """
+    data, cache, progress = resolve_options(options, "fit_generator")
+    if device not in DEVICES:
+        raise UnknownName("device", device, DEVICES)
+    workers = checked_workers(workers)
+    path = Path(config)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; see docs/generators.md for a configuration")
+    wanted = read_config(path)
+    if seed is not None:
+        wanted = wanted.model_copy(update={"seed": seed})
+
+    # The images: those of the chosen classes, and those of a style.
+    dataset = open_dataset(data)
+    style = wanted.style if isinstance(wanted, CycleGanConfig) else None
+    classes = _classes(wanted, dataset, path, style)
+    rows = labelled_rows(dataset, ["train"], progress)
+    rows, notes, _ = training_rows(dataset, ["train"], rows, [], progress)
+    labels = {dataset.classes.index(name): number for number, name in enumerate(classes)}
+    style_images = [] if style is None else _style_images(style, dataset, rows, path)
+    rows = [row for row in rows if row.label in labels]
+    samples = {sample.id: sample for sample in dataset.split("train")}
+    images = [(samples[row.id], row.item) for row in rows]
+    pictures, bad = load_images(images, wanted.image_size, workers, progress)
+    notes += [f"{rows[number].id}: {reason}" for number, reason in bad.items()]
+    good = [number for number in range(len(rows)) if number not in bad]
+    pictures, rows = pictures[good], [rows[number] for number in good]
+    style_pictures = None
+    if style is not None:
+        style_pictures, bad = load_images(style_images, wanted.image_size, workers, progress)
+        style_pictures = np.delete(style_pictures, list(bad), axis=0)
+        style_images = [image for number, image in enumerate(style_images) if number not in bad]
+        if not style_images:
+            raise BadInput(f"{path}: style: none of the images of {style} can be decoded")
+    pairs = _pairs(wanted, rows, classes, labels)
+    _check_counts(wanted, rows, pairs, classes, labels, path)
+
+    # The run folder: a finished training is not repeated.
+    effective = wanted.model_dump(mode="json", exclude_none=True)
+    style_items = sorted(item.hex() for _, item in style_images)
+    identity = keys.digest(
+        {
+            "config": {name: value for name, value in effective.items() if name != "style"},
+            "classes": classes,
+            "rows": rows_digest(rows),
+            "style": style_items,
+            "decode": keys.DECODE_RULE,
+        }
+    )
+    run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
+    done = finished(run, identity, read_generator_record)
+    if done is not None:
+        return _result(run, done)
+    items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
+    seen = [
+        TrainedItems.from_pairs(*_with_style(items, pair, [item for _, item in style_images]))
+        for pair in pairs
+    ]
+    roots = [_root(fitted) for fitted in seen]
+    began = time.time()
+    record = GeneratorRecord(
+        identity=identity,
+        generator=effective,
+        kind=wanted.kind,
+        classes=classes,
+        words={name: word for name, word in dataset.words.items() if name in classes},
+        rows=rows_digest(rows),
+        data={
+            "given": name_of(data),
+            "layout": dataset.layout,
+            "rows": len(rows),
+            "train_items": roots if wanted.validation else roots[0],
+        },
+        versions=versions.installed_versions("featurecache", "torch", "numpy"),
+        started=time.strftime(STARTED, time.gmtime(began)),
+        notes=notes,
+        steps=wanted.steps,
+    )
+    make_folder(run)
+    record.data |= source_fields(dataset, cache, run)
+    with claimed_run(run, lambda why: progress(0, 1, f"fit-generator ({why})")):
+        done = finished(run, identity, read_generator_record)  # by the process that held the lock
+        if done is not None:
+            return _result(run, done)
+        write_run(run, record)
+        durable.replace(run / "config.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
+
+        # The training itself, fold by fold. torch is imported after every check.
+        from featurecache.generators.generator import FittedImages
+        from featurecache.generators.training import CHECKPOINT, read_curves, write_curves
+        from featurecache.generators.training import fit_generator as fit
+        from featurecache.training.devices import device_of
+        from featurecache.training.tensors import digest_of_tensors
+
+        folders = _folders(run, len(pairs) if wanted.validation else 0)
+        total = wanted.steps * len(folders)
+        for number, folder in enumerate(folders):
+            folder.mkdir(exist_ok=True)
+            if (folder / DESCRIPTION).exists():  # finished before the training was killed
+                continue
+            chosen = pairs[number][0]
+
+            def on_step(step: int, before: int = number * wanted.steps) -> None:
+                progress(before + step, total, "fit-generator")
+
+            generator = fit(
+                wanted,
+                FittedImages(
+                    pictures=pictures[chosen],
+                    labels=np.array([labels[rows[row].label] for row in chosen], np.int64),
+                    items=items[chosen],
+                    classes=classes,
+                    style=style_pictures,
+                ),
+                folder,
+                keys.digest([identity, number]),
+                device_of(device),
+                fold=number + 1 if wanted.validation else 0,
+                on_step=on_step,
+            )
+            network = generator.network.cpu()
+            seen[number].save(folder)
+            described = TrainedGenerator(
+                kind=wanted.kind,
+                generator=wanted.generator,
+                parameters=wanted.network(),
+                image_size=wanted.image_size,
+                classes=classes,
+                weights=digest_of_tensors(network),
+                items=roots[number],
+            )
+            save_generator(folder, network, described)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        curves = [read_curves(folder) for folder in folders]
+        if wanted.validation:
+            write_curves(run, [row for fold in curves for row in fold])
+        record.losses = [
+            {name: value for name, value in fold[-1].items() if name not in ("fold", "step")}
+            for fold in curves
+        ]
+        record.seconds = round(time.time() - began, 3)
+        write_run(run, record)
+    return _result(run, record)
+
+
+def _classes(config: GeneratorConfig, dataset: Dataset, path: Path, style: str | None) -> list[str]:
+    """The classes to fit on, in the dataset's order: all but that of the style, or those named."""
+    for name in config.classes or ():
+        if name not in dataset.classes:
+            raise UnknownName("class", name, dataset.classes, where=f"{path}: classes")
+    chosen = config.classes or [name for name in dataset.classes if name != style]
+    return [name for name in dataset.classes if name in chosen]
+
+
+def _style_images(
+    style: str, dataset: Dataset, rows: Sequence[LabelledRow], path: Path
+) -> list[ImageItem]:
+    """The training images of a class of the dataset, or the images below a folder."""
+    if style in dataset.classes:
+        samples = {sample.id: sample for sample in dataset.split("train")}
+        label = dataset.classes.index(style)
+        images = [(samples[row.id], row.item) for row in rows if row.label == label]
+        if not images:
+            raise BadInput(f"{path}: style: class {style} has no training images")
+        return images
+    if not Path(style).is_dir():
+        raise BadInput(
+            f"{path}: style: {style} is neither a folder of images nor a class of the dataset; "
+            f"{nearest(style, dataset.classes)}"
+        )
+    try:
+        files = image_files([style])
+    except BadInput as error:
+        raise BadInput(f"{path}: style: {error}") from error
+    samples_of_style = [Sample(file, None, "style", Path(file)) for file in files]
+    items, unreadable = items_of(samples_of_style)
+    if unreadable:
+        name, reason = next(iter(unreadable.items()))
+        raise BadInput(f"{path}: style: {name} can't be read ({reason})")
+    return [(sample, item) for item, sample in sources_of(samples_of_style, items).items()]
+
+
+def _pairs(
+    config: GeneratorConfig,
+    rows: Sequence[LabelledRow],
+    classes: Sequence[str],
+    labels: dict[int, int],
+) -> Pairs:
+    """The fitted and the held-out rows of each fold; without folds all rows are fitted."""
+    if config.validation is None:
+        return [(np.arange(len(rows)), np.arange(0))]
+    from featurecache.heads.splits import split_items  # scikit-learn
+
+    schedule = Schedule.model_validate(
+        {
+            "backbone": "none",
+            "seed": config.seed,
+            "validation": {"folds": config.validation.folds},
+            "phases": [{"views": "none", "epochs": 1}],
+        }
+    )
+    items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
+    numbers = np.array([labels[row.label] for row in rows], np.int64)
+    return split_items(items, numbers, schedule, classes, [row.group for row in rows])
+
+
+def _check_counts(
+    config: GeneratorConfig,
+    rows: Sequence[LabelledRow],
+    pairs: Pairs,
+    classes: Sequence[str],
+    labels: dict[int, int],
+    path: Path,
+) -> None:
+    """Raise BadInput for a class with too few images to fit on."""
+    numbers = np.array([labels[row.label] for row in rows], np.int64)
+    counts = np.min([np.bincount(numbers[fit], minlength=len(classes)) for fit, _ in pairs], axis=0)
+    for name, count in zip(classes, counts.tolist(), strict=True):
+        if count < config.min_images:
+            raise BadInput(
+                f"{path}: class {name!r} has {counted(count, 'image')} to fit on, and "
+                f"{config.generator} needs {config.min_images}; add images, or name the other "
+                "classes under `classes`"
+            )
+
+
+def _with_style(
+    items: np.ndarray, pair: tuple[np.ndarray, np.ndarray], style: Sequence[bytes]
+) -> tuple[np.ndarray, Pairs]:
+    """The items of all rows and of the style, and the pair with the images of the style among
+    those that are fitted. An image on both sides is fitted."""
+    extra = np.frombuffer(b"".join(style), np.uint8).reshape(-1, 32)
+    numbers = np.arange(len(items), len(items) + len(extra))
+    fitted, held_out = pair
+    known = set(style)
+    apart = [row for row in held_out.tolist() if items[row].tobytes() not in known]
+    both = np.concatenate([items, extra])
+    return both, [(np.concatenate([fitted, numbers]), np.array(apart, np.int64))]
+
+
+def _root(seen: TrainedItems) -> str:
+    """The root hash of the images that a generator was fitted on: of their items, sorted."""
+    return keys.digest(sorted(row.tobytes().hex() for row in seen.items[seen.folds == 0]))
+
+
+def _folders(run: Path, folds: int) -> list[Path]:
+    return [run / f"fold_{number}" for number in range(1, folds + 1)] or [run]
+
+
+def _result(run: Path, record: GeneratorRecord) -> FittedGenerator:
+    folds = record.generator.get("validation", {}).get("folds", 0)
+    return FittedGenerator(
+        run=str(run),
+        kind=record.kind,
+        folders=[str(folder) for folder in _folders(run, folds)],
+        losses=record.losses or [],
+        notes=record.notes,
+    )

@@ -1,0 +1,277 @@
+"""Fitting of generators: configurations, the loop, the run folder, and files that are refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import featurecache
+from featurecache.errors import BadInput, DamagedRun, FeatureCacheError, UnknownName
+from featurecache.generators import training
+from featurecache.generators.configs import CONFIGS, read_config
+from featurecache.generators.generator import FittedImages, batch, pictures_of
+from featurecache.generators.trained_generators import load_generator, read_generator
+from featurecache.heads.trained_items import TrainedItems
+from featurecache.storage import durable
+from featurecache.training import checkpoints
+from featurecache.training.tensors import digest_of_tensors
+
+# The smallest configuration of each architecture, for 12 images of two classes.
+SMALL: dict[str, dict[str, Any]] = {
+    "cyclegan": {"style": "owl", "channels": 2, "blocks": 1, "batch_size": 2, "steps": 12},
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _single_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other in so small networks
+    yield
+    torch.set_num_threads(threads)
+
+
+def images() -> FittedImages:
+    rng = np.random.default_rng(0)
+    return FittedImages(
+        pictures=rng.integers(0, 255, (12, 8, 8, 3), np.uint8),
+        labels=np.arange(12) % 2,
+        items=rng.integers(0, 255, (12, 32), np.uint8),
+        classes=["cat", "dog"],
+        style=rng.integers(0, 99, (3, 8, 8, 3), np.uint8),
+    )
+
+
+def config(name: str, **changed: Any) -> Any:
+    return CONFIGS[name].model_validate(
+        {"generator": name, "image_size": 8} | SMALL[name] | changed
+    )
+
+
+def write_config(path: Path, name: str = "cyclegan", **changed: Any) -> Path:
+    content = {"generator": name, "image_size": 8} | SMALL[name] | changed
+    path.write_text(json.dumps(content))
+    return path
+
+
+# ---- configurations ----
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("steps: 3", "generator: name one of"),
+        ("generator: cycle", "nearest: cyclegan"),
+        ("generator: cyclegan\nsteps: 3", "style: Field required"),
+        ("generator: cyclegan\nstyle: a\nsteps: 3\nchannel: 3", "nearest: channels"),
+        ("generator: cyclegan\nstyle: a\nsteps: 3\nimage_size: 30", "a multiple of 4"),
+        ("generator: cyclegan\nstyle: a\nsteps: 3\nvalidation: {split: val}", "split: no such"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "gen.yaml").write_text(text)
+    with pytest.raises(BadInput, match=reason):
+        read_config(tmp_path / "gen.yaml")
+
+
+# ---- the loop, for every architecture ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_training_that_was_killed_at_any_step_ends_with_the_same_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(name)
+
+    def fit(folder: Path, **keywords: Any) -> str:
+        folder.mkdir(exist_ok=True)
+        made = training.fit_generator(wanted, images(), folder, "identity", CPU, **keywords)
+        return digest_of_tensors(made.modules)
+
+    expected = fit(tmp_path / "whole")
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "_SHARE", 0)
+    monkeypatch.setattr(durable, "replace", Path.write_bytes)  # without waiting for the disk
+    for moment in range(1, 11):
+        calls = itertools.count()
+
+        def stop(_: int, calls: Iterator[int] = calls, moment: int = moment) -> None:
+            if next(calls) == moment:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / str(moment)
+        with pytest.raises(KeyboardInterrupt):
+            fit(folder, on_step=stop)
+        torch.rand(moment)  # torch's own generator does not matter
+        assert fit(folder) == expected
+        assert training.read_curves(folder) == training.read_curves(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    with pytest.raises(FeatureCacheError, match="no longer finite; lower lr"):
+        training.fit_generator(config("cyclegan", lr=1e30), images(), tmp_path, "identity", CPU)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_saved_network_is_the_one_that_a_description_builds(name: str) -> None:
+    from featurecache.generators.architectures import ARCHITECTURES
+
+    wanted = config(name)
+    torch.manual_seed(0)
+    network = ARCHITECTURES[name](wanted, images()).network
+    other = ARCHITECTURES[name].build(wanted.network(), wanted.image_size, 2)
+    assert network.state_dict().keys() == other.state_dict().keys()
+    if wanted.kind == "transform":
+        pictures = images().pictures
+        assert pictures_of(batch(pictures, CPU)).tolist() == pictures.tolist()
+        assert network(batch(pictures, CPU)).shape == (12, 3, 8, 8)
+
+
+# ---- the command ----
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
+    """A run of cyclegan on cats and dogs, with owls as the style. Not to be changed."""
+    folder = tmp_path_factory.mktemp("fitted")
+    path = write_config(folder / "gen.yaml")
+    featurecache.fit_generator(path, data=small_data, out=folder / "run", device="cpu", workers=0)
+    return folder / "run"
+
+
+def test_the_run_says_what_it_was_fitted_on(fitted: Path, small_data: Path) -> None:
+    record = json.loads((fitted / "run.json").read_text())
+    described, seen = read_generator(fitted), TrainedItems.load(fitted)
+    assert seen is not None and len(seen.items) == 36 and not seen.folds.any()  # the style too
+    assert record["data"]["train_items"] == described.items
+    assert (described.kind, described.classes) == ("transform", ["cat", "dog"])
+    assert [row["step"] for row in training.read_curves(fitted)] == list(range(1, 13))
+    assert digest_of_tensors(load_generator(fitted)) == described.weights
+    assert not (fitted / "generator.checkpoint").exists()
+    # The same training is not done twice, and another one does not replace it.
+    path = write_config(fitted.parent / "same.yaml", seed=0)
+    before = (fitted / "generator.safetensors").stat().st_mtime_ns
+    result = featurecache.fit_generator(path, data=small_data, out=fitted, workers=0)
+    assert (fitted / "generator.safetensors").stat().st_mtime_ns == before
+    assert result.folders == [str(fitted)] and result.losses[0]["cycle"] > 0
+    with pytest.raises(BadInput, match="choose another --out"):
+        featurecache.fit_generator(path, data=small_data, out=fitted, workers=0, seed=1)
+
+
+def test_runs_lists_a_generator_and_commands_on_heads_refuse_it(fitted: Path) -> None:
+    (row,) = featurecache.list_runs(fitted.parent)
+    assert (row.backbone, row.rows, row.error) == (["cyclegan"], 24, None)
+    with pytest.raises(BadInput, match="a run of fit-generator, which has no head"):
+        featurecache.evaluate(fitted)
+
+
+@pytest.mark.slow
+def test_folds_are_those_of_a_head_and_each_generator_lacks_its_own(
+    small_data: Path, small_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    style = tmp_path / "style"
+    style.mkdir()
+    (style / "a.png").write_bytes((small_data / "val/owl/000.png").read_bytes())
+    path = write_config(tmp_path / "gen.yaml", style=str(style), steps=1, validation={"folds": 3})
+    result = featurecache.fit_generator(path, data=small_data, out=tmp_path / "run", workers=0)
+    assert [Path(folder).name for folder in result.folders] == ["fold_1", "fold_2", "fold_3"]
+    head = TrainedItems.load(small_runs["folds"])
+    assert head is not None
+    for number, folder in enumerate(result.folders, 1):
+        seen = TrainedItems.load(Path(folder))
+        assert seen is not None
+        held_out = seen.items[seen.folds > 0].tobytes()
+        assert held_out == head.items[head.folds == number].tobytes()
+        assert (
+            read_generator(folder).items
+            == json.loads((tmp_path / "run/run.json").read_text())["data"]["train_items"][
+                number - 1
+            ]
+        )
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"style": "nowhere"}, "neither a folder of images nor a class of the dataset"),
+        ({"style": "EMPTY"}, "a folder without images"),
+        ({"classes": ["cat", "dgo"]}, "nearest: dog"),
+        ({"validation": {"folds": 13}}, "this validation needs at least 13"),
+    ],
+)
+def test_bad_input_is_one_line_before_work(
+    changed: dict[str, Any], reason: str, small_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    changed = {k: str(tmp_path / "empty") if v == "EMPTY" else v for k, v in changed.items()}
+    path = write_config(tmp_path / "gen.yaml", **changed)
+    with pytest.raises((BadInput, UnknownName), match=reason) as error:
+        featurecache.fit_generator(path, data=small_data, out=tmp_path / "run", workers=0)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_class_with_too_few_images_is_refused(tmp_path: Path, write_dataset: Any) -> None:
+    data = write_dataset(tmp_path / "data", {"train/cat": 3, "train/dog": 1, "train/owl": 2})
+    path = write_config(tmp_path / "gen.yaml")
+    with pytest.raises(BadInput, match="class 'dog' has 1 image to fit on, and cyclegan needs 2"):
+        featurecache.fit_generator(path, data=data, out=tmp_path / "run", workers=0)
+
+
+# ---- files that are refused ----
+
+
+def _changed(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]:
+    name = next(iter(tensors))
+    if how == "missing":
+        return {key: tensor for key, tensor in tensors.items() if key != name}
+    if how == "shape":
+        return tensors | {name: tensors[name][:1].clone()}
+    if how == "dtype":
+        return tensors | {name: tensors[name].half()}
+    return tensors | {name: tensors[name] * float("nan")}
+
+
+@pytest.mark.parametrize("how", ["missing", "shape", "dtype", "nan", "bytes", "pickle"])
+def test_a_hostile_weights_file_is_refused(how: str, fitted: Path, tmp_path: Path) -> None:
+    for name in ("generator.json", "generator.safetensors"):
+        (tmp_path / name).write_bytes((fitted / name).read_bytes())
+    path = tmp_path / "generator.safetensors"
+    if how == "bytes":
+        path.write_bytes(b"\xff" * 64)
+    elif how == "pickle":
+        torch.save({"layers.0.weight": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(safetensors.torch.save(_changed(safetensors.torch.load_file(path), how)))
+    with pytest.raises(DamagedRun, match=r"generator\.safetensors: not "):
+        load_generator(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kind": "sampler"}, {"generator": "none"}, {"parameters": {}}, {"image_size": 1 << 20},
+        {"parameters": {"channels": 1 << 30, "blocks": 1}}, {"parameters": {"channels": "2"}},
+        {"weights": "0"}, {"classes": []}, {"format": 2},
+    ],
+)  # fmt: skip
+def test_a_hostile_description_is_refused(
+    changed: dict[str, Any], fitted: Path, tmp_path: Path
+) -> None:
+    content = json.loads((fitted / "generator.json").read_text()) | changed
+    (tmp_path / "generator.json").write_text(json.dumps(content))
+    with pytest.raises(DamagedRun, match=r"generator\.json: "):
+        read_generator(tmp_path)
+
+
+def test_another_folder_is_not_a_generator(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"not a generator \(no generator.json in it\)"):
+        load_generator(tmp_path)
