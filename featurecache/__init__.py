@@ -48,6 +48,7 @@ _HOMES = {
     "study_filters": "stages.studies.filters",
     "study_neighbours": "stages.studies.neighbours",
     "study_pca": "stages.studies.pca",
+    "study_realism": "stages.studies.realism",
     "study_saliency": "stages.studies.saliency",
     "study_tsne": "stages.studies.tsne",
     "submit": "stages.heads.submit",

@@ -40,6 +40,7 @@ from featurecache.stages.studies.drift import study_drift as study_drift
 from featurecache.stages.studies.filters import study_filters as study_filters
 from featurecache.stages.studies.neighbours import study_neighbours as study_neighbours
 from featurecache.stages.studies.pca import study_pca as study_pca
+from featurecache.stages.studies.realism import study_realism as study_realism
 from featurecache.stages.studies.saliency import study_saliency as study_saliency
 from featurecache.stages.studies.tsne import study_tsne as study_tsne
 

@@ -119,6 +119,7 @@ RESULTS = {
     "featurecache study drift": "studies.study_files.Study",
     "featurecache study neighbours": "studies.study_files.Study",
     "featurecache study pca": "studies.study_files.Study",
+    "featurecache study realism": "studies.study_files.Study",
     "featurecache study tsne": "studies.study_files.Study",
     "featurecache study filters": "studies.filters.Filters",
     "featurecache study saliency": "studies.saliency.Saliency",

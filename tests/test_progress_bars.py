@@ -16,7 +16,8 @@ from featurecache.executors.progress_bars import ProgressOption, resolve_progres
 LONG = {
     "augment", "baselines", "diff", "ensemble", "evaluate", "export", "featurize", "gc", "index",
     "inspect", "plan", "predict", "quickstart", "report", "retry", "run", "study_drift",
-    "study_neighbours", "study_pca", "study_saliency", "study_tsne", "submit", "train_head",
+    "study_neighbours", "study_pca", "study_realism", "study_saliency", "study_tsne", "submit",
+    "train_head",
     "vectors", "verify", "worth",
 }  # fmt: skip
 

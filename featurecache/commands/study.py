@@ -117,6 +117,40 @@ def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 
 @study.command()
+@click.argument("target")
+@BACKBONE
+@click.option(
+    "--reference",
+    default="none",
+    show_default=True,
+    metavar="NAME_N",
+    help="The view of the real images to compare with.",
+)
+@options("data", "cache")
+@SPLIT
+@click.option(
+    "--images", type=int, default=5000, show_default=True, help="Maximum number of images per set."
+)
+@click.option(
+    "--neighbours",
+    type=int,
+    default=5,
+    show_default=True,
+    help="Number of nearest neighbours that the ball around a vector contains.",
+)
+@OUT
+@options("seed", *CACHED, "json", "quiet", "debug")
+def realism(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Measure how realistic a view or generated images are.
+
+    The images of a view, or of a dataset of generated images, are compared with real ones.
+    """
+    from featurecache.stages.studies.realism import study_realism
+
+    _print(study_realism(**arguments, progress=open_progress(quiet)), as_json)
+
+
+@study.command()
 @click.argument("image")
 @BACKBONE
 @options("data", "cache")

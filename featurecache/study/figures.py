@@ -33,6 +33,7 @@ COLOURS = (  # of classes and runs
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D")  # of the first ten classes, the next ten, …
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
+Strip = tuple[str, Sequence[tuple[Pixels, Pixels, str]]]  # title; picture, the one below, caption
 PART_NAMES = {"train": "training", "val": "validation"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and needs no embedded font
@@ -261,7 +262,7 @@ def scaled_points(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def drift(
     cosines: Mapping[str, npt.NDArray[np.float64]],
     agreement: Mapping[str, float],
-    strips: Sequence[tuple[str, Sequence[tuple[Pixels, Pixels, str]]]],
+    strips: Sequence[Strip],
 ) -> Figure:
     """The drift of views: cosines as boxes, agreement as bars, and the most changed pictures.
 
@@ -290,14 +291,54 @@ def drift(
         right.axvline(agreement["none"], color=ACCENT, linewidth=1.2)
         right.set(xlabel="neighbours agree (line: clean)", xlim=(0, 1))
         for part, (name, pairs) in zip(strip_parts, strips, strict=True):
-            part.suptitle(f"{label(name)}: lowest cosines", fontsize=8)
-            cells = part.subplots(2, max(10, len(pairs)), squeeze=False)
-            for cell in cells.flat:
-                cell.axis("off")
-            for column, (clean, augmented, caption) in enumerate(pairs):
-                cells[0, column].imshow(clean)
-                cells[1, column].imshow(augmented)
-                cells[0, column].set_title(caption, fontsize=7, pad=2)
+            _strip(part, f"{label(name)}: lowest cosines", pairs)
+    return figure
+
+
+def _strip(part: Any, title: str, pairs: Sequence[tuple[Pixels, Pixels, str]]) -> None:
+    """Draw pairs of pictures, one above the other."""
+    part.suptitle(title, fontsize=8)
+    cells = part.subplots(2, max(10, len(pairs)), squeeze=False)
+    for cell in cells.flat:
+        cell.axis("off")
+    for column, (upper, lower, caption) in enumerate(pairs):
+        cells[0, column].imshow(upper)
+        cells[1, column].imshow(lower)
+        cells[0, column].set_title(caption, fontsize=7, pad=2)
+
+
+def realism(
+    measures: Mapping[str, Mapping[str, tuple[float, float, float]]], strips: Sequence[Strip]
+) -> Figure:
+    """Measures of generated and of real images with their intervals, and strips of pictures.
+
+    `measures` has for each set of images (value, low, high) by name; `kid` and `distance` have
+    scales of their own. The pictures of a strip are (generated, nearest real one, caption).
+    """
+    from matplotlib.figure import Figure
+
+    scales = ("kid", "distance")
+    first = next(iter(measures.values()))
+    panels = [[name for name in first if name not in scales], *([name] for name in scales)]
+    with style():
+        figure = Figure(figsize=(7.6, 2.6 + 1.7 * len(strips)))
+        parts = figure.subfigures(
+            1 + len(strips), 1, height_ratios=[2.6, *[1.7] * len(strips)], squeeze=False
+        )[:, 0]
+        axes = parts[0].subplots(1, len(panels), width_ratios=(3, 1.5, 1.5))
+        for panel, names in zip(axes, panels, strict=True):
+            for number, (set_name, by_name) in enumerate(measures.items()):
+                values = np.array([by_name[name] for name in names])
+                panel.errorbar(
+                    values[:, 0], np.arange(len(names)) + 0.2 * number,
+                    xerr=np.abs(values[:, 1:] - values[:, :1]).T, fmt="o", markersize=4,
+                    color=(ACCENT, MUTED)[number], label=label(set_name),
+                )  # fmt: skip
+            panel.set_yticks(range(len(names)), names)
+            panel.set_ylim(len(names) - 0.4, -0.4)
+        axes[0].legend(fontsize=7.5)
+        for part, (title, pairs) in zip(parts[1:], strips, strict=True):
+            _strip(part, label(title, 60), pairs)
     return figure
 
 

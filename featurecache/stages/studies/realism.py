@@ -1,0 +1,302 @@
+"""How real views and generated datasets look to a frozen network, beside real images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+
+from featurecache.errors import BadInput
+from featurecache.features.store import Cache
+from featurecache.heads.baselines import ridge
+from featurecache.images.datasets import Dataset, DataSource, name_of, open_dataset
+from featurecache.images.policies import shipped
+from featurecache.images.view_names import ViewName
+from featurecache.images.views import View, find_view
+from featurecache.lookup.held_spaces import held_spaces
+from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows
+from featurecache.stages.studies.study_files import (
+    Study,
+    StudyInput,
+    StudySource,
+    cached_vectors,
+    pictures_of,
+    study_folder,
+    study_source,
+    unique_rows,
+    unread_notes,
+    write_study,
+)
+from featurecache.study import figures, realism
+from featurecache.study.realism import Measure
+from featurecache.study.sampling import evenly_spaced, spaced_indices
+
+MAX_TRAINING = 50_000  # images searched for copies: 250 MB at 1,280 numbers each
+MEASURES = ("kid", "precision", "recall", "density", "coverage", "distance", "copied", "label")
+MAX_SHOWN = 10  # pictures of a strip
+
+Measures = dict[str, Measure]
+
+
+def study_realism(
+    target: str | Dataset,
+    backbone: str = "",
+    *,
+    reference: str = "none",
+    split: str = "train",
+    images: int = 5000,
+    neighbours: int = 5,
+    seed: int = 0,
+    **keywords: Unpack[StudyInput],
+) -> Study:
+    """How realistic the images of a view, or of a dataset of generated images, are.
+
+    `target` is a view of the images of `data`, or a dataset with some of its classes. The images of
+    `split` are halved within each class: one half, seen through the view `reference`, is what the
+    images are compared with; the other is measured like them, to show what real images reach. A
+    view is measured on that other half. At most `images` of each set are used, evenly spaced.
+
+    The table has one row per measure: {measure, value, low, high, real, real_low, real_high}, with
+    intervals of 95%. `kid` is the kernel distance, `precision`, `recall`, `density` and `coverage`
+    compare neighbourhoods of `neighbours` images, `distance` is the distance to the nearest image
+    of the split, `copied` the share of images that are nearer to it than any other image of the
+    split is, and `label` the share that a head which was fitted on the reference images assigns to
+    their class. The CSV file has these for every class. Raises BadInput, NotCached.
+    """
+    source = study_source(keywords, StudyInput, "study_realism")
+    if not backbone:
+        raise BadInput("realism needs --backbone NAME; `featurecache ls` lists the cached ones")
+    if neighbours < 1 or images <= neighbours:
+        raise BadInput("realism needs at least 1 neighbour, and more images than neighbours")
+    dataset = open_dataset(source.data)
+    made = None if _is_view(target) else open_dataset(target)
+    name = str(target) if made is None else name_of(made)
+    real_rows = unique_rows(labelled_rows(dataset, [split], source.progress))
+    real_rows = evenly_spaced(real_rows, max(2 * images, MAX_TRAINING))
+    view = View(None)
+    cache = Cache(source.cache)
+    reference_view = find_view(reference, seed, cache.views)
+    if made is None:
+        view = find_view(name, seed, cache.views)
+        if view == reference_view:
+            raise BadInput(f"{name} is the reference itself; name another view or a dataset")
+        made_rows = real_rows
+    else:
+        made_rows = _rows_of(made, dataset, source)
+    folder = study_folder(source.out, "realism", source.data)
+
+    views = {reference_view.option_name: reference_view}
+    items = [row.item for row in real_rows]
+    space = held_spaces(cache, views, source.choice(backbone), items, source.data)
+    source = source.with_setting_of(space[reference_view.option_name])
+    real = _Images.read(real_rows, reference_view, backbone, source)
+    first, second = _halves(real.labels)
+    if made is None:
+        made_rows = [real.rows[index] for index in first]
+        generated = _Images.read(evenly_spaced(made_rows, images), view, backbone, source)
+    else:
+        made_source = StudySource(**{**vars(source), "data": made})
+        generated = _Images.read(evenly_spaced(made_rows, images), view, backbone, made_source)
+    source.progress(1, 3, "realism")
+
+    comparison = _Comparison(real=real, reference=second, k=neighbours, images=images)
+    index = {row.item: position for position, row in enumerate(real.rows)}
+    sources = np.array([index.get(row.item, -1) for row in generated.rows], np.int64)
+    measured = comparison.measured(generated, None if made is not None else sources)
+    source.progress(2, 3, "realism")
+    control_rows = first[spaced_indices(len(first), images)]
+    control = comparison.measured(real.part(control_rows), control_rows)
+    source.progress(3, 3, "realism")
+
+    table = [
+        {"measure": measure, **vars(measured.all[measure])}
+        | {f"real{suffix}": value for suffix, value in _suffixed(control.all[measure])}
+        for measure in MEASURES
+    ]
+    strips, unread = _strips(measured, generated, made or dataset, view, real, dataset)
+    notes = unread_notes(unread)
+    count = len(generated.rows)
+    files = write_study(
+        folder,
+        "realism",
+        f"Realism of {count:,} images of {name} under {backbone}",
+        figures.realism({name: _pairs(measured.all), "real images": _pairs(control.all)}, strips),
+        ["class", "measure", "n", "value", "low", "high", "real", "real_low", "real_high"],
+        [
+            [
+                dataset.classes[label],
+                measure,
+                measured.counts[label],
+                *_cells(row.get(measure)),
+                *_cells(control.classes.get(label, {}).get(measure)),
+            ]
+            for label, row in measured.classes.items()
+            for measure in MEASURES
+        ],
+        {str(row["measure"]): row["value"] for row in table} | {"table": table},
+    )
+    return Study(study="realism", files=files, n=count, table=table, notes=notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """N images with their labels (N,) and vectors (N, D)."""
+
+    rows: list[LabelledRow]
+    labels: np.ndarray
+    vectors: np.ndarray
+
+    @classmethod
+    def read(
+        cls, rows: Sequence[LabelledRow], view: View, backbone: str, source: StudySource
+    ) -> _Images:
+        """Those images that have a vector in the view. Raises NotCached."""
+        decoded, vectors = cached_vectors(rows, backbone, view, source)
+        return cls(rows=decoded, labels=np.array([row.label for row in decoded]), vectors=vectors)
+
+    def part(self, indices: np.ndarray) -> _Images:
+        rows = [self.rows[index] for index in indices]
+        return _Images(rows=rows, labels=self.labels[indices], vectors=self.vectors[indices])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """The measures of all images and of each class that has enough of them, by label; the number
+    of images of each label; and the nearest real images."""
+
+    all: Measures
+    classes: dict[int, Measures]
+    counts: np.ndarray
+    nearest: realism.Nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """What images are compared with: the `reference`, indices of real images."""
+
+    real: _Images
+    reference: np.ndarray
+    k: int
+    images: int
+
+    def measured(self, generated: _Images, sources: np.ndarray | None) -> _Measured:
+        """The measures of images; `sources` are the real images that they were made from."""
+        few = self.reference[spaced_indices(len(self.reference), self.images)]
+        reference = self.real.part(few)
+        for rows, what in ((generated.rows, "images"), (reference.rows, "reference images")):
+            if len(rows) <= self.k:
+                raise BadInput(f"{len(rows)} {what} are too few for {self.k} neighbours")
+        classes = int(max(self.real.labels.max(), generated.labels.max())) + 1
+        fitted = self.real.part(self.reference)
+        scores = ridge(fitted.vectors, fitted.labels, generated.vectors, classes).scores
+        nearest = realism.nearest_training(generated.vectors, self.real.vectors, sources)
+        per_image = {
+            "distance": nearest.distance,
+            "copied": nearest.is_copy.astype(np.float64),
+            "label": (scores.argmax(1) == generated.labels).astype(np.float64),
+        }
+        counts = np.bincount(generated.labels, minlength=classes)
+        result = {}
+        for label in np.flatnonzero(counts):
+            mask, reference_mask = generated.labels == label, reference.labels == label
+            if min(mask.sum(), reference_mask.sum()) <= self.k:
+                compared: Measures = {}
+            else:
+                compared = self._compared(
+                    generated.vectors[mask], reference.vectors[reference_mask]
+                )
+            parts = {name: realism.mean(values[mask]) for name, values in per_image.items()}
+            result[int(label)] = compared | parts
+        overall = self._compared(generated.vectors, reference.vectors)
+        overall |= {name: realism.mean(values) for name, values in per_image.items()}
+        return _Measured(all=overall, classes=result, counts=counts, nearest=nearest)
+
+    def _compared(self, generated: np.ndarray, reference: np.ndarray) -> Measures:
+        overlap = realism.overlap(generated, reference, self.k)
+        kid = realism.kid(realism.kid_terms(generated, reference))
+        return {"kid": kid} | {name: realism.mean(v) for name, v in vars(overlap).items()}
+
+
+def _is_view(target: str | DataSource) -> bool:
+    """Whether a target is the name of a view: of a shipped policy, of a policy file, or a name that
+    no file or folder has."""
+    if not isinstance(target, str):
+        return False
+    name = ViewName.parse(target)
+    if name.is_file or name.policy == "none" or name.policy in shipped():
+        return True
+    return not (target == "digits" or "://" in target or Path(target).exists())
+
+
+def _rows_of(made: Dataset, dataset: Dataset, source: StudySource) -> list[LabelledRow]:
+    """The labelled rows of another dataset, with labels that index the classes of `dataset`."""
+    other_classes = sorted(set(made.classes) - set(dataset.classes))
+    if other_classes:
+        problem = f"{made}: has the class {other_classes[0]!r}, which {dataset} lacks; "
+        raise BadInput(problem + "name the dataset whose images it should resemble with --data")
+    splits = [s for s in made.splits if all(x.label is not None for x in made.split(s))]
+    if not splits:
+        raise BadInput(f"{made}: has no labels, so its images can't be compared with classes")
+    labels = {label: dataset.classes.index(name) for label, name in enumerate(made.classes)}
+    rows = unique_rows(labelled_rows(made, splits, source.progress))
+    return [row._replace(label=labels[row.label]) for row in rows]
+
+
+def _halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every other row of each class, and the rows between them, as indices in order."""
+    is_second = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        is_second[np.flatnonzero(labels == label)[1::2]] = True
+    return np.flatnonzero(~is_second), np.flatnonzero(is_second)
+
+
+def _strips(
+    measured: _Measured,
+    generated: _Images,
+    made: Dataset,
+    view: View,
+    real: _Images,
+    dataset: Dataset,
+) -> tuple[list[tuple[str, list[tuple[np.ndarray, np.ndarray, str]]]], int]:
+    """Two strips of (image, nearest real image, distance): evenly spaced images, and those nearest
+    to a real one. And how many pictures could not be read."""
+    order = np.argsort(measured.nearest.distance, kind="stable")
+    strips, unread = [], 0
+    for title, indices in (
+        ("some images, and the nearest real images", spaced_indices(len(order), MAX_SHOWN)),
+        ("the nearest to real images", order[:MAX_SHOWN]),
+    ):
+        rows = [generated.rows[index] for index in indices]
+        near = [real.rows[measured.nearest.index[index]] for index in indices]
+        pictures = {
+            position: view.picture(pixels, rows[position].item)
+            for position, pixels in pictures_of(made, rows)
+        }
+        near_pictures = dict(pictures_of(dataset, near))
+        strips.append(
+            (
+                title,
+                [
+                    (pictures[n], near_pictures[n], f"{measured.nearest.distance[index]:.1f}")
+                    for n, index in enumerate(indices)
+                    if n in pictures and n in near_pictures
+                ],
+            )
+        )
+        unread += 2 * len(rows) - len(pictures) - len(near_pictures)
+    return strips, unread
+
+
+def _suffixed(measure: Measure) -> list[tuple[str, float]]:
+    return [("", measure.value), ("_low", measure.low), ("_high", measure.high)]
+
+
+def _cells(measure: Measure | None) -> list[Any]:
+    return ["", "", ""] if measure is None else [measure.value, measure.low, measure.high]
+
+
+def _pairs(measures: Mapping[str, Measure]) -> dict[str, tuple[float, float, float]]:
+    return {name: (m.value, m.low, m.high) for name, m in measures.items()}

@@ -1,0 +1,131 @@
+"""Realism: the arithmetic against the reference packages, and the study on real caches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from featurecache.cli import cli
+from featurecache.errors import BadInput, NotCached, UnknownName
+from featurecache.stages.studies.realism import MEASURES, study_realism
+from featurecache.study import realism
+
+RNG = np.random.default_rng(7)
+REAL = RNG.standard_normal((60, 8))
+MADE = 1.1 * RNG.standard_normal((60, 8)) + 0.6
+
+
+def test_the_overlap_is_that_of_prdc() -> None:
+    """The expected values are those of prdc 0.2, compute_prdc(REAL, MADE[:50], nearest_k=5)."""
+    overlap = realism.overlap(MADE[:50], REAL)
+    means = {name: float(values.mean()) for name, values in vars(overlap).items()}
+    expected = {"precision": 0.74, "recall": 0.8666666666666667, "density": 0.448, "coverage": 0.65}
+    assert means == pytest.approx(expected)
+
+
+def test_kid_is_that_of_torch_fidelity() -> None:
+    """The expected value is that of torch-fidelity 0.4.0, kid_features_to_metric in float64, with
+    one subset of all rows."""
+    found = realism.kid(realism.kid_terms(MADE, REAL))
+    assert found.value == pytest.approx(2.2110790342358406)
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = realism.kid_terms(MADE[:50], REAL), realism.overlap(MADE[:50], REAL)
+    monkeypatch.setattr(realism, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(realism, "_BLOCK_MB", 1e-3)
+    blocked = realism.kid_terms(MADE[:50], REAL), realism.overlap(MADE[:50], REAL)
+    for expected, terms in zip(whole[0], blocked[0], strict=True):
+        np.testing.assert_allclose(terms, expected)
+    for name, values in vars(whole[1]).items():
+        np.testing.assert_array_equal(values, getattr(blocked[1], name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_the_interval_of_kid_covers_its_value(shift: float) -> None:
+    def drawn(seed: int, rows: int) -> realism.Measure:
+        rng = np.random.default_rng(seed)
+        x, y = rng.standard_normal((2, rows, 4))
+        return realism.kid(realism.kid_terms(x, y + shift))
+
+    true = drawn(0, 2000).value if shift else 0.0
+    hits = [m.low <= true <= m.high for m in (drawn(seed, 60) for seed in range(1, 41))]
+    assert sum(hits) >= 34
+
+
+def test_a_copy_is_nearer_than_the_images_are_to_each_other() -> None:
+    training = np.array([[0.0, 0], [1, 0], [0, 1], [9, 9], [9, 9]])
+    made = np.array([[0.1, 0], [5, 0], [0, 0]])
+    found = realism.nearest_training(made, training)
+    assert found.index.tolist() == [0, 1, 0] and found.is_copy.tolist() == [True, False, True]
+    assert found.distance == pytest.approx([0.1, 4, 0])
+    seen = realism.nearest_training(made, training, np.array([0, -1, 0]))
+    assert seen.index.tolist()[:2] == [1, 1] and seen.distance[0] == pytest.approx(0.9)
+    assert seen.is_copy.tolist() == [True, False, True]  # (1, 0) is 1.41 from (0, 1)
+
+
+@pytest.fixture
+def where(small_data: Path, small_cache: Path, tmp_path: Path) -> dict[str, Any]:
+    return {"data": small_data, "cache": small_cache, "out": tmp_path / "study"}
+
+
+NET = "efficientnet_lite0"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+def test_a_view_and_a_dataset_are_compared_with_real_images(
+    where: dict[str, Any], small_data: Path, tmp_path: Path
+) -> None:
+    shown = CliRunner().invoke(
+        cli,
+        ["study", "realism", "color_1", "--backbone", NET, "--json", "--quiet"]
+        + [word for name, value in where.items() for word in (f"--{name}", str(value))],
+    )
+    view = json.loads(shown.stdout)
+    assert view["n"] == 18 and [row["measure"] for row in view["table"]] == list(MEASURES)
+    assert all(row["low"] <= row["value"] <= row["high"] for row in view["table"])
+    with (where["out"] / "realism.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(MEASURES) and {row["n"] for row in rows} == {"6"}
+    assert (where["out"] / "realism.png").stat().st_size > 10_000
+
+    copies = tmp_path / "made"
+    shutil.copytree(small_data / "train/cat", copies / "train/cat")
+    found = study_realism(str(copies), NET, **where)
+    by_measure = {row["measure"]: row for row in found.table}
+    assert found.n == 12 and by_measure["copied"]["value"] == 1.0
+    assert by_measure["distance"]["value"] == pytest.approx(0, abs=1e-3)
+    assert by_measure["distance"]["real"] > 1 and by_measure["copied"]["real"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+def test_what_realism_refuses(where: dict[str, Any], small_data: Path, tmp_path: Path) -> None:
+    for target, kind, message in (
+        ("none", BadInput, "none is the reference itself"),
+        ("colour_1", UnknownName, "nearest: color"),
+        ("spatial_1", NotCached, "--view spatial_1"),
+    ):
+        with pytest.raises(kind, match=message):
+            study_realism(target, NET, **where)
+    with pytest.raises(BadInput, match="needs --backbone"):
+        study_realism("color_1", **where)
+    with pytest.raises(BadInput, match="18 images are too few for 18 neighbours"):
+        study_realism("color_1", NET, neighbours=18, **where)
+    edited = Path(shutil.copytree(small_data, tmp_path / "edited"))
+    image = edited / "train/cat/000.png"
+    image.write_bytes(image.read_bytes() + b" ")
+    with pytest.raises(NotCached, match=f"1 image of view none; .* --data {edited} --cache"):
+        study_realism(str(edited), NET, **where)
+    other = shutil.copytree(small_data / "train/cat", tmp_path / "made/train/cow").parent.parent
+    with pytest.raises(BadInput, match="has the class 'cow', which"):
+        study_realism(str(other), NET, **where)
