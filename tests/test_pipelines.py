@@ -12,8 +12,10 @@ from featurecache.heads.schedules import read_schedule
 from featurecache.heads.sweep_settings import settings_of
 from featurecache.images.policies import read_policy
 from featurecache.images.views import find_view
+from featurecache.networks.configs import read_config
 from featurecache.stages.recipes import run as stage
 from featurecache.stages.recipes.recipe_file import read_recipe
+from featurecache.stages.recipes.recipe_steps import RunRecipe
 
 pytestmark = pytest.mark.usefixtures("load_once")
 ROOT = Path(__file__).parent.parent
@@ -24,7 +26,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 def kind(path: Path) -> str:
     """What the keys at its top say that a file is."""
     top = yaml.safe_load(path.read_text(encoding="utf-8"))
-    (found,) = {"phases", "steps", "augmenters"} & set(top)
+    (found,) = {"network", "phases", "steps", "augmenters"} & set(top)
     return str(found)
 
 
@@ -36,6 +38,8 @@ def test_a_file_of_a_pipeline_is_read(path: Path, monkeypatch: pytest.MonkeyPatc
         assert schedule.sweep is None or settings_of(schedule, path)
         for view in schedule.views():
             find_view(view, schedule.augment_seed).check()
+    elif kind(path) == "network":
+        assert read_config(path).plan()
     elif kind(path) == "augmenters":
         read_policy(path).build()
     else:
@@ -44,7 +48,9 @@ def test_a_file_of_a_pipeline_is_read(path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if kind(path) == "steps"], ids=lambda path: path.parent.name
+    "path",
+    [path for path in FILES if kind(path) == "steps"],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_a_recipe_would_run(
     path: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -55,9 +61,16 @@ def test_a_recipe_would_run(
         raise InterruptedError
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(stage, "featurize", stop)
+    for name in ("featurize", "train_network"):
+        monkeypatch.setattr(stage, name, stop)
+    steps = [step for _, step in read_recipe(path).steps]
+    data = small_data
+    for inner in (step for step in steps if isinstance(step, RunRecipe)):
+        data = tmp_path / "data"
+        data.mkdir(exist_ok=True)
+        (data / inner.data).symlink_to(small_data)
     with pytest.raises(InterruptedError):
-        stage.run(path, data=small_data, cache=tmp_path / "c", runs=tmp_path / "r")
+        stage.run(path, data=data, cache=tmp_path / "c", runs=tmp_path / "r")
 
 
 def test_there_are_pipelines() -> None:

@@ -36,6 +36,7 @@ def run(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int
         for name, sweep in result.trials.items():
             printing.trials(sweep["trials"], sweep["winner"], f"{name}: ")
         terminal.table(result.table, result.recipe)
+        terminal.table(result.gains, "gains, seed by seed")
         for note in result.notes:
             click.echo(terminal.printable(note))
         click.echo(f"{result.computed:,} rows computed, {result.hits:,} held; {result.seconds} s")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any
 
 import pydantic
 from pydantic import Field
@@ -17,9 +17,9 @@ from featurecache import keys, yaml_files
 from featurecache.errors import BadInput, UnknownName
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import choose_engine
-from featurecache.features.settings import BackboneSetting
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.features.timm_models import find_model
 from featurecache.heads.schedules import (
     BackboneChoice,
     Schedule,
@@ -32,7 +32,9 @@ from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
 from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, is_alike
+from featurecache.networks.configs import read_config
 from featurecache.runs.held_out import HELD_OUT
+from featurecache.runs.training_pictures import view_in_epoch
 from featurecache.stages.heads.ensemble import HOW
 from featurecache.stages.recipes.recipe_checks import (
     check_alike,
@@ -40,101 +42,23 @@ from featurecache.stages.recipes.recipe_checks import (
     check_held_out,
     check_stacked,
 )
+from featurecache.stages.recipes.recipe_steps import (
+    BEST_EPOCH,
+    COMMANDS,
+    Ensemble,
+    Evaluate,
+    Featurize,
+    Measure,
+    Report,
+    RunRecipe,
+    Step,
+    TrainHead,
+    TrainNetwork,
+    views_of_step,
+)
 from featurecache.text import listed
+from featurecache.training.curriculum import TrainingPlan
 from featurecache.training.settings import STRICT
-
-Names = str | Annotated[list[str], Field(min_length=1)]
-
-
-class BackboneStep(pydantic.BaseModel):
-    """What steps that name a backbone share: its setting, and the seed of the views."""
-
-    model_config = STRICT
-
-    backbone: Names
-    input_size: int | None = None
-    crop: float | None = None
-    interpolation: str | None = None
-    layer: str | None = None
-    pooling: str | None = None
-    seed: int = Field(default=0, ge=0)
-
-    def setting(self) -> BackboneSetting:
-        """The setting of the backbone, as commands take it."""
-        return cast(BackboneSetting, self.model_dump(include=set(BackboneSetting.__annotations__)))
-
-
-class Featurize(BackboneStep):
-    """A step of `featurecache featurize`."""
-
-    policy: Names = "none"
-    weights: str | None = None
-    precision: str = "f32"
-
-
-class SplitStep(pydantic.BaseModel):
-    """What steps that look at a split share."""
-
-    model_config = STRICT
-
-    split: str = "val"
-    view: str = "none"
-
-
-class TrainHead(pydantic.BaseModel):
-    """A step of `featurecache train-head`, once with each of `seeds`."""
-
-    model_config = STRICT
-
-    schedule: str = Field(min_length=1)
-    seeds: list[int] | None = Field(default=None, min_length=1)  # None: the schedule's own
-
-    @pydantic.field_validator("seeds")
-    @classmethod
-    def _seeds(cls, value: list[int] | None) -> list[int] | None:
-        if value is not None and len(set(value)) < len(value):
-            raise ValueError(f"a seed is listed twice in {value}")
-        if any(not 0 <= seed < 2**32 for seed in value or ()):
-            raise ValueError("seeds must be from 0 to 2**32 - 1")
-        return value
-
-
-class Evaluate(SplitStep):
-    """A step of `featurecache evaluate`, for every run of the earlier steps."""
-
-    tta: str | list[str] = []
-
-
-class Ensemble(Evaluate):
-    """A step of `featurecache ensemble`, for the runs of some earlier schedules. Runs of several
-    schedules are combined seed by seed, those of a single one over all its seeds."""
-
-    how: str | None = None
-    of: list[str] | None = Field(default=None, min_length=1)  # None: all earlier schedules
-
-
-class Report(SplitStep):
-    """A step of `featurecache report`, for the first seed of some earlier schedules."""
-
-    name: str = Field(default="report.html", pattern=r"^[\w-]+\.html$")  # in the folder of runs
-    of: list[str] | None = Field(default=None, min_length=1)  # None: all earlier schedules
-
-
-class Baselines(BackboneStep, SplitStep):
-    """A step of `featurecache baselines`."""
-
-    precision: str | None = None
-
-
-Step = Featurize | TrainHead | Evaluate | Ensemble | Report | Baselines
-COMMANDS: dict[str, type[Step]] = {
-    "featurize": Featurize,
-    "train-head": TrainHead,
-    "evaluate": Evaluate,
-    "ensemble": Ensemble,
-    "report": Report,
-    "baselines": Baselines,
-}
 
 
 class RecipeFile(pydantic.BaseModel):
@@ -161,9 +85,10 @@ class Recipe:
     schedules: dict[str, tuple[Path, Schedule]]
 
 
-def read_recipe(recipe: str | Path) -> Recipe:
+def read_recipe(recipe: str | Path, is_inner: bool = False) -> Recipe:
     """Read a recipe and its schedules. A BadInput names the step, and each wrong option with the
-    nearest valid one. Datasets, caches and networks are not opened."""
+    nearest valid one. Datasets, caches and networks are not opened. An inner recipe, which another
+    one runs, runs none itself."""
     path = Path(recipe)
     file = yaml_files.validate(RecipeFile, yaml_files.plain_value(yaml_files.read_yaml(path)), path)
     steps: list[tuple[str, Step]] = []
@@ -181,23 +106,23 @@ def read_recipe(recipe: str | Path) -> Recipe:
         where = f"{where}, {command}"
         step = yaml_files.validate(COMMANDS[command], {} if options is None else options, where)
         step = _from_here(step, path.parent)
-        if isinstance(step, TrainHead):
+        if isinstance(step, TrainHead | TrainNetwork):
             if step.schedule in schedules:
                 raise BadInput(f"{where}: {step.schedule} is trained above; list all seeds there")
-            file_path = find_schedule(_beside(path.parent, step.schedule))
-            schedule = read_schedule(file_path)
-            if schedule.sweep is not None:
-                distinct_settings(schedule, file_path)
-                if step.seeds is not None:
-                    raise BadInput(
-                        f"{where}: {step.schedule} is a sweep; list the seeds in its schedule"
-                    )
+            file_path, schedule = _schedule_of(step, path.parent, where)
             for name, (other_path, twin) in schedules.items():
-                if (other_path.stem, twin) == (file_path.stem, schedule):
+                if isinstance(step, TrainHead) and (other_path.stem, twin) == (
+                    file_path.stem,
+                    schedule,
+                ):
                     raise BadInput(f"{where}: {step.schedule} trains the same runs as {name} above")
             schedules[step.schedule] = file_path, schedule
-        elif isinstance(step, Evaluate | Report):
-            trainings = [s for _, s in steps if isinstance(s, TrainHead)]
+        elif isinstance(step, RunRecipe):
+            if is_inner:
+                raise BadInput(f"{where}: {path} is run by a recipe, so it can't run another one")
+            read_recipe(step.recipe, is_inner=True)
+        elif isinstance(step, Measure):
+            trainings = [s for _, s in steps if isinstance(s, TrainHead | TrainNetwork)]
             _check_runs(step, trainings, where)
             for group in held_out_groups(step, trainings, schedules):
                 if isinstance(step, Ensemble) and step.how == "stack":
@@ -212,13 +137,34 @@ def read_recipe(recipe: str | Path) -> Recipe:
     return Recipe(path=path, file=file, steps=steps, schedules=schedules)
 
 
-def _check_runs(step: Evaluate | Report, trainings: Sequence[TrainHead], where: str) -> None:
+def _schedule_of(step: TrainHead | TrainNetwork, folder: Path, where: str) -> tuple[Path, Schedule]:
+    """The file of a training, and what it says. A network's training is given as the schedule of a
+    head on it, which has the same plan."""
+    if isinstance(step, TrainNetwork):
+        path = Path(_beside(folder, step.config))
+        config = read_config(path)
+        plan = config.model_dump(
+            mode="json", exclude_none=True, include=set(TrainingPlan.model_fields)
+        )
+        return path, Schedule.model_validate({"backbone": {"name": config.network.name}, **plan})
+    path = find_schedule(_beside(folder, step.schedule))
+    schedule = read_schedule(path)
+    if schedule.sweep is not None:
+        distinct_settings(schedule, path)
+        if step.seeds is not None:
+            raise BadInput(f"{where}: {step.schedule} is a sweep; list the seeds in its schedule")
+    return path, schedule
+
+
+def _check_runs(step: Measure, trainings: Sequence[TrainHead | TrainNetwork], where: str) -> None:
     """Raise BadInput if the earlier steps do not train the runs that this step needs."""
     if not trainings:
         raise BadInput(f"{where}: there is no train-head step above it, so there are no runs")
-    if not isinstance(step, Ensemble | Report):
-        return
     seeds = {train.schedule: len(train.seeds or [None]) for train in trainings}
+    if isinstance(step, Evaluate):
+        if step.against is not None and step.against not in seeds:
+            raise UnknownName("training", step.against, seeds, f"{where}: against")
+        return
     for name in step.of or ():
         if name not in seeds:
             raise UnknownName("schedule", name, seeds, f"{where}: of the train-head steps above")
@@ -236,8 +182,8 @@ def _check_runs(step: Evaluate | Report, trainings: Sequence[TrainHead], where: 
 
 
 def held_out_groups(
-    step: Evaluate | Report,
-    trainings: Sequence[TrainHead],
+    step: Measure,
+    trainings: Sequence[TrainHead | TrainNetwork],
     schedules: Mapping[str, tuple[Path, Schedule]],
 ) -> list[list[Schedule]]:
     """Groups of schedules, with their seeds, that must hold out images in common: the members of a
@@ -271,6 +217,8 @@ def _from_here(step: Step, folder: Path) -> Step:
         if hasattr(step, key):
             value = getattr(step, key)
             changed[key] = view(value) if isinstance(value, str) else [view(n) for n in value]
+    if isinstance(step, RunRecipe):
+        changed["recipe"] = _beside(folder, step.recipe)
     if isinstance(step, Featurize) and step.weights is not None:
         changed["weights"] = _beside(folder, step.weights)
     return step.model_copy(update=changed)
@@ -282,34 +230,45 @@ def _beside(folder: Path, name: str) -> str:
 
 def check_recipe(recipe: Recipe, data: DataSource, cache: str | Path, engine: str) -> None:
     """Raise BadInput for anything that would make a later step fail."""
+    own_steps = [(where, step) for where, step in recipe.steps if not isinstance(step, RunRecipe)]
+    for where, step in recipe.steps:
+        if isinstance(step, RunRecipe):
+            check_recipe(read_recipe(step.recipe), dataset_in(data, step, where), cache, engine)
+    if not own_steps:
+        return
     dataset, opened = open_dataset(data), Cache(cache)
     cached = opened.spaces()
     planned: list[Space] = []
-    trained: dict[str, Schedule] = {}
-    trainings: list[TrainHead] = []
-    for where, step in recipe.steps:
+    heads: dict[str, Schedule] = {}
+    trainings: list[TrainHead | TrainNetwork] = []
+    for where, step in own_steps:
         if isinstance(step, Featurize):
             planned += _spaces_of(step, opened, engine)
-        elif isinstance(step, TrainHead):
+        elif isinstance(step, TrainHead | TrainNetwork):
             schedule = recipe.schedules[step.schedule][1]
             if schedule.validation.split is not None:
                 _check_split(dataset, schedule.validation.split, where)
-            views = [
-                find_view(name, schedule.augment_seed, opened.views) for name in schedule.views()
-            ]
-            _check_vectors(cached, planned, schedule.backbone, views, where)
+            has_head = isinstance(step, TrainHead)
+            names = [name if has_head else view_in_epoch(name, 1) for name in schedule.views()]
+            views = [find_view(name, schedule.augment_seed, opened.views) for name in names]
+            if not has_head:
+                find_model(schedule.backbone[0].name)
+                for view in views:
+                    view.check()
+            else:
+                _check_vectors(cached, planned, schedule.backbone, views, where)
+                heads[step.schedule] = schedule
             check_classes(schedule, dataset, where)
-            trained[step.schedule] = schedule
             trainings.append(step)
-        elif isinstance(step, Evaluate | Report):
-            if step.split != HELD_OUT:
+        elif isinstance(step, Measure):
+            if step.split not in (HELD_OUT, BEST_EPOCH):
                 _check_split(dataset, step.split, where)
-            names = list(trained)
+            names = list(heads)
             if isinstance(step, Ensemble | Report) and step.of:
-                names = step.of
+                names = [name for name in step.of if name in heads]
             for group in held_out_groups(step, trainings, recipe.schedules):
                 check_held_out(group, dataset, where)
-            for schedule in (trained[name] for name in names):
+            for schedule in (heads[name] for name in names):
                 views = [
                     find_view(name, schedule.augment_seed, opened.views)
                     for name in views_of_step(step)
@@ -321,6 +280,14 @@ def check_recipe(recipe: Recipe, data: DataSource, cache: str | Path, engine: st
             choices = [backbone_choice(name, choice, where) for name in listed(step.backbone)]
             wanted = find_view(step.view, step.seed, opened.views)
             _check_vectors(cached, planned, choices, [wanted], where)
+
+
+def dataset_in(data: DataSource, step: RunRecipe, where: str) -> Path:
+    """The dataset of a recipe within a recipe. Raises BadInput if there is none."""
+    folder = Path(data) / step.data if isinstance(data, str | Path) else None
+    if folder is None or not folder.is_dir():
+        raise BadInput(f"{where}: {folder or data} is not a folder; --data has its datasets")
+    return folder
 
 
 def _spaces_of(step: Featurize, cache: Cache, engine: str) -> Iterator[Space]:
@@ -368,8 +335,3 @@ def _check_vectors(
                 raise BadInput(
                     f"{where}: no featurize step above makes view {view.name} of {description}"
                 )
-
-
-def views_of_step(step: Evaluate | Report | Baselines) -> list[str]:
-    """The views that a step averages over."""
-    return [step.view, *(listed(step.tta) if isinstance(step, Evaluate) else ())]

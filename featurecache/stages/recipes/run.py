@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -17,47 +16,38 @@ from featurecache.executors.pool import checked_workers
 from featurecache.executors.progress_bars import ProgressOption
 from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import DataSource
+from featurecache.runs.held_out import HELD_OUT
 from featurecache.runs.record import make_folder, read_run
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.baselines import baselines
 from featurecache.stages.heads.ensemble import HOW, ensemble
 from featurecache.stages.heads.evaluate import evaluate
-from featurecache.stages.heads.train_head import DEVICES, TrainedRun, TrialRow, train_head
+from featurecache.stages.heads.train_head import DEVICES, TrainedRun, train_head
 from featurecache.stages.looking.report import report
-from featurecache.stages.recipes.recipe_file import (
+from featurecache.stages.networks.train_network import TrainedNetworkRun, train_network
+from featurecache.stages.recipes.recipe_file import Recipe, check_recipe, dataset_in, read_recipe
+from featurecache.stages.recipes.recipe_steps import (
+    BEST_EPOCH,
     Baselines,
     Ensemble,
     Evaluate,
     Featurize,
-    Recipe,
+    Measure,
     Report,
+    RunRecipe,
     Step,
     TrainHead,
-    check_recipe,
-    read_recipe,
+    TrainNetwork,
     views_of_step,
 )
-
-
-class TableRow(TypedDict):
-    """The results of one thing that a recipe evaluates."""
-
-    what: str
-    split: str
-    view: str
-    n: int  # seeds
-    top1: float | None  # top1 and top5 are means over the seeds
-    low: float | None  # low and high are the 95% interval of the mean top1 by Student's t, or for a
-    high: float | None  # single seed its bootstrap interval over images
-    top5: float | None
-    seconds: float | None  # the mean per training
-
-
-class SweepTrials(TypedDict):
-    """The settings of a sweep, and the index of the one whose head was saved."""
-
-    winner: int | None
-    trials: list[TrialRow]
+from featurecache.stages.recipes.recipe_tables import (
+    GainRow,
+    SweepTrials,
+    TableRow,
+    gain_rows,
+    table_row,
+    trial_rows,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +68,7 @@ class RecipeResult:
     trials: dict[str, SweepTrials]
     runs: dict[str, list[str]]
     notes: list[str]
+    gains: list[GainRow] = field(default_factory=list)  # of evaluate steps with `against`
 
 
 def run(
@@ -116,6 +107,9 @@ def run(
     make_folder(execution.runs_folder, "--runs")
     for _, step in content.steps:
         STEP_FUNCTIONS[type(step)](step, execution)
+    heads = {  # the first seed of each schedule
+        name: runs[0] for name, runs in execution.runs.items() if isinstance(runs[0], TrainedRun)
+    }
     return RecipeResult(
         recipe=str(recipe),
         computed=execution.computed,
@@ -125,10 +119,11 @@ def run(
         table=execution.table,
         trials={
             name: {"winner": first.winner, "trials": first.trials}
-            for name, (first, *_) in execution.runs.items()
+            for name, first in heads.items()
             if first.trials and name not in execution.tabulated
         },
-        runs={name: execution.folders(name) for name in execution.runs},
+        runs={name: execution.folders(name) for name in execution.runs} | execution.inner_runs,
+        gains=execution.gains,
         notes=list(dict.fromkeys([*_training_notes(execution), *execution.notes])),
     )
 
@@ -145,7 +140,10 @@ class _Execution:
     engine: str
     device: str
     progress: ProgressOption
-    runs: dict[str, list[TrainedRun]] = field(default_factory=dict)  # per schedule
+    # Per schedule or configuration.
+    runs: dict[str, Sequence[TrainedRun | TrainedNetworkRun]] = field(default_factory=dict)
+    inner_runs: dict[str, list[str]] = field(default_factory=dict)  # of recipes in the recipe
+    gains: list[GainRow] = field(default_factory=list)
     table: list[TableRow] = field(default_factory=list)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -188,7 +186,55 @@ def _train_head(step: TrainHead, execution: _Execution) -> None:
     ]
 
 
+def _train_network(step: TrainNetwork, execution: _Execution) -> None:
+    seeds: Sequence[int | None] = step.seeds or [None]
+    execution.runs[step.config] = [
+        train_network(
+            execution.recipe.schedules[step.config][0],
+            **execution.where(),
+            runs=execution.runs_folder,
+            seed=seed,
+            device=execution.device,
+            workers=execution.workers,
+        )
+        for seed in seeds
+    ]
+
+
+def _run_recipe(step: RunRecipe, execution: _Execution) -> None:
+    """The steps of another recipe; its results get the name of its dataset."""
+    result = run(
+        step.recipe,
+        data=dataset_in(execution.data, step, step.recipe),
+        cache=execution.cache,
+        runs=execution.runs_folder,
+        workers=execution.workers,
+        engine=execution.engine,
+        device=execution.device,
+        progress=execution.progress,
+    )
+    execution.table += [{**row, "what": f"{step.data}: {row['what']}"} for row in result.table]
+    execution.gains += [{**row, "what": f"{step.data}: {row['what']}"} for row in result.gains]
+    execution.inner_runs |= {f"{step.data}: {name}": runs for name, runs in result.runs.items()}
+    execution.notes += [f"{step.data}: {note}" for note in result.notes]
+    execution.failed |= {row["path"]: row for row in result.failed}
+    execution.computed += result.computed
+    execution.hits += result.hits
+
+
+def _featurize_networks(step: Measure, execution: _Execution) -> None:
+    """Compute the vectors that a step needs of the networks that the recipe trained."""
+    names = step.of if isinstance(step, Ensemble | Report) and step.of else list(execution.runs)
+    for trained in (trained for name in names for trained in execution.runs[name]):
+        if step.split in (HELD_OUT, BEST_EPOCH) or isinstance(trained, TrainedRun):
+            continue  # train-network has computed those of its validation
+        views = views_of_step(step)
+        options: dict[str, Any] = {"policy": views, "backbone": trained.run, "split": step.split}
+        featurize(**execution.where(), workers=execution.workers, **options)
+
+
 def _report(step: Report, execution: _Execution) -> None:
+    _featurize_networks(step, execution)
     page = report(
         [execution.runs[name][0].run for name in step.of or execution.runs],
         **execution.where(),
@@ -201,13 +247,19 @@ def _report(step: Report, execution: _Execution) -> None:
 
 def _evaluate(step: Evaluate, execution: _Execution) -> None:
     """One row per schedule, or per trial of a sweep that was validated on the same images."""
+    _featurize_networks(step, execution)
+    scores: dict[str, list[float]] = {}
     for name, trained in execution.runs.items():
         _, schedule = execution.recipe.schedules[name]
-        if _is_validated_on(schedule, step) and trained[0].trials:
+        first = trained[0]
+        if isinstance(first, TrainedRun) and first.trials and _is_validated_on(schedule, step):
             execution.tabulated.add(name)
-            execution.table += _trial_rows(name, trained[0], step)
+            execution.table += trial_rows(name, first, step)
         else:
-            execution.table.append(_mean_row(name, step, execution))
+            row, scores[name] = _mean_row(name, step, execution)
+            execution.table.append(row)
+    if step.against is not None:
+        execution.gains += gain_rows(step, scores)
 
 
 def _is_validated_on(schedule: Schedule, step: Evaluate) -> bool:
@@ -216,47 +268,33 @@ def _is_validated_on(schedule: Schedule, step: Evaluate) -> bool:
     return (validation.split, [validation.view]) == (step.split, views_of_step(step))
 
 
-def _trial_rows(name: str, trained: TrainedRun, step: Evaluate) -> list[TableRow]:
-    """One row per setting of a sweep, from its own validation."""
-    members = sum(trial["n"] + trial["diverged"] for trial in trained.trials)
-    seconds = round((read_run(trained.run).seconds or 0.0) / members, 1)
-    rows: list[TableRow] = []
-    for trial in trained.trials:
-        setting = ", ".join(f"{k} {json.dumps(v)}" for k, v in trial["setting"].items())
-        rows.append(
-            TableRow(
-                what=f"{name}: {setting}" if setting else name,
-                split=step.split,
-                view=step.view,
-                n=trial["n"],
-                top1=trial["top1"],
-                low=trial["low"],
-                high=trial["high"],
-                top5=None,
-                seconds=seconds,
-            )
-        )
-    return rows
-
-
-def _mean_row(name: str, step: Evaluate, execution: _Execution) -> TableRow:
-    """The row of a schedule: the means over its seeds."""
+def _mean_row(name: str, step: Evaluate, execution: _Execution) -> tuple[TableRow, list[float]]:
+    """The row of a schedule, the means over its seeds, and the top-1 of each seed."""
+    trained = execution.runs[name]
     folders = execution.folders(name)
-    results = [evaluate(folder, **execution.where(), **step.model_dump()) for folder in folders]
+    seconds = round(float(np.mean([read_run(folder).seconds or 0.0 for folder in folders])), 1)
+    if step.split == BEST_EPOCH:
+        best = [run.best["top1"] for run in trained]
+        return table_row(name, step, best, [], seconds, None), best
+    options = step.model_dump(exclude={"against"})
+    results = [evaluate(folder, **execution.where(), **options) for folder in folders]
     execution.notes += [f"{name}: {note}" for result in results for note in result.notes]
-    seconds = [read_run(folder).seconds or 0.0 for folder in folders]
-    return _row(
-        f"{name}, its winner" if execution.runs[name][0].trials else name,
+    has_trials = isinstance(trained[0], TrainedRun) and trained[0].trials
+    top1 = [result.top1 for result in results]
+    row = table_row(
+        f"{name}, its winner" if has_trials else name,
         step,
-        [result.top1 for result in results],
+        top1,
         [result.top5 for result in results],
-        round(float(np.mean(seconds)), 1),
+        seconds,
         results[0].interval,
     )
+    return row, top1
 
 
 def _ensemble(step: Ensemble, execution: _Execution) -> None:
     """One row per way to combine runs."""
+    _featurize_networks(step, execution)
     names = step.of or list(execution.runs)
     folders = [execution.folders(name) for name in names]
     groups = folders if len(names) == 1 else list(zip(*folders, strict=True))
@@ -280,7 +318,7 @@ def _ensemble(step: Ensemble, execution: _Execution) -> None:
         if all(how in result.ensembles for result in results):
             rows = [result.ensembles[how] for result in results]
             execution.table.append(
-                _row(
+                table_row(
                     f"{how} of {title}",
                     step,
                     [row["top1"] for row in rows],
@@ -295,7 +333,7 @@ def _baselines(step: Baselines, execution: _Execution) -> None:
     result = baselines(**execution.where(), **step.model_dump())
     networks = " + ".join(result.backbone)
     execution.table += [
-        _row(
+        table_row(
             f"{row['baseline']}, {row['setting']}: {networks}",
             step,
             [row["top1"]],
@@ -310,37 +348,13 @@ def _baselines(step: Baselines, execution: _Execution) -> None:
 STEP_FUNCTIONS: dict[type[Step], Callable[[Any, _Execution], None]] = {
     Featurize: _featurize,
     TrainHead: _train_head,
+    TrainNetwork: _train_network,
     Evaluate: _evaluate,
     Ensemble: _ensemble,
     Report: _report,
     Baselines: _baselines,
+    RunRecipe: _run_recipe,
 }
-
-
-def _row(
-    what: str,
-    step: Evaluate | Baselines,
-    top1: Sequence[float],
-    top5: Sequence[float | None],
-    seconds: float | None,
-    image_interval: Sequence[float],
-) -> TableRow:
-    """A row of the table; `image_interval` is the interval of the first number over images."""
-    from featurecache.heads.sweep import interval  # torch
-
-    low, high = image_interval if len(top1) == 1 else interval(np.array(top1))
-    known = [number for number in top5 if number is not None]
-    return {
-        "what": what,
-        "split": step.split,
-        "view": " + ".join(views_of_step(step)),
-        "n": len(top1),
-        "top1": float(np.mean(top1)),
-        "low": low,
-        "high": high,
-        "top5": float(np.mean(known)) if known else None,
-        "seconds": seconds,
-    }
 
 
 def _training_notes(execution: _Execution) -> Iterator[str]:

@@ -1,0 +1,144 @@
+"""The steps of recipes: commands with their options."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+import pydantic
+from pydantic import Field
+
+from featurecache.features.settings import BackboneSetting
+from featurecache.text import listed
+from featurecache.training.settings import STRICT
+
+BEST_EPOCH = "best-epoch"  # as a split: the validation of a training in its best epoch
+Names = str | Annotated[list[str], Field(min_length=1)]
+
+
+class BackboneStep(pydantic.BaseModel):
+    """What steps that name a backbone share: its setting, and the seed of the views."""
+
+    model_config = STRICT
+
+    backbone: Names
+    input_size: int | None = None
+    crop: float | None = None
+    interpolation: str | None = None
+    layer: str | None = None
+    pooling: str | None = None
+    seed: int = Field(default=0, ge=0)
+
+    def setting(self) -> BackboneSetting:
+        """The setting of the backbone, as commands take it."""
+        return cast(BackboneSetting, self.model_dump(include=set(BackboneSetting.__annotations__)))
+
+
+class Featurize(BackboneStep):
+    """A step of `featurecache featurize`."""
+
+    policy: Names = "none"
+    weights: str | None = None
+    precision: str = "f32"
+
+
+class SplitStep(pydantic.BaseModel):
+    """What steps that look at a split share."""
+
+    model_config = STRICT
+
+    split: str = "val"
+    view: str = "none"
+
+
+class Training(pydantic.BaseModel):
+    """What steps that train share: they train once with each of `seeds`."""
+
+    model_config = STRICT
+
+    seeds: list[int] | None = Field(default=None, min_length=1)  # None: the file's own
+
+    @pydantic.field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError(f"a seed is listed twice in {value}")
+        if any(not 0 <= seed < 2**32 for seed in value or ()):
+            raise ValueError("seeds must be from 0 to 2**32 - 1")
+        return value
+
+
+class TrainHead(Training):
+    """A step of `featurecache train-head`."""
+
+    schedule: str = Field(min_length=1)
+
+
+class TrainNetwork(Training):
+    """A step of `featurecache train-network`."""
+
+    config: str = Field(min_length=1)
+
+    @property
+    def schedule(self) -> str:
+        """The name of its runs in the recipe."""
+        return self.config
+
+
+class Evaluate(SplitStep):
+    """A step of `featurecache evaluate`, for every run of the earlier steps. The split `best-epoch`
+    is the validation of each training in its best epoch. `against` is the training that the others
+    are compared with, seed by seed."""
+
+    tta: str | list[str] = []
+    against: str | None = Field(default=None, min_length=1)
+
+
+class Ensemble(SplitStep):
+    """A step of `featurecache ensemble`, for the runs of some earlier schedules. Runs of several
+    schedules are combined seed by seed, those of a single one over all its seeds."""
+
+    tta: str | list[str] = []
+    how: str | None = None
+    of: list[str] | None = Field(default=None, min_length=1)  # None: all earlier schedules
+
+
+class Report(SplitStep):
+    """A step of `featurecache report`, for the first seed of some earlier schedules."""
+
+    name: str = Field(default="report.html", pattern=r"^[\w-]+\.html$")  # in the folder of runs
+    of: list[str] | None = Field(default=None, min_length=1)  # None: all earlier schedules
+
+
+class Baselines(BackboneStep, SplitStep):
+    """A step of `featurecache baselines`."""
+
+    precision: str | None = None
+
+
+class RunRecipe(pydantic.BaseModel):
+    """A step of `featurecache run`: all steps of another recipe, on the dataset `data` in the
+    folder that is this recipe's data."""
+
+    model_config = STRICT
+
+    recipe: str = Field(min_length=1)
+    data: str = Field(min_length=1)
+
+
+Measure = Evaluate | Ensemble | Report  # what measures the runs of earlier steps
+Step = Featurize | TrainHead | TrainNetwork | Evaluate | Ensemble | Report | Baselines | RunRecipe
+COMMANDS: dict[str, type[Step]] = {
+    "featurize": Featurize,
+    "train-head": TrainHead,
+    "train-network": TrainNetwork,
+    "evaluate": Evaluate,
+    "ensemble": Ensemble,
+    "report": Report,
+    "baselines": Baselines,
+    "run": RunRecipe,
+}
+
+
+def views_of_step(step: Measure | Baselines) -> list[str]:
+    """The views that a step averages over."""
+    return [step.view, *(listed(step.tta) if isinstance(step, Evaluate | Ensemble) else ())]
