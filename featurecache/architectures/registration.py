@@ -10,6 +10,7 @@ import torch
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 
+from featurecache.architectures import keras_networks as keras_networks  # registers them too
 from featurecache.architectures import paper_networks
 from featurecache.architectures.plain_networks import PlainNetwork, PlainShape, dense_layers
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 from featurecache import keys
 from featurecache.errors import BackboneUnavailable, BadInput, DamagedRun, UnknownName
 from featurecache.features.backbone_memos import BackboneFacts, BackboneMemo
+from featurecache.features.keras_weights import is_keras, load_keras
 from featurecache.features.network_sources import NetworkSource, module_source
 from featurecache.features.own_networks import OwnModel, is_own, make_network
 from featurecache.features.packaged_weights import PACKAGED, packaged_file
 from featurecache.features.packaged_weights import load_packaged as _load_packaged
 from featurecache.features.preprocess import INTERPOLATIONS, Preprocess
 from featurecache.features.settings import LoadSetting
-from featurecache.features.timm_models import HUB, TimmModel, find_model
+from featurecache.features.timm_models import HUB, TimmModel, find_model, keras_model
 from featurecache.features.trained_networks import trained_network, weights_file
 from featurecache.features.weights import load_weights
 from featurecache.text import one_line
@@ -153,7 +154,7 @@ def build_backbone(
     """`load_backbone`, whatever is remembered: builds the network and reads its weights."""
     from featurecache.features.layers import MAPS, PRE_LOGITS, MapReader, Reader
 
-    model = make_network(name) if is_own(name) else find_model(name)
+    model = make_network(name) if is_own(name) else model_for(name, weights)
     preprocess = preprocess_of(model, input_size, crop, interpolation)
     model.check_size(preprocess.input_size)
     layer, pooling = _check_layer(name, model, layer, pooling)
@@ -208,6 +209,12 @@ def backbone_of_key(name: str, key: keys.Json, weights: str | Path | None = None
     return backbone
 
 
+def model_for(name: str, weights: str | Path | None) -> TimmModel:
+    """The network called `name`; Keras' network for a file of Keras (keras_networks.py)."""
+    model = find_model(name)
+    return keras_model(model, weights) if weights is not None and is_keras(weights) else model
+
+
 def load_module(name: str, weights: str | Path | None, *, classifier: bool) -> torch.nn.Module:
     """The network in evaluation mode, without its classifier (a vector) or with it (logits)."""
     return load_network(name, find_model(name), weights, classifier=classifier)[0]
@@ -237,7 +244,10 @@ def load_network(
             module = model.build(**kwargs, **options)
     notes: list[str] = []
     if weights is not None and weights != "random":
-        notes = load_weights(Path(weights), module, model.config.classifier)
+        if is_keras(weights):
+            notes = load_keras(Path(weights), model.architecture, module)
+        else:
+            notes = load_weights(Path(weights), module, model.config.classifier)
         check_weights(module, BadInput, f"--weights {weights}")
     else:
         if weights is None and name in PACKAGED:

@@ -12,13 +12,13 @@ from featurecache.errors import BadInput
 from featurecache.features.backbones import (
     Backbone,
     load_network,
+    model_for,
     preprocess_of,
     vector_length,
 )
 from featurecache.features.network_sources import module_source
 from featurecache.features.preprocess import Preprocess
 from featurecache.features.settings import LoadSetting
-from featurecache.features.timm_models import find_model
 from featurecache.features.trained_networks import trained_network, weights_file
 from featurecache.training.tensors import digest_of_tensors
 
@@ -54,10 +54,10 @@ def initial_network(
     """The network called `name`, with the weights and the setting of `load_backbone`. Weights that
     are `random` are drawn from `seed`; `regularization` are timm's `drop_rate` and the like."""
     trained = trained_network(name)
-    model = find_model(name)
     if trained is not None:
         weights = weights_file(name) if weights is None else weights
         setting = trained.setting(setting)
+    model = model_for(name, weights)
     preprocess = preprocess_of(
         model, setting.get("input_size"), setting.get("crop"), setting.get("interpolation")
     )

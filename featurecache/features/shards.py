@@ -1,4 +1,4 @@
-"""Shards: the bytes of an immutable HDF5 file. Only this module imports h5py.
+"""Shards: the bytes of an immutable HDF5 file. Only this module and keras_files.py import h5py.
 
 A file is built in memory, so HDF5 never writes to a disk (law 4, "Committed or absent"). Its bytes
 depend on its content alone: the format version is fixed, arrays are in creation order, and there

@@ -193,6 +193,20 @@ def find_model(name: str) -> TimmModel:
     return TimmModel(model, model.split(".")[0], timm.get_pretrained_cfg(model))
 
 
+def keras_model(model: TimmModel, weights: str | Path) -> TimmModel:
+    """Keras' network in place of timm's of the same name, for a file of Keras. Raises BadInput."""
+    from featurecache.architectures.keras_networks import KERAS_NETWORKS
+
+    if model.architecture in KERAS_NETWORKS.values():
+        return model
+    if model.architecture not in KERAS_NETWORKS:
+        raise BadInput(
+            f"--weights {weights}: files of Keras are read for {', '.join(KERAS_NETWORKS)}, "
+            f"not for {model.model}; save its weights as .safetensors"
+        )
+    return find_model(KERAS_NETWORKS[model.architecture])
+
+
 def check_name(name: str) -> str:
     """timm's full name, with its tag, for an alias or a timm name. Raises UnknownName; BadInput for
     a path that is not the run of a network."""
@@ -225,9 +239,11 @@ def search_names(word: str) -> list[str]:
     """The aliases, the networks of architectures/ and timm's pretrained networks whose name
     contains `word`, in any case; it may have the wildcards * and ?."""
     timm = _timm()
+    from featurecache.architectures.keras_networks import KERAS_NETWORKS
     from featurecache.architectures.registration import ARCHITECTURES
 
-    names = [*ALIASES, *sorted({*ARCHITECTURES, *timm.list_pretrained()})]
+    extra = {*ARCHITECTURES, *KERAS_NETWORKS.values()}
+    names = [*ALIASES, *sorted({*extra, *timm.list_pretrained()})]
     return [name for name in names if fnmatch.fnmatchcase(name.lower(), f"*{word.lower()}*")]
 
 

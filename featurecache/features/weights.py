@@ -109,7 +109,8 @@ def _read(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise BadInput(
-            f"--weights {path}: expected a .safetensors, .pth, .pt, .bin, .ckpt or .tar file"
+            f"--weights {path}: expected a .safetensors, .pth, .pt, .bin, .ckpt or .tar file; "
+            "or for vgg16, resnet50 and legacy_xception a .keras or .h5 file"
         )
     try:
         if suffix == ".safetensors":
