@@ -4,6 +4,7 @@ A file may contain only what JSON can express: no tags, anchors, aliases or repe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,6 +114,23 @@ def plain_value(node: yaml.Node) -> Any:
         except ValueError:
             return value
     return value
+
+
+def lines_of(node: yaml.Node) -> dict[str, int]:
+    """The line of every key of a YAML tree, by its dotted path."""
+    return dict(_lines(node, ""))
+
+
+def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
+    yield path, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = f"{path}.{key.value}" if path else key.value
+            yield from _lines(value, inner)
+            yield inner, key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for i, child in enumerate(node.value):
+            yield from _lines(child, f"{path}.{i}")
 
 
 def validate(model: type[Model], value: Any, where: object) -> Model:

@@ -333,7 +333,7 @@ def test_a_crop_of_everything_leaves_a_pixel(tmp_path: Path, text: str) -> None:
         ("augmenters: [Fliplr]\naugmenters: [Flipud]\n", "line 2: 'augmenters' occurs twice"),
         ("augmenters:\n  - Fliplr: {p: 1, p: 0}\n", "line 2: 'p' occurs twice"),
         ("augmentors: [Fliplr]\n", "augmentors: no such key; nearest: augmenters"),
-        ("description: x\n", "augmenters: Field required"),
+        ("description: x\n", "expected a list `augmenters`, or"),
         ("augmenters: []\n", "at least 1"),
         ("augmenters: Fliplr\n", "valid list"),
         (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -10,7 +11,7 @@ from typing import Unpack
 import numpy as np
 
 from featurecache import keys
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput, SourceChanged, UnknownName
 from featurecache.executors import Progress, silent
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.engines import PRECISIONS
@@ -18,9 +19,11 @@ from featurecache.features.settings import LoadSetting, VectorSetting, keywords_
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
+from featurecache.images.decode import Undecodable
+from featurecache.images.generator_nodes import digests
 from featurecache.images.samples import Sample, items_of, sources_of
 from featurecache.images.selection import SampleSelection, select_samples
-from featurecache.images.views import View, find_view, view_of_key
+from featurecache.images.views import View, find_view, original, view_of_key
 from featurecache.items import Items, Lookup
 from featurecache.text import listed
 
@@ -110,6 +113,7 @@ def resolve_request(
     choice = keywords_of(LoadSetting, setting)
     backbones = [load_backbone(name, weights, **choice) for name in dict.fromkeys(backbone_names)]
     items, unreadable = items_of(dataset.samples, progress)
+    _check_first_picture(views, sources_of(dataset.samples, items))
     return Request(
         dataset=dataset,
         items=items,
@@ -132,6 +136,21 @@ def check_views(views: Sequence[View], cache: Cache) -> None:
     for view in augmented:
         if keys.digest(view.key()) not in cached:
             view.check()
+
+
+def _check_first_picture(views: Sequence[View], sources: Mapping[bytes, Sample]) -> None:
+    """Raise BadInput if a generator in a view does not take the first image that can be decoded,
+    because of its size."""
+    generated = [view for view in views if view.policy and digests(view.policy.tree)]
+    for item, sample in sources.items() if generated else ():
+        with contextlib.suppress(Undecodable, SourceChanged):
+            pixels = original(sample, item)
+            for view in generated:
+                try:
+                    view.picture(pixels, item)
+                except Undecodable as error:
+                    raise BadInput(f"{sample.id}: {error}") from error
+            return
 
 
 def _stored_views(cache: Cache, seed: int) -> list[View]:

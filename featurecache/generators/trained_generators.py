@@ -7,20 +7,19 @@ it, and is written last. Reading the description imports no torch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
 from featurecache.errors import BadInput
-from featurecache.generators.configs import CONFIGS, Kind
-from featurecache.json_files import (
-    MAX_RUN_JSON,
-    Hex64,
-    Strict,
-    damaged_run,
-    read_file,
-    read_model,
+from featurecache.generator_files import (
+    DESCRIPTION,
+    WEIGHTS,
+    TrainedGenerator,
+    read_description,
 )
+from featurecache.generators.configs import CONFIGS
+from featurecache.json_files import damaged_run, read_file
 from featurecache.storage import durable
 from featurecache.text import one_line
 from featurecache.training.settings import STRICT
@@ -28,45 +27,30 @@ from featurecache.training.settings import STRICT
 if TYPE_CHECKING:
     from torch import nn
 
-DESCRIPTION, WEIGHTS = "generator.json", "generator.safetensors"
 _MAX_WEIGHTS = 8 << 30  # bytes
 
 
-class TrainedGenerator(Strict):
-    """The content of `generator.json`."""
-
-    format: Literal[1] = 1
-    kind: Kind
-    generator: str  # the name of the architecture
-    parameters: dict[str, Any]  # of the network
-    image_size: int = pydantic.Field(ge=8, le=512)
-    classes: list[str] = pydantic.Field(min_length=1)
-    weights: Hex64  # digest of the tensors
-    items: Hex64  # root hash of the images that it was fitted on
-
-    @pydantic.model_validator(mode="after")
-    def _of_an_architecture(self) -> TrainedGenerator:
-        config = CONFIGS.get(self.generator)
-        if config is None or config.kind != self.kind:
-            raise ValueError(f"generator: there is no {self.kind} {self.generator!r}")
-        if set(self.parameters) != set(config.network_keys):
-            raise ValueError(f"parameters: not {', '.join(config.network_keys)}")
-        fields = {name: config.model_fields[name] for name in config.network_keys}
-        types: dict[str, Any] = {name: (field.annotation, field) for name, field in fields.items()}
-        pydantic.create_model("Parameters", __config__=STRICT, **types)(**self.parameters)
-        return self
-
-
 def read_generator(folder: str | Path) -> TrainedGenerator:
-    """The description of the generator in a folder. Raises BadInput for another folder, DamagedRun,
-    CannotRead."""
-    path = Path(folder) / DESCRIPTION
-    if not path.is_file():
-        raise BadInput(
-            f"{folder}: not a generator (no {DESCRIPTION} in it); name the folder of a finished "
-            "run of fit-generator"
-        )
-    return read_model(path, TrainedGenerator, MAX_RUN_JSON)
+    """The description of the generator in a folder, whose architecture is known here. Raises as
+    `read_description`, and DamagedRun for an unknown one."""
+    described = read_description(folder)
+    try:
+        _check_architecture(described)
+    except ValueError as error:
+        raise damaged_run(Path(folder) / DESCRIPTION, one_line(error)) from None
+    return described
+
+
+def _check_architecture(described: TrainedGenerator) -> None:
+    """Raise ValueError for what no configuration could have been trained to."""
+    config = CONFIGS.get(described.generator)
+    if config is None or config.kind != described.kind:
+        raise ValueError(f"generator: there is no {described.kind} {described.generator!r}")
+    if set(described.parameters) != set(config.network_keys):
+        raise ValueError(f"parameters: not {', '.join(config.network_keys)}")
+    fields = {name: config.model_fields[name] for name in config.network_keys}
+    types: dict[str, Any] = {name: (field.annotation, field) for name, field in fields.items()}
+    pydantic.create_model("Parameters", __config__=STRICT, **types)(**described.parameters)
 
 
 def save_generator(

@@ -19,6 +19,8 @@ from imgaug.augmenters.meta import Augmenter
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
+from featurecache.images.generator_nodes import Forward
+
 FILLS = {"constant", "nearest", "reflect", "wrap"}  # modes of scipy.ndimage
 
 
@@ -39,6 +41,21 @@ class PerImage(Augmenter):  # type: ignore[misc]
 
     def get_parameters(self) -> list[Any]:
         return [vars(self)[name] for name in inspect.signature(type(self)).parameters]
+
+
+class Generated(PerImage):
+    """What a generator makes of the image, mixed with the image: `strength` is its share."""
+
+    def __init__(self, forward: Forward, strength: Any = 1.0) -> None:
+        super().__init__()
+        self.forward = forward
+        self.strength = _parameter(strength, "strength", (0.0, 1.0))
+
+    def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
+        share = _number(self.strength, random)
+        mixed = pixels + share * (self.forward(pixels, random.generator) - pixels)
+        made: np.ndarray = np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
+        return made
 
 
 class ChannelShift(PerImage):

@@ -18,17 +18,16 @@ import multiprocessing
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydantic
-import yaml
 
 from featurecache import keys, versions, yaml_files
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest
-from featurecache.images import step_limits
+from featurecache.images import generator_nodes, step_limits
 from featurecache.images.picture_checks import MAX_NUMBER, augmented
 from featurecache.images.transforms import (
     SHARED,
@@ -44,7 +43,6 @@ from featurecache.text import one_line
 
 SHIPPED = Path(__file__).parent / "shipped"
 FIRST = ("mild", "crop_flip", "jitter")  # for ordinary images
-
 # Augmenters that run a caller's code, write files, need more than an image, or (KMeans…) draw from
 # OpenCV's global generator. They would break law 1, "A view depends on its image alone".
 REFUSED = {
@@ -54,13 +52,10 @@ REFUSED = {
 }  # fmt: skip
 # Our own augmenters (augmenters.py). Raise the version of an augmenter whenever its pixels change.
 OWN_AUGMENTERS = {
-    "AutoAugmentOp": 1,
-    "ChannelShift": 1,
-    "CropAndScale": 1,
-    "KerasAffine": 1,
-    "RandAugmentOps": 1,
-    "TrivialAugmentOp": 1,
-}
+    "AutoAugmentOp": 1, "ChannelShift": 1, "CropAndScale": 1, "KerasAffine": 1,
+    "RandAugmentOps": 1, "TrivialAugmentOp": 1,
+}  # fmt: skip
+_VERSIONS = OWN_AUGMENTERS | {generator_nodes.NAME: generator_nodes.VERSION}
 OWN_MODULE = "featurecache.images.augmenters"
 IMGAUG_PREFIX = "imgaug."
 # We name and seed the augmenters: imgaug's defaults would make pixels depend on the process, which
@@ -73,18 +68,27 @@ class PolicyFile(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
     description: str = ""
-    augmenters: list[Any] = pydantic.Field(min_length=1)
+    augmenters: list[Any] | None = pydantic.Field(default=None, min_length=1)
+    generator: Any = None  # alone, in place of a list of augmenters
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_do(self) -> PolicyFile:
+        if (self.augmenters is None) == (self.generator is None):
+            raise ValueError("expected a list `augmenters`, or `generator: {run: FOLDER}` alone")
+        return self
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A named tree of augmenters. Only `tree`, the plain YAML value, is part of the key."""
+    """A named tree of augmenters. Only `tree`, the plain YAML value, is part of the key.
+    `generators` are the folders of those in the tree, by the digests of their tensors."""
 
     name: str
     tree: list[Any] = field(hash=False)
     description: str = field(default="", compare=False)
     source: Path | None = field(default=None, compare=False)
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    generators: Mapping[str, Path] = field(default_factory=dict, compare=False, repr=False)
 
     def __eq__(self, other: object) -> bool:
         # In Python 1 == 1.0 == True, but as trees they have different keys and different pixels.
@@ -103,7 +107,7 @@ class Policy:
         # A suffix such as +cu128 names the build, whose transforms are the same.
         library = ", ".join(f"{name} {v.partition('+')[0]}" for name, v in libraries.items())
         own_versions = {
-            name: OWN_AUGMENTERS[name] for name in sorted(_names(self.tree) & OWN_AUGMENTERS.keys())
+            name: _VERSIONS[name] for name in sorted(_names(self.tree) & _VERSIONS.keys())
         }
         key = {"library": library, "tree": self.tree}
         return key | ({"own": own_versions} if own_versions else {})
@@ -152,13 +156,12 @@ class Augmentation:
 
         self._policy = policy
         entries = enumerate(policy.tree) if entries is None else entries
-        children = [self._augmenter(entry, f"augmenters.{i}") for i, entry in entries]
-        self._root = iaa.Sequential(children)
+        self._root = iaa.Sequential([self._augmenter(e, f"augmenters.{i}") for i, e in entries])
         objects = list(_walk(self._root, set()))
         self._as_built = [(vars(node), dict(vars(node))) for node in objects]
         self._nodes = [node for node in objects if isinstance(node, iaa.Augmenter)]
         self._generator = RNG
-        version = versions.installed_versions("imaug")["imaug"]
+        (version,) = versions.installed_versions("imaug").values()
         self.replay = tree.read(self._root, self._nodes, version)
 
     def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
@@ -195,6 +198,12 @@ class Augmentation:
         ((name, arguments),) = value.items()
         path, name = f"{path}.{name}", name.removeprefix(IMGAUG_PREFIX)
         allowed = augmenters()
+        if name == generator_nodes.NAME:
+            from featurecache.images.augmenters import Generated
+
+            forward = generator_nodes.load(arguments, self._policy, path)
+            strength = self._value(arguments["strength"], f"{path}.strength")
+            return self._built(Generated, {"forward": forward, "strength": strength}, path)
         if name in REFUSED:
             problem = "runs code, writes files, or is not reproducible from an image and YAML alone"
             raise self._policy.mistake(path, f"{name} is not allowed in a policy: it {problem}")
@@ -222,13 +231,14 @@ class Augmentation:
                     problem += f". This is imgaug's {name}; torchvision's is v2.{name}"
                 raise self._policy.mistake(f"{path}.{parameter}", problem)
             built[parameter] = self._value(argument, f"{path}.{parameter}")
+        return self._built(allowed[name], built, path)
+
+    def _built(self, kind: type, arguments: dict[str, Any], path: str) -> Any:
         try:
-            return allowed[name](**built)
+            return kind(**arguments)
         except Exception as error:
-            problem = one_line(error)
-            raise self._policy.mistake(
-                path, f"{name} does not take these values: {problem}"
-            ) from error
+            problem = f"{path.rpartition('.')[2]} does not take these values: {one_line(error)}"
+            raise self._policy.mistake(path, problem) from error
 
     def _value(self, value: Any, path: str) -> Any:
         if isinstance(value, dict):
@@ -360,20 +370,10 @@ def read_policy(path: Path) -> Policy:
     node = yaml_files.read_yaml(path)
     file = yaml_files.validate(PolicyFile, yaml_files.plain_value(node), path)
     source = None if path.parent == SHIPPED else path
-    return Policy(path.stem, file.augmenters, file.description, source, dict(_lines(node, "")))
-
-
-def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
-    """The line of every key of a YAML tree, by its dotted path."""
-    yield path, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = f"{path}.{key.value}" if path else key.value
-            yield from _lines(value, inner)
-            yield inner, key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for i, child in enumerate(node.value):
-            yield from _lines(child, f"{path}.{i}")
+    tree = file.augmenters or [{generator_nodes.NAME: file.generator}]
+    policy = Policy(path.stem, tree, file.description, source, yaml_files.lines_of(node))
+    tree, folders = generator_nodes.described(tree, "augmenters", policy.mistake)
+    return replace(policy, tree=tree, generators=folders)
 
 
 def _imgaug() -> Any:

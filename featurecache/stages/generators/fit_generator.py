@@ -14,12 +14,9 @@ import yaml
 from featurecache import keys, versions
 from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.executors.pool import checked_workers
+from featurecache.generator_files import DESCRIPTION, TrainedGenerator
 from featurecache.generators.configs import CycleGanConfig, GeneratorConfig, read_config
-from featurecache.generators.trained_generators import (
-    DESCRIPTION,
-    TrainedGenerator,
-    save_generator,
-)
+from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import Dataset, name_of, open_dataset

@@ -1,0 +1,42 @@
+"""What the file `generator.json` of a run folder says: which network makes data, and its tensors.
+
+It is read by policies, which name generators, and by the code that loads them. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from featurecache.errors import BadInput
+from featurecache.json_files import MAX_RUN_JSON, Hex64, Strict, read_model
+
+DESCRIPTION, WEIGHTS = "generator.json", "generator.safetensors"
+
+
+class TrainedGenerator(Strict):
+    """The content of `generator.json`."""
+
+    format: Literal[1] = 1
+    kind: str  # transform: image -> image; sampler: class -> image; vectors: class -> vector
+    generator: str  # the name of the architecture
+    parameters: dict[str, Any]  # of the network
+    image_size: int = pydantic.Field(ge=8, le=512)
+    classes: list[str] = pydantic.Field(min_length=1)
+    weights: Hex64  # digest of the tensors
+    items: Hex64  # root hash of the images that it was fitted on
+
+
+def read_description(folder: str | Path) -> TrainedGenerator:
+    """The description of the generator in a folder. Raises BadInput for another folder, DamagedRun,
+    CannotRead."""
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        folds = sorted(path.name for path in Path(folder).glob("fold_*"))
+        remedy = "name the folder of a finished run of fit-generator"
+        if folds:
+            remedy = f"it has one per fold; name one of {', '.join(folds)} in it"
+        raise BadInput(f"{folder}: not a generator (no {DESCRIPTION} in it); {remedy}")
+    return read_model(path, TrainedGenerator, MAX_RUN_JSON)

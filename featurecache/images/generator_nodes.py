@@ -1,0 +1,107 @@
+"""Generators in policies: `generator: {run: FOLDER, strength: 1.0}`.
+
+A policy names the folder of a generator; its key has the digest of the generator's tensors instead.
+This module knows neither torch nor how a generator works: generated_pictures.py installs the
+function that loads one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from featurecache.errors import BadInput
+from featurecache.generator_files import read_description
+
+NAME = "generator"  # of the node
+VERSION = 1  # raise it whenever the pixels that a generator makes change
+
+# Makes of a picture (H, W, 3) uint8, with a random generator, one (H, W, 3) of floats.
+Forward = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Load = Callable[[Path, str], Forward]  # from the folder and the digest
+Mistake = Callable[[str, str], BadInput]  # about a dotted path, and the problem
+
+_installed: list[Load] = []
+_folders: dict[str, Path] = {}  # by digest, of the generators that this process has heard of
+
+
+def install(load: Load) -> None:
+    """Set the function that loads generators."""
+    _installed[:] = [load]
+
+
+def remember(folders: Mapping[str, Path]) -> None:
+    """Where generators are, for policies that come from the keys of a cache."""
+    _folders.update(folders)
+
+
+def described(value: Any, path: str, mistake: Mistake) -> tuple[Any, dict[str, Path]]:
+    """A policy's tree in which the folder of each generator is replaced by what it holds, and the
+    folders by the digests."""
+    folders: dict[str, Path] = {}
+
+    def inner(value: Any, path: str) -> Any:
+        if isinstance(value, list):
+            return [inner(child, f"{path}.{i}") for i, child in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        if set(value) == {NAME}:
+            node, folder = _described(value[NAME], f"{path}.{NAME}", mistake)
+            folders[node["weights"]] = folder
+            return {NAME: node}
+        return {name: inner(child, f"{path}.{name}") for name, child in value.items()}
+
+    return inner(value, path), folders
+
+
+def _described(node: Any, path: str, mistake: Mistake) -> tuple[dict[str, Any], Path]:
+    if not isinstance(node, dict) or not isinstance(node.get("run"), str):
+        raise mistake(path, "expected {run: FOLDER}, the run of a generator")
+    if unknown := set(node) - {"run", "strength"}:
+        raise mistake(f"{path}.{min(unknown)}", "a generator has `run` and `strength`")
+    folder = Path(node["run"])
+    try:
+        generator = read_description(folder)
+    except BadInput as error:
+        raise mistake(f"{path}.run", str(error)) from error
+    if generator.kind != "transform":
+        problem = f"{folder} is a {generator.kind}, and a policy needs a generator that changes "
+        raise mistake(f"{path}.run", problem + "images (kind transform)")
+    return {
+        "kind": generator.kind,
+        "generator": generator.generator,
+        "image_size": generator.image_size,
+        "weights": generator.weights,
+        "strength": node.get("strength", 1.0),
+    }, folder.absolute()
+
+
+def digests(tree: Any) -> set[str]:
+    """The digests of all generators in a described tree."""
+    if isinstance(tree, dict):
+        if set(tree) == {NAME}:
+            return {str(tree[NAME]["weights"])}
+        return set().union(*map(digests, tree.values()))
+    return set().union(*map(digests, tree)) if isinstance(tree, list) else set()
+
+
+class Named(Protocol):
+    """The policy that a node belongs to."""
+
+    @property
+    def generators(self) -> Mapping[str, Path]: ...
+
+    def mistake(self, path: str, problem: str) -> BadInput:
+        """The error about a dotted path in the tree."""
+
+
+def load(node: dict[str, Any], policy: Named, path: str) -> Forward:
+    """The generator of a described node of a policy."""
+    folder = policy.generators.get(node["weights"]) or _folders.get(node["weights"])
+    if folder is None:
+        problem = f"the generator {node['weights'][:16]} made this view, and its run is not known; "
+        raise policy.mistake(path, problem + "name the policy file, as in --view FILE.yaml_1")
+    return _installed[0](folder, node["weights"])

@@ -1,0 +1,159 @@
+"""Generators in policies: keys, pixels, bad input, and the same bytes for any number of workers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import featurecache
+from featurecache import generated_pictures, keys  # the former installs generators in policies
+from featurecache.errors import BadInput
+from featurecache.features.store import Cache
+from featurecache.generator_files import TrainedGenerator
+from featurecache.generators.cyclegan import StyleNetwork
+from featurecache.generators.trained_generators import save_generator
+from featurecache.images.decode import Undecodable
+from featurecache.images.views import View, find_view
+from featurecache.training.tensors import digest_of_tensors
+
+ITEM = bytes(range(32))
+assert generated_pictures
+
+
+def write_generator(folder: Path, seed: int = 0, size: int = 12, kind: str = "transform") -> Path:
+    """A generator with random weights, for pictures as `write_dataset` makes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    network = StyleNetwork(2, 1)
+    described = TrainedGenerator(
+        kind=kind, generator="cyclegan", parameters={"channels": 2, "blocks": 1},
+        image_size=size, classes=["cat"], weights=digest_of_tensors(network), items="0" * 64,
+    )  # fmt: skip
+    save_generator(folder, network, described)
+    return folder
+
+
+def view(path: Path, run: Path, text: str = "generator: {run: RUN}", draw: int = 1) -> View:
+    path.write_text(text.replace("RUN", str(run)))
+    return find_view(f"{path}_{draw}")
+
+
+def pixels(seed: int = 0, size: int = 12) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8)
+
+
+def test_the_key_has_the_tensors_and_not_the_path(tmp_path: Path) -> None:
+    first = view(tmp_path / "a.yaml", write_generator(tmp_path / "run")).key()
+    moved = view(tmp_path / "b.yaml", write_generator(tmp_path / "moved")).key()
+    assert first == moved and str(tmp_path) not in keys.canonical(first).decode()
+    other = view(tmp_path / "c.yaml", write_generator(tmp_path / "other", seed=1)).key()
+    assert [d.partition(":")[0] for d in keys.differences(first, other)] == [
+        "policy.tree.0.generator.weights"
+    ]
+    weaker = view(tmp_path / "d.yaml", tmp_path / "run", "generator: {run: RUN, strength: 0.5}")
+    assert keys.differences(first, weaker.key()) == ["policy.tree.0.generator.strength: 1.0 / 0.5"]
+    assert first is not None and first["policy"]["own"] == {"generator": 1}
+
+
+def test_strength_mixes_and_a_view_depends_on_its_image_alone(tmp_path: Path) -> None:
+    run = write_generator(tmp_path / "run")
+    none = view(tmp_path / "a.yaml", run, "generator: {run: RUN, strength: 0}")
+    full = view(tmp_path / "b.yaml", run)
+    half = view(tmp_path / "c.yaml", run, "generator: {run: RUN, strength: 0.5}")
+    picture = full.picture(pixels(), ITEM)
+    assert (none.picture(pixels(), ITEM) == pixels()).all()
+    mean = (pixels() + picture.astype(float)) / 2
+    assert np.abs(half.picture(pixels(), ITEM) - mean).max() <= 1
+    full.picture(pixels(1), ITEM)
+    torch.rand(3)
+    assert (full.picture(pixels(), ITEM) == picture).all()
+
+
+def test_a_node_among_augmenters_is_drawn_anew_in_each_draw(tmp_path: Path) -> None:
+    text = """augmenters:
+  - Fliplr: {p: 0.5}
+  - Sometimes:
+      p: 0.9
+      then_list:
+        - generator: {run: RUN, strength: {range: [0.1, 1.0]}}
+  - v2.Resize: {size: [16, 16]}
+"""
+    run = write_generator(tmp_path / "run")
+    made = [view(tmp_path / "a.yaml", run, text, n).picture(pixels(), ITEM) for n in range(1, 5)]
+    assert len({picture.tobytes() for picture in made}) == 4
+    assert made[0].shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("generator: {run: nowhere}", "nowhere: not a generator"),
+        ("generator: {strength: 1}", "expected {run: FOLDER}"),
+        ("generator: {run: RUN, strenght: 1}", "a generator has `run` and `strength`"),
+        ("generator: {run: RUN, strength: 2}", "does not take these values"),
+        ("generator: {run: RUN}\naugmenters: [Fliplr]", "expected a list `augmenters`, or"),
+        ("augmenters:\n- Fliplr\n- generator: {run: folds}", "name one of fold_1 in it"),
+        ("generator: {run: sampler}", "is a sampler, and a policy needs"),
+    ],
+)
+def test_bad_input_names_the_file_and_the_line(
+    text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_generator(tmp_path / "folds/fold_1")
+    write_generator(tmp_path / "sampler", kind="sampler")
+    with pytest.raises(BadInput, match=reason) as error:
+        view(Path("a.yaml"), write_generator(tmp_path / "run"), text).check()
+    assert str(error.value).startswith("a.yaml") and "\n" not in str(error.value)
+
+
+def test_a_damaged_or_changed_generator_is_refused_before_work(
+    tmp_path: Path, small_data: Path
+) -> None:
+    run = write_generator(tmp_path / "run")
+    wanted = view(tmp_path / "a.yaml", run)
+    shutil.copy(write_generator(tmp_path / "b", seed=5) / "generator.safetensors", run)
+    with pytest.raises(BadInput, match=r"not the tensors that generator\.json describes"):
+        featurecache.augment(small_data, policy=f"{tmp_path / 'a.yaml'}_1", cache=tmp_path / "c")
+    write_generator(run, seed=5)
+    with pytest.raises(BadInput, match="was trained anew since"):
+        wanted.check()
+
+
+def test_another_size_is_refused_with_the_remedy(tmp_path: Path, small_data: Path) -> None:
+    large = view(tmp_path / "a.yaml", write_generator(tmp_path / "run", size=16))
+    with pytest.raises(Undecodable, match=r"12x12 pixels, but the generator takes 16x16; put v2"):
+        large.picture(pixels(), ITEM)
+    with pytest.raises(BadInput, match="but the generator takes 16x16"):
+        featurecache.augment(small_data, policy=f"{tmp_path / 'a.yaml'}_1", cache=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+def test_the_same_bytes_for_any_number_of_workers_and_from_stored_pictures(
+    tmp_path: Path, small_data: Path, tiny: dict[str, Any]
+) -> None:
+    run = write_generator(tmp_path / "run")
+    name = f"{tmp_path / 'styled.yaml'}_2"
+    view(tmp_path / "styled.yaml", run, "generator: {run: RUN, strength: {range: [0, 1]}}")
+    hashes = set()
+    for workers in (2, 0):
+        cache = tmp_path / f"cache{workers}"
+        featurecache.augment(small_data, policy=name, cache=cache, workers=workers)
+        (space,) = Cache(cache).spaces()
+        hashes.add(space.root_hash)
+    assert len(hashes) == 1
+    stored = featurecache.featurize(small_data, cache=cache, **tiny)  # none and the stored view
+    fresh = featurecache.featurize(small_data, policy=name, cache=tmp_path / "f", **tiny)
+    assert {s["view"] for s in stored.spaces} == {"none", "styled_2"}
+    assert fresh.spaces[0]["root_hash"] in {s["root_hash"] for s in stored.spaces}
+    # From the cache alone the view is known by its name, and what made it is not.
+    shutil.rmtree(run)
+    assert json.dumps(find_view("styled_2", 0, Cache(cache).views).key())
