@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 from pydantic import Field
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput, UnknownName
-from featurecache.heads.settings import Features, Input, Pruning, Sweep
+from featurecache.heads.settings import Features, Input, Pruning
 from featurecache.training.curriculum import Phase, Planned, TrainingPlan, planned_epochs
 from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.settings import STRICT
@@ -55,7 +55,8 @@ class Schedule(TrainingPlan):
     head: HeadSpec = HeadSpec()
     features: Features | None = None
     pruning: Pruning | None = None
-    sweep: Sweep | None = None
+
+    SWEPT: ClassVar = (*TrainingPlan.SWEPT, "input", "features", "pruning")
 
     @pydantic.field_validator("backbone", mode="before")
     @classmethod

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
 
 from featurecache.errors import UnknownName
 from featurecache.training.settings import STRICT, EarlyStopping, LrSchedule, Optimizer
+from featurecache.training.sweeps import Sweep
 
 
 class Order(pydantic.BaseModel):
@@ -192,7 +193,14 @@ class TrainingPlan(pydantic.BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     augment_seed: int = Field(default=0, ge=0)  # the --seed that the views were made with
     validation: Validation = Validation(fraction=0.2)
+    sweep: Sweep | None = None
     phases: list[Phase]
+
+    # Keys that a sweep may change: they affect the training, but not its rows or views.
+    SWEPT: ClassVar[tuple[str, ...]] = (
+        "head", "optimizer", "batch_size", "lr_schedule", "early_stopping", "label_smoothing",
+        "mixup", "class_weights",
+    )  # fmt: skip
 
     @pydantic.field_validator("phases")
     @classmethod
