@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from featurecache import keys
 from featurecache.executors import Progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.generated_items import fitted_items
 from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.samples import Sample, sources_of
@@ -99,6 +100,7 @@ def load_network_data(
     rows = labelled_rows(dataset, splits_of(config), progress)
     rows = [row for row in rows if row.item not in bad]
     training = choose_rows(config, dataset, rows, [], progress)
+    training = replace(training, fitted=fitted_items(cache, views))
     training.notes.extend(f"{sources[item].id}: {reason}" for item, reason in bad.items())
     return NetworkData(
         origin=data, cache=cache, training=training, sources=sources, views=views, spaces=spaces

@@ -154,6 +154,7 @@ class Validation(pydantic.BaseModel):
     fraction: float | None = Field(default=None, gt=0, lt=1)  # of the images of every class
     split: str | None = Field(default=None, min_length=1)  # a split of the dataset
     folds: int | None = Field(default=None, ge=2)
+    fold: int | None = Field(default=None, ge=1)  # only this one of the folds
     view: str = Field(default="none", min_length=1)
 
     @pydantic.model_validator(mode="before")
@@ -174,6 +175,8 @@ class Validation(pydantic.BaseModel):
         if len(names) != 1:
             listed = " and ".join(names) or "none of them"
             raise ValueError(f"give exactly one of fraction, split, folds, not {listed}")
+        if self.fold is not None and self.fold > (self.folds or 0):
+            raise ValueError(f"fold {self.fold} is not one of {self.folds or 'no'} folds")
         return self
 
 
