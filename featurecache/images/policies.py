@@ -38,7 +38,7 @@ from featurecache.images.transforms import (
     entry_name,
     is_transform,
 )
-from featurecache.images.view_names import ViewName
+from featurecache.images.view_names import ViewName, policy_files
 from featurecache.text import one_line
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -346,7 +346,7 @@ def find_policy(name: str) -> Policy:
                 "`featurecache policies`"
             )
         return read_policy(Path(name))
-    raise UnknownName("policy", name, [*shipped(), "none"])
+    raise UnknownName("policy", name, [*shipped(), "none", *policy_files(name)])
 
 
 def read_policy(path: Path) -> Policy:
