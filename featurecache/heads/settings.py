@@ -5,10 +5,56 @@ A setting that is None, or a block that is absent, is not used at all.
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pydantic
 from pydantic import Field
 
+from featurecache.training.head_shapes import MAX_WIDTH, HeadSpec
 from featurecache.training.settings import STRICT
+
+RANDOM_FEATURES = 5000  # unless `width` says another number
+
+
+class HeadSettings(HeadSpec):
+    """The head of a schedule: a shape to train, or the `kind` of one that is solved from sums over
+    the rows (heads/closed_forms.py). A kind has no setting but the `width` of random features."""
+
+    kind: Literal["ridge", "logistic", "lda", "ncm", "random_features"] | None = None
+    width: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _shape_of_kind(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("kind") is None:
+            return value
+        kind, usual = value["kind"], HeadSpec().model_dump()
+        for name, number in usual.items():
+            if value.get(name, number) != number:
+                raise ValueError(f"kind: {kind} has no {name}; remove one of them")
+        shape = {"hidden": [], "dropout": 0.0, "norm": "none", "activation": "relu"}
+        if kind == "random_features":
+            width = value.get("width") or RANDOM_FEATURES
+            shape |= {"hidden": [width]} if type(width) is int and width > 0 else {}
+            value = {**value, "width": width}
+        return {**{k: v for k, v in value.items() if k not in usual}, **shape}
+
+    @pydantic.model_validator(mode="after")
+    def _width_of_random_features(self) -> HeadSettings:
+        if self.width is not None and self.kind != "random_features":
+            raise ValueError("width is for kind: random_features; remove it, or write hidden")
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, dump: pydantic.SerializerFunctionWrapHandler) -> Any:
+        # A head without a kind is written as it was before there were kinds.
+        names = {"kind", "width"}
+        return {k: v for k, v in dump(self).items() if (k in names) is (self.kind is not None)}
+
+    @property
+    def shape(self) -> HeadSpec:
+        """The shape of the trained or solved head."""
+        return HeadSpec(**{name: getattr(self, name) for name in HeadSpec.model_fields})
 
 
 class Input(pydantic.BaseModel):

@@ -50,7 +50,7 @@ def member_result(
         finite.append(network)
     results = results_of(rows, schedule.early_stopping is not None)
     return Trained(
-        head=mlp.Head(finite, list(classes), schedule.head),
+        head=mlp.Head(finite, list(classes), schedule.head.shape),
         rows=rows,
         **results._asdict(),
     )
