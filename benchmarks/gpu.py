@@ -1,4 +1,4 @@
-"""The row of a CUDA device: `python -m benchmarks gpu` where there is one."""
+"""The rows of a CUDA device: `python -m benchmarks gpu gpu_network_train` where there is one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.autograd import DeviceType
 from benchmarks.datasets import encoded, write_files
 from benchmarks.harness import OURS, Case, Check, Setting, compare
 from benchmarks.network import normalised, pictures, through, timm_module
+from benchmarks.networks import epoch_of_resnet
 from benchmarks.pipeline import opened_once
 from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import Backbone, load_backbone
@@ -132,3 +133,11 @@ def _end_to_end(setting: Setting) -> Case:
     spent = ", ".join(f"{part} {value:.1f} s" for part, value in done.spent.items())
     profile = [f"bound by {done.bound}; {checked_workers(None)} workers; {spent}"]
     return Case("end to end, spatial_1", seconds, done.computed, checks=[check], profile=profile)
+
+
+def gpu_network_train(setting: Setting) -> list[Case]:
+    """An epoch of resnet18 at 64 pixels under bf16 autocast, as in the row `network_train`, on 50
+    images per class."""
+    case, check = epoch_of_resnet(setting, torch.device("cuda"), "bf16")
+    case.checks.append(check)
+    return [case]

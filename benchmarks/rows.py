@@ -136,6 +136,10 @@ ROWS = (
         "networks.suffix_from_maps", "the last layers of a network, from cached maps",
         (Target("x from pictures", 3), Target("relative difference of losses", most=1e-5)), "data",
     ),
+    Row(
+        "network_memory.network_memory", "memory of train-network: ten times the pictures",
+        (Target("peak memory, last / first", most=1.1),),
+    ),
     Row("defaults.defaults", "train-head without any option, against scikit-learn", (), "data"),
     Row(
         "pipeline.paper", "paper 000's schedule, from JPEG files to an evaluated head",
@@ -164,5 +168,9 @@ ROWS = (
     Row(
         "gpu.gpu", "featurize B3 at 300 px in bf16 on a GPU",
         (Target("x timm eager AMP", 1.5), Target("x timm torch.compile AMP", 1.15)), "cuda",
+    ),
+    Row(
+        "gpu.gpu_network_train", "an epoch of a whole network in bf16 on a GPU",
+        (Target("x timm's loader and optimizer", 1),), "cuda",
     ),
 )  # fmt: skip

@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from benchmarks import hand_written, report, scale
 from benchmarks.__main__ import main
 from benchmarks.datasets import tiny_imagenet
 from benchmarks.harness import Case, Check, Setting, compare
+from benchmarks.networks import epoch_of_resnet
 from benchmarks.page import measured, write_measured
 from benchmarks.rows import ROWS, Row, Target
 
@@ -43,6 +45,13 @@ def test_the_sides_of_a_row_agree(row: Row, tmp_path: Path) -> None:
     # What is kept gives the section that is printed, whatever the numbers are.
     result = report.result_of(row, cases, 1, 0.0)
     assert row.name in report.section(row, result)
+
+
+@pytest.mark.slow
+def test_the_gpu_row_of_network_training_runs_on_a_cpu(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, small=True, repeats=1)
+    case, check = epoch_of_resnet(setting, torch.device("cpu"), "bf16")
+    assert check.ok and len(case.seconds) == 2
 
 
 def test_a_target_is_of_its_case_and_has_a_bound() -> None:

@@ -78,7 +78,7 @@ def jobs_of(writer: Writer, folder: Path) -> list[Job]:
     return [
         Job("featurize", featurize, cache_rows, cache_hashes),
         Job("augment", augment, cache_rows, cache_hashes),
-        Job("train-head", train_head, _run_rows, _run_results),
+        Job("train-head", train_head, run_rows, run_results),
         Job("featurize --workers 1", functools.partial(featurize, workers=1), cache_rows,
             cache_hashes),
     ]  # fmt: skip
@@ -114,14 +114,14 @@ def cache_hashes(cache: Path) -> object:
     return bad, {space.name: space.root_hash for space in Cache(cache).spaces()}
 
 
-def _run_rows(out: Path) -> Rows:
+def run_rows(out: Path) -> Rows:
     """The metrics of every fold and epoch, without how long they took."""
     path = out / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {f"{row['fold']} {row['epoch']}": keys.canonical({**row, "seconds": 0}) for row in rows}
 
 
-def _run_results(out: Path) -> object:
+def run_results(out: Path) -> object:
     """Best, last, and the bytes of the head."""
     record = json.loads((out / "run.json").read_bytes())
     files = [out / "head.json", *sorted(out.glob("*.safetensors"))]

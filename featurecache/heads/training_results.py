@@ -13,7 +13,8 @@ from featurecache.heads.stack_training import Lost
 from featurecache.training.epoch_metrics import (
     EpochRow,
     ValidationMeans,
-    results_of,
+    mean_of,
+    saved_and_best,
 )
 
 
@@ -48,9 +49,12 @@ def member_result(
         if isinstance(network, Lost):
             return network
         finite.append(network)
-    results = results_of(rows, schedule.early_stopping is not None)
+    saved_rows, best = saved_and_best(rows, schedule.early_stopping is not None)
+    last = mean_of(max(row["epoch"] for row in saved_rows), saved_rows)
     return Trained(
-        head=mlp.Head(finite, list(classes), schedule.head.shape),
+        head=mlp.Head(finite, list(classes), schedule.head),
         rows=rows,
-        **results._asdict(),
+        saved_rows=saved_rows,
+        best=best,
+        last=last,
     )
