@@ -29,10 +29,10 @@ from featurecache.images.views import View
 from featurecache.networks import training
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.training import Source, TrainingRows, train_network
+from featurecache.runs.network_parts import trainable_parts
 from featurecache.runs.training_maps import map_source, map_spaces
 from featurecache.runs.training_pictures import PictureMaker, picture_source
 from featurecache.stages.cache.featurize import featurize
-from featurecache.stages.networks.network_parts import trainable_parts
 from featurecache.training.epoch_metrics import EpochRow
 
 LITE0, LAYER, FIRST = "efficientnet_lite0", "blocks.5", "blocks.6"

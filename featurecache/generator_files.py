@@ -27,6 +27,8 @@ class TrainedGenerator(Strict):
     classes: list[str] = pydantic.Field(min_length=1)
     weights: Hex64  # digest of the tensors
     items: Hex64  # root hash of the images that it was fitted on
+    # The weights of the frozen network through which its discriminator saw images.
+    discriminator_backbone: Hex64 | None = None
 
 
 def read_description(folder: str | Path) -> TrainedGenerator:

@@ -133,6 +133,15 @@ def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
             yield from _lines(child, f"{path}.{i}")
 
 
+def names_in(value: Any) -> set[str]:
+    """All strings and keys of a plain value."""
+    if isinstance(value, dict):
+        return set(value).union(*map(names_in, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(names_in, value))
+    return {value} if isinstance(value, str) else set()
+
+
 def validate(model: type[Model], value: Any, where: object) -> Model:
     """`value` as a `model`. Raises BadInput that names every wrong key and its nearest match."""
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
+from skimage import color
 
 from featurecache import keys
 from featurecache.errors import BadInput
@@ -22,8 +23,21 @@ def noise(height: int = 24, width: int = 17, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+class Drawn(NamedTuple):
+    """A style image in memory."""
+
+    number: int
+
+    def pixels(self) -> np.ndarray:
+        return noise(12, 20, self.number) // (self.number + 2)
+
+
+STYLE = "0" * 64
+STYLES: Any = {STYLE: tuple(Drawn(number) for number in range(3))}
+
+
 def run(entry: Any, pixels: np.ndarray, entropy: bytes = b"x") -> np.ndarray:
-    return Policy("p", [entry]).build().run(pixels, entropy)
+    return Policy("p", [entry], styles=STYLES).build().run(pixels, entropy)
 
 
 def sampled(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray, fill: str) -> np.ndarray:
@@ -286,13 +300,45 @@ def test_the_brightness_of_imgaug_is_that_of_pillow(factor: float) -> None:
     assert np.array_equal(made, np.asarray(expected))
 
 
+# --- LabTransfer and FourierMix ----------------------------------------------------------------
+
+
+def test_lab_transfer_gives_the_statistics_of_a_style_image() -> None:
+    pixels = (noise() // 3 + 80).astype(np.uint8)
+    made = run({"LabTransfer": {"style": STYLE}}, pixels)
+    styles = [color.rgb2lab(style.pixels()) for style in STYLES[STYLE]]
+    found = color.rgb2lab(made)
+    gaps = [np.abs(found.mean((0, 1)) - style.mean((0, 1))).max() for style in styles]
+    assert min(gaps) < 3 < max(gaps)  # clipped to 8 bits
+    weak = run({"LabTransfer": {"style": STYLE, "strength": 0}}, pixels)
+    assert np.abs(weak.astype(int) - pixels).max() <= 1
+
+
+def test_fourier_mix_changes_low_frequencies_and_keeps_phases() -> None:
+    pixels = (noise() // 4 + 96).astype(np.uint8)
+    for beta, strength in ((0.3, 0.0), (0.0, 0.0)):
+        entry = {"FourierMix": {"style": STYLE, "beta": beta, "strength": strength}}
+        assert np.array_equal(run(entry, pixels), pixels)
+    made = run({"FourierMix": {"style": STYLE, "beta": 0.2, "strength": 0.5}}, pixels)
+    ours, theirs = (np.fft.fft2(p.astype(float), axes=(0, 1)) for p in (made, pixels))
+    height, width = pixels.shape[:2]
+    rows = np.abs(np.fft.fftfreq(height, 1 / height))[:, None]
+    columns = np.abs(np.fft.fftfreq(width, 1 / width))
+    low = np.maximum(rows, columns) <= int(0.2 * min(height, width))
+    changed = np.abs(np.abs(ours) - np.abs(theirs)).max(2)
+    assert changed[low].max() > 20 * changed[~low].max()
+    assert np.abs(np.angle(ours[low] / theirs[low])).max() < 0.3  # rounded to 8 bits
+
+
 # --- all of them -------------------------------------------------------------------------------
 
 ENTRIES: dict[str, Any] = {
     "AutoAugmentOp": {"op": "Rotate", "level": 7, "p": 0.7},  # one of three pictures
     "ChannelShift": {"value": {"range": [-90.0, 90.0]}},
     "CropAndScale": {"size": {"range": [0.5, 1.0]}},
+    "FourierMix": {"style": STYLE, "beta": {"range": [0.1, 0.3]}},
     "KerasAffine": {"rotation": {"range": [-30, 30]}, "width_shift": {"choice": [-0.1, 0.1, 0.2]}},
+    "LabTransfer": {"style": STYLE, "strength": {"range": [0.5, 1.0]}},
     "RandAugmentOps": {"n": {"range": [1, 2]}, "m": {"range": [10, 30]}},
     "TrivialAugmentOp": None,
 }
@@ -302,7 +348,9 @@ MEANS = {
     ("AutoAugmentOp", 1): [48.2, 72.6, 72.6],
     ("ChannelShift", 1): [147.0, 116.0, 93.0],
     ("CropAndScale", 1): [60.0, 68.3, 65.0],
+    ("FourierMix", 1): [41.0, 30.2, 22.9],
     ("KerasAffine", 1): [96.1, 78.8, 81.2],
+    ("LabTransfer", 1): [43.7, 26.1, 22.8],
     ("RandAugmentOps", 1): [60.0, 12.1, 60.0],
     ("TrivialAugmentOp", 1): [60.0, 22.9, 0.0],
 }
@@ -323,7 +371,7 @@ def test_pictures_stay_while_the_version_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", OWN_AUGMENTERS)
 def test_each_image_of_a_batch_has_its_own_draw(name: str) -> None:
-    augmenter = Policy("p", [{name: ENTRIES[name]}]).build()._root[0]
+    augmenter = Policy("p", [{name: ENTRIES[name]}], styles=STYLES).build()._root[0]
     pixels = noise(30, 30)
     for batch in (np.stack([pixels] * 12), [pixels] * 12 + [noise(9, 30)]):
         made = augmenter(images=copy.deepcopy(batch))
@@ -333,7 +381,7 @@ def test_each_image_of_a_batch_has_its_own_draw(name: str) -> None:
 
 @pytest.mark.parametrize("name", OWN_AUGMENTERS)
 def test_an_augmenter_tells_imgaug_its_parameters(name: str) -> None:
-    augmenter = Policy("p", [{name: ENTRIES[name]}]).build()._root[0]
+    augmenter = Policy("p", [{name: ENTRIES[name]}], styles=STYLES).build()._root[0]
     parameters = augmenter.get_parameters()
     assert len(parameters) == len(inspect.signature(type(augmenter)).parameters)
     assert "AutoPrefetcher" not in str(augmenter)  # one that draws ahead would keep state
@@ -361,13 +409,15 @@ def test_an_augmenter_tells_imgaug_its_parameters(name: str) -> None:
         ({"RandAugmentOps": {"n": -1}}, "n"),
         ({"RandAugmentOps": {"n": 1.5}}, "n"),
         ({"TrivialAugmentOp": {"m": 3}}, "no parameter 'm'"),
+        ({"FourierMix": {"style": STYLE, "beta": 0.6}}, "beta"),
+        ({"LabTransfer": {"strength": 1}}, "expected style: FOLDER of images"),
         ({"CropAndScal": {"size": 0.5}}, "nearest: CropAndScale"),
     ],
     ids=str,
 )
 def test_mistakes_are_said(entry: Any, said: str) -> None:
     with pytest.raises(BadInput, match=said):
-        Policy("p", [entry]).build()
+        Policy("p", [entry], styles=STYLES).build()
 
 
 # --- keys --------------------------------------------------------------------------------------

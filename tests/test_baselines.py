@@ -157,13 +157,14 @@ def untimed(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_a_row_for_each_baseline(small_data: Path, small_cache: Path) -> None:
     found = baselines("efficientnet_lite0", data=small_data, cache=small_cache)
-    assert [row["baseline"] for row in found.table] == ["ridge", "logistic", "neighbours"]
+    names = ["ridge", "logistic", "neighbours", "lda", "ncm", "random_features"]
+    assert [row["baseline"] for row in found.table] == names
     assert (found.backbone, found.view, found.split) == (["efficientnet_lite0"], "none", "val")
     assert (found.train, found.n, found.left_out) == (36, 12, 0)
     for row in found.table:
         assert row["low"] <= row["top1"] <= row["high"]
         assert row["top1"] > 0.6  # three classes, each around a colour of its own
-    assert [row["top5"] for row in found.table] == [1.0, 1.0, None]
+    assert [row["top5"] for row in found.table] == [1.0, 1.0, None, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.slow
@@ -189,7 +190,7 @@ def test_several_backbones_stand_side_by_side(
         seen.append((X, Z))
         return fits.Chosen("", np.zeros((len(Z), classes)))
 
-    for name in ("ridge", "logistic", "neighbours"):
+    for name in ("ridge", "logistic", "neighbours", "lda", "ncm", "random_features"):
         monkeypatch.setattr(fits, name, cheap)
     names = ["efficientnet_lite0", "efficientnet_lite1"]
     assert baselines(names, data=small_data, cache=two).backbone == names

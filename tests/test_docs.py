@@ -21,6 +21,7 @@ import numpy as np
 import pydantic
 import pytest
 import yaml
+from PIL import Image
 
 import featurecache
 from featurecache import keys, yaml_files
@@ -183,7 +184,13 @@ def test_policies_page_has_every_augmenter_of_ours_with_its_parameters() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", blocks(text("docs/policies.md"), "yaml"))
-def test_policy_examples_build_and_run(block: str, tmp_path: Path) -> None:
+def test_policy_examples_build_and_run(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    style = tmp_path / "data/train/alp"
+    style.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(style / "0.png")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "example.yaml").write_text(block)
     policy = policies.read_policy(tmp_path / "example.yaml")
     pixels = np.zeros((48, 48, 3), np.uint8)

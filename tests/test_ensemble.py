@@ -97,6 +97,10 @@ def test_a_stack_is_fitted_on_what_each_network_has_not_seen(
     monkeypatch.setattr(ensembles, "fit_stack", recorded)
     found = together("folds", "fraction", how="stack")
     assert list(found.ensembles) == ["stack"]
+    dense = together("folds", "fraction", how="dense")
+    assert dense.notes[-1] == "dense: fitted on 9 held-out images" and list(dense.ensembles) == [
+        "dense"
+    ]
     (note,) = found.notes
     assert note.startswith("stack: weights ") and note.endswith("fitted on 9 held-out images")
     ((folds, fraction), labels) = fitted[0]

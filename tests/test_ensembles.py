@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput
+from featurecache.heads.dense_stacks import fit_dense, side_by_side
 from featurecache.heads.ensembles import fit_stack, mean, stack, vote
 
 seeds = st.integers(0, 2**32 - 1)
@@ -116,3 +117,18 @@ def test_what_does_not_fit_is_refused() -> None:
         vote([], 0)
     with pytest.raises(BadInput, match="no rows to fit"):
         fit_stack([np.ones((0, 3))], np.array([], int))
+
+
+@pytest.mark.slow
+def test_dense_layers_learn_which_member_to_believe() -> None:
+    """One member is right on the first half of the classes, the other on the second half."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 2000)
+    right, wrong = saying(*labels), saying(*rng.integers(0, 4, 2000))
+    first = np.where(labels[:, None] < 2, right, wrong)
+    second = np.where(labels[:, None] < 2, wrong, right)
+    head = fit_dense([first[:1000], second[:1000]], labels[:1000], "abcd")
+    predicted = head.predict_proba(side_by_side([first[1000:], second[1000:]])).argmax(1)
+    dense = (predicted == labels[1000:]).mean()
+    singles = [(each[1000:].argmax(1) == labels[1000:]).mean() for each in (first, second)]
+    assert dense > max(singles) + 0.05

@@ -31,7 +31,7 @@ FLOORS = (
     ("executors",),
     ("architectures", "training"),
     ("images", "features", "heads", "networks", "generators"),
-    ("generated_pictures", "study"),
+    ("generated_items", "generated_pictures", "study"),
     ("lookup", "filling"),
     ("runs",),
     ("stages",),

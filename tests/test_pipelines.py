@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from featurecache.heads.schedules import read_schedule
-from featurecache.heads.sweep_settings import settings_of
 from featurecache.images.policies import read_policy
 from featurecache.images.views import find_view
 from featurecache.networks.configs import read_config
 from featurecache.stages.recipes import run as stage
 from featurecache.stages.recipes.recipe_file import read_recipe
 from featurecache.stages.recipes.recipe_steps import RunRecipe
+from featurecache.training.sweep_settings import settings_of
 
 pytestmark = pytest.mark.usefixtures("load_once")
 ROOT = Path(__file__).parent.parent

@@ -380,13 +380,19 @@ def test_a_file_works_wherever_a_name_does(tmp_path: Path, monkeypatch: pytest.M
         find_view("gone.yaml_1")
 
 
-def test_names_of_views() -> None:
+def test_names_of_views(tmp_path: Path) -> None:
     assert find_view("none") == View(None)
     assert find_view("spatial") == find_view("spatial_1")
     assert find_view("spatial_12", seed=7) == View(find_policy("spatial"), 12, 7)
     assert find_view("spatial_one_of_2").name == "spatial_one_of_2"
     with pytest.raises(BadInput, match="counted from 1, as in spatial_1"):
         find_view("spatial_0")
+    gentle = Path(tmp_path, "gentle.yaml")
+    gentle.write_text("augmenters: [Fliplr]\n")
+    with pytest.raises(UnknownName, match=rf"nearest: {gentle}$"):
+        find_policy(str(gentle.with_suffix("")))
+    with pytest.raises(UnknownName, match=rf"nearest: {gentle}_2$"):
+        find_view(f"{gentle.with_suffix('')}_2")
     with pytest.raises(UnknownName, match="unknown policy 'spatail'; nearest: spatial"):
         find_view("spatail_1")
     with pytest.raises(BadInput, match="no draws"):

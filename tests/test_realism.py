@@ -14,6 +14,8 @@ from click.testing import CliRunner
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached, UnknownName
+from featurecache.features.store import Cache
+from featurecache.generator_files import TrainedGenerator
 from featurecache.stages.studies.realism import MEASURES, study_realism
 from featurecache.study import realism
 
@@ -126,6 +128,16 @@ def test_what_realism_refuses(where: dict[str, Any], small_data: Path, tmp_path:
     image.write_bytes(image.read_bytes() + b" ")
     with pytest.raises(NotCached, match=f"1 image of view none; .* --data {edited} --cache"):
         study_realism(str(edited), NET, **where)
+    copies = Path(shutil.copytree(small_data, tmp_path / "copies"))
+    (key,) = {s.key["backbone"]["weights"] for s in Cache(where["cache"]).spaces() if s.backbone}
+    fields: dict[str, Any] = {"kind": "sampler", "generator": "projected", "parameters": {}}
+    generator = TrainedGenerator(
+        **fields, image_size=8, classes=["cat"], weights="0" * 64, items="1" * 64,
+        discriminator_backbone=key,
+    )  # fmt: skip
+    (copies / "generator.json").write_text(generator.model_dump_json())
+    with pytest.raises(BadInput, match=f"discriminator .* judged images by {NET}"):
+        study_realism(str(copies), NET, **where)
     other = shutil.copytree(small_data / "train/cat", tmp_path / "made/train/cow").parent.parent
     with pytest.raises(BadInput, match="has the class 'cow', which"):
         study_realism(str(other), NET, **where)

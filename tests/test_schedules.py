@@ -114,7 +114,7 @@ BAD = [
     ({"validation": {"folds": 5, "fraction": 0.2}}, "not fraction and folds"),
     ({"validation": {"split": "val", "folds": 5}}, "not split and folds"),
     ({"validation": {}}, "not none of them"),
-    ({"validation": {"fold": 5}}, "validation.fold: no such key; nearest: folds"),
+    ({"validation": {"fols": 5}}, "validation.fols: no such key; nearest: fold"),
     ({"batch_size": 0}, "batch_size: "),
     ({"batch_size": 1}, "batch norm needs at least 2"),
     ({"batch_size": "8"}, "batch_size: "),

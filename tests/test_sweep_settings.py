@@ -16,10 +16,11 @@ from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads.epochs import Member
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.sweep import Swept, interval, train_sweep
-from featurecache.heads.sweep_settings import Setting, distinct_settings, settings_of, stackable
+from featurecache.heads.sweep import Swept, train_sweep
 from featurecache.heads.training import train_many
 from featurecache.heads.training_results import Trained
+from featurecache.training.sweep_settings import Setting, distinct_settings, settings_of, stackable
+from featurecache.training.trials import interval
 
 PHASES = [{"views": "none", "epochs": 2}]
 
@@ -28,7 +29,7 @@ def swept(sweep: dict[str, Any], **change: Any) -> Schedule:
     return schedule(sweep=sweep, phases=PHASES, **change)
 
 
-def settings(sweep: dict[str, Any], **change: Any) -> list[Setting]:
+def settings(sweep: dict[str, Any], **change: Any) -> list[Setting[Schedule]]:
     return settings_of(swept(sweep, **change), "s.yaml")
 
 

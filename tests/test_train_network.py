@@ -70,7 +70,6 @@ def _single_thread() -> Iterator[None]:
         ({"optimizer": {"name": "lbfgs"}}, "lbfgs solves linear heads only"),
         ({"network": {"name": "a", "pretrained": True, "weights": "b.pth"}}, "two sources"),
         ({"phases": [{"views": "none", "epochs": 1}]}, "remove those at the top"),
-        ({"validation": {"folds": 3}}, "folds are for heads only"),
         ({"batch_size": 1}, "batch norm needs at least 2"),
         ({"head": {"hidden": [], "l2": 0.1}}, "are for cached vectors"),
     ],

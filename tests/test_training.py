@@ -30,7 +30,7 @@ from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
 from featurecache.training import checkpoints, devices
 from featurecache.training.devices import device_of
-from featurecache.training.epoch_metrics import EpochRow, saved_and_best
+from featurecache.training.epoch_metrics import EpochRow, results_of
 from featurecache.training.minibatches import batches, epoch_rng, mixture
 from featurecache.training.settings import Rate
 
@@ -232,7 +232,7 @@ def test_best_is_the_earliest_epoch_of_the_highest_top1() -> None:
 
     rows = [row(1, 1, 0.2), row(1, 2, 0.6), row(1, 3, 0.8), row(1, 4, 0.5)]
     rows += [row(2, 1, 0.2), row(2, 2, 0.8), row(2, 3, 0.6), row(2, 4, 0.5)]
-    kept, best = saved_and_best(rows, early=False)
+    kept, best, _ = results_of(rows, early=False)
     assert best == {"epoch": 2, "top1": 0.7, "loss": 1.0}
     assert kept == [row(1, 4, 0.5), row(2, 4, 0.5)]
 
@@ -243,7 +243,7 @@ def test_a_fold_that_ended_early_counts_with_the_row_that_was_kept() -> None:
 
     rows = [row(1, 1, 0.5, 1.0), row(1, 2, 0.4, 2.0)]
     rows += [row(2, 1, 0.1, 3.0), row(2, 2, 0.2, 2.0), row(2, 3, 0.7, 1.0), row(2, 4, 0.7, 4.0)]
-    kept, best = saved_and_best(rows, early=True)
+    kept, best, _ = results_of(rows, early=True)
     assert best == {"epoch": 3, "top1": 0.6, "loss": 1.0}
     assert kept == [row(1, 1, 0.5, 1.0), row(2, 3, 0.7, 1.0)]
 

@@ -178,9 +178,7 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.command()
 @run_argument("runs", nargs=-1, required=True)
 @options("run_data", "run_cache")
-@click.option(
-    "--how", metavar="NAME", help="mean, vote or stack.  [default: all that are possible]"
-)
+@click.option("--how", metavar="NAME", help="mean, vote, stack or dense.  [default: all but dense]")
 @options("run_split", "view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
 @options("json", "quiet", "debug")

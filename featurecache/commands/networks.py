@@ -19,7 +19,10 @@ from featurecache.commands.progress import open_progress
 @click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/CONFIG-HASH]")
 @options("runs")
 @click.option("--seed", type=int, help="Overrides the seed in the configuration.")
-@options("device", "workers", "json", "quiet", "debug")
+@options(
+    "device", "workers", "executor", "address", "gpus_per_worker", "max_workers", "json", "quiet",
+    "debug",
+)  # fmt: skip
 def train_network(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Train a network on pictures of views, or its last layers on cached maps."""
     from featurecache.stages.networks.train_network import train_network
@@ -27,6 +30,7 @@ def train_network(as_json: bool, quiet: bool, **arguments: Any) -> None:
     result = train_network(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
+    printing.trials(result.trials, result.winner)
     rows = [{"": name, **getattr(result, name)} for name in ("best", "last")]
     terminal.table(rows, "validation")
     for note in result.notes:

@@ -217,6 +217,8 @@ def check_name(name: str) -> str:
     if not timm.is_model(model):
         if Path(name).name != name and not name.startswith(HUB):
             what = f"no {DESCRIPTION} in it" if Path(name).is_dir() else "no such folder"
+            if (Path(name) / "fold-1" / DESCRIPTION).is_file():
+                what = f"it has a network for each fold; name one, such as {Path(name) / 'fold-1'}"
             raise BadInput(f"backbone {name}: not the run of train-network ({what})")
         raise UnknownName("backbone", name, backbone_names())
     try:

@@ -113,7 +113,7 @@ def dispatch(
             None if isinstance(source, bytes) else source,
         )
         tally.show("starting workers")
-        with contextlib.closing(_crew(where, context, gpus)) as crew:
+        with contextlib.closing(open_crew(where, _begin, context, gpus)) as crew:
             results = schedule(crew, todo, tally.add_lost_worker)
             try:
                 for result, machine in results:
@@ -123,22 +123,26 @@ def dispatch(
                 raise _not_made(error, len(todo)) from error
 
 
-def _crew(where: Where, context: Any, gpus: int) -> Any:
+def open_crew(
+    where: Where, start: Callable[[Any], Callable[[Any], Any]], context: Any, gpus: int
+) -> Any:
+    """The workers of an executor. Each gets the function `start(context)`, which does a task.
+    `gpus` is the number of GPUs of this machine that they share."""
     if where.executor == "ray":
         from featurecache.executors.ray_cluster import Cluster
 
-        return Cluster(_begin, context, where.address, where.gpus_per_worker, where.max_workers)
+        return Cluster(start, context, where.address, where.gpus_per_worker, where.max_workers)
     from featurecache.executors.processes import Processes
 
     per_worker = 1.0 if where.gpus_per_worker is None else where.gpus_per_worker
     if per_worker != int(per_worker):
         raise BadInput(f"gpus per worker {per_worker:g}: --executor processes needs an integer")
     if not gpus or not per_worker:
-        return Processes(_begin, context, where.max_workers or max(1, cores() // _CORES))
+        return Processes(start, context, where.max_workers or max(1, cores() // _CORES))
     if gpus < per_worker:
         raise BadInput(f"gpus per worker {per_worker:g}: this machine has {gpus}")
     count = min(gpus // int(per_worker), where.max_workers or gpus)
-    return Processes(_begin, context, count, int(per_worker))
+    return Processes(start, context, count, int(per_worker))
 
 
 def _begin(

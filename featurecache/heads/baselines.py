@@ -1,4 +1,4 @@
-"""Classifiers of vectors without a training loop: ridge, logistic regression, nearest neighbours.
+"""Classifiers of vectors without a training loop, of which some are saved as heads elsewhere.
 
 A trained head has to beat these. Each takes training vectors X (N, D) float32 with labels y (N,) in
 0..C-1, chooses its one setting on them alone, and returns scores (M, C) for other vectors Z (M, D);
@@ -16,14 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.errors import BadInput
+from featurecache.heads.closed_forms import PENALTIES as PENALTIES
+from featurecache.heads.closed_forms import Form, solve
+from featurecache.heads.settings import RANDOM_FEATURES
+from featurecache.heads.weighted_rows import Rows
 
 Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.floating]
 
-# Ridge penalties in units of the mean eigenvalue of the centred vectors' Gram matrix, so that they
-# fit vectors of any scale and number.
-PENALTIES = 10.0 ** np.arange(-4, 1.5, 0.5)
 # Inverse penalties of logistic regression, for the mean loss: scikit-learn, which sums, gets C / N.
 INVERSES = 10.0 ** np.arange(1, 4.5, 0.5)
 NEIGHBOURS = (1, 5, 10, 20, 50, 100)
@@ -31,6 +32,7 @@ TEMPERATURE = 0.07  # of a neighbour's vote, exp(cosine / T): Wu et al., CVPR 20
 _HELD_OUT_PERIOD = 5  # every fifth training row of each class is held out to choose a setting
 _MAX_STEPS = 1000  # of lbfgs
 _ROWS_AT_ONCE = 4096
+_PER_ROW = 4  # random features
 
 
 class Chosen(NamedTuple):
@@ -41,43 +43,32 @@ class Chosen(NamedTuple):
 
 
 def ridge(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
-    """Least squares on one-hot targets, the penalty chosen by leave-one-out accuracy.
+    """Least squares on one-hot targets, the penalty chosen by leave-one-out accuracy."""
+    return _solved("ridge", X, y, Z, classes)
 
-    One eigendecomposition of the Gram matrix (D, D) serves every penalty. The leave-one-out
-    residual of a row is its residual divided by 1 - h, where h is its leverage (Allen's PRESS,
-    1974; scikit-learn's RidgeCV does the same for one penalty at a time).
-    """
-    rows, width = X.shape
-    mean = X.mean(0, dtype=np.float64)
-    prior = np.bincount(y, minlength=classes) / rows
-    gram = np.zeros((width, width))
-    cross = np.zeros((width, classes))
-    for block in _blocks(rows):
-        centred = X[block] - mean
-        gram += centred.T @ centred
-        cross += centred.T @ (np.eye(classes)[y[block]] - prior)
-    values, axes = np.linalg.eigh(gram)
-    values = np.maximum(values, 0)
-    penalties = PENALTIES * (values.mean() or 1.0)
-    rotated = axes.T @ cross
-    # float32 is precise enough to choose the penalty, and takes half the time.
-    mean32, axes32 = mean.astype(np.float32), axes.astype(np.float32)
-    shrunk = [1 / (values + penalty) for penalty in penalties]
-    weights = [(rotated * factors[:, None]).astype(np.float32) for factors in shrunk]
-    right = np.zeros(len(penalties), np.int64)
-    for block in _blocks(rows):
-        coordinates = (X[block] - mean32) @ axes32
-        squares, block_rows = coordinates**2, np.arange(len(coordinates))
-        for number, factors in enumerate(shrunk):
-            leverage = squares @ factors.astype(np.float32) + np.float32(1 / rows)
-            # The leave-one-out score is (fit - h) / (1 - h) for the row's own class and
-            # fit / (1 - h) for the others. The common divisor does not change the argmax.
-            unseen_scores = coordinates @ weights[number] + prior.astype(np.float32)
-            unseen_scores[block_rows, y[block]] -= leverage
-            right[number] += (unseen_scores.argmax(1) == y[block]).sum()
-    best = int(right.argmax())
-    scores = (Z - mean) @ (axes @ (rotated * shrunk[best][:, None])) + prior
-    return Chosen(f"penalty {penalties[best]:.3g}", scores)
+
+def lda(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
+    """Linear discriminants with a covariance shared by the classes, shrunk by Ledoit and Wolf."""
+    return _solved("lda", X, y, Z, classes)
+
+
+def ncm(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
+    """The class with the nearest mean."""
+    return _solved("ncm", X, y, Z, classes)
+
+
+def random_features(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
+    """Ridge on a layer of random weights with ReLU, at most _PER_ROW features per training row; the
+    penalty is chosen on a held-out fifth of the training rows."""
+    return _solved("random_features", X, y, Z, classes)
+
+
+def _solved(form: Form, X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
+    width = min(RANDOM_FEATURES, _PER_ROW * len(X))
+    solved = solve(form, Rows.of_array(X, y, classes), width=width)
+    scores = np.concatenate([solved.scores(Z[block]) for block in _blocks(len(Z))])
+    parts = [f"width {width}"] if form == "random_features" else []
+    return Chosen(", ".join([*parts, *filter(None, [solved.setting])]), scores)
 
 
 def logistic(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:

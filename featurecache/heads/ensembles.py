@@ -61,15 +61,15 @@ def fit_stack(members: Sequence[Probabilities], labels: Labels) -> npt.NDArray[n
     check(members)
     if len(labels) == 0:
         raise BadInput("there are no rows to fit a stacking ensemble on")
-    logs = _logs(members)
+    member_logs = logs(members)
     rows, prior_mean = np.arange(len(labels)), 1 / len(members)
 
     def loss(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        predicted = _softmax(np.tensordot(weights, logs, 1))
+        predicted = _softmax(np.tensordot(weights, member_logs, 1))
         likelihood = np.log(np.clip(predicted[rows, labels], 1e-300, None)).sum()
         deviation = weights - prior_mean
         predicted[rows, labels] -= 1
-        slope = np.array([(predicted * log).sum() for log in logs])
+        slope = np.array([(predicted * log).sum() for log in member_logs])
         return float(deviation @ deviation / 2 - likelihood), deviation + slope
 
     start = np.full(len(members), prior_mean)
@@ -82,7 +82,7 @@ def stack(
 ) -> npt.NDArray[np.float64]:
     """The probabilities (N, C) of a stacking ensemble with the weights of `fit_stack`."""
     check(members)
-    return _softmax(np.tensordot(weights, _logs(members), 1))
+    return _softmax(np.tensordot(weights, logs(members), 1))
 
 
 def check(members: Sequence[Probabilities]) -> None:
@@ -94,7 +94,8 @@ def check(members: Sequence[Probabilities]) -> None:
         )
 
 
-def _logs(members: Sequence[Probabilities]) -> npt.NDArray[np.float64]:
+def logs(members: Sequence[Probabilities]) -> npt.NDArray[np.float64]:
+    """The members' log-probabilities (M, N, C)."""
     return np.log(np.clip(np.stack(members).astype(np.float64), _MIN_PROBABILITY, None))
 
 

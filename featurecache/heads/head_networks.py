@@ -7,6 +7,7 @@ file, or one per fold. `head.json` is written last, so it never describes weight
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -138,6 +139,23 @@ class HeadNetworks:
                 raise DamagedRun(f"{path}: not the weights named in {description}; train again")
             members.append(_member(described, content, path))
         return cls(members=members, classes=described.classes, spec=described.head)
+
+
+def side_by_side(heads: Sequence[HeadNetworks]) -> HeadNetworks:
+    """Heads of one shape on different networks as one head on the networks' vectors, concatenated:
+    each member has weights of zero for the vectors of the other networks."""
+    widths = [head.in_features for head in heads]
+    ends = [*itertools.accumulate(widths)]
+    members = []
+    for head, width, end in zip(heads, widths, ends, strict=True):
+        member = copy.deepcopy(head.members[0])
+        first = next(layer for layer in member if isinstance(layer, nn.Linear))
+        first.weight = nn.Parameter(
+            nn.functional.pad(first.weight.detach(), (end - width, ends[-1] - end))
+        )
+        first.in_features = ends[-1]
+        members.append(member)
+    return HeadNetworks(members=members, classes=heads[0].classes, spec=heads[0].spec)
 
 
 def _weight_files(folder: Path, members: int) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,13 @@ from featurecache.heads.logistic import Labels, Solver, Vectors
 from featurecache.heads.schedules import Schedule
 from featurecache.training.epoch_metrics import EpochRow
 from featurecache.training.losses import balanced, named
+
+
+class Scores(NamedTuple):
+    """Mean cross-entropy in nats, and top-1."""
+
+    loss: float
+    top1: float
 
 
 def train_logistic(
@@ -34,15 +42,16 @@ def train_logistic(
         )
     heads = []
     for job in group:
-        head, row = _solved(data, job, schedule, classes)
+        head, row = solved(data, job, schedule, classes)
         heads.append(head)
         done(job.member_index, row)
     return heads
 
 
-def _solved(
+def solved(
     data: Data, job: Job, schedule: Schedule, classes: Sequence[str]
 ) -> tuple[nn.Sequential, EpochRow]:
+    """A head, and its one epoch."""
     began = time.perf_counter()
     (phase,) = schedule.phases
     fold, view = job.fold, schedule.validation.view
@@ -66,21 +75,25 @@ def _solved(
         layer.bias.copy_(torch.from_numpy(solution.bias))
     head = nn.Sequential(layer)
     Z, z = vectors(view, fold.val_rows), labels[fold.val_rows.cpu().numpy()]
-    train_loss, train_top1 = _scores(solution.logits(X), y)
-    val_loss, val_top1 = _scores(solution.logits(Z), z)
-    row: EpochRow = {
-        "fold": fold.number,
+    row = epoch_row(job, schedule, scores(solution.logits(X), y), scores(solution.logits(Z), z))
+    row["seconds"] = time.perf_counter() - began
+    return (head if fitted is None else fitted.within(head)).eval(), row
+
+
+def epoch_row(job: Job, schedule: Schedule, train_scores: Scores, val_scores: Scores) -> EpochRow:
+    """The one epoch of a head that was solved; the caller adds the seconds."""
+    return {
+        "fold": job.fold.number,
         "epoch": 1,
         "phase": 1,
-        "views": dict(phase.views),
+        "views": dict(schedule.phases[0].views),
         "lr": None,
-        "train_loss": train_loss,
-        "train_top1": train_top1,
-        "val_loss": val_loss,
-        "val_top1": val_top1,
-        "seconds": time.perf_counter() - began,
+        "train_loss": train_scores.loss,
+        "train_top1": train_scores.top1,
+        "val_loss": val_scores.loss,
+        "val_top1": val_scores.top1,
+        "seconds": 0.0,
     }
-    return (head if fitted is None else fitted.within(head)).eval(), row
 
 
 def _rows(data: Data, view: str, rows: torch.Tensor) -> torch.Tensor:
@@ -99,9 +112,9 @@ def _class_weights(schedule: Schedule, y: Labels, classes: Sequence[str]) -> np.
     return np.asarray(by_class.double().cpu().numpy()).reshape(-1)[y]
 
 
-def _scores(logits: Vectors, labels: Labels) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and top-1."""
+def scores(logits: Vectors, labels: Labels) -> Scores:
+    """The scores of logits (N, C)."""
     shifted = logits - logits.max(1, keepdims=True)
     label_logits = shifted[np.arange(len(labels)), labels]
     losses = np.log(np.exp(shifted).sum(1)) - label_logits
-    return float(losses.mean()), float((logits.argmax(1) == labels).mean())
+    return Scores(float(losses.mean()), float((logits.argmax(1) == labels).mean()))

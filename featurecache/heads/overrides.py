@@ -8,8 +8,8 @@ from typing import Any, TypedDict
 from featurecache import yaml_files
 from featurecache.errors import BadInput
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.sweep_settings import with_values
 from featurecache.text import listed
+from featurecache.training.sweep_settings import with_values
 
 
 class Overrides(TypedDict, total=False):

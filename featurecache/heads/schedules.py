@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 from pydantic import Field
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput, UnknownName
-from featurecache.heads.settings import Features, Input, Pruning, Sweep
+from featurecache.heads.settings import Features, HeadSettings, Input, Pruning
 from featurecache.training.curriculum import Phase, Planned, TrainingPlan, planned_epochs
-from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.settings import STRICT
 
 
@@ -52,10 +51,11 @@ class Schedule(TrainingPlan):
 
     backbone: tuple[BackboneChoice, ...]  # the vectors of several are concatenated, in order
     input: Input | None = None
-    head: HeadSpec = HeadSpec()
+    head: HeadSettings = HeadSettings()
     features: Features | None = None
     pruning: Pruning | None = None
-    sweep: Sweep | None = None
+
+    SWEPT: ClassVar = (*TrainingPlan.SWEPT, "input", "features", "pruning")
 
     @pydantic.field_validator("backbone", mode="before")
     @classmethod
@@ -96,9 +96,28 @@ class Schedule(TrainingPlan):
 
     @pydantic.model_validator(mode="after")
     def _solvable(self) -> Schedule:
+        if self.head.kind is not None and (reason := self._untrainable()):
+            raise ValueError(f"head: kind {self.head.kind} {reason}")
         if self.optimizer.name == "lbfgs" and (reason := self._unsolvable()):
             raise ValueError(f"optimizer: lbfgs {reason}")
         return self
+
+    def _untrainable(self) -> str:
+        """The reason why a head without a training loop can't have these settings; else empty."""
+        parts = "optimizer lr_schedule early_stopping label_smoothing mixup features pruning"
+        for name in (*parts.split(), "class_weights", "batch_size"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                return f"is solved without {name}; remove one of them"
+        if self.head.kind == "logistic" and self.input is not None:
+            return "chooses the scaling of its input itself; remove input"
+        return self._phase_to_solve()
+
+    def _phase_to_solve(self) -> str:
+        first, *others = self.phases
+        settings = (first.ramp_to, first.order, first.optimizer.lr, first.optimizer.weight_decay)
+        if others or first.epochs != 1 or any(setting is not None for setting in settings):
+            return "solves one phase with epochs: 1 and without ramp_to, order and optimizer"
+        return ""
 
     def _unsolvable(self) -> str:
         """The reason why lbfgs cannot solve this schedule; empty if it can."""
@@ -111,11 +130,7 @@ class Schedule(TrainingPlan):
         head = self.head
         if head.input_dropout or head.l1 or head.l2 or self.class_weights == "errors":
             return "does not work with input_dropout, l1, l2 or class_weights: errors; remove them"
-        first, *others = self.phases
-        settings = (first.ramp_to, first.order, first.optimizer.lr, first.optimizer.weight_decay)
-        if others or first.epochs != 1 or any(setting is not None for setting in settings):
-            return "solves one phase with epochs: 1 and without ramp_to, order and optimizer"
-        return ""
+        return self._phase_to_solve()
 
     def plan(self) -> list[Planned]:
         """The epochs in order. Those after pruning form one more phase, on the final views of the

@@ -1,16 +1,60 @@
-"""The parts of a schedule of a head: its input, augmentation of vectors, pruning, sweeps.
+"""The parts of a schedule of a head: its input, augmentation of vectors, pruning.
 
 A setting that is None, or a block that is absent, is not used at all.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
 
+from featurecache.training.head_shapes import MAX_WIDTH, HeadSpec
 from featurecache.training.settings import STRICT
+
+RANDOM_FEATURES = 5000  # unless `width` says another number
+
+
+class HeadSettings(HeadSpec):
+    """The head of a schedule: a shape to train, or the `kind` of one that is solved from sums over
+    the rows (heads/closed_forms.py). A kind has no setting but the `width` of random features."""
+
+    kind: Literal["ridge", "logistic", "lda", "ncm", "random_features"] | None = None
+    width: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _shape_of_kind(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("kind") is None:
+            return value
+        kind, usual = value["kind"], HeadSpec().model_dump()
+        for name, number in usual.items():
+            if value.get(name, number) != number:
+                raise ValueError(f"kind: {kind} has no {name}; remove one of them")
+        shape = {"hidden": [], "dropout": 0.0, "norm": "none", "activation": "relu"}
+        if kind == "random_features":
+            width = value.get("width") or RANDOM_FEATURES
+            shape |= {"hidden": [width]} if type(width) is int and width > 0 else {}
+            value = {**value, "width": width}
+        return {**{k: v for k, v in value.items() if k not in usual}, **shape}
+
+    @pydantic.model_validator(mode="after")
+    def _width_of_random_features(self) -> HeadSettings:
+        if self.width is not None and self.kind != "random_features":
+            raise ValueError("width is for kind: random_features; remove it, or write hidden")
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, dump: pydantic.SerializerFunctionWrapHandler) -> Any:
+        # A head without a kind is written as it was before there were kinds.
+        names = {"kind", "width"}
+        return {k: v for k, v in dump(self).items() if (k in names) is (self.kind is not None)}
+
+    @property
+    def shape(self) -> HeadSpec:
+        """The shape of the trained or solved head."""
+        return HeadSpec(**{name: getattr(self, name) for name in HeadSpec.model_fields})
 
 
 class Input(pydantic.BaseModel):
@@ -67,62 +111,3 @@ class Pruning(pydantic.BaseModel):
 
     share: float = Field(gt=0, lt=1)
     epochs: int = Field(ge=1)
-
-
-class Drawn(pydantic.BaseModel):
-    """The distribution of a setting in a random sweep; exactly one of the fields. `range` [a, b] is
-    uniform, `log` [a, b] uniform in the logarithm, `choice` picks from a list."""
-
-    model_config = STRICT
-
-    range: list[float] | None = None
-    log: list[float] | None = None
-    choice: list[Any] | None = Field(default=None, min_length=1)
-
-    @pydantic.model_validator(mode="after")
-    def _one_kind(self) -> Drawn:
-        names = [n for n in ("range", "log", "choice") if getattr(self, n) is not None]
-        if len(names) != 1:
-            listed = " and ".join(names) or "none of them"
-            raise ValueError(f"give exactly one of range, log, choice, not {listed}")
-        ends = self.range or self.log
-        if ends is not None and (len(ends) != 2 or ends[0] >= ends[1]):
-            raise ValueError(f"{names[0]} takes two numbers, low then high: [a, b]")
-        if self.log is not None and self.log[0] <= 0:
-            raise ValueError("log takes numbers above 0")
-        return self
-
-
-class Sweep(pydantic.BaseModel):
-    """Many settings trained in one command, each with every seed of `seeds`.
-
-    Settings are named by their dotted key, such as `optimizer.lr`. `grid` lists values and trains
-    every combination. `random` is the number of settings drawn, with `seed`, from the distributions
-    in `over`.
-    """
-
-    model_config = STRICT
-
-    seeds: list[int] | None = Field(default=None, min_length=1)  # None: the schedule's seed
-    grid: dict[str, list[Any]] | None = Field(default=None, min_length=1)
-    random: int | None = Field(default=None, ge=1)
-    over: dict[str, Drawn] | None = Field(default=None, min_length=1)
-    seed: int = Field(default=0, ge=0)
-
-    @pydantic.model_validator(mode="after")
-    def _grid_or_random(self) -> Sweep:
-        if (self.random is None) != (self.over is None):
-            raise ValueError(
-                "random and over belong together: the number of draws and their distributions"
-            )
-        if self.grid is not None and self.random is not None:
-            raise ValueError("use grid or random, not both")
-        if self.grid is None and self.random is None and self.seeds is None:
-            raise ValueError("nothing to sweep; give grid, random with over, or seeds")
-        if any(not values for values in (self.grid or {}).values()):
-            raise ValueError("every list of the grid needs at least one value")
-        if len(set(self.seeds or ())) < len(self.seeds or ()):
-            raise ValueError(f"a seed is listed twice in {self.seeds}")
-        if any(not 0 <= seed < 2**32 for seed in self.seeds or ()):
-            raise ValueError("seeds must be from 0 to 2**32 - 1")
-        return self

@@ -26,6 +26,7 @@ from featurecache.heads.epochs import (
     validate,
 )
 from featurecache.heads.schedules import Schedule
+from featurecache.heads.settings import HeadSettings
 from featurecache.heads.stacks import Stack, State
 from featurecache.json_files import fit
 from featurecache.text import one_line
@@ -270,7 +271,7 @@ def _reference_losses(
     view = schedule.validation.view
     plain = Schedule(
         backbone=schedule.backbone,
-        head=HeadSpec(hidden=[]),
+        head=HeadSettings(hidden=[]),
         batch_size=schedule.batch_size,
         seed=schedule.seed,
         validation=schedule.validation,

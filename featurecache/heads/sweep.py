@@ -6,11 +6,6 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from scipy import stats
 
 from featurecache import keys
 from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
@@ -19,7 +14,6 @@ from featurecache.heads.mlp import Head
 from featurecache.heads.run_files import TrialsFile
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost
-from featurecache.heads.sweep_settings import Setting, settings_of, stackable
 from featurecache.heads.training import train_many
 from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
@@ -29,32 +23,14 @@ from featurecache.training.devices import device_of
 from featurecache.training.epoch_metrics import (
     METRICS_FILE,
     EpochRow,
+    Results,
     ValidationMeans,
     read_member_epochs,
 )
+from featurecache.training.sweep_settings import Setting, settings_of, stackable
+from featurecache.training.trials import Trial, trial_of, winner_of
 
 _TRIALS = "trials.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One setting: its values by their dotted keys, and the validation top-1 of its saved weights,
-    as the mean with a 95% interval by Student's t over `n` folds (each averaged over the seeds), or
-    without folds over `n` seeds.
-
-    `low` and `high` are None for n = 1. If the loss of a network was no longer finite, all numbers
-    are None and `diverged` counts such members. `best` and `last` are those of the training with
-    the first seed.
-    """
-
-    setting: dict[str, Any]
-    n: int = 0
-    top1: float | None = None
-    low: float | None = None
-    high: float | None = None
-    diverged: int = 0
-    best: ValidationMeans | None = None
-    last: ValidationMeans | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +64,7 @@ def train_sweep(
     settings = settings_of(schedule, "schedule")
     assert schedule.sweep is not None
     seeds = schedule.sweep.seeds or [schedule.seed]
-    trial_of: dict[int, Trial] = {}
+    trials_by_index: dict[int, Trial] = {}
     folder_of: dict[int, Path] = {}
     member_of: dict[int, int] = {}  # of its first seed, from 1
     for number, indices in enumerate(stackable(settings), 1):
@@ -134,9 +110,11 @@ def train_sweep(
             raise _damaged(folder / _TRIALS, "trials: their settings don't match the sweep")
         for orphan in folder.glob("stack-*.checkpoint"):  # of a kill right after the trials
             orphan.unlink()
-        trial_of.update(zip(indices, [Trial(**trial) for trial in saved.trials], strict=True))
-    ordered = [trial_of[index] for index in range(len(settings))]
-    winner = _winner(ordered)
+        trials_by_index.update(
+            zip(indices, [Trial(**trial) for trial in saved.trials], strict=True)
+        )
+    ordered = [trials_by_index[index] for index in range(len(settings))]
+    winner = winner_of(ordered)
     won = None if winner is None else ordered[winner]
     if winner is None or won is None or won.best is None or won.last is None:
         raise FeatureCacheError("every setting of the sweep diverged: the loss was not finite")
@@ -151,21 +129,27 @@ def train_sweep(
 def _save(
     folder: Path,
     identity_hash: str,
-    settings: Sequence[Setting],
+    settings: Sequence[Setting[Schedule]],
     seeds: int,
     trained: Sequence[Trained | Lost],
 ) -> None:
     """Save the trials of settings that were trained together, and the head of the best one."""
     by_setting = [trained[start : start + seeds] for start in range(0, len(trained), seeds)]
     trials = [
-        _trial(setting, of_setting)
+        trial_of(setting.values, [_results(trained_head) for trained_head in of_setting])
         for setting, of_setting in zip(settings, by_setting, strict=True)
     ]
-    best = _winner(trials)
+    best = winner_of(trials)
     if best is not None and isinstance(first := by_setting[best][0], Trained):
         first.head.save(folder)
     content = keys.canonical({"of": identity_hash, "trials": [asdict(trial) for trial in trials]})
     durable.replace(folder / _TRIALS, content + b"\n")
+
+
+def _results(trained: Trained | Lost) -> Results | None:
+    if isinstance(trained, Lost):
+        return None
+    return Results(trained.saved_rows, trained.best, trained.last)
 
 
 def _damaged(path: Path, what: str) -> DamagedRun:
@@ -176,40 +160,3 @@ def _keep_metrics(folder: Path, member: int, run: Path) -> None:
     """Write the metrics of the winner's head to the run, as a training without a sweep does."""
     rows = [row for row in read_member_epochs(folder) if row.pop("member", member) == member]
     durable.replace(run / METRICS_FILE, b"".join(keys.canonical(row) + b"\n" for row in rows))
-
-
-def _trial(setting: Setting, trained: Sequence[Trained | Lost]) -> Trial:
-    finite = [result for result in trained if isinstance(result, Trained)]
-    if len(finite) < len(trained):
-        lost = len(trained) - len(finite)
-        return Trial(setting=setting.values, diverged=lost)
-    by_seed = np.array(
-        [[row["val_top1"] for row in trained_head.saved_rows] for trained_head in finite]
-    )
-    # Seeds on the same fold share its images, so only folds are independent, if there are several.
-    scores = by_seed.mean(0) if by_seed.shape[1] > 1 else by_seed[:, 0]
-    low, high = interval(scores)
-    first = finite[0]
-    return Trial(
-        setting=setting.values,
-        n=len(scores),
-        top1=float(scores.mean()),
-        low=low,
-        high=high,
-        best=first.best,
-        last=first.last,
-    )
-
-
-def interval(scores: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """The 95% interval of the mean of scores (n,), by Student's t; None for one score."""
-    if len(scores) < 2:
-        return None, None
-    half = float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores))
-    return float(scores.mean()) - half, float(scores.mean()) + half
-
-
-def _winner(trials: Sequence[Trial]) -> int | None:
-    """The index of the highest top1, the first of equals; None if every setting diverged."""
-    tops = {index: trial.top1 for index, trial in enumerate(trials) if trial.top1 is not None}
-    return max(tops, key=lambda index: (tops[index], -index), default=None)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.heads.closed_form_training import train_closed_forms
 from featurecache.heads.epochs import Data, Fold, Job, Member
 from featurecache.heads.logistic_training import train_logistic
 from featurecache.heads.schedules import Schedule
@@ -133,7 +134,9 @@ def train_many(
             identity = training_set.group_identity(group, pairs, schedule, torch_device.type)
             checkpoint = Checkpoint(run / f"stack-{number}.checkpoint", identity)
             heads: list[nn.Sequential | Lost]
-            if schedule.optimizer.name == "lbfgs":
+            if schedule.head.kind is not None:
+                heads = [*train_closed_forms(data, group, schedule, training_set, done)]
+            elif schedule.optimizer.name == "lbfgs":
                 heads = [*train_logistic(data, group, schedule, classes, done)]
             else:
                 with threads_for(len(group) * products):

@@ -13,8 +13,7 @@ from featurecache.heads.stack_training import Lost
 from featurecache.training.epoch_metrics import (
     EpochRow,
     ValidationMeans,
-    mean_of,
-    saved_and_best,
+    results_of,
 )
 
 
@@ -49,12 +48,9 @@ def member_result(
         if isinstance(network, Lost):
             return network
         finite.append(network)
-    saved_rows, best = saved_and_best(rows, schedule.early_stopping is not None)
-    last = mean_of(max(row["epoch"] for row in saved_rows), saved_rows)
+    results = results_of(rows, schedule.early_stopping is not None)
     return Trained(
-        head=mlp.Head(finite, list(classes), schedule.head),
+        head=mlp.Head(finite, list(classes), schedule.head.shape),
         rows=rows,
-        saved_rows=saved_rows,
-        best=best,
-        last=last,
+        **results._asdict(),
     )

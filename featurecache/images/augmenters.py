@@ -13,13 +13,15 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 from imgaug import parameters
 from imgaug.augmenters.meta import Augmenter
 from PIL import Image, ImageEnhance, ImageOps
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from featurecache.images.generator_nodes import Forward
+from featurecache.images.styles import Style
 
 FILLS = {"constant", "nearest", "reflect", "wrap"}  # modes of scipy.ndimage
 
@@ -166,6 +168,73 @@ class CropAndScale(PerImage):
             )
         made: np.ndarray = np.rint(np.clip(out, 0, 255)).astype(np.uint8)
         return made
+
+
+class LabTransfer(PerImage):
+    """Give the image the mean and the deviation of each Lab channel of a random style image
+    (Reinhard et al., "Color Transfer between Images", 2001; here in CIE Lab).
+
+    strength: the share of the change, 0 to 1.
+    """
+
+    def __init__(self, style: Style, strength: Any = 1.0) -> None:
+        super().__init__()
+        self.style = style
+        self.strength = _parameter(strength, "strength", (0.0, 1.0))
+
+    def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
+        drawn = self.style[int(random.integers(0, len(self.style)))].pixels()
+        share = np.float32(_number(self.strength, random))
+        lab, style = _to_lab(pixels), _to_lab(drawn)
+        mean, deviation = lab.mean((0, 1)), lab.std((0, 1))
+        # A channel without contrast has nothing to stretch.
+        ratio = style.std((0, 1)) / np.maximum(deviation, 1e-3)
+        moved = (lab - mean) * ratio + style.mean((0, 1))
+        mixed = (lab + share * (moved - lab)).astype(np.float32)
+        rgb = cv2.cvtColor(mixed, cv2.COLOR_LAB2RGB)
+        made: np.ndarray = np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8)
+        return made
+
+
+class FourierMix(PerImage):
+    """Mix the amplitudes of low frequencies with those of a random style image, and keep the phases
+    (Yang and Soatto, "FDA", CVPR 2020; Xu et al., "A Fourier-based Framework", CVPR 2021).
+
+    beta: low frequencies are those up to this share of the shorter side, 0 to 0.5. strength: the
+    share of the style's amplitudes, 0 to 1.
+    """
+
+    def __init__(self, style: Style, beta: Any = 0.1, strength: Any = 1.0) -> None:
+        super().__init__()
+        self.style = style
+        self.beta = _parameter(beta, "beta", (0.0, 0.5))
+        self.strength = _parameter(strength, "strength", (0.0, 1.0))
+
+    def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
+        drawn = self.style[int(random.integers(0, len(self.style)))].pixels()
+        height, width = pixels.shape[:2]
+        limit = int(_number(self.beta, random) * min(height, width))
+        share = np.float32(_number(self.strength, random))
+        style = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
+        rows = np.abs(fft.fftfreq(height, 1 / height)) <= limit
+        columns = fft.rfftfreq(width, 1 / width) <= limit
+        low = np.ix_(rows, columns)
+        out = np.empty(pixels.shape, np.uint8)
+        for channel in range(3):
+            spectrum = fft.rfft2(pixels[..., channel].astype(np.float32))
+            wanted = np.abs(fft.rfft2(style[..., channel].astype(np.float32))[low])
+            part = spectrum[low]
+            mixed = (1 - share) * np.abs(part) + share * wanted
+            spectrum[low] = mixed * np.exp(1j * np.angle(part))
+            plane = fft.irfft2(spectrum, s=(height, width))
+            out[..., channel] = np.rint(np.clip(plane, 0, 255))
+        return out
+
+
+def _to_lab(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 in CIE Lab."""
+    lab: np.ndarray = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    return lab
 
 
 # --- the operations of AutoAugment, RandAugment and TrivialAugment -----------------------------

@@ -41,7 +41,7 @@ def augmented(
     """
     try:
         out = step(pixels)
-    except Undecodable:
+    except (Undecodable, FeatureCacheError):
         raise
     except Exception as error:
         error_text = one_line(error)

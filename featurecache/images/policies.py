@@ -27,7 +27,7 @@ import pydantic
 
 from featurecache import keys, versions, yaml_files
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName, nearest
-from featurecache.images import generator_nodes, step_limits
+from featurecache.images import generator_nodes, step_limits, styles
 from featurecache.images.picture_checks import MAX_NUMBER, augmented
 from featurecache.images.transforms import (
     SHARED,
@@ -38,7 +38,7 @@ from featurecache.images.transforms import (
     entry_name,
     is_transform,
 )
-from featurecache.images.view_names import ViewName
+from featurecache.images.view_names import ViewName, policy_files
 from featurecache.text import one_line
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -52,10 +52,9 @@ REFUSED = {
 }  # fmt: skip
 # Our own augmenters (augmenters.py). Raise the version of an augmenter whenever its pixels change.
 OWN_AUGMENTERS = {
-    "AutoAugmentOp": 1, "ChannelShift": 1, "CropAndScale": 1, "KerasAffine": 1,
-    "RandAugmentOps": 1, "TrivialAugmentOp": 1,
+    "AutoAugmentOp": 1, "ChannelShift": 1, "CropAndScale": 1, "FourierMix": 1, "KerasAffine": 1,
+    "LabTransfer": 1, "RandAugmentOps": 1, "TrivialAugmentOp": 1,
 }  # fmt: skip
-_VERSIONS = OWN_AUGMENTERS | {generator_nodes.NAME: generator_nodes.VERSION}
 OWN_MODULE = "featurecache.images.augmenters"
 IMGAUG_PREFIX = "imgaug."
 # We name and seed the augmenters: imgaug's defaults would make pixels depend on the process, which
@@ -89,6 +88,7 @@ class Policy:
     source: Path | None = field(default=None, compare=False)
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
     generators: Mapping[str, Path] = field(default_factory=dict, compare=False, repr=False)
+    styles: Mapping[str, styles.Style] = field(default_factory=dict, compare=False, repr=False)
 
     def __eq__(self, other: object) -> bool:
         # In Python 1 == 1.0 == True, but as trees they have different keys and different pixels.
@@ -106,9 +106,9 @@ class Policy:
                 raise FeatureCacheError(problem)
         # A suffix such as +cu128 names the build, whose transforms are the same.
         library = ", ".join(f"{name} {v.partition('+')[0]}" for name, v in libraries.items())
-        own_versions = {
-            name: _VERSIONS[name] for name in sorted(_names(self.tree) & _VERSIONS.keys())
-        }
+        numbers = OWN_AUGMENTERS | {generator_nodes.NAME: generator_nodes.VERSION}
+        names = yaml_files.names_in(self.tree)
+        own_versions = {name: numbers[name] for name in sorted(names & numbers.keys())}
         key = {"library": library, "tree": self.tree}
         return key | ({"own": own_versions} if own_versions else {})
 
@@ -231,6 +231,10 @@ class Augmentation:
                     problem += f". This is imgaug's {name}; torchvision's is v2.{name}"
                 raise self._policy.mistake(f"{path}.{parameter}", problem)
             built[parameter] = self._value(argument, f"{path}.{parameter}")
+        if name in styles.AUGMENTERS:
+            style = built.get(styles.PARAMETER)
+            images = styles.find(style, self._policy.styles, path, self._policy.mistake)
+            built[styles.PARAMETER] = images
         return self._built(allowed[name], built, path)
 
     def _built(self, kind: type, arguments: dict[str, Any], path: str) -> Any:
@@ -271,15 +275,6 @@ class Augmentation:
                 path, "range takes two numbers, low then high: {range: [a, b]}"
             )
         return (self._value(value[0], f"{path}.0"), self._value(value[1], f"{path}.1"))
-
-
-def _names(value: Any) -> set[str]:
-    """All strings and keys of a tree, which include the names of its augmenters."""
-    if isinstance(value, dict):
-        return set(value).union(*map(_names, value.values()))
-    if isinstance(value, list):
-        return set().union(*map(_names, value))
-    return {value} if isinstance(value, str) else set()
 
 
 def _words(entropy: bytes) -> np.ndarray:
@@ -351,7 +346,7 @@ def find_policy(name: str) -> Policy:
                 "`featurecache policies`"
             )
         return read_policy(Path(name))
-    raise UnknownName("policy", name, [*shipped(), "none"])
+    raise UnknownName("policy", name, [*shipped(), "none", *policy_files(name)])
 
 
 def read_policy(path: Path) -> Policy:
@@ -373,7 +368,8 @@ def read_policy(path: Path) -> Policy:
     tree = file.augmenters or [{generator_nodes.NAME: file.generator}]
     policy = Policy(path.stem, tree, file.description, source, yaml_files.lines_of(node))
     tree, folders = generator_nodes.described(tree, "augmenters", policy.mistake)
-    return replace(policy, tree=tree, generators=folders)
+    tree, images = styles.described(tree, "augmenters", policy.mistake)
+    return replace(policy, tree=tree, generators=folders, styles=images)
 
 
 def _imgaug() -> Any:

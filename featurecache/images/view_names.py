@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 POLICY_SUFFIXES = (".yaml", ".yml")
 
@@ -42,3 +43,8 @@ class ViewName:
         if self.draw is not None or self.policy == "none":
             return self
         return replace(self, draw=1)
+
+
+def policy_files(name: str) -> list[str]:
+    """The existing policy files that a name without a suffix may mean: `pol/mine.yaml`."""
+    return [name + suffix for suffix in POLICY_SUFFIXES if Path(name + suffix).is_file()]

@@ -20,7 +20,7 @@ from featurecache.images.picture_checks import UnfitImage
 from featurecache.images.policies import Policy, find_policy, shipped
 from featurecache.images.samples import Sample
 from featurecache.images.transforms import TRIAL_SIDES, Part
-from featurecache.images.view_names import ViewName
+from featurecache.images.view_names import ViewName, policy_files
 
 CacheViews = Callable[[], Iterable[tuple[str, keys.Json]]]  # the names and keys of a cache's views
 
@@ -163,7 +163,8 @@ def _held_policy(view: ViewName, seed: int, cache_views: CacheViews) -> Policy:
                 exact[keys.digest(policy.tree)] = policy
     matches = list((exact or policies).values())
     if not matches:
-        raise UnknownName("policy", view.policy, [*shipped(), "none", *names])
+        files = [str(ViewName(file, view.draw)) for file in policy_files(view.policy)]
+        raise UnknownName("policy", view.policy, [*shipped(), "none", *names, *files])
     if len(matches) > 1:
         raise BadInput(
             f"view {view}: the cache holds views of {len(matches)} policies called {view.policy}; "

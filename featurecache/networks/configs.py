@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -121,6 +121,10 @@ class NetworkConfig(TrainingPlan):
     precision: Literal["f32", "bf16"] = "f32"
     compile: bool = False
 
+    SWEPT: ClassVar = (
+        *TrainingPlan.SWEPT, "trainable", "batch_norm", "network.dropout", "network.drop_path",
+    )  # fmt: skip
+
     @pydantic.model_validator(mode="before")
     @classmethod
     def _single_phase(cls, value: Any) -> Any:
@@ -138,8 +142,6 @@ class NetworkConfig(TrainingPlan):
             raise ValueError("optimizer: lbfgs solves linear heads only; use train-head")
         if any(phase.order is not None for phase in self.phases):
             raise ValueError("phases: order is for heads only; remove it")
-        if self.validation.folds is not None:
-            raise ValueError("validation: folds are for heads only; use a fraction or a split")
         if self.head.l1 or self.head.l2 or self.head.drop_connect:
             raise ValueError("head: l1, l2 and drop_connect are for cached vectors; remove them")
         if self.batch_size == 1 and self.batch_norm == "trained":

@@ -41,9 +41,12 @@ from featurecache.training.stopping import lowest_index, should_stop
 Index = npt.NDArray[np.int64]
 State = dict[str, torch.Tensor]
 
-_FOLD = 1  # networks are trained on one fold
 # Third components of a SeedSequence's key; the order of the rows has none.
 _STEP, _PAIRS = 4, 5
+
+
+class Divergence(FeatureCacheError):
+    """The loss of a training is no longer finite."""
 
 
 class Request(NamedTuple):
@@ -67,6 +70,7 @@ class TrainingRows:
     train: Index
     val: Index
     classes: Sequence[str]
+    fold: int = 1  # the number of this pair of training and validation rows
 
 
 @dataclass
@@ -182,7 +186,7 @@ def train_network(
     With early stopping it ends with the weights of the epoch of lowest validation loss. `run` gets
     the metrics, and a checkpoint, from which a second call resumes and which the caller deletes
     when it has saved the network. `identity` hashes all that determines the training. `on_images`
-    is called with the number of images of each step. Raises FeatureCacheError if the loss is no
+    is called with the number of images of each step. Raises Divergence if the loss is no
     longer finite; the metrics until then, and the last checkpoint, stay.
     """
     checkpoint = Checkpoint(run / "network.checkpoint", identity)
@@ -212,7 +216,7 @@ def train_network(
             so_far = [row["val_loss"] for row in progress.rows]
             if config.early_stopping and should_stop(so_far, config.early_stopping.patience):
                 break
-            order = _order(config, rows.train, planned)[0]
+            order = _order(config, rows, planned)[0]
             spans = batches(len(order), config.batch_size)
             weights = fixed
             if config.class_weights == "errors" and progress.errors is not None:
@@ -222,7 +226,7 @@ def train_network(
             began = time.perf_counter()
             for step in range(progress.steps, len(spans)):
                 start, stop = spans[step]
-                rng = _step_rng(config.seed, planned.epoch, step)
+                rng = _step_rng(config.seed, rows.fold, planned.epoch, step)
                 generator.manual_seed(int(rng.integers(2**63)))
                 rate = rate_at(
                     config.lr_schedule, len(plan), planned, base, step / len(spans), so_far
@@ -243,7 +247,7 @@ def train_network(
             _settle(progress)
             (val_loss, val_top1), progress.errors = _validate(trainer, feed, labels, rows)
             row = {
-                "fold": _FOLD,
+                "fold": rows.fold,
                 "epoch": planned.epoch,
                 "phase": planned.number,
                 "views": planned.phase.shares(planned.in_phase),
@@ -286,18 +290,18 @@ def _resumed(checkpoint: Checkpoint, trainer: _Trainer) -> _Progress:
     return progress
 
 
-def _order(config: NetworkConfig, train: Index, planned: Planned) -> tuple[Index, list[str]]:
+def _order(config: NetworkConfig, rows: TrainingRows, planned: Planned) -> tuple[Index, list[str]]:
     """The rows of an epoch in order, and the view of each."""
     shares = planned.phase.shares(planned.in_phase)
-    rng = epoch_rng(config.seed, _FOLD, planned.epoch)
+    rng = epoch_rng(config.seed, rows.fold, planned.epoch)
+    count = len(rows.train)
     names = list(shares)
     if config.every_view:
-        positions = rng.permutation(len(train) * len(names))
-        views, rows = np.divmod(positions, len(train))
-        return train[rows], [names[index] for index in views]
-    positions = rng.permutation(len(train))
-    drawn = mixture(shares, len(train), rng) if len(names) > 1 else np.zeros(len(train), np.int64)
-    return train[positions], [names[index] for index in drawn[positions]]
+        views, images = np.divmod(rng.permutation(count * len(names)), count)
+        return rows.train[images], [names[index] for index in views]
+    positions = rng.permutation(count)
+    drawn = mixture(shares, count, rng) if len(names) > 1 else np.zeros(count, np.int64)
+    return rows.train[positions], [names[index] for index in drawn[positions]]
 
 
 def _requests(config: NetworkConfig, rows: TrainingRows, progress: _Progress) -> Iterator[Request]:
@@ -306,13 +310,13 @@ def _requests(config: NetworkConfig, rows: TrainingRows, progress: _Progress) ->
     neural = config.neural_augmentation
     sampler = None if neural is None else PairSampler(neural, rows.labels, rows.train)
     for planned in config.plan()[len(progress.rows) :]:
-        order, views = _order(config, rows.train, planned)
+        order, views = _order(config, rows, planned)
         spans = batches(len(order), config.batch_size)
         for step in range(steps_done, len(spans)):
             start, stop = spans[step]
             wanted, names = order[start:stop], views[start:stop]
             if sampler is not None:
-                rng = _step_rng(config.seed, planned.epoch, step, _PAIRS)
+                rng = _step_rng(config.seed, rows.fold, planned.epoch, step, _PAIRS)
                 wanted = sampler.with_partners(wanted, rng)
                 names = names * (len(wanted) // len(names))
             yield Request(wanted, names, planned.epoch)
@@ -373,14 +377,16 @@ def _settle(progress: _Progress) -> None:
     progress.loss, progress.right = float(progress.loss), int(progress.right)
 
 
-def _step_rng(seed: int, epoch: int, step: int, purpose: int = _STEP) -> np.random.Generator:
-    key = (_FOLD, epoch, purpose, step)
+def _step_rng(
+    seed: int, fold: int, epoch: int, step: int, purpose: int = _STEP
+) -> np.random.Generator:
+    key = (fold, epoch, purpose, step)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def _check_finite(loss: float, epoch: int, rate: Rate) -> None:
     if not np.isfinite(loss):
-        raise FeatureCacheError(
+        raise Divergence(
             f"epoch {epoch}: the loss is no longer finite at lr {rate.lr:g}; lower optimizer.lr in "
             "the configuration. The run folder keeps the metrics until then"
         )

@@ -15,6 +15,7 @@ from featurecache.errors import BadInput, NotCached, UnknownName, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.generated_items import fitted_items, refuse_seen
 from featurecache.heads.defaults import BASELINE
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.samples import SPLITS
@@ -357,6 +358,8 @@ def run_spaces(
     """
     seed = record.schedule["augment_seed"] if seed is None else seed
     wanted = [find_view(name, seed, cache.views) for name in views]
+    fitted = fitted_items(cache, {view.name: view for view in wanted})
+    refuse_seen(fitted, (row.item for row in rows), "images to evaluate on")
     spaces_by_view: list[list[Space]] = [[] for _ in views]
     errors = []
     for backbone in record.backbones:

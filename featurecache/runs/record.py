@@ -15,10 +15,10 @@ from featurecache.errors import BadInput
 from featurecache.features.space_files import BackboneKey
 from featurecache.heads.run_files import TrialJson, Validation, fitting
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.sweep_settings import settings_of
 from featurecache.json_files import MAX_RUN_JSON, Damage, Open, damaged_run, read_model
 from featurecache.storage import durable
 from featurecache.training.epoch_metrics import NotNegative
+from featurecache.training.sweep_settings import settings_of
 
 RUN_FILE = "run.json"
 
@@ -121,7 +121,9 @@ def read_record(run: str | Path, damage: Damage = damaged_run) -> RunRecord:
     record = read_model(Path(run) / RUN_FILE, RunRecord, MAX_RUN_JSON, damage, check)
     record._path = Path(run) / RUN_FILE
     if record.network is not None:  # the folder itself is the backbone, wherever it was moved
-        record.backbones[0]["name"] = str(run)
+        for number, backbone in enumerate(record.backbones, 1):
+            is_alone = len(record.backbones) == 1
+            backbone["name"] = str(run if is_alone else Path(run) / f"fold-{number}")
     return record
 
 
@@ -131,7 +133,8 @@ def read_run(run: str | Path) -> RunRecord:
         raise BadInput(f"{run}: not the folder of a run (no readable {RUN_FILE} in it)")
     record = read_record(run)
     if not record.is_finished:
-        raise BadInput(f"{run}: its training is not finished; run the same train-head again")
+        command = "train-head" if record.network is None else "train-network"
+        raise BadInput(f"{run}: its training is not finished; run the same {command} again")
     return record
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,13 +13,20 @@ from featurecache.executors import Progress, silent
 from featurecache.features.mapped import map_columns
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.generated_items import Fitted, fitted_items, refuse_seen
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of
 from featurecache.heads.training_set import TrainingSet
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import side_by_side, spaces_of
-from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
+from featurecache.lookup.labelled_rows import (
+    LabelledRow,
+    items_by_split,
+    labelled_rows,
+    rows_digest,
+    training_rows,
+)
 from featurecache.training.curriculum import TrainingPlan
 
 _ROWS_PER_HASH = 1 << 14  # bounds the memory of hashing
@@ -37,6 +44,7 @@ class TrainingData:
     pairs: list[tuple[np.ndarray, np.ndarray]] | None  # (train, validation) if by split
     notes: list[str]  # omissions and their reasons
     copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
+    fitted: Fitted = field(default_factory=dict)  # of the views that generators make
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -84,7 +92,18 @@ class TrainingData:
         classes = list(self.dataset.classes)
         groups = [row.group for row in self.rows]
         pairs = self.pairs or split_items(self.items, self.labels, schedule, classes, groups)
-        return checked_pairs(pairs, self.items, self.labels, schedule, classes, self.copies)
+        pairs = checked_pairs(pairs, self.items, self.labels, schedule, classes, self.copies)
+        if schedule.validation.fold is not None:
+            pairs = pairs[schedule.validation.fold - 1 :][:1]
+        for number, (_, val_rows) in enumerate(pairs, schedule.validation.fold or 1):
+            of_fold = f" of fold {number}" if schedule.validation.folds else ""
+            held_out = (row.tobytes() for row in self.items[val_rows])
+            refuse_seen(self.fitted, held_out, f"validation images{of_fold}")
+        if self.fitted:
+            others = [split for split in self.dataset.splits if split != "train"]
+            held_out = (item for _, item in items_by_split(self.dataset, others) if item)
+            refuse_seen(self.fitted, held_out, f"images of {' and '.join(others)}")
+        return pairs
 
     def training_set(
         self, identity: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]
@@ -146,7 +165,8 @@ def load_training_data(
             f"chunks; the labels of a window differ by {distance.here:.3f} from those of all rows "
             f"(total variation; {distance.shuffled:.3f} with a full shuffle)"
         )
-    return replace(loaded, spaces=spaces, vectors=vectors)
+    fitted = fitted_items(cache, wanted)
+    return replace(loaded, spaces=spaces, vectors=vectors, fitted=fitted)
 
 
 def splits_of(plan: TrainingPlan) -> list[str]:

@@ -19,6 +19,7 @@ from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import Sample
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view, original
+from featurecache.training.curriculum import TrainingPlan
 
 ImageItem = tuple[Sample, bytes]  # with its item
 _CHECKED_AT_ONCE = 64  # images per task
@@ -41,6 +42,18 @@ def view_in_epoch(name: str, epoch: int) -> str:
     if view.policy == "none" or view.draw is not None:
         return name
     return str(replace(view, draw=epoch))
+
+
+def pictured_views(plan: TrainingPlan, cache: Cache) -> dict[str, View]:
+    """The views of a training, by name. Raises BadInput for one that can't be made. The draws of a
+    view are alike, so the first one is checked."""
+    views = {
+        name: find_view(view_in_epoch(name, 1), plan.augment_seed, cache.views)
+        for name in plan.views()
+    }
+    for view in views.values():
+        view.check()
+    return views
 
 
 class PictureMaker:

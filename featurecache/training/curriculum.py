@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
 
 from featurecache.errors import UnknownName
 from featurecache.training.settings import STRICT, EarlyStopping, LrSchedule, Optimizer
+from featurecache.training.sweeps import Sweep
 
 
 class Order(pydantic.BaseModel):
@@ -153,6 +154,7 @@ class Validation(pydantic.BaseModel):
     fraction: float | None = Field(default=None, gt=0, lt=1)  # of the images of every class
     split: str | None = Field(default=None, min_length=1)  # a split of the dataset
     folds: int | None = Field(default=None, ge=2)
+    fold: int | None = Field(default=None, ge=1)  # only this one of the folds
     view: str = Field(default="none", min_length=1)
 
     @pydantic.model_validator(mode="before")
@@ -173,6 +175,8 @@ class Validation(pydantic.BaseModel):
         if len(names) != 1:
             listed = " and ".join(names) or "none of them"
             raise ValueError(f"give exactly one of fraction, split, folds, not {listed}")
+        if self.fold is not None and self.fold > (self.folds or 0):
+            raise ValueError(f"fold {self.fold} is not one of {self.folds or 'no'} folds")
         return self
 
 
@@ -192,7 +196,14 @@ class TrainingPlan(pydantic.BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     augment_seed: int = Field(default=0, ge=0)  # the --seed that the views were made with
     validation: Validation = Validation(fraction=0.2)
+    sweep: Sweep | None = None
     phases: list[Phase]
+
+    # Keys that a sweep may change: they affect the training, but not its rows or views.
+    SWEPT: ClassVar[tuple[str, ...]] = (
+        "head", "optimizer", "batch_size", "lr_schedule", "early_stopping", "label_smoothing",
+        "mixup", "class_weights",
+    )  # fmt: skip
 
     @pydantic.field_validator("phases")
     @classmethod

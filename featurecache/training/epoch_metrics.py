@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, NamedTuple, TypedDict, cast
 
 import pydantic
 
@@ -41,6 +41,16 @@ class ValidationMeans(TypedDict):
     epoch: int
     top1: float
     loss: float
+
+
+class Results(NamedTuple):
+    """The results of a training: the rows whose weights are saved, one per fold; `best`, the epoch
+    of the highest top-1 (the earliest of equals); and `last`, the saved weights, whose `epoch` is
+    the latest of the folds. The last two are averaged over the folds."""
+
+    saved_rows: list[EpochRow]
+    best: ValidationMeans
+    last: ValidationMeans
 
 
 class MemberEpochRow(EpochRow, total=False):
@@ -88,10 +98,9 @@ def read_member_epochs(folder: Path) -> list[MemberEpochRow]:
     return [cast(MemberEpochRow, line.model_dump(exclude_unset=True)) for line in lines]
 
 
-def saved_and_best(rows: Sequence[EpochRow], early: bool) -> tuple[list[EpochRow], ValidationMeans]:
-    """The row of each fold whose weights are saved, and the epoch of the highest validation top-1,
-    averaged over the folds. In epochs that a fold did not reach because it stopped
-    early, its saved row counts."""
+def results_of(rows: Sequence[EpochRow], early: bool) -> Results:
+    """The results of a training with these epochs; `early`: with early stopping. In epochs that a
+    fold did not reach because it stopped early, its saved row counts."""
     folds = [[row for row in rows if row["fold"] == n] for n in sorted({r["fold"] for r in rows})]
     saved_rows = [
         min(fold_rows, key=lambda row: (row["val_loss"], row["epoch"])) if early else fold_rows[-1]
@@ -104,7 +113,11 @@ def saved_and_best(rows: Sequence[EpochRow], early: bool) -> tuple[list[EpochRow
             for fold_rows, saved in zip(folds, saved_rows, strict=True)
         ]
         means.append(mean_of(epoch, epoch_rows))
-    return saved_rows, max(means, key=lambda mean: (mean["top1"], -mean["epoch"]))
+    return Results(
+        saved_rows=saved_rows,
+        best=max(means, key=lambda mean: (mean["top1"], -mean["epoch"])),
+        last=mean_of(max(row["epoch"] for row in saved_rows), saved_rows),
+    )
 
 
 def mean_of(epoch: int, rows: Sequence[EpochRow]) -> ValidationMeans:

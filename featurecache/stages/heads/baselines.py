@@ -61,8 +61,8 @@ def baselines(
     progress: ProgressOption = False,
     **setting: Unpack[CachedSetting],
 ) -> Baselines:
-    """Ridge, logistic regression and nearest neighbours on the vectors of a view: fitted on the
-    split `train`, tested on another.
+    """Ridge, logistic regression, nearest neighbours, linear discriminants, class means and random
+    features on the vectors of a view: fitted on the split `train`, tested on another.
 
     Vectors of several backbones are concatenated. `precision` and the settings select among several
     spaces in the cache and apply to every backbone; `seed` is the seed of the view. Copies of an
@@ -94,9 +94,11 @@ def baselines(
     y = np.array([row.label for row in train], np.int64)
     labels = np.array([row.label for row in tested], np.int64)
     table: list[BaselineRow] = []
-    for number, fit in enumerate((fits.ridge, fits.logistic, fits.neighbours)):
+    every = [fits.ridge, fits.logistic, fits.neighbours]
+    every += [fits.lda, fits.ncm, fits.random_features]
+    for number, fit in enumerate(every):
         name = fit.__name__
-        progress(number, 3, f"baselines: {name}")
+        progress(number, len(every), f"baselines: {name}")
         began = time.perf_counter()
         chosen = fit(X, y, Z, len(dataset.classes))
         seconds = round(time.perf_counter() - began, 2)
@@ -114,7 +116,7 @@ def baselines(
                 "seconds": seconds,
             }
         )
-    progress(3, 3, "baselines")
+    progress(len(every), len(every), "baselines")
     left_out = len(dataset.split(split)) - len(tested)
     return Baselines(
         backbone=names,

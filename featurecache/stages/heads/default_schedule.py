@@ -12,6 +12,7 @@ from featurecache.features.store import Cache
 from featurecache.heads.defaults import mixture, network_schedule, validation_of
 from featurecache.heads.schedules import Schedule, backbone_choice
 from featurecache.images.datasets import DataSource, name_of, open_dataset
+from featurecache.images.generator_nodes import digests
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import is_drawn_alike, side_by_side
 from featurecache.runs.training_data import TrainingData
@@ -82,6 +83,8 @@ def _spaces_of_view(name: str, clean: Sequence[Space], cache: Cache, seed: int) 
         view = find_view(name, seed, cache.views)
     except BadInput:
         return []  # several policies have the name
+    if view.policy is not None and digests(view.policy.tree):
+        return []  # its generator may have seen the images on which the head is chosen
     spaces = {space.name: space for space in cache.spaces()}
     view_spaces = []
     for space in clean:

@@ -27,7 +27,7 @@ from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
 from featurecache.study import metrics
 
-HOW = ("mean", "vote", "stack")
+HOW = ("mean", "vote", "stack", "dense")
 Runs = Sequence[str | Path]
 
 
@@ -85,9 +85,10 @@ def ensemble(
 
     `how` is `mean` (of their probabilities), `vote` (the class that most members predict; on a tie
     the prediction of the first member with the best validation top-1), `stack` (weights fitted on
-    rows that no member was trained on), or None for all that are possible. The members may have
-    different backbones, but must have the same classes. `view`, `tta`
-    and `seed` are as for `evaluate`. Raises BadInput for what can't be combined.
+    rows that no member was trained on), `dense` (dense layers trained on the same rows, as paper
+    001 did), or None for all that are possible except `dense`. The members may have different
+    backbones, but must have the same classes. `view`, `tta` and `seed` are as for `evaluate`.
+    Raises BadInput for what can't be combined.
     """
     if how is not None and how not in HOW:
         raise UnknownName("ensemble", how, HOW)
@@ -104,11 +105,11 @@ def ensemble(
     if not same_views(question.records, views, seed):
         notes.append("the members see views of different seeds; give --seed to compare them")
     unseen: SplitImages | None = None
-    if how in (None, "stack"):
+    if how in (None, "stack", "dense"):
         try:
             unseen = _unseen(question, split, images.rows)
         except BadInput as error:
-            if how == "stack":
+            if how is not None:
                 raise
             notes.append(f"no stack: {error}")
     from featurecache.heads import ensembles  # torch, after every check
@@ -130,10 +131,18 @@ def ensemble(
     if unseen is not None:
         unseen_labels = class_numbers[[row.label for row in unseen.rows]]
         measured = unseen.probabilities(question.load_heads(HELD_OUT))
-        weights = ensembles.fit_stack(measured, unseen_labels)
-        combined["stack"] = _scores(ensembles.stack(probabilities, weights), labels)
-        listed = ", ".join(f"{weight:.3f}" for weight in weights)
-        notes.append(f"stack: weights {listed}, fitted on {len(unseen.rows):,} held-out images")
+        text = f"fitted on {len(unseen.rows):,} held-out images"
+        if how == "dense":
+            from featurecache.heads.dense_stacks import fit_dense, side_by_side
+
+            head = fit_dense(measured, unseen_labels, question.records[0].classes)
+            combined["dense"] = _scores(head.predict_proba(side_by_side(probabilities)), labels)
+            notes.append(f"dense: {text}")
+        else:
+            weights = ensembles.fit_stack(measured, unseen_labels)
+            combined["stack"] = _scores(ensembles.stack(probabilities, weights), labels)
+            listed = ", ".join(f"{weight:.3f}" for weight in weights)
+            notes.append(f"stack: weights {listed}, {text}")
     return Ensemble(
         split=split,
         view=view,

@@ -22,7 +22,6 @@ from featurecache.heads.defaults import VERSION as DEFAULTS
 from featurecache.heads.defaults import CandidateRow
 from featurecache.heads.overrides import Overrides, has_network_settings, with_overrides
 from featurecache.heads.schedules import Schedule, backbone_choice, find_schedule, read_schedule
-from featurecache.heads.sweep_settings import distinct_settings
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import name_of
 from featurecache.notebook import html_table
@@ -45,6 +44,7 @@ from featurecache.storage import durable, locks
 from featurecache.study.events import check_tensorboard, write_events
 from featurecache.text import listed
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, ValidationMeans, read_epochs
+from featurecache.training.sweep_settings import distinct_settings
 
 if TYPE_CHECKING:
     from featurecache.heads.baseline_heads import Baseline

@@ -57,7 +57,10 @@ def _seed(record: RunRecord) -> int:
 
 def _kind(record: RunRecord) -> str:
     """What runs share that differ in nothing but their seed. Without a schedule, the seed may
-    change the head that was chosen, and so its settings."""
+    change the head that was chosen, and so its settings. Networks differ in their weights."""
+    if record.network is not None:
+        config = {name: value for name, value in record.network.items() if name != "seed"}
+        return keys.digest([config, record.classes, record.rows])
     schedule = {name: value for name, value in record.schedule.items() if name != "seed"}
     if record.candidates is not None:
         schedule = {name: schedule.get(name) for name in ("backbone", "validation", "augment_seed")}

@@ -115,4 +115,6 @@ def _validation(record: RunRecord) -> str:
     rule = schedule_of(record).validation
     if rule.split is not None:
         return rule.split
+    if rule.fold:
+        return f"fold {rule.fold} of {rule.folds}"
     return f"{rule.folds} folds" if rule.folds else f"{rule.fraction:g} of train"

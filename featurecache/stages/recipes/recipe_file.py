@@ -27,7 +27,6 @@ from featurecache.heads.schedules import (
     find_schedule,
     read_schedule,
 )
-from featurecache.heads.sweep_settings import distinct_settings
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
@@ -59,6 +58,7 @@ from featurecache.stages.recipes.recipe_steps import (
 from featurecache.text import listed
 from featurecache.training.curriculum import TrainingPlan
 from featurecache.training.settings import STRICT
+from featurecache.training.sweep_settings import distinct_settings
 
 
 class RecipeFile(pydantic.BaseModel):

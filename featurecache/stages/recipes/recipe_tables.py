@@ -50,7 +50,7 @@ class SweepTrials(TypedDict):
 
 def gain_rows(step: Evaluate, scores: Mapping[str, Sequence[float]]) -> Iterator[GainRow]:
     """What each training gains over the one of `against`; `scores` has the top-1 of each seed."""
-    from featurecache.heads.sweep import interval  # torch
+    from featurecache.training.trials import interval  # torch
 
     assert step.against is not None
     for name, top1 in scores.items():
@@ -104,7 +104,7 @@ def table_row(
 ) -> TableRow:
     """A row of the table; `image_interval` is the interval of the first number over images, if it
     is known."""
-    from featurecache.heads.sweep import interval  # torch
+    from featurecache.training.trials import interval  # torch
 
     low, high = (image_interval or (None, None)) if len(top1) == 1 else interval(np.array(top1))
     known = [number for number in top5 if number is not None]

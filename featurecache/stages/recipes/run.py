@@ -279,10 +279,9 @@ def _mean_row(name: str, step: Evaluate, execution: _Execution) -> tuple[TableRo
     options = step.model_dump(exclude={"against"})
     results = [evaluate(folder, **execution.where(), **options) for folder in folders]
     execution.notes += [f"{name}: {note}" for result in results for note in result.notes]
-    has_trials = isinstance(trained[0], TrainedRun) and trained[0].trials
     top1 = [result.top1 for result in results]
     row = table_row(
-        f"{name}, its winner" if has_trials else name,
+        f"{name}, its winner" if trained[0].trials else name,
         step,
         top1,
         [result.top5 for result in results],

@@ -11,6 +11,7 @@ import numpy as np
 
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
+from featurecache.generator_files import DESCRIPTION, read_description
 from featurecache.heads.baselines import ridge
 from featurecache.images.datasets import Dataset, DataSource, name_of, open_dataset
 from featurecache.images.policies import shipped
@@ -64,7 +65,8 @@ def study_realism(
     compare neighbourhoods of `neighbours` images, `distance` is the distance to the nearest image
     of the split, `copied` the share of images that are nearer to it than any other image of the
     split is, and `label` the share that a head which was fitted on the reference images assigns to
-    their class. The CSV file has these for every class. Raises BadInput, NotCached.
+    their class. The CSV file has these for every class. Raises BadInput, also if the discriminator
+    of the generator used `backbone`, and NotCached.
     """
     source = study_source(keywords, StudyInput, "study_realism")
     if not backbone:
@@ -92,6 +94,7 @@ def study_realism(
     items = [row.item for row in real_rows]
     space = held_spaces(cache, views, source.choice(backbone), items, source.data)
     source = source.with_setting_of(space[reference_view.option_name])
+    _check_discriminators(view, made, backbone, str(source.weights))
     real = _Images.read(real_rows, reference_view, backbone, source)
     first, second = _halves(real.labels)
     if made is None:
@@ -229,6 +232,22 @@ def _is_view(target: str | DataSource) -> bool:
     if name.is_file or name.policy == "none" or name.policy in shipped():
         return True
     return not (target == "digits" or "://" in target or Path(target).exists())
+
+
+def _check_discriminators(view: View, made: Dataset | None, backbone: str, weights: str) -> None:
+    """Raise BadInput if the images come from a generator that was trained to please this backbone.
+
+    A generated dataset has the description of its generator beside its images.
+    """
+    folders = list(view.policy.generators.values()) if view.policy is not None else []
+    if made is not None:
+        folders += [path for path in (Path(made.root),) if (path / DESCRIPTION).is_file()]
+    for folder in folders:
+        if read_description(folder).discriminator_backbone == weights:
+            raise BadInput(
+                f"{folder}: the discriminator of this generator judged images by {backbone}, so "
+                "they look more realistic to it than they are; use another --backbone"
+            )
 
 
 def _rows_of(made: Dataset, dataset: Dataset, source: StudySource) -> list[LabelledRow]:

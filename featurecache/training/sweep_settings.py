@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from featurecache import keys, yaml_files
 from featurecache.errors import BadInput, nearest
-from featurecache.heads.schedules import Schedule
-from featurecache.heads.settings import Drawn, Sweep
+from featurecache.training.curriculum import TrainingPlan
+from featurecache.training.sweeps import Drawn, Sweep
 
-# Keys that a sweep may change: they affect the training of a head, but not its rows or views.
-SWEPT = (
-    "input", "head", "optimizer", "batch_size", "lr_schedule", "early_stopping", "label_smoothing",
-    "mixup", "features", "class_weights", "pruning",
-)  # fmt: skip
+Plan = TypeVar("Plan", bound=TrainingPlan)
 
 # If a sweep changes the name of a block, the keys that blocks of every name have.
 _SHARED_KEYS = {"optimizer.name": ("lr", "weight_decay"), "lr_schedule.name": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(Generic[Plan]):
     """Values by their dotted keys, and the schedule with these values."""
 
     values: dict[str, Any]
-    schedule: Schedule
+    schedule: Plan
 
 
-def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
-    """Every setting of the schedule's sweep, in order. Errors name `where`.
+def settings_of(schedule: Plan, where: str | Path) -> list[Setting[Plan]]:
+    """Every setting of a schedule's sweep, in order. Errors name `where`.
 
     Raises BadInput for a key that a sweep can't change, and for values that are not a schedule's.
     """
@@ -44,8 +40,9 @@ def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
         raise BadInput(f"{where}: there is no sweep")
     for key in (*(sweep.grid or ()), *(sweep.over or ())):
         top = key.split(".")[0]
-        if top not in SWEPT:
-            raise BadInput(f"{where}: sweep: {key} can't be swept; {nearest(top, SWEPT)}")
+        known = schedule.SWEPT
+        if top not in known and key not in known:
+            raise BadInput(f"{where}: sweep: {key} can't be swept; {nearest(key, known)}")
         field = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight_decay"}.get(key)
         if field and all(getattr(phase.optimizer, field) is not None for phase in schedule.phases):
             raise BadInput(
@@ -59,7 +56,7 @@ def settings_of(schedule: Schedule, where: str | Path) -> list[Setting]:
     return settings
 
 
-def distinct_settings(schedule: Schedule, path: str | Path) -> list[Setting]:
+def distinct_settings(schedule: Plan, path: str | Path) -> list[Setting[Plan]]:
     """The settings of a sweep that is about to be trained. Raises BadInput as `settings_of`, and if
     two combinations of the grid make the same schedule, which would be trained twice."""
     settings = settings_of(schedule, path)
@@ -76,7 +73,7 @@ def distinct_settings(schedule: Schedule, path: str | Path) -> list[Setting]:
     return settings
 
 
-def with_values(schedule: Schedule, values: Mapping[str, Any], where: str) -> Schedule:
+def with_values(schedule: Plan, values: Mapping[str, Any], where: str) -> Plan:
     """The schedule with these values at their dotted keys. Raises BadInput, which names `where`,
     if they make no schedule."""
     changed = schedule.model_dump(mode="json", exclude_none=True)
@@ -87,10 +84,10 @@ def with_values(schedule: Schedule, values: Mapping[str, Any], where: str) -> Sc
             common = {name: v for name, v in block.items() if name in _SHARED_KEYS[key]}
             changed = {**changed, key.removesuffix(".name"): common}
         changed = _with(changed, key.split("."), value)
-    return yaml_files.validate(Schedule, changed, where)
+    return yaml_files.validate(type(schedule), changed, where)
 
 
-def stackable(settings: list[Setting]) -> list[list[int]]:
+def stackable(settings: Sequence[Setting[Plan]]) -> list[list[int]]:
     """Groups of indexes of settings that differ only in learning rate and weight decay, so that
     their heads can be trained in one stack. Groups are in the order of their first setting."""
     groups: dict[str, list[int]] = {}

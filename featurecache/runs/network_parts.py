@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from featurecache import keys
 from featurecache.architectures.augnet import AugNet
 from featurecache.errors import BadInput
 from featurecache.features.cuts import layer_before, trunk_and_body
-from featurecache.features.initial_networks import InitialNetwork
+from featurecache.features.initial_networks import InitialNetwork, initial_network
 from featurecache.features.trained_networks import trained_network
 from featurecache.heads.head_networks import HeadNetworks, build
 from featurecache.networks.configs import NetworkConfig
@@ -24,7 +25,50 @@ from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.minibatches import epoch_rng
 
 
-def initial_head(
+@dataclass(frozen=True, kw_only=True)
+class NetworkParts:
+    """A network before its training, its head, and both with what is frozen and trained of them.
+    `config` has the shape of the head."""
+
+    initial: InitialNetwork
+    head: nn.Sequential
+    network: TrainableNetwork
+    config: NetworkConfig
+
+    def map_key(self) -> keys.Json:
+        """The backbone's part of the keys of the maps that it is trained on."""
+        assert self.config.maps is not None
+        key = self.initial.key() | {"layer": self.config.maps.layer, "pooling": "none"}
+        return key | ({} if self.config.maps.store == "f32" else {"store": self.config.maps.store})
+
+
+def network_parts(config: NetworkConfig, classes: Sequence[str]) -> NetworkParts:
+    """The parts of a configuration's network. Raises BadInput for layers, heads and settings that
+    do not fit it."""
+    spec = config.network
+    has_weights = spec.weights or spec.pretrained or trained_network(spec.name)
+    initial = initial_network(
+        spec.name,
+        spec.weights if has_weights else "random",
+        seed=config.seed,
+        regularization={
+            name: value
+            for name, value in (("drop_rate", spec.dropout), ("drop_path_rate", spec.drop_path))
+            if value is not None
+        },
+        input_size=spec.input_size,
+        crop=spec.crop,
+        interpolation=spec.interpolation,
+    )
+    head, shape = _initial_head(config, initial, initial.key(), classes)
+    network = trainable_parts(config, initial, head)
+    if config.maps is not None:
+        _check_layers(config, initial)
+    config = config.model_copy(update={"head": shape})
+    return NetworkParts(initial=initial, head=head, network=network, config=config)
+
+
+def _initial_head(
     config: NetworkConfig, initial: InitialNetwork, key: keys.Json, classes: Sequence[str]
 ) -> tuple[nn.Sequential, HeadSpec]:
     """The head that a training starts from, and its shape: that of `init_head`, that of the run
@@ -94,7 +138,7 @@ def _augmenter(config: NetworkConfig) -> AugNet | None:
         return AugNet()
 
 
-def check_layers(config: NetworkConfig, initial: InitialNetwork) -> None:
+def _check_layers(config: NetworkConfig, initial: InitialNetwork) -> None:
     """Raise BadInput if the layers to train do not continue where the maps of the configuration
     end."""
     assert config.maps is not None and config.first_layer is not None

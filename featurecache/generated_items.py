@@ -1,0 +1,93 @@
+"""The images that the generators of views were fitted on (law 8): joins images/, features/ and
+heads/.
+
+A cache notes them for each generator whose views it holds, in `generators/DIGEST.json`, so that a
+training that finds a view in the cache knows them, wherever the run of the generator is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+
+from featurecache import keys
+from featurecache.errors import BadInput
+from featurecache.features.space_files import Packed
+from featurecache.features.store import Cache
+from featurecache.heads.trained_items import FILE, TrainedItems
+from featurecache.images.generator_nodes import digests, remember
+from featurecache.images.views import View
+from featurecache.json_files import Hex64, Open, damaged_run, read_model
+from featurecache.storage.stored_file import StoredFile
+
+Fitted = Mapping[str, frozenset[bytes]]  # by view, the images that its generators were fitted on
+_MAX_NOTE = 1 << 30  # bytes; 64 per image
+
+
+class GeneratorNote(Open):
+    """The folder of a generator, the digest of its tensors, and the images that it was fitted on,
+    sorted."""
+
+    run: str
+    weights: Hex64
+    items: Annotated[Packed, pydantic.Field(min_length=32)]
+
+
+def note_generators(cache: Cache, views: Iterable[View]) -> None:
+    """Write the notes of those generators of the views whose folders are known."""
+    for view in views:
+        for digest, folder in (view.policy.generators if view.policy else {}).items():
+            name = f"generators/{digest}.json"
+            if not cache.store.exists(name):
+                items = b"".join(sorted(_items_in(folder)))
+                note = {"run": str(folder), "weights": digest, "items": items.hex()}
+                cache.store.make_folder("generators")
+                cache.store.put_if_absent(name, keys.canonical(note) + b"\n")
+
+
+def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
+    """Of the views that generators make. Raises BadInput if that is not known."""
+    fitted = {}
+    for name, view in views.items():
+        if view.policy is not None and (made_by := digests(view.policy.tree)):
+            items = (_items(cache, digest, view) for digest in made_by)
+            fitted[name] = frozenset().union(*items)
+    return fitted
+
+
+def refuse_seen(fitted: Fitted, items: Iterable[bytes], images: str) -> None:
+    """Raise BadInput if a generator was fitted on some of these images, which are `images`."""
+    wanted = set(items)
+    for view, seen in fitted.items():
+        if count := len(wanted & seen):
+            raise BadInput(
+                f"view {view}: its generator was fitted on {count:,} of the {len(wanted):,} "
+                f"{images}, so the accuracy would be too high; fit one generator per fold "
+                "(validation: {folds: 5} in its configuration) and train each fold with its own "
+                "(validation: {folds: 5, fold: 1}), or validate on a split that it has not seen"
+            )
+
+
+def _items(cache: Cache, digest: str, view: View) -> set[bytes]:
+    assert view.policy is not None
+    if digest in view.policy.generators:
+        return _items_in(view.policy.generators[digest])
+    file = StoredFile(cache.store, f"generators/{digest}.json")
+    if not file.exists():
+        raise BadInput(
+            f"view {view.name}: the cache does not say which images its generator {digest[:16]} "
+            f"was fitted on; name the policy's file instead, as in {view.policy_name}.yaml_1"
+        )
+    note = read_model(file, GeneratorNote, _MAX_NOTE, damaged_run)
+    remember({digest: Path(note.run)})
+    return {note.items[start : start + 32] for start in range(0, len(note.items), 32)}
+
+
+def _items_in(folder: Path) -> set[bytes]:
+    seen = TrainedItems.load(folder)
+    if seen is None:
+        raise BadInput(f"{folder}: no {FILE} in it, so what it was fitted on is not known")
+    return {row.tobytes() for row in seen.items[seen.folds == 0]}

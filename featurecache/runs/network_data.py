@@ -1,0 +1,121 @@
+"""The data of networks in training: the images with their labels, and their pictures or maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from featurecache import keys
+from featurecache.executors import Progress
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+from featurecache.generated_items import fitted_items
+from featurecache.heads.schedules import Schedule
+from featurecache.images.datasets import DataSource, open_dataset
+from featurecache.images.samples import Sample, sources_of
+from featurecache.images.views import View
+from featurecache.lookup.labelled_rows import items_by_split, labelled_rows
+from featurecache.networks.configs import NetworkConfig
+from featurecache.networks.training import Source, TrainingRows
+from featurecache.runs.network_parts import NetworkParts
+from featurecache.runs.training_data import TrainingData, choose_rows, splits_of
+from featurecache.runs.training_maps import map_source, map_spaces
+from featurecache.runs.training_pictures import (
+    PictureMaker,
+    picture_source,
+    undecodable,
+)
+from featurecache.training.curriculum import TrainingPlan
+from featurecache.training.tensors import digest_of_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkData:
+    """What the trainings of a configuration share. `spaces` holds the maps of each view; it is
+    empty if pictures are read."""
+
+    origin: DataSource
+    cache: Cache
+    training: TrainingData
+    sources: Mapping[bytes, Sample]  # by item
+    views: Mapping[str, View]
+    spaces: Mapping[str, Space]
+
+    def folds(self, config: NetworkConfig) -> list[TrainingRows]:
+        """The rows of each fold. Raises BadInput for rows that can't be validated so."""
+        pairs = self.training.folds(schedule_of_config(config, config.network.name))
+        classes, labels = self.training.dataset.classes, self.training.labels
+        return [
+            TrainingRows(labels=labels, train=train, val=val, classes=classes, fold=number)
+            for number, (train, val) in enumerate(pairs, 1)
+        ]
+
+    def source(self, config: NetworkConfig, parts: NetworkParts, workers: int) -> Source:
+        """Makes the pictures, or reads the maps, of minibatches."""
+        items = [row.item for row in self.training.rows]
+        if self.spaces:
+            return map_source(self.spaces, items)
+        maker = PictureMaker(self.cache, config.augment_seed, parts.initial.preprocess)
+        return picture_source(maker, [(self.sources[item], item) for item in items], workers)
+
+    def identity(self, parts: NetworkParts, effective: keys.Json, **others: keys.Json) -> str:
+        """A hash of all that determines a training with this `effective` configuration."""
+        initial = parts.initial
+        return keys.digest(
+            {
+                "config": effective,
+                "classes": list(self.training.dataset.classes),
+                "rows": self.training.rows_hash(),
+                "network": [initial.model, digest_of_tensors(initial.module)],
+                "head": digest_of_tensors(parts.head),
+                "views": {name: view.key() for name, view in self.views.items()},
+                "decode": keys.DECODE_RULE,
+                "maps": {view: space.name for view, space in self.spaces.items()},
+                **others,
+            }
+        )
+
+
+def load_network_data(
+    parts: NetworkParts,
+    views: Mapping[str, View],
+    data: DataSource,
+    cache: Cache,
+    workers: int,
+    progress: Progress,
+) -> NetworkData:
+    """The images that can be decoded, and their maps if those are read. Raises BadInput, or
+    NotCached for missing maps."""
+    config, dataset = parts.config, open_dataset(data)
+    pairs = [*items_by_split(dataset, splits_of(config), progress)]
+    sources = sources_of([sample for sample, _ in pairs], [item for _, item in pairs])
+    spaces: dict[str, Space] = {}
+    if config.maps is not None:
+        spaces = map_spaces(cache, views, config.network.name, parts.map_key(), list(sources), data)
+        bad = {i: why for space in spaces.values() for i, why in space.failures(sources).items()}
+    else:
+        bad = undecodable([(s, item) for item, s in sources.items()], workers, progress)
+    rows = labelled_rows(dataset, splits_of(config), progress)
+    rows = [row for row in rows if row.item not in bad]
+    training = choose_rows(config, dataset, rows, [], progress)
+    training = replace(training, fitted=fitted_items(cache, views))
+    training.notes.extend(f"{sources[item].id}: {reason}" for item, reason in bad.items())
+    return NetworkData(
+        origin=data, cache=cache, training=training, sources=sources, views=views, spaces=spaces
+    )
+
+
+def schedule_of_config(config: NetworkConfig, backbone: str) -> Schedule:
+    """The training as the schedule of a head on a backbone, as the commands on runs read it."""
+    shared = config.model_dump(
+        mode="json", exclude_none=True, include=set(TrainingPlan.model_fields) - {"sweep"}
+    )
+    head = config.head.model_dump(mode="json", exclude_none=True)
+    return Schedule.model_validate({"backbone": {"name": backbone}, "head": head, **shared})
+
+
+def root_of(items: np.ndarray) -> str:
+    """The root hash of images (N, 32): of their distinct items, sorted."""
+    return keys.digest(sorted({row.tobytes().hex() for row in items}))

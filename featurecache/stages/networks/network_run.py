@@ -1,0 +1,235 @@
+"""Train one network into a run folder, from which a killed training resumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from featurecache import versions
+from featurecache.executors import Progress
+from featurecache.features.backbones import load_backbone
+from featurecache.features.trained_networks import (
+    AUGMENTER,
+    TrainedNetwork,
+    save_network,
+    save_tensors,
+)
+from featurecache.heads.head_networks import HeadNetworks
+from featurecache.heads.trained_items import TrainedItems
+from featurecache.images.datasets import name_of
+from featurecache.networks.configs import NetworkConfig
+from featurecache.networks.training import TrainingRows, train_network
+from featurecache.runs.network_data import NetworkData, root_of, schedule_of_config
+from featurecache.runs.network_parts import NetworkParts, network_parts
+from featurecache.runs.record import (
+    STARTED,
+    RunRecord,
+    finished_record,
+    make_folder,
+    schedule_of,
+    write_run,
+)
+from featurecache.runs.sources import source_fields
+from featurecache.runs.training_data import splits_of
+from featurecache.runs.training_pictures import view_in_epoch
+from featurecache.runs.training_warnings import phase_warnings
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.train_head import claimed_run
+from featurecache.storage import durable
+from featurecache.training.devices import device_of
+from featurecache.training.epoch_metrics import EpochRow, read_epochs, results_of
+from featurecache.training.tensors import digest_of_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """How networks are trained: on which device, with how many processes that make pictures."""
+
+    device: str
+    workers: int
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTraining:
+    """A network to train in the folder `run`. Of several trainings `is_part` is true."""
+
+    config: NetworkConfig
+    rows: TrainingRows
+    run: Path
+    is_part: bool = False
+
+    @property
+    def pictures(self) -> list[int]:
+        """How many pictures each epoch shows."""
+        return self.config.pictures_per_epoch(len(self.rows.train))
+
+
+def train_run(
+    training: NetworkTraining,
+    data: NetworkData,
+    means: Means,
+    parts: NetworkParts | None = None,
+    on_trained: Callable[[RunRecord], None] = lambda record: None,
+) -> RunRecord:
+    """The record of a finished training. `parts` are those of its configuration, untrained, if the
+    caller has them. `on_trained` is called before the record says that the training is finished.
+    Raises Divergence."""
+    parts = parts or network_parts(training.config, training.rows.classes)
+    effective = effective_config(parts.config)
+    rows, run = training.rows, training.run
+    others: dict[str, Any] = {}
+    if training.is_part:  # the seed of another configuration decided the split
+        others = {"fold": rows.fold, "val": root_of(data.training.items[rows.val])}
+    identity = data.identity(parts, effective, **others)
+    finished = finished_record(run, identity)
+    if finished is not None:
+        return finished
+    began = time.time()
+    record = new_record(data, parts, identity, run, [rows])
+    if training.is_part:
+        record.data["fold"] = rows.fold
+    make_folder(run)
+
+    def waiting(why: str) -> None:
+        means.progress(0, sum(training.pictures), f"train-network ({why})")
+
+    with claimed_run(run, waiting):
+        finished = finished_record(run, identity)  # by the process that held the lock
+        if finished is not None:
+            return finished
+        write_run(run, record)
+        write_config(run, effective)
+        epochs = _train(training, parts, data, means, identity)
+        record.notes += parts.initial.notes
+        weights = digest_of_tensors(parts.initial.module.eval())
+        preprocess = parts.initial.preprocess
+        described = TrainedNetwork(
+            model=parts.initial.model,
+            weights=weights,
+            input_size=preprocess.input_size,
+            crop=preprocess.crop,
+            interpolation=preprocess.interpolation,
+        )
+        if parts.network.augmenter is not None:
+            save_tensors(run / AUGMENTER, parts.network.augmenter)
+        save_network(run, parts.initial.module, described)
+        shape = parts.config.head
+        HeadNetworks(members=[parts.head.eval()], classes=rows.classes, spec=shape).save(run)
+        save_items(run, data, [rows])
+        results = results_of(epochs, parts.config.early_stopping is not None)
+        record.best, record.last = dict(results.best), dict(results.last)
+        record.backbones[0]["key"] = load_backbone(str(run)).key()
+        on_trained(record)
+        record.seconds = round(time.time() - began, 3)
+        record.warnings = phase_warnings(schedule_of(record), read_epochs(run))
+        write_run(run, record)
+        (run / "network.checkpoint").unlink(missing_ok=True)
+    return record
+
+
+def _train(
+    training: NetworkTraining, parts: NetworkParts, data: NetworkData, means: Means, identity: str
+) -> list[EpochRow]:
+    """Train the parts in place; they end on the CPU."""
+    total, done = sum(training.pictures), 0
+    text = "train-network"
+    parts.network.to(device_of(means.device))
+
+    def on_epoch(row: EpochRow) -> None:
+        nonlocal done, text
+        done = sum(training.pictures[: row["epoch"]])
+        text = f"train-network ({row['val_top1']:.4f})"
+        means.progress(done, total, text)
+
+    def on_images(count: int) -> None:
+        nonlocal done
+        done += count
+        means.progress(done, total, text)
+
+    epochs = train_network(
+        parts.network,
+        data.source(parts.config, parts, means.workers),
+        training.rows,
+        parts.config,
+        training.run,
+        identity,
+        on_images=on_images,
+        on_epoch=on_epoch,
+    )
+    parts.network.cpu()
+    return epochs
+
+
+def new_record(
+    data: NetworkData,
+    parts: NetworkParts,
+    identity: str,
+    run: Path,
+    folds: Sequence[TrainingRows],
+) -> RunRecord:
+    """The record of a training that is about to begin."""
+    training, dataset = data.training, data.training.dataset
+    trained = np.unique(np.concatenate([rows.train for rows in folds]))
+    return RunRecord(
+        identity=identity,
+        schedule=schedule_of_config(parts.config, str(run)).model_dump(
+            mode="json", exclude_none=True
+        ),
+        network=effective_config(parts.config),
+        classes=list(dataset.classes),
+        words=dict(dataset.words),
+        backbones=[{"name": str(run), "key": parts.initial.key(), "precision": "f32"}],
+        spaces={},
+        rows=training.rows_hash(),
+        data={
+            "given": name_of(data.origin),
+            "layout": dataset.layout,
+            "rows": len(training.rows),
+            "train_items": root_of(training.items[trained]),
+            **source_fields(dataset, data.cache.root, run),
+        },
+        versions=versions.installed_versions("featurecache", "torch", "timm", "numpy"),
+        started=time.strftime(STARTED, time.gmtime()),
+        notes=list(training.notes),
+    )
+
+
+def fill_validation(
+    record: RunRecord, networks: Sequence[Path], run: Path, data: NetworkData, means: Means
+) -> None:
+    """Compute the networks' vectors of the validation images, and of those of split `val`, and note
+    them in the record, so that `evaluate` and `report` work at once."""
+    schedule = schedule_of(record)
+    view = view_in_epoch(schedule.validation.view, 1)
+    present = [split for split in ("val",) if split in data.training.dataset.splits]
+    for split in dict.fromkeys([*present, splits_of(schedule)[-1]]):
+        filled = featurize(
+            data.origin, policy=view, backbone=[str(network) for network in networks],
+            cache=data.cache.root, seed=schedule.augment_seed, split=split,
+            workers=means.workers, progress=means.progress,
+        )  # fmt: skip
+    record.spaces = {view: [space["space"] for space in filled.spaces]}
+    maps = [space.name for space in data.spaces.values()]
+    data.cache.note_run(run, [*record.spaces[view], *maps])
+
+
+def save_items(run: Path, data: NetworkData, folds: Sequence[TrainingRows]) -> None:
+    """Write which images the networks of a run were trained on."""
+    pairs = [(rows.train, rows.val) for rows in folds]
+    TrainedItems.from_pairs(data.training.items, pairs).save(run)
+
+
+def effective_config(config: NetworkConfig) -> dict[str, Any]:
+    """The configuration with its defaults."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def write_config(run: Path, effective: dict[str, Any]) -> None:
+    durable.replace(run / "config.yaml", yaml.safe_dump(effective, sort_keys=False).encode())

@@ -1,0 +1,159 @@
+"""Heads that are solved: scikit-learn's classifiers, saved and used as any other head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge, RidgeClassifierCV
+from sklearn.neighbors import NearestCentroid
+
+from featurecache import yaml_files
+from featurecache.adapters.head_classifier import HeadClassifier
+from featurecache.errors import BadInput
+from featurecache.heads import closed_forms as forms
+from featurecache.heads.mlp import Head
+from featurecache.heads.schedules import Schedule
+from featurecache.heads.training import train
+from featurecache.heads.training_set import TrainingSet
+from featurecache.heads.weighted_rows import Labels, Rows, Vectors
+
+CLASSES = 4
+
+
+def blobs(rows: int = 200, width: int = 12, seed: int = 0) -> tuple[Vectors, Labels]:
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(rows) % CLASSES)
+    centres = rng.normal(size=(CLASSES, width)) + 3
+    noise = rng.normal(size=(rows, width)) * np.linspace(0.3, 3, width)
+    return (centres[y] + noise).astype(np.float32), y
+
+
+def one_view(X: Vectors, y: Labels) -> Rows:
+    return Rows.of_array(X, y, CLASSES)
+
+
+def schedule_of(kind: str, **changed: Any) -> Schedule:
+    plain = {"head": {"kind": kind}, "phases": [{"views": "none", "epochs": 1}]} | changed
+    return yaml_files.validate(Schedule, {"backbone": "any", **plain}, "schedule")
+
+
+def test_ridge_is_scikit_learns_with_the_penalty_that_it_would_choose() -> None:
+    X, y = blobs()
+    form = forms.solve("ridge", one_view(X, y))
+    centred = (X - X.mean(0)).astype(np.float64)
+    penalties = forms.PENALTIES * np.linalg.eigvalsh(centred.T @ centred).mean()
+    theirs = RidgeClassifierCV(penalties, scoring="accuracy").fit(X.astype(np.float64), y)
+    assert float(form.setting.split()[1]) == pytest.approx(theirs.alpha_, rel=0.01)
+    refit = Ridge(alpha=theirs.alpha_).fit(X.astype(np.float64), np.eye(CLASSES)[y])
+    np.testing.assert_allclose(form.scores(X), refit.predict(X), atol=1e-4)
+
+
+def test_lda_is_scikit_learns_with_ledoit_and_wolfs_shrinkage() -> None:
+    X, y = blobs()
+    form = forms.solve("lda", one_view(X, y))
+    means = np.stack([X[y == label].mean(0, dtype=np.float64) for label in range(CLASSES)])
+    shrinkage = ledoit_wolf_shrinkage(X - means[y], assume_centered=True)
+    assert 0 < shrinkage < 1
+    assert float(form.setting.split()[1]) == pytest.approx(shrinkage, rel=0.01)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(X, y)
+    differences = form.scores(X) - theirs.decision_function(X)  # the same for every class
+    np.testing.assert_allclose(differences, differences[:, :1].repeat(CLASSES, 1), atol=1e-3)
+
+
+def test_class_means_are_scikit_learns() -> None:
+    X, y = blobs()
+    form = forms.solve("ncm", one_view(X, y))
+    np.testing.assert_array_equal(form.scores(X).argmax(1), NearestCentroid().fit(X, y).predict(X))
+
+
+@pytest.mark.parametrize("form", ["ridge", "lda"])
+def test_a_mixture_of_views_is_the_rows_repeated(form: str) -> None:
+    (X, y), (other, _) = blobs(), blobs(seed=1)
+    mixed = Rows(
+        views=[lambda rows: X[rows], lambda rows: other[rows]], shares=[2 / 3, 1 / 3],
+        labels=y, classes=CLASSES,
+    )  # fmt: skip
+    repeated = one_view(np.concatenate([X, X, other]), np.tile(y, 3))
+    sums, theirs = forms.empty_sums(mixed), forms.empty_sums(repeated)
+    sums.add(mixed, np.arange(len(y)))
+    theirs.add(repeated, np.arange(3 * len(y)))
+    if form == "lda":
+        own = sums.gram(sums.class_means, sums.counts) / sums.rows
+        expected = theirs.gram(theirs.class_means, theirs.counts) / theirs.rows
+        np.testing.assert_allclose(np.triu(own), np.triu(expected), rtol=1e-4, atol=1e-4)
+        return
+    ours, expected_layer = forms.ridge(sums, 0.1)[0], forms.ridge(theirs, 0.1)[0]
+    np.testing.assert_allclose(ours(X), expected_layer(X), atol=1e-4)
+    # Leaving an image out leaves out its views: the same as a fit without them.
+    chosen = forms.solve("ridge", mixed)
+    penalty = float(chosen.setting.split()[1])
+    stacked = np.concatenate([X, other]).astype(np.float64)
+    weights = np.repeat([2 / 3, 1 / 3], len(y))
+    refit = Ridge(alpha=penalty).fit(stacked, np.eye(CLASSES)[np.tile(y, 2)], weights)
+    np.testing.assert_allclose(chosen.scores(X), refit.predict(X), atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "logistic", "lda", "ncm", "random_features"])
+def test_every_kind_is_a_saved_head_of_folds(kind: str, tmp_path: Path) -> None:
+    X, y = blobs()
+    items = np.random.default_rng(0).integers(0, 256, (len(X), 32), np.uint8)
+    data = TrainingSet(
+        vectors={"none": X, "other": X + 1}, labels=y, items=items, classes=list("abcd"),
+        identity="x",
+    )  # fmt: skip
+    head = {"kind": kind} | ({"width": 64} if kind == "random_features" else {})
+    phases = [{"views": {"none": 0.5, "other": 0.5}, "epochs": 1}]
+    schedule = schedule_of(kind, head=head, validation={"folds": 2}, phases=phases)
+    written = schedule.model_dump(mode="json", exclude_none=True)
+    assert written["head"] == head
+    assert yaml_files.validate(Schedule, written, "schedule") == schedule
+    trained = train(data, schedule, tmp_path)
+    loaded = Head.load(tmp_path)
+    assert len(loaded.members) == 2 and trained.last["top1"] > 0.5
+    assert trained.last["loss"] < np.log(CLASSES)  # the probabilities are calibrated
+    np.testing.assert_array_equal(loaded.predict_proba(X), trained.head.predict_proba(X))
+
+
+def test_a_seed_draws_the_random_features_and_input_is_folded_in() -> None:
+    X, y = blobs()
+    keys = {"head": {"kind": "random_features", "width": 32}, "input": {"standardise": True}}
+    plain = schedule_of("ridge", **keys).model_dump(exclude_none=True, exclude={"backbone"})
+    first, same, other = (HeadClassifier(plain, seed=seed).fit(X, y) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.predict_proba(X), same.predict_proba(X))
+    assert not np.array_equal(first.predict_proba(X), other.predict_proba(X))
+
+
+def test_copies_of_an_image_are_left_out_together() -> None:
+    X, y = blobs(40, 60)
+    rows = Rows(
+        views=[lambda rows: X[rows % 40]], shares=[1.0], labels=np.tile(y, 2), classes=CLASSES,
+        groups=np.tile(np.arange(40), 2),
+    )  # fmt: skip
+    test_rows = rows.held_out()
+    np.testing.assert_array_equal(test_rows[:40], test_rows[40:])
+    assert forms.solve("ridge", rows).setting.startswith("penalty")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"head": {"kind": "ridge", "hidden": [8]}}, "kind: ridge has no hidden"),
+        ({"head": {"kind": "lda", "width": 8}}, "width is for kind: random_features"),
+        ({"head": {"kind": "rigde"}}, "ridge"),
+        ({"optimizer": {"lr": 0.1}}, "solved without optimizer"),
+        ({"mixup": 0.2}, "solved without mixup"),
+        ({"class_weights": "balanced"}, "solved without class_weights"),
+        ({"phases": [{"views": "none", "epochs": 2}]}, "one phase with epochs: 1"),
+        ({"head": {"kind": "logistic"}, "input": {"standardise": True}}, "scaling of its input"),
+    ],
+)
+def test_what_a_solved_head_has_no_use_for_is_refused(
+    changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        schedule_of("ridge", **changed)
