@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.harness import OURS, Case, Check, Setting, compare, timed
 from benchmarks.rows import B3, LITE0
-from featurecache.features import openvino_models
+from featurecache.features import openvino_library
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.engines import (
     Engine,
@@ -185,7 +185,7 @@ def openvino_bare(
         )
     model.reshape(list(shape))
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    compiled = openvino_models.core().compile_model(
+    compiled = openvino_library.core().compile_model(
         model, "CPU", hints
     )  # two in a process can kill it
 

@@ -21,6 +21,8 @@ from featurecache.features.backbones import load_backbone
 from featurecache.features.frozen import freeze
 from featurecache.features.initial_networks import initial_network
 from featurecache.features.keras_files import read_keras
+from featurecache.features.onnx_files import OnnxGraph
+from featurecache.features.timm_models import find_model
 
 # Keras' variables, as NumPy reads them.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -248,3 +250,41 @@ def test_a_network_to_train_sees_pictures_as_keras_does(tmp_path: Path) -> None:
     assert initial.key() == backbone.key()
     assert backbone.dim == 512
     assert "no fingerprint" in backbone.notes[0] or "another one" in backbone.notes[0]
+
+
+# --- ONNX --------------------------------------------------------------------------------------
+
+
+def exported(name: str, path: Path) -> torch.nn.Module:
+    """A network with random weights, written by torch as an ONNX file, its norms merged."""
+    network: torch.nn.Module = find_model(name).build(num_classes=0).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its older exporter
+        torch.onnx.export(network, (torch.zeros(1, 3, 96, 96),), path, dynamo=False)
+    return network
+
+
+@pytest.mark.slow
+def test_an_onnx_file_gives_the_network_that_it_was_written_from(tmp_path: Path) -> None:
+    name = "keras_xception"
+    network = exported(name, tmp_path / "a.onnx")
+    backbone = load_backbone(name, tmp_path / "a.onnx", input_size=96)
+    images = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        expected, vectors = network(images), backbone.module(images)
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_hostile_onnx_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"\x0a\x08location\x12\x0b/etc/passwd")
+    with pytest.raises(BadInput, match="in other files"):
+        OnnxGraph(path)
+    path.write_bytes(b"not a graph")
+    with pytest.raises(BadInput, match="not an ONNX file"):
+        OnnxGraph(path)

@@ -62,7 +62,7 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
         "featurecache.architectures.registration",
         "featurecache.features.timm_models",
     },
-    "openvino": {"featurecache.features.openvino_models"},
+    "openvino": {"featurecache.features.openvino_library"},
     "h5py": {"featurecache.features.keras_files", "featurecache.features.shards"},
     "jinja2": {"featurecache.study.pages"},
     "tensorboard": {"featurecache.study.events"},

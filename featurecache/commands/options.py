@@ -125,7 +125,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "weights": click.option(
         "--weights", metavar="FILE",
-        help="Weights of one backbone: .safetensors, .pth, .keras or .h5. (`random`: for tests.)",
+        help="Weights of one backbone: .safetensors, .pth, .keras, .h5, .onnx. (`random`: tests.)",
     ),
     "input_size": click.option(
         "--input-size", type=int, help="Width and height in pixels.  [default: the model's own]"

@@ -19,7 +19,8 @@ import numpy as np
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.features.accelerators import has_cuda
 from featurecache.features.backbones import Backbone
-from featurecache.features.openvino_models import compile_backbone, core
+from featurecache.features.openvino_library import core
+from featurecache.features.openvino_models import compile_backbone
 from featurecache.text import one_line
 from featurecache.versions import installed_versions
 

@@ -1,4 +1,4 @@
-"""Backbones as models of OpenVINO. The only module that imports it.
+"""Backbones as models of OpenVINO.
 
 Converting a network takes torch, timm and several seconds, so the converted model of a backbone
 that has a memo (backbone_memos.py) is stored as a memo too. The stored model must give the same
@@ -8,10 +8,8 @@ a probe when it is stored, and whenever it is read. One that differs is not used
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -22,6 +20,7 @@ import pydantic
 
 from featurecache import keys
 from featurecache.features.backbones import Backbone
+from featurecache.features.openvino_library import core, openvino
 from featurecache.features.signal_delay import delay_signals
 from featurecache.json_files import Hex64, Strict, fit, parse_json
 from featurecache.storage import memos
@@ -33,31 +32,6 @@ _MAX_MODEL = 1 << 30  # bytes; larger networks are converted each time
 # OpenVINO notes on a node of a converted model that its division must stay one, and not become a
 # multiplication by the reciprocal, which rounds differently. Its files do not hold that note.
 _DIVISION_STAYS = "nonconvertable_divide_0"
-
-
-def _openvino() -> Any:
-    """The library, which would report its import and each conversion to its maker.
-
-    `openvino_telemetry` sends such reports unless a file in the user's home forbids it, and this
-    package sends nothing that nobody asked for (law 7, "Silence is an error"). OpenVINO works
-    without that module. A process that imported OpenVINO before keeps what it has.
-    """
-    if "openvino" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # importing it fails
-    import openvino
-
-    return openvino
-
-
-@functools.cache
-def core() -> Any:
-    """OpenVINO's Core, created once per process and never closed.
-
-    Each Core sets a signal stack for its thread, and restores the previous one when it is closed.
-    If two Cores are closed in the order of their creation, the second restores the freed stack of
-    the first, and the next signal that Python handles (a worker exits, Ctrl-C) kills the process.
-    """
-    return _openvino().Core()
 
 
 def compile_backbone(backbone: Backbone, micro_batch: int, precision: str) -> Any:
@@ -86,7 +60,7 @@ def _convert(backbone: Backbone, shape: tuple[int, ...]) -> Any:
         jit: Any = torch.jit  # has no types
         traced = jit.trace(freeze(backbone), example, check_trace=False)
         with delay_signals():  # the converter calls Python from C++
-            model = _openvino().convert_model(traced)
+            model = openvino().convert_model(traced)
     model.reshape(list(shape))
     return model
 
@@ -145,7 +119,7 @@ class _ModelMemo:
             return
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, "model.xml"), Path(folder, "model.bin")]
-            _openvino().serialize(model, *map(str, files))
+            openvino().serialize(model, *map(str, files))
             if sum(file.stat().st_size for file in files) > _MAX_MODEL - _MAX_HEAD:
                 return
             xml, weights = (file.read_bytes() for file in files)

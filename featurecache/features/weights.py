@@ -110,7 +110,7 @@ def _read(path: Path) -> Any:
     if suffix not in SUFFIXES:
         raise BadInput(
             f"--weights {path}: expected a .safetensors, .pth, .pt, .bin, .ckpt or .tar file; "
-            "or for vgg16, resnet50 and legacy_xception a .keras or .h5 file"
+            "or for vgg16, resnet50 and legacy_xception a .keras, .h5 or .onnx file"
         )
     try:
         if suffix == ".safetensors":
