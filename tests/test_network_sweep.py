@@ -153,3 +153,23 @@ def test_a_training_whose_worker_was_lost_goes_on(small_data: Path, tmp_path: Pa
 def test_an_executor_is_for_several_trainings(small_data: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="single training; write a sweep or folds"):
         train(tmp_path, PLAN + "validation: val\n", small_data, executor="processes")
+
+
+@pytest.mark.slow
+def test_worth_compares_networks_in_pairs(small_data: Path, tmp_path: Path) -> None:
+    plan = PLAN.replace("views: none\n", "").replace("epochs: 2\n", "") + "validation: val\n"
+    plan += "phases: [{views: none, epochs: 1}, {views: color, epochs: 1}]\n"
+    (tmp_path / "net.yaml").write_text(plan)
+    options: dict[str, Any] = {
+        "data": small_data, "cache": tmp_path / "cache", "runs": tmp_path / "runs", "seeds": 1,
+        "lr_schedule": "constant", "device": "cpu",
+    }  # fmt: skip
+    result = featurecache.worth(tmp_path / "net.yaml", **options)
+    names = [(way.policy, way.order) for way in result.ways]
+    assert names == [("clean", "written"), ("color", "written"), ("color", "shuffled")]
+    assert featurecache.worth(tmp_path / "net.yaml", **options).ways == result.ways
+    assert not list(Path(result.run).glob("training-*/"))
+    with pytest.raises(BadInput, match="names a network of its own"):
+        featurecache.worth(tmp_path / "net.yaml", backbone="resnet18", **options)
+    single = train(tmp_path, plan.replace("color", "none"), small_data)
+    assert result.ways[0].top1 == single.last["top1"]

@@ -71,7 +71,7 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     "--schedule",
     required=True,
     metavar="FILE",
-    help="The curriculum to test: a YAML file, or the name of a shipped one.",
+    help="The curriculum to test: the YAML file of a head or a network, or a shipped one's name.",
 )
 @options("policy_or_schedule", "data", "cache", "schedule_backbone")
 @click.option(

@@ -197,6 +197,8 @@ def featurize_command(
     options |= {name: setting[name] for name in (*OPTIONS, "store") if setting.get(name)}
     if str(setting.get("weights")).startswith("random-"):
         options["weights"] = "random"
+    if setting.get("weights_file"):
+        options["weights"] = setting["weights_file"]
     options["seed"] = seed
     default = {
         "data": "data",

@@ -170,6 +170,12 @@ class NetworkConfig(TrainingPlan):
         return self.trainable["from"] if isinstance(self.trainable, dict) else None
 
 
+def is_network_config(path: Path) -> bool:
+    """Whether a file configures a network, and not a head."""
+    content = yaml_files.plain_value(yaml_files.read_yaml(path))
+    return isinstance(content, dict) and "network" in content
+
+
 def read_config(path: Path) -> NetworkConfig:
     """The configuration in a YAML file. Raises BadInput that names the file and every wrong
     entry."""

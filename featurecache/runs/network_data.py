@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class NetworkData:
         maker = PictureMaker(self.cache, config.augment_seed, parts.initial.preprocess)
         return picture_source(maker, [(self.sources[item], item) for item in items], workers)
 
-    def identity(self, parts: NetworkParts, effective: keys.Json, **others: keys.Json) -> str:
+    def identity(self, parts: NetworkParts, effective: keys.Json, **others: Any) -> str:
         """A hash of all that determines a training with this `effective` configuration."""
         initial = parts.initial
         return keys.digest(
@@ -93,7 +94,15 @@ def load_network_data(
     sources = sources_of([sample for sample, _ in pairs], [item for _, item in pairs])
     spaces: dict[str, Space] = {}
     if config.maps is not None:
-        spaces = map_spaces(cache, views, config.network.name, parts.map_key(), list(sources), data)
+        spaces = map_spaces(
+            cache,
+            views,
+            config.network.name,
+            parts.map_key(),
+            list(sources),
+            data,
+            config.network.weights,
+        )
         bad = {i: why for space in spaces.values() for i, why in space.failures(sources).items()}
     else:
         bad = undecodable([(s, item) for item, s in sources.items()], workers, progress)

@@ -24,9 +24,10 @@ def map_spaces(
     backbone: keys.Json,
     items: Sequence[bytes],
     data: DataSource,
+    weights: str | None = None,
 ) -> dict[str, Space]:
     """For each view the space with the maps of all `items`. `backbone` is the backbone's part of
-    their keys.
+    their keys; `weights` is the file with the network's weights, if any.
 
     Raises NotCached with the command that computes what is missing, and with the maps that the
     cache holds instead.
@@ -38,7 +39,7 @@ def map_spaces(
     lacking = {view: missing for view, space in spaces.items() if (missing := space.missing(items))}
     if lacking:
         seed = max((view.seed for view in views.values()), default=0)
-        setting = {**backbone, "precision": "f32"}
+        setting = {**backbone, "precision": "f32", "weights_file": weights}
         error = str(not_cached_error(cache, lacking, network, setting, seed, data))
         others = {
             f"{space.backbone}, layer {space.key['backbone'].get('layer')}, view {space.view}"

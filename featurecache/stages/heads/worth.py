@@ -25,6 +25,7 @@ from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
 from featurecache.images.view_names import ViewName
 from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_model
 from featurecache.keys import Json, canonical, digest, picture_key
+from featurecache.networks.configs import NetworkConfig, is_network_config, read_config
 from featurecache.runs.record import make_folder
 from featurecache.runs.training_data import TrainingData, load_training_data
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
@@ -36,10 +37,12 @@ from featurecache.training.epoch_metrics import NotNegative
 
 if TYPE_CHECKING:
     from featurecache.heads.training_results import Trained
+    from featurecache.runs.network_outcomes import NetworkOutcomes
 
 LR_SCHEDULES = ("constant", "cosine")  # compared with the schedule's own
 
-Ways = dict[Way, list[Schedule]]  # a schedule for each seed
+Plan = Schedule | NetworkConfig
+Ways = dict[Way, list[Any]]  # a schedule, or a configuration of a network, for each seed
 
 
 class ViewCost(TypedDict):
@@ -99,8 +102,9 @@ def worth(
     """Train a schedule as written, on clean images only, and with its phases in another order,
     under every learning-rate schedule and with every seed; compare the results.
 
-    Where the schedule has several policies, or `policy` names views, each policy also replaces all
-    augmented views in turn. `lr_schedule` holds values for the schedule's key of that name, in
+    `schedule` may also be the configuration of a network (docs/networks.md), which is then trained
+    in each way. Where it has several policies, or `policy` names views, each policy also replaces
+    all augmented views in turn. `lr_schedule` holds values for the schedule's key of that name, in
     YAML; the default is constant, cosine and the schedule's own. `backbone` (one name or several)
     overrides the schedule's. Seeds count up from the schedule's: with the same seed, all ways share
     the initial weights, the order of rows and dropout. All trainings have the same number of epochs
@@ -114,14 +118,20 @@ def worth(
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
-    wanted = overridden(read_schedule(path), backbone)
+    wanted: Plan
+    if is_network_config(path):
+        wanted = read_config(path)
+        if listed(backbone):
+            raise BadInput(f"--backbone: {path} names a network of its own; remove the option")
+    else:
+        wanted = overridden(read_schedule(path), backbone)
     if not 1 <= seeds <= 2**32 - wanted.seed:
         raise BadInput(f"seeds {seeds}: must be at least 1, and every seed below 2**32")
     numbers = list(range(wanted.seed, wanted.seed + seeds))
     plan, notes = same_steps(wanted, path)
-    rates = _rates(plan, listed(lr_schedule))
+    rates = _rates(plan, listed(lr_schedule), type(wanted))
     policies = listed(policy)
-    ways = ways_of(plan, _phases_by_policy(plan, policies, path), rates, numbers)
+    ways = ways_of(plan, _phases_by_policy(plan, policies, path), rates, numbers, type(wanted))
     if all(way.order == WRITTEN for way in ways):
         notes.append("all epochs use the same views, so there is no other order of phases")
     if seeds == 1:
@@ -130,11 +140,20 @@ def worth(
     opened = Cache(cache)
     variants = [variant for way_variants in ways.values() for variant in way_variants]
     views = [view for variant in variants for view in variant.views()]
-    training = load_training_data(wanted, list(dict.fromkeys(views)), data, opened, progress)
-    training.check(wanted)
+    networks: NetworkOutcomes | None = None
+    if isinstance(wanted, NetworkConfig):
+        from featurecache.runs.network_outcomes import network_outcomes  # torch
+
+        networks = network_outcomes(wanted, variants, data, opened, progress)
+        training = networks.data.training
+        pairs = [(rows.train, rows.val) for rows in networks.folds]
+    else:
+        training = load_training_data(wanted, list(dict.fromkeys(views)), data, opened, progress)
+        training.check(wanted)
+        pairs = training.folds(wanted)
     classes = list(training.dataset.classes)
-    pairs = training.folds(wanted)
-    base = digest({"schedule": plan, "classes": classes, "rows": training.rows_hash()})
+    described = {"schedule": plan, "classes": classes, "rows": training.rows_hash()}
+    base = digest(described | ({"network": networks.base} if networks else {}))
     run = Path(runs) / f"worth-{base[:8]}"
     make_folder(run / "trained")
     spaces = [name for names in training.space_names().values() for name in names]
@@ -152,13 +171,13 @@ def worth(
     for position, seed in enumerate(numbers):  # by seed: whole seeds are done if it is stopped
         for way, settings in ways.items():
             variant = settings[position]
-            seen = {view: hashes[view] for view in variant.views()}
+            seen = {view: hashes.get(view) for view in variant.views()}
             effective = variant.model_dump(mode="json", exclude_none=True)
             key = digest({"base": base, "schedule": effective, "vectors": seen})
             show = functools.partial(_show, progress, done, total, f"worth ({way}, seed {seed})")
             with claimed_run(run, waiting, f"training-{key[:16]}"):
                 outcomes[way].append(
-                    _train_variant(run, key, variant, training, pairs, device, show)
+                    _train_variant(run, key, variant, networks or training, pairs, device, show)
                 )
             done += epochs
             progress(done, total, f"worth ({way}, seed {seed})")
@@ -179,7 +198,9 @@ def worth(
     ):
         phases = settings[0].model_dump(exclude_none=True)["phases"]
         views = phase_variants.used_views(phases)
-        making = sum(seconds_of_view[view] for view in views if view != phase_variants.NONE)
+        making = sum(
+            seconds_of_view.get(view, 0.0) for view in views if view != phase_variants.NONE
+        )
         seconds = round(sum(outcome.seconds for outcome in way_outcomes), 3)
         compared.append(replace(gain, views=views, seconds=seconds, views_seconds=round(making, 3)))
     result = Worth(
@@ -196,7 +217,7 @@ def worth(
     return result
 
 
-def same_steps(schedule: Schedule, where: Path) -> tuple[Json, list[str]]:
+def same_steps(schedule: Plan, where: Path) -> tuple[Json, list[str]]:
     """The schedule as a plain mapping without the keys that would change the number of steps, and
     a note for each removed key. Raises BadInput for a sweep."""
     plan = schedule.model_dump(mode="json", exclude_none=True)
@@ -213,6 +234,7 @@ def ways_of(
     phases_by_policy: Mapping[str, phase_variants.Phases],
     rates: Mapping[str, Json],
     seeds: Sequence[int],
+    kind: type[Plan] = Schedule,
 ) -> Ways:
     """Clean, then each of `phases_by_policy` in its own and in shuffled order, under each of
     `rates` (the name of a learning-rate schedule -> the keys that set it in a plan)."""
@@ -222,7 +244,7 @@ def ways_of(
 
         def add(way: Way, seed_phases: Sequence[phase_variants.Phases], base: Json = base) -> None:
             ways[way] = [
-                Schedule.model_validate(base | {"phases": phases, "seed": seed})
+                kind.model_validate(base | {"phases": phases, "seed": seed})
                 for phases, seed in zip(seed_phases, seeds, strict=True)
             ]
 
@@ -266,7 +288,7 @@ def _by_policy(views: Sequence[str]) -> dict[str, list[str]]:
     return draws_by_policy
 
 
-def _rates(plan: Json, texts: Sequence[str]) -> dict[str, Json]:
+def _rates(plan: Json, texts: Sequence[str], kind: type[Plan]) -> dict[str, Json]:
     """The name of each learning-rate schedule -> the keys that set it in a plan. Without `texts`:
     LR_SCHEDULES and the plan's own. Raises BadInput for an invalid learning-rate schedule."""
     values = {
@@ -277,12 +299,12 @@ def _rates(plan: Json, texts: Sequence[str]) -> dict[str, Json]:
         name = yaml.safe_dump(written, default_flow_style=True, width=1000).strip()
         values = {name: name for name in LR_SCHEDULES} | {name: written}
     keys_by_name: dict[str, Json] = {}
-    checked: list[Schedule] = []
+    checked: list[Plan] = []
     for name, value in values.items():
         # `constant` is the default, so it is written as an absent key.
         keys = {} if value in ("constant", {"name": "constant"}) else {"lr_schedule": value}
         others = {n: v for n, v in plan.items() if n != "lr_schedule"}
-        schedule = yaml_files.validate(Schedule, others | keys, f"--lr-schedule {name}")
+        schedule = yaml_files.validate(kind, others | keys, f"--lr-schedule {name}")
         if schedule not in checked:
             checked.append(schedule)
             keys_by_name[name] = keys
@@ -292,8 +314,8 @@ def _rates(plan: Json, texts: Sequence[str]) -> dict[str, Json]:
 def _train_variant(
     run: Path,
     key: str,
-    schedule: Schedule,
-    training: TrainingData,
+    schedule: Any,
+    training: TrainingData | NetworkOutcomes,
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     device: str,
     show: Callable[[int], None],
@@ -301,29 +323,34 @@ def _train_variant(
     """The outcome of one training: read from its file if there is one, else trained and saved."""
     path, scratch = run / "trained" / f"{key[:16]}.json", run / f"training-{key[:16]}"
     if not path.is_file():
-        # torch is imported only now, when nothing the user wrote can still be wrong.
-        from featurecache.heads.training import train
 
-        rows = itertools.count(1)
-
-        def keep(trained: Trained) -> None:
-            right = _right(trained, schedule, training, pairs)
+        def keep(right: np.ndarray, seconds: float) -> None:
             outcome = Outcome(
                 schedule=schedule.model_dump(mode="json", exclude_none=True),
                 images=len(right),
                 right=np.packbits(right).tobytes().hex(),
-                seconds=round(sum(row["seconds"] for row in trained.rows), 3),
+                seconds=round(seconds, 3),
             )
             durable.replace(path, outcome.model_dump_json().encode() + b"\n")
 
-        train(
-            training.training_set(key, pairs),
-            schedule,
-            scratch,
-            on_epoch=lambda row: show(next(rows)),
-            on_done=keep,
-            device=device,
-        )
+        if isinstance(training, TrainingData):
+            # torch is imported only now, when nothing the user wrote can still be wrong.
+            from featurecache.heads.training import train
+
+            data, rows = training, itertools.count(1)
+            train(
+                training.training_set(key, pairs),
+                schedule,
+                scratch,
+                on_epoch=lambda row: show(next(rows)),
+                on_done=lambda trained: keep(
+                    _right(trained, schedule, data, pairs),
+                    sum(row["seconds"] for row in trained.rows),
+                ),
+                device=device,
+            )
+        else:
+            keep(*training.right(schedule, scratch, device, show))
     shutil.rmtree(scratch, ignore_errors=True)  # also after a killed run
     outcome = read_model(path, Outcome, MAX_RUN_JSON, _damaged)
     if outcome.schedule != schedule.model_dump(mode="json", exclude_none=True):
