@@ -8,6 +8,7 @@ training that finds a view in the cache knows them, wherever the run of the gene
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from featurecache.errors import BadInput
 from featurecache.features.space_files import Packed
 from featurecache.features.store import Cache
 from featurecache.heads.trained_items import FILE, TrainedItems
-from featurecache.images.generator_nodes import digests, remember
+from featurecache.images.generator_nodes import digests
 from featurecache.images.views import View
 from featurecache.json_files import Hex64, Open, damaged_run, read_model
 from featurecache.storage.stored_file import StoredFile
@@ -58,6 +59,23 @@ def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
     return fitted
 
 
+def with_folders(cache: Cache, view: View) -> View:
+    """A view from the key of a cache, with the folders of its generators that the cache notes."""
+    if view.policy is None or view.policy.generators or not digests(view.policy.tree):
+        return view
+    folders = {
+        digest: Path(note.run)
+        for digest in digests(view.policy.tree)
+        if (note := _note(cache, digest)) is not None
+    }
+    return replace(view, policy=replace(view.policy, generators=folders))
+
+
+def _note(cache: Cache, digest: str) -> GeneratorNote | None:
+    file = StoredFile(cache.store, f"generators/{digest}.json")
+    return read_model(file, GeneratorNote, _MAX_NOTE, damaged_run) if file.exists() else None
+
+
 def refuse_seen(fitted: Fitted, items: Iterable[bytes], images: str) -> None:
     """Raise BadInput if a generator was fitted on some of these images, which are `images`."""
     wanted = set(items)
@@ -75,14 +93,12 @@ def _items(cache: Cache, digest: str, view: View) -> set[bytes]:
     assert view.policy is not None
     if digest in view.policy.generators:
         return _items_in(view.policy.generators[digest])
-    file = StoredFile(cache.store, f"generators/{digest}.json")
-    if not file.exists():
+    note = _note(cache, digest)
+    if note is None:
         raise BadInput(
             f"view {view.name}: the cache does not say which images its generator {digest[:16]} "
             f"was fitted on; name the policy's file instead, as in {view.policy_name}.yaml_1"
         )
-    note = read_model(file, GeneratorNote, _MAX_NOTE, damaged_run)
-    remember({digest: Path(note.run)})
     return {note.items[start : start + 32] for start in range(0, len(note.items), 32)}
 
 

@@ -166,9 +166,9 @@ def test_the_same_bytes_for_any_number_of_workers_and_from_stored_pictures(
     fresh = featurecache.featurize(small_data, policy=name, cache=tmp_path / "f", **tiny)
     assert {s["view"] for s in stored.spaces} == {"none", "styled_2"}
     assert fresh.spaces[0]["root_hash"] in {s["root_hash"] for s in stored.spaces}
-    # From the cache alone the view is known by its name, and what made it is not.
-    shutil.rmtree(run)
-    assert json.dumps(find_view("styled_2", 0, Cache(cache).views).key())
+    # From the cache alone the view is known by its name, and its generator while its run is there.
+    named = featurecache.augment(small_data, policy="styled_3", cache=cache, limit=2, workers=0)
+    assert named.computed == 2 and json.dumps(named.spaces)
 
 
 # ---- law 8: a training may not be validated on what the generator saw ----

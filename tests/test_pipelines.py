@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from featurecache.generators.configs import read_config as read_generator_config
 from featurecache.heads.schedules import read_schedule
 from featurecache.images.policies import read_policy
 from featurecache.images.views import find_view
@@ -26,7 +27,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 def kind(path: Path) -> str:
     """What the keys at its top say that a file is."""
     top = yaml.safe_load(path.read_text(encoding="utf-8"))
-    (found,) = {"network", "phases", "steps", "augmenters"} & set(top)
+    (found,) = {"network", "phases", "augmenters", "generator"} & set(top) or {"steps"}
     return str(found)
 
 
@@ -42,6 +43,9 @@ def test_a_file_of_a_pipeline_is_read(path: Path, monkeypatch: pytest.MonkeyPatc
         assert read_config(path).plan()
     elif kind(path) == "augmenters":
         read_policy(path).build()
+    elif kind(path) == "generator":
+        if not isinstance(yaml.safe_load(path.read_text())["generator"], dict):  # else a policy
+            assert read_generator_config(path).steps
     else:
         assert read_recipe(path).file.description
 

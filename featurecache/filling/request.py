@@ -18,6 +18,7 @@ from featurecache.features.engines import PRECISIONS
 from featurecache.features.settings import LoadSetting, VectorSetting, keywords_of
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.generated_items import with_folders
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.decode import Undecodable
 from featurecache.images.generator_nodes import digests
@@ -105,6 +106,7 @@ def resolve_request(
     opened = Cache(cache)
     views = [find_view(name, seed, opened.views) for name in listed(policy)]
     views = views or [View(None), *_stored_views(opened, seed)]
+    views = [with_folders(opened, view) for view in views]
     dataset = select_samples(open_dataset(data), setting.get("split"), setting.get("limit"))
     check_views(views, opened)
     backbone_names = listed(backbone)

@@ -25,17 +25,11 @@ Load = Callable[[Path, str], Forward]  # from the folder and the digest
 Mistake = Callable[[str, str], BadInput]  # about a dotted path, and the problem
 
 _installed: list[Load] = []
-_folders: dict[str, Path] = {}  # by digest, of the generators that this process has heard of
 
 
 def install(load: Load) -> None:
     """Set the function that loads generators."""
     _installed[:] = [load]
-
-
-def remember(folders: Mapping[str, Path]) -> None:
-    """Where generators are, for policies that come from the keys of a cache."""
-    _folders.update(folders)
 
 
 def described(value: Any, path: str, mistake: Mistake) -> tuple[Any, dict[str, Path]]:
@@ -100,7 +94,7 @@ class Named(Protocol):
 
 def load(node: dict[str, Any], policy: Named, path: str) -> Forward:
     """The generator of a described node of a policy."""
-    folder = policy.generators.get(node["weights"]) or _folders.get(node["weights"])
+    folder = policy.generators.get(node["weights"])
     if folder is None:
         problem = f"the generator {node['weights'][:16]} made this view, and its run is not known; "
         raise policy.mistake(path, problem + "name the policy file, as in --view FILE.yaml_1")
