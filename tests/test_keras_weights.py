@@ -261,6 +261,7 @@ def exported(name: str, path: Path) -> torch.nn.Module:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.2, 0.5)  # timm starts some at 0
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
     with warnings.catch_warnings():
@@ -270,14 +271,24 @@ def exported(name: str, path: Path) -> torch.nn.Module:
 
 
 @pytest.mark.slow
-def test_an_onnx_file_gives_the_network_that_it_was_written_from(tmp_path: Path) -> None:
-    name = "keras_xception"
+@pytest.mark.parametrize("name", ["keras_resnet50", "keras_xception"])
+def test_an_onnx_file_gives_the_network_that_it_was_written_from(name: str, tmp_path: Path) -> None:
     network = exported(name, tmp_path / "a.onnx")
     backbone = load_backbone(name, tmp_path / "a.onnx", input_size=96)
     images = torch.randn(2, 3, 96, 96)
     with torch.inference_mode():
-        expected, vectors = network(images), backbone.module(images)
+        # The colours of a file are in Keras' order, blue first for a ResNet.
+        colours = images.flip(1) if name == "keras_resnet50" else images
+        expected, vectors = network(colours), backbone.module(images)
     torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.slow
+def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    """timm's own ResNet50 has the same layers, with the strides elsewhere."""
+    exported("resnet50", tmp_path / "a.onnx")
+    with pytest.raises(BadInput, match="computes another last map than keras_resnet50"):
+        load_backbone("resnet50", tmp_path / "a.onnx", input_size=32)
 
 
 def test_a_hostile_onnx_file_is_refused(tmp_path: Path) -> None:
