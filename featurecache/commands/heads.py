@@ -80,6 +80,14 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     metavar="YAML",
     help="A `lr_schedule` value. Repeatable.  [default: constant, cosine, the schedule's own]",
 )
+@click.option(
+    "--share",
+    type=float,
+    multiple=True,
+    metavar="SHARE",
+    help="Share of augmented or generated views in each epoch. Repeatable.  "
+    "[default: the schedule's]",
+)
 @click.option("--seeds", type=int, default=5, show_default=True, help="Trainings per variant.")
 @options("runs", "device", "json", "quiet", "debug")
 def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:

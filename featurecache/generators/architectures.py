@@ -5,6 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from featurecache.generators.cyclegan import CycleGan
+from featurecache.generators.dcgans import ConditionalDcgan, Dcgan
+from featurecache.generators.gaussians import Gaussians
+from featurecache.generators.projected import ProjectedGan
+from featurecache.generators.vector_gans import VectorGan
+from featurecache.generators.wgans import ConvolutionalWganGp, DenseWgan
 
 # The values are subclasses of Generator, each with the configuration of CONFIGS of the same name.
-ARCHITECTURES: dict[str, Any] = {"cyclegan": CycleGan}
+ARCHITECTURES: dict[str, Any] = {
+    "cyclegan": CycleGan,
+    "wgan": DenseWgan,
+    "wgan_gp": ConvolutionalWganGp,
+    "dcgan": Dcgan,
+    "conditional_dcgan": ConditionalDcgan,
+    "projected": ProjectedGan,
+    "gaussian": Gaussians,
+    "vector_wgan_gp": VectorGan,
+}

@@ -6,7 +6,7 @@ Every architecture has a configuration of its own; CONFIGS lists them by the nam
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -15,7 +15,8 @@ from featurecache import yaml_files
 from featurecache.errors import BadInput, UnknownName
 from featurecache.training.settings import STRICT
 
-Kind = Literal["transform"]  # transform: image -> image
+# transform: image -> image; sampler: class -> image; vector sampler: class -> vector
+Kind = Literal["transform", "sampler", "vector sampler"]
 
 
 class Folds(pydantic.BaseModel):
@@ -80,7 +81,111 @@ class CycleGanConfig(GeneratorConfig):
         return value
 
 
-CONFIGS: dict[str, type[GeneratorConfig]] = {"cyclegan": CycleGanConfig}
+class SamplerConfig(GeneratorConfig):
+    """Class and noise -> image. `noise_size` numbers of noise make an image."""
+
+    kind: ClassVar[Kind] = "sampler"
+    has_classes: ClassVar[bool] = True
+
+    noise_size: int = Field(default=100, ge=1, le=1024)
+    lr: float = Field(default=2e-4, gt=0)
+
+
+class WganConfig(SamplerConfig):
+    """Paper 000's WGAN (Arjovsky et al. 2017): dense layers, and networks of its own per class.
+
+    A step has `critic_steps` of the critic, whose weights are kept within `clip`.
+    """
+
+    network_keys: ClassVar[tuple[str, ...]] = ("noise_size",)
+
+    generator: Literal["wgan"]
+    lr: float = Field(default=5e-5, gt=0)
+    critic_steps: int = Field(default=5, ge=1)
+    clip: float = Field(default=0.01, gt=0)
+
+
+class ConvolutionalConfig(SamplerConfig):
+    """A convolutional generator. `channels` is the number before the last convolution; each layer
+    before it has twice as many."""
+
+    network_keys: ClassVar[tuple[str, ...]] = ("noise_size", "channels")
+
+    batch_size: int = Field(default=64, ge=2)
+    channels: int = Field(default=16, ge=1, le=256)
+
+    @pydantic.field_validator("image_size")
+    @classmethod
+    def _halved_four_times(cls, value: int) -> int:
+        if value % 16:
+            raise ValueError("the network halves the sides four times; use a multiple of 16")
+        return value
+
+
+class DcganConfig(ConvolutionalConfig):
+    """DCGAN (Radford et al. 2016) as paper 001 describes it, which knows no classes."""
+
+    has_classes: ClassVar[bool] = False
+
+    generator: Literal["dcgan"]
+
+
+class ConditionalConfig(ConvolutionalConfig):
+    """A class-conditional generator. `average` is the decay of the mean of its weights over the
+    steps, which is what is saved."""
+
+    generator: Literal["wgan_gp", "conditional_dcgan", "projected"]
+    average: float = Field(default=0.99, ge=0, lt=1)
+
+
+class VectorSamplerConfig(GeneratorConfig):
+    """Class -> vector. It is fitted on cached vectors of `backbone`, as in a schedule, in `view`.
+    `width`, the numbers per vector, is filled in from them."""
+
+    kind: ClassVar[Kind] = "vector sampler"
+
+    backbone: str | dict[str, Any] | list[str | dict[str, Any]]
+    view: str = Field(default="none", min_length=1)
+    width: int = Field(default=0, ge=0)
+
+
+class GaussianConfig(VectorSamplerConfig):
+    """A normal distribution per class with shrunk covariance. `covariance: shared` has one for all
+    classes; `class` has one per class, exact in its `rank` strongest directions."""
+
+    network_keys: ClassVar[tuple[str, ...]] = ("width", "covariance", "rank")
+
+    generator: Literal["gaussian"]
+    steps: Literal[1] = 1
+    covariance: Literal["shared", "class"] = "shared"
+    rank: int = Field(default=64, ge=1)
+
+
+class VectorGanConfig(VectorSamplerConfig):
+    """A conditional WGAN-GP of vectors. `hidden` are the layers of both networks; a step has
+    `critic_steps` of the critic."""
+
+    network_keys: ClassVar[tuple[str, ...]] = ("width", "noise_size", "hidden")
+
+    generator: Literal["vector_wgan_gp"]
+    steps: int = Field(default=500, ge=1)
+    batch_size: int = Field(default=256, ge=2)
+    noise_size: int = Field(default=64, ge=1, le=1024)
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[256], min_length=1)
+    lr: float = Field(default=5e-4, gt=0)
+    critic_steps: int = Field(default=3, ge=1)
+
+
+CONFIGS: dict[str, type[GeneratorConfig]] = {
+    "cyclegan": CycleGanConfig,
+    "wgan": WganConfig,
+    "wgan_gp": ConditionalConfig,
+    "dcgan": DcganConfig,
+    "conditional_dcgan": ConditionalConfig,
+    "projected": ConditionalConfig,
+    "gaussian": GaussianConfig,
+    "vector_wgan_gp": VectorGanConfig,
+}
 
 
 def read_config(path: Path) -> GeneratorConfig:

@@ -17,13 +17,19 @@ from featurecache.generators.configs import GeneratorConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FittedImages:
-    """What a generator is fitted on: N images in dataset order, and the images of a style."""
+    """What a generator is fitted on: N images in dataset order, and the images of a style.
+
+    A vector sampler is fitted on `vectors`, and has no pictures. `critic` is the frozen network
+    whose maps a projected GAN's critic judges.
+    """
 
     pictures: npt.NDArray[np.uint8]  # (N, S, S, 3)
     labels: npt.NDArray[np.int64]  # (N,), indexes of `classes`
     items: npt.NDArray[np.uint8]  # (N, 32)
     classes: Sequence[str]
     style: npt.NDArray[np.uint8] | None = None  # (M, S, S, 3)
+    vectors: npt.NDArray[np.float32] | None = None  # (N, D)
+    critic: nn.Module | None = None
 
 
 class Generator(ABC):
@@ -32,7 +38,9 @@ class Generator(ABC):
 
     `network` is the module that makes data when the training is done, and is the only one that is
     saved. A network of the kind `transform` maps images (B, 3, S, S) from -1 to 1 and noise
-    (B, `noise_size`) to such images.
+    (B, `noise_size`) to such images. A `sampler` maps noise (B, `noise_size`) and labels (B,) to
+    images, and a `vector sampler` has a method `vectors`: (labels (N,), noise numbers (N,) uint64)
+    to vectors (N, D) float32, in NumPy.
     """
 
     modules: nn.ModuleDict

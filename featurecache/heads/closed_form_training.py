@@ -53,7 +53,9 @@ def _logistic(
     began = time.perf_counter()
     views, clean = schedule.phases[0].views, schedule.validation.view
     rows = job.fold.train_rows.cpu().numpy()
-    vectors = data.views[clean if clean in views else next(iter(views))][job.fold.train_rows]
+    vectors = data.draw(clean if clean in views else next(iter(views)), job.fold.number)[
+        job.fold.train_rows
+    ]
     y = np.asarray(training_set.labels)[rows].astype(np.int64)
     classes = len(training_set.classes)
     parts = parts_of(y, classes, _groups(training_set, rows))
@@ -75,11 +77,13 @@ def _closed_form(
     labels = np.asarray(training_set.labels)
     fitted = None
     if schedule.input is not None:
-        fitted = inputs.fit(schedule.input, data.views[clean][job.fold.train_rows])
+        fitted = inputs.fit(schedule.input, data.draw(clean, job.fold.number)[job.fold.train_rows])
 
     def reader(view: str, chosen: Index) -> Callable[[Index], Vectors]:
         def read(rows: Index) -> Vectors:
-            x = data.views[view][torch.from_numpy(chosen[rows]).to(data.labels.device)]
+            x = data.draw(view, job.fold.number)[
+                torch.from_numpy(chosen[rows]).to(data.labels.device)
+            ]
             result: Vectors = (x if fitted is None else fitted(x)).cpu().numpy()
             return result
 

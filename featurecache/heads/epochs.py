@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from featurecache.heads.curricula import DROPPING, Curriculum, RowLosses
+from featurecache.heads.drawn import Drawn
 from featurecache.heads.mixup_and_noise import Perturbation
 from featurecache.heads.stacks import Stack
 from featurecache.heads.streams import windowed
@@ -62,8 +63,15 @@ class Job:
 class Data:
     """The rows of all views and folds, on the device."""
 
-    views: Mapping[str, torch.Tensor | Windowed]  # (N, D) each
+    views: Mapping[str, torch.Tensor | Windowed | Drawn]  # (N, D) each
     labels: torch.Tensor  # (N,)
+
+    def draw(self, view: str, fold: int, epoch: int = 1) -> torch.Tensor | Windowed:
+        """The vectors of a view in a fold and an epoch, both from 1."""
+        vectors = self.views[view]
+        if isinstance(vectors, Drawn):
+            return torch.from_numpy(vectors.make(fold, epoch)).to(self.labels.device)
+        return vectors
 
     @property
     def window(self) -> int | None:
@@ -101,8 +109,10 @@ def one_epoch(
     where = data.labels.device
     schedule = curriculum.schedule
     shares = planned.phase.shares(planned.in_phase)
-    vectors_by_view = [data.views[view] for view in shares]
     folds = distinct(group)
+    vectors_by_fold = [
+        [data.draw(view, fold.number, planned.epoch) for view in shares] for fold in folds
+    ]
     orders: list[torch.Tensor] = []
     view_indices: list[torch.Tensor] = []
     for fold in folds:
@@ -116,7 +126,7 @@ def one_epoch(
         else:
             order = torch.from_numpy(windowed(positions, data.window, rng)).to(where)
         orders.append(fold.train_rows[order])
-        if len(vectors_by_view) > 1:
+        if len(shares) > 1:
             mixed_views = torch.from_numpy(mixture(shares, len(fold.train_rows), rng)).to(where)
             view_indices.append(mixed_views[order])
     perturbations = [curriculum.perturbation(fold.number, planned) for fold in folds]
@@ -151,13 +161,13 @@ def one_epoch(
     for number, spans in enumerate(itertools.zip_longest(*cuts, fillvalue=(0, 0))):
         if data.window is not None and spans[0][0] % data.window == 0:
             start = spans[0][0]  # of a window; streamed groups have one fold (training._groups)
-            for vectors in vectors_by_view:
+            for vectors in vectors_by_fold[0]:
                 if isinstance(vectors, Windowed):
                     vectors.hold(orders[0][start : start + data.window])
         rows = [
             _minibatch(
                 data,
-                vectors_by_view,
+                vectors_by_fold[f],
                 orders[f][a:b],
                 view_indices[f][a:b] if view_indices else None,
                 perturbations[f],
@@ -188,12 +198,12 @@ def validate(
             for network, job in enumerate(group)
         ]
         return [pair for pairs, _ in results for pair in pairs], torch.cat([e for _, e in results])
-    val_rows = group[0].fold.val_rows
+    val_rows, vectors = group[0].fold.val_rows, data.draw(view, group[0].fold.number)
     loss = torch.zeros(len(stack), dtype=torch.float64, device=val_rows.device)
     right = torch.zeros(len(stack), classes, dtype=torch.float64, device=val_rows.device)
     with torch.inference_mode():
         for rows in torch.split(val_rows, _rows_at_once(stack)):
-            logits, target = stack.logits(data.views[view][rows]), data.labels[rows]
+            logits, target = stack.logits(vectors[rows]), data.labels[rows]
             loss += cross_entropy(logits, target).sum(1)
             right.index_add_(1, target, hits(logits, target).double())
     counts = torch.bincount(data.labels[val_rows], minlength=classes)
@@ -207,8 +217,9 @@ def validate(
 def row_losses(stack: Stack, data: Data, rows: torch.Tensor, view: str) -> RowLosses:
     """The validation loss (B,) of each of the rows (B,) under a stack of one network."""
     with torch.inference_mode():
+        vectors = data.draw(view, 1)
         losses = [
-            cross_entropy(stack.logits(data.views[view][block]), data.labels[block])[0]
+            cross_entropy(stack.logits(vectors[block]), data.labels[block])[0]
             for block in torch.split(rows, _rows_at_once(stack))
         ]
         return torch.cat(losses).double().cpu().numpy()

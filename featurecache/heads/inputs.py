@@ -33,6 +33,11 @@ class Fitted:
         centred = x - self.mean
         return centred * self.scale if self.matrix is None else centred @ self.matrix
 
+    @property
+    def width(self) -> int:
+        """K, the numbers per vector after the map."""
+        return len(self.mean) if self.matrix is None else int(self.matrix.shape[1])
+
     def within(self, head: nn.Sequential) -> nn.Sequential:
         """`head`, which takes (N, K), with this map folded into its first layer; takes (N, D).
 

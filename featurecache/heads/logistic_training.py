@@ -12,7 +12,7 @@ from torch import nn
 
 from featurecache.errors import BadInput
 from featurecache.heads import inputs
-from featurecache.heads.epochs import Data, Job
+from featurecache.heads.epochs import Data, Fold, Job
 from featurecache.heads.logistic import Labels, Solver, Vectors
 from featurecache.heads.schedules import Schedule
 from featurecache.training.epoch_metrics import EpochRow
@@ -58,10 +58,10 @@ def solved(
     labels = data.labels.cpu().numpy()
     fitted = None
     if schedule.input is not None:
-        fitted = inputs.fit(schedule.input, _rows(data, view, fold.train_rows))
+        fitted = inputs.fit(schedule.input, _rows(data, view, fold, fold.train_rows))
 
     def vectors(name: str, rows: torch.Tensor) -> Vectors:
-        x = _rows(data, name, rows)
+        x = _rows(data, name, fold, rows)
         return (x if fitted is None else fitted(x)).cpu().numpy()
 
     X = np.concatenate([vectors(name, fold.train_rows) for name in phase.views])
@@ -96,8 +96,8 @@ def epoch_row(job: Job, schedule: Schedule, train_scores: Scores, val_scores: Sc
     }
 
 
-def _rows(data: Data, view: str, rows: torch.Tensor) -> torch.Tensor:
-    vectors = data.views[view]
+def _rows(data: Data, view: str, fold: Fold, rows: torch.Tensor) -> torch.Tensor:
+    vectors = data.draw(view, fold.number)
     assert isinstance(vectors, torch.Tensor)  # no windows: checked above
     return vectors[rows]
 

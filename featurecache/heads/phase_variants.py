@@ -45,6 +45,21 @@ def with_views(phases: Sequence[keys.Json], views: Sequence[str]) -> Phases:
     return _replaced(phases, lambda view: replacements.get(view, view))
 
 
+def with_share(phases: Sequence[keys.Json], share: float) -> Phases:
+    """The phases with this share of all augmented views together; the rest is `none`. Phases
+    without augmented views stay."""
+    result = []
+    for phase in phases:
+        new = dict(phase)
+        for name in set(_SHARES) & set(phase):
+            views = {view: part for view, part in phase[name].items() if view != NONE}
+            if total := sum(views.values()):
+                rest = {NONE: 1 - share} if share < 1 else {}
+                new[name] = rest | {view: part * share / total for view, part in views.items()}
+        result.append(new)
+    return result
+
+
 def shuffled(phases: Sequence[keys.Json], seed: int) -> Phases | None:
     """The phases in a random order other than the original; None if there is no other order.
 

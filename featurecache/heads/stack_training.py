@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from featurecache.errors import BadInput
 from featurecache.heads import inputs, mlp
 from featurecache.heads.curricula import Curriculum, RowLosses
+from featurecache.heads.drawn import Array, Drawn
 from featurecache.heads.epochs import (
     Data,
     Fold,
@@ -28,6 +29,7 @@ from featurecache.heads.epochs import (
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.settings import HeadSettings
 from featurecache.heads.stacks import Stack, State
+from featurecache.heads.windows import Windowed
 from featurecache.json_files import fit
 from featurecache.text import one_line
 from featurecache.training.checkpoints import Checkpoint
@@ -91,8 +93,7 @@ def train_group(
     if schedule.input is not None:
         (fold,) = distinct(group)  # fitted on the training rows of this fold
         fitted = inputs.fit(schedule.input, _training_rows(data, fold, schedule))
-        resident = {n: fitted(v) for n, v in data.views.items() if isinstance(v, torch.Tensor)}
-        data = Data(resident, data.labels)
+        data = Data(_after(fitted, data.views), data.labels)
     width = data.views[schedule.validation.view].shape[1]
     stack = _fresh(group, schedule.head, schedule.optimizer, width, len(classes), data)
     record = _load_record(checkpoint, stack, group)
@@ -236,6 +237,24 @@ def _fresh(
     return Stack(fresh, head, optimizer, data.labels.device)
 
 
+def _after(
+    fitted: inputs.Fitted, views: Mapping[str, torch.Tensor | Windowed | Drawn]
+) -> dict[str, torch.Tensor | Windowed | Drawn]:
+    """The vectors of views that are in memory, after a fitted map."""
+
+    def applied(x: Array) -> Array:
+        result: Array = fitted(torch.from_numpy(x).to(fitted.mean.device)).cpu().numpy()
+        return result
+
+    changed: dict[str, torch.Tensor | Windowed | Drawn] = {}
+    for name, vectors in views.items():
+        if isinstance(vectors, torch.Tensor):
+            changed[name] = fitted(vectors)
+        elif isinstance(vectors, Drawn):
+            changed[name] = vectors.changed(applied, fitted.width)
+    return changed
+
+
 def _training_rows(data: Data, fold: Fold, schedule: Schedule) -> torch.Tensor:
     """The training vectors (N, D) of the validation view, which every schedule has."""
     if data.window is not None:
@@ -243,7 +262,7 @@ def _training_rows(data: Data, fold: Fold, schedule: Schedule) -> torch.Tensor:
             "`input`, `features` and `mixup` need all training vectors in memory; give a larger "
             "--memory, or omit it"
         )
-    return data.views[schedule.validation.view][fold.train_rows]
+    return data.draw(schedule.validation.view, fold.number)[fold.train_rows]
 
 
 def _curriculum(

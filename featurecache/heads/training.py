@@ -16,6 +16,7 @@ from torch import nn
 
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.heads.closed_form_training import train_closed_forms
+from featurecache.heads.drawn import Drawn
 from featurecache.heads.epochs import Data, Fold, Job, Member
 from featurecache.heads.logistic_training import train_logistic
 from featurecache.heads.schedules import Schedule
@@ -201,7 +202,9 @@ def _groups(
     ]
 
 
-def _tensor(vectors: Vectors, device: torch.device) -> torch.Tensor | Windowed:
+def _tensor(vectors: Vectors, device: torch.device) -> torch.Tensor | Windowed | Drawn:
+    if isinstance(vectors, Drawn):
+        return vectors
     if isinstance(vectors, Stream):
         return Windowed(vectors, device)
     # Writable, since torch warns about memory maps and other read-only arrays.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from featurecache import keys
 from featurecache.errors import BadInput
+from featurecache.heads.drawn import Drawn
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.streams import Stream
 from featurecache.items import group_numbers
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from featurecache.heads.epochs import Job
     from featurecache.heads.splits import Index, Items, Labels
 
-Vectors = npt.NDArray[np.float32] | Stream  # (N, D)
+Vectors = npt.NDArray[np.float32] | Stream | Drawn  # (N, D)
 
 _ROWS = 1 << 16  # that are checked at a time
 
@@ -30,7 +31,8 @@ class TrainingSet:
     """N images to train heads on; row i of every array is one image.
 
     `vectors` maps each view to an array (N, D), or to a Stream, from which minibatches are drawn in
-    windows (streams.py): in another order, so `identity` must include the size of a window.
+    windows (streams.py): in another order, so `identity` must include the size of a window. Drawn
+    vectors are made for each fold, and perhaps for each epoch.
     `labels` (N,) are in 0..C-1 for the C `classes`; `items` is (N, 32) uint8. `identity` identifies
     the vectors, which are not hashed here; the keys of their spaces do, for example. `pairs` are
     the (training, validation) row numbers for `validation: {split: ...}`; None means that

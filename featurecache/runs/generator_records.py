@@ -36,6 +36,7 @@ class GeneratorRecord(Open):
     steps: pydantic.PositiveInt  # per fold
     seconds: NotNegative | None = None
     losses: list[dict[str, float]] | None = None
+    backbones: list[dict[str, Any]] | None = None  # of the vectors that it was fitted on
 
     @property
     def is_finished(self) -> bool:

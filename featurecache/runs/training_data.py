@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.mapped import map_columns
 from featurecache.features.spaces import Space
@@ -27,6 +29,7 @@ from featurecache.lookup.labelled_rows import (
     rows_digest,
     training_rows,
 )
+from featurecache.runs.generated_vectors import GeneratedView, find_generated_view, is_generated
 from featurecache.training.curriculum import TrainingPlan
 
 _ROWS_PER_HASH = 1 << 14  # bounds the memory of hashing
@@ -45,6 +48,7 @@ class TrainingData:
     notes: list[str]  # omissions and their reasons
     copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
     fitted: Fitted = field(default_factory=dict)  # of the views that generators make
+    generated: Mapping[str, GeneratedView] = field(default_factory=dict)  # views without a space
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -68,7 +72,7 @@ class TrainingData:
             for start in range(0, len(vectors), _ROWS_PER_HASH):
                 digest.update(np.ascontiguousarray(vectors[start : start + _ROWS_PER_HASH]).data)
             hashes[name] = digest.hexdigest()
-        return hashes
+        return hashes | {name: view.digest() for name, view in self.generated.items()}
 
     @property
     def window(self) -> int | None:
@@ -103,21 +107,33 @@ class TrainingData:
             others = [split for split in self.dataset.splits if split != "train"]
             held_out = (item for _, item in items_by_split(self.dataset, others) if item)
             refuse_seen(self.fitted, held_out, f"images of {' and '.join(others)}")
+        for view in self.generated.values():
+            view.generators_of_folds(pairs, self.items)
         return pairs
 
     def training_set(
         self, identity: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> TrainingSet:
         """These rows as heads take them; `identity` is a hash that identifies the vectors."""
+        classes = self.dataset.classes
+        drawn = {
+            name: view.drawn(pairs, self.items, self.labels, classes)
+            for name, view in self.generated.items()
+        }
         return TrainingSet(
-            vectors=self.vectors,
+            vectors={**self.vectors, **drawn},
             labels=self.labels,
             items=self.items,
-            classes=self.dataset.classes,
+            classes=classes,
             identity=identity,
             pairs=pairs,
             groups=[row.group for row in self.rows],
         )
+
+    def generator_fields(self) -> dict[str, Any]:
+        """What a run's record says about the generators of its views; empty without any."""
+        fields = {name: view.record() for name, view in self.generated.items()}
+        return {"generators": fields} if fields else {}
 
     def space_names(self) -> dict[str, list[str]]:
         """The names of the spaces of each view."""
@@ -138,9 +154,16 @@ def load_training_data(
     BadInput, or NotCached for missing vectors.
     """
     dataset = open_dataset(data)
-    wanted = {name: find_view(name, schedule.augment_seed, cache.views) for name in views}
+    generated = _generated_views(schedule, views)
+    wanted = {
+        name: find_view(name, schedule.augment_seed, cache.views)
+        for name in views
+        if name not in generated
+    }
     rows = labelled_rows(dataset, splits_of(schedule), progress)
     spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)
+    for view in generated.values():
+        view.check(dataset.classes, spaces[schedule.validation.view])
     flat_spaces = [space for view_spaces in spaces.values() for space in view_spaces]
     loaded = choose_rows(schedule, dataset, rows, flat_spaces, progress)
     rows, notes = loaded.rows, loaded.notes
@@ -150,6 +173,11 @@ def load_training_data(
     size = 4 * width * len(rows) * len(spaces)
     if memory is None or size <= memory:
         vectors = {name: side_by_side(parts, items) for name, parts in spaces.items()}
+    elif generated:
+        raise BadInput(
+            f"view {next(iter(generated))}: vectors are generated for a training in memory, but "
+            f"the cached ones take {size:,} bytes, more than --memory; give more"
+        )
     else:
         views_per_phase = max(len(phase.views) for phase in schedule.phases)
         window = window_of(memory, width, views_per_phase, schedule.batch_size)
@@ -166,7 +194,19 @@ def load_training_data(
             f"(total variation; {distance.shuffled:.3f} with a full shuffle)"
         )
     fitted = fitted_items(cache, wanted)
-    return replace(loaded, spaces=spaces, vectors=vectors, fitted=fitted)
+    return replace(loaded, spaces=spaces, vectors=vectors, fitted=fitted, generated=generated)
+
+
+def _generated_views(schedule: Schedule, views: Sequence[str]) -> dict[str, GeneratedView]:
+    """Those of the views that a vector sampler makes. Raises BadInput."""
+    view = schedule.validation.view
+    if is_generated(view):
+        raise BadInput(
+            f"validation.view {view}: a head is validated on real images; name a view of them, "
+            "such as none"
+        )
+    names = [name for name in views if is_generated(name)]
+    return {name: find_generated_view(name, schedule.augment_seed) for name in names}
 
 
 def splits_of(plan: TrainingPlan) -> list[str]:

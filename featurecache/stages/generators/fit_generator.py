@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +15,34 @@ import yaml
 from featurecache import keys, versions
 from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.executors.pool import checked_workers
+from featurecache.features.store import Cache
 from featurecache.generator_files import DESCRIPTION, TrainedGenerator
-from featurecache.generators.configs import CycleGanConfig, GeneratorConfig, read_config
+from featurecache.generators.configs import (
+    CycleGanConfig,
+    GeneratorConfig,
+    VectorSamplerConfig,
+    read_config,
+)
 from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import Dataset, name_of, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
-from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
+from featurecache.lookup.held_spaces import side_by_side
+from featurecache.lookup.labelled_rows import (
+    LabelledRow,
+    decodable,
+    labelled_rows,
+    rows_digest,
+    training_rows,
+)
+from featurecache.runs.generated_vectors import backbone_of
 from featurecache.runs.generator_images import load_images
 from featurecache.runs.generator_records import GeneratorRecord, read_generator_record
 from featurecache.runs.record import STARTED, finished, make_folder, write_run
 from featurecache.runs.sources import source_fields
 from featurecache.runs.training_pictures import ImageItem
+from featurecache.stages.generators.generator_parts import frozen_critic, vector_spaces
 from featurecache.stages.heads.predict import image_files
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.stages.heads.train_head import DEVICES, claimed_run
@@ -88,10 +104,20 @@ def fit_generator(
     rows = [row for row in rows if row.label in labels]
     samples = {sample.id: sample for sample in dataset.split("train")}
     images = [(samples[row.id], row.item) for row in rows]
-    pictures, bad = load_images(images, wanted.image_size, workers, progress)
-    notes += [f"{rows[number].id}: {reason}" for number, reason in bad.items()]
-    good = [number for number in range(len(rows)) if number not in bad]
-    pictures, rows = pictures[good], [rows[number] for number in good]
+    pictures: np.ndarray = np.empty((0, 0, 0, 3), np.uint8)
+    vectors: np.ndarray | None = None
+    backbones: list[keys.Json] | None = None
+    if isinstance(wanted, VectorSamplerConfig):
+        spaces = vector_spaces(wanted, Cache(cache), rows, data, path)
+        rows = decodable(rows, spaces)
+        vectors = side_by_side(spaces, [row.item for row in rows])
+        wanted = wanted.model_copy(update={"width": vectors.shape[1]})
+        backbones = [backbone_of(space) for space in spaces]
+    else:
+        pictures, bad = load_images(images, wanted.image_size, workers, progress)
+        notes += [f"{rows[number].id}: {reason}" for number, reason in bad.items()]
+        good = [number for number in range(len(rows)) if number not in bad]
+        pictures, rows = pictures[good], [rows[number] for number in good]
     style_pictures = None
     if style is not None:
         style_pictures, bad = load_images(style_images, wanted.image_size, workers, progress)
@@ -112,6 +138,7 @@ def fit_generator(
             "rows": rows_digest(rows),
             "style": style_items,
             "decode": keys.DECODE_RULE,
+            **({} if vectors is None else {"vectors": hashlib.sha256(vectors.data).hexdigest()}),
         }
     )
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
@@ -142,6 +169,7 @@ def fit_generator(
         started=time.strftime(STARTED, time.gmtime(began)),
         notes=notes,
         steps=wanted.steps,
+        backbones=backbones,
     )
     make_folder(run)
     record.data |= source_fields(dataset, cache, run)
@@ -159,6 +187,7 @@ def fit_generator(
         from featurecache.training.devices import device_of
         from featurecache.training.tensors import digest_of_tensors
 
+        critic = frozen_critic(wanted)
         folders = _folders(run, len(pairs) if wanted.validation else 0)
         total = wanted.steps * len(folders)
         for number, folder in enumerate(folders):
@@ -173,7 +202,9 @@ def fit_generator(
             generator = fit(
                 wanted,
                 FittedImages(
-                    pictures=pictures[chosen],
+                    pictures=pictures[chosen] if vectors is None else pictures,
+                    vectors=None if vectors is None else vectors[chosen],
+                    critic=None if critic is None else critic.module,
                     labels=np.array([labels[rows[row].label] for row in chosen], np.int64),
                     items=items[chosen],
                     classes=classes,
@@ -195,6 +226,7 @@ def fit_generator(
                 classes=classes,
                 weights=digest_of_tensors(network),
                 items=roots[number],
+                discriminator_backbone=None if critic is None else critic.weights,
             )
             save_generator(folder, network, described)
             (folder / CHECKPOINT).unlink(missing_ok=True)

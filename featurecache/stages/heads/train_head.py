@@ -25,6 +25,7 @@ from featurecache.heads.schedules import Schedule, backbone_choice, find_schedul
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import name_of
 from featurecache.notebook import html_table
+from featurecache.runs.generated_vectors import with_generated_items
 from featurecache.runs.record import (
     STARTED,
     RunBackbone,
@@ -190,6 +191,7 @@ def train_head(
             "layout": training.dataset.layout,
             "rows": len(training.rows),
             **source_fields(training.dataset, cache, run),
+            **training.generator_fields(),
         },
         versions=versions.installed_versions("featurecache", "torch", "numpy"),
         started=time.strftime(STARTED, time.gmtime(began)),
@@ -208,7 +210,8 @@ def train_head(
         progress(epochs, total, f"train-head (top-1 {row['val_top1']:.4f})")
 
     def on_done(result: Trained | Swept | Chosen) -> None:
-        TrainedItems.from_pairs(training.items, pairs).save(run)
+        seen = TrainedItems.from_pairs(training.items, pairs)
+        with_generated_items(seen, list(training.generated.values())).save(run)
         trained = result.trained if isinstance(result, Chosen) else result
         if isinstance(result, Chosen):
             record.schedule = result.schedule.model_dump(mode="json", exclude_none=True)
@@ -221,7 +224,8 @@ def train_head(
             record.trials = [asdict(trial) for trial in trained.trials]
             record.winner = trained.winner
         record.seconds = round(time.time() - began, 3)
-        used = {view: training.vectors[view] for view in schedule_of(record).views()}
+        views = schedule_of(record).views()
+        used = {view: training.vectors[view] for view in views if view in training.vectors}
         record.warnings = [
             *phase_warnings(schedule_of(record), read_epochs(run)),
             *destructive_views(used, training.labels),

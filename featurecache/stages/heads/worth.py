@@ -94,6 +94,7 @@ def worth(
     policy: str | Sequence[str] = (),
     backbone: str | Sequence[str] = (),
     lr_schedule: str | Sequence[str] = (),
+    share: float | Sequence[float] = (),
     seeds: int = 5,
     runs: str | Path = "runs",
     device: str = "auto",
@@ -108,7 +109,8 @@ def worth(
     YAML; the default is constant, cosine and the schedule's own. `backbone` (one name or several)
     overrides the schedule's. Seeds count up from the schedule's: with the same seed, all ways share
     the initial weights, the order of rows and dropout. All trainings have the same number of epochs
-    and the same validation images.
+    and the same validation images. `share` (one number or several) replaces the
+    schedule's share of the augmented or generated views in each epoch.
 
     A folder in `runs` stores the outcome of each training. No training is done twice, even when
     policies, learning-rate schedules or seeds are added later, and a killed one resumes. Raises
@@ -131,7 +133,8 @@ def worth(
     plan, notes = same_steps(wanted, path)
     rates = _rates(plan, listed(lr_schedule), type(wanted))
     policies = listed(policy)
-    ways = ways_of(plan, _phases_by_policy(plan, policies, path), rates, numbers, type(wanted))
+    by_policy = _with_shares(_phases_by_policy(plan, policies, path), share)
+    ways = ways_of(plan, by_policy, rates, numbers, type(wanted))
     if all(way.order == WRITTEN for way in ways):
         notes.append("all epochs use the same views, so there is no other order of phases")
     if seeds == 1:
@@ -278,6 +281,24 @@ def _phases_by_policy(
         if phases != written:
             result["+".join(draws) if policy in result else policy] = phases
     return result
+
+
+def _with_shares(
+    phases_by_policy: dict[str, phase_variants.Phases], share: float | Sequence[float]
+) -> dict[str, phase_variants.Phases]:
+    """The phases of each policy with each of the shares, by the name `POLICY at 50%`; without
+    shares as they are. Raises BadInput."""
+    shares = [share] if isinstance(share, int | float) else list(share)
+    for number in shares:
+        if not 0 < number <= 1:
+            raise BadInput(f"--share {number:g}: must be above 0, and at most 1")
+    if not shares:
+        return phases_by_policy
+    return {
+        f"{policy} at {100 * number:g}%": phase_variants.with_share(phases, number)
+        for policy, phases in phases_by_policy.items()
+        for number in dict.fromkeys(shares)
+    }
 
 
 def _by_policy(views: Sequence[str]) -> dict[str, list[str]]:

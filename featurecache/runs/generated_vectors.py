@@ -1,0 +1,205 @@
+"""Views of vector samplers, `gen:RUN_1`: a vector for each image, by its class and its item.
+
+No picture is made and nothing is cached. A network makes vectors only for folds whose validation
+images it has not seen (law 8, "Views of one image never straddle a split").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache import keys
+from featurecache.errors import BadInput
+from featurecache.features.spaces import Space
+from featurecache.generator_files import TrainedGenerator
+from featurecache.generators.fixed_point import noise_number
+from featurecache.generators.trained_generators import read_generator
+from featurecache.heads.drawn import Drawn
+from featurecache.heads.trained_items import TrainedItems
+from featurecache.images.view_names import ViewName
+from featurecache.runs.generator_items import (
+    check_unseen,
+    fitted_items,
+    generator_folders,
+    generator_key,
+)
+from featurecache.runs.generator_records import read_generator_record
+from featurecache.runs.run_names import find_run
+
+PREFIX = "gen:"
+Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+def is_generated(view: str) -> bool:
+    """Whether a view's name is that of a vector sampler."""
+    return view.startswith(PREFIX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedView:
+    """A vector sampler as a view of a schedule. Without `draw` each epoch has a draw of its own.
+
+    A run with folds has a generator for each.
+    """
+
+    name: str
+    draw: int | None
+    seed: int
+    run: Path
+
+    @cached_property
+    def folders(self) -> list[Path]:
+        return generator_folders(self.run)
+
+    @cached_property
+    def described(self) -> list[TrainedGenerator]:
+        return [read_generator(folder) for folder in self.folders]
+
+    @cached_property
+    def items(self) -> list[TrainedItems]:
+        """What each generator was fitted on."""
+        return [fitted_items(folder) for folder in self.folders]
+
+    def key(self, folder: int, draw: int) -> keys.Json:
+        """The key of a draw of one of the generators."""
+        return {"generator": generator_key(self.described[folder]), "draw": draw, "seed": self.seed}
+
+    def digest(self) -> str:
+        """The hash of all that determines its vectors, but for the images."""
+        return keys.digest([self.key(n, self.draw or 0) for n in range(len(self.folders))])
+
+    def record(self) -> keys.Json:
+        """What the record of a run says about it."""
+        return {
+            "run": str(self.run),
+            "weights": [description.weights for description in self.described],
+            "train_items": [description.items for description in self.described],
+        }
+
+    def check(self, classes: Sequence[str], spaces: Sequence[Space]) -> None:
+        """Raise BadInput unless it makes vectors of these classes like those of these spaces."""
+        (first, *_) = self.described
+        if first.kind != "vector sampler":
+            raise BadInput(
+                f"view {self.name}: a {first.kind} makes images, not vectors; "
+                + (
+                    "name it in a policy file"
+                    if first.kind == "transform"
+                    else "run `featurecache generate`, featurize its output, and add that --data"
+                )
+            )
+        missing = [name for name in classes if name not in first.classes]
+        if missing:
+            raise BadInput(
+                f"view {self.name}: its generator was fitted without class {missing[0]!r}"
+                + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
+                + "; fit one on all classes of the dataset"
+            )
+        backbones = read_generator_record(self.run).backbones or []
+        wanted = [backbone_of(space) for space in spaces]
+        if keys.digest(backbones) != keys.digest(wanted):
+            names = " + ".join(str(backbone.get("name")) for backbone in backbones)
+            raise BadInput(
+                f"view {self.name}: its generator was fitted on vectors of {names} with other "
+                "weights or settings than the schedule's backbone; fit one on the same vectors"
+            )
+
+    def generators_of_folds(self, pairs: Pairs, items: np.ndarray) -> list[int]:
+        """For each fold the number, from 0, of a generator that has seen none of its validation
+        images. `items` is (N, 32). Raises BadInput if there is none."""
+        return [
+            check_unseen(
+                self.items,
+                items[validation],
+                f"view {self.name}",
+                number if len(pairs) > 1 else 0,
+            )
+            for number, (_, validation) in enumerate(pairs, 1)
+        ]
+
+    def drawn(
+        self, pairs: Pairs, items: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+    ) -> Drawn:
+        """The vectors of the images with these items (N, 32) and labels (N,)."""
+        by_fold = self.generators_of_folds(pairs, items)
+        return Drawn(
+            (len(items), self.described[0].parameters["width"]),
+            _Maker(self, by_fold, items, labels, classes),
+        )
+
+
+class _Maker:
+    """Makes the vectors of a fold and an epoch. The last ones of each generator are kept."""
+
+    def __init__(
+        self,
+        view: GeneratedView,
+        by_fold: Sequence[int],
+        items: np.ndarray,
+        labels: np.ndarray,
+        classes: Sequence[str],
+    ) -> None:
+        self._view, self._by_fold = view, by_fold
+        self._items = [item.tobytes() for item in items]
+        numbers = [view.described[0].classes.index(name) for name in classes]
+        self._labels = np.array(numbers, np.int64)[labels]
+        self._networks: dict[int, Any] = {}
+        self._last: dict[int, tuple[int, npt.NDArray[np.float32]]] = {}
+
+    def __call__(self, fold: int, epoch: int) -> npt.NDArray[np.float32]:
+        folder, draw = self._by_fold[fold - 1], self._view.draw or epoch
+        if folder not in self._networks:
+            from featurecache.generators.trained_generators import load_generator
+
+            self._networks[folder] = load_generator(self._view.folders[folder])
+        if folder not in self._last or self._last[folder][0] != draw:
+            fingerprint = keys.canonical(self._view.key(folder, draw))
+            numbers = [noise_number(fingerprint, item) for item in self._items]
+            made = self._networks[folder].vectors(self._labels, np.array(numbers, np.uint64))
+            self._last[folder] = draw, made
+        return self._last[folder][1]
+
+
+def find_generated_view(name: str, seed: int, runs: str | Path = "runs") -> GeneratedView:
+    """The view `gen:RUN_N`, or `gen:RUN`, which has a draw for each epoch. RUN is a path, or the
+    name of a run. Raises BadInput if it is not a finished generator."""
+    parts = ViewName.parse(name.removeprefix(PREFIX))
+    if parts.draw is not None and parts.draw < 1:
+        raise BadInput(f"view {name!r}: draws are counted from 1")
+    try:
+        folder = find_run(parts.policy, runs)
+    except BadInput as error:
+        raise BadInput(f"view {name}: {error}") from error
+    return GeneratedView(name=name, draw=parts.draw, seed=seed, run=folder)
+
+
+def with_generated_items(trained: TrainedItems, views: Sequence[GeneratedView]) -> TrainedItems:
+    """The images of a training with those that its generators were fitted on."""
+    trained_on = {item.tobytes() for item in trained.items}
+    fitted = {
+        item.tobytes()
+        for view in views
+        for seen in view.items
+        for item in seen.items[seen.folds == 0]
+    }
+    others = sorted(fitted - trained_on)
+    if not others:
+        return trained
+    items = np.frombuffer(b"".join(others), np.uint8).reshape(-1, 32)
+    return replace(
+        trained,
+        items=np.concatenate([trained.items, items]),
+        folds=np.concatenate([trained.folds, np.zeros(len(items), np.uint16)]),
+    )
+
+
+def backbone_of(space: Space) -> keys.Json:
+    """The backbone and the precision of a space, as a vector sampler's description has them."""
+    return {**space.key["backbone"], "precision": space.key["precision"]}
