@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from featurecache import keys
+from featurecache.errors import BadInput
 
 NONE = "none"  # the view without augmentation
 _SHARES = ("views", "ramp_to")
@@ -58,6 +59,24 @@ def with_share(phases: Sequence[keys.Json], share: float) -> Phases:
                 new[name] = rest | {view: part * share / total for view, part in views.items()}
         result.append(new)
     return result
+
+
+def with_shares(
+    phases_by_policy: dict[str, Phases], share: float | Sequence[float]
+) -> dict[str, Phases]:
+    """The phases of each policy with each of the shares, by the name `POLICY at 50%`; without
+    shares as they are. Raises BadInput."""
+    shares = [share] if isinstance(share, int | float) else list(share)
+    for number in shares:
+        if not 0 < number <= 1:
+            raise BadInput(f"--share {number:g}: must be above 0, and at most 1")
+    if not shares:
+        return phases_by_policy
+    return {
+        f"{policy} at {100 * number:g}%": with_share(phases, number)
+        for policy, phases in phases_by_policy.items()
+        for number in dict.fromkeys(shares)
+    }
 
 
 def shuffled(phases: Sequence[keys.Json], seed: int) -> Phases | None:

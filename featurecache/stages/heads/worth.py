@@ -133,7 +133,7 @@ def worth(
     plan, notes = same_steps(wanted, path)
     rates = _rates(plan, listed(lr_schedule), type(wanted))
     policies = listed(policy)
-    by_policy = _with_shares(_phases_by_policy(plan, policies, path), share)
+    by_policy = phase_variants.with_shares(_phases_by_policy(plan, policies, path), share)
     ways = ways_of(plan, by_policy, rates, numbers, type(wanted))
     if all(way.order == WRITTEN for way in ways):
         notes.append("all epochs use the same views, so there is no other order of phases")
@@ -281,24 +281,6 @@ def _phases_by_policy(
         if phases != written:
             result["+".join(draws) if policy in result else policy] = phases
     return result
-
-
-def _with_shares(
-    phases_by_policy: dict[str, phase_variants.Phases], share: float | Sequence[float]
-) -> dict[str, phase_variants.Phases]:
-    """The phases of each policy with each of the shares, by the name `POLICY at 50%`; without
-    shares as they are. Raises BadInput."""
-    shares = [share] if isinstance(share, int | float) else list(share)
-    for number in shares:
-        if not 0 < number <= 1:
-            raise BadInput(f"--share {number:g}: must be above 0, and at most 1")
-    if not shares:
-        return phases_by_policy
-    return {
-        f"{policy} at {100 * number:g}%": phase_variants.with_share(phases, number)
-        for policy, phases in phases_by_policy.items()
-        for number in dict.fromkeys(shares)
-    }
 
 
 def _by_policy(views: Sequence[str]) -> dict[str, list[str]]:
