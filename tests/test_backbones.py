@@ -439,8 +439,11 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"gone\.pth: no such file"):
         load_backbone(TINY, tmp_path / "gone.pth")
     (tmp_path / "w.onnx").write_bytes(b"x")
-    with pytest.raises(BadInput, match=r"expected a \.safetensors, \.pth"):
+    with pytest.raises(BadInput, match=r"\.onnx files are read for vgg16, .*\.safetensors"):
         load_backbone(TINY, tmp_path / "w.onnx")
+    (tmp_path / "w.tflite").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"expected a \.safetensors, \.pth"):
+        load_backbone(TINY, tmp_path / "w.tflite")
     for name in ("w.safetensors", "w.pth"):
         for content, reason in ((b"", "it is empty"), (b"not weights at all", "read safely")):
             (tmp_path / name).write_bytes(content)

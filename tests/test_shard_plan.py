@@ -199,12 +199,12 @@ def test_processes_that_gpus_are_given_to(
     monkeypatch.setattr(
         processes, "Processes", lambda *given: asked.append((given[2], *(given[3:] or (0,))))
     )
-    module._crew(
-        module.Where(executor="processes", gpus_per_worker=each, max_workers=most), None, there
-    )
+    given = module.Where(executor="processes", gpus_per_worker=each, max_workers=most)
+    module.open_crew(given, lambda context: context, None, there)
     assert asked == [wanted]
     with pytest.raises(BadInput, match="gpus per worker 3: this machine has 2"):
-        module._crew(module.Where(executor="processes", gpus_per_worker=3.0), None, 2)
+        where = module.Where(executor="processes", gpus_per_worker=3.0)
+        module.open_crew(where, lambda context: context, None, 2)
 
 
 @pytest.mark.slow

@@ -201,8 +201,8 @@ def keras_model(model: TimmModel, weights: str | Path) -> TimmModel:
         return model
     if model.architecture not in KERAS_NETWORKS:
         raise BadInput(
-            f"--weights {weights}: files of Keras are read for {', '.join(KERAS_NETWORKS)}, "
-            f"not for {model.model}; save its weights as .safetensors"
+            f"--weights {weights}: {Path(weights).suffix} files are read for "
+            f"{', '.join(KERAS_NETWORKS)}, not for {model.model}; save its weights as .safetensors"
         )
     return find_model(KERAS_NETWORKS[model.architecture])
 

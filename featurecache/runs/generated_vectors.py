@@ -92,7 +92,7 @@ class GeneratedView:
                 + (
                     "name it in a policy file"
                     if first.kind == "transform"
-                    else "run `featurecache generate`, featurize its output, and add that --data"
+                    else "fit a vector sampler (docs/generators.md)"
                 )
             )
         missing = [name for name in classes if name not in first.classes]

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from featurecache.runs.network_outcomes import NetworkOutcomes
 
 LR_SCHEDULES = ("constant", "cosine")  # compared with the schedule's own
-
 Plan = Schedule | NetworkConfig
 Ways = dict[Way, list[Any]]  # a schedule, or a configuration of a network, for each seed
 
