@@ -36,7 +36,7 @@ def network_memory(setting: Setting) -> list[Case]:
     of them in a view that `augment` has stored in shards of 256 rows, with one worker process:
     the peak of the largest process. 10 N pictures are 123 MB as numbers. If they were kept, it
     would show."""
-    counts = [setting.size(1000, 40), setting.size(10_000, 400)]
+    counts = [setting.size(1000, 40), setting.size(10_000, 80)]
     peaks = [_peak(setting.folder / str(count), count) for count in counts]
     growth = (peaks[-1] - peaks[0]) / (counts[-1] - counts[0]) * 1e6
     said = ", ".join(f"{n:,} pictures: {mb:.0f} MB" for n, mb in zip(counts, peaks, strict=True))

@@ -119,7 +119,7 @@ def test_a_sweep_keeps_the_best_setting_and_counts_what_diverged(
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds workers in /proc")
 def test_a_training_whose_worker_was_lost_goes_on(small_data: Path, tmp_path: Path) -> None:
-    plan = FOLDS.replace("epochs: 2", "epochs: 12")
+    plan = FOLDS.replace("epochs: 2", "epochs: 6")
     (tmp_path / "net.yaml").write_text(plan)
     process = subprocess.Popen(
         [
