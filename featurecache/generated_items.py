@@ -81,12 +81,18 @@ def refuse_seen(fitted: Fitted, items: Iterable[bytes], images: str) -> None:
     wanted = set(items)
     for view, seen in fitted.items():
         if count := len(wanted & seen):
-            raise BadInput(
-                f"view {view}: its generator was fitted on {count:,} of the {len(wanted):,} "
-                f"{images}, so the accuracy would be too high; fit one generator per fold "
-                "(validation: {folds: 5} in its configuration) and train each fold with its own "
-                "(validation: {folds: 5, fold: 1}), or validate on a split that it has not seen"
-            )
+            remedy = "train each fold with its own (validation: {folds: 5, fold: 1})"
+            raise leak(view, count, len(wanted), images, remedy)
+
+
+def leak(view: str, count: int, total: int, images: str, remedy: str) -> BadInput:
+    """The error about a generator that was fitted on `count` of the `total` images to judge by
+    (law 8). `remedy` says how to use one generator per fold."""
+    return BadInput(
+        f"view {view}: its generator was fitted on {count:,} of the {total:,} {images}, so the "
+        "accuracy would be too high; fit one generator per fold (validation: {folds: 5} in its "
+        f"configuration) and {remedy}, or validate on a split that it has not seen"
+    )
 
 
 def _items(cache: Cache, digest: str, view: View) -> set[bytes]:
@@ -102,8 +108,14 @@ def _items(cache: Cache, digest: str, view: View) -> set[bytes]:
     return {note.items[start : start + 32] for start in range(0, len(note.items), 32)}
 
 
+def items_of_generator(folder: Path) -> TrainedItems:
+    """The images of a generator: it was fitted on those of fold 0. Raises DamagedRun."""
+    items = TrainedItems.load(folder)
+    if items is None:
+        raise damaged_run(folder / FILE, "missing", "fit the generator again")
+    return items
+
+
 def _items_in(folder: Path) -> set[bytes]:
-    seen = TrainedItems.load(folder)
-    if seen is None:
-        raise BadInput(f"{folder}: no {FILE} in it, so what it was fitted on is not known")
+    seen = items_of_generator(folder)
     return {row.tobytes() for row in seen.items[seen.folds == 0]}

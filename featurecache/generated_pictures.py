@@ -59,7 +59,9 @@ def load_transform(folder: Path, digest: str) -> Transform:
 
     described = read_generator(folder)
     if described.weights != digest:
-        raise BadInput(f"{folder}: was trained anew since this view was named; run again")
+        raise BadInput(
+            f"{folder}: the generator has changed since this command began; run it again"
+        )
     return Transform(load_generator(folder), described.image_size)
 
 

@@ -20,7 +20,7 @@ class TrainedGenerator(Strict):
     """The content of `generator.json`."""
 
     format: Literal[1] = 1
-    kind: str  # transform: image -> image; sampler: class -> image; vectors: class -> vector
+    kind: str  # transform, sampler or vector sampler (generators/configs.py)
     generator: str  # the name of the architecture
     parameters: dict[str, Any]  # of the network
     image_size: int = pydantic.Field(ge=8, le=512)

@@ -4,7 +4,7 @@ A file may contain only what JSON can express: no tags, anchors, aliases or repe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,6 +140,20 @@ def names_in(value: Any) -> set[str]:
     if isinstance(value, list):
         return set().union(*map(names_in, value))
     return {value} if isinstance(value, str) else set()
+
+
+def replace_entries(value: Any, path: str, entry: Callable[[str, Any, str], Any]) -> Any:
+    """A copy of a plain value in which each `name: child` of a mapping has the value
+    `entry(name, child, path)`, where `path` is dotted. Children are replaced first."""
+    if isinstance(value, list):
+        return [replace_entries(child, f"{path}.{i}", entry) for i, child in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    paths = {name: f"{path}.{name}" for name in value}
+    return {
+        name: entry(name, replace_entries(child, paths[name], entry), paths[name])
+        for name, child in value.items()
+    }
 
 
 def validate(model: type[Model], value: Any, where: object) -> Model:

@@ -134,7 +134,7 @@ def test_a_damaged_or_changed_generator_is_refused_before_work(
     with pytest.raises(BadInput, match=r"not the tensors that generator\.json describes"):
         featurecache.augment(small_data, policy=f"{tmp_path / 'a.yaml'}_1", cache=tmp_path / "c")
     write_generator(run, seed=5)
-    with pytest.raises(BadInput, match="was trained anew since"):
+    with pytest.raises(BadInput, match="the generator has changed since"):
         wanted.check()
 
 

@@ -44,7 +44,7 @@ def test_a_generated_view_trains_a_head_and_is_refused_where_it_leaks(
         assert fields["train_items"] == [described["items"]]
         assert train(tmp_path, view, {"split": "val"}, *sources).run == trained.run
     for validation in ({"folds": 3}, {"fraction": 0.25}):
-        with pytest.raises(BadInput, match="Fit one generator per fold"):
+        with pytest.raises(BadInput, match="fit one generator per fold"):
             train(tmp_path, f"gen:{run}", validation, *sources)
     with pytest.raises(BadInput, match="a head is validated on real images"):
         train(tmp_path, f"gen:{run}", {"split": "val", "view": f"gen:{run}_1"}, *sources)

@@ -137,7 +137,7 @@ def test_layers_trained_on_maps_have_the_losses_of_those_trained_on_pictures(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("views: color\nmaps: layer2\n", "view color would be drawn anew .* as in color_1"),
+        ("views: color\nmaps: layer2\n", "view color has a new draw .* as in color_1"),
         ("maps: layer1\n", "layer layer3 takes the maps of layer layer2, not of layer1"),
         ("maps: layer22\n", "unknown layer|takes the maps of layer layer2"),
         ("views: color_2\nmaps: layer2\n", "lacks 48 images of view color_2; .* --pooling none"),

@@ -1,7 +1,7 @@
-"""DCGAN as paper 001 describes it (Radford et al. 2016), and one that is told the class.
+"""DCGAN as paper 001 describes it (Radford et al. 2016), and class-conditional GANs.
 
-Paper 001's has no classes, so its images can't be added to a training. The other has batch norms
-per class, and a critic with spectral norm that judges by a projection on the class.
+Paper 001's has no classes, so its images can't be added to a training. The class-conditional DCGAN
+has batch norms per class, and a critic with spectral norm that judges by a projection on the class.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from featurecache.generators.adversarial import (
     Adversarial,
@@ -40,15 +41,18 @@ class Dcgan(Adversarial):
 
     @staticmethod
     def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> ImageNetwork:
-        noise_size, channels = parameters["noise_size"], parameters["channels"]
-        return ImageNetwork(noise_size, image_size, channels, classes=None)
+        return _image_network(parameters, image_size, None)
 
 
-class ConditionalDcgan(Adversarial):
-    """The generator and the critic that are told the class, in training."""
+class ConditionalGan(Adversarial):
+    """A class-conditional generator in training against a critic that knows the class.
 
-    def __init__(self, config: ConditionalConfig, images: FittedImages) -> None:
-        classes = len(images.classes)
+    `decay` is Adam's second one.
+    """
+
+    def __init__(
+        self, config: ConditionalConfig, images: FittedImages, critic: nn.Module, decay: float
+    ) -> None:
         rules = Rules(
             critic_loss=hinge,
             generator_loss=lower_score,
@@ -56,13 +60,28 @@ class ConditionalDcgan(Adversarial):
             average=config.average,
         )
         super().__init__(
-            self.build(config.network(), config.image_size, classes),
-            Critic(config.image_size, config.channels, classes=classes, norm="spectral"),
+            self.build(config.network(), config.image_size, len(images.classes)),
+            critic,
             rules,
-            lambda parameters: torch.optim.Adam(parameters, lr=config.lr, betas=(0.0, 0.9)),
+            lambda parameters: torch.optim.Adam(parameters, lr=config.lr, betas=(0.0, decay)),
         )
 
     @staticmethod
     def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> ImageNetwork:
-        noise_size, channels = parameters["noise_size"], parameters["channels"]
-        return ImageNetwork(noise_size, image_size, channels, classes=classes)
+        return _image_network(parameters, image_size, classes)
+
+
+class ConditionalDcgan(ConditionalGan):
+    """A class-conditional DCGAN in training."""
+
+    def __init__(self, config: ConditionalConfig, images: FittedImages) -> None:
+        classes = len(images.classes)
+        critic = Critic(config.image_size, config.channels, classes=classes, norm="spectral")
+        super().__init__(config, images, critic, decay=0.9)
+
+
+def _image_network(
+    parameters: Mapping[str, Any], image_size: int, classes: int | None
+) -> ImageNetwork:
+    noise_size, channels = parameters["noise_size"], parameters["channels"]
+    return ImageNetwork(noise_size, image_size, channels, classes=classes)

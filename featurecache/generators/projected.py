@@ -6,7 +6,6 @@ and then from coarse to fine, and each is judged by a small network of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -14,9 +13,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from featurecache.generators.adversarial import Adversarial, Rules, hinge, lower_score
 from featurecache.generators.configs import ConditionalConfig
-from featurecache.generators.convolutions import ImageNetwork
+from featurecache.generators.dcgans import ConditionalGan
 from featurecache.generators.generator import FittedImages
 
 _STAGES = (1, 2, 4, 6)  # blocks of an EfficientNet after which the sides are 1/4, 1/8, 1/16, 1/32
@@ -103,26 +101,10 @@ class _Critic(nn.Module):
         return torch.cat([judge(x, labels) for judge, x in zip(self.judges, maps, strict=True)], 1)
 
 
-class ProjectedGan(Adversarial):
+class ProjectedGan(ConditionalGan):
     """A class-conditional generator in training against the judges of four maps."""
 
     def __init__(self, config: ConditionalConfig, images: FittedImages) -> None:
         assert images.critic is not None
-        classes = len(images.classes)
-        rules = Rules(
-            critic_loss=hinge,
-            generator_loss=lower_score,
-            batch_size=config.batch_size,
-            average=config.average,
-        )
-        super().__init__(
-            self.build(config.network(), config.image_size, classes),
-            _Critic(images.critic, 32 * _SIDE, classes),
-            rules,
-            lambda parameters: torch.optim.Adam(parameters, lr=config.lr, betas=(0.0, 0.99)),
-        )
-
-    @staticmethod
-    def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> ImageNetwork:
-        noise_size, channels = parameters["noise_size"], parameters["channels"]
-        return ImageNetwork(noise_size, image_size, channels, classes=classes)
+        critic = _Critic(images.critic, 32 * _SIDE, len(images.classes))
+        super().__init__(config, images, critic, decay=0.99)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from featurecache import yaml_files
 from featurecache.errors import BadInput
 from featurecache.generator_files import read_description
 
@@ -37,18 +38,14 @@ def described(value: Any, path: str, mistake: Mistake) -> tuple[Any, dict[str, P
     folders by the digests."""
     folders: dict[str, Path] = {}
 
-    def inner(value: Any, path: str) -> Any:
-        if isinstance(value, list):
-            return [inner(child, f"{path}.{i}") for i, child in enumerate(value)]
-        if not isinstance(value, dict):
-            return value
-        if set(value) == {NAME}:
-            node, folder = _described(value[NAME], f"{path}.{NAME}", mistake)
-            folders[node["weights"]] = folder
-            return {NAME: node}
-        return {name: inner(child, f"{path}.{name}") for name, child in value.items()}
+    def entry(name: str, node: Any, path: str) -> Any:
+        if name != NAME:
+            return node
+        node, folder = _described(node, path, mistake)
+        folders[node["weights"]] = folder
+        return node
 
-    return inner(value, path), folders
+    return yaml_files.replace_entries(value, path, entry), folders
 
 
 def _described(node: Any, path: str, mistake: Mistake) -> tuple[dict[str, Any], Path]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featurecache import keys
+from featurecache import keys, yaml_files
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.names import is_picture
@@ -68,28 +68,20 @@ def described(value: Any, path: str, mistake: Mistake) -> tuple[Any, dict[str, S
     images by that hash."""
     styles: dict[str, Style] = {}
 
-    def inner(value: Any, path: str) -> Any:
-        if isinstance(value, list):
-            return [inner(child, f"{path}.{i}") for i, child in enumerate(value)]
-        if not isinstance(value, dict):
-            return value
-        result = {}
-        for name, child in value.items():
-            result[name] = inner(child, f"{path}.{name}")
-            if name.removeprefix("imgaug.") in AUGMENTERS:
-                inside = f"{path}.{name}.{PARAMETER}"
-                if not isinstance(child, dict) or not isinstance(child.get(PARAMETER), str):
-                    raise mistake(f"{path}.{name}", f"expected {PARAMETER}: FOLDER of images")
-                try:
-                    style = read_style(child[PARAMETER])
-                except BadInput as error:
-                    raise mistake(inside, str(error)) from error
-                digest = keys.digest([image.item.hex() for image in style])
-                styles[digest] = style
-                result[name] = {**result[name], PARAMETER: digest}
-        return result
+    def entry(name: str, parameters: Any, path: str) -> Any:
+        if name.removeprefix("imgaug.") not in AUGMENTERS:
+            return parameters
+        if not isinstance(parameters, dict) or not isinstance(parameters.get(PARAMETER), str):
+            raise mistake(path, f"expected {PARAMETER}: FOLDER of images")
+        try:
+            style = read_style(parameters[PARAMETER])
+        except BadInput as error:
+            raise mistake(f"{path}.{PARAMETER}", str(error)) from error
+        digest = keys.digest([image.item.hex() for image in style])
+        styles[digest] = style
+        return {**parameters, PARAMETER: digest}
 
-    return inner(value, path), styles
+    return yaml_files.replace_entries(value, path, entry), styles
 
 
 def read_style(folder: str) -> Style:

@@ -50,7 +50,7 @@ class Divergence(FeatureCacheError):
 
 
 class Request(NamedTuple):
-    """A minibatch to make: row numbers, and the view of each. A view without a draw is drawn anew
+    """A minibatch to make: row numbers, and the view of each. A view without a draw gets a new one
     in every `epoch`, from 1."""
 
     rows: Index

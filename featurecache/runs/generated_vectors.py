@@ -18,6 +18,7 @@ import numpy.typing as npt
 from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.features.spaces import Space
+from featurecache.generated_items import items_of_generator
 from featurecache.generator_files import TrainedGenerator
 from featurecache.generators.fixed_point import noise_number
 from featurecache.generators.trained_generators import read_generator
@@ -25,10 +26,9 @@ from featurecache.heads.drawn import Drawn
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.view_names import ViewName
 from featurecache.runs.generator_items import (
-    check_unseen,
-    fitted_items,
     generator_folders,
     generator_key,
+    generator_without,
 )
 from featurecache.runs.generator_records import read_generator_record
 from featurecache.runs.run_names import find_run
@@ -65,7 +65,7 @@ class GeneratedView:
     @cached_property
     def items(self) -> list[TrainedItems]:
         """What each generator was fitted on."""
-        return [fitted_items(folder) for folder in self.folders]
+        return [items_of_generator(folder) for folder in self.folders]
 
     def key(self, folder: int, draw: int) -> keys.Json:
         """The key of a draw of one of the generators."""
@@ -115,10 +115,10 @@ class GeneratedView:
         """For each fold the number, from 0, of a generator that has seen none of its validation
         images. `items` is (N, 32). Raises BadInput if there is none."""
         return [
-            check_unseen(
+            generator_without(
                 self.items,
                 items[validation],
-                f"view {self.name}",
+                self.name,
                 number if len(pairs) > 1 else 0,
             )
             for number, (_, validation) in enumerate(pairs, 1)

@@ -9,9 +9,9 @@ import numpy as np
 
 from featurecache import keys
 from featurecache.errors import BadInput
+from featurecache.generated_items import leak
 from featurecache.generator_files import TrainedGenerator
-from featurecache.heads.trained_items import FILE, TrainedItems
-from featurecache.json_files import damaged_run
+from featurecache.heads.trained_items import TrainedItems
 from featurecache.runs.generator_records import read_generator_record
 
 FORWARD = 1  # the version of the code that computes what a generator makes
@@ -33,28 +33,14 @@ def generator_key(described: TrainedGenerator) -> keys.Json:
     return {name: getattr(described, name) for name in fields} | {"version": FORWARD}
 
 
-def fitted_items(folder: Path) -> TrainedItems:
-    """The images of a generator: those of fold 0 it was fitted on. Raises DamagedRun."""
-    items = TrainedItems.load(folder)
-    if items is None:
-        raise damaged_run(folder / FILE, "missing", "fit the generator again")
-    return items
-
-
-def check_unseen(
-    generators: Sequence[TrainedItems], validation: np.ndarray, what: str, fold: int = 0
+def generator_without(
+    generators: Sequence[TrainedItems], validation: np.ndarray, view: str, fold: int = 0
 ) -> int:
-    """The number, from 0, of the first generator that has seen no validation image, of items
-    (M, 32). Raises BadInput, which names `what` uses it and the `fold`, from 1, if there is none.
-    """
+    """The number, from 0, of the first generator of a view that has seen no validation image, of
+    items (M, 32). Raises BadInput if there is none; `fold` is from 1, or 0 without folds."""
     wanted = [item.tobytes() for item in validation]
     counts = [int((seen.folds_of(wanted) == 0).sum()) for seen in generators]
     if 0 in counts:
         return counts.index(0)
-    where = f" of fold {fold}" if fold else ""
-    raise BadInput(
-        f"{what}: its generator was fitted on {min(counts):,} of the {len(wanted):,} validation "
-        f"images{where}, so a training with it would have seen what it is validated on. Fit one "
-        "generator per fold, with `validation: {folds: 5}` in its configuration, and train with "
-        "the same folds and seed; or validate on a split that it has not seen"
-    )
+    images = "validation images" + (f" of fold {fold}" if fold else "")
+    raise leak(view, min(counts), len(wanted), images, "train with the same folds and seed")

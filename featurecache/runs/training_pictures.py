@@ -37,7 +37,7 @@ class Request(Protocol):
 
 
 def view_in_epoch(name: str, epoch: int) -> str:
-    """The view that an epoch, from 1, uses: a name without a draw is drawn anew in each epoch."""
+    """The view that an epoch, from 1, uses: a name without a draw gets a new draw in each epoch."""
     view = ViewName.parse(name)
     if view.policy == "none" or view.draw is not None:
         return name

@@ -196,7 +196,7 @@ def _train_on_workers(
     where: Where,
     workers: int | None,
 ) -> Iterator[_Ended]:
-    """Train each network on a worker. A network whose worker is lost goes on from its last
+    """Train each network on a worker. A network whose worker is lost resumes from its last
     checkpoint on another one. Raises FeatureCacheError that names each training that failed, after
     all others are done."""
     import torch

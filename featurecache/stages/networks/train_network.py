@@ -143,7 +143,7 @@ def _check_maps(config: NetworkConfig, path: Path) -> None:
     for name in config.views() if config.maps is not None else []:
         if view_in_epoch(name, 1) != name:
             raise BadInput(
-                f"{path}: maps: view {name} would be drawn anew in each epoch, and maps are cached "
+                f"{path}: maps: view {name} has a new draw in each epoch, and maps are cached "
                 f"for one draw; write it out, as in {view_in_epoch(name, 1)}, or remove maps"
             )
 
