@@ -164,6 +164,15 @@ def test_the_seeds_of_one_schedule_are_an_ensemble(go: Callable[..., RecipeResul
     assert (row["n"], row["top5"], row["seconds"]) == (1, None, None)
 
 
+@pytest.mark.slow
+def test_all_seeds_of_several_schedules_are_an_ensemble(go: Callable[..., RecipeResult]) -> None:
+    single = {"train-head": {"schedule": "mlp.yaml"}}
+    last = {"ensemble": {"of": ["linear.yaml", "mlp.yaml"], "how": "mean", "all_seeds": True}}
+    (row,) = go([*STEPS[:2], single, last]).table
+    assert row["what"] == "mean of the 4 runs of linear.yaml, mlp.yaml"
+    assert row["n"] == 1
+
+
 @pytest.fixture
 def write_sweep(write: Callable[..., Path]) -> Callable[..., None]:
     def made(**change: Any) -> None:

@@ -177,8 +177,11 @@ def _check_runs(step: Measure, trainings: Sequence[TrainHead | TrainNetwork], wh
     counts = [seeds[name] for name in step.of or seeds]
     if counts == [1]:
         raise BadInput(f"{where}: an ensemble needs at least two runs; add schedules or seeds")
-    if len(set(counts)) > 1:
-        raise BadInput(f"{where}: schedules with {counts} seeds can't be combined seed by seed")
+    if len(set(counts)) > 1 and not step.all_seeds:
+        raise BadInput(
+            f"{where}: schedules with {counts} seeds can't be combined seed by seed; give them the "
+            "same number, or write all_seeds: true"
+        )
 
 
 def held_out_groups(
@@ -188,7 +191,8 @@ def held_out_groups(
 ) -> list[list[Schedule]]:
     """Groups of schedules, with their seeds, that must hold out images in common: the members of a
     stack, and all runs of a step on held-out images. An ensemble of several schedules has one group
-    per seed, one of a single schedule a group of all its seeds, a report a group of first seeds."""
+    per seed, one of a single schedule or of all seeds a single group, a report a group of first
+    seeds."""
     stacked = isinstance(step, Ensemble) and step.how == "stack"
     if not isinstance(step, Ensemble | Report) or not (stacked or step.split == HELD_OUT):
         return []
@@ -200,6 +204,8 @@ def held_out_groups(
         seeded.append([schedule.model_copy(update={"seed": seed}) for seed in schedule_seeds])
     if isinstance(step, Report):
         return [[copies[0] for copies in seeded]]
+    if step.all_seeds:
+        return [[schedule for copies in seeded for schedule in copies]]
     return seeded if len(seeded) == 1 else [list(group) for group in zip(*seeded, strict=True)]
 
 
@@ -302,7 +308,7 @@ def _spaces_of(step: Featurize, cache: Cache, engine: str) -> Iterator[Space]:
     for view in views:
         view.check()
     for name in names:
-        backbone = load_backbone(name, step.weights, **step.setting())
+        backbone = load_backbone(name, step.weights, **step.setting(), store=step.store)
         for view in views:
             key = keys.vector_key(view.key(), backbone.key(), step.precision)
             yield cache.space(key, view.name, backbone.name)

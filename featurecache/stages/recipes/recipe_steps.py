@@ -39,6 +39,7 @@ class Featurize(BackboneStep):
     policy: Names = "none"
     weights: str | None = None
     precision: str = "f32"
+    store: str | None = None
 
 
 class SplitStep(pydantic.BaseModel):
@@ -95,10 +96,12 @@ class Evaluate(SplitStep):
 
 class Ensemble(SplitStep):
     """A step of `featurecache ensemble`, for the runs of some earlier schedules. Runs of several
-    schedules are combined seed by seed, those of a single one over all its seeds."""
+    schedules are combined seed by seed, or with `all_seeds` all in one ensemble; those of a single
+    one over all its seeds."""
 
     tta: str | list[str] = []
     how: str | None = None
+    all_seeds: bool = False
     of: list[str] | None = Field(default=None, min_length=1)  # None: all earlier schedules
 
 

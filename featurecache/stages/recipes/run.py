@@ -296,12 +296,16 @@ def _ensemble(step: Ensemble, execution: _Execution) -> None:
     _featurize_networks(step, execution)
     names = step.of or list(execution.runs)
     folders = [execution.folders(name) for name in names]
-    groups = folders if len(names) == 1 else list(zip(*folders, strict=True))
+    title = ", ".join(names)
+    if step.all_seeds or len(names) == 1:
+        groups = [tuple(itertools.chain(*folders))]
+        title = f"the {len(groups[0])} {'runs' if step.all_seeds else 'seeds'} of {title}"
+    else:
+        groups = list(zip(*folders, strict=True))
     results = [
-        ensemble(list(group), **execution.where(), **step.model_dump(exclude={"of"}))
+        ensemble(list(group), **execution.where(), **step.model_dump(exclude={"of", "all_seeds"}))
         for group in groups
     ]
-    title = f"the {len(folders[0])} seeds of {names[0]}" if len(names) == 1 else ", ".join(names)
     execution.notes += [f"{title}: {note}" for result in results for note in result.notes]
     correlations = [
         result.correlation[a][b]
