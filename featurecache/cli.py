@@ -27,6 +27,7 @@ from featurecache.commands import (
 )
 from featurecache.commands.spinner import spinner
 from featurecache.errors import FeatureCacheError, FeatureCacheWarning, is_out_of_memory
+from featurecache.settings import unknown_variables
 from featurecache.storage.local import working_folder
 from featurecache.text import one_line
 
@@ -89,6 +90,8 @@ class _Program(click.Group):
 def cli() -> None:
     """Augment once, run the frozen network once, keep the vector; train heads in seconds."""
     working_folder()  # before each command, except for --help
+    for line in unknown_variables():
+        warnings.warn(line, FeatureCacheWarning, stacklevel=2)
 
 
 _MAX_CLEANUP = 8  # seconds that an interrupted command has to clean up

@@ -5,7 +5,9 @@ Only commands read them. A function that is called from Python uses its argument
 
 from __future__ import annotations
 
+import difflib
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,11 @@ SETTINGS_FILE = "featurecache.toml"
 PATHS = ("data", "cache", "runs")
 KEYS = (*PATHS, "backbone")
 MAX_SETTINGS = 64 << 10  # bytes
+_PREFIX = "FEATURECACHE_"
+# The variables of the settings, and those that storage reads, without the prefix.
+VARIABLES = (*(key.upper() for key in KEYS), "COPIES", "COPIES_SIZE", "MEMOS", "MEMOS_SIZE")
+_OF_BENCHMARKS = "BENCH_"  # the benchmarks have variables of their own
+_DEFAULTS = {"data": "data", "cache": "data/cache"}  # of the options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +42,38 @@ def read_settings() -> dict[str, Setting]:
     path = settings_file()
     settings = {} if path is None else _read(path)
     for key in KEYS:
-        variable = f"FEATURECACHE_{key.upper()}"
+        variable = f"{_PREFIX}{key.upper()}"
         value = os.environ.get(variable, "").strip()
         if value:
             values = tuple(value.split()) if key == "backbone" else (value,)
             settings[key] = Setting(values=values, source=f"${variable}")
     return settings
+
+
+def unknown_variables() -> list[str]:
+    """A line about each environment variable that is named like ours and that nothing reads."""
+    names = (name.removeprefix(_PREFIX) for name in sorted(os.environ) if name.startswith(_PREFIX))
+    return [
+        f"the environment variable {_PREFIX}{name} is not used; the nearest that is: "
+        f"{_PREFIX}{difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0)[0]}"
+        for name in names
+        if name not in VARIABLES and not name.startswith(_OF_BENCHMARKS)
+    ]
+
+
+def command_line(command: str, **options: object) -> str:
+    """A command for a user to paste: `featurecache inspect --data 'my photos'`. Omits options that
+    are None, and those that have the default, unless a setting changes it."""
+    try:
+        settings: set[str] = {*read_settings()}
+    except BadInput:  # of the settings; the command then needs all its options
+        settings = {*KEYS}
+    words = [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in options.items()
+        if value is not None and (name in settings or str(value) != _DEFAULTS.get(name))
+    ]
+    return " ".join(["featurecache", command, *words])
 
 
 def settings_file() -> Path | None:

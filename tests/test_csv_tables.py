@@ -27,29 +27,26 @@ def rows(dataset: Dataset) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("header", "notes"),
+    ("header", "note"),
     [
-        (
-            "filename,class",
-            ("column 'filename' is read as path", "column 'class' is read as label"),
-        ),
-        ("Image,Target", ("column 'Image' is read as path", "column 'Target' is read as label")),
-        ("file_name,label", ("column 'file_name' is read as path",)),
-        ("path,category", ("column 'category' is read as label",)),
+        ("filename,class", "columns read: 'filename' as path, 'class' as label"),
+        ("Image,Target", "columns read: 'Image' as path, 'Target' as label"),
+        ("file_name,label", "columns read: 'file_name' as path, 'label' as label"),
+        ("path,category", "columns read: 'path' as path, 'category' as label"),
     ],
 )
-def test_usual_names_are_guessed_and_noted(
-    tmp_path: Path, header: str, notes: tuple[str, ...]
-) -> None:
+def test_usual_names_are_guessed_and_noted(tmp_path: Path, header: str, note: str) -> None:
     dataset = open_dataset(table(tmp_path, f"{header}\n1.png,a\n2.png,b\n"))
     assert rows(dataset) == [("1.png", "a", "train"), ("2.png", "b", "train")]
-    assert dataset.notes == notes
+    assert dataset.notes == (note,)
 
 
 def test_a_documented_name_precedes_a_usual_one(tmp_path: Path) -> None:
     dataset = open_dataset(table(tmp_path, "filename,path,label,class\nx,1.png,a,b\n"))
     assert rows(dataset) == [("1.png", "a", "train")]
-    assert dataset.notes == ("columns that are not used: 'filename', 'class'",)
+    assert dataset.notes == (
+        "columns read: 'path' as path, 'label' as label; not used: 'filename', 'class'",
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +69,10 @@ def test_options_name_columns(tmp_path: Path) -> None:
     )
     dataset = open_dataset(file, path_column="image", label_column="Breed", split_column="subset")
     assert rows(dataset) == [("1.png", "a", "train"), ("2.png", "a", "val")]
-    assert dataset.notes == ("columns that are not used: 'filename', 'label'",)
+    assert dataset.notes == (
+        "columns read: 'image' as path, 'Breed' as label, 'subset' as split; "
+        "not used: 'filename', 'label'",
+    )
 
 
 def test_options_that_fit_no_column(tmp_path: Path) -> None:

@@ -109,7 +109,16 @@ def test_without_a_val_split_the_measured_head_and_the_final_one_differ(
     tmp_path: Path, unsplit: tuple[Path, Path]
 ) -> None:
     data, cache = unsplit
-    trained = train_head(data=data, cache=cache, out=tmp_path / "run", device="cpu")
+    steps: list[tuple[int, int, str]] = []
+    trained = train_head(
+        data=data, cache=cache, out=tmp_path / "run", device="cpu",
+        progress=lambda *step: steps.append(step),
+    )  # fmt: skip
+    of_final = [step for step in steps if step[2] == "train-head (on all images)"]
+    assert of_final[-1][0] == of_final[-1][1] > of_final[0][0]
+    assert [step[0] for step in steps if step[2].startswith("train-head")] == sorted(
+        step[0] for step in steps if step[2].startswith("train-head")
+    )
     run = Path(trained.run)
     assert schedule_of(read_run(run)).validation.fraction == 0.2
     where: dict[str, Any] = {"data": data, "cache": cache}
@@ -263,7 +272,7 @@ def test_options_override_a_schedule(tmp_path: Path, small_data: Path, small_cac
         "phases: [{views: none, epochs: 2}, {views: color_1, epochs: 1}]\n"
     )
     where: dict[str, Any] = {"data": small_data, "cache": small_cache, "runs": tmp_path}
-    with pytest.raises(BadInput, match="the schedule has 2 phases; give --view too"):
+    with pytest.raises(BadInput, match="epochs 2: the schedule has 2 phases; change"):
         train_head(path, epochs=2, **where)
     with pytest.raises(BadInput, match=r"optimizer\.lr=-1\.0.*optimizer\.lr"):
         train_head(path, settings={"optimizer.lr": -1.0}, **where)

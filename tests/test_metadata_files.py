@@ -51,7 +51,7 @@ def test_a_metadata_file_beside_the_images(tmp_path: Path, suffix: str, nested: 
     assert dataset.layout == "metadata"
     assert rows(dataset) == [("train", "1.png", "cat"), ("train", "2.png", "dog")]
     assert any("no metadata file lists, and are not used: 3.png" in n for n in dataset.notes)
-    assert any("columns that are not used: 'width'" in n for n in dataset.notes)
+    assert any("; not used: 'width'" in n for n in dataset.notes)
 
 
 def test_metadata_of_split_folders(tmp_path: Path) -> None:

@@ -146,6 +146,9 @@ def test_show_prints_the_file(tmp_path: Path) -> None:
     assert show("color") == shipped()["color"].read_text(encoding="utf-8")
     text = "# a comment\naugmenters: [Fliplr]\n"
     assert show(str(written(tmp_path, text))) == text
+    wrong = written(tmp_path, "augmenters: [{ColorJitter: {brightnes: 0.3}}]\n")
+    with pytest.raises(BadInput, match="brightnes"):  # as augment says
+        show(str(wrong))
     with pytest.raises(BadInput, match="empty policy"):
         show("none")
     with pytest.raises(UnknownName, match="nearest: color"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from featurecache import settings
 from featurecache.cli import cli
-from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.settings import read_settings
+from featurecache.errors import BadInput, FeatureCacheError, FeatureCacheWarning
+from featurecache.settings import command_line, read_settings, unknown_variables
 
 
 @pytest.fixture
@@ -102,6 +104,31 @@ def test_a_variable_precedes_the_file(folder: Path, monkeypatch: pytest.MonkeyPa
     assert values() == {"data": ("photos",), "cache": ("other",), "backbone": ("a", "b")}
     sources = {key: setting.source for key, setting in read_settings().items()}
     assert sources["cache"] == "$FEATURECACHE_CACHE" and sources["data"] == "featurecache.toml"
+
+
+def test_variables_that_nothing_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATURECACHE_MEMOS", "off")
+    monkeypatch.setenv("FEATURECACHE_BENCH_DATA", "x")
+    assert unknown_variables() == []
+    monkeypatch.setenv("FEATURECACHE_CACH", "x")
+    line = "FEATURECACHE_CACH is not used; the nearest that is: FEATURECACHE_CACHE"
+    with pytest.warns(FeatureCacheWarning, match=line):
+        invoke("policies")
+    package = Path(settings.__file__).parent
+    text = "".join(path.read_text() for path in package.rglob("*.py"))
+    read = set(re.findall(r"FEATURECACHE_([A-Z][A-Z_]*)", text))
+    assert read <= set(settings.VARIABLES)
+
+
+def test_a_command_to_paste_has_the_options_that_it_needs(folder: Path) -> None:
+    assert command_line("ls", data="data", cache="data/cache", view=None) == "featurecache ls"
+    assert command_line("ls", data="my photos") == "featurecache ls --data 'my photos'"
+    write(folder, data="photos")  # so that --data data has to be said
+    assert command_line("ls", data="data", path_column="a") == (
+        "featurecache ls --data data --path-column a"
+    )
+    (folder / "featurecache.toml").write_text("cach = 1")
+    assert command_line("ls", cache="data/cache") == "featurecache ls --cache data/cache"
 
 
 @pytest.mark.parametrize(

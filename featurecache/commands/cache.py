@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from featurecache.commands.options import (
     options,
 )
 from featurecache.commands.progress import open_progress
+from featurecache.settings import command_line
 from featurecache.text import counted
 
 
@@ -240,7 +242,10 @@ def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
         parts += [f"{counted(unknown, 'shard')} with an unknown number of rows"] if unknown else []
         click.echo(f"{' and '.join(parts)} in quarantine not yet recomputed", err=True)
     if (result.bad or result.pending) and not arguments["repair"]:
-        command = f"featurecache verify --repair --cache {arguments['cache']} --data DIR"
+        data = arguments["data"]  # a Dataset if options name its columns
+        options = {"cache": arguments["cache"], **getattr(data, "columns", {})}
+        is_there = data != "data" or Path("data").exists()
+        command = command_line("verify --repair", **options, data=data if is_there else "DIR")
         actions = [f"quarantines {counted(len(result.bad), 'bad file')}"] if result.bad else []
         click.echo(f"{command} {' and '.join([*actions, 'recomputes the rows'])}", err=True)
     unrepaired = result.bad and not arguments["repair"]

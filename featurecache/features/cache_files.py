@@ -16,6 +16,7 @@ from featurecache.errors import (
     RemovedMeanwhile,
 )
 from featurecache.features.space_files import MARKER
+from featurecache.settings import command_line
 from featurecache.storage.store import Store, names_in
 from featurecache.storage.stored_file import StoredFile
 
@@ -26,7 +27,8 @@ Value = TypeVar("Value")
 
 def damaged(file: StoredFile, reason: str) -> DamagedCache:
     """The error for a damaged file of a cache."""
-    message = f"{file}: {reason}; `featurecache verify --repair` quarantines it"
+    command = command_line("verify --repair", cache=file.store.root)
+    message = f"{file}: {reason}; `{command}` quarantines it"
     return DamagedCache(message, reason)
 
 

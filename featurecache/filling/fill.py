@@ -20,6 +20,7 @@ from featurecache.filling.tally import Tally
 from featurecache.generated_items import note_generators
 from featurecache.images.canary_memos import known_pixel_canary
 from featurecache.images.views import View
+from featurecache.settings import command_line
 
 
 class FillSetting(ExecutorSetting, total=False):
@@ -129,17 +130,23 @@ def fill(
         bound=tally.bound if tally.computed else "",
         spent={part: round(tally.spent[part], 3) for part in task.spent},
         spaces=summaries,
-        notes=[*(_pixel_notes(spaces) if tally.computed else []), *tally.notes(request.dataset)],
+        notes=[
+            *(_pixel_notes(request, spaces) if tally.computed else []),
+            *tally.notes(request.dataset),
+        ],
     )
     return filled, tally.least_cosine
 
 
-def _pixel_notes(spaces: Iterable[Space]) -> list[str]:
+def _pixel_notes(request: Request, spaces: Iterable[Space]) -> list[str]:
     """A note on each space whose rows come from machines that compute different pixels."""
+    dataset = request.dataset
+    options = {"data": dataset, "cache": request.cache.root, **dataset.columns}
+    command = command_line("verify --recompute 100", **options)
     return [
         f"view {space.view}, backbone {space.backbone or '(pictures)'}: its rows come from "
         f"machines that compute different pixels (canaries {', '.join(space.pixel_canaries)}); "
-        "`featurecache verify --recompute 100` measures how much the vectors differ"
+        f"`{command}` measures how much the vectors differ"
         for space in spaces
         if len(space.pixel_canaries) > 1
     ]

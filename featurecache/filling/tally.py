@@ -81,9 +81,7 @@ class Tally:
             return []
         images = counted(len(self.changed), "image")
         if dataset.layout == "index":
-            return [
-                f"the index {dataset.root} is older than {images} in it; rerun `featurecache index`"
-            ]
+            return [f"the index {dataset.root} is older than {images} in it; make the index again"]
         return [f"{images} removed or edited during the work; rerun the command"]
 
     @property

@@ -61,11 +61,13 @@ def train_default(
     run: Path,
     *,
     on_epoch: Callable[[EpochRow], None] | None = None,
+    on_final: Callable[[int], None] | None = None,
     on_done: Callable[[Chosen], None] | None = None,
     device: str = "auto",
 ) -> Chosen:
     """Choose among logistic regression and `network`, on the clean vectors and on all views, and
-    save the best one in `run`.
+    save the best one in `run`. `on_final` gets the number of epochs that are left of the training
+    on all images: when it begins, and after each of them.
 
     `best` and `last` of the result are measured on validation images that no fit has seen. Where
     these are a part of the training images, that head is saved in the folder `validated`, and the
@@ -80,7 +82,15 @@ def train_default(
         trained.head.save(run / VALIDATED)
         rows = np.sort(np.concatenate([train_rows, val_rows]))
         final = replace(training_set, pairs=[(rows, val_rows)], is_final=True)
-        train(final, schedule, run / _FINAL, device=device).head.save(run)
+        left = schedule.epochs
+
+        def on_final_epoch(row: EpochRow) -> None:
+            if on_final is not None:
+                on_final(left - row["epoch"])
+
+        if on_final is not None:
+            on_final(left)
+        train(final, schedule, run / _FINAL, on_epoch=on_final_epoch, device=device).head.save(run)
     chosen = Chosen(trained=trained, schedule=schedule, candidates=candidates, winner=winner)
     if on_done is not None:
         on_done(chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypedDict
 
 from featurecache import yaml_files
@@ -40,18 +41,21 @@ def with_overrides(schedule: Schedule, overrides: Overrides) -> Schedule:
         total = sum(phase.epochs for phase in schedule.phases)
         plain["phases"] = [{"views": views, "epochs": total}]
     if epochs is not None:
+        if not isinstance(epochs, Integral) or epochs < 1:
+            raise BadInput(f"epochs {epochs!r}: must be a whole number of at least 1")
         if len(plain["phases"]) > 1:
             raise BadInput(
-                f"--epochs {epochs}: the schedule has {len(plain['phases'])} phases; give --view "
-                "too, which makes them one, or change the phases in the schedule"
+                f"epochs {epochs}: the schedule has {len(plain['phases'])} phases; change the "
+                "phases in the schedule, or give train-head a --view, which makes them one"
             )
-        plain["phases"][0]["epochs"] = epochs
+        plain["phases"][0]["epochs"] = int(epochs)
     if views or epochs is not None:
         schedule = yaml_files.validate(Schedule, plain, "--view and --epochs")
     values = parse_settings(overrides.get("settings") or ())
     if not values:
         return schedule
-    where = "--set " + ", ".join(f"{key}={value}" for key, value in values.items())
+    option = "settings" if isinstance(overrides["settings"], Mapping) else "--set"
+    where = f"{option} " + ", ".join(f"{key}={value}" for key, value in values.items())
     return with_values(schedule, values, where)
 
 

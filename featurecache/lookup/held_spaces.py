@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from featurecache.features.trained_networks import trained_network
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset, DataSource, name_of
 from featurecache.images.views import View
+from featurecache.settings import command_line
 from featurecache.text import counted
 
 # The settings of a backbone that `featurize` has an option for.
@@ -200,21 +202,30 @@ def featurize_command(
     if setting.get("weights_file"):
         options["weights"] = setting["weights_file"]
     options["seed"] = seed
-    default = {
-        "data": "data",
-        "cache": "data/cache",
-        "layer": "pre_logits",
-        "pooling": "model",
-        "precision": "f32",
-        "seed": "0",
-    }
-    words = [
-        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
-        for name, value in options.items()
-        if str(value) != default.get(name)
-    ]
-    words += [f"--view {shlex.quote(view)}" for view in views]
-    return " ".join(["featurecache featurize", *words])
+    default = {"layer": "pre_logits", "pooling": "model", "precision": "f32", "seed": "0"}
+    options = {n: value for n, value in options.items() if str(value) != default.get(n)}
+    words = [f"--view {shlex.quote(view)}" for view in views]
+    return " ".join([command_line("featurize", **options), *words])
+
+
+def first_command(cache: str | Path, data: DataSource | None = None) -> str:
+    """The command that computes first vectors into a cache, here of a dataset, or else of that of
+    the settings."""
+    name = None if data is None else name_of(data)
+    columns = data.columns if isinstance(data, Dataset) else {}
+    options = {"data": name, "cache": cache, "backbone": "efficientnet_lite0", **columns}
+    return command_line("featurize", **options)
+
+
+def no_backbone_error(what: str, cache: str | Path) -> BadInput:
+    """The error for a command that needs the name of a backbone."""
+    command = command_line("ls", cache=cache)
+    return BadInput(f"{what} needs --backbone NAME; `{command}` lists the cached ones")
+
+
+def no_cache_error(cache: str | Path, data: DataSource | None = None) -> BadInput:
+    """The error for a cache that is not there."""
+    return BadInput(f"no cache at {cache} yet; make one with: {first_command(cache, data)}")
 
 
 def _settings(space: Space) -> keys.Json:

@@ -61,10 +61,17 @@ def labelled_rows(
 
 def decodable(rows: Sequence[LabelledRow], spaces: Iterable[Space]) -> list[LabelledRow]:
     """The rows that have a vector in each of these spaces. Raises BadInput if there are none."""
-    bad = {item for space in spaces for item in space.failures(row.item for row in rows)}
+    bad: dict[bytes, str] = {}
+    for space in spaces:
+        bad |= space.failures(row.item for row in rows)
     decoded = [row for row in rows if row.item not in bad]
+    if rows and not decoded:
+        first = f"{rows[0].id}: {bad[rows[0].item]}"
+        raise BadInput(
+            f"none of the {counted(len(rows), 'image')} could be decoded; the first: {first}"
+        )
     if not decoded:
-        raise BadInput("none of these images could be decoded; see `featurecache inspect`")
+        raise BadInput("none of the images can be read")
     return decoded
 
 

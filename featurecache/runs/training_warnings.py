@@ -49,10 +49,11 @@ def phase_warnings(schedule: Schedule, epochs: Sequence[Epoch]) -> list[str]:
 def destructive_views(
     vectors: Mapping[str, npt.NDArray[np.float32] | Stream],
     labels: npt.NDArray[np.int64],
+    command: str,
     clean: str = "none",
 ) -> list[str]:
     """A sentence for each view whose vectors lie among other classes, as `study drift` measures it:
-    by the label of most of the ten nearest clean vectors of other images."""
+    by the label of most of the ten nearest clean vectors of other images. `command` shows which."""
     others = [view for view in vectors if view != clean]
     clean_vectors = vectors.get(clean)
     if not others or not isinstance(clean_vectors, np.ndarray):
@@ -73,8 +74,7 @@ def destructive_views(
     return [
         f"view {ViewName.parse(view).display_name} is destructive: the nearest clean images have "
         f"the right class for {100 * agreed:.0f}% of its images, for {100 * unchanged:.0f}% of the "
-        "clean ones (`featurecache study drift` shows which); a milder policy, such as mild, may "
-        "help more"
+        f"clean ones (`{command}` shows which); a milder policy, such as mild, may help more"
         for view in others
         if not isinstance(vectors[view], Stream)
         and (agreed := agreement(view)) < _DESTROYED * unchanged

@@ -195,7 +195,7 @@ def _baselines(groups: Sequence[Group], best: Group | None = None) -> list[str]:
 def _no_baseline(groups: Sequence[Group]) -> str:
     return (
         f"No logistic regression was fitted for {_listed([group.name for group in groups])}; "
-        "`featurecache baselines` measures it."
+        "the command `baselines` measures it."
     )
 
 

@@ -108,17 +108,15 @@ class CsvTable:
             raise BadInput(f"{path}: column {nested[0]!r} holds lists or objects; expected text")
         unused = {n: column_of(name) for n, name in enumerate(names) if n not in used}
         self._unused = unused
-        guessed = {
-            column: column_of(names[n])
-            for column, n in self._columns.items()
-            if column_of(names[n]) != column and not columns.get(f"{column}_column")
-        }
-        self.notes = [f"column {name!r} is read as {column}" for column, name in guessed.items()]
-        if "label" not in self._columns:
-            self.notes.append("no column of labels, so all images are unlabelled, in split test")
+        read = {column: column_of(names[n]) for column, n in self._columns.items()}
+        parts = [", ".join(f"{name!r} as {column}" for column, name in read.items())]
+        if "label" not in read:
+            parts.append("none as label, so all images are unlabelled, in split test")
         if unused:
-            column_names = first_few([*map(repr, unused.values())])
-            self.notes.append(f"columns that are not used: {column_names}")
+            parts.append(f"not used: {first_few([*map(repr, unused.values())])}")
+        guessed = [c for c in read if read[c] != c and not columns.get(f"{c}_column")]
+        has_surprise = guessed or len(parts) > 1
+        self.notes = [f"columns read: {'; '.join(parts)}"] if has_surprise else []
 
     def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
         """(line number, stripped values by column) of each row; absent columns have no value."""

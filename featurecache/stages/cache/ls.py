@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featurecache.errors import BadInput
 from featurecache.features.space_files import SpaceSummary
 from featurecache.features.store import Cache
+from featurecache.lookup.held_spaces import no_cache_error
 
 
 def ls(cache: str | Path = "data/cache") -> list[SpaceSummary]:
@@ -14,5 +14,5 @@ def ls(cache: str | Path = "data/cache") -> list[SpaceSummary]:
     root_hash. Raises BadInput if there is no cache."""
     opened = Cache(cache)
     if not opened.exists:
-        raise BadInput(f"no cache at {cache} yet; `featurecache featurize` creates one")
+        raise no_cache_error(cache)
     return [space.summary() for space in opened.spaces()]

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.errors import FeatureCacheError
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.space_files import SpaceSummary
 from featurecache.features.space_locks import reserved
@@ -14,6 +14,7 @@ from featurecache.features.store import Cache
 from featurecache.filling.recompute import Recomputer
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.samples import items_of
+from featurecache.lookup.held_spaces import no_cache_error
 from featurecache.stages.cache.featurize import SHARD_ROWS
 
 
@@ -46,7 +47,7 @@ def retry(
     progress = resolve_progress(progress)
     opened = Cache(cache)
     if not opened.exists:
-        raise BadInput(f"no cache at {cache}; `featurecache featurize` makes one")
+        raise no_cache_error(cache, data)
     dataset = open_dataset(data)
     items, _ = items_of(dataset.samples, progress)
     samples = [(s, i) for s, i in zip(dataset.samples, items, strict=True) if i is not None]

@@ -33,6 +33,7 @@ from featurecache.filling.repair import LostShard, recompute_lost
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.samples import items_of, sources_of
 from featurecache.images.views import view_of_key
+from featurecache.lookup.held_spaces import no_cache_error
 from featurecache.storage.store import names_in
 from featurecache.storage.stored_file import StoredFile
 
@@ -100,7 +101,7 @@ def verify(
     progress = resolve_progress(progress)
     opened = Cache(cache)
     if not opened.exists:
-        raise BadInput(f"no cache at {cache}; `featurecache featurize` makes one")
+        raise no_cache_error(cache, data)
     if recompute < 0:
         raise BadInput(f"--recompute {recompute}: must be 0 or more")
     dataset = open_dataset(data) if recompute else None

@@ -18,7 +18,7 @@ from featurecache.heads import baselines as fits
 from featurecache.heads.schedules import backbone_choice
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.views import find_view
-from featurecache.lookup.held_spaces import side_by_side, spaces_of
+from featurecache.lookup.held_spaces import no_backbone_error, side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import decodable, labelled_rows, training_rows
 from featurecache.study import metrics
 from featurecache.text import listed
@@ -73,7 +73,7 @@ def baselines(
     check_keywords(setting, CachedSetting, "baselines")
     names = list(dict.fromkeys(listed(backbone)))
     if not names:
-        raise BadInput("baselines needs --backbone NAME; `featurecache ls` lists the cached ones")
+        raise no_backbone_error("baselines", cache)
     if split == "train":
         raise BadInput("split train is used for fitting; choose another")
     opened = Cache(cache)

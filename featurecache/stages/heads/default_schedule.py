@@ -11,10 +11,10 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.defaults import mixture, network_schedule, validation_of
 from featurecache.heads.schedules import Schedule, backbone_choice
-from featurecache.images.datasets import DataSource, name_of, open_dataset
+from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.generator_nodes import digests
 from featurecache.images.views import find_view
-from featurecache.lookup.held_spaces import is_drawn_alike, side_by_side
+from featurecache.lookup.held_spaces import first_command, is_drawn_alike, side_by_side
 from featurecache.runs.training_data import TrainingData
 from featurecache.text import listed
 from featurecache.training.curriculum import Phase
@@ -42,10 +42,8 @@ def default_schedule(
 def _only_backbone(cache: Cache, data: DataSource) -> str:
     names = sorted({str(space.backbone) for space in cache.spaces() if space.backbone is not None})
     if not names:
-        raise BadInput(
-            f"{cache.root} holds no vectors; compute them with: featurecache featurize --data "
-            f"{name_of(data)} --cache {cache.root} --backbone efficientnet_lite0"
-        )
+        command = first_command(cache.root, data)
+        raise BadInput(f"{cache.root} holds no vectors; compute them with: {command}")
     if len(names) > 1:
         options = ", ".join(f"--backbone {name}" for name in names)
         raise BadInput(f"{cache.root} holds vectors of {len(names)} backbones; give {options}")

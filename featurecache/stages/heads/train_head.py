@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
@@ -39,6 +40,7 @@ from featurecache.runs.record import (
 from featurecache.runs.sources import source_fields
 from featurecache.runs.training_data import TrainingData, load_training_data
 from featurecache.runs.training_warnings import destructive_views, phase_warnings
+from featurecache.settings import command_line
 from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
 from featurecache.stages.heads.shared_options import ResolvedOptions, SharedOptions, resolve_options
 from featurecache.storage import durable, locks
@@ -181,6 +183,11 @@ def train_head(
         _write_events(run, tensorboard)
         return _result(run, done, notes)
     began = time.time()
+    first = str(next(iter(training.spaces.values()))[0].backbone)
+    dataset = training.dataset
+    drift_command = command_line(
+        "study drift", data=name_of(data), cache=cache, backbone=first, **dataset.columns
+    )
     record = RunRecord(
         identity=identity,
         **described | {"spaces": space_names},
@@ -199,9 +206,11 @@ def train_head(
     )
     seeds = len(wanted.sweep.seeds or [wanted.seed]) if wanted.sweep else 1
     total = sum(plan.epochs for plan in plans) * (wanted.validation.folds or 1) * seeds
-    # Without a schedule: a network and a logistic regression per mixture of views, then the winner.
+    # Without a schedule: a network and a logistic regression per mixture of views, then the winner,
+    # and the winner on all images.
     mixtures = min(len(wanted.views()), 2) if is_open else 0
-    total += mixtures * (total + 1)
+    is_repeated = is_open and wanted.validation.fraction is not None
+    total += mixtures * (total + 1) + total * is_repeated
     epochs = 0
 
     def on_epoch(row: EpochRow) -> None:
@@ -228,7 +237,7 @@ def train_head(
         used = {view: training.vectors[view] for view in views if view in training.vectors}
         record.warnings = [
             *phase_warnings(schedule_of(record), read_epochs(run)),
-            *destructive_views(used, training.labels),
+            *destructive_views(used, training.labels, drift_command),
         ]
         try:
             record.baseline = dict(
@@ -257,7 +266,11 @@ def train_head(
             from featurecache.heads.sweep import Swept, train_sweep
             from featurecache.heads.training import train
 
-            (train_default if is_open else train_sweep if settings else train)(
+            train_open = partial(
+                train_default,
+                on_final=lambda left: progress(total - left, total, "train-head (on all images)"),
+            )
+            (train_open if is_open else train_sweep if settings else train)(
                 training.training_set(identity, pairs),
                 wanted,
                 run,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.images.datasets import Dataset, DataSource, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, name_of, open_dataset
 from featurecache.images.decode import Undecodable
 from featurecache.images.layouts.folder_layouts import FOLDER_LAYOUTS
 from featurecache.images.layouts.own_output import GAP, MARK, SHEET, TILE
@@ -17,6 +17,7 @@ from featurecache.images.policies import find_policy, shipped
 from featurecache.images.samples import items_of
 from featurecache.images.thumbnails import sheet, signed_file
 from featurecache.images.views import View, original
+from featurecache.settings import command_line
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
 from featurecache.study.sampling import evenly_spaced
@@ -40,8 +41,13 @@ def policies() -> list[dict[str, str]]:
 
 
 def show(name: str) -> str:
-    """The YAML text of a policy, given by the name of a shipped one or the path of a file."""
+    """The YAML text of a policy, given by the name of a shipped one or the path of a file.
+
+    Raises BadInput for a policy that `augment` refuses.
+    """
     policy = find_policy(name)
+    if policy.source is not None:
+        View(policy, 1).check()  # as augment does; the tests check the shipped ones
     path = policy.source or shipped()[name]
     return path.read_text(encoding="utf-8")
 
@@ -83,7 +89,8 @@ def preview(
         except Undecodable:  # `inspect` lists these images
             continue
     if not rows:
-        raise BadInput(f"{dataset}: no image could be decoded; see `featurecache inspect`")
+        command = command_line("inspect", data=name_of(data))
+        raise BadInput(f"{dataset}: no image could be decoded; see: {command}")
     picture = sheet(rows, TILE, GAP)
     try:
         file_bytes = signed_file(picture, Path(out).name, MARK)

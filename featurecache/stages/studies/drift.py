@@ -18,6 +18,7 @@ from featurecache.lookup.held_spaces import (
     held_spaces,
     is_alike,
     is_drawn_alike,
+    no_backbone_error,
 )
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows
 from featurecache.stages.studies.study_files import (
@@ -68,7 +69,7 @@ def study_drift(
     source = study_source(keywords, StudyInput, "study_drift")
     progress = source.progress
     if not backbone:
-        raise BadInput("drift needs --backbone NAME; `featurecache ls` lists the cached ones")
+        raise no_backbone_error("drift", source.cache)
     if images < 2 or neighbours < 1:
         raise BadInput("drift needs at least 2 images and 1 neighbour")
     dataset = open_dataset(source.data)

@@ -18,7 +18,7 @@ from featurecache.images.datasets import open_dataset
 from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import MAX_FILE, SPLITS
 from featurecache.images.views import View
-from featurecache.lookup.held_spaces import held_spaces
+from featurecache.lookup.held_spaces import held_spaces, no_backbone_error
 from featurecache.lookup.labelled_rows import LabelledRow, decodable, items_by_split, labelled_rows
 from featurecache.stages.studies.study_files import (
     Study,
@@ -53,7 +53,7 @@ def study_neighbours(
     """
     source = study_source(keywords, StudyInput, "study_neighbours")
     if not backbone:
-        raise BadInput("neighbours needs --backbone NAME; `featurecache ls` lists the cached ones")
+        raise no_backbone_error("neighbours", source.cache)
     if count < 1:
         raise BadInput(f"count {count}: must be 1 or more")
     try:

@@ -17,7 +17,7 @@ from featurecache.images.datasets import Dataset, DataSource, name_of, open_data
 from featurecache.images.policies import shipped
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
-from featurecache.lookup.held_spaces import held_spaces
+from featurecache.lookup.held_spaces import held_spaces, no_backbone_error
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows
 from featurecache.stages.studies.study_files import (
     Study,
@@ -70,7 +70,7 @@ def study_realism(
     """
     source = study_source(keywords, StudyInput, "study_realism")
     if not backbone:
-        raise BadInput("realism needs --backbone NAME; `featurecache ls` lists the cached ones")
+        raise no_backbone_error("realism", source.cache)
     if neighbours < 1 or images <= neighbours:
         raise BadInput("realism needs at least 1 neighbour, and more images than neighbours")
     dataset = open_dataset(source.data)

@@ -14,6 +14,7 @@ from featurecache.features.store import Cache
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.thumbnails import JPEG, thumbnail
 from featurecache.images.views import find_view
+from featurecache.lookup.held_spaces import no_backbone_error
 from featurecache.lookup.labelled_rows import labelled_rows
 from featurecache.stages.studies.study_files import (
     Study,
@@ -69,9 +70,7 @@ def study_tsne(
     seed = keywords.get("seed", 0)
     projections.check_method(method)
     if not backbone:
-        raise BadInput(
-            "an embedding needs --backbone NAME; `featurecache ls` lists the cached ones"
-        )
+        raise no_backbone_error("an embedding", source.cache)
     if not perplexity > 0:
         raise BadInput(f"perplexity {perplexity}: must be above 0")
     seeds = {"sampling_seed": sampling_seed, "embedding_seed": embedding_seed}
