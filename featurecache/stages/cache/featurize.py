@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from featurecache.errors import BadInput
+import numpy as np
+
+from featurecache.errors import BadInput, SourceChanged
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.engines import check_engine, devices
+from featurecache.features.own_networks import is_own
 from featurecache.features.settings import check_keywords, keywords_of
 from featurecache.features.spaces import Space
 from featurecache.filling.fill import Filled, FillSetting, FillTask, fill, fill_options
-from featurecache.filling.request import RequestSetting, resolve_request
+from featurecache.filling.request import Request, RequestSetting, resolve_request
 from featurecache.filling.shard_plan import ShardPlan
 from featurecache.filling.vectors import SPENT, Featurizer, Job, Preparation
 from featurecache.images.datasets import DataSource
+from featurecache.images.decode import Undecodable
+from featurecache.images.views import original
+from featurecache.study.sampling import evenly_spaced
 
 SHARD_ROWS = 512  # a killed run loses at most one shard: 2 s of Lite0, 26 s of B3 on two cores
 
@@ -77,9 +84,11 @@ def featurize(
     backbones = request.backbones
     targets = [(v, b) for v in range(len(request.views)) for b in range(len(backbones))]
     pictures = [request.picture_space(view) for view in request.views]
+    new_notes: list[str] = []
 
     def make_job(spaces: Sequence[Space], todo: ShardPlan) -> Job:
         progress(0, todo.rows, "loading the network")
+        new_notes.extend(_normalisation_notes(request, setting.get("weights")))
         preparation = Preparation(
             views=request.views,
             picture_spaces=tuple(pictures),
@@ -107,5 +116,27 @@ def featurize(
         gpus=devices(engine, precision) if options.where.executor == "processes" else 0,
     )
     filled, least_cosine = fill(task, request, options, began, progress)
-    notes = [note for backbone in backbones for note in backbone.notes] + filled.notes
+    notes = [note for backbone in backbones for note in backbone.notes] + new_notes + filled.notes
     return Featurized(**vars(filled) | {"notes": notes}, least_cosine=least_cosine)
+
+
+def _normalisation_notes(request: Request, weights: str | Path | None) -> list[str]:
+    """A note on each network whose weights are the user's, if the pictures of this dataset are not
+    normalised as it expects."""
+    is_given = weights is not None and str(weights) != "random"
+    backbones = [backbone for backbone in request.backbones if is_given or is_own(backbone.name)]
+    if not backbones:
+        return []
+    from featurecache.features.normalisations import PICTURES, normalisation_note
+
+    pictures = []
+    for index in evenly_spaced(range(len(request.items)), PICTURES):
+        item = request.items[index]
+        with contextlib.suppress(Undecodable, SourceChanged):
+            if item is not None:
+                pictures.append(original(request.dataset.samples[index], item))
+    notes = []
+    for backbone in backbones if pictures else ():
+        note = normalisation_note(backbone, np.stack([*map(backbone.preprocess, pictures)]))
+        notes += [note] if note else []
+    return notes

@@ -1,0 +1,97 @@
+"""Whether pictures are normalised as a network's batch norms expect.
+
+A batch norm holds the mean and the variance of each channel that it was trained on. Pictures that
+are normalised as they were then have about these numbers at the first norm, others have not: the
+variances of the usual normalisations differ by factors of 4 and more. A network without batch norms
+keeps no such trace. The order of colours is not tested: it hardly changes these numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featurecache.features.backbones import Backbone
+
+PICTURES = 16  # are enough for the statistics of a channel
+_CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255)
+NORMALISATIONS = {  # name -> mean and std of each channel of pictures from 0 to 1
+    "numbers from 0 to 1": ((0.0,) * 3, (1.0,) * 3),
+    "numbers from -1 to 1": ((0.5,) * 3, (0.5,) * 3),
+    "ImageNet's mean and std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "0 to 255 without ImageNet's mean colour": (_CAFFE, (1 / 255,) * 3),
+    "numbers from 0 to 255": ((0.0,) * 3, (1 / 255,) * 3),
+}
+_CLEAR = 3.0  # how many times as far the norms' numbers must be from another normalisation's
+_NEAR = 0.5  # nats per channel; pictures of another kind reach this
+
+
+def normalisation_note(backbone: Backbone, pixels: np.ndarray) -> str:
+    """Whether prepared pictures (n, S, S, 3) uint8 fit the first batch norm, in a sentence for the
+    user; empty if the network has no batch norm that was trained."""
+    usual = (tuple(backbone.preprocess.mean), tuple(backbone.preprocess.std))
+    distances = {
+        name: distance
+        for name, (mean, std) in {"own": usual, **NORMALISATIONS}.items()
+        if (distance := _distance(backbone.module, pixels, mean, std)) is not None
+    }
+    if not distances:
+        return ""
+    best = min(distances, key=lambda name: (distances[name], name != "own"))
+    if distances["own"] < max(_NEAR, _CLEAR * distances[best]):
+        return ""
+    mean, std = ([float(f"{value:.3g}") for value in values] for values in usual)
+    return (
+        f"backbone {backbone.name}: its first batch norm does not expect pictures with mean "
+        f"{mean} and std {std} (their distance from its statistics is {distances['own']:.2g}); "
+        f"{best} fit better ({distances[best]:.2g}). If the weights were trained on those, the "
+        "vectors are wrong: write a network of your own with their `mean` and `std` "
+        "(docs/concepts.md)"
+    )
+
+
+class _Reached(Exception):
+    """The first batch norm was reached."""
+
+
+def _distance(
+    module: nn.Module, pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
+) -> float | None:
+    """How far the first batch norm's input is from its statistics: the divergence of two normal
+    distributions in nats, the median over the channels. None without a trained norm."""
+    distances: list[float] = []
+
+    def look(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None and norm.running_var is not None
+        x = inputs[0].double()
+        variance, center = torch.var_mean(x, (0, 2, 3), correction=0)
+        expected = norm.running_var.double() + norm.eps
+        ratio = (variance + norm.eps) / expected
+        shift = (center - norm.running_mean.double()) ** 2 / expected
+        if bool(norm.running_var.std(correction=0) > 0):  # else it was never trained
+            distances.append(float(((ratio - 1 - ratio.log() + shift) / 2).median()))
+        raise _Reached
+
+    norms = [
+        m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.running_var is not None
+    ]
+    if not norms:
+        return None
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    shape = (1, 3, 1, 1)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    images = (images - torch.tensor(mean).reshape(shape)) / torch.tensor(std).reshape(shape)
+    network: Any = module
+    try:
+        with torch.inference_mode():
+            network(images)
+    except _Reached:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return distances[0] if distances else None
