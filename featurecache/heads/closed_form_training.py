@@ -72,7 +72,7 @@ def _closed_form(
 ) -> tuple[nn.Sequential, EpochRow]:
     began = time.perf_counter()
     kind, views, clean = schedule.head.kind, schedule.phases[0].views, schedule.validation.view
-    assert kind is not None and kind != "logistic"
+    assert kind is not None and kind != "logistic" and kind != "attention"
     train, val = (rows.cpu().numpy() for rows in (job.fold.train_rows, job.fold.val_rows))
     labels = np.asarray(training_set.labels)
     fitted = None

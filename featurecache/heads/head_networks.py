@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from featurecache.errors import BadInput, DamagedRun
+from featurecache.heads.attention import AttentionPool
 from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_file, read_model
 from featurecache.storage import durable
 from featurecache.text import one_line
@@ -40,18 +41,29 @@ def build(in_features: int, classes: int, head: HeadSpec) -> nn.Sequential:
     layers: list[nn.Module] = []
     if head.input_dropout is not None:
         layers.append(nn.Dropout(head.input_dropout))
+    if head.queries is not None and head.channels is not None:
+        layers.append(AttentionPool(in_features, head.channels, head.queries))
+        in_features = head.channels
+        layers += _norms(head, in_features)
     widths = itertools.pairwise([in_features, *head.hidden])
     for (fan_in, width), dropout in zip(widths, head.per_layer("dropout"), strict=True):
         layers.append(nn.Linear(fan_in, width))
-        if head.norm == "batch":
-            layers.append(nn.BatchNorm1d(width))
-        elif head.norm == "layer":
-            layers.append(nn.LayerNorm(width))
+        layers += _norms(head, width)
         layers.append({"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[head.activation]())
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
     layers.append(nn.Linear([in_features, *head.hidden][-1], classes))
     return nn.Sequential(*layers)
+
+
+def _norms(head: HeadSpec, width: int) -> list[nn.Module]:
+    kinds = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+    return [kinds[head.norm](width)] if head.norm in kinds else []
+
+
+def in_features_of(head: nn.Sequential) -> int:
+    """The length of the vectors that a head takes."""
+    return next(int(m.in_features) for m in head if isinstance(m, nn.Linear | AttentionPool))
 
 
 class _Described(Strict):
@@ -76,7 +88,7 @@ class HeadNetworks:
     @property
     def in_features(self) -> int:
         """The length of the vectors that it takes."""
-        return int(next(iter(self.members[0].parameters())).shape[1])
+        return in_features_of(self.members[0])
 
     def predict_proba(self, X: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Probabilities (N, C) float32 of vectors (N, D); every row sums to 1.

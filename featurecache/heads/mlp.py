@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import nn
 
 from featurecache.errors import BadInput
-from featurecache.heads.head_networks import HeadNetworks
+from featurecache.heads.head_networks import HeadNetworks, in_features_of
 from featurecache.heads.head_networks import build as build
 from featurecache.training.head_shapes import HeadSpec
 
@@ -33,7 +33,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         self.classes = classes
         self.spec = spec
         self.classes_ = np.array(list(classes), dtype=str)
-        self.n_features_in_ = next(iter(members[0].parameters())).shape[1]
+        self.n_features_in_ = in_features_of(members[0])
 
     @property
     def _networks(self) -> HeadNetworks:

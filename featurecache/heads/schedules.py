@@ -96,7 +96,9 @@ class Schedule(TrainingPlan):
 
     @pydantic.model_validator(mode="after")
     def _solvable(self) -> Schedule:
-        if self.head.kind is not None and (reason := self._untrainable()):
+        if self.head.kind == "attention" and (self.input is not None or len(self.backbone) > 1):
+            raise ValueError("head: kind attention takes maps of one backbone, without input")
+        if self.head.is_solved and (reason := self._untrainable()):
             raise ValueError(f"head: kind {self.head.kind} {reason}")
         if self.optimizer.name == "lbfgs" and (reason := self._unsolvable()):
             raise ValueError(f"optimizer: lbfgs {reason}")
@@ -121,7 +123,7 @@ class Schedule(TrainingPlan):
 
     def _unsolvable(self) -> str:
         """The reason why lbfgs cannot solve this schedule; empty if it can."""
-        if self.head.hidden:
+        if self.head.hidden or self.head.queries:
             return "solves linear heads only; write head: {hidden: []}"
         parts = ("lr_schedule", "early_stopping", "label_smoothing", "mixup", "features", "pruning")
         for name in parts:

@@ -14,13 +14,15 @@ from featurecache.training.head_shapes import MAX_WIDTH, HeadSpec
 from featurecache.training.settings import STRICT
 
 RANDOM_FEATURES = 5000  # unless `width` says another number
+QUERIES = 8  # of attention, unless `queries` says another number
 
 
 class HeadSettings(HeadSpec):
     """The head of a schedule: a shape to train, or the `kind` of one that is solved from sums over
-    the rows (heads/closed_forms.py). A kind has no setting but the `width` of random features."""
+    the rows (heads/closed_forms.py), which has no setting but the `width` of random features. The
+    kind `attention` is trained, on maps of so many `channels`."""
 
-    kind: Literal["ridge", "logistic", "lda", "ncm", "random_features"] | None = None
+    kind: Literal["ridge", "logistic", "lda", "ncm", "random_features", "attention"] | None = None
     width: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
 
     @pydantic.model_validator(mode="before")
@@ -29,6 +31,10 @@ class HeadSettings(HeadSpec):
         if not isinstance(value, dict) or value.get("kind") is None:
             return value
         kind, usual = value["kind"], HeadSpec().model_dump()
+        if kind == "attention":
+            if "channels" not in value:
+                raise ValueError("kind: attention needs channels, the number that its maps have")
+            return {"hidden": [], "dropout": 0.0, "queries": QUERIES, **value}
         for name, number in usual.items():
             if value.get(name, number) != number:
                 raise ValueError(f"kind: {kind} has no {name}; remove one of them")
@@ -43,13 +49,23 @@ class HeadSettings(HeadSpec):
     def _width_of_random_features(self) -> HeadSettings:
         if self.width is not None and self.kind != "random_features":
             raise ValueError("width is for kind: random_features; remove it, or write hidden")
+        if self.queries is not None and self.kind != "attention":
+            raise ValueError("queries and channels are for kind: attention; remove them")
         return self
 
     @pydantic.model_serializer(mode="wrap")
     def _as_written(self, dump: pydantic.SerializerFunctionWrapHandler) -> Any:
-        # A head without a kind is written as it was before there were kinds.
-        names = {"kind", "width"}
-        return {k: v for k, v in dump(self).items() if (k in names) is (self.kind is not None)}
+        # A head is written as it was before there were kinds and attention.
+        written = dump(self)
+        if self.is_solved:
+            return {name: value for name, value in written.items() if name in ("kind", "width")}
+        names = {"width"} if self.kind else {"kind", "width", "queries", "channels"}
+        return {name: value for name, value in written.items() if name not in names}
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether it is computed from sums over the rows, without epochs."""
+        return self.kind not in (None, "attention")
 
     @property
     def shape(self) -> HeadSpec:

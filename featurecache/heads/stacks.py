@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from featurecache.heads import mlp
+from featurecache.heads.attention import AttentionPool, pooled_maps
 from featurecache.training import optimizers
 from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.losses import cross_entropy, hits
@@ -109,6 +110,8 @@ class Stack:
                 if rate > 0 and dropping is not None:
                     weight = weight * _dropout_mask(weight.shape, rate, dropping)
                 h = _linear(h, weight, tensors["bias"])
+            elif isinstance(layer, AttentionPool):
+                h = pooled_maps(h, tensors["queries"])
             elif isinstance(layer, nn.BatchNorm1d):
                 if dropping is not None:
                     tensors["num_batches_tracked"] += 1

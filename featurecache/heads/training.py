@@ -135,7 +135,7 @@ def train_many(
             identity = training_set.group_identity(group, pairs, schedule, torch_device.type)
             checkpoint = Checkpoint(run / f"stack-{number}.checkpoint", identity)
             heads: list[nn.Sequential | Lost]
-            if schedule.head.kind is not None:
+            if schedule.head.is_solved:
                 heads = [*train_closed_forms(data, group, schedule, training_set, done)]
             elif schedule.optimizer.name == "lbfgs":
                 heads = [*train_logistic(data, group, schedule, classes, done)]
@@ -172,8 +172,9 @@ def _at_once(schedule: Schedule, width: int, classes: int, device: torch.device)
 
 def _weights(schedule: Schedule, width: int, classes: int) -> int:
     """The number of weights of one network, without biases."""
-    widths = [width, *schedule.head.hidden, classes]
-    return sum(a * b for a, b in itertools.pairwise(widths))
+    widths = [schedule.head.channels or width, *schedule.head.hidden, classes]
+    queries = (schedule.head.queries or 0) * width
+    return queries + sum(a * b for a, b in itertools.pairwise(widths))
 
 
 def _groups(

@@ -260,8 +260,8 @@ def _fits(space: Space, choice: BackboneChoice) -> bool:
     settings = _settings(space)
     model = settings["name"]
     names = (space.backbone, model, model.split(".")[0])
-    if settings["pooling"] == "none":
-        return False  # maps are for train-network
+    if settings["pooling"] == "none" and choice.pooling != "none":
+        return False  # maps are for train-network, and for heads that ask for them
     if choice.name not in names and ALIASES.get(choice.name) != model:
         trained = trained_network(choice.name)
         if trained is None or trained.weights != settings["weights"]:

@@ -144,6 +144,8 @@ class NetworkConfig(TrainingPlan):
             raise ValueError("phases: order is for heads only; remove it")
         if self.head.l1 or self.head.l2 or self.head.drop_connect:
             raise ValueError("head: l1, l2 and drop_connect are for cached vectors; remove them")
+        if self.head.queries is not None:
+            raise ValueError("head: attention is a head on cached maps; use train-head")
         if self.batch_size == 1 and self.batch_norm == "trained":
             raise ValueError("batch_size: batch norm needs at least 2; or write batch_norm: frozen")
         if self.maps is not None and self.first_layer is None:

@@ -87,6 +87,8 @@ class TrainingData:
         """
         width = next(iter(self.vectors.values())).shape[1]
         schedule.check_fits(self.dataset.classes, len(self.rows), width)
+        for space in next(iter(self.spaces.values())):
+            _check_maps(schedule, space)
 
     def folds(self, schedule: Schedule) -> list[tuple[np.ndarray, np.ndarray]]:
         """The training and validation row numbers of each fold. Raises BadInput if a schedule can't
@@ -195,6 +197,23 @@ def load_training_data(
         )
     fitted = fitted_items(cache, wanted)
     return replace(loaded, spaces=spaces, vectors=vectors, fitted=fitted, generated=generated)
+
+
+def _check_maps(schedule: Schedule, space: Space) -> None:
+    """Raise BadInput for maps without a head that takes them, or for such a head without maps."""
+    channels, *sizes = space.records[0].arrays["features"].shape[1:]
+    if sizes and schedule.head.kind != "attention":
+        raise BadInput(
+            f"head: the maps of {space.backbone} need kind: attention, channels: {channels}; or "
+            "choose another pooling in backbone"
+        )
+    if schedule.head.kind == "attention" and not sizes:
+        raise BadInput(
+            f"head: kind attention takes maps, and the vectors of {space.backbone} are pooled; "
+            "write pooling: none in backbone"
+        )
+    if sizes and schedule.head.channels != channels:
+        raise BadInput(f"head: channels: the maps of {space.backbone} have {channels} channels")
 
 
 def _generated_views(schedule: Schedule, views: Sequence[str]) -> dict[str, GeneratedView]:

@@ -11,6 +11,7 @@ from featurecache.text import counted
 from featurecache.training.settings import STRICT
 
 MAX_WIDTH = 1 << 20  # of a hidden layer: 5 GB of weights for vectors of width 1,280
+_MAPS = ("queries", "channels")
 
 
 def _per_layer(below: float) -> pydantic.PlainValidator:
@@ -38,7 +39,9 @@ class HeadSpec(pydantic.BaseModel):
     `hidden` lists the widths; if it is empty the head is linear (logistic regression). `l1` and
     `l2` apply to the weights of every linear layer, including the last: l1 * sum(|w|) +
     l2 * sum(w**2) is added to the training loss, as in Keras. `drop_connect` drops weights of the
-    hidden layers during training, as dropout drops features (Wan et al. 2013).
+    hidden layers during training, as dropout drops features (Wan et al. 2013). With `queries` the
+    input is a flattened map of so many `channels`, which is pooled first (heads/attention.py) and
+    normalized.
     """
 
     model_config = STRICT
@@ -51,6 +54,25 @@ class HeadSpec(pydantic.BaseModel):
     l2: Penalties | None = None
     norm: Literal["batch", "layer", "none"] = "batch"
     activation: Literal["relu", "gelu", "silu"] = "relu"
+    queries: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
+    channels: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
+
+    @pydantic.model_validator(mode="after")
+    def _queries_of_channels(self) -> HeadSpec:
+        if (self.queries is None) != (self.channels is None):
+            raise ValueError("queries and channels are of attention: give both or none")
+        if self.queries is not None and self.channels is not None and self.channels % self.queries:
+            raise ValueError(
+                f"{self.channels} channels can't be shared equally by {self.queries} queries; "
+                "choose a divisor"
+            )
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, dump: pydantic.SerializerFunctionWrapHandler) -> Any:
+        # A head without attention is written as it was before there was any.
+        written = dump(self)
+        return written if self.queries else {k: v for k, v in written.items() if k not in _MAPS}
 
     @pydantic.field_validator("hidden")
     @classmethod

@@ -203,7 +203,8 @@ def _vectors(
     errors: dict[str, str] = {}
 
     def run(number: int) -> None:
-        rows[number].append(run_rows(running[number], np.stack(waiting[number])))
+        batch = run_rows(running[number], np.stack(waiting[number]))
+        rows[number].append(batch.reshape(len(batch), -1))
         waiting[number].clear()
 
     for file_number, file in enumerate(files, 1):
