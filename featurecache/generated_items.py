@@ -19,7 +19,7 @@ from featurecache.errors import BadInput
 from featurecache.features.space_files import Packed
 from featurecache.features.store import Cache
 from featurecache.heads.trained_items import FILE, TrainedItems
-from featurecache.images.generator_nodes import digests
+from featurecache.images.generator_nodes import digests, has_partners
 from featurecache.images.views import View
 from featurecache.json_files import Hex64, Open, damaged_run, read_model
 from featurecache.storage.stored_file import StoredFile
@@ -83,6 +83,20 @@ def refuse_seen(fitted: Fitted, items: Iterable[bytes], images: str) -> None:
         if count := len(wanted & seen):
             remedy = "train each fold with its own (validation: {folds: 5, fold: 1})"
             raise leak(view, count, len(wanted), images, remedy)
+
+
+def refuse_unseen(fitted: Fitted, views: Mapping[str, View], items: Iterable[bytes]) -> None:
+    """Raise BadInput if a view has a generator that takes two images of a class, and does not know
+    the classes of some of these images, which are trained on in the view."""
+    wanted = set(items)
+    for name, seen in fitted.items():
+        policy = views[name].policy
+        if policy is not None and has_partners(policy.tree) and (count := len(wanted - seen)):
+            raise BadInput(
+                f"view {name}: its generator takes two images of a class, and was not trained on "
+                f"{count:,} of the {len(wanted):,} training images; train it on all of them "
+                "(validation: val)"
+            )
 
 
 def leak(view: str, count: int, total: int, images: str, remedy: str) -> BadInput:

@@ -15,17 +15,21 @@ import numpy as np
 
 from featurecache.errors import BadInput
 from featurecache.images import generator_nodes
-from featurecache.images.decode import Undecodable
+from featurecache.images.picture_checks import Undecodable, UnseenImage
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A loaded generator of the kind transform, for pictures of `size` pixels."""
+    """A loaded generator of the kind transform, for pictures of `size` pixels.
+
+    `pairs` says what it takes as a second picture: nothing, a `random` one of the class of the
+    image, or the `same` picture."""
 
     network: Any
     size: int
+    pairs: str | None = None
 
-    def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def __call__(self, pixels: np.ndarray, random: np.random.Generator, item: bytes) -> np.ndarray:
         """The picture that it makes of one picture (S, S, 3) uint8, in floats from 0 to 255.
 
         It is computed alone and in one thread, so that no batch and no worker changes it.
@@ -38,17 +42,28 @@ class Transform:
                 f"{width}x{height} pixels, but the generator takes {self.size}x{self.size}; put "
                 f"v2.Resize: {{size: [{self.size}, {self.size}]}} before it in the policy"
             )
-        noise = random.standard_normal(self.network.noise_size).astype(np.float32)
+        pictures = [pixels] if self.pairs is None else [pixels, self._second(pixels, random, item)]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             with torch.inference_mode():
-                image = torch.from_numpy(pixels.transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
-                made = self.network(image.contiguous(), torch.from_numpy(noise)[None])[0]
+                scaled = (x.transpose(2, 0, 1)[None] / np.float32(127.5) - 1 for x in pictures)
+                made = self.network(*(torch.from_numpy(x).contiguous() for x in scaled))[0]
         finally:
             torch.set_num_threads(threads)
         result: np.ndarray = (made.permute(1, 2, 0).numpy() + 1) * 127.5
         return result
+
+    def _second(self, pixels: np.ndarray, random: np.random.Generator, item: bytes) -> np.ndarray:
+        if self.pairs == "same":
+            return pixels
+        partner: np.ndarray | None = self.network.partner(item, random)
+        if partner is None:
+            raise UnseenImage(
+                "its generator takes two images of a class, and was not trained on this image, "
+                "so it does not know the class"
+            )
+        return partner
 
 
 @functools.lru_cache(maxsize=16)
@@ -62,7 +77,8 @@ def load_transform(folder: Path, digest: str) -> Transform:
         raise BadInput(
             f"{folder}: the generator has changed since this command began; run it again"
         )
-    return Transform(load_generator(folder), described.image_size)
+    pairs = described.parameters.get(generator_nodes.PAIRS)
+    return Transform(load_generator(folder), described.image_size, pairs)
 
 
 generator_nodes.install(load_transform)

@@ -23,7 +23,7 @@ class TrainedGenerator(Strict):
     kind: str  # transform, sampler or vector sampler (generators/configs.py)
     generator: str  # the name of the architecture
     parameters: dict[str, Any]  # of the network
-    image_size: int = pydantic.Field(ge=8, le=512)
+    image_size: int = pydantic.Field(ge=1, le=4096)
     classes: list[str] = pydantic.Field(min_length=1)
     weights: Hex64  # digest of the tensors
     items: Hex64  # root hash of the images that it was fitted on
@@ -31,13 +31,19 @@ class TrainedGenerator(Strict):
     discriminator_backbone: Hex64 | None = None
 
 
+def is_generator(folder: str | Path) -> bool:
+    """Whether a folder has the description of a generator."""
+    return (Path(folder) / DESCRIPTION).is_file()
+
+
 def read_description(folder: str | Path) -> TrainedGenerator:
     """The description of the generator in a folder. Raises BadInput for another folder, DamagedRun,
     CannotRead."""
     path = Path(folder) / DESCRIPTION
-    if not path.is_file():
-        folds = sorted(path.name for path in Path(folder).glob("fold_*"))
-        remedy = "name the folder of a finished run of fit-generator"
+    if not is_generator(folder):
+        folds = sorted(path.name for path in Path(folder).glob("fold[_-]*"))
+        remedy = "name the folder of a finished run of fit-generator, or of train-network with "
+        remedy += "neural_augmentation"
         if folds:
             remedy = f"it has one per fold; name one of {', '.join(folds)} in it"
         raise BadInput(f"{folder}: not a generator (no {DESCRIPTION} in it); {remedy}")

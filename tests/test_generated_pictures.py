@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -294,3 +297,60 @@ def test_a_network_is_not_trained_on_pictures_of_what_it_is_validated_on(
             tmp_path / "net.yaml", data=small_data, cache=tmp_path / "c", out=tmp_path / "net",
             device="cpu", workers=0,
         )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+def test_a_report_shows_the_draws_of_a_generator_as_of_any_policy(
+    tmp_path: Path, small_data: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    view(Path("styled.yaml"), write_generator(tmp_path / "run"))
+    given: dict[str, Any] = {"data": small_data, "cache": "cache"}
+    featurecache.featurize(policy=["none", "styled.yaml_1"], **given, **tiny)
+    Path("s.yaml").write_text(
+        SCHEDULE.replace("VALIDATION", "val").replace("styled", "styled.yaml")
+    )
+    run = featurecache.train_head("s.yaml", out="head", device="cpu", **given).run
+    Path("styled.yaml").unlink()  # the cache says what was in it, and where its generator is
+    assert featurecache.report(run, out="r.html", **given).notes == []
+    assert "<b><bdi>styled</bdi></b>: originals, then draw 1" in Path("r.html").read_text()
+
+
+KILLED = """
+import os, signal, sys
+import featurecache
+from featurecache import generated_pictures
+from featurecache.images.views import find_view
+data, policy, cache = sys.argv[1:]
+
+def augment(moment):
+    def kill(done, total, what):
+        if what.startswith("augment") and done >= moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+    featurecache.augment(
+        data, policy=policy, cache=cache, workers=0, shard_rows=4, progress=kill
+    )
+
+find_view(policy).check()  # imports, once, what every child needs
+for moment in (0, 1, 5, 9, 13):  # rows of its own
+    child = os.fork()
+    if child == 0:
+        augment(moment)
+        os._exit(1)  # it was not killed
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+"""
+
+
+@pytest.mark.slow
+def test_augment_is_killed_at_several_moments_and_ends_with_the_same_bytes(
+    tmp_path: Path, small_data: Path
+) -> None:
+    view(tmp_path / "styled.yaml", write_generator(tmp_path / "run"))
+    policy, given = f"{tmp_path / 'styled.yaml'}_1", {"shard_rows": 4, "workers": 0}
+    words = [sys.executable, "-c", KILLED, small_data, policy, tmp_path / "killed"]
+    subprocess.run(words, check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    resumed = featurecache.augment(small_data, policy=policy, cache=tmp_path / "killed", **given)
+    whole = featurecache.augment(small_data, policy=policy, cache=tmp_path / "whole", **given)
+    assert resumed.hits > 0 and resumed.computed + resumed.hits == whole.computed == 48
+    assert resumed.spaces[0]["root_hash"] == whole.spaces[0]["root_hash"]

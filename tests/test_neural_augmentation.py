@@ -11,6 +11,8 @@ import torch
 
 import featurecache
 from featurecache.architectures.augnet import AugNet
+from featurecache.generators.augnet import FrozenAugNet
+from featurecache.generators.trained_generators import load_generator
 from featurecache.networks.configs import NeuralAugmentation
 from featurecache.networks.neural_augmentation import PairSampler, augment, augmentation_loss
 from featurecache.networks.trainable import TrainableNetwork
@@ -137,8 +139,6 @@ def test_a_wrong_configuration_is_refused(changed: dict[str, Any], reason: str) 
 
 @pytest.mark.slow
 def test_the_command_keeps_the_augmentation_network(small_data: Path, tmp_path: Path) -> None:
-    import safetensors.torch
-
     (tmp_path / "net.yaml").write_text(
         SMALL.replace("{none: 0.5, color: 0.5}", "none").replace("epochs: 3", "epochs: 1")
         + "neural_augmentation: content\n"
@@ -147,6 +147,6 @@ def test_the_command_keeps_the_augmentation_network(small_data: Path, tmp_path: 
         tmp_path / "net.yaml", data=small_data, cache=tmp_path / "cache", runs=tmp_path / "runs",
         workers=0, device="cpu",
     )  # fmt: skip
-    saved = safetensors.torch.load_file(Path(result.run) / "augnet.safetensors")
-    AugNet().load_state_dict(saved)
+    saved = load_generator(result.run)
+    assert isinstance(saved, FrozenAugNet) and len(saved.images) == 36
     assert featurecache.evaluate(result.run).top1 == result.last["top1"]

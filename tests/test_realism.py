@@ -16,6 +16,7 @@ from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached, UnknownName
 from featurecache.features.store import Cache
 from featurecache.generator_files import TrainedGenerator
+from featurecache.stages.generators.fit_generator import fit_generator
 from featurecache.stages.studies.realism import MEASURES, study_realism
 from featurecache.study import realism
 
@@ -141,3 +142,19 @@ def test_what_realism_refuses(where: dict[str, Any], small_data: Path, tmp_path:
     other = shutil.copytree(small_data / "train/cat", tmp_path / "made/train/cow").parent.parent
     with pytest.raises(BadInput, match="has the class 'cow', which"):
         study_realism(str(other), NET, **where)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+def test_a_projected_gan_is_not_judged_by_the_network_of_its_discriminator(
+    where: dict[str, Any], small_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "gen.yaml").write_text(
+        "{generator: projected, image_size: 16, channels: 1, batch_size: 2, steps: 2}"
+    )
+    run = tmp_path / "run"
+    fit_generator(tmp_path / "gen.yaml", data=small_data, out=run, device="cpu", workers=0)
+    shutil.copytree(small_data / "train", tmp_path / "made/train")
+    shutil.copy(run / "generator.json", tmp_path / "made")
+    with pytest.raises(BadInput, match=f"discriminator of this generator judged images by {NET}"):
+        study_realism(str(tmp_path / "made"), NET, **where)

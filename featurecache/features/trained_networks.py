@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 DESCRIPTION, WEIGHTS = "network.json", "network.safetensors"
-AUGMENTER = "augnet.safetensors"  # paper 004's augmentation network, if the training had one
 
 
 class TrainedNetwork(Strict):
@@ -56,16 +55,11 @@ def weights_file(name: str) -> Path:
 
 def save_network(run: Path, network: torch.nn.Module, described: TrainedNetwork) -> None:
     """Write the tensors, then the description; each file atomically."""
-    save_tensors(run / WEIGHTS, network)
-    durable.replace(run / DESCRIPTION, described.model_dump_json(indent=2).encode() + b"\n")
-
-
-def save_tensors(path: Path, module: torch.nn.Module) -> None:
-    """Write the tensors of a module, atomically."""
     import safetensors.torch
 
-    state = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
-    durable.replace(path, safetensors.torch.save(state))
+    state = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    durable.replace(run / WEIGHTS, safetensors.torch.save(state))
+    durable.replace(run / DESCRIPTION, described.model_dump_json(indent=2).encode() + b"\n")
 
 
 def _no_network(path: Path, what: str) -> DamagedRun:

@@ -20,8 +20,8 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.generated_items import with_folders
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
-from featurecache.images.decode import Undecodable
 from featurecache.images.generator_nodes import digests
+from featurecache.images.picture_checks import Undecodable, UnseenImage
 from featurecache.images.samples import Sample, items_of, sources_of
 from featurecache.images.selection import SampleSelection, select_samples
 from featurecache.images.views import View, find_view, original, view_of_key
@@ -142,17 +142,25 @@ def check_views(views: Sequence[View], cache: Cache) -> None:
 
 def _check_first_picture(views: Sequence[View], sources: Mapping[bytes, Sample]) -> None:
     """Raise BadInput if a generator in a view does not take the first image that can be decoded,
-    because of its size."""
-    generated = [view for view in views if view.policy and digests(view.policy.tree)]
-    for item, sample in sources.items() if generated else ():
-        with contextlib.suppress(Undecodable, SourceChanged):
-            pixels = original(sample, item)
-            for view in generated:
+    because of its size, or knows the class of none of the images."""
+    for view in views:
+        if not (view.policy and digests(view.policy.tree)):
+            continue
+        unseen = ""
+        for item, sample in sources.items():
+            with contextlib.suppress(SourceChanged, Undecodable):
+                pixels = original(sample, item)
                 try:
                     view.picture(pixels, item)
+                except UnseenImage as error:
+                    unseen = unseen or f"{sample.id}, as all the others: {error}"
+                    continue
                 except Undecodable as error:
                     raise BadInput(f"{sample.id}: {error}") from error
-            return
+                unseen = ""
+                break
+        if unseen:
+            raise BadInput(f"{unseen}; make this view of the images that it was trained on")
 
 
 def _stored_views(cache: Cache, seed: int) -> list[View]:

@@ -81,6 +81,19 @@ class CycleGanConfig(GeneratorConfig):
         return value
 
 
+class AugNetConfig(GeneratorConfig):
+    """AugNet (paper 004), which `neural_augmentation` in a configuration of train-network fits: the
+    kind of its pairs, and how many `images` and `partners` it knows."""
+
+    kind: ClassVar[Kind] = "transform"
+    network_keys: ClassVar[tuple[str, ...]] = ("pairs", "images", "partners")
+
+    generator: Literal["augnet"]
+    pairs: Literal["random", "same"]
+    images: int = Field(ge=0, lt=2**32)
+    partners: int = Field(ge=0, lt=2**32)
+
+
 class SamplerConfig(GeneratorConfig):
     """Class and noise -> image. `noise_size` numbers of noise make an image."""
 
@@ -186,6 +199,7 @@ CONFIGS: dict[str, type[GeneratorConfig]] = {
     "gaussian": GaussianConfig,
     "vector_wgan_gp": VectorGanConfig,
 }
+SAVED = CONFIGS | {"augnet": AugNetConfig}  # with those that fit-generator does not fit
 
 
 def read_config(path: Path) -> GeneratorConfig:
@@ -195,6 +209,11 @@ def read_config(path: Path) -> GeneratorConfig:
     name = content.get("generator")
     if not isinstance(name, str):
         raise BadInput(f"{path}: generator: name one of {', '.join(CONFIGS)}")
+    if name in SAVED.keys() - CONFIGS.keys():
+        raise BadInput(
+            f"{path}: generator: {name} is trained with a network; write neural_augmentation in "
+            "a configuration of train-network"
+        )
     if name not in CONFIGS:
         raise UnknownName("generator", name, CONFIGS, where=str(path))
     return yaml_files.validate(CONFIGS[name], content, path)

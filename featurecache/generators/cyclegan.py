@@ -49,8 +49,6 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> lis
 class StyleNetwork(nn.Module):
     """A residual network from images (B, 3, S, S) to images of the style; S is a multiple of 4."""
 
-    noise_size = 0
-
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
         wide, wider = 2 * channels, 4 * channels
@@ -67,7 +65,7 @@ class StyleNetwork(nn.Module):
             nn.Tanh(),
         )
 
-    def forward(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = self.layers(images)
         return made
 

@@ -37,8 +37,8 @@ class Generator(ABC):
     images, and makes `modules` and `optimizers`: everything that a step changes.
 
     `network` is the module that makes data when the training is done, and is the only one that is
-    saved. A network of the kind `transform` maps images (B, 3, S, S) from -1 to 1 and noise
-    (B, `noise_size`) to such images. A `sampler` maps noise (B, `noise_size`) and labels (B,) to
+    saved. A network of the kind `transform` maps images (B, 3, S, S) from -1 to 1 to such images,
+    FrozenAugNet images and partners. A `sampler` maps noise (B, `noise_size`) and labels (B,) to
     images, and a `vector sampler` has a method `vectors`: (labels (N,), noise numbers (N,) uint64)
     to vectors (N, D) float32, in NumPy.
     """

@@ -18,7 +18,7 @@ from featurecache.generator_files import (
     TrainedGenerator,
     read_description,
 )
-from featurecache.generators.configs import CONFIGS
+from featurecache.generators.configs import SAVED
 from featurecache.json_files import damaged_run, read_file
 from featurecache.storage import durable
 from featurecache.text import one_line
@@ -43,7 +43,7 @@ def read_generator(folder: str | Path) -> TrainedGenerator:
 
 def _check_architecture(described: TrainedGenerator) -> None:
     """Raise ValueError for what no configuration could have been trained to."""
-    config = CONFIGS.get(described.generator)
+    config = SAVED.get(described.generator)
     if config is None or config.kind != described.kind:
         raise ValueError(f"generator: there is no {described.kind} {described.generator!r}")
     if set(described.parameters) != set(config.network_keys):

@@ -51,11 +51,12 @@ class Generated(PerImage):
     def __init__(self, forward: Forward, strength: Any = 1.0) -> None:
         super().__init__()
         self.forward = forward
+        self.item = b""  # of the image; set before each
         self.strength = _parameter(strength, "strength", (0.0, 1.0))
 
     def image(self, pixels: np.ndarray, random: Any) -> np.ndarray:
         share = _number(self.strength, random)
-        mixed = pixels + share * (self.forward(pixels, random.generator) - pixels)
+        mixed = pixels + share * (self.forward(pixels, random.generator, self.item) - pixels)
         made: np.ndarray = np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
         return made
 

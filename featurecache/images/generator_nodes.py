@@ -7,7 +7,7 @@ function that loads one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +18,12 @@ from featurecache.errors import BadInput
 from featurecache.generator_files import read_description
 
 NAME = "generator"  # of the node
+PAIRS = "pairs"  # the parameter of a generator that takes two images of a class
 VERSION = 1  # raise it whenever the pixels that a generator makes change
 
-# Makes of a picture (H, W, 3) uint8, with a random generator, one (H, W, 3) of floats.
-Forward = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+# Makes of a picture (H, W, 3) uint8, with a random generator, and the item of the image, a picture
+# (H, W, 3) of floats.
+Forward = Callable[[np.ndarray, np.random.Generator, bytes], np.ndarray]
 Load = Callable[[Path, str], Forward]  # from the folder and the digest
 Mistake = Callable[[str, str], BadInput]  # about a dotted path, and the problem
 
@@ -67,16 +69,26 @@ def _described(node: Any, path: str, mistake: Mistake) -> tuple[dict[str, Any], 
         "image_size": generator.image_size,
         "weights": generator.weights,
         "strength": node.get("strength", 1.0),
+        **{name: value for name, value in generator.parameters.items() if name == PAIRS},
     }, folder.absolute()
 
 
 def digests(tree: Any) -> set[str]:
     """The digests of all generators in a described tree."""
-    if isinstance(tree, dict):
-        if set(tree) == {NAME}:
-            return {str(tree[NAME]["weights"])}
-        return set().union(*map(digests, tree.values()))
-    return set().union(*map(digests, tree)) if isinstance(tree, list) else set()
+    return {str(node["weights"]) for node in _nodes(tree)}
+
+
+def has_partners(tree: Any) -> bool:
+    """Whether a generator in a described tree makes a picture of two images of a class."""
+    return any(node.get(PAIRS) == "random" for node in _nodes(tree))
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict) and set(tree) == {NAME}:
+        yield tree[NAME]
+    elif isinstance(tree, dict | list):
+        for child in tree.values() if isinstance(tree, dict) else tree:
+            yield from _nodes(child)
 
 
 class Named(Protocol):

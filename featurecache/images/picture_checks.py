@@ -31,6 +31,10 @@ class UnfitImage(FeatureCacheError, Undecodable):
     """The policy can't be applied to this image, but can be applied to others."""
 
 
+class UnseenImage(Undecodable):
+    """A generator of the policy knows the classes of other images, and can't be given this one."""
+
+
 def augmented(
     policy: str, step: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray
 ) -> np.ndarray:

@@ -164,12 +164,12 @@ class Augmentation:
         (version,) = versions.installed_versions("imaug").values()
         self.replay = tree.read(self._root, self._nodes, version)
 
-    def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
+    def run(self, pixels: np.ndarray, entropy: bytes, item: bytes = b"") -> np.ndarray:
         """One realisation on one image; see Part."""
         made = self.replay(pixels, _words(entropy)) if self.replay else None
-        return self.run_by_imgaug(pixels, entropy) if made is None else made
+        return self.run_by_imgaug(pixels, entropy, item) if made is None else made
 
-    def run_by_imgaug(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
+    def run_by_imgaug(self, pixels: np.ndarray, entropy: bytes, item: bytes = b"") -> np.ndarray:
         """The result of `run`, computed by imgaug's own code."""
         for state, built in self._as_built:
             state.clear()
@@ -178,6 +178,7 @@ class Augmentation:
         for number, node in enumerate(self._nodes):
             sequence = np.random.SeedSequence([*words, number])
             node.random_state = self._generator(np.random.Generator(np.random.SFC64(sequence)))
+            node.item = item  # for generators
         with step_limits.size_limits():
             return augmented(self._policy.name, self._root.augment_image, pixels)
 

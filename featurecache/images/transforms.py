@@ -112,9 +112,10 @@ def entry_name(entry: Any) -> str:
 class Part(Protocol):
     """A built part of a policy."""
 
-    def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
-        """One realisation on one image, (H, W, 3) uint8 in and out; sizes may differ. Raises
-        Undecodable if a step makes an image beyond the limits in picture_checks.py."""
+    def run(self, pixels: np.ndarray, entropy: bytes, item: bytes = b"") -> np.ndarray:
+        """One realisation on one image, (H, W, 3) uint8 in and out; sizes may differ. Generators
+        look up what they know of an `item`. Raises Undecodable if a step makes an image beyond the
+        limits in picture_checks.py."""
 
 
 class Chain:
@@ -123,10 +124,10 @@ class Chain:
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
 
-    def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
+    def run(self, pixels: np.ndarray, entropy: bytes, item: bytes = b"") -> np.ndarray:
         """One realisation on one image; see Part."""
         for number, part in enumerate(self._parts):
-            pixels = part.run(pixels, entropy + number.to_bytes(4, "little"))
+            pixels = part.run(pixels, entropy + number.to_bytes(4, "little"), item)
         return pixels
 
 
@@ -140,7 +141,7 @@ class Transforms:
         with _seeded(0):
             self._steps = [self._step(entry, f"augmenters.{i}") for i, entry in entries]
 
-    def run(self, pixels: np.ndarray, entropy: bytes) -> np.ndarray:
+    def run(self, pixels: np.ndarray, entropy: bytes, item: bytes = b"") -> np.ndarray:
         """One realisation on one image; see Part."""
         # torch's generator takes 32 bits of a seed.
         with _seeded(int.from_bytes(hashlib.sha256(entropy).digest()[:4], "little")):

@@ -87,11 +87,11 @@ class View:
             return pixels
         augmentation, fingerprint = _built(self)
         try:
-            return augmentation.run(pixels, fingerprint + item)
+            return augmentation.run(pixels, fingerprint + item, item)
         except FeatureCacheError:
             raise
         except Undecodable as error:
-            raise Undecodable(f"view {self.name}: {error}") from error
+            raise type(error)(f"view {self.name}: {error}") from error
 
 
 @functools.lru_cache(maxsize=64)

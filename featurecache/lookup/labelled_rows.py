@@ -86,16 +86,23 @@ def training_rows(
     dataset: Dataset,
     splits: Sequence[str],
     rows: Sequence[LabelledRow],
-    spaces: Iterable[Space],
+    spaces: Sequence[Space],
     progress: Progress = silent,
+    validation_spaces: Sequence[Space] | None = None,
 ) -> TrainingRows:
-    """The subset of the `labelled_rows` of these splits that a training on `spaces` uses.
+    """The subset of the `labelled_rows` of these splits that a training on `spaces` uses. Images of
+    a split other than train are only read in the `validation_spaces`, by default in all.
 
     An image that is also in a split other than train, used here or not, is never trained on
     (law 8, "Views of one image never straddle a split").
     """
     notes = []
-    decoded = decodable(rows, spaces)
+    judged = spaces if validation_spaces is None else validation_spaces
+    parts = (
+        ([row for row in rows if row.split == "train"], spaces),
+        ([row for row in rows if row.split != "train"], judged),
+    )
+    decoded = [row for part, used in parts if part for row in decodable(part, used)]
     lost = sum(len(dataset.split(split)) for split in splits) - len(decoded)
     if lost:
         notes.append(f"left out {counted(lost, 'image')} that could not be read or decoded")

@@ -39,15 +39,15 @@ def trained_items(
     val = schedule.validation.split
     splits = ["train"] if val is None else ["train", val]
     spaces_by_name = {space.name: space for space in cache.spaces()}
-    spaces = [
-        spaces_by_name[name]
-        for names in record.spaces.values()
-        for name in names
-        if name in spaces_by_name
-    ]
+    spaces = {
+        view: [spaces_by_name[name] for name in names if name in spaces_by_name]
+        for view, names in record.spaces.items()
+    }
     try:
         rows = labelled_rows(dataset, splits, progress)
-        rows = training_rows(dataset, splits, rows, spaces, progress).rows
+        all_spaces = [space for view_spaces in spaces.values() for space in view_spaces]
+        judged = spaces.get(schedule.validation.view)
+        rows = training_rows(dataset, splits, rows, all_spaces, progress, judged).rows
     except BadInput:
         rows = []  # the dataset now has other splits, or none of these images
     if rows_digest(rows) != record.rows:

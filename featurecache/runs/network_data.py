@@ -12,7 +12,7 @@ from featurecache import keys
 from featurecache.executors import Progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import fitted_items
+from featurecache.generated_items import fitted_items, refuse_unseen
 from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.samples import Sample, sources_of
@@ -48,6 +48,9 @@ class NetworkData:
         """The rows of each fold. Raises BadInput for rows that can't be validated so."""
         pairs = self.training.folds(schedule_of_config(config, config.network.name))
         classes, labels = self.training.dataset.classes, self.training.labels
+        for train, _ in pairs:
+            items = (row.tobytes() for row in self.training.items[train])
+            refuse_unseen(self.training.fitted, self.views, items)
         return [
             TrainingRows(labels=labels, train=train, val=val, classes=classes, fold=number)
             for number, (train, val) in enumerate(pairs, 1)
@@ -108,7 +111,7 @@ def load_network_data(
         bad = undecodable([(s, item) for item, s in sources.items()], workers, progress)
     rows = labelled_rows(dataset, splits_of(config), progress)
     rows = [row for row in rows if row.item not in bad]
-    training = choose_rows(config, dataset, rows, [], progress)
+    training = choose_rows(config, dataset, rows, {}, progress)
     training = replace(training, fitted=fitted_items(cache, views))
     training.notes.extend(f"{sources[item].id}: {reason}" for item, reason in bad.items())
     return NetworkData(

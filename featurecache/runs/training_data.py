@@ -166,8 +166,7 @@ def load_training_data(
     spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)
     for view in generated.values():
         view.check(dataset.classes, spaces[schedule.validation.view])
-    flat_spaces = [space for view_spaces in spaces.values() for space in view_spaces]
-    loaded = choose_rows(schedule, dataset, rows, flat_spaces, progress)
+    loaded = choose_rows(schedule, dataset, rows, spaces, progress)
     rows, notes = loaded.rows, loaded.notes
     items = [row.item for row in rows]
     width = sum(space.dim for space in next(iter(spaces.values())))
@@ -238,12 +237,20 @@ def choose_rows(
     plan: TrainingPlan,
     dataset: Dataset,
     rows: Sequence[LabelledRow],
-    spaces: Sequence[Space],
+    spaces: Mapping[str, Sequence[Space]],
     progress: Progress = silent,
 ) -> TrainingData:
     """Those of the `labelled_rows` that a training uses, without vectors. Images that could not be
-    decoded in one of `spaces` are left out."""
-    rows, notes, copies = training_rows(dataset, splits_of(plan), rows, spaces, progress)
+    decoded in one of the views with `spaces` are left out; those of a split to validate on, in its
+    view."""
+    rows, notes, copies = training_rows(
+        dataset,
+        splits_of(plan),
+        rows,
+        [space for view_spaces in spaces.values() for space in view_spaces],
+        progress,
+        spaces.get(plan.validation.view),
+    )
     trained = {row.label for row in rows if row.split == "train"}
     notes += [
         f"class {dataset.classes[label]!r} has no training images left: another split also "

@@ -127,7 +127,7 @@ def report(
     spaces = {space.name: space for space in Cache(cache).spaces()}
     epochs = [read_epochs(run) for run in runs]
     thumbnails = Pictures(predictions)
-    contact_sheets, sheet_notes = sheets(predictions, spaces)
+    contact_sheets, sheet_notes = sheets(predictions, Cache(cache), spaces)
     best = max(range(len(runs)), key=lambda index: evaluations[index].top1)
     content = {
         "version": __version__,

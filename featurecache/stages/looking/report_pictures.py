@@ -12,6 +12,8 @@ import numpy as np
 from featurecache import keys, text
 from featurecache.errors import FeatureCacheError
 from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+from featurecache.generated_items import with_folders
 from featurecache.images.decode import Undecodable
 from featurecache.images.samples import Sample, items_of
 from featurecache.images.thumbnails import JPEG, jpeg, sheet, thumbnail
@@ -145,7 +147,9 @@ class Sheet:
     src: str
 
 
-def sheets(predictions: Predictions, spaces: Mapping[str, Space]) -> tuple[list[Sheet], list[str]]:
+def sheets(
+    predictions: Predictions, cache: Cache, spaces: Mapping[str, Space]
+) -> tuple[list[Sheet], list[str]]:
     """A contact sheet per policy that the runs were trained on: training images beside the draws
     that the vectors were made from, before the network's resize and crop. The notes name the
     policies without a sheet."""
@@ -157,7 +161,7 @@ def sheets(predictions: Predictions, spaces: Mapping[str, Space]) -> tuple[list[
             if space is None:
                 notes.append(f"no contact sheet of {view}: its vectors are not in this cache")
             elif space.key["view"] is not None:
-                cached_view = view_of_key(space.key["view"], space.view)
+                cached_view = with_folders(cache, view_of_key(space.key["view"], space.view))
                 if is_drawn_alike(cached_view, space):
                     key = keys.digest({**space.key["view"], "draw": None})
                     views_by_policy.setdefault(key, {})[cached_view.draw] = cached_view

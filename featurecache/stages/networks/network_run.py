@@ -14,12 +14,7 @@ import yaml
 from featurecache import versions
 from featurecache.executors import Progress
 from featurecache.features.backbones import load_backbone
-from featurecache.features.trained_networks import (
-    AUGMENTER,
-    TrainedNetwork,
-    save_network,
-    save_tensors,
-)
+from featurecache.features.trained_networks import TrainedNetwork, save_network
 from featurecache.heads.head_networks import HeadNetworks
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import name_of
@@ -41,6 +36,7 @@ from featurecache.runs.training_pictures import view_in_epoch
 from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.train_head import claimed_run
+from featurecache.stages.networks.augnet_generator import save_augnet
 from featurecache.storage import durable
 from featurecache.training.devices import device_of
 from featurecache.training.epoch_metrics import EpochRow, read_epochs, results_of
@@ -117,12 +113,12 @@ def train_run(
             crop=preprocess.crop,
             interpolation=preprocess.interpolation,
         )
-        if parts.network.augmenter is not None:
-            save_tensors(run / AUGMENTER, parts.network.augmenter)
         save_network(run, parts.initial.module, described)
         shape = parts.config.head
         HeadNetworks(members=[parts.head.eval()], classes=rows.classes, spec=shape).save(run)
         save_items(run, data, [rows])
+        if parts.network.augmenter is not None:
+            save_augnet(run, parts, data, rows, means.workers)
         results = results_of(epochs, parts.config.early_stopping is not None)
         record.best, record.last = dict(results.best), dict(results.last)
         record.backbones[0]["key"] = load_backbone(str(run)).key()

@@ -11,7 +11,7 @@ import numpy as np
 
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
-from featurecache.generator_files import DESCRIPTION, read_description
+from featurecache.generator_files import is_generator, read_description
 from featurecache.heads.baselines import ridge
 from featurecache.images.datasets import Dataset, DataSource, name_of, open_dataset
 from featurecache.images.policies import shipped
@@ -241,7 +241,7 @@ def _check_discriminators(view: View, made: Dataset | None, backbone: str, weigh
     """
     folders = list(view.policy.generators.values()) if view.policy is not None else []
     if made is not None:
-        folders += [path for path in (Path(made.root),) if (path / DESCRIPTION).is_file()]
+        folders += [path for path in (Path(made.root),) if is_generator(path)]
     for folder in folders:
         if read_description(folder).discriminator_backbone == weights:
             raise BadInput(
