@@ -50,7 +50,7 @@ GROUPS = {
     "generators": {"cache", "heads"},
     "studies": {"heads"},
     "looking": {"heads", "studies"},
-    "recipes": {"cache", "heads", "networks", "studies", "looking"},
+    "recipes": {"cache", "heads", "networks", "generators", "studies", "looking"},
 }
 
 HOMES = {  # the one room of each heavy library, and of what only the command line needs

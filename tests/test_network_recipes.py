@@ -94,3 +94,31 @@ def test_a_dataset_that_is_not_there_is_reported_before_the_first_step(tmp_path:
     with pytest.raises(BadInput, match="dogs is not a folder; --data has its datasets"):
         run(path)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_a_recipe_fits_the_generator_of_a_later_view(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("gen.yaml").write_text(
+        "{generator: cyclegan, style: owl, image_size: 12, channels: 2, blocks: 1, steps: 1}"
+    )
+    Path("styled.yaml").write_text("generator: {run: r/owls}")
+    steps: list[dict[str, Any]] = [
+        {"fit-generator": {"config": "gen.yaml", "out": "r/owls"}},
+        {"train-network": {"config": "gan.yaml"}},
+    ]
+    Path("gan.yaml").write_text(
+        NET.replace("{fraction: 0.25}", "val") + "epochs: 1\nviews: [none, styled.yaml_1]\n"
+    )
+    path = recipe(Path(), "recipe.yaml", steps, small_data)
+    result = run(path, workers=0, device="cpu")
+    assert list(result.runs) == ["gan.yaml"] and Path("r/owls/generator.json").exists()
+    assert run(path, workers=0, device="cpu").runs == result.runs  # nothing is done twice
+    Path("styled.yaml").write_text("generator: {run: r/owl}")
+    with pytest.raises(BadInput, match="r/owl: not a generator"):
+        run(path, workers=0, device="cpu")
+    Path("gen.yaml").write_text("generator: cyclegan")
+    with pytest.raises(BadInput, match=r"gen\.yaml: steps: Field required"):
+        read_recipe(path)

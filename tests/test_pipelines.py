@@ -65,7 +65,7 @@ def test_a_recipe_would_run(
         raise InterruptedError
 
     monkeypatch.chdir(ROOT)
-    for name in ("featurize", "train_network"):
+    for name in ("featurize", "fit_generator", "train_network"):
         monkeypatch.setattr(stage, name, stop)
     steps = [step for _, step in read_recipe(path).steps]
     data = small_data

@@ -5,7 +5,7 @@ A recipe says what to do; where to do it (workers, engine, device) is chosen whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from featurecache.features.engines import choose_engine
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.features.timm_models import find_model
+from featurecache.generator_files import is_generator
+from featurecache.generators.configs import read_config as read_generator_config
 from featurecache.heads.schedules import (
     BackboneChoice,
     Schedule,
@@ -32,6 +34,7 @@ from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
 from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, is_alike
 from featurecache.networks.configs import read_config
+from featurecache.runs.generated_vectors import is_generated
 from featurecache.runs.held_out import HELD_OUT
 from featurecache.runs.training_pictures import view_in_epoch
 from featurecache.stages.heads.ensemble import HOW
@@ -44,9 +47,11 @@ from featurecache.stages.recipes.recipe_checks import (
 from featurecache.stages.recipes.recipe_steps import (
     BEST_EPOCH,
     COMMANDS,
+    DataStep,
     Ensemble,
     Evaluate,
     Featurize,
+    FitGenerator,
     Measure,
     Report,
     RunRecipe,
@@ -117,6 +122,8 @@ def read_recipe(recipe: str | Path, is_inner: bool = False) -> Recipe:
                 ):
                     raise BadInput(f"{where}: {step.schedule} trains the same runs as {name} above")
             schedules[step.schedule] = file_path, schedule
+        elif isinstance(step, FitGenerator):
+            read_generator_config(Path(step.config))
         elif isinstance(step, RunRecipe):
             if is_inner:
                 raise BadInput(f"{where}: {path} is run by a recipe, so it can't run another one")
@@ -225,6 +232,8 @@ def _from_here(step: Step, folder: Path) -> Step:
             changed[key] = view(value) if isinstance(value, str) else [view(n) for n in value]
     if isinstance(step, RunRecipe):
         changed["recipe"] = _beside(folder, step.recipe)
+    if isinstance(step, FitGenerator):
+        changed["config"] = _beside(folder, step.config)
     if isinstance(step, Featurize) and step.weights is not None:
         changed["weights"] = _beside(folder, step.weights)
     return step.model_copy(update=changed)
@@ -235,28 +244,52 @@ def _beside(folder: Path, name: str) -> str:
 
 
 def check_recipe(recipe: Recipe, data: DataSource, cache: str | Path, engine: str) -> None:
-    """Raise BadInput for anything that would make a later step fail."""
-    own_steps = [(where, step) for where, step in recipe.steps if not isinstance(step, RunRecipe)]
+    """Raise BadInput for anything that would make a later step fail. Views of a generator that the
+    recipe is going to fit are checked by their steps."""
+    own_steps: list[tuple[str, DataStep]] = []
+    unfitted: set[Path] = set()
     for where, step in recipe.steps:
         if isinstance(step, RunRecipe):
             check_recipe(read_recipe(step.recipe), dataset_in(data, step, where), cache, engine)
-    if not own_steps:
-        return
-    dataset, opened = open_dataset(data), Cache(cache)
+        elif isinstance(step, FitGenerator):
+            unfitted.add(Path(step.out).absolute())
+        else:
+            own_steps.append((where, step))
+    if own_steps:
+        _check_steps(own_steps, recipe.schedules, unfitted, data, Cache(cache), engine)
+
+
+def _check_steps(
+    steps: Sequence[tuple[str, DataStep]],
+    schedules: Mapping[str, tuple[Path, Schedule]],
+    unfitted: Collection[Path],
+    data: DataSource,
+    opened: Cache,
+    engine: str,
+) -> None:
+    """Check the steps of a recipe on its dataset. `unfitted` are the runs of generators that the
+    recipe is going to fit."""
+    dataset = open_dataset(data)
     cached = opened.spaces()
     planned: list[Space] = []
     heads: dict[str, Schedule] = {}
     trainings: list[TrainHead | TrainNetwork] = []
-    for where, step in own_steps:
+
+    def views_of(names: Iterable[str], seed: int) -> list[View]:
+        present = (name for name in names if not _is_of_generators(name, unfitted))
+        return [find_view(name, seed, opened.views) for name in present]
+
+    for where, step in steps:
         if isinstance(step, Featurize):
-            planned += _spaces_of(step, opened, engine)
+            views = views_of(listed(step.policy), step.seed)
+            planned += _spaces_of(step, views, opened, engine)
         elif isinstance(step, TrainHead | TrainNetwork):
-            schedule = recipe.schedules[step.schedule][1]
+            schedule = schedules[step.schedule][1]
             if schedule.validation.split is not None:
                 _check_split(dataset, schedule.validation.split, where)
             has_head = isinstance(step, TrainHead)
             names = [name if has_head else view_in_epoch(name, 1) for name in schedule.views()]
-            views = [find_view(name, schedule.augment_seed, opened.views) for name in names]
+            views = views_of(names, schedule.augment_seed)
             if not has_head:
                 find_model(schedule.backbone[0].name)
                 for view in views:
@@ -272,20 +305,28 @@ def check_recipe(recipe: Recipe, data: DataSource, cache: str | Path, engine: st
             names = list(heads)
             if isinstance(step, Ensemble | Report) and step.of:
                 names = [name for name in step.of if name in heads]
-            for group in held_out_groups(step, trainings, recipe.schedules):
+            for group in held_out_groups(step, trainings, schedules):
                 check_held_out(group, dataset, where)
             for schedule in (heads[name] for name in names):
-                views = [
-                    find_view(name, schedule.augment_seed, opened.views)
-                    for name in views_of_step(step)
-                ]
+                views = views_of(views_of_step(step), schedule.augment_seed)
                 _check_vectors(cached, planned, schedule.backbone, views, where)
         else:
             _check_split(dataset, step.split, where)
             choice = {**step.setting(), "precision": step.precision}
             choices = [backbone_choice(name, choice, where) for name in listed(step.backbone)]
-            wanted = find_view(step.view, step.seed, opened.views)
-            _check_vectors(cached, planned, choices, [wanted], where)
+            _check_vectors(cached, planned, choices, views_of([step.view], step.seed), where)
+
+
+def _is_of_generators(name: str, folders: Collection[Path]) -> bool:
+    """Whether a view is that of a policy file that names one of these folders, which is not yet a
+    generator, or of a vector sampler."""
+    view = ViewName.parse(name)
+    if is_generated(name):
+        return True
+    if not folders or not view.is_file or not Path(view.policy).is_file():
+        return False
+    names = yaml_files.names_in(yaml_files.plain_value(yaml_files.read_yaml(Path(view.policy))))
+    return any(Path(name).absolute() in folders and not is_generator(name) for name in names)
 
 
 def dataset_in(data: DataSource, step: RunRecipe, where: str) -> Path:
@@ -296,7 +337,9 @@ def dataset_in(data: DataSource, step: RunRecipe, where: str) -> Path:
     return folder
 
 
-def _spaces_of(step: Featurize, cache: Cache, engine: str) -> Iterator[Space]:
+def _spaces_of(
+    step: Featurize, views: Sequence[View], cache: Cache, engine: str
+) -> Iterator[Space]:
     """The spaces that a step will fill. Builds its networks and checks its policies."""
     names = listed(step.backbone)
     if step.weights is not None and len(names) > 1:
@@ -304,7 +347,6 @@ def _spaces_of(step: Featurize, cache: Cache, engine: str) -> Iterator[Space]:
             "weights fit only one backbone; use a separate featurize step for each backbone"
         )
     choose_engine(engine, step.precision)
-    views = [find_view(name, step.seed, cache.views) for name in listed(step.policy)]
     for view in views:
         view.check()
     for name in names:

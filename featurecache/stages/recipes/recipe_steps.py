@@ -85,6 +85,16 @@ class TrainNetwork(Training):
         return self.config
 
 
+class FitGenerator(pydantic.BaseModel):
+    """A step of `featurecache fit-generator`. `out` is the run folder, named by policies of later
+    steps."""
+
+    model_config = STRICT
+
+    config: str = Field(min_length=1)
+    out: str = Field(min_length=1)
+
+
 class Evaluate(SplitStep):
     """A step of `featurecache evaluate`, for every run of the earlier steps. The split `best-epoch`
     is the validation of each training in its best epoch. `against` is the training that the others
@@ -129,9 +139,11 @@ class RunRecipe(pydantic.BaseModel):
 
 
 Measure = Evaluate | Ensemble | Report  # what measures the runs of earlier steps
-Step = Featurize | TrainHead | TrainNetwork | Evaluate | Ensemble | Report | Baselines | RunRecipe
+DataStep = Featurize | TrainHead | TrainNetwork | Measure | Baselines  # on the recipe's own dataset
+Step = DataStep | FitGenerator | RunRecipe
 COMMANDS: dict[str, type[Step]] = {
     "featurize": Featurize,
+    "fit-generator": FitGenerator,
     "train-head": TrainHead,
     "train-network": TrainNetwork,
     "evaluate": Evaluate,

@@ -19,6 +19,7 @@ from featurecache.images.datasets import DataSource
 from featurecache.runs.held_out import HELD_OUT
 from featurecache.runs.record import make_folder, read_run
 from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.generators.fit_generator import fit_generator
 from featurecache.stages.heads.baselines import baselines
 from featurecache.stages.heads.ensemble import HOW, ensemble
 from featurecache.stages.heads.evaluate import evaluate
@@ -32,6 +33,7 @@ from featurecache.stages.recipes.recipe_steps import (
     Ensemble,
     Evaluate,
     Featurize,
+    FitGenerator,
     Measure,
     Report,
     RunRecipe,
@@ -170,6 +172,17 @@ def _featurize(step: Featurize, execution: _Execution) -> None:
     execution.computed += result.computed
     execution.hits += result.hits
     execution.failed |= {row["path"]: row for row in result.failed}
+
+
+def _fit_generator(step: FitGenerator, execution: _Execution) -> None:
+    fitted = fit_generator(
+        step.config,
+        **execution.where(),
+        out=step.out,
+        device=execution.device,
+        workers=execution.workers,
+    )
+    execution.notes += [f"{step.out}: {note}" for note in fitted.notes]
 
 
 def _train_head(step: TrainHead, execution: _Execution) -> None:
@@ -350,6 +363,7 @@ def _baselines(step: Baselines, execution: _Execution) -> None:
 
 STEP_FUNCTIONS: dict[type[Step], Callable[[Any, _Execution], None]] = {
     Featurize: _featurize,
+    FitGenerator: _fit_generator,
     TrainHead: _train_head,
     TrainNetwork: _train_network,
     Evaluate: _evaluate,
