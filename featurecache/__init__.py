@@ -44,6 +44,7 @@ _HOMES = {
     "report": "stages.looking.report",
     "retry": "stages.cache.retry",
     "run": "stages.recipes.run",
+    "search": "stages.search.search",
     "study_drift": "stages.studies.drift",
     "study_filters": "stages.studies.filters",
     "study_neighbours": "stages.studies.neighbours",

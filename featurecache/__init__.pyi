@@ -36,6 +36,7 @@ from featurecache.stages.looking.runs import list_runs as list_runs
 from featurecache.stages.networks.train_network import train_network as train_network
 from featurecache.stages.recipes.quickstart import quickstart as quickstart
 from featurecache.stages.recipes.run import run as run
+from featurecache.stages.search.search import search as search
 from featurecache.stages.studies.drift import study_drift as study_drift
 from featurecache.stages.studies.filters import study_filters as study_filters
 from featurecache.stages.studies.neighbours import study_neighbours as study_neighbours

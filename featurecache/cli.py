@@ -59,7 +59,14 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
         heads.predict,
         heads.submit,
     ),
-    "Measure": (heads.evaluate, heads.ensemble, heads.baselines, heads.worth, looking.report),
+    "Measure": (
+        heads.evaluate,
+        heads.ensemble,
+        heads.baselines,
+        heads.worth,
+        heads.search,
+        looking.report,
+    ),
     "Study": (study.study,),
     "Recipes": (recipes.quickstart, recipes.run),
 }

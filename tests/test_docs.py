@@ -33,8 +33,10 @@ from featurecache.generators.configs import CONFIGS, read_config
 from featurecache.heads import defaults
 from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
+from featurecache.images.operations import OPERATIONS
 from featurecache.networks.configs import NetworkConfig
 from featurecache.stages.recipes import recipe_file
+from featurecache.stages.search.search_config import SearchConfig
 from tests.space_folders import folder_of
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +126,7 @@ RESULTS = {
     "featurecache study tsne": "studies.study_files.Study",
     "featurecache study filters": "studies.filters.Filters",
     "featurecache study saliency": "studies.saliency.Saliency",
+    "featurecache search": "search.search_report.Search",
     "featurecache submit": "heads.submit.Submission",
     "featurecache report": "looking.report.Report",
     "featurecache runs": "looking.runs.RunRow",
@@ -213,6 +216,15 @@ def models_in(annotation: object) -> list[type[pydantic.BaseModel]]:
 def test_schedules_page_has_every_key_and_no_other() -> None:
     documented = first_cells(sections(text("docs/schedules.md"))["Keys"])
     assert sorted(documented) == sorted(keys_of(Schedule))
+
+
+def test_search_page_has_every_key_and_operation_and_no_other() -> None:
+    page = sections(text("docs/search.md"))
+    own = [key for key in keys_of(SearchConfig) if key not in {*keys_of(Schedule)} - {"validation"}]
+    documented = first_cells(page["Configuration"])
+    assert sorted(documented) == sorted({*own, "epochs"} - {"judge"})
+    rows = re.findall(r"^\| (.+?) \|", page["Operations"], re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(OPERATIONS)
 
 
 def test_networks_page_has_every_key_that_schedules_have_not() -> None:

@@ -48,6 +48,7 @@ GROUPS = {
     "heads": set(),
     "networks": {"cache", "heads"},
     "generators": {"cache", "heads"},
+    "search": {"cache", "heads"},
     "studies": {"heads"},
     "looking": {"heads", "studies"},
     "recipes": {"cache", "heads", "networks", "generators", "studies", "looking"},

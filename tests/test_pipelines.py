@@ -16,6 +16,7 @@ from featurecache.networks.configs import read_config
 from featurecache.stages.recipes import run as stage
 from featurecache.stages.recipes.recipe_file import read_recipe
 from featurecache.stages.recipes.recipe_steps import RunRecipe
+from featurecache.stages.search.search_config import read_config as read_search
 from featurecache.training.sweep_settings import settings_of
 
 pytestmark = pytest.mark.usefixtures("load_once")
@@ -27,7 +28,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 def kind(path: Path) -> str:
     """What the keys at its top say that a file is."""
     top = yaml.safe_load(path.read_text(encoding="utf-8"))
-    (found,) = {"network", "phases", "augmenters", "generator"} & set(top) or {"steps"}
+    (found,) = {"network", "phases", "augmenters", "generator", "judge"} & set(top) or {"steps"}
     return str(found)
 
 
@@ -41,6 +42,8 @@ def test_a_file_of_a_pipeline_is_read(path: Path, monkeypatch: pytest.MonkeyPatc
             find_view(view, schedule.augment_seed).check()
     elif kind(path) == "network":
         assert read_config(path).plan()
+    elif kind(path) == "judge":
+        assert read_search(path).policies(path)
     elif kind(path) == "augmenters":
         read_policy(path).build()
     elif kind(path) == "generator":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -126,6 +127,29 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     for note in result.notes:
         click.echo(note)
     click.echo(terminal.printable(result.verdict))
+    click.echo(f"run: {result.run}")
+
+
+@click.command()
+@click.option(
+    "--config", required=True, metavar="FILE", help="What to search: a YAML file (docs/search.md)."
+)
+@options("data", "cache", "runs", "device", "engine", "workers", "json", "quiet", "debug")
+def search(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Search for the augmentation policy that helps a head most.
+
+    Operations are embedded once, scored on cached vectors, and mixed; the result is judged on a
+    split that the search never touched.
+    """
+    from featurecache.stages.search.search import search
+
+    result = search(**arguments, progress=open_progress(quiet))
+    if as_json:
+        return printing.print_json(result)
+    for line in Path(result.run, "report.txt").read_text(encoding="utf-8").splitlines():
+        click.echo(terminal.printable(line))
+    for note in result.notes:
+        click.echo(terminal.printable(note))
     click.echo(f"run: {result.run}")
 
 

@@ -1,0 +1,1 @@
+"""The command that searches for an augmentation policy, one step per file."""

@@ -1,0 +1,186 @@
+"""Search: the augmentation policy that suits a dataset, found on cached vectors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+
+from featurecache.errors import UnknownName
+from featurecache.features.store import Cache
+from featurecache.heads.mixture_weights import best_of_each
+from featurecache.images.datasets import open_dataset
+from featurecache.images.operations import atomic_policies, mixture, pair, written_view
+from featurecache.images.policies import Policy, read_policy
+from featurecache.json_files import MAX_RUN_JSON, read_model
+from featurecache.keys import canonical, digest
+from featurecache.lookup.labelled_rows import rows_digest
+from featurecache.runs.record import make_folder
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
+from featurecache.stages.heads.train_head import DEVICES, claimed_run
+from featurecache.stages.search.halving import candidate_mixtures, halve
+from featurecache.stages.search.scoring import OperationScore, Scored, score_policies
+from featurecache.stages.search.search_config import NONE, RIVALS, read_config
+from featurecache.stages.search.search_images import Vectors, choose_images
+from featurecache.stages.search.search_report import Search, report, verdict
+from featurecache.stages.search.search_trainings import Trainings
+from featurecache.storage import durable
+
+_MAX_PAIRED = 4  # policies of depth 1 of which depth 2 makes pairs
+
+
+def search(
+    config: str | Path,
+    *,
+    runs: str | Path = "runs",
+    device: str = "auto",
+    engine: str = "auto",
+    workers: int | None = None,
+    **options: Unpack[SharedOptions],
+) -> Search:
+    """Search for the mixture of operations that helps a head most (docs/search.md).
+
+    A sample of the training images is embedded through every operation, once. The operations are
+    scored without training, mixtures of them are weighed by gradients through a ridge head and
+    chosen by successive halving with real trainings, all on the validation images. The found policy
+    is then compared with `none`, RandAugment, TrivialAugment and the best shipped policy on a split
+    that the search never touched, at equal optimizer steps.
+
+    A folder in `runs` has the policy and every result. A stopped search resumes and finds the same
+    policy. Raises BadInput before the first step.
+    """
+    data, cache, progress = resolve_options(options, "search")
+    if device not in DEVICES:
+        raise UnknownName("device", device, DEVICES)
+    path = Path(config)
+    wanted = read_config(path)
+    by_operation = wanted.policies(path)
+    kinds = {p.name: name for name, policies in by_operation.items() for p in policies}
+    atomic = {p.name: p for policies in by_operation.values() for p in policies}
+    rivals = {
+        name: atomic_policies(name, None, 1, f"{path}: compare")[0]
+        for name in dict.fromkeys([*wanted.compare, *RIVALS])
+    }
+    dataset = open_dataset(data)
+    images = choose_images(wanted, dataset, progress)
+    vectors = Vectors(
+        config=wanted, dataset=dataset, cache=Cache(cache), engine=engine, workers=workers,
+        progress=progress,
+    )  # fmt: skip
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        before = sum(seconds.values())
+        spent = seconds.get(stage, 0.0) + time.perf_counter() - began - before
+        seconds[stage] = round(spent, 3)
+
+    # 1. Embed: the sample through every atomic policy, the validation images as they are.
+    clean = vectors.embed([*images.sample, *images.validation], [NONE])[NONE]
+    identity = digest(
+        {
+            "config": wanted.model_dump(mode="json", exclude_none=True),
+            "policies": {policy.name: policy.key() for policy in (atomic | rivals).values()},
+            "rows": [rows_digest(rows) for rows in (images.sample, images.validation)],
+            "classes": list(dataset.classes),
+            "spaces": [space.name for space in clean],
+        }
+    )
+    run = Path(runs) / f"search-{identity[:8]}"
+    make_folder(run / "policies")
+    make_folder(run / "trained")
+    trainings = Trainings(
+        run=run, identity=identity, config=wanted, vectors=vectors, device=device, progress=progress
+    )
+    with claimed_run(run, lambda why: progress(0, 0, f"search ({why})"), "search"):
+        spaces = {NONE: clean} | vectors.embed_policies(images.sample, atomic | rivals, run)
+        images = images.decoded(spaces, "sample")
+        names = [space.name for group in spaces.values() for space in group]
+        if not vectors.cache.note_run(run, names):
+            images.notes.append(f"{cache} can't be written: `gc` cannot know that {run} uses it")
+        lap("embed")
+
+        # 2. Score the policies without training, and weigh them; once more with pairs of the best.
+        def scores(depth: int) -> list[OperationScore]:
+            stored = run / f"scores-{depth}.json"
+            if not stored.is_file():
+                part = {name: spaces[name] for name in (NONE, *atomic)}
+                rows = score_policies(part, images, dataset, wanted.share, progress)
+                durable.replace(stored, Scored(scores=rows).model_dump_json().encode() + b"\n")
+            return read_model(stored, Scored, MAX_RUN_JSON).scores
+
+        operations = scores(1)
+        lap("score")
+        if wanted.depth == 2:
+            pairs = _pairs(operations, atomic, kinds)
+            spaces |= vectors.embed_policies(images.sample, pairs, run)
+            images = images.decoded(spaces, "sample")
+            atomic |= pairs
+            lap("embed")
+            operations = scores(2)
+            lap("score")
+
+        # 3. Choose: successive halving of mixtures, with real trainings on the sample.
+        chosen = halve(
+            candidate_mixtures(operations, kinds),
+            lambda weights, epochs, seed: trainings.right(images, spaces, weights, epochs, seed),
+            wanted.epochs,
+            trainings.seeds,
+        )
+
+        def top1(name: str) -> float:
+            rights = [
+                trainings.right(images, spaces, {name: 1.0}, wanted.epochs, seed)
+                for seed in trainings.seeds
+            ]
+            return float(np.mean(rights))
+
+        best_shipped = max(wanted.compare, key=top1)
+        lap("choose")
+
+        # The policy file, and its trainings against others on images that nothing has touched.
+        weights = chosen[0]["weights"]
+        tree = mixture([(atomic.get(name), weight) for name, weight in weights.items()])
+        description = f"Found by {config}: "
+        description += ", ".join(f"{weight:.0%} {name}" for name, weight in weights.items())
+        file = Path(written_view(Policy(f"found-{identity[:8]}", tree, description), run)[:-2])
+        policy = read_policy(file)
+        others = {name: rivals[name] for name in dict.fromkeys([best_shipped, *RIVALS])}
+        compared = trainings.judge(images, policy, others)
+        lap("verdict")
+        gap, clean_gap = (row["searched"] - row["untouched"] for row in compared[:2])
+        parts = ("sample", "training", "validation", "judged")
+        result = Search(
+            run=str(run),
+            policy=str(file),
+            verdict=verdict(compared, len(images.judged), wanted.judge.split),
+            weights=weights,
+            compared=compared,
+            optimism={"top1": gap, "gain": gap - clean_gap},
+            operations=operations,
+            candidates=chosen,
+            images={name: len(getattr(images, name)) for name in parts},
+            seconds=seconds,
+            notes=images.notes,
+        )
+        durable.replace(run / "search.json", canonical(asdict(result)) + b"\n")
+        durable.replace(run / "report.txt", report(result).encode())
+    return result
+
+
+def _pairs(
+    scores: Sequence[OperationScore], atomic: Mapping[str, Policy], kinds: Mapping[str, str]
+) -> dict[str, Policy]:
+    """The best policies of different operations, two in sequence: by weight, then by gain."""
+    names = [row["operation"] for row in scores]
+    ranking = sorted(
+        range(1, len(scores)), key=lambda n: (-scores[n]["weight"], -scores[n]["gain"])
+    )
+    best = best_of_each([kinds.get(name, name) for name in names], ranking, _MAX_PAIRED)
+    made = [pair(atomic[names[a]], atomic[names[b]]) for a, b in combinations(best, 2)]
+    return {policy.name: policy for policy in made}
