@@ -55,6 +55,7 @@ def test_a_documented_name_precedes_a_usual_one(tmp_path: Path) -> None:
         ("filename,image,label", "'filename' and 'image' may be the path; .*--path-column NAME"),
         ("path,class,target", "'class' and 'target' may be the label; .*--label-column NAME"),
         ("path,labels,x", "expected one column 'label'; .*labels.*--label-column NAME"),
+        ("cat.jpg,cat", "line 1: is about an image; .*path,label"),
         ("path,label,subset", "'subset' looks like 'split'.*--split-column 'subset'"),
     ],
 )

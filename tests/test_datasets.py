@@ -572,6 +572,12 @@ def test_a_table_beside_images_is_not_passed_over_without_a_word(make):
     assert note.startswith("not used: ") and "t.csv" in note
 
 
+def test_a_misspelt_folder_has_a_nearest_one(make):
+    root = make("photos/cat/1.jpg")
+    with pytest.raises(BadInput, match=r"/Photo: no such file or folder; nearest: .*/photos"):
+        open_dataset(root / "Photo")
+
+
 def test_csv_columns_that_are_not_used_are_noted(make):
     root = make("1.jpg", t="id,path,label,width\n1,1.jpg,a,7\n")
     (note,) = open_dataset(root / "t.csv").notes

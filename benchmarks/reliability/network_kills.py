@@ -24,7 +24,7 @@ epochs: EPOCHS
 validation: {split: val}
 """
 # Most of a short training is its start; in a long one most kills come after a checkpoint.
-SHORT, LONG = 3, 60  # epochs
+SHORT, LONG = 3, 15  # epochs
 
 
 def network_kills(size: int, folder: Path) -> Tally:

@@ -198,8 +198,10 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
             "logistic regression on the same vectors",
         )  # fmt: skip
     if not quiet:
-        terminal.table(printing.classes(result.best), "best classes")
-        terminal.table(printing.classes(result.worst), "worst classes")
+        best, worst = printing.classes(result.best), printing.classes(result.worst)
+        is_all = len(result.per_class) <= len(best)
+        terminal.table(best, "classes" if is_all else "best classes")
+        terminal.table([] if is_all else worst, "worst classes")
     if result.against is not None:
         terminal.table([result.against | {"p": f"{result.against['p']:.2g}"}], "against")
     for note in result.notes:

@@ -11,6 +11,7 @@ from featurecache.commands import printing, terminal
 from featurecache.commands.options import options, run_argument
 from featurecache.commands.progress import open_progress
 from featurecache.commands.setting_options import setting
+from featurecache.text import counted
 
 
 @click.command()
@@ -30,7 +31,7 @@ def inspect(data: str, as_json: bool, quiet: bool) -> None:
     per_class = [
         {
             "class": name,
-            "name": result.words.get(name, ""),
+            **({"name": result.words.get(name, "")} if result.words else {}),
             **{s: v.counts.get(name, 0) for s, v in result.splits.items()},
         }
         for name in next(iter(result.splits.values())).counts
@@ -41,7 +42,7 @@ def inspect(data: str, as_json: bool, quiet: bool) -> None:
         click.echo(
             f"sizes: {s.width_min}-{s.width_max} x {s.height_min}-{s.height_max}, most common "
             f"{s.common[0]}x{s.common[1]} ({s.common_count:,}); {result.bytes:,} bytes; "
-            f"{result.duplicates} duplicates"
+            f"{counted(result.duplicates, 'duplicate')}"
         )
     terminal.table([dataclasses.asdict(row) for row in result.unreadable], "unreadable")
     click.echo(f"unreadable files: {len(result.unreadable)}")

@@ -24,6 +24,7 @@ each refused without being read. Links to files and folders are followed, wherev
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -227,7 +228,9 @@ def _opened(data: str | Path | StoredFile, columns: CsvColumns) -> Dataset:
             "or tar shards"
         )
     if not _is_there(path):
-        raise BadInput(f"{as_utf8(path)}: no such file or folder; a dataset is {LAYOUTS}")
+        near = _nearest_path(path)
+        hint = f"a dataset is {LAYOUTS}" if near is None else f"nearest: {as_utf8(near)}"
+        raise BadInput(f"{as_utf8(path)}: no such file or folder; {hint}")
     if is_archive(path.name) and path.is_file():
         raise BadInput(f"{as_utf8(path)}: an archive of a kind that can't be read; unpack it first")
     if path.is_dir():
@@ -249,6 +252,16 @@ def _table(data: str | Path | StoredFile, columns: CsvColumns) -> Dataset:
 def _no_columns(data: object, columns: CsvColumns) -> BadInput:
     option = next(name for name, value in columns.items() if value).replace("_", "-")
     return BadInput(f"{data}: --{option} is for a .csv or .jsonl file, or an {SCHEME} dataset")
+
+
+def _nearest_path(path: Path) -> Path | None:
+    """What the folder of `path` has in its place under a similar name."""
+    try:
+        names = {entry.name.lower(): entry for entry in path.parent.iterdir()}
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name.lower(), names, n=1, cutoff=0.75)
+    return names[near[0]] if near else None
 
 
 def _is_there(path: Path) -> bool:

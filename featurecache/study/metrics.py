@@ -219,9 +219,14 @@ def interval(right: Right, seed: int = 0) -> list[float]:
     """[low, high]: the 95% percentile bootstrap interval of the share of right rows.
 
     The bootstrap resamples rows with replacement, RESAMPLES times (Efron, 1979). If R of N rows are
-    right, a resample has Binomial(N, R/N) right rows, so only that number is drawn.
+    right, a resample has Binomial(N, R/N) right rows, so only that number is drawn. If all rows are
+    right, or none, every resample is the same and would claim certainty: then it is the exact
+    binomial interval (Clopper and Pearson, 1934).
     """
     n = len(right)
+    if right.all() or not right.any():
+        tail = ((1 - LEVEL) / 2) ** (1 / n)
+        return [tail, 1.0] if right.all() else [0.0, 1 - tail]
     drawn = np.random.default_rng(seed).binomial(n, right.sum() / n, RESAMPLES) / n
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]

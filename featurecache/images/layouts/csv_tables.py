@@ -19,6 +19,7 @@ from featurecache.images.layouts.contents import first_few, read_text
 from featurecache.images.names import (
     COLUMNS,
     column_of,
+    is_picture,
     is_usual_column,
     looks_like_column,
     split_of,
@@ -111,7 +112,10 @@ class CsvTable:
         read = {column: column_of(names[n]) for column, n in self._columns.items()}
         parts = [", ".join(f"{name!r} as {column}" for column, name in read.items())]
         if "label" not in read:
-            parts.append("none as label, so all images are unlabelled, in split test")
+            parts.append(
+                "none as label (--label-column NAME names one), so all images are unlabelled, in "
+                "split test"
+            )
         if unused:
             parts.append(f"not used: {first_few([*map(repr, unused.values())])}")
         guessed = [c for c in read if read[c] != c and not columns.get(f"{c}_column")]
@@ -155,6 +159,11 @@ def _positions(
     if len(names) == 1 and len(re.split("[;\t|]", names[0])) > 1:
         raise BadInput(
             f"{path} line 1: its columns are not separated by commas; write it with commas"
+        )
+    if any(map(is_picture, names)):
+        raise BadInput(
+            f"{path} line 1: is about an image; the first line has the names of the columns, "
+            "such as path,label"
         )
     header = [column_of(name) for name in names]
     positions = _chosen(path, names, columns)

@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, UnknownName
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import CachedSetting, check_keywords
 from featurecache.features.store import Cache
@@ -80,6 +80,11 @@ def baselines(
     wanted = {view: find_view(view, seed, opened.views)}
     choices = [backbone_choice(name, setting) for name in names]
     dataset = open_dataset(data)
+    if split not in dataset.splits:
+        raise UnknownName(
+            "split", split, [name for name in dataset.splits if name != "train"],
+            where=f"{dataset}, --split, whose images must be apart from those of train",
+        )  # fmt: skip
     rows = labelled_rows(dataset, ["train", split], progress)
     spaces = spaces_of(opened, wanted, choices, [row.item for row in rows], data)[view]
     used = training_rows(dataset, ["train", split], rows, spaces, progress).rows
