@@ -30,6 +30,7 @@ _HOMES = {
     "featurize": "stages.cache.featurize",
     "fit_generator": "stages.generators.fit_generator",
     "gc": "stages.cache.gc",
+    "generate": "stages.generators.generate",
     "index": "stages.cache.index",
     "inspect": "stages.looking.inspect",
     "list_runs": "stages.looking.runs",

@@ -18,6 +18,7 @@ from featurecache.stages.cache.retry import retry as retry
 from featurecache.stages.cache.verify import verify as verify
 from featurecache.stages.cache.why import why as why
 from featurecache.stages.generators.fit_generator import fit_generator as fit_generator
+from featurecache.stages.generators.generate import generate as generate
 from featurecache.stages.heads.baselines import baselines as baselines
 from featurecache.stages.heads.ensemble import ensemble as ensemble
 from featurecache.stages.heads.evaluate import evaluate as evaluate

@@ -56,6 +56,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
         heads.train_head,
         networks.train_network,
         generators.fit_generator,
+        generators.generate,
         heads.predict,
         heads.submit,
     ),

@@ -1,6 +1,8 @@
-"""What the file `generator.json` of a run folder says: which network makes data, and its tensors.
+"""What the file `generator.json` of a run folder says: which network makes data, and its tensors;
+and the index `generated.json` of a dataset that a network made.
 
-It is read by policies, which name generators, and by the code that loads them. Imports no torch.
+They are read by policies, which name generators, by the code that loads them, and by the layout of
+tar shards. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from typing import Any, Literal
 
 import pydantic
 
-from featurecache.errors import BadInput
-from featurecache.json_files import MAX_RUN_JSON, Hex64, Strict, read_model
+from featurecache.errors import BadInput, DamagedRun
+from featurecache.json_files import MAX_RUN_JSON, Hex64, Strict, damaged_run, read_model
 
 DESCRIPTION, WEIGHTS = "generator.json", "generator.safetensors"
+INDEX = "generated.json"  # of a dataset of generated images; every shard has a member of this name
 
 
 class TrainedGenerator(Strict):
@@ -34,6 +37,27 @@ class TrainedGenerator(Strict):
 def is_generator(folder: str | Path) -> bool:
     """Whether a folder has the description of a generator."""
     return (Path(folder) / DESCRIPTION).is_file()
+
+
+class GeneratedDataset(Strict):
+    """The content of `generated.json`: the generator, and the digests of the shards."""
+
+    format: Literal[1] = 1
+    generator: TrainedGenerator
+    version: pydantic.PositiveInt  # of the code that computes what a generator makes
+    per_class: pydantic.PositiveInt
+    shards: dict[str, Hex64] = pydantic.Field(min_length=1)
+    root: Hex64  # digest of `shards`
+
+
+def read_generated(folder: str | Path) -> GeneratedDataset:
+    """The index of the dataset of generated images in a folder. Raises DamagedRun, CannotRead."""
+    return read_model(Path(folder) / INDEX, GeneratedDataset, MAX_RUN_JSON, damaged_dataset)
+
+
+def damaged_dataset(path: object, what: str) -> DamagedRun:
+    """The error about a damaged file of such a dataset."""
+    return damaged_run(Path(str(path)), what, "delete the folder, and generate it again")
 
 
 def read_description(folder: str | Path) -> TrainedGenerator:

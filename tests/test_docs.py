@@ -115,6 +115,7 @@ RESULTS = {
     "featurecache export": "cache.export.Exported",
     "featurecache featurize": "cache.featurize.Featurized",
     "featurecache fit-generator": "generators.fit_generator.FittedGenerator",
+    "featurecache generate": "generators.generate.Generated",
     "featurecache inspect": "looking.inspect.Inspection",
     "featurecache plan": "cache.plan.Plan",
     "featurecache policies preview": "looking.policies.Sheet",

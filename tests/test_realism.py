@@ -15,10 +15,11 @@ from click.testing import CliRunner
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached, UnknownName
 from featurecache.features.store import Cache
-from featurecache.generator_files import TrainedGenerator
 from featurecache.stages.generators.fit_generator import fit_generator
+from featurecache.stages.generators.generate import generate
 from featurecache.stages.studies.realism import MEASURES, study_realism
 from featurecache.study import realism
+from tests.samplers import write_sampler
 
 RNG = np.random.default_rng(7)
 REAL = RNG.standard_normal((60, 8))
@@ -129,16 +130,11 @@ def test_what_realism_refuses(where: dict[str, Any], small_data: Path, tmp_path:
     image.write_bytes(image.read_bytes() + b" ")
     with pytest.raises(NotCached, match=f"1 image of view none; .* --data {edited} --cache"):
         study_realism(str(edited), NET, **where)
-    copies = Path(shutil.copytree(small_data, tmp_path / "copies"))
     (key,) = {s.key["backbone"]["weights"] for s in Cache(where["cache"]).spaces() if s.backbone}
-    fields: dict[str, Any] = {"kind": "sampler", "generator": "projected", "parameters": {}}
-    generator = TrainedGenerator(
-        **fields, image_size=8, classes=["cat"], weights="0" * 64, items="1" * 64,
-        discriminator_backbone=key,
-    )  # fmt: skip
-    (copies / "generator.json").write_text(generator.model_dump_json())
+    sampler = write_sampler(tmp_path / "sampler", ["cat"], name="projected", critic=key)
+    generate(sampler, out=tmp_path / "generated", per_class=6, workers=0)
     with pytest.raises(BadInput, match=f"discriminator .* judged images by {NET}"):
-        study_realism(str(copies), NET, **where)
+        study_realism(str(tmp_path / "generated"), NET, **where)
     other = shutil.copytree(small_data / "train/cat", tmp_path / "made/train/cow").parent.parent
     with pytest.raises(BadInput, match="has the class 'cow', which"):
         study_realism(str(other), NET, **where)

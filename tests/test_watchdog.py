@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from featurecache.cli import cli
+from tests.samplers import write_sampler
 
 LIMIT = 60  # seconds
 ONE_NETWORK = ["--backbone=efficientnet_lite0", "--input-size=32", "--engine=torch-cpu"]
@@ -176,6 +177,8 @@ COMMANDS = {
                              "--device=cpu --workers=1", "a pool of workers, engines"),
     "fit-generator": Command("fit-generator DATA CACHE --config=gen.yaml --out=runs/gen "
                              "--device=cpu --workers=1", "a pool of workers"),
+    "generate": Command("generate --generator=sampler --per-class=2 --out=made --workers=1",
+                        "a pool of workers"),
     "train-head": Command("train-head DATA CACHE --schedule=s.yaml --out=runs/new --device=cpu",
                           "threads that read shards"),
     "verify": Command("verify DATA CACHE --recompute=2 --engine=torch-cpu", "engines"),
@@ -241,6 +244,7 @@ def world(
         (tmp_path / "recipe.yaml").write_text(RECIPE)
         (tmp_path / "net.yaml").write_text(NETWORK_CONFIG)
         (tmp_path / "gen.yaml").write_text(GENERATOR_CONFIG)
+        write_sampler(tmp_path / "sampler", ["cat", "dog"])
         return tmp_path
 
     return make

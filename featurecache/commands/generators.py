@@ -9,6 +9,7 @@ import click
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import options
 from featurecache.commands.progress import open_progress
+from featurecache.commands.setting_options import setting
 
 
 @click.command("fit-generator")
@@ -34,3 +35,26 @@ def fit_generator(as_json: bool, quiet: bool, **arguments: Any) -> None:
     for note in result.notes:
         click.echo(terminal.printable(note))
     click.echo(f"run: {result.run}")
+
+
+@click.command()
+@click.option(
+    "--generator", required=True, metavar="RUN", help="A run of fit-generator, or one of its folds."
+)
+@click.option(
+    "--per-class", type=int, default=500, show_default=True, metavar="N", help="Images per class."
+)
+@click.option("--out", required=True, metavar="DIR", help="The new folder of the dataset.")
+@options("workers", "json", "quiet", "debug")
+def generate(as_json: bool, quiet: bool, **arguments: Any) -> None:
+    """Write a dataset of images that a generator makes."""
+    from featurecache.stages.generators.generate import generate
+
+    runs = setting("runs") or "runs"
+    result = generate(**arguments, runs=runs, progress=open_progress(quiet))
+    if as_json:
+        return printing.print_json(result)
+    click.echo(
+        f"{result.images:,} images of {result.classes:,} classes in {result.shards:,} shards: "
+        f"{result.out}"
+    )

@@ -1,7 +1,8 @@
 """DCGAN as paper 001 describes it (Radford et al. 2016), and class-conditional GANs.
 
-Paper 001's has no classes, so its images can't be added to a training. The class-conditional DCGAN
-has batch norms per class, and a critic with spectral norm that judges by a projection on the class.
+Paper 001's knows no classes, so its images have a label only if it was fitted on a single class.
+The class-conditional DCGAN has batch norms per class, and a critic with spectral norm that judges
+by a projection on the class.
 """
 
 from __future__ import annotations

@@ -94,6 +94,13 @@ class Dataset:
         present = {sample.split for sample in self.samples}
         return tuple(name for name in SPLITS if name in present)
 
+    @property
+    def generated(self) -> tuple[str, ...]:
+        """The folders of the datasets of generated images that its samples are of."""
+        if isinstance(self.samples, Indexed):
+            return ()
+        return tuple(sorted({sample.origin for sample in self.samples if sample.origin}))
+
     def split(self, name: str) -> Sequence[Sample]:
         """The samples of one split, in order. Raises UnknownName if the dataset lacks it, and
         BadInput if that is because it has no labels."""
@@ -307,8 +314,9 @@ def _numbered(contents: Contents) -> Dataset:
             _source(base, source),
             "" if as_utf8(name) == name else "its name is not UTF-8; rename it",
             group,
+            origin,
         )
-        for split, label, source, name, group in listed
+        for split, label, source, name, group, origin in listed
     ]
     words = {label: contents.words[label] for label in classes if label in contents.words}
     return Dataset(

@@ -56,6 +56,7 @@ class Sample:
     source: Path | StoredFile | bytes | Member
     refused: str = ""
     group: str = ""  # a patient, a camera, a slide: whatever must not be on two sides of a split
+    origin: str = ""  # the folder of the dataset of generated images that it is of
 
     def __repr__(self) -> str:
         where = "in memory" if isinstance(self.source, bytes) else str(self.source)

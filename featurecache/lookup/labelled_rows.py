@@ -23,6 +23,7 @@ class LabelledRow(NamedTuple):
     split: str
     id: str
     group: str = ""
+    origin: str = ""  # the dataset of generated images that it is of
 
 
 class TrainingRows(NamedTuple):
@@ -53,7 +54,7 @@ def labelled_rows(
             hint = "use another split" if dataset.classes else "no image of it has any"
             raise BadInput(f"split {split!r} of {dataset.root} has no labels; {hint}")
     return [
-        LabelledRow(item, sample.label, sample.split, sample.id, sample.group)
+        LabelledRow(item, sample.label, sample.split, sample.id, sample.group, sample.origin)
         for sample, item in items_by_split(dataset, splits, progress)
         if item is not None and sample.label is not None
     ]

@@ -16,13 +16,15 @@ _MAX_SHOWN = 5  # names of a long list in an error message
 
 
 class Entry(NamedTuple):
-    """An image: its split, class name (None without a label), the source of its bytes, its id."""
+    """An image: its split, class name (None without a label), the source of its bytes, its id, its
+    group, and the folder of the dataset of generated images that it is of."""
 
     split: str
     label: str | None
     source: str | Member | bytes
     id: str
     group: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,19 +6,24 @@ are read from the shard by offset; for a shard in an object store, only those by
 
 An archive ends with a block of zeros after its last member: two by the standard, one from some
 writers. An archive without one is refused, since it may have been cut between two members.
+
+A shard of generated images has a member `generated.json`, and must be beside the file of that name,
+the index of its dataset.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from featurecache.errors import BadInput
+from featurecache.generator_files import INDEX, read_generated
 from featurecache.images.layouts.contents import Contents, Entry, first_few
 from featurecache.images.names import (
     PICTURE_SUFFIXES,
@@ -134,6 +139,17 @@ def tar_shards(data: str, paths: Sequence[File]) -> Contents:
     return Contents(root=data, layout="tar shards", entries=entries, notes=notes)
 
 
+def packed(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar file of these members, the same bytes each time."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
 def _split_of(shard: File, root: File) -> str | None:
     """The split in the name of a shard or of its folder; None if neither contains one. Raises
     BadInput if they contain several."""
@@ -155,6 +171,7 @@ def _read_shard(shard: File, split: str, root: File) -> tuple[list[Entry], list[
     """The images of one shard, and its labels without an image."""
     labels: dict[str, str] = {}
     members: list[tuple[str, str, Member]] = []
+    origin = ""
     try:
         with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
@@ -165,6 +182,8 @@ def _read_shard(shard: File, split: str, root: File) -> tuple[list[Entry], list[
                 if ending.lower() == "cls":
                     member = _member(tar, info)
                     labels[key] = _label(tar, member)
+                elif info.name == INDEX:
+                    origin = _origin(shard)
                 elif is_picture(info.name):
                     member = _member(tar, info)
                     members.append((key, info.name, Member(shard, member.offset_data, member.size)))
@@ -179,9 +198,21 @@ def _read_shard(shard: File, split: str, root: File) -> tuple[list[Entry], list[
         if label is None and split != "test":
             what = f"{key}.cls is empty" if key in labels else f"expected {key}.cls beside it"
             raise BadInput(f"{shard}: {name} has no label; {what}")
-        entries.append(Entry(split, label, source, f"{_stem(shard, root)}/{name}"))
+        name = f"{_stem(shard, root)}/{name}"
+        entries.append(Entry(split, label, source, name, origin=origin))
     unused = sorted(labels.keys() - {key for key, _, _ in members})
     return entries, [f"{shard.name}: {key}.cls" for key in unused]
+
+
+def _origin(shard: File) -> str:
+    """The folder of a shard of generated images, which says what their generator saw."""
+    if not isinstance(shard, Path) or not (shard.parent / INDEX).is_file():
+        raise _Refused(
+            f"has generated images, but {INDEX}, which says what their generator saw, is not "
+            "beside it on this machine; keep the folder that `generate` made whole"
+        )
+    read_generated(shard.parent)
+    return str(shard.parent.absolute())
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:

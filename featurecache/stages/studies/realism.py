@@ -11,7 +11,7 @@ import numpy as np
 
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
-from featurecache.generator_files import is_generator, read_description
+from featurecache.generator_files import read_description, read_generated
 from featurecache.heads.baselines import ridge
 from featurecache.images.datasets import Dataset, DataSource, name_of, open_dataset
 from featurecache.images.policies import shipped
@@ -235,15 +235,14 @@ def _is_view(target: str | DataSource) -> bool:
 
 
 def _check_discriminators(view: View, made: Dataset | None, backbone: str, weights: str) -> None:
-    """Raise BadInput if the images come from a generator that was trained to please this backbone.
-
-    A generated dataset has the description of its generator beside its images.
-    """
-    folders = list(view.policy.generators.values()) if view.policy is not None else []
+    """Raise BadInput if the images come from a generator that was trained to please this
+    backbone."""
+    folders = view.policy.generators.values() if view.policy is not None else ()
+    generators = {str(folder): read_description(folder) for folder in folders}
     if made is not None:
-        folders += [path for path in (Path(made.root),) if is_generator(path)]
-    for folder in folders:
-        if read_description(folder).discriminator_backbone == weights:
+        generators |= {folder: read_generated(folder).generator for folder in made.generated}
+    for folder, generator in generators.items():
+        if generator.discriminator_backbone == weights:
             raise BadInput(
                 f"{folder}: the discriminator of this generator judged images by {backbone}, so "
                 "they look more realistic to it than they are; use another --backbone"
