@@ -1,5 +1,5 @@
-"""The images that the generators of views were fitted on (law 8): joins images/, features/ and
-heads/.
+"""The images that the generators of views and datasets were fitted on (law 8): joins images/,
+features/ and heads/.
 
 A cache notes them for each generator whose views it holds, in `generators/DIGEST.json`, so that a
 training that finds a view in the cache knows them, wherever the run of the generator is.
@@ -24,7 +24,8 @@ from featurecache.images.views import View
 from featurecache.json_files import Hex64, Open, damaged_run, read_model
 from featurecache.storage.stored_file import StoredFile
 
-Fitted = Mapping[str, frozenset[bytes]]  # by view, the images that its generators were fitted on
+# By view or dataset, such as `view winter_1`: the images that its generators were fitted on.
+Fitted = Mapping[str, frozenset[bytes]]
 _MAX_NOTE = 1 << 30  # bytes; 64 per image
 
 
@@ -55,8 +56,13 @@ def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
     for name, view in views.items():
         if view.policy is not None and (made_by := digests(view.policy.tree)):
             items = (_items(cache, digest, view) for digest in made_by)
-            fitted[name] = frozenset().union(*items)
+            fitted[f"view {name}"] = frozenset().union(*items)
     return fitted
+
+
+def fitted_by_datasets(folders: Iterable[str]) -> Fitted:
+    """Of datasets of generated images."""
+    return {f"dataset {folder}": frozenset(_items_in(Path(folder))) for folder in folders}
 
 
 def with_folders(cache: Cache, view: View) -> View:
@@ -79,18 +85,18 @@ def _note(cache: Cache, digest: str) -> GeneratorNote | None:
 def refuse_seen(fitted: Fitted, items: Iterable[bytes], images: str) -> None:
     """Raise BadInput if a generator was fitted on some of these images, which are `images`."""
     wanted = set(items)
-    for view, seen in fitted.items():
+    for source, seen in fitted.items():
         if count := len(wanted & seen):
             remedy = "train each fold with its own (validation: {folds: 5, fold: 1})"
-            raise leak(view, count, len(wanted), images, remedy)
+            raise leak(source, count, len(wanted), images, remedy)
 
 
 def refuse_unseen(fitted: Fitted, views: Mapping[str, View], items: Iterable[bytes]) -> None:
     """Raise BadInput if a view has a generator that takes two images of a class, and does not know
     the classes of some of these images, which are trained on in the view."""
     wanted = set(items)
-    for name, seen in fitted.items():
-        policy = views[name].policy
+    for name, view in views.items():
+        seen, policy = fitted.get(f"view {name}", frozenset()), view.policy
         if policy is not None and has_partners(policy.tree) and (count := len(wanted - seen)):
             raise BadInput(
                 f"view {name}: its generator takes two images of a class, and was not trained on "
@@ -99,11 +105,11 @@ def refuse_unseen(fitted: Fitted, views: Mapping[str, View], items: Iterable[byt
             )
 
 
-def leak(view: str, count: int, total: int, images: str, remedy: str) -> BadInput:
-    """The error about a generator that was fitted on `count` of the `total` images to judge by
-    (law 8). `remedy` says how to use one generator per fold."""
+def leak(source: str, count: int, total: int, images: str, remedy: str) -> BadInput:
+    """The error about a view or a dataset whose generator was fitted on `count` of the `total`
+    images to judge by (law 8). `remedy` says how to use one generator per fold."""
     return BadInput(
-        f"view {view}: its generator was fitted on {count:,} of the {total:,} {images}, so the "
+        f"{source}: its generator was fitted on {count:,} of the {total:,} {images}, so the "
         "accuracy would be too high; fit one generator per fold (validation: {folds: 5} in its "
         f"configuration) and {remedy}, or validate on a split that it has not seen"
     )

@@ -33,7 +33,6 @@ def write_sampler(
     items: Sequence[bytes] = (bytes(32),),
     name: str = "wgan_gp",
     held_out: Sequence[bytes] = (),
-    critic: str | None = None,
 ) -> Path:
     """The folder of a generator for 16x16 pixels that was fitted on these items."""
     config = CONFIGS[name].model_validate(
@@ -53,7 +52,6 @@ def write_sampler(
         classes=list(classes),
         weights=digest_of_tensors(network),
         items=keys.digest(sorted(item.hex() for item in items)),
-        discriminator_backbone=critic,
     )
     save_generator(folder, network, described)
     return folder

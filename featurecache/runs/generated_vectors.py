@@ -180,16 +180,9 @@ def find_generated_view(name: str, seed: int, runs: str | Path = "runs") -> Gene
     return GeneratedView(name=name, draw=parts.draw, seed=seed, run=folder)
 
 
-def with_generated_items(trained: TrainedItems, views: Sequence[GeneratedView]) -> TrainedItems:
-    """The images of a training with those that its generators were fitted on."""
-    trained_on = {item.tobytes() for item in trained.items}
-    fitted = {
-        item.tobytes()
-        for view in views
-        for seen in view.items
-        for item in seen.items[seen.folds == 0]
-    }
-    others = sorted(fitted - trained_on)
+def with_seen_items(trained: TrainedItems, seen: set[bytes]) -> TrainedItems:
+    """The images of a training with those that its generators have seen."""
+    others = sorted(seen - {item.tobytes() for item in trained.items})
     if not others:
         return trained
     items = np.frombuffer(b"".join(others), np.uint8).reshape(-1, 32)

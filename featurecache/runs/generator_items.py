@@ -43,4 +43,6 @@ def generator_without(
     if 0 in counts:
         return counts.index(0)
     images = "validation images" + (f" of fold {fold}" if fold else "")
-    raise leak(view, min(counts), len(wanted), images, "train with the same folds and seed")
+    raise leak(
+        f"view {view}", min(counts), len(wanted), images, "train with the same folds and seed"
+    )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
+from featurecache.generated_items import fitted_by_datasets
 from featurecache.heads.defaults import VALIDATED
 from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.datasets import Dataset
@@ -127,19 +128,27 @@ def trained_on_note(
             f"{run} may have been trained on some of these images; which ones is unknown, because "
             f"{dataset.root} has changed since"
         ]
+    notes = []
+    for source, fitted in fitted_by_datasets({row.origin for row in rows if row.origin}).items():
+        if (trained.folds_of(list(fitted)) >= 0).any():
+            notes.append(
+                f"{source}: its generator was fitted on images that {run} was trained on, so its "
+                "accuracy on these images says little about others"
+            )
     folds = trained.folds_of([row.item for row in rows])
     networks = trained.networks
     is_final = validated_folder(Path(run)) != Path(run)  # trained on the held-out images too
     seen = int((folds == 0).sum() if networks == 1 and not is_final else (folds >= 0).sum())
     if not seen:
-        return []
+        return notes
     by = (
         "trained on"
         if networks == 1
         else f"trained on by {networks - 1} of its {networks} networks"
     )
     return [
+        *notes,
         f"{seen:,} of these {counted(len(rows), 'image')} {'was' if seen == 1 else 'were'} {by} in "
         f"{run}, so its accuracy here is too high; --split {HELD_OUT} uses the images that it was "
-        "not trained on"
+        "not trained on",
     ]

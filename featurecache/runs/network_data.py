@@ -112,7 +112,7 @@ def load_network_data(
     rows = labelled_rows(dataset, splits_of(config), progress)
     rows = [row for row in rows if row.item not in bad]
     training = choose_rows(config, dataset, rows, {}, progress)
-    training = replace(training, fitted=fitted_items(cache, views))
+    training = replace(training, fitted={**training.fitted, **fitted_items(cache, views)})
     training.notes.extend(f"{sources[item].id}: {reason}" for item, reason in bad.items())
     return NetworkData(
         origin=data, cache=cache, training=training, sources=sources, views=views, spaces=spaces

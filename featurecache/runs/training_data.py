@@ -15,7 +15,7 @@ from featurecache.executors import Progress, silent
 from featurecache.features.mapped import map_columns
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import Fitted, fitted_items, refuse_seen
+from featurecache.generated_items import Fitted, fitted_by_datasets, fitted_items, refuse_seen
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of
 from featurecache.heads.training_set import TrainingSet
@@ -47,7 +47,7 @@ class TrainingData:
     pairs: list[tuple[np.ndarray, np.ndarray]] | None  # (train, validation) if by split
     notes: list[str]  # omissions and their reasons
     copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
-    fitted: Fitted = field(default_factory=dict)  # of the views that generators make
+    fitted: Fitted = field(default_factory=dict)  # of the views and images that generators make
     generated: Mapping[str, GeneratedView] = field(default_factory=dict)  # views without a space
 
     @cached_property
@@ -93,11 +93,10 @@ class TrainingData:
     def folds(self, schedule: Schedule) -> list[tuple[np.ndarray, np.ndarray]]:
         """The training and validation row numbers of each fold. Raises BadInput if a schedule can't
         be validated on these rows."""
-        from featurecache.heads.splits import checked_pairs, split_items  # scikit-learn
+        from featurecache.heads.splits import checked_pairs  # scikit-learn
 
         classes = list(self.dataset.classes)
-        groups = [row.group for row in self.rows]
-        pairs = self.pairs or split_items(self.items, self.labels, schedule, classes, groups)
+        pairs = self.pairs or split_rows(self.rows, schedule, classes)
         pairs = checked_pairs(pairs, self.items, self.labels, schedule, classes, self.copies)
         if schedule.validation.fold is not None:
             pairs = pairs[schedule.validation.fold - 1 :][:1]
@@ -131,6 +130,12 @@ class TrainingData:
             pairs=pairs,
             groups=[row.group for row in self.rows],
         )
+
+    def seen_by_generators(self) -> set[bytes]:
+        """The images that the generators of its views and datasets were fitted on."""
+        seen = [items for view in self.generated.values() for items in view.items]
+        fitted = (items.items[items.folds == 0] for items in seen)
+        return set().union(*self.fitted.values(), *({i.tobytes() for i in part} for part in fitted))
 
     def generator_fields(self) -> dict[str, Any]:
         """What a run's record says about the generators of its views; empty without any."""
@@ -194,7 +199,7 @@ def load_training_data(
             f"chunks; the labels of a window differ by {distance.here:.3f} from those of all rows "
             f"(total variation; {distance.shuffled:.3f} with a full shuffle)"
         )
-    fitted = fitted_items(cache, wanted)
+    fitted = {**loaded.fitted, **fitted_items(cache, wanted)}
     return replace(loaded, spaces=spaces, vectors=vectors, fitted=fitted, generated=generated)
 
 
@@ -225,6 +230,26 @@ def _generated_views(schedule: Schedule, views: Sequence[str]) -> dict[str, Gene
         )
     names = [name for name in views if is_generated(name)]
     return {name: find_generated_view(name, schedule.augment_seed) for name in names}
+
+
+def split_rows(
+    rows: Sequence[LabelledRow], schedule: Schedule, classes: Sequence[str]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The training and validation rows of each fold. Real images are split as they are without
+    generated ones; those are trained on in every fold. Raises BadInput."""
+    from featurecache.heads.splits import split_items  # scikit-learn
+
+    is_real = np.array([not row.origin for row in rows], bool)
+    real, generated = np.flatnonzero(is_real), np.flatnonzero(~is_real)
+    if not len(real):
+        raise BadInput(
+            "all images are generated, and a head is validated on real ones; give these too, as "
+            "another --data"
+        )
+    items = np.frombuffer(b"".join(rows[row].item for row in real), np.uint8).reshape(-1, 32)
+    labels = np.array([rows[row].label for row in real], np.int64)
+    pairs = split_items(items, labels, schedule, classes, [rows[row].group for row in real])
+    return [(np.sort(np.concatenate([real[a], generated])), real[b]) for a, b in pairs]
 
 
 def splits_of(plan: TrainingPlan) -> list[str]:
@@ -268,4 +293,5 @@ def choose_rows(
         pairs=None if plan.validation.split is None else pairs,
         notes=notes,
         copies=copies,
+        fitted=fitted_by_datasets(dataset.generated),
     )

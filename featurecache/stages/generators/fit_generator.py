@@ -95,6 +95,10 @@ def fit_generator(
 
     # The images: those of the chosen classes, and those of a style.
     dataset = open_dataset(data)
+    if dataset.generated:
+        raise BadInput(
+            f"{dataset.generated[0]}: has generated images; a generator is fitted on real ones"
+        )
     style = wanted.style if isinstance(wanted, CycleGanConfig) else None
     classes = _classes(wanted, dataset, path, style)
     rows = labelled_rows(dataset, ["train"], progress)

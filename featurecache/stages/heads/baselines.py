@@ -14,6 +14,7 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import CachedSetting, check_keywords
 from featurecache.features.store import Cache
+from featurecache.generated_items import fitted_by_datasets, fitted_items, refuse_seen
 from featurecache.heads import baselines as fits
 from featurecache.heads.schedules import backbone_choice
 from featurecache.images.datasets import DataSource, open_dataset
@@ -91,6 +92,8 @@ def baselines(
     first = {row.item: row for row in reversed(used) if row.split == "train"}
     train = list(reversed(first.values()))
     tested = decodable([row for row in rows if row.split == split], spaces)
+    fitted = {**fitted_items(opened, wanted), **fitted_by_datasets(dataset.generated)}
+    refuse_seen(fitted, (row.item for row in tested), f"images of {split}")
     if len({row.label for row in train}) < 2:
         raise BadInput("all training images are of one class; baselines need at least two")
 

@@ -29,6 +29,11 @@ def default_schedule(
     """
     names = listed(backbone) or [_only_backbone(cache, data)]
     dataset = open_dataset(data)
+    if dataset.generated:
+        raise BadInput(
+            f"{dataset.generated[0]}: has generated images, and without a schedule a head is "
+            "chosen on training images, which their generator may have seen; give a --schedule"
+        )
     rows, classes = len(dataset.split("train")), len(dataset.classes)
     return network_schedule(
         [backbone_choice(name, where="--backbone") for name in names],

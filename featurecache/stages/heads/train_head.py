@@ -26,7 +26,7 @@ from featurecache.heads.schedules import Schedule, backbone_choice, find_schedul
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import name_of
 from featurecache.notebook import html_table
-from featurecache.runs.generated_vectors import with_generated_items
+from featurecache.runs.generated_vectors import with_seen_items
 from featurecache.runs.record import (
     STARTED,
     RunBackbone,
@@ -220,7 +220,7 @@ def train_head(
 
     def on_done(result: Trained | Swept | Chosen) -> None:
         seen = TrainedItems.from_pairs(training.items, pairs)
-        with_generated_items(seen, list(training.generated.values())).save(run)
+        with_seen_items(seen, training.seen_by_generators()).save(run)
         trained = result.trained if isinstance(result, Chosen) else result
         if isinstance(result, Chosen):
             record.schedule = result.schedule.model_dump(mode="json", exclude_none=True)

@@ -20,6 +20,7 @@ from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import name_of
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.training import TrainingRows, train_network
+from featurecache.runs.generated_vectors import with_seen_items
 from featurecache.runs.network_data import NetworkData, root_of, schedule_of_config
 from featurecache.runs.network_parts import NetworkParts, network_parts
 from featurecache.runs.record import (
@@ -219,7 +220,8 @@ def fill_validation(
 def save_items(run: Path, data: NetworkData, folds: Sequence[TrainingRows]) -> None:
     """Write which images the networks of a run were trained on."""
     pairs = [(rows.train, rows.val) for rows in folds]
-    TrainedItems.from_pairs(data.training.items, pairs).save(run)
+    seen = TrainedItems.from_pairs(data.training.items, pairs)
+    with_seen_items(seen, data.training.seen_by_generators()).save(run)
 
 
 def effective_config(config: NetworkConfig) -> dict[str, Any]:

@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from featurecache.errors import BadInput, UnknownName
 from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import Dataset
 from featurecache.lookup.labelled_rows import labelled_rows, training_rows
 from featurecache.runs.held_out import HELD_OUT
+from featurecache.runs.training_data import split_rows
 from featurecache.text import counted
 
 _REMEDY = "train with validation: {folds: 5}, or with one fraction and one seed"
@@ -52,14 +51,9 @@ def check_held_out(group: Sequence[Schedule], dataset: Dataset, where: str) -> N
     }
     if len(parts) < 2:
         return
-    from featurecache.heads.splits import split_items  # scikit-learn
-
     rows = training_rows(dataset, ["train"], labelled_rows(dataset, ["train"]), []).rows
-    items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
-    labels = np.array([row.label for row in rows], np.int64)
-    groups = [row.group for row in rows]
     held_out = [
-        set(split_items(items, labels, schedule, dataset.classes, groups)[0][1].tolist())
+        set(split_rows(rows, schedule, dataset.classes)[0][1].tolist())
         for schedule in parts.values()
     ]
     if not set.intersection(*held_out):
@@ -80,7 +74,7 @@ def check_classes(schedule: Schedule, dataset: Dataset, where: str) -> None:
     if schedule.validation.split is not None:
         return
     needed = schedule.validation.folds or 2
-    counts = Counter(sample.label for sample in dataset.split("train"))
+    counts = Counter(sample.label for sample in dataset.split("train") if not sample.origin)
     for label, name in enumerate(dataset.classes):
         if 0 < counts[label] < needed:
             raise BadInput(
