@@ -63,16 +63,18 @@ def unknown_variables() -> list[str]:
 
 def command_line(command: str, **options: object) -> str:
     """A command for a user to paste: `featurecache inspect --data 'my photos'`. Omits options that
-    are None, and those that have the default, unless a setting changes it."""
+    are None, and those that have the default, unless a setting changes it. A list is an option that
+    is repeated."""
     try:
         settings: set[str] = {*read_settings()}
     except BadInput:  # of the settings; the command then needs all its options
         settings = {*KEYS}
-    words = [
-        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
-        for name, value in options.items()
-        if value is not None and (name in settings or str(value) != _DEFAULTS.get(name))
-    ]
+    words = []
+    for name, option in options.items():
+        values = option if isinstance(option, list) else [option]
+        is_default = [str(value) for value in values] == [_DEFAULTS.get(name)]
+        if option is not None and (name in settings or not is_default):
+            words += [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for value in values]
     return " ".join(["featurecache", command, *words])
 
 

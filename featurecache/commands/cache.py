@@ -242,10 +242,11 @@ def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
         parts += [f"{counted(unknown, 'shard')} with an unknown number of rows"] if unknown else []
         click.echo(f"{' and '.join(parts)} in quarantine not yet recomputed", err=True)
     if (result.bad or result.pending) and not arguments["repair"]:
-        data = arguments["data"]  # a Dataset if options name its columns
+        data = arguments["data"]  # a Dataset if there are several, or options name columns
         options = {"cache": arguments["cache"], **getattr(data, "columns", {})}
         is_there = data != "data" or Path("data").exists()
-        command = command_line("verify --repair", **options, data=data if is_there else "DIR")
+        names = [*getattr(data, "locations", ())] or data
+        command = command_line("verify --repair", **options, data=names if is_there else "DIR")
         actions = [f"quarantines {counted(len(result.bad), 'bad file')}"] if result.bad else []
         click.echo(f"{command} {' and '.join([*actions, 'recomputes the rows'])}", err=True)
     unrepaired = result.bad and not arguments["repair"]

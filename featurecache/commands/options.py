@@ -28,16 +28,17 @@ def _keep_column(context: click.Context, option: click.Parameter, value: str | N
         context.meta.setdefault(_COLUMNS, {})[option.name] = value
 
 
-def _with_columns(context: click.Context, _: click.Parameter, data: str | None) -> Any:
-    """`data`, opened if options name columns of it, so that no command needs to know of them."""
-    columns = context.meta.get(_COLUMNS)
-    if not columns or context.resilient_parsing:
-        return data
-    if data is None:
+def open_data(context: click.Context, _: click.Parameter, data: tuple[str, ...]) -> Any:
+    """A single --data as it is; several, or one with columns, opened, so that no command needs to
+    know of them."""
+    columns = context.meta.get(_COLUMNS, {})
+    if (not columns and len(data) < 2) or context.resilient_parsing:
+        return data[0] if data else None
+    if not data:
         raise click.UsageError("the options for columns of a CSV file need --data")
     import featurecache
 
-    return featurecache.open_dataset(data, **columns)
+    return featurecache.open_dataset(list(data), **columns)
 
 
 def _data(command: Command, default: str | None = "data", note: str = "") -> Command:
@@ -50,10 +51,11 @@ def _data(command: Command, default: str | None = "data", note: str = "") -> Com
         )(command)  # fmt: skip
     from_settings: dict[str, Any] = {} if default is None else _from("data")
     return click.option(
-        "--data", default=default, show_default=True, metavar="DIR|FILE|digits",
-        callback=_with_columns, **from_settings,
+        "--data", multiple=True, default=(default,) if default else (), show_default=True,
+        metavar="DIR|FILE|digits", callback=open_data, **from_settings,
         help="The dataset: a folder, a .csv, .parquet or .tar file, or hf://OWNER/NAME. Columns: "
-        f"--path-column, --label-column, --split-column, --group-column.{note}",
+        "--path-column, --label-column, --split-column, --group-column. Repeatable: several are "
+        f"joined.{note}",
     )(command)  # fmt: skip
 
 

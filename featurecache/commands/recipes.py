@@ -8,14 +8,20 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import options
+from featurecache.commands.options import open_data, options
 from featurecache.commands.progress import open_progress
 from featurecache.commands.setting_options import setting
 
 
 @click.command()
 @click.argument("recipe")
-@click.option("--data", metavar="DIR|CSV|digits", help="Overrides the dataset in the recipe.")
+@click.option(
+    "--data",
+    multiple=True,
+    callback=open_data,
+    metavar="DIR|CSV|digits",
+    help="Overrides the dataset in the recipe. Repeatable: several are joined.",
+)
 @click.option("--cache", metavar="DIR", help="Overrides the cache in the recipe.")
 @click.option("--runs", metavar="DIR", help="Overrides the folder for runs in the recipe.")
 @options("engine", "workers", "device", "allow_failed", "json", "quiet", "debug")

@@ -19,6 +19,7 @@ from featurecache.filling.shard_plan import ShardPlan, check_shard_rows, parse_p
 from featurecache.filling.tally import Tally
 from featurecache.generated_items import note_generators
 from featurecache.images.canary_memos import known_pixel_canary
+from featurecache.images.datasets import names_of
 from featurecache.images.views import View
 from featurecache.settings import command_line
 
@@ -141,7 +142,7 @@ def fill(
 def _pixel_notes(request: Request, spaces: Iterable[Space]) -> list[str]:
     """A note on each space whose rows come from machines that compute different pixels."""
     dataset = request.dataset
-    options = {"data": dataset, "cache": request.cache.root, **dataset.columns}
+    options = {"data": names_of(dataset), "cache": request.cache.root, **dataset.columns}
     command = command_line("verify --recompute 100", **options)
     return [
         f"view {space.view}, backbone {space.backbone or '(pictures)'}: its rows come from "

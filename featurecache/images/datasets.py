@@ -27,15 +27,16 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, TypeGuard, Unpack, overload
 
 import numpy as np
 
-from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName, nearest
-from featurecache.images.layouts.contents import Contents, first_few
+from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName
+from featurecache.images.layouts.class_names import check_classes, class_hint
+from featurecache.images.layouts.contents import Contents
 from featurecache.images.layouts.csv_files import TABLES, csv_file
 from featurecache.images.layouts.csv_tables import CsvColumns
 from featurecache.images.layouts.folder_layouts import LAYOUTS, folder_contents
@@ -47,9 +48,10 @@ from featurecache.images.layouts.hub_datasets import (
 )
 from featurecache.images.layouts.in_memory import Table, in_memory
 from featurecache.images.layouts.indexes import Indexed, read_index
+from featurecache.images.layouts.joined import joined_classes, joined_samples
 from featurecache.images.layouts.tar_shards import is_archive, is_tar, shard_paths, tar_shards
 from featurecache.images.layouts.torch_datasets import MapStyle, is_map_style, torch_datasets
-from featurecache.images.names import difference, looking_alike, same_numbers
+from featurecache.images.names import is_picture
 from featurecache.images.samples import SPLITS, Member, Sample
 from featurecache.notebook import html_table
 from featurecache.storage.local import working_folder
@@ -60,6 +62,7 @@ from featurecache.text import as_utf8, counted
 FRAME = "DataFrame.csv"  # stands for the file of a table in memory
 
 _MAX_SHOWN = 5  # classes shown in a notebook
+_COLUMNED = (".csv", ".jsonl")  # suffixes of files with named columns
 
 
 _LABELS = (
@@ -74,7 +77,8 @@ class Dataset:
 
     `words` maps class names to readable names, if the dataset has them. `notes` list what looks
     like a part of the dataset but is not used. `location` is the path or URL that it was opened at,
-    with these `columns`; it is empty for images in memory and for a part of a dataset.
+    with these `columns`; it is empty for images in memory and for a part of a dataset. Of several
+    datasets as one, `locations` has each.
     """
 
     root: str
@@ -85,6 +89,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     location: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    locations: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -125,7 +130,7 @@ class Dataset:
     def __getitem__(self, index: int | slice) -> Sample | Dataset:
         """A sample, or a dataset of some of the samples."""
         if isinstance(index, slice):
-            return replace(self, samples=self.samples[index], location="")
+            return replace(self, samples=self.samples[index], location="", locations=())
         return self.samples[index]
 
     def __iter__(self) -> Iterator[Sample]:
@@ -162,7 +167,29 @@ DataSource = (
 
 def name_of(data: DataSource) -> str:
     """What messages and records call the data: its path, or the type of what is in memory."""
-    return str(data) if isinstance(data, str | Path | Dataset) else type(data).__name__
+    return " + ".join(names_of(data))
+
+
+def names_of(data: DataSource) -> list[str]:
+    """What --data gets, once for each of several datasets."""
+    if isinstance(data, Dataset) and data.locations:
+        return list(data.locations)
+    if _are_datasets(data):
+        return [name for part in data for name in names_of(part)]
+    return [str(data) if isinstance(data, str | Path | Dataset) else type(data).__name__]
+
+
+def _are_datasets(data: DataSource) -> TypeGuard[Sequence[str | Path | Dataset]]:
+    """Whether a sequence names datasets, and not images."""
+    return (
+        isinstance(data, list | tuple)
+        and len(data) > 0
+        and all(
+            isinstance(part, Dataset)
+            or (isinstance(part, str | Path) and not is_picture(Path(part).name))
+            for part in data
+        )
+    )
 
 
 def open_dataset(
@@ -175,6 +202,8 @@ def open_dataset(
 ) -> Dataset:
     """The dataset at `data`: a folder, a file, `hf://OWNER/NAME`, or the literal string `digits`.
 
+    A list of these is one dataset, in which equal class names are the same class.
+
     A Dataset is returned unchanged, so that every function that takes a path also takes a dataset.
     A pandas DataFrame is read as a CSV file in the working folder. A sequence of arrays (H, W, 3)
     or (H, W) uint8, PIL images or paths, or an array of such images, may have `labels`, `splits`
@@ -183,6 +212,8 @@ def open_dataset(
     table whose names are not usual ones. Lists files, but reads no image. Raises BadInput, with
     advice, if `data` is not a dataset.
     """
+    if _are_datasets(data) and labels is splits is groups is None:
+        return _joined(data, columns)
     if isinstance(data, list | tuple | np.ndarray):
         return _numbered(in_memory(data, labels, splits, groups))
     if not (labels is splits is groups is None):
@@ -204,6 +235,34 @@ def open_dataset(
         return _numbered(torch_datasets(data if isinstance(data, Mapping) else {"": data}))
     raise BadInput(
         f"{data!r}: not a path, and no dataset with a length and an index; pass a single one"
+    )
+
+
+def _joined(data: Sequence[str | Path | Dataset], columns: CsvColumns) -> Dataset:
+    """Several datasets as one. `columns` are of the tables among them."""
+    is_table = [str(part).startswith(SCHEME) or str(part).endswith(_COLUMNED) for part in data]
+    if any(columns.values()) and not any(is_table):
+        raise _no_columns(name_of(data), columns)
+    parts = [
+        open_dataset(part, **columns) if has_columns else open_dataset(part)
+        for part, has_columns in zip(data, is_table, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    root = " + ".join(part.root for part in parts)
+    locations = [name for part in parts for name in part.locations or (part.location,)]
+    if twice := [name for name, count in Counter(filter(None, locations)).items() if count > 1]:
+        raise BadInput(f"{root}: {twice[0]} is there twice; give each dataset once")
+    classes, notes = joined_classes(parts)
+    return Dataset(
+        root,
+        "joined",
+        _sorted(list(joined_samples(parts, classes))),
+        tuple(classes),
+        {name: word for part in parts for name, word in part.words.items()},
+        (*(note for part in parts for note in part.notes), *notes, *check_classes(classes, root)),
+        columns={name: str(value) for name, value in columns.items() if value},
+        locations=tuple(locations) if all(locations) else (),
     )
 
 
@@ -249,7 +308,7 @@ def _opened(data: str | Path | StoredFile, columns: CsvColumns) -> Dataset:
 
 def _table(data: str | Path | StoredFile, columns: CsvColumns) -> Dataset:
     path = locate(data)
-    if path.suffix.lower() not in (".csv", ".jsonl"):
+    if path.suffix.lower() not in _COLUMNED:
         raise _no_columns(data, columns)
     if not isinstance(path, StoredFile) and not _is_there(path):
         raise BadInput(f"{as_utf8(path)}: no such file")
@@ -300,10 +359,10 @@ def _numbered(contents: Contents) -> Dataset:
             source = entry.id if isinstance(entry.source, bytes) else entry.source
             raise BadInput(
                 f"{root}: class {entry.label!r} (of {source}) is not in split train; "
-                f"{_class_hint(entry.label, train)}"
+                f"{class_hint(entry.label, train)}"
             )
     classes = sorted({entry.label for entry in listed if entry.label is not None})
-    notes = tuple(map(as_utf8, [*contents.notes, *_check_classes(classes, root)]))
+    notes = tuple(map(as_utf8, [*contents.notes, *check_classes(classes, root)]))
     number = {label: index for index, label in enumerate(classes)}
     base = working_folder()  # sources are absolute, as workers may run elsewhere
     samples = [
@@ -327,37 +386,6 @@ def _numbered(contents: Contents) -> Dataset:
         words,
         tuple(map(as_utf8, notes)),
     )
-
-
-def _check_classes(classes: Sequence[str], root: str) -> list[str]:
-    """Notes on unusual class names. Raises BadInput for invalid ones."""
-    for label in classes:
-        if as_utf8(label) != label:
-            raise BadInput(
-                f"{as_utf8(root)}: class {as_utf8(label)} has a name that is not UTF-8; rename it"
-            )
-        if "\0" in label:
-            raise BadInput(f"{root}: class {label!a} has a NUL in its name; is the file text?")
-    for first, second in looking_alike(classes):
-        raise BadInput(
-            f"{root}: classes {first!a} and {second!a} look the same and differ in "
-            f"{difference(first, second)}; rename one of them"
-        )
-    cased = [f"{first} and {second}" for first, second in looking_alike(classes, cased=False)]
-    numbers = [f"{first} and {second}" for first, second in same_numbers(classes)]
-    pairs_by_rule = {"differ only in upper and lower case": cased, "are the same number": numbers}
-    return [
-        f"classes that {rule}: {first_few(pairs)}" for rule, pairs in pairs_by_rule.items() if pairs
-    ]
-
-
-def _class_hint(label: str, others: Iterable[str]) -> str:
-    """A hint for an unknown class: how it differs from one that looks the same, or near names."""
-    for class_name in others:
-        change = difference(label, class_name)
-        if change is not None:
-            return f"it differs from {class_name!a} in {change}; rename one of them"
-    return nearest(label, others)
 
 
 def _source(base: Path, source: str | Member | bytes) -> Path | StoredFile | Member | bytes:

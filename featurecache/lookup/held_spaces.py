@@ -18,7 +18,7 @@ from featurecache.features.store import Cache
 from featurecache.features.timm_models import ALIASES, check_name
 from featurecache.features.trained_networks import trained_network
 from featurecache.heads.schedules import BackboneChoice
-from featurecache.images.datasets import Dataset, DataSource, name_of
+from featurecache.images.datasets import Dataset, DataSource, names_of
 from featurecache.images.views import View
 from featurecache.settings import command_line
 from featurecache.text import counted
@@ -194,7 +194,7 @@ def featurize_command(
     seed: int,
 ) -> str:
     """The command that computes the vectors of these views; default options are omitted."""
-    options: dict[str, object] = {"data": name_of(data), "cache": cache.root, "backbone": backbone}
+    options: dict[str, object] = {"data": names_of(data), "cache": cache.root, "backbone": backbone}
     options |= data.columns if isinstance(data, Dataset) else {}
     options |= {name: setting[name] for name in (*OPTIONS, "store") if setting.get(name)}
     if str(setting.get("weights")).startswith("random-"):
@@ -211,9 +211,9 @@ def featurize_command(
 def first_command(cache: str | Path, data: DataSource | None = None) -> str:
     """The command that computes first vectors into a cache, here of a dataset, or else of that of
     the settings."""
-    name = None if data is None else name_of(data)
+    names = None if data is None else names_of(data)
     columns = data.columns if isinstance(data, Dataset) else {}
-    options = {"data": name, "cache": cache, "backbone": "efficientnet_lite0", **columns}
+    options = {"data": names, "cache": cache, "backbone": "efficientnet_lite0", **columns}
     return command_line("featurize", **options)
 
 

@@ -17,6 +17,7 @@ from featurecache.runs.record import RunRecord, read_run
 DEFAULTS = {"data": "data", "cache": "data/cache"}
 _FIELDS = {"data": "path", "cache": "cache"}  # of `data` in a run's record
 _FROM_RUN = "from_run"  # of `data` in a run's record: the same paths, relative to the run
+_SEVERAL = "paths"  # of `data` in a run's record: instead of `path`, of several datasets
 _COLUMNS = "columns"  # of `data` in a run's record: what the options for columns were
 
 
@@ -28,6 +29,10 @@ def source_fields(dataset: Dataset, cache: object, run: Path) -> dict[str, Any]:
     if dataset.location:
         fields[_FIELDS["data"]] = _absolute_name(dataset.location)
     paths = {name: _relative_path(str(path), run) for name, path in fields.items()}
+    if dataset.locations:
+        several = [_absolute_name(name) for name in dataset.locations]
+        fields[_SEVERAL] = several
+        paths |= {f"{_SEVERAL}.{n}": _relative_path(path, run) for n, path in enumerate(several)}
     fields[_FROM_RUN] = {name: path for name, path in paths.items() if path is not None}
     if dataset.columns:
         fields[_COLUMNS] = dict(dataset.columns)
@@ -37,10 +42,16 @@ def source_fields(dataset: Dataset, cache: object, run: Path) -> dict[str, Any]:
 def data_of(runs: Sequence[Path]) -> str | Dataset:
     """The data that runs were made from, as `source_of` finds it, read by the same columns. Raises
     BadInput."""
-    name = source_of(runs, "data")
-    columns = [_columns_of(read_run(run)) for run in runs]
+    records = [read_run(run) for run in runs]
+    counts = {len(_several(record)) for record in records}
+    if len(counts) > 1:
+        raise BadInput("these runs were made from different data; pass --data")
+    columns = [_columns_of(record) for record in records]
+    name: str | list[str] = [
+        _source_of(runs, records, "data", f"{_SEVERAL}.{number}") for number in range(max(counts))
+    ] or source_of(runs, "data")
     if not any(columns):
-        return name
+        return name if isinstance(name, str) else open_dataset(name)
     if any(chosen != columns[0] for chosen in columns):
         raise BadInput(
             f"these runs read different columns of {name}; pass --data and the options for columns"
@@ -62,10 +73,12 @@ def source_of(runs: Sequence[Path], source: str) -> str:
 
     Raises BadInput if it has moved elsewhere, or if the runs were made from different ones.
     """
-    records = [read_run(run) for run in runs]
-    recorded = {
-        str(name) for record in records if (name := record.data.get(_FIELDS[source])) is not None
-    }
+    return _source_of(runs, [read_run(run) for run in runs], source, _FIELDS[source])
+
+
+def _source_of(runs: Sequence[Path], records: Sequence[RunRecord], source: str, field: str) -> str:
+    """`source_of`; `field` is the one of the records that has it."""
+    recorded = {name for record in records if (name := _field(record, field)) is not None}
     if not recorded:
         return DEFAULTS[source]
     if len(recorded) > 1:
@@ -76,9 +89,10 @@ def source_of(runs: Sequence[Path], source: str) -> str:
         return name
     text = f"{runs[0]}: its {source} is no longer at {name}"
     pairs = zip(runs, records, strict=True)
-    candidates = [_moved_path(run, record, source) for run, record in pairs]
-    candidates += [_typed_name(record) for record in records if source == "data"]
-    candidates.append(DEFAULTS[source])
+    candidates = [_moved_path(run, record, field) for run, record in pairs]
+    if field == _FIELDS[source]:
+        candidates += [_typed_name(record) for record in records if source == "data"]
+        candidates.append(DEFAULTS[source])
     for candidate in candidates:
         if candidate and Path(candidate).exists():
             hint = f"using {candidate}; pass --{source} if it is elsewhere"
@@ -101,10 +115,26 @@ def _relative_path(name: str, run: Path) -> str | None:
         return None
 
 
-def _moved_path(run: Path, record: RunRecord, source: str) -> str:
+def _field(record: RunRecord, field: str) -> str | None:
+    """A field of `data`, or `paths.N`, an entry of one."""
+    if field.startswith(f"{_SEVERAL}."):
+        return _several(record)[int(field.partition(".")[2])]
+    value = record.data.get(field)
+    return None if value is None else str(value)
+
+
+def _several(record: RunRecord) -> list[str]:
+    """The paths of several datasets; empty for one. Raises DamagedRun."""
+    paths = record.data.get(_SEVERAL, [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise damaged_run(record._path, f"data.{_SEVERAL}: not a list of paths")
+    return paths
+
+
+def _moved_path(run: Path, record: RunRecord, field: str) -> str:
     """Where a source is now if it was moved together with the run; empty if that is not known."""
     paths = record.data.get(_FROM_RUN)
-    path = paths.get(_FIELDS[source]) if isinstance(paths, dict) else None
+    path = paths.get(field) if isinstance(paths, dict) else None
     return os.path.normpath(run / path) if isinstance(path, str) else ""
 
 

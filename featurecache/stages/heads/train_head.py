@@ -24,7 +24,7 @@ from featurecache.heads.defaults import CandidateRow
 from featurecache.heads.overrides import Overrides, has_network_settings, with_overrides
 from featurecache.heads.schedules import Schedule, backbone_choice, find_schedule, read_schedule
 from featurecache.heads.trained_items import TrainedItems
-from featurecache.images.datasets import name_of
+from featurecache.images.datasets import name_of, names_of
 from featurecache.notebook import html_table
 from featurecache.runs.generated_vectors import with_seen_items
 from featurecache.runs.record import (
@@ -186,7 +186,7 @@ def train_head(
     first = str(next(iter(training.spaces.values()))[0].backbone)
     dataset = training.dataset
     drift_command = command_line(
-        "study drift", data=name_of(data), cache=cache, backbone=first, **dataset.columns
+        "study drift", data=names_of(data), cache=cache, backbone=first, **dataset.columns
     )
     record = RunRecord(
         identity=identity,

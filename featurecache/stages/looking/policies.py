@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featurecache.errors import BadInput
-from featurecache.images.datasets import Dataset, DataSource, name_of, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, names_of, open_dataset
 from featurecache.images.decode import Undecodable
 from featurecache.images.layouts.folder_layouts import FOLDER_LAYOUTS
 from featurecache.images.layouts.own_output import GAP, MARK, SHEET, TILE
@@ -89,7 +89,7 @@ def preview(
         except Undecodable:  # `inspect` lists these images
             continue
     if not rows:
-        command = command_line("inspect", data=name_of(data))
+        command = command_line("inspect", data=names_of(data))
         raise BadInput(f"{dataset}: no image could be decoded; see: {command}")
     picture = sheet(rows, TILE, GAP)
     try:

@@ -53,6 +53,7 @@ from featurecache.stages.recipes.recipe_steps import (
     Featurize,
     FitGenerator,
     Measure,
+    Names,
     Report,
     RunRecipe,
     Step,
@@ -73,7 +74,7 @@ class RecipeFile(pydantic.BaseModel):
     model_config = STRICT
 
     description: str = ""
-    data: str = "data"
+    data: Names = "data"
     cache: str = "data/cache"
     runs: str = "runs"
     steps: list[dict[str, Any]] = Field(min_length=1)

@@ -1,0 +1,232 @@
+"""Every way in which a generated image or vector may meet the fold or split that its generator saw:
+refused (law 8). And the trainings beside these that are allowed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import featurecache
+from featurecache.errors import BadInput
+from featurecache.heads.trained_items import TrainedItems
+from tests.samplers import write_sampler
+
+CLASSES = ("cat", "dog", "owl")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("load_once")]
+Make = Callable[..., Path]
+
+
+def items_in(folder: Path) -> list[bytes]:
+    return [hashlib.sha256(path.read_bytes()).digest() for path in sorted(folder.rglob("*.png"))]
+
+
+@pytest.fixture(scope="module")
+def folds(small_runs: dict[str, Path]) -> dict[int, list[bytes]]:
+    """The items of each of three folds."""
+    seen = TrainedItems.load(small_runs["folds"])
+    assert seen is not None
+    return {n: [row.tobytes() for row in seen.items[seen.folds == n]] for n in (1, 2, 3)}
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A dataset of four images per class. The network is always the same, and so are the images;
+    only what it was fitted on differs."""
+
+    def write(items: Sequence[bytes]) -> Path:
+        sampler = write_sampler(tmp_path / "sampler", CLASSES, items)
+        return Path(
+            featurecache.generate(sampler, out=tmp_path / "made", per_class=4, workers=0).out
+        )
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def cache(
+    tmp_path_factory: pytest.TempPathFactory, small_cache: Path, tiny: dict[str, Any]
+) -> Path:
+    """`small_cache` and the generated images."""
+    folder = tmp_path_factory.mktemp("generated")
+    shutil.copytree(small_cache, folder / "cache")
+    sampler = write_sampler(folder / "sampler", CLASSES)
+    featurecache.generate(sampler, out=folder / "made", per_class=4, workers=0)
+    featurecache.featurize(folder / "made", cache=folder / "cache", **tiny)
+    return folder / "cache"
+
+
+def train(folder: Path, validation: Any, data: Any, cache: Path, **changed: Any) -> Any:
+    path = folder / "head.yaml"
+    phases = [{"views": "none", "epochs": 2}]
+    content = {"backbone": "efficientnet_lite0", "head": {"hidden": [4]}, "batch_size": 8}
+    path.write_text(json.dumps(content | {"validation": validation, "phases": phases} | changed))
+    return featurecache.train_head(path, data=data, cache=cache, runs=folder / "runs", device="cpu")
+
+
+RIDGE = {"head": {"kind": "ridge"}}
+VALIDATIONS = [{"fraction": 0.25}, {"folds": 3}, {"folds": 3, "fold": 2}]
+
+
+@pytest.mark.parametrize("changed", [{}, RIDGE])
+def test_a_generator_of_all_training_images_may_be_used_with_another_split(
+    changed: Any, make: Make, small_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    made = make(items_in(small_data / "train"))
+    run = Path(train(tmp_path, {"split": "val"}, [small_data, made], cache, **changed).run)
+    record = json.loads((run / "run.json").read_text())["data"]
+    assert record["rows"] == 60 and record["paths"] == [str(small_data), str(made)]
+    seen = TrainedItems.load(run)
+    assert seen is not None and len(seen.items) == 60 and int((seen.folds == 1).sum()) == 12
+
+
+@pytest.mark.parametrize("changed", [{}, RIDGE])
+@pytest.mark.parametrize("validation", VALIDATIONS)
+def test_and_not_with_a_part_of_the_training_images(
+    validation: Any, changed: Any, make: Make, small_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    made = make(items_in(small_data / "train"))
+    with pytest.raises(BadInput, match=f"dataset {made}: its generator was fitted on") as error:
+        train(tmp_path, validation, [small_data, made], cache, **changed)
+    assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("changed", [{}, RIDGE])
+def test_the_generator_of_a_fold_is_used_in_that_fold_alone(
+    changed: Any, folds: dict[int, list[bytes]], make: Make, small_data: Path, cache: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    data = [small_data, make(folds[1] + folds[3])]
+    run = Path(train(tmp_path, {"folds": 3, "fold": 2}, data, cache, **changed).run)
+    seen = TrainedItems.load(run)
+    assert seen is not None  # the fold has the same images as without the generated ones
+    assert [row.tobytes() for row in seen.items[seen.folds == 1]] == folds[2]
+    for validation in ({"folds": 3, "fold": 1}, {"folds": 3}, {"fraction": 0.25}):
+        with pytest.raises(BadInput, match="fit one generator per fold"):
+            train(tmp_path, validation, data, cache, **changed)
+
+
+def test_generated_images_are_never_validated_on(
+    make: Make, small_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    data = [small_data, make([bytes(32)])]
+    run = Path(train(tmp_path, {"folds": 3}, data, cache).run)
+    seen = TrainedItems.load(run)
+    assert seen is not None
+    made = {hashlib.sha256(s.read()).digest() for s in featurecache.open_dataset(data[1])}
+    fold_of = dict(zip(map(np.ndarray.tobytes, seen.items), seen.folds.tolist(), strict=True))
+    assert {fold_of[item] for item in made} == {0}
+    assert featurecache.evaluate(run, split="held-out").n == 36
+    with pytest.raises(BadInput, match="all images are generated"):
+        train(tmp_path, {"folds": 3}, data[1], cache)
+
+
+def test_a_generator_that_saw_another_split_is_refused(
+    make: Make, small_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Of another dataset, whose training images are validation images here."""
+    data = [small_data, make(items_in(small_data / "val")[:1])]
+    for validation in ({"split": "val"}, {"folds": 3}):
+        with pytest.raises(BadInput, match="fitted on 1 of the 12 "):
+            train(tmp_path, validation, data, cache)
+    with pytest.raises(BadInput, match="fitted on 1 of the 12 images of val"):
+        featurecache.baselines("efficientnet_lite0", data=data, cache=cache)
+
+
+def test_a_single_shard_keeps_its_origin(
+    make: Make, small_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    made = make(items_in(small_data / "train"))
+    for name in (made / "train-00000.tar", f"{made}/train-{{00000..00000}}.tar"):
+        with pytest.raises(BadInput, match="its generator was fitted on"):
+            train(tmp_path, {"folds": 3}, [small_data, name], cache)
+    (tmp_path / "link").symlink_to(made)
+    with pytest.raises(BadInput, match="its generator was fitted on"):
+        train(tmp_path, {"folds": 3}, [small_data, tmp_path / "link"], cache)
+    joined = featurecache.open_dataset([small_data, made])
+    for part in (joined, joined[:]):
+        with pytest.raises(BadInput, match="its generator was fitted on"):
+            train(tmp_path, {"folds": 3}, part, cache)
+
+
+def test_a_head_that_is_chosen_without_a_schedule_is_refused(
+    make: Make, small_data: Path, cache: Path
+) -> None:
+    data = [small_data, make([bytes(32)])]
+    with pytest.raises(BadInput, match="give a --schedule"):
+        featurecache.train_head(data=data, cache=cache)
+
+
+def test_a_network_is_refused_too(
+    make: Make, small_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    made = make(items_in(small_data / "train"))
+    config = tmp_path / "net.yaml"
+    network = {"name": "test_efficientnet", "input_size": 32}
+    content = {"network": network, "views": "none", "epochs": 1, "validation": {"folds": 3}}
+    config.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="its generator was fitted on"):
+        featurecache.train_network(config, data=[small_data, made], cache=cache, workers=0)
+
+
+def test_a_generator_is_not_fitted_on_generated_images(
+    make: Make, small_data: Path, tmp_path: Path
+) -> None:
+    made = make([bytes(32)])
+    config = tmp_path / "gen.yaml"
+    config.write_text(json.dumps({"generator": "wgan", "image_size": 8, "steps": 1}))
+    for data in (made, [small_data, made]):
+        with pytest.raises(BadInput, match="a generator is fitted on real ones"):
+            featurecache.fit_generator(config, data=data, out=tmp_path / "run", workers=0)
+
+
+def test_evaluation_on_generated_images_says_what_their_generator_saw(
+    make: Make, small_data: Path, small_runs: dict[str, Path], cache: Path
+) -> None:
+    made = make(items_in(small_data / "train"))
+    notes = featurecache.evaluate(small_runs["split"], data=made, cache=cache, split="train").notes
+    assert any("its generator was fitted on images that" in note for note in notes)
+
+
+# ---- vectors of a sampler ----
+
+
+def fit(folder: Path, data: Path, cache: Path, **changed: Any) -> Path:
+    path = folder / "gen.yaml"
+    path.write_text(
+        json.dumps({"generator": "gaussian", "backbone": "efficientnet_lite0"} | changed)
+    )
+    featurecache.fit_generator(path, data=data, cache=cache, out=folder / "run", device="cpu")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("changed", [{}, RIDGE])
+def test_a_vector_sampler_in_folds_and_solved_heads(
+    changed: Any, small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    run = fit(tmp_path, small_data, small_cache)
+    phases = [{"views": {"none": 0.5, f"gen:{run}_1": 0.5}, "epochs": 1}]
+    for validation in VALIDATIONS:
+        with pytest.raises(BadInput, match="fit one generator per fold"):
+            train(tmp_path, validation, small_data, small_cache, phases=phases, **changed)
+    train(tmp_path, {"split": "val"}, small_data, small_cache, phases=phases, **changed)
+
+
+@pytest.mark.parametrize("changed", [{}, RIDGE])
+def test_a_vector_sampler_of_folds_is_used_in_a_single_fold(
+    changed: Any, small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    run = fit(tmp_path, small_data, small_cache, validation={"folds": 3})
+    phases = [{"views": {"none": 0.5, f"gen:{run}_1": 0.5}, "epochs": 1}]
+    for fold in (1, 3):
+        validation = {"folds": 3, "fold": fold}
+        train(tmp_path, validation, small_data, small_cache, phases=phases, **changed)
+    other = {"folds": 3, "fold": 2}
+    with pytest.raises(BadInput, match="fit one generator per fold"):
+        train(tmp_path, other, small_data, small_cache, phases=phases, seed=5, **changed)
