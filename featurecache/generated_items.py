@@ -22,6 +22,7 @@ from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.generator_nodes import digests, has_partners
 from featurecache.images.views import View
 from featurecache.json_files import Hex64, Open, damaged_run, read_model
+from featurecache.storage.store import Store
 from featurecache.storage.stored_file import StoredFile
 
 # By view or dataset, such as `view winter_1`: the images that its generators were fitted on.
@@ -65,20 +66,21 @@ def fitted_by_datasets(folders: Iterable[str]) -> Fitted:
     return {f"dataset {folder}": frozenset(_items_in(Path(folder))) for folder in folders}
 
 
-def with_folders(cache: Cache, view: View) -> View:
-    """A view from the key of a cache, with the folders of its generators that the cache notes."""
+def with_folders(store: Store, view: View) -> View:
+    """A view from the key of the cache in a store, with the folders of its generators that the
+    cache notes."""
     if view.policy is None or view.policy.generators or not digests(view.policy.tree):
         return view
     folders = {
         digest: Path(note.run)
         for digest in digests(view.policy.tree)
-        if (note := _note(cache, digest)) is not None
+        if (note := _note(store, digest)) is not None
     }
     return replace(view, policy=replace(view.policy, generators=folders))
 
 
-def _note(cache: Cache, digest: str) -> GeneratorNote | None:
-    file = StoredFile(cache.store, f"generators/{digest}.json")
+def _note(store: Store, digest: str) -> GeneratorNote | None:
+    file = StoredFile(store, f"generators/{digest}.json")
     return read_model(file, GeneratorNote, _MAX_NOTE, damaged_run) if file.exists() else None
 
 
@@ -119,7 +121,7 @@ def _items(cache: Cache, digest: str, view: View) -> set[bytes]:
     assert view.policy is not None
     if digest in view.policy.generators:
         return _items_in(view.policy.generators[digest])
-    note = _note(cache, digest)
+    note = _note(cache.store, digest)
     if note is None:
         raise BadInput(
             f"view {view.name}: the cache does not say which images its generator {digest[:16]} "

@@ -89,6 +89,11 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     help="Share of augmented or generated views in each epoch. Repeatable.  "
     "[default: the schedule's]",
 )
+@click.option(
+    "--control",
+    is_flag=True,
+    help="Also train on real images that no generator has seen, in place of generated ones.",
+)
 @click.option("--seeds", type=int, default=5, show_default=True, help="Trainings per variant.")
 @options("runs", "device", "json", "quiet", "debug")
 def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:

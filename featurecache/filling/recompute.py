@@ -15,6 +15,7 @@ from featurecache.features.engines import Engine, open_engine, run_rows
 from featurecache.features.spaces import Space
 from featurecache.filling import pictures, vectors
 from featurecache.filling.shard_plan import Batch
+from featurecache.generated_items import with_folders
 from featurecache.images.samples import Sample
 from featurecache.images.views import view_of_key
 
@@ -51,7 +52,7 @@ class Recomputer:
         if space.backbone is None:
             return self._pictures(space, rows)
         key = space.key
-        view = view_of_key(key["view"], space.view)
+        view = with_folders(space.store, view_of_key(key["view"], space.view))
         network = keys.digest(key["backbone"])
         if network not in self._backbones:
             self._backbones[network] = backbone_of_key(
@@ -82,7 +83,7 @@ class Recomputer:
         return RecomputedRows(arrays={"features": features}, failed=failed, provenance=made_by)
 
     def _pictures(self, space: Space, rows: Sequence[tuple[Sample, bytes]]) -> RecomputedRows:
-        view = view_of_key(space.key["view"], space.view)
+        view = with_folders(space.store, view_of_key(space.key["view"], space.view))
         _check_same_key(space.key, keys.picture_key(view.key()))
         encoded: list[bytes] = []
         failed: dict[bytes, str] = {}

@@ -106,7 +106,7 @@ def resolve_request(
     opened = Cache(cache)
     views = [find_view(name, seed, opened.views) for name in listed(policy)]
     views = views or [View(None), *_stored_views(opened, seed)]
-    views = [with_folders(opened, view) for view in views]
+    views = [with_folders(opened.store, view) for view in views]
     dataset = select_samples(open_dataset(data), setting.get("split"), setting.get("limit"))
     check_views(views, opened)
     backbone_names = listed(backbone)

@@ -15,7 +15,7 @@ import numpy as np
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput
-from featurecache.generator_files import read_description
+from featurecache.generator_files import DESCRIPTION, read_description
 
 NAME = "generator"  # of the node
 PAIRS = "pairs"  # the parameter of a generator that takes two images of a class
@@ -104,7 +104,8 @@ class Named(Protocol):
 def load(node: dict[str, Any], policy: Named, path: str) -> Forward:
     """The generator of a described node of a policy."""
     folder = policy.generators.get(node["weights"])
-    if folder is None:
-        problem = f"the generator {node['weights'][:16]} made this view, and its run is not known; "
-        raise policy.mistake(path, problem + "name the policy file, as in --view FILE.yaml_1")
+    if folder is None or not (folder / DESCRIPTION).is_file():
+        where = "known;" if folder is None else f"at {folder}; put it back there, or"
+        problem = f"the generator {node['weights'][:16]} made this view, and its run is not {where}"
+        raise policy.mistake(path, f"{problem} name the policy file, as in --view FILE.yaml_1")
     return _installed[0](folder, node["weights"])

@@ -22,6 +22,7 @@ from featurecache.images.samples import Sample
 from featurecache.images.transforms import TRIAL_SIDES, Part
 from featurecache.images.view_names import ViewName, policy_files
 
+GENERATED = "gen:"  # begins the name of a view that a training draws from a generator
 CacheViews = Callable[[], Iterable[tuple[str, keys.Json]]]  # the names and keys of a cache's views
 
 
@@ -134,6 +135,12 @@ def find_view(name: str, seed: int = 0, cache_views: CacheViews = tuple) -> View
         raise BadInput(f"view {name!r}: expected a single name, such as color_1")
     if name == "none":
         return View(None)
+    if name.startswith(GENERATED):
+        raise BadInput(
+            f"view {name}: a training that names it in its schedule draws its vectors, so there is "
+            "nothing to compute, to store or to measure here; of a dataset of generated images "
+            "give the folder as --data"
+        )
     parts = ViewName.parse(name).with_draw()
     if not parts.draw:
         raise BadInput(f"view {name!r}: draws are counted from 1, as in {parts.policy}_1")

@@ -25,6 +25,7 @@ from featurecache.generators.trained_generators import read_generator
 from featurecache.heads.drawn import Drawn
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.view_names import ViewName
+from featurecache.images.views import GENERATED
 from featurecache.runs.generator_items import (
     generator_folders,
     generator_key,
@@ -33,13 +34,12 @@ from featurecache.runs.generator_items import (
 from featurecache.runs.generator_records import read_generator_record
 from featurecache.runs.run_names import find_run
 
-PREFIX = "gen:"
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 def is_generated(view: str) -> bool:
     """Whether a view's name is that of a vector sampler."""
-    return view.startswith(PREFIX)
+    return view.startswith(GENERATED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +92,10 @@ class GeneratedView:
                 + (
                     "name it in a policy file"
                     if first.kind == "transform"
-                    else "fit a vector sampler (docs/generators.md)"
+                    else "run `featurecache generate`, and name the folder that it writes"
                 )
             )
-        missing = [name for name in classes if name not in first.classes]
-        if missing:
-            raise BadInput(
-                f"view {self.name}: its generator was fitted without class {missing[0]!r}"
-                + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
-                + "; fit one on all classes of the dataset"
-            )
+        missing_class(self.name, classes, first.classes)
         backbones = read_generator_record(self.run).backbones or []
         wanted = [backbone_of(space) for space in spaces]
         if keys.digest(backbones) != keys.digest(wanted):
@@ -167,10 +161,21 @@ class _Maker:
         return self._last[folder][1]
 
 
+def missing_class(view: str, classes: Sequence[str], fitted: Sequence[str]) -> None:
+    """Raise BadInput if a view's generator was not `fitted` on one of these classes."""
+    missing = [name for name in classes if name not in fitted]
+    if missing:
+        raise BadInput(
+            f"view {view}: its generator was fitted without class {missing[0]!r}"
+            + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
+            + "; fit one on all classes of the dataset"
+        )
+
+
 def find_generated_view(name: str, seed: int, runs: str | Path = "runs") -> GeneratedView:
     """The view `gen:RUN_N`, or `gen:RUN`, which has a draw for each epoch. RUN is a path, or the
     name of a run. Raises BadInput if it is not a finished generator."""
-    parts = ViewName.parse(name.removeprefix(PREFIX))
+    parts = ViewName.parse(name.removeprefix(GENERATED))
     if parts.draw is not None and parts.draw < 1:
         raise BadInput(f"view {name!r}: draws are counted from 1")
     try:

@@ -30,6 +30,7 @@ from featurecache.lookup.labelled_rows import (
     training_rows,
 )
 from featurecache.runs.generated_vectors import GeneratedView, find_generated_view, is_generated
+from featurecache.runs.image_pools import GeneratedImages, ImagePool, find_generated_images
 from featurecache.training.curriculum import TrainingPlan
 
 _ROWS_PER_HASH = 1 << 14  # bounds the memory of hashing
@@ -48,7 +49,8 @@ class TrainingData:
     notes: list[str]  # omissions and their reasons
     copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
     fitted: Fitted = field(default_factory=dict)  # of the views and images that generators make
-    generated: Mapping[str, GeneratedView] = field(default_factory=dict)  # views without a space
+    # Views without a space.
+    generated: Mapping[str, GeneratedView | ImagePool] = field(default_factory=dict)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -161,16 +163,22 @@ def load_training_data(
     BadInput, or NotCached for missing vectors.
     """
     dataset = open_dataset(data)
-    generated = _generated_views(schedule, views)
+    named = _generated_views(schedule, views, cache)
     wanted = {
         name: find_view(name, schedule.augment_seed, cache.views)
         for name in views
-        if name not in generated
+        if name not in named
     }
     rows = labelled_rows(dataset, splits_of(schedule), progress)
     spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)
-    for view in generated.values():
-        view.check(dataset.classes, spaces[schedule.validation.view])
+    generated: dict[str, GeneratedView | ImagePool] = {}
+    for name, view in named.items():
+        clean = spaces[schedule.validation.view]
+        if isinstance(view, GeneratedImages):
+            generated[name] = view.pool(dataset.classes, clean)
+        else:
+            view.check(dataset.classes, clean)
+            generated[name] = view
     loaded = choose_rows(schedule, dataset, rows, spaces, progress)
     rows, notes = loaded.rows, loaded.notes
     items = [row.item for row in rows]
@@ -220,16 +228,23 @@ def _check_maps(schedule: Schedule, space: Space) -> None:
         raise BadInput(f"head: channels: the maps of {space.backbone} have {channels} channels")
 
 
-def _generated_views(schedule: Schedule, views: Sequence[str]) -> dict[str, GeneratedView]:
-    """Those of the views that a vector sampler makes. Raises BadInput."""
+def _generated_views(
+    schedule: Schedule, views: Sequence[str], cache: Cache
+) -> dict[str, GeneratedView | GeneratedImages]:
+    """Those of the views that a vector sampler makes, or that are datasets of generated images.
+    Raises BadInput."""
     view = schedule.validation.view
     if is_generated(view):
         raise BadInput(
             f"validation.view {view}: a head is validated on real images; name a view of them, "
             "such as none"
         )
-    names = [name for name in views if is_generated(name)]
-    return {name: find_generated_view(name, schedule.augment_seed) for name in names}
+    seed = schedule.augment_seed
+    return {
+        name: find_generated_images(name, seed, cache) or find_generated_view(name, seed)
+        for name in views
+        if is_generated(name)
+    }
 
 
 def split_rows(

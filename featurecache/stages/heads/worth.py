@@ -4,22 +4,19 @@ pairs, under several learning-rate schedules: a gain under one may be a loss und
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
 import numpy as np
-import yaml
 
-from featurecache import yaml_files
 from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.store import Cache
 from featurecache.heads import phase_variants
-from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
-from featurecache.images.view_names import ViewName
+from featurecache.heads.schedules import find_schedule, read_schedule
 from featurecache.keys import Json, canonical, digest, picture_key
 from featurecache.networks.configs import NetworkConfig, is_network_config, read_config
 from featurecache.runs.record import make_folder
@@ -27,16 +24,27 @@ from featurecache.runs.training_data import TrainingData, load_training_data
 from featurecache.stages.heads.outcomes import Outcome, outcome_of
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.stages.heads.train_head import DEVICES, claimed_run, overridden
+from featurecache.stages.heads.worth_ways import (
+    CONTROL,
+    Plan,
+    phases_by_policy,
+    rates_of,
+    ways_of,
+    with_control,
+    without_generated,
+)
 from featurecache.storage import durable
-from featurecache.study.gains import CLEAN, SHUFFLED, WRITTEN, Gain, Way, gains, verdict
+from featurecache.study.gains import WRITTEN, Gain, Way, gains, verdict
 from featurecache.text import listed
 
 if TYPE_CHECKING:
     from featurecache.runs.network_outcomes import NetworkOutcomes
 
-LR_SCHEDULES = ("constant", "cosine")  # compared with the schedule's own
-Plan = Schedule | NetworkConfig
-Ways = dict[Way, list[Any]]  # a schedule, or a configuration of a network, for each seed
+
+class WorthOptions(SharedOptions, total=False):
+    """Keywords of worth beside its own."""
+
+    control: bool
 
 
 class ViewCost(TypedDict):
@@ -72,7 +80,7 @@ def worth(
     seeds: int = 5,
     runs: str | Path = "runs",
     device: str = "auto",
-    **options: Unpack[SharedOptions],
+    **options: Unpack[WorthOptions],
 ) -> Worth:
     """Train a schedule as written, on clean images only, and with its phases in another order,
     under every learning-rate schedule and with every seed; compare the results.
@@ -86,11 +94,18 @@ def worth(
     and the same validation images. `share` (one number or several) replaces the
     schedule's share of the augmented or generated views in each epoch.
 
+    Datasets of generated images in `data` are policies too, in shares of 25, 50 and 75% unless
+    the schedule or `share` says otherwise. `control` keeps the training images that no generator
+    has seen out of all trainings but one, in which they are the augmentation: what as many more
+    real images would have gained.
+
     A folder in `runs` stores the outcome of each training. No training is done twice, even when
     policies, learning-rate schedules or seeds are added later, and a killed one resumes. Raises
     BadInput or NotCached before the first step.
     """
-    data, cache, progress = resolve_options(options, "worth")
+    shared = {name: value for name, value in options.items() if name != "control"}
+    data, cache, progress = resolve_options(cast(SharedOptions, shared), "worth")
+    control = options.get("control", False)
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     path = find_schedule(str(schedule))
@@ -105,9 +120,12 @@ def worth(
         raise BadInput(f"seeds {seeds}: must be at least 1, and every seed below 2**32")
     numbers = list(range(wanted.seed, wanted.seed + seeds))
     plan, notes = same_steps(wanted, path)
-    rates = _rates(plan, listed(lr_schedule), type(wanted))
-    policies = listed(policy)
-    by_policy = phase_variants.with_shares(_phases_by_policy(plan, policies, path), share)
+    rates = rates_of(plan, listed(lr_schedule), type(wanted))
+    data, made = without_generated(data)
+    made += [CONTROL] if control else []
+    if isinstance(wanted, NetworkConfig) and made:
+        raise BadInput(f"{path}: generated images are compared for heads, not for networks")
+    by_policy = phases_by_policy(plan, listed(policy), made, share, path)
     ways = ways_of(plan, by_policy, rates, numbers, type(wanted))
     if all(way.order == WRITTEN for way in ways):
         notes.append("all epochs use the same views, so there is no other order of phases")
@@ -116,7 +134,7 @@ def worth(
 
     opened = Cache(cache)
     variants = [variant for way_variants in ways.values() for variant in way_variants]
-    views = [view for variant in variants for view in variant.views()]
+    views = [view for variant in variants for view in variant.views() if view != CONTROL]
     networks: NetworkOutcomes | None = None
     if isinstance(wanted, NetworkConfig):
         from featurecache.runs.network_outcomes import network_outcomes  # torch
@@ -128,9 +146,13 @@ def worth(
         training = load_training_data(wanted, list(dict.fromkeys(views)), data, opened, progress)
         training.check(wanted)
         pairs = training.folds(wanted)
+        if control:
+            training, pairs = with_control(training, pairs, wanted.validation.view)
     classes = list(training.dataset.classes)
     described = {"schedule": plan, "classes": classes, "rows": training.rows_hash()}
-    base = digest(described | ({"network": networks.base} if networks else {}))
+    described |= {"network": networks.base} if networks else {}
+    described |= {"control": training.generated[CONTROL].digest()} if control else {}
+    base = digest(described)
     run = Path(runs) / f"worth-{base[:8]}"
     make_folder(run / "trained")
     spaces = [name for names in training.space_names().values() for name in names]
@@ -204,88 +226,6 @@ def same_steps(schedule: Plan, where: Path) -> tuple[Json, list[str]]:
     if plan.pop("early_stopping", None) is not None:
         notes.append("early_stopping is ignored: all trainings need the same number of steps")
     return plan, notes
-
-
-def ways_of(
-    plan: Json,
-    phases_by_policy: Mapping[str, phase_variants.Phases],
-    rates: Mapping[str, Json],
-    seeds: Sequence[int],
-    kind: type[Plan] = Schedule,
-) -> Ways:
-    """Clean, then each of `phases_by_policy` in its own and in shuffled order, under each of
-    `rates` (the name of a learning-rate schedule -> the keys that set it in a plan)."""
-    ways: Ways = {}
-    for rate, keys in rates.items():
-        base = {name: value for name, value in plan.items() if name != "lr_schedule"} | keys
-
-        def add(way: Way, seed_phases: Sequence[phase_variants.Phases], base: Json = base) -> None:
-            ways[way] = [
-                kind.model_validate(base | {"phases": phases, "seed": seed})
-                for phases, seed in zip(seed_phases, seeds, strict=True)
-            ]
-
-        add(Way(CLEAN, WRITTEN, rate), [phase_variants.clean(plan["phases"])] * len(seeds))
-        for policy, phases in phases_by_policy.items():
-            add(Way(policy, WRITTEN, rate), [phases] * len(seeds))
-            orders = [phase_variants.shuffled(phases, seed) for seed in seeds]
-            if all(orders):
-                add(Way(policy, SHUFFLED, rate), [order for order in orders if order])
-    return ways
-
-
-def _phases_by_policy(
-    plan: Json, policies: Sequence[str], where: Path
-) -> dict[str, phase_variants.Phases]:
-    """Policy -> phases. The schedule's phases come first; where it has several policies, or
-    `policies` names views, the phases through each policy alone follow."""
-    written = plan["phases"]
-    augmented = _by_policy(phase_variants.augmented_views(written))
-    if not augmented:
-        raise BadInput(
-            f"{where}: phases: every view is `none`, so there is no augmentation to compare; "
-            "use another view in some phase, for example {views: spatial_1, epochs: 4}"
-        )
-    if phase_variants.NONE in policies:
-        raise BadInput("--view none: clean training is always compared; give augmented views")
-    result = {"+".join(augmented): written}
-    views = [str(ViewName.parse(view).with_draw()) for view in policies]
-    for policy, draws in _by_policy(views or phase_variants.augmented_views(written)).items():
-        phases = phase_variants.with_views(written, draws)
-        if phases != written:
-            result["+".join(draws) if policy in result else policy] = phases
-    return result
-
-
-def _by_policy(views: Sequence[str]) -> dict[str, list[str]]:
-    """Policy -> its distinct views."""
-    draws_by_policy: dict[str, list[str]] = {}
-    for view in dict.fromkeys(views):
-        draws_by_policy.setdefault(ViewName.parse(view).policy, []).append(view)
-    return draws_by_policy
-
-
-def _rates(plan: Json, texts: Sequence[str], kind: type[Plan]) -> dict[str, Json]:
-    """The name of each learning-rate schedule -> the keys that set it in a plan. Without `texts`:
-    LR_SCHEDULES and the plan's own. Raises BadInput for an invalid learning-rate schedule."""
-    values = {
-        text: yaml_files.plain_value(yaml_files.parse_yaml(text, "--lr-schedule")) for text in texts
-    }
-    if not texts:
-        written = plan.get("lr_schedule", {"name": "constant"})
-        name = yaml.safe_dump(written, default_flow_style=True, width=1000).strip()
-        values = {name: name for name in LR_SCHEDULES} | {name: written}
-    keys_by_name: dict[str, Json] = {}
-    checked: list[Plan] = []
-    for name, value in values.items():
-        # `constant` is the default, so it is written as an absent key.
-        keys = {} if value in ("constant", {"name": "constant"}) else {"lr_schedule": value}
-        others = {n: v for n, v in plan.items() if n != "lr_schedule"}
-        schedule = yaml_files.validate(kind, others | keys, f"--lr-schedule {name}")
-        if schedule not in checked:
-            checked.append(schedule)
-            keys_by_name[name] = keys
-    return keys_by_name
 
 
 def _view_costs(training: TrainingData, cache: Cache) -> list[ViewCost]:

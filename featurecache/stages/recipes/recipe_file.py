@@ -289,7 +289,8 @@ def _check_steps(
             if schedule.validation.split is not None:
                 _check_split(dataset, schedule.validation.split, where)
             has_head = isinstance(step, TrainHead)
-            names = [name if has_head else view_in_epoch(name, 1) for name in schedule.views()]
+            names = [name for name in schedule.views() if not is_generated(name)]
+            names = [name if has_head else view_in_epoch(name, 1) for name in names]
             views = views_of(names, schedule.augment_seed)
             if not has_head:
                 find_model(schedule.backbone[0].name)
