@@ -18,6 +18,7 @@ from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.features.space_files import Packed
 from featurecache.features.store import Cache
+from featurecache.generator_files import INDEX, damaged_dataset, read_generated
 from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.generator_nodes import digests, has_partners
 from featurecache.images.views import View
@@ -63,7 +64,10 @@ def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
 
 def fitted_by_datasets(folders: Iterable[str]) -> Fitted:
     """Of datasets of generated images."""
-    return {f"dataset {folder}": frozenset(_items_in(Path(folder))) for folder in folders}
+    return {
+        f"dataset {folder}": frozenset(_fitted(items_of_dataset(Path(folder))))
+        for folder in folders
+    }
 
 
 def with_folders(store: Store, view: View) -> View:
@@ -138,6 +142,19 @@ def items_of_generator(folder: Path) -> TrainedItems:
     return items
 
 
+def items_of_dataset(folder: Path) -> TrainedItems:
+    """The images of the generator of a dataset, which has their root hash in its index. Raises
+    DamagedRun."""
+    items = items_of_generator(folder)
+    root = keys.digest(sorted(item.hex() for item in _fitted(items)))
+    if root != read_generated(folder).generator.items:
+        raise damaged_dataset(folder / FILE, f"not the images that {INDEX} describes")
+    return items
+
+
 def _items_in(folder: Path) -> set[bytes]:
-    seen = items_of_generator(folder)
+    return _fitted(items_of_generator(folder))
+
+
+def _fitted(seen: TrainedItems) -> set[bytes]:
     return {row.tobytes() for row in seen.items[seen.folds == 0]}

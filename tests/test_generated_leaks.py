@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import featurecache
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, DamagedRun
 from featurecache.heads.trained_items import TrainedItems
 from tests.samplers import write_sampler
 
@@ -153,6 +153,18 @@ def test_a_single_shard_keeps_its_origin(
     for part in (joined, joined[:]):
         with pytest.raises(BadInput, match="its generator was fitted on"):
             train(tmp_path, {"folds": 3}, part, cache)
+
+
+def test_another_list_of_images_is_refused(
+    make: Make, small_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    made = make(items_in(small_data / "train"))
+    other = write_sampler(tmp_path / "other", CLASSES)
+    shutil.copy(other / "trained_items.bin", made)
+    for data in ([small_data, made], small_data):
+        phases = [{"views": {"none": 0.5, f"gen:{made}": 0.5}, "epochs": 1}]
+        with pytest.raises(DamagedRun, match="not the images that generated.json describes"):
+            train(tmp_path, {"folds": 3}, data, cache, phases=phases)
 
 
 def test_a_head_that_is_chosen_without_a_schedule_is_refused(

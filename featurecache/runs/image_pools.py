@@ -19,7 +19,7 @@ from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import items_of_generator
+from featurecache.generated_items import items_of_dataset
 from featurecache.generator_files import INDEX, GeneratedDataset, read_generated
 from featurecache.generators.fixed_point import noise_number
 from featurecache.heads.drawn import Drawn
@@ -125,7 +125,7 @@ class GeneratedImages:
             classes=dataset.classes,
             labels=np.array([row.label for row in rows], np.int64),
             vectors=side_by_side(spaces, [row.item for row in rows]),
-            items=[items_of_generator(self.folder)],
+            items=[items_of_dataset(self.folder)],
             source=str(self.folder),
         )
 
