@@ -163,7 +163,7 @@ def test_another_list_of_images_is_refused(
     shutil.copy(other / "trained_items.bin", made)
     for data in ([small_data, made], small_data):
         phases = [{"views": {"none": 0.5, f"gen:{made}": 0.5}, "epochs": 1}]
-        with pytest.raises(DamagedRun, match="not the images that generated.json describes"):
+        with pytest.raises(DamagedRun, match=r"not the images that generated\.json describes"):
             train(tmp_path, {"folds": 3}, data, cache, phases=phases)
 
 
