@@ -172,6 +172,12 @@ def test_the_same_bytes_for_any_number_of_workers_and_from_stored_pictures(
     # From the cache alone the view is known by its name, and its generator while its run is there.
     named = featurecache.augment(small_data, policy="styled_3", cache=cache, limit=2, workers=0)
     assert named.computed == 2 and json.dumps(named.spaces)
+    check = {"recompute": 2, "data": small_data, "engine": "torch-cpu"}
+    for drift in featurecache.verify(cache, **check).drift:
+        assert (drift.rows, drift.identical, drift.note) == (2, 2, "")
+    run.rename(tmp_path / "elsewhere")
+    notes = {d.view: d.note for d in featurecache.verify(cache, **check).drift}
+    assert notes["none"] == "" and f"its run is not at {run}; put it back" in notes["styled_2"]
 
 
 # ---- law 8: a training may not be validated on what the generator saw ----
