@@ -64,17 +64,17 @@ def cache(
 
 def train(folder: Path, validation: Any, data: Any, cache: Path, **changed: Any) -> Any:
     path = folder / "head.yaml"
-    phases = [{"views": "none", "epochs": 2}]
-    content = {"backbone": "efficientnet_lite0", "head": {"hidden": [4]}, "batch_size": 8}
+    phases = [{"views": "none", "epochs": 1}]
+    content = {"backbone": "efficientnet_lite0", "head": {"hidden": [4]}}
     path.write_text(json.dumps(content | {"validation": validation, "phases": phases} | changed))
     return featurecache.train_head(path, data=data, cache=cache, runs=folder / "runs", device="cpu")
 
 
-RIDGE = {"head": {"kind": "ridge"}}
+RIDGE, MEANS = {"head": {"kind": "ridge"}}, {"head": {"kind": "ncm"}}  # the latter takes no time
 VALIDATIONS = [{"fraction": 0.25}, {"folds": 3}, {"folds": 3, "fold": 2}]
 
 
-@pytest.mark.parametrize("changed", [{}, RIDGE])
+@pytest.mark.parametrize("changed", [{}, MEANS])
 def test_a_generator_of_all_training_images_may_be_used_with_another_split(
     changed: Any, make: Make, small_data: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -97,7 +97,7 @@ def test_and_not_with_a_part_of_the_training_images(
     assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("changed", [{}, RIDGE])
+@pytest.mark.parametrize("changed", [{}, MEANS])
 def test_the_generator_of_a_fold_is_used_in_that_fold_alone(
     changed: Any, folds: dict[int, list[bytes]], make: Make, small_data: Path, cache: Path,
     tmp_path: Path,
@@ -209,36 +209,33 @@ def test_evaluation_on_generated_images_says_what_their_generator_saw(
 # ---- vectors of a sampler ----
 
 
-def fit(folder: Path, data: Path, cache: Path, **changed: Any) -> Path:
-    path = folder / "gen.yaml"
-    path.write_text(
-        json.dumps({"generator": "gaussian", "backbone": "efficientnet_lite0"} | changed)
-    )
-    featurecache.fit_generator(path, data=data, cache=cache, out=folder / "run", device="cpu")
-    return folder / "run"
+@pytest.fixture(scope="module")
+def fits(
+    tmp_path_factory: pytest.TempPathFactory, small_data: Path, small_cache: Path
+) -> dict[str, Path]:
+    """Vector samplers of all training images, and of each of three folds."""
+    folder = tmp_path_factory.mktemp("fits")
+    content: dict[str, Any] = {"generator": "gaussian", "backbone": "efficientnet_lite0"}
+    for name, changed in {"all": {}, "folds": {"validation": {"folds": 3}}}.items():
+        (folder / "gen.yaml").write_text(json.dumps(content | changed))
+        featurecache.fit_generator(
+            folder / "gen.yaml", data=small_data, cache=small_cache, out=folder / name, device="cpu"
+        )
+    return {name: folder / name for name in ("all", "folds")}
 
 
-@pytest.mark.parametrize("changed", [{}, RIDGE])
+@pytest.mark.parametrize("changed", [{}, MEANS])
 def test_a_vector_sampler_in_folds_and_solved_heads(
-    changed: Any, small_data: Path, small_cache: Path, tmp_path: Path
+    changed: Any, fits: dict[str, Path], small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
-    run = fit(tmp_path, small_data, small_cache)
-    phases = [{"views": {"none": 0.5, f"gen:{run}_1": 0.5}, "epochs": 1}]
+    views = {name: {"none": 0.5, f"gen:{run}_1": 0.5} for name, run in fits.items()}
+    phases = {name: [{"views": shares, "epochs": 1}] for name, shares in views.items()}
+    where = (small_data, small_cache)
     for validation in VALIDATIONS:
         with pytest.raises(BadInput, match="fit one generator per fold"):
-            train(tmp_path, validation, small_data, small_cache, phases=phases, **changed)
-    train(tmp_path, {"split": "val"}, small_data, small_cache, phases=phases, **changed)
-
-
-@pytest.mark.parametrize("changed", [{}, RIDGE])
-def test_a_vector_sampler_of_folds_is_used_in_a_single_fold(
-    changed: Any, small_data: Path, small_cache: Path, tmp_path: Path
-) -> None:
-    run = fit(tmp_path, small_data, small_cache, validation={"folds": 3})
-    phases = [{"views": {"none": 0.5, f"gen:{run}_1": 0.5}, "epochs": 1}]
-    for fold in (1, 3):
-        validation = {"folds": 3, "fold": fold}
-        train(tmp_path, validation, small_data, small_cache, phases=phases, **changed)
-    other = {"folds": 3, "fold": 2}
+            train(tmp_path, validation, *where, phases=phases["all"], **changed)
+    train(tmp_path, {"split": "val"}, *where, phases=phases["all"], **changed)
+    fold = {"folds": 3, "fold": 3}
+    train(tmp_path, fold, *where, phases=phases["folds"], **changed)
     with pytest.raises(BadInput, match="fit one generator per fold"):
-        train(tmp_path, other, small_data, small_cache, phases=phases, seed=5, **changed)
+        train(tmp_path, fold, *where, phases=phases["folds"], seed=5, **changed)

@@ -57,8 +57,8 @@ def made(
 
 
 def schedule(folder: Path, views: Any = "none", **changed: Any) -> Path:
-    content = {"backbone": "efficientnet_lite0", "head": {"hidden": [4]}, "batch_size": 8}
-    phases = [{"views": views, "epochs": 2}]
+    content = {"backbone": "efficientnet_lite0", "head": {"hidden": [4]}}
+    phases = [{"views": views, "epochs": 1}]
     content |= {"validation": {"split": "val"}, "phases": phases} | changed
     (folder / "head.yaml").write_text(json.dumps(content))
     return folder / "head.yaml"
@@ -98,7 +98,7 @@ def test_a_schedule_names_a_dataset_as_a_view(
     made: dict[str, Path], small_data: Path, tmp_path: Path
 ) -> None:
     for view in (f"gen:{made['data']}", f"gen:{made['data']}_1"):
-        for changed in ({}, {"head": {"kind": "ridge"}}):
+        for changed in ({}, {"head": {"kind": "ncm"}}):
             path = schedule(tmp_path, {"none": 0.5, view: 0.5}, **changed)
             where = {"data": small_data, "cache": made["cache"], "runs": tmp_path / "runs"}
             run = Path(featurecache.train_head(path, device="cpu", **where).run)

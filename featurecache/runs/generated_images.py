@@ -60,18 +60,19 @@ class Sampler:
             raise FeatureCacheError(
                 f"{self.folder}: the generator makes numbers that are not finite; fit it again"
             )
-        return pictures_of(made)[0]
+        (picture,) = pictures_of(made)
+        result: np.ndarray = picture
+        return result
 
-    def shard(self, per_class: int, first: int) -> bytes:
-        """The tar file of the images from position `first` on, of those of all classes."""
+    def shard(self, per_class: int, positions: range) -> bytes:
+        """The tar file of the images at these positions, of those of all classes."""
         import torch
 
-        last = min(first + self.images_per_shard, per_class * len(self.described.classes))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             with torch.inference_mode():
-                return packed(self._members(per_class, range(first, last)))
+                return packed(self._members(per_class, positions))
         finally:
             torch.set_num_threads(threads)
 

@@ -66,9 +66,10 @@ def generate(
     seen = items_of_generator(sampler.folder)
     folder = Path(out)
     total = per_class * len(described.classes)
-    starts = {
-        f"train-{number:05}.tar": first
-        for number, first in enumerate(range(0, total, sampler.images_per_shard))
+    size = sampler.images_per_shard
+    positions = {
+        f"train-{number:05}.tar": range(first, min(first + size, total))
+        for number, first in enumerate(range(0, total, size))
     }
     if folder.exists():
         return _result(folder, _existing(folder, sampler, per_class))
@@ -83,15 +84,15 @@ def generate(
         if folder.exists():  # the process that held the lock made it
             return _result(folder, _existing(folder, sampler, per_class))
         make_folder(work)
-        todo = [name for name in starts if not (work / name).is_file()]
-        done = total - sum(min(sampler.images_per_shard, total - starts[name]) for name in todo)
+        todo = [name for name in positions if not (work / name).is_file()]
+        done = total - sum(len(positions[name]) for name in todo)
         progress(done, total, "generate")
-        tasks = ((per_class, starts[name]) for name in todo)
+        tasks = ((per_class, positions[name]) for name in todo)
         for name, shard in zip(todo, ordered(_shard, sampler, tasks, workers), strict=True):
             durable.replace(work / name, shard)
-            done += min(sampler.images_per_shard, total - starts[name])
+            done += len(positions[name])
             progress(done, total, "generate")
-        shards = {name: _hash(work / name) for name in starts}
+        shards = {name: _hash(work / name) for name in positions}
         index = GeneratedDataset(
             generator=described,
             version=FORWARD,
@@ -106,7 +107,7 @@ def generate(
     return _result(folder, index)
 
 
-def _shard(sampler: Sampler, task: tuple[int, int]) -> bytes:
+def _shard(sampler: Sampler, task: tuple[int, range]) -> bytes:
     return sampler.shard(*task)
 
 
