@@ -97,9 +97,6 @@ def test_a_killed_command_resumes_to_the_same_bytes(sampler: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_workers_and_kills_do_not_change_the_bytes(sampler: Path, tmp_path: Path) -> None:
     generate(sampler, tmp_path / "0")
-    for workers in (1, 2):
-        generate(sampler, tmp_path / str(workers), workers=workers)
-        assert content(tmp_path / str(workers)) == content(tmp_path / "0")
     code = (
         "import featurecache, os, signal\n"
         "from featurecache.runs import generated_images\n"
@@ -110,7 +107,7 @@ def test_workers_and_kills_do_not_change_the_bytes(sampler: Path, tmp_path: Path
     )
     shutil.copytree(sampler, tmp_path / "sampler")
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == -9
-    generate(sampler, tmp_path / "k")
+    generate(sampler, tmp_path / "k", workers=2)  # the other two shards
     assert content(tmp_path / "k") == content(tmp_path / "0")
 
 

@@ -25,6 +25,7 @@ from featurecache.generator_files import TrainedGenerator
 from featurecache.generators.cyclegan import StyleNetwork
 from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.trained_items import TrainedItems
+from featurecache.images import views
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, find_view
 from featurecache.training.tensors import digest_of_tensors
@@ -176,6 +177,7 @@ def test_the_same_bytes_for_any_number_of_workers_and_from_stored_pictures(
     for drift in featurecache.verify(cache, **check).drift:
         assert (drift.rows, drift.identical, drift.note) == (2, 2, "")
     run.rename(tmp_path / "elsewhere")
+    views._built.cache_clear()
     notes = {d.view: d.note for d in featurecache.verify(cache, **check).drift}
     assert notes["none"] == "" and f"its run is not at {run}; put it back" in notes["styled_2"]
 
