@@ -57,6 +57,11 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
     there are too few."""
     from featurecache.heads.splits import split_items  # scikit-learn
 
+    if dataset.generated:
+        raise BadInput(
+            f"{dataset.generated[0]}: has generated images, whose generator may have seen those "
+            "that choose or judge; search on real ones"
+        )
     split = config.validation.split
     judged = labelled_rows(dataset, [config.judge.split], progress)
     splits = ["train"] if split is None else ["train", split]
