@@ -137,6 +137,15 @@ def test_a_training_that_was_killed_at_any_step_ends_with_the_same_weights(
         assert training.read_curves(folder) == training.read_curves(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("name", "rate"), [("conditional_dcgan", 4.0), ("projected", 1.0)])
+def test_the_critic_of_a_conditional_dcgan_learns_faster(name: str, rate: float) -> None:
+    from featurecache.generators.architectures import ARCHITECTURES
+
+    optimizers = ARCHITECTURES[name](config(name), images(16)).optimizers
+    critic, generator = (optimizers[n].param_groups[0]["lr"] for n in ("critic", "generator"))
+    assert critic == rate * generator
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     with pytest.raises(FeatureCacheError, match="no longer finite; lower lr"):
         training.fit_generator(config("cyclegan", lr=1e30), images(), tmp_path, "identity", CPU)

@@ -52,6 +52,7 @@ class Rules:
     generator_loss: GeneratorLoss
     batch_size: int
     critic_steps: int = 1  # per step of the generator
+    critic_rate: float = 1.0  # the critic's learning rate, in the generator's (Heusel et al. 2017)
     clip: float | None = None  # the critic's weights are kept within it (Arjovsky et al. 2017)
     has_penalty: bool = False
     per_class: bool = False  # a minibatch has `batch_size` rows of every class
@@ -78,6 +79,8 @@ class Adversarial(Generator):
             "generator": optimizer(list(generator.parameters())),
             "critic": optimizer(self._trained),
         }
+        for group in self.optimizers["critic"].param_groups:
+            group["lr"] *= rules.critic_rate
 
     @property
     def network(self) -> nn.Module:

@@ -52,12 +52,19 @@ class ConditionalGan(Adversarial):
     """
 
     def __init__(
-        self, config: ConditionalConfig, images: FittedImages, critic: nn.Module, decay: float
+        self,
+        config: ConditionalConfig,
+        images: FittedImages,
+        critic: nn.Module,
+        *,
+        decay: float,
+        critic_rate: float = 1.0,
     ) -> None:
         rules = Rules(
             critic_loss=hinge,
             generator_loss=lower_score,
             batch_size=config.batch_size,
+            critic_rate=critic_rate,
             average=config.average,
         )
         super().__init__(
@@ -78,7 +85,8 @@ class ConditionalDcgan(ConditionalGan):
     def __init__(self, config: ConditionalConfig, images: FittedImages) -> None:
         classes = len(images.classes)
         critic = Critic(config.image_size, config.channels, classes=classes, norm="spectral")
-        super().__init__(config, images, critic, decay=0.9)
+        # With equal rates the generator soon fooled the critic, whose loss was that of guessing.
+        super().__init__(config, images, critic, decay=0.9, critic_rate=4.0)
 
 
 def _image_network(
