@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from featurecache.errors import BadInput
+from featurecache.features.commit_records import RECORD_FORMAT
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
 from featurecache.keys import FORMAT_VERSION
@@ -25,7 +26,7 @@ RUNS = ARCHIVES / "runs-2"  # a dataset, an index, a cache, runs of format 2 and
 
 
 def test_every_format_has_its_archive() -> None:
-    made = {f"format-{number}" for number in range(1, FORMAT_VERSION + 1)}
+    made = {f"format-{number}" for number in range(1, RECORD_FORMAT + 1)}
     assert {path.name for path in ARCHIVES.glob("format-*")} == made
 
 
@@ -34,7 +35,7 @@ def test_an_archive_opens_with_its_rows(path: Path, tmp_path: Path) -> None:
     expected = json.loads((path / "expected.json").read_text())
     cache = Path(shutil.copytree(path / "cache", tmp_path / "cache"))
     # Fields may be added; older shards have no pixel canary.
-    assert ls(cache) == [{**space, "pixel_canaries": []} for space in expected["spaces"]]
+    assert ls(cache) == [{"pixel_canaries": [], **space} for space in expected["spaces"]]
     found = verify(cache)
     assert (found.bad, found.stray) == ([], [])
     space = next(s for s in Cache(cache).spaces() if s.view == "none" and s.backbone)
@@ -49,7 +50,7 @@ def test_an_archive_opens_with_its_rows(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_format_of_the_future_is_refused_with_the_reason(tmp_path: Path) -> None:
-    newest = ARCHIVES / f"format-{FORMAT_VERSION}" / "cache"
+    newest = ARCHIVES / f"format-{RECORD_FORMAT}" / "cache"
     cache = Path(shutil.copytree(newest, tmp_path / "cache"))
     marker = json.loads((cache / "CACHE.json").read_text())
     (cache / "CACHE.json").write_text(json.dumps(marker | {"version": FORMAT_VERSION + 1}) + "\n")

@@ -21,6 +21,7 @@ import numpy as np
 import pydantic
 import pytest
 import yaml
+from blake3 import blake3
 from PIL import Image
 
 import featurecache
@@ -368,7 +369,8 @@ def read_space(folder: Path) -> tuple[dict[str, bytes | None], str]:
         checksum = record.pop("checksum")
         shard = hashlib.sha256(bytes.fromhex(record["items"])).hexdigest()
         assert checksum == canonical_hash(record)
-        assert record["format"] == 1 and record["space"] == folder.name
+        assert record["format"] == (2 if "row_digests" in record else 1)
+        assert record["space"] == folder.name
         assert record["shard"] == shard == path.stem
         data = (folder / record["file"]).read_bytes()
         assert record["file"] == f"{shard}-{record['sha256'][:16]}.h5"
@@ -379,6 +381,14 @@ def read_space(folder: Path) -> tuple[dict[str, bytes | None], str]:
             count = int(np.prod(array["shape"]))
             flat = np.frombuffer(data, array["dtype"], count, array["offset"])
             arrays[name] = flat.reshape(array["shape"])
+        if "row_digests" in record:
+            size = record["row_digests"]["group"]
+            rows = [arrays["features"][n : n + size] for n in range(0, len(arrays["items"]), size)]
+            digests = b"".join(blake3(group.tobytes()).digest(16) for group in rows)
+            assert digests == arrays["digests"].tobytes()
+            for name in ("features", "digests"):
+                digest = blake3(arrays[name].tobytes()).hexdigest()
+                assert digest == record["row_digests"][name]
         row_sum = 0
         for row, item in enumerate(arrays["items"]):
             assert record["items"][64 * row : 64 * row + 64] == item.tobytes().hex()
@@ -493,7 +503,8 @@ def test_the_reader_of_the_format_page_sees_a_changed_byte(
     files = {"record": record, "data": folder_of(space) / space.records[0].file}
     path = files.get(where, folder_of(space) / "space.json")
     data = bytearray(path.read_bytes())
-    place = data.index(b'"net"') + 1 if where == "key" else len(data) // 3
+    before = {"record": b'"items": "', "key": b'"ne', "data": b"HDF"}[where]
+    place = data.index(before) + len(before)
     data[place] ^= 1
     path.write_bytes(data)
     with pytest.raises(AssertionError):

@@ -191,6 +191,7 @@ def test_every_flipped_byte_is_seen_before_a_row_is_used(tmp_path: Path, pattern
     space, _ = commit(tmp_path, [1, 2, 3], bad=(2,))
     path = only(space, pattern)
     whole, truth = path.read_bytes(), used(tmp_path)
+    start = space_of(tmp_path).records[0].arrays["features"].offset
     rng = np.random.default_rng(0)
     places = {0, len(whole) - 1} | {int(p) for p in rng.integers(0, len(whole), 600)}
     harmless = 0
@@ -203,8 +204,12 @@ def test_every_flipped_byte_is_seen_before_a_row_is_used(tmp_path: Path, pattern
         except DamagedCache as error:
             assert "verify --repair" in str(error)
         else:
+            if pattern == "*.h5":  # of a few rows only their own bytes are read
+                assert not start <= place < start + 3 * 4 * DIM
+                assert len(verify(tmp_path).bad) == 1
+                continue
             # One space for another between JSON's values is the only change that says the same.
-            assert pattern == "*.json" and bytes([whole[place], changed[place]]).isspace()
+            assert bytes([whole[place], changed[place]]).isspace()
             harmless += 1
     assert harmless < len(places) / 20
 
@@ -267,7 +272,7 @@ def test_a_record_under_another_name_is_refused(tmp_path: Path) -> None:
 
 def test_a_record_of_a_newer_format_is_not_called_damaged(tmp_path: Path) -> None:
     space, _ = commit(tmp_path, [1, 2, 3])
-    rewritten(only(space, "*.json"), lambda r: r.update(format=2, field_of_the_future=1))
+    rewritten(only(space, "*.json"), lambda r: r.update(format=3, field_of_the_future=1))
     with pytest.raises(BadInput, match="newer featurecache"):
         used(tmp_path)
 
@@ -303,7 +308,7 @@ def test_vectors_that_are_not_finite(
     space = space_of(tmp_path)
     for read in (space.vectors, lambda items: MappedVectors(space, items)[:]):
         with pytest.raises(DamagedCache, match="its vectors hold NaN or infinity"):
-            read(items[:1])
+            read(items[2:])
     (bad,) = verify(tmp_path).bad
     assert bad["reason"] == "its vectors hold NaN or infinity"
 

@@ -314,7 +314,7 @@ def test_what_is_deleted_under_an_export_is_said(
     small_data: Path, cache: Path, tmp_path: Path, other: Other
 ) -> None:
     out = tmp_path / "vectors.npz"
-    stop = "featurecache.features.spaces:Space.read"
+    stop = "featurecache.features.spaces:Space._read_rows"
     other.begin(export, stop, out=out, data=small_data, cache=cache, **HELD)
     assert gc(cache, policy="none", delete=True)[0].deleted
     other.go_on()
@@ -349,7 +349,7 @@ def test_what_is_deleted_under_a_report_is_said(
     small_data: Path, small_runs: dict[str, Path], cache: Path, tmp_path: Path, other: Other
 ) -> None:
     given = {"out": tmp_path / "report.html", "data": small_data, "cache": cache}
-    stop = "featurecache.features.spaces:Space.read"
+    stop = "featurecache.features.spaces:Space._read_rows"
     other.begin(functools.partial(report, small_runs["split"]), stop, **given)
     gc(cache, policy="none", delete=True, force=True, runs=tmp_path)
     other.go_on()

@@ -13,10 +13,13 @@ from featurecache import keys
 from featurecache.errors import BadInput, CannotRead, DamagedCache, RemovedMeanwhile
 from featurecache.features import shards
 from featurecache.features.cache_files import damaged
+from featurecache.features.row_digests import digest_rows
 from featurecache.features.space_files import MAX_RECORD, Made, Record, check_checksum
 from featurecache.json_files import read_model
 from featurecache.storage.store import names_in
 from featurecache.storage.stored_file import StoredFile
+
+RECORD_FORMAT = 2  # the newest; keys and CACHE.json did not change, and say 1
 
 
 def read_record(file: StoredFile, space: str, key: keys.Json) -> Record:
@@ -27,7 +30,7 @@ def read_record(file: StoredFile, space: str, key: keys.Json) -> Record:
         check_checksum(value, data)
         # Checked before the fields, since those of a newer format may differ.
         version = value.get("format")
-        if isinstance(version, int) and version > keys.FORMAT_VERSION:
+        if isinstance(version, int) and version > RECORD_FORMAT:
             raise BadInput(f"{file}: written by a newer featurecache; upgrade to read it")
 
     def damage(file: StoredFile, reason: str) -> DamagedCache:
@@ -78,6 +81,9 @@ def new_shard(
         "items": np.frombuffer(b"".join(items), np.uint8).reshape(len(items), 32),
         "status": np.array(status, np.uint8),
     }
+    summary = None
+    if "features" in arrays:
+        all_arrays["digests"], summary = digest_rows(arrays["features"])
     attributes = {
         "format": str(keys.FORMAT_VERSION),
         "key": keys.canonical(key).decode(),
@@ -86,7 +92,7 @@ def new_shard(
     data, layout = shards.pack(all_arrays, attributes)
     sha256 = hashlib.sha256(data).hexdigest()
     record = Record(
-        format=keys.FORMAT_VERSION,
+        format=1 if summary is None else RECORD_FORMAT,
         space=space,
         shard=name,
         file=f"{name}-{sha256[:16]}.h5",
@@ -102,6 +108,7 @@ def new_shard(
             host=socket.gethostname(),
             seconds=round(seconds, 3),
         ),
-    ).model_dump(mode="json")
+        row_digests=summary,
+    ).model_dump(mode="json", exclude_none=True)
     record["checksum"] = keys.digest(record)
     return data, record

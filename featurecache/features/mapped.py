@@ -15,6 +15,7 @@ import numpy as np
 from featurecache.errors import BadInput, CannotRead, NotAFile
 from featurecache.features import shards
 from featurecache.features.cache_files import OTHER_BYTES, absent_shard, damaged
+from featurecache.features.row_digests import RowDigests, are_sound, reads_whole
 from featurecache.features.spaces import Space
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.stored_file import StoredFile
@@ -28,11 +29,13 @@ class _Shard(NamedTuple):
     size: int
     sha256: str
     arrays: dict[str, shards.Array]
+    row_digests: RowDigests | None
 
 
 def _shard_of(space: Space, record_index: int) -> _Shard:
     record = space.records[record_index]
-    return _Shard(record.shard, space.file(record.file), record.size, record.sha256, record.arrays)
+    file = space.file(record.file)
+    return _Shard(record.shard, file, record.size, record.sha256, record.arrays, record.row_digests)
 
 
 class MappedVectors:
@@ -40,8 +43,9 @@ class MappedVectors:
     flattened, and have the type that they are stored in.
 
     Index it with a number, a slice, or an array of numbers (in any order, repeated or not); the
-    result is a new array. The bytes of a shard are hashed at the first access to one of its rows,
-    and then read from a memory map, so the cache's files must not be truncated meanwhile. Rows in
+    result is a new array. The bytes of a row are checked at the first access to it (in shards
+    without digests of rows: to any row of its shard), and then read from a memory map, so the
+    cache's files must not be truncated meanwhile. Rows in
     random order are slower if they are in more than MAX_MAPS shards (131,072 rows at the default
     size of shards). Not thread-safe. A copy in another process opens its own memory maps, of the
     same shards.
@@ -52,10 +56,11 @@ class MappedVectors:
     def __init__(self, space: Space, items: Sequence[bytes]) -> None:
         """Raises KeyError for an item that the space lacks, DamagedCache if the lengths of vectors
         differ between shards."""
-        positions = np.array([space.rows[item] for item in items], np.int64).reshape(-1, 2)
-        self._record_indices, self._rows = positions.T
-        self._sound: set[int] = set()  # indices of the records whose shards were hashed
-        self._maps: dict[int, memoryview] = {}  # record index -> vectors, oldest first
+        self._record_indices, self._rows = space.positions(items)
+        self._sound: set[int] = set()  # indices of the records all of whose rows were checked
+        self._sound_rows: dict[int, np.ndarray] = {}  # (N,) bool: of the others, which rows were
+        # By record index, oldest first: the data file, and the bytes of its vectors.
+        self._maps: dict[int, tuple[mmap.mmap, memoryview]] = {}
         self.shape = (len(items), space.dim)
         stored = space.records[0].arrays["features"].dtype if space.records else "<f4"
         self.dtype = np.dtype(stored)
@@ -93,7 +98,7 @@ class MappedVectors:
         ends = np.flatnonzero((np.diff(record_indices) != 0) | (np.diff(rows) != 1)) + 1
         touched = np.unique(record_indices).tolist() if 2 * len(ends) > len(rows) else []
         if 0 < len(touched) <= MAX_MAPS:  # scattered rows: no Python code runs per row
-            maps = {record_index: self._shard(record_index) for record_index in touched}
+            maps = {n: self._shard(n, rows, record_indices) for n in touched}
             spans = map(slice, (row_bytes * rows).tolist(), (row_bytes * (rows + 1)).tolist())
             buffers = map(maps.__getitem__, record_indices.tolist())
             pieces: Any = map(operator.getitem, buffers, spans)
@@ -101,7 +106,8 @@ class MappedVectors:
         vectors = np.empty((len(rows), self.shape[1]), self.dtype)
         for first, end in itertools.pairwise([0, *ends.tolist(), len(rows)] if len(rows) else []):
             start = row_bytes * int(rows[first])
-            shard = self._shard(int(record_indices[first]))
+            run = slice(first, end)
+            shard = self._shard(int(record_indices[first]), rows[run], record_indices[run])
             piece = shard[start : start + row_bytes * (end - first)]
             vectors[first:end] = np.frombuffer(piece, self.dtype).reshape(end - first, -1)
         return vectors
@@ -111,16 +117,25 @@ class MappedVectors:
             raise ValueError("mapped vectors can't become an array without a copy")
         return self[:].astype(dtype or self.dtype, copy=False)
 
-    def _shard(self, record_index: int) -> memoryview:
-        """The bytes of the vectors of one shard, in its memory map."""
-        if record_index in self._maps:
-            return self._maps[record_index]
-        arrays = _mapped_arrays(self._shards[record_index], record_index in self._sound)
-        self._sound.add(record_index)
-        if len(self._maps) == MAX_MAPS:
-            del self._maps[next(iter(self._maps))]
-        self._maps[record_index] = arrays["features"].reshape(-1).view(np.uint8).data
-        return self._maps[record_index]
+    def _shard(self, record_index: int, rows: np.ndarray, record_indices: np.ndarray) -> memoryview:
+        """The bytes of the vectors of one shard, in its memory map. Of `rows`, those in this shard
+        by their `record_indices` are checked."""
+        shard = self._shards[record_index]
+        if record_index not in self._maps:
+            data = _map(shard)
+            vectors = shards.unpack(data, shard.arrays)["features"]
+            if len(self._maps) == MAX_MAPS:
+                del self._maps[next(iter(self._maps))]
+            self._maps[record_index] = data, vectors.reshape(-1).view(np.uint8).data
+        data, features = self._maps[record_index]
+        if record_index not in self._sound:
+            count = shard.arrays["features"].shape[0]
+            sound = self._sound_rows.setdefault(record_index, np.zeros(count, bool))
+            _check_rows(shard, data, rows[record_indices == record_index], sound)
+            if sound.all():
+                self._sound.add(record_index)
+                del self._sound_rows[record_index]
+        return features
 
 
 class MappedPictures:
@@ -140,31 +155,57 @@ class MappedPictures:
             if len(self._maps) == MAX_MAPS:
                 del self._maps[next(iter(self._maps))]
             shard = _shard_of(self._space, index)
-            self._maps[index] = _mapped_arrays(shard, index in self._sound)
-            self._sound.add(index)
+            data = _map(shard)
+            if index not in self._sound:
+                _check_shard(shard, data)
+                self._sound.add(index)
+            self._maps[index] = shards.unpack(data, shard.arrays)
         return shards.row_bytes(self._maps[index], row)
 
 
-def _mapped_arrays(shard: _Shard, is_sound: bool) -> dict[str, np.ndarray]:
-    """The arrays of a shard, in a memory map. Its bytes are hashed unless they are known to be
-    sound."""
-    name, file, length, sha256, layout = shard
+def _map(shard: _Shard) -> mmap.mmap:
+    """The data file of a shard in a memory map. Its bytes are not checked, only their number."""
     try:
-        path = file.store.local_path(file.key, length, sha256)
-        with open_regular(path, length, follow=False) as (opened, size):
+        path = shard.file.store.local_path(shard.file.key, shard.size, shard.sha256)
+        with open_regular(path, shard.size, follow=False) as (opened, size):
             data = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
     except (NotAFile, FileNotFoundError) as error:
-        raise absent_shard(file, name, error) from error
+        raise absent_shard(shard.file, shard.name, error) from error
     except OSError as error:
-        raise CannotRead(file, error) from error
+        raise CannotRead(shard.file, error) from error
     except ValueError as error:  # an empty file can't be mapped
-        raise damaged(file, OTHER_BYTES) from error
-    if size != length or (not is_sound and hashlib.sha256(data).hexdigest() != sha256):
-        raise damaged(file, OTHER_BYTES)
-    arrays = shards.unpack(data, layout)
-    if not is_sound and not shards.is_finite(arrays):
-        raise damaged(file, shards.NOT_FINITE)
-    return arrays
+        raise damaged(shard.file, OTHER_BYTES) from error
+    if size != shard.size:
+        raise damaged(shard.file, OTHER_BYTES)
+    return data
+
+
+def _check_shard(shard: _Shard, data: mmap.mmap) -> None:
+    """Raise DamagedCache unless all bytes of a shard are those that were committed."""
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise damaged(shard.file, OTHER_BYTES)
+    if not shards.is_finite(shards.unpack(data, shard.arrays)):
+        raise damaged(shard.file, shards.NOT_FINITE)
+
+
+def _check_rows(shard: _Shard, data: mmap.mmap, rows: np.ndarray, sound: np.ndarray) -> None:
+    """Raise DamagedCache unless these rows are those that were committed. Rows that are `sound`
+    (N,) bool are not checked again; those that were checked become so."""
+    rows = np.unique(rows[~sound[rows]])
+    if not len(rows):
+        return
+    if shard.row_digests is None:
+        _check_shard(shard, data)
+        sound[:] = True
+        return
+    arrays = shards.unpack(data, shard.arrays)
+    if reads_whole(rows, len(sound)):
+        rows = np.arange(len(sound))
+    if not are_sound(arrays["features"], arrays["digests"], shard.row_digests, rows):
+        raise damaged(shard.file, OTHER_BYTES)
+    if not np.isfinite(arrays["features"][rows]).all():
+        raise damaged(shard.file, shards.NOT_FINITE)
+    sound[rows] = True
 
 
 class MappedColumns:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import mmap
 import secrets
 from collections.abc import Mapping, Sequence
@@ -65,8 +66,11 @@ def pack(
         return file.id.get_file_image(), layout
 
 
-def check_layout(layout: Mapping[str, Array], rows: int) -> None:
-    """Raise ValueError if these are not the arrays of a shard of `rows` rows (docs/format.md)."""
+def check_layout(
+    layout: Mapping[str, Array], rows: int, digests: tuple[int, int] | None = None
+) -> None:
+    """Raise ValueError if these are not the arrays of a shard of `rows` rows (docs/format.md).
+    `digests` is the shape of the array of row digests, if there is one."""
     shapes = {name: (array.dtype, array.shape) for name, array in layout.items()}
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "items": ("|u1", (rows, 32)),
@@ -81,23 +85,31 @@ def check_layout(layout: Mapping[str, Array], rows: int) -> None:
         if not (dtype == "<f4" and len(shape) == 2) and len(shape) not in (3, 4):
             raise ValueError(f"not the arrays of {rows} rows")
         expected["features"] = ("<f2" if dtype == "<f2" else "<f4", (rows, *shape[1:]))
+        if digests is not None:
+            expected["digests"] = ("|u1", digests)
     if shapes != expected or any(len(s) != 1 for n, (_, s) in shapes.items() if n in FLAT):
         raise ValueError(f"not the arrays of {rows} rows")
 
 
 def unpack(data: bytes | mmap.mmap, layout: Mapping[str, Array]) -> dict[str, np.ndarray]:
     """The arrays of a shard whose hash was checked: read-only views of `data`, without parsing."""
+    check_extent(layout, len(data))
     arrays = {}
     for name, array in layout.items():
-        count = int(np.prod(array.shape, dtype=object))
-        if array.offset + count * np.dtype(array.dtype).itemsize > len(data):
-            raise DamagedCache(f"array {name!r} ends beyond its file")
+        count = math.prod(array.shape)
         flat = np.frombuffer(data, array.dtype, count, array.offset if count else 0)
         try:
             arrays[name] = flat.reshape(array.shape)
         except (ValueError, OverflowError) as error:  # 99 dimensions, or a side of 2**63
             raise DamagedCache(f"array {name!r} has an impossible shape: {array.shape}") from error
     return arrays
+
+
+def check_extent(layout: Mapping[str, Array], size: int) -> None:
+    """Raise DamagedCache unless all arrays lie in a file of `size` bytes."""
+    for name, array in layout.items():
+        if array.offset + math.prod(array.shape) * np.dtype(array.dtype).itemsize > size:
+            raise DamagedCache(f"array {name!r} ends beyond its file")
 
 
 NOT_FINITE = "its vectors hold NaN or infinity"

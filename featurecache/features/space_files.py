@@ -12,6 +12,7 @@ import pydantic
 
 from featurecache import keys
 from featurecache.features import shards
+from featurecache.features.row_digests import RowDigests
 from featurecache.json_files import Hex64, Json, Open, Strict, UtcTime
 
 MARKER = "CACHE.json"
@@ -143,12 +144,17 @@ class Record(Strict):
     failed: dict[Hex64, str]  # item -> why it could not be decoded
     provenance: dict[str, str]
     made: Made
+    row_digests: RowDigests | None = None  # vectors of format 2
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Record:
         if len(self.items) % 32:
             raise ValueError("items: not a multiple of 32 bytes")
-        shards.check_layout(self.arrays, len(self.items) // 32)
+        if self.format != (1 if self.row_digests is None else 2):
+            raise ValueError("row_digests: records of format 2 have them, and no others")
+        rows = len(self.items) // 32
+        shape = self.row_digests.shape(rows) if self.row_digests else None
+        shards.check_layout(self.arrays, rows, shape)
         return self
 
     @cached_property

@@ -31,6 +31,7 @@ from featurecache.features.cache_files import (
     retry_if_damaged,
 )
 from featurecache.features.commit_records import new_shard, read_record
+from featurecache.features.row_reader import read_rows
 from featurecache.features.space_files import Record, SpaceSummary
 from featurecache.items import Items, Lookup
 from featurecache.notebook import html_table
@@ -111,6 +112,20 @@ class Space:
         packed = [np.frombuffer(record.items, np.uint8) for record in self.records]
         return Lookup(np.concatenate(packed or [np.empty(0, np.uint8)]).reshape(-1, 32))
 
+    def positions(self, items: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) record index, and (n,) row in its shard, of each item, as in `rows`. No object is
+        made per row of the space. Raises KeyError for an item that the space lacks."""
+        if len(self.lookup.array) != self.count:  # shards overlap: `rows` knows which row counts
+            positions = np.array([self.rows[item] for item in items], np.int64).reshape(-1, 2)
+            return positions[:, 0], positions[:, 1]
+        entries = self.lookup.positions(np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32))
+        if len(entries) and entries.min() < 0:
+            raise KeyError(items[int(entries.argmin())])
+        ends = np.cumsum([len(record.items) // 32 for record in self.records], dtype=np.int64)
+        record_indices = np.searchsorted(ends, entries, side="right")
+        starts = np.concatenate([[0], ends[:-1]])
+        return record_indices, entries - starts[record_indices] if len(entries) else entries
+
     @cached_property
     def count(self) -> int:
         """The number of items in the space."""
@@ -187,32 +202,36 @@ class Space:
         """The rows of `items`, in their order: (N, D) float32 vectors, and (N,) bool, whether the
         image is decodable (the row of an undecodable one is zeros). Maps are flattened.
 
-        The bytes of each shard are hashed before any row is used. Raises KeyError for an item that
-        the space lacks (call `missing` first), DamagedCache for bytes that do not match the record.
+        The bytes of each row are checked before it is used: with the digests of rows, or with the
+        hash of its whole shard where there are none, or in an object store. Raises KeyError for an
+        item that the space lacks (call `missing` first), DamagedCache for bytes that do not match
+        the record.
         """
-        by_record: dict[int, list[tuple[int, int]]] = {}
-        for position, item in enumerate(items):
-            record_index, row = self.rows[item]
-            by_record.setdefault(record_index, []).append((position, row))
+        record_indices, rows = self.positions(items)
         decodable = np.empty(len(items), bool)
-        if not by_record:
+        if not len(items):
             return np.empty((0, self.dim), np.float32), decodable
-        # Memory is allocated only once a shard was read: a record may state any length.
-        width = math.prod(self.read(next(iter(by_record)))["features"].shape[1:])
+        # Memory is allocated only for a length that a file has: a record may state any.
+        first = int(record_indices[0])
+        width = math.prod(self.records[first].arrays["features"].shape[1:])
+        self._read_rows(first, np.empty(0, np.int64), np.empty((0, width), np.float32))
         vectors = np.empty((len(items), width), np.float32)
 
         def fill(record_index: int) -> None:
-            arrays = self.read(record_index)
-            if math.prod(arrays["features"].shape[1:]) != width:
-                file = self.file(self.records[record_index].file)
-                raise damaged(file, "its vectors have another length")
-            positions, rows = map(_as_slice, np.array(by_record[record_index]).T)
-            vectors[positions] = arrays["features"].reshape(-1, width)[rows]
-            decodable[positions] = arrays["status"][rows] == shards.OK
+            record = self.records[record_index]
+            if math.prod(record.arrays["features"].shape[1:]) != width:
+                raise damaged(self.file(record.file), "its vectors have another length")
+            target = _as_slice(np.flatnonzero(record_indices == record_index))
+            if isinstance(target, slice):
+                decodable[target] = self._read_rows(record_index, rows[target], vectors[target])
+            else:
+                out = np.empty((len(target), width), np.float32)
+                decodable[target] = self._read_rows(record_index, rows[target], out)
+                vectors[target] = out
 
         # Hashing takes most of the time, and releases the interpreter lock.
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-            for _ in pool.map(fill, by_record):
+            for _ in pool.map(fill, np.unique(record_indices).tolist()):
                 pass
         return vectors, decodable
 
@@ -255,6 +274,29 @@ class Space:
         if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
             raise damaged(file, OTHER_BYTES)
         return data
+
+    def _read_rows(self, record_index: int, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Copy the rows (n,) of a shard to `out` (n, width) float32, C-contiguous, and return (n,)
+        bool: whether each image is decodable. Only these rows are read and checked where the shard
+        is a local file with digests of its rows. Raises DamagedCache, CannotRead."""
+        record = self.records[record_index]
+        summary = record.row_digests
+        if summary is None or self.store.local_folder is None:
+            arrays = self.read(record_index)
+            out[:] = arrays["features"].reshape(-1, out.shape[1])[_as_slice(rows)]
+            return np.asarray(arrays["status"][rows] == shards.OK)
+        file = self.file(record.file)
+        in_place = record.arrays["features"].dtype == "<f4"
+        stored = out if in_place else np.empty(out.shape, record.arrays["features"].dtype)
+        read_rows(file, record, summary, rows, stored)
+        if not np.isfinite(stored).all():  # `commit` refuses these; another writer may not
+            raise damaged(file, shards.NOT_FINITE)
+        if not in_place:
+            out[:] = stored
+        if not record.failed:
+            return np.ones(len(rows), bool)
+        failed = {bytes.fromhex(item) for item in record.failed}
+        return np.array([record.item_list[row] not in failed for row in rows.tolist()], bool)
 
     def read_record(self, name: str) -> Record:
         """The commit record of this name in the space's folder, if its checksum holds and its names
@@ -327,7 +369,7 @@ class Space:
 
 def _as_slice(indices: np.ndarray) -> slice | np.ndarray:
     """Consecutive indices as a slice, for which numpy makes one copy and not two."""
-    first = int(indices[0])
+    first = int(indices[0]) if len(indices) else 0
     is_range = np.array_equal(indices, np.arange(first, first + len(indices)))
     return slice(first, first + len(indices)) if is_range else indices
 

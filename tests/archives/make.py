@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from featurecache.features.commit_records import RECORD_FORMAT
 from featurecache.features.store import Cache
-from featurecache.keys import FORMAT_VERSION
 from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.cache.ls import ls
 
 
 def main() -> None:
-    target = Path(__file__).parent / f"format-{FORMAT_VERSION}"
+    target = Path(__file__).parent / f"format-{RECORD_FORMAT}"
     if target.exists():
         raise SystemExit(f"{target} is there; an archive is never made twice")
     cache = target / "cache"

@@ -23,6 +23,7 @@ from featurecache.executors import Progress
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features import quarantine, shards
 from featurecache.features.orphans import leftovers, sweep
+from featurecache.features.row_digests import digest_rows
 from featurecache.features.space_files import MAX_NOTE, MAX_RECORD, Record
 from featurecache.features.space_locks import reserved
 from featurecache.features.spaces import Space
@@ -335,6 +336,8 @@ def _compare(space: Space, name: str) -> tuple[str, Record | None]:
             return "its items are not those of its record", record
         if f"{shards.sum_of_rows(arrays):064x}" != record.row_sum:
             return "its rows are not those of its record", record
+        if record.row_digests and record.row_digests != digest_rows(arrays["features"])[1]:
+            return "its row digests are not those of its rows", record
         undecodable = {arrays["items"][row].tobytes() for row in np.flatnonzero(arrays["status"])}
         failed = {bytes.fromhex(item) for item in record.failed}
         if (undecodable or failed) and undecodable != failed.intersection(record.item_list):
