@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -54,6 +54,7 @@ class Schedule(TrainingPlan):
     head: HeadSettings = HeadSettings()
     features: Features | None = None
     pruning: Pruning | None = None
+    precision: Literal["bf16"] | None = None  # of matrix products in training; None is f32
 
     SWEPT: ClassVar = (*TrainingPlan.SWEPT, "input", "features", "pruning")
 
@@ -68,6 +69,11 @@ class Schedule(TrainingPlan):
             return tuple(named)
         # Validated here so that errors do not mention a list index that the user did not write.
         return (BackboneChoice.model_validate(named[0]),)
+
+    @pydantic.field_validator("precision", mode="before")
+    @classmethod
+    def _f32_is_the_default(cls, value: Any) -> Any:
+        return None if value == "f32" else value
 
     @pydantic.field_validator("backbone")
     @classmethod
@@ -107,7 +113,7 @@ class Schedule(TrainingPlan):
     def _untrainable(self) -> str:
         """The reason why a head without a training loop can't have these settings; else empty."""
         parts = "optimizer lr_schedule early_stopping label_smoothing mixup features pruning"
-        for name in (*parts.split(), "class_weights", "batch_size"):
+        for name in (*parts.split(), "class_weights", "batch_size", "precision"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 return f"is solved without {name}; remove one of them"
         if self.head.kind == "logistic" and self.input is not None:
@@ -125,8 +131,8 @@ class Schedule(TrainingPlan):
         """The reason why lbfgs cannot solve this schedule; empty if it can."""
         if self.head.hidden or self.head.queries:
             return "solves linear heads only; write head: {hidden: []}"
-        parts = ("lr_schedule", "early_stopping", "label_smoothing", "mixup", "features", "pruning")
-        for name in parts:
+        parts = "lr_schedule early_stopping label_smoothing mixup features pruning precision"
+        for name in parts.split():
             if getattr(self, name) is not None:
                 return f"does not work with {name}; remove one of them"
         head = self.head

@@ -35,9 +35,7 @@ from featurecache.text import one_line
 from featurecache.training.checkpoints import Checkpoint
 from featurecache.training.curriculum import Phase
 from featurecache.training.epoch_metrics import Epoch, EpochRow
-from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.minibatches import epoch_rng
-from featurecache.training.settings import Optimizer
 from featurecache.training.stopping import lowest_index, should_stop
 
 _REFERENCE_EPOCHS = 5  # of the reference head whose losses order the rows
@@ -95,7 +93,7 @@ def train_group(
         fitted = inputs.fit(schedule.input, _training_rows(data, fold, schedule))
         data = Data(_after(fitted, data.views), data.labels)
     width = data.views[schedule.validation.view].shape[1]
-    stack = _fresh(group, schedule.head, schedule.optimizer, width, len(classes), data)
+    stack = _fresh(group, schedule, width, len(classes), data)
     record = _load_record(checkpoint, stack, group)
     epochs_done = max(len(rows) for rows in record.rows)
     for epoch in range(epochs_done):
@@ -221,20 +219,15 @@ def _no_longer_finite(job: Job, row: EpochRow) -> str:
     )
 
 
-def _fresh(
-    group: Sequence[Job],
-    head: HeadSpec,
-    optimizer: Optimizer,
-    width: int,
-    classes: int,
-    data: Data,
-) -> Stack:
+def _fresh(group: Sequence[Job], schedule: Schedule, width: int, classes: int, data: Data) -> Stack:
     fresh = []
     for job in group:
         # Epochs count from 1, so epoch 0 is free to seed the initial weights.
         with _torch_seeded(epoch_rng(job.member.seed, job.fold.number, 0)):
-            fresh.append(mlp.build(width, classes, head))
-    return Stack(fresh, head, optimizer, data.labels.device)
+            fresh.append(mlp.build(width, classes, schedule.head))
+    is_half = schedule.precision == "bf16"
+    where = data.labels.device
+    return Stack(fresh, schedule.head, schedule.optimizer, where, is_half=is_half)
 
 
 def _after(
@@ -299,7 +292,7 @@ def _reference_losses(
     member = Member(plain.seed, plain.optimizer.lr, plain.optimizer.weight_decay)
     group = [Job(0, member, fold)]
     width = data.views[view].shape[1]
-    stack = _fresh(group, plain.head, plain.optimizer, width, len(classes), data)
+    stack = _fresh(group, plain, width, len(classes), data)
     curriculum = _curriculum(data, [fold], plain, classes)
     for planned in curriculum.plan:
         one_epoch(stack, data, group, curriculum, planned, [[]])

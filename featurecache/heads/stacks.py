@@ -43,11 +43,14 @@ class Stack:
         spec: HeadSpec,
         optimizer: Optimizer,
         device: torch.device,
+        *,
+        is_half: bool = False,
     ) -> None:
-        """Copy the state of `heads`, built by `mlp.build` from `spec`, to `device`."""
+        """Copy the state of `heads`, built by `mlp.build` from `spec`, to `device`. With `is_half`,
+        training rounds the inputs of matrix products to bf16; everything else stays float32."""
         states = [head.state_dict() for head in heads]
         self.layers = dict(heads[0].named_children())
-        self.spec, self.optimizer = spec, optimizer
+        self.spec, self.optimizer, self.is_half = spec, optimizer, is_half
         self.state = {n: torch.stack([s[n] for s in states]).to(device) for n in states[0]}
         self.trained = [name for name, _ in heads[0].named_parameters()]
         self.weights = [f"{n}.weight" for n, m in self.layers.items() if isinstance(m, nn.Linear)]
@@ -75,6 +78,7 @@ class Stack:
         member = object.__new__(Stack)
         member.layers, member.spec, member.optimizer = self.layers, self.spec, self.optimizer
         member.trained, member.weights = self.trained, self.weights
+        member.is_half = self.is_half
         members = slice(index, index + 1)
         member.state = {name: tensor.detach()[members] for name, tensor in self.state.items()}
         member.moments = [
@@ -109,7 +113,8 @@ class Stack:
                 weight, rate = tensors["weight"], next(drop_rates)
                 if rate > 0 and dropping is not None:
                     weight = weight * _dropout_mask(weight.shape, rate, dropping)
-                h = _linear(h, weight, tensors["bias"])
+                product = _half_linear if self.is_half and dropping is not None else _linear
+                h = product(h, weight, tensors["bias"])
             elif isinstance(layer, AttentionPool):
                 h = pooled_maps(h, tensors["queries"])
             elif isinstance(layer, nn.BatchNorm1d):
@@ -251,6 +256,11 @@ def _linear(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.
         return torch.baddbmm(bias[..., None], weight, h)
     flat = h if h.dim() == 2 else h[0]
     return torch.addmm(bias.view(-1, 1), weight.view(-1, fan_in), flat).view(members, out, -1)
+
+
+def _half_linear(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """As `_linear`, in bf16; float32 in and out, and so are the gradients."""
+    return _linear(h.bfloat16(), weight.bfloat16(), bias.bfloat16()).float()
 
 
 def _dropout_mask(

@@ -42,6 +42,7 @@ from featurecache.runs.training_data import TrainingData, load_training_data
 from featurecache.runs.training_warnings import destructive_views, phase_warnings
 from featurecache.settings import command_line
 from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
+from featurecache.stages.heads.precision_cost import precision_cost
 from featurecache.stages.heads.shared_options import ResolvedOptions, SharedOptions, resolve_options
 from featurecache.storage import durable, locks
 from featurecache.study.events import check_tensorboard, write_events
@@ -251,7 +252,8 @@ def train_head(
             )
         except BadInput as error:
             notes.append(f"no logistic regression to compare with: {error}")
-            record.notes = list(notes)
+        notes.extend(precision_cost(wanted, training, pairs, device))
+        record.notes = list(notes)
         write_run(run, record)
 
     make_folder(run)
