@@ -129,6 +129,11 @@ ROWS = (
         (Target("x one after another", 2),), "featurecache.heads.epochs"),
     Row("heads.folds_5", "five folds", (Target("x one after another", 2),)),
     Row(
+        "closed_forms.closed_forms", "heads that are solved, beside a trained one",
+        (Target("points more than ridge", 1.5),
+         Target("seconds", most=300), Target("peak memory, MB", most=4096)), "data",
+    ),
+    Row(
         "networks.network_train", "an epoch of a whole network",
         (Target("x timm's loader and optimizer", 1),), "data",
     ),

@@ -27,6 +27,7 @@ Form = Literal["ridge", "lda", "ncm", "random_features"]
 # Ridge penalties in units of the mean eigenvalue of the centred vectors' Gram matrix, so that they
 # fit vectors of any scale and number.
 PENALTIES = 10.0 ** np.arange(-4, 1.5, 0.5)
+_FIRST_PENALTY = 5  # index of the first one that is tried where each costs a factorization
 _CALIBRATION_ROWS = 5000
 _UNSEEN = -1e5  # logit of a class without training rows
 _MIN_SHRINKAGE = 1e-6  # keeps the covariance of constant features invertible
@@ -137,7 +138,9 @@ def solve(form: Form, rows: Rows, *, width: int = RANDOM_FEATURES, seed: int = 0
         sums = empty_sums(rows)
         sums.add(rows, every)
         return leave_each_out(rows, sums)
-    projection = random_layer(rows, width, seed) if form == "random_features" else None
+    projection = None
+    if form == "random_features":
+        projection = random_layer(rows.views[0](every[:1]).shape[1], width, seed)
     mask = rows.held_out()
     fit_rows, test_rows = every[~mask], every[mask]
     sums = empty_sums(rows, projection, has_second=form != "ncm")
@@ -169,23 +172,21 @@ def features(X: Vectors, projection: Layer | None) -> Vectors:
     return np.maximum(result, 0, out=result)
 
 
-def random_layer(rows: Rows, width: int, seed: int) -> Layer:
-    """Normal random weights for vectors of deviation 1; the scaling is part of the layer."""
-    total, squares, count = 0.0, 0.0, 0.0
-    every = np.arange(len(rows.labels))
-    depth = rows.views[0](every[:1]).shape[1]
-    for views, part in rows.blocks(every, depth):
-        for x, share in zip(views, rows.shares, strict=True):
-            total = total + share * x.sum(0, dtype=np.float64)
-            squares = squares + share * np.einsum("ij,ij->j", x, x, dtype=np.float64)
-            count += share * len(part)
-    mean = np.asarray(total) / count
-    deviation = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0))
-    is_constant = deviation <= 1e-6 * np.abs(mean)
-    scale = np.where(is_constant, 0, 1 / np.where(is_constant, 1, deviation))
-    weight = np.random.default_rng(seed).standard_normal((width, depth), np.float32)
-    weight *= (scale / np.sqrt(depth)).astype(np.float32)
-    return Layer(weight, -(weight @ mean.astype(np.float32)))
+def random_layer(depth: int, width: int, seed: int) -> Layer:
+    """Random directions for vectors of length `depth`, each with its opposite.
+
+    The ReLUs of a direction and its opposite differ by a linear function of the vector, so the
+    features contain what ridge has. Directions are orthogonal in blocks of `depth`, which is less
+    noisy than independent ones (Yu et al. 2016). Vectors are taken as they are: centred or
+    standardised ones did worse.
+    """
+    rng, blocks, count = np.random.default_rng(seed), [], -(-width // 2)
+    for _ in range(-(-count // depth)):
+        normal = rng.standard_normal((depth, depth), np.float32)
+        blocks.append(np.linalg.qr(normal)[0] * np.float32(np.sqrt(depth)))
+    directions = np.concatenate(blocks)[:count]
+    weight = np.concatenate([directions, -directions])[:width]
+    return Layer(weight, np.zeros(width, np.float32))
 
 
 def empty_sums(rows: Rows, projection: Layer | None = None, has_second: bool = True) -> Sums:
@@ -223,19 +224,29 @@ def ridge(sums: Sums, factor: float, gram: Array | None = None) -> tuple[Layer, 
 
 def choose_penalty(rows: Rows, sums: Sums, test_rows: Index) -> tuple[float, float]:
     """The penalty, in mean eigenvalues, with the most held-out rows right, and the scale of its
-    scores. Penalties are lowered until that drops."""
+    scores.
+
+    A penalty costs a factorization, so the search begins where most sets have their best and goes
+    up or down while that helps.
+    """
     y = np.tile(rows.labels[test_rows], len(rows.views))
     weights = np.repeat(rows.shares, len(test_rows))
-    best, chosen, scale, worse = -1.0, PENALTIES[-1], 1.0, 0
-    for factor in PENALTIES[::-1]:
-        scores = _scores_of(rows, test_rows, sums.projection, ridge(sums, factor)[0])
-        right = float(weights @ (scores.argmax(1) == y))
-        worse = worse + 1 if right < best else 0
-        if worse == 2:
-            break
-        if right > best:
-            best, chosen, scale = right, factor, calibration(scores, y)
-    return float(chosen), scale
+    scores: dict[int, Vectors] = {}
+
+    def right(index: int) -> float:
+        if index not in scores:
+            last, _ = ridge(sums, PENALTIES[index])
+            scores[index] = _scores_of(rows, test_rows, sums.projection, last)
+        return float(weights @ (scores[index].argmax(1) == y))
+
+    best, steps = _FIRST_PENALTY, [-1, 1]
+    while steps:
+        following = best + steps[-1]
+        if 0 <= following < len(PENALTIES) and right(following) > right(best):
+            best, steps = following, steps[-1:]
+        else:
+            steps.pop()
+    return float(PENALTIES[best]), calibration(scores[best], y)
 
 
 def leave_each_out(rows: Rows, sums: Sums) -> ClosedForm:
