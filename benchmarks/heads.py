@@ -69,7 +69,7 @@ def head_epoch(setting: Setting) -> list[Case]:
     torch loop over a shuffling DataLoader, whose Dataset reads rows of an HDF5 file (two workers,
     each with the file open) or is a TensorDataset in memory. Peer of the head without norm and
     dropout, by Adam: scikit-learn's MLPClassifier.partial_fit. All of them compute in f32 on the
-    same cores.
+    same cores, but ours with `precision: bf16` where the case says so.
 
     The limit of any of them: the matrix products of the epoch alone, by torch."""
     v = Vectors(setting, setting.size(100_000, 600), setting.size(2000, 60))
@@ -80,11 +80,13 @@ def head_epoch(setting: Setting) -> list[Case]:
     tensors = TensorDataset(torch.from_numpy(v.x), torch.from_numpy(v.y))
     few = range(len(v.x) // 20)
     cases = []
-    for name, head, optimizer in (
-        ("paper's head", PAPER, "adamw"), ("linear head", LINEAR, "adamw"),
-        ("plain head", PLAIN, "adam"),
+    for name, head, optimizer, precision in (
+        ("paper's head", PAPER, "adamw", None), ("paper's head in bf16", PAPER, "adamw", "bf16"),
+        ("linear head", LINEAR, "adamw", None), ("linear head in bf16", LINEAR, "adamw", "bf16"),
+        ("plain head", PLAIN, "adam", None),
     ):  # fmt: skip
         schedule = _schedule(head, optimizer, epochs=1)
+        schedule = schedule.model_copy(update={"precision": precision})
         products = statistics.median(timed(lambda h=head: _products(v, h)) for _ in range(3))
         sides: dict[str, Any] = {OURS: lambda s=schedule: _ours(v, s, setting.folder)}
         warm: dict[str, Any] = {}

@@ -61,10 +61,11 @@ def read_space(setting: Setting) -> list[Case]:
 
 
 def random_rows(setting: Setting) -> list[Case]:
-    """1,024 rows at random places of the same files, each file opened already (and, in ours, hashed
-    already), in the order asked for; twenty times over, other rows each time. Peers: h5py's fancy
-    index (sorted, as it demands, and put back in order) on contiguous HDF5 and on one row a chunk,
-    and np.memmap's."""
+    """1,024 rows at random places of the same files, each file opened already, in the order asked
+    for. Read again: every row was checked before; twenty times over, other rows each time. Read
+    first: a space just opened, with its records to read and every row that is used to check. Peers:
+    h5py's fancy index (sorted, as it demands, and put back in order) on contiguous HDF5 and on one
+    row a chunk, and np.memmap's."""
     stored = _store(setting)
     count = setting.size(1024, 16)
     draws = 20  # in one timed run: one takes a millisecond
@@ -83,10 +84,18 @@ def random_rows(setting: Setting) -> list[Case]:
             "np.memmap": lambda: [np.asarray(mapped[rows]) for rows in drawn][-1],
         }
         seconds, results = compare(sides, setting.repeats)
-    name = f"{count:,} of {len(stored.items):,}"
-    case = _case(name, seconds, results, stored.truth[drawn[-1]], stored)
-    case.amount = draws * count
-    return [case]
+        again = _case("read again", seconds, results, stored.truth[drawn[-1]], stored)
+        again.amount = draws * count
+        rows = drawn[0]
+        some = [stored.items[row] for row in rows]
+        sides = {
+            OURS: lambda: stored.space().vectors(some)[0],
+            "h5py fancy index": lambda: _fancy(contiguous["x"], rows),
+            "h5py fancy index, one row a chunk": lambda: _fancy(chunked["x"], rows),
+            "np.memmap": lambda: np.asarray(mapped[rows]),
+        }
+        seconds, results = compare(sides, setting.repeats)
+    return [again, _case("read first", seconds, results, stored.truth[rows], stored)]
 
 
 def _case(
@@ -105,12 +114,10 @@ def _case(
     parts = {
         "reading records": timed(lambda: space.records),
         "an index of their items": timed(lambda: space.rows),
-        "reading and hashing every shard": timed(
-            lambda: [space.read_bytes(record) for record in space.records]
-        ),
+        "reading and checking every row": timed(lambda: space.vectors(stored.items)),
     }
     profile = [
-        "of a whole space, by the reader that hashes",
+        "of a whole space, by the reader that checks",
         *shares(parts, sum(parts.values()))[1:-1],
     ]
     return Case(name, seconds, len(truth), "rows/s", checks, profile=profile)
