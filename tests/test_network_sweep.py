@@ -85,12 +85,17 @@ def test_folds_are_a_network_each_and_one_run(small_data: Path, tmp_path: Path) 
     ]
     folds = [read_run(run / f"fold-{number}") for number in (1, 2)]
     assert len({fold.data["train_items"] for fold in folds}) == 2
+    other = train(tmp_path, FOLDS + "seed: 1\n", small_data, out=tmp_path / "other").run
+    for how in ("stack", "dense"):  # fitted on what no network of a member has seen
+        combined = featurecache.ensemble([run, other], how=how)
+        assert (combined.n, list(combined.ensembles)) == (12, [how])
+        assert "fitted on 36 held-out images" in combined.notes[-1]
     (prediction,) = featurecache.predict(run, [small_data / "val/cat/000.png"])
     assert prediction.error is None
     with pytest.raises(BadInput, match=r"network for each fold; name one, such as .*fold-1"):
         featurecache.featurize(small_data, policy="none", backbone=str(run))
-    (row,) = featurecache.list_runs(tmp_path)
-    assert row.validation == "2 folds"
+    rows = featurecache.list_runs(tmp_path)
+    assert [row.validation for row in rows] == ["2 folds", "2 folds"]
     again = train(tmp_path, FOLDS, small_data)
     assert again == result
 

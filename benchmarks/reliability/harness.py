@@ -120,7 +120,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 120.0) -> int | None:
+    def wait(self, seconds: float = 600.0) -> int | None:
         """The exit code, minus the number of the signal that killed it, or None while it runs."""
         self._process.join(seconds)
         return self._process.exitcode
