@@ -19,6 +19,7 @@ from PIL import Image
 import featurecache
 from featurecache.errors import BadInput, DamagedRun
 from featurecache.generator_files import read_generated
+from featurecache.images.samples import Member
 from featurecache.runs import generated_images
 from tests.samplers import write_sampler
 
@@ -155,10 +156,15 @@ def test_a_folder_that_holds_something_else_is_refused(sampler: Path, tmp_path: 
         generate(sampler, tmp_path / "made", per_class=2)
 
 
-def test_shards_without_their_index_are_refused(sampler: Path, tmp_path: Path) -> None:
+def test_shards_without_their_index_are_refused(
+    sampler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generate(sampler, tmp_path / "made")
     shard = tmp_path / "made/train-00000.tar"
     assert featurecache.open_dataset(shard).generated == (str(tmp_path / "made"),)
+    monkeypatch.chdir(tmp_path)  # images are found from everywhere, and beside those of other data
+    (source, *_) = (sample.source for sample in featurecache.open_dataset("made"))
+    assert isinstance(source, Member) and source.path == shard
     shutil.copy(shard, tmp_path)
     with pytest.raises(BadInput, match="keep the folder that `generate` made whole"):
         featurecache.open_dataset(tmp_path / shard.name)

@@ -389,6 +389,8 @@ def _numbered(contents: Contents) -> Dataset:
 
 
 def _source(base: Path, source: str | Member | bytes) -> Path | StoredFile | Member | bytes:
+    if isinstance(source, Member) and isinstance(source.path, Path):
+        return replace(source, path=base / source.path)
     if isinstance(source, Member | bytes):
         return source
     return locate(source) if "://" in source else base / source
