@@ -87,6 +87,17 @@ def test_a_wrong_recipe_is_refused(
         read_recipe(recipe(tmp_path, "recipe.yaml", steps, tmp_path))
 
 
+@pytest.mark.slow
+def test_layers_that_do_not_fit_are_reported_before_the_first_step(
+    small_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "late.yaml").write_text(NET + "views: none\nepochs: 1\npretrain: layerwise\n")
+    steps = [STEPS[0], {"train-network": {"config": "late.yaml"}}]
+    with pytest.raises(BadInput, match="pretrain: the network has"):
+        run(recipe(tmp_path, "recipe.yaml", steps, small_data))
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_dataset_that_is_not_there_is_reported_before_the_first_step(tmp_path: Path) -> None:
     recipe(tmp_path, "inner.yaml", STEPS, tmp_path)
     outer = [{"run": {"recipe": "inner.yaml", "data": "dogs"}}]

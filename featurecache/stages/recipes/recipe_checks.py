@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from featurecache.errors import BadInput, UnknownName
+from featurecache.features.timm_models import find_model
 from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import Dataset
 from featurecache.lookup.labelled_rows import labelled_rows, training_rows
+from featurecache.networks.configs import read_config
 from featurecache.runs.held_out import HELD_OUT
 from featurecache.runs.training_data import split_rows
 from featurecache.text import counted
@@ -62,6 +65,21 @@ def check_held_out(group: Sequence[Schedule], dataset: Dataset, where: str) -> N
             f"{where}: its members hold out fractions ({fractions}) that have no image in "
             f"common; {_REMEDY}"
         )
+
+
+def check_network(path: Path, dataset: Dataset, where: str) -> None:
+    """Raise BadInput for a configuration whose layers do not fit its network. The network is built
+    only where the configuration divides it, which takes a second."""
+    config = read_config(path)
+    find_model(config.network.name)
+    if config.init_head is not None or not (config.pretrain or config.trainable != "all"):
+        return
+    from featurecache.runs.network_parts import network_parts  # torch
+
+    try:
+        network_parts(config, dataset.classes)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from error
 
 
 def check_classes(schedule: Schedule, dataset: Dataset, where: str) -> None:

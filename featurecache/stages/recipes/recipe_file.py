@@ -19,7 +19,6 @@ from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import choose_engine
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.features.timm_models import find_model
 from featurecache.generator_files import is_generator
 from featurecache.generators.configs import read_config as read_generator_config
 from featurecache.heads.schedules import (
@@ -42,6 +41,7 @@ from featurecache.stages.recipes.recipe_checks import (
     check_alike,
     check_classes,
     check_held_out,
+    check_network,
     check_stacked,
 )
 from featurecache.stages.recipes.recipe_steps import (
@@ -293,7 +293,7 @@ def _check_steps(
             names = [name if has_head else view_in_epoch(name, 1) for name in names]
             views = views_of(names, schedule.augment_seed)
             if not has_head:
-                find_model(schedule.backbone[0].name)
+                check_network(schedules[step.schedule][0], dataset, where)
                 for view in views:
                     view.check()
             else:
