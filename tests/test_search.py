@@ -117,8 +117,8 @@ def score(operation: str, gain: float, loss: float, weight: float) -> OperationS
 def test_candidates_use_an_operation_at_one_strength() -> None:
     scores = [score("none", 0, 1, 0.4), score("A-1", 0.2, 2, 0.5), score("A-2", 0.3, 3, 0.01)]
     scores += [score("B", 0.1, 1, 0.09)]
-    made = candidate_mixtures(scores, {"A-1": "A", "A-2": "A"})
-    assert made["gain 1"] == {"A-2": 1.0}
+    made = candidate_mixtures(scores, {"A-1": "A", "A-2": "A"}, ["mild"])
+    assert made["gain 1"] == {"A-2": 1.0} and made["mild"] == {"mild": 1.0}
     assert made["gain 2"] == {"A-2": 0.5, "B": 0.5}
     assert made["density 8"] == {"B": 0.5, "A-1": 0.5}
     assert list(made["weights 8"]) == ["A-1", "none", "B"]

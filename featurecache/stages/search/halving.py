@@ -29,11 +29,12 @@ class CandidateRow(TypedDict):
 
 
 def candidate_mixtures(
-    scores: Sequence[OperationScore], kinds: Mapping[str, str]
+    scores: Sequence[OperationScore], kinds: Mapping[str, str], shipped: Sequence[str]
 ) -> dict[str, Weights]:
     """Mixtures to train with: of the learned weights, of the operations with the highest gains, of
-    those with the lowest loss, and none. `kinds` names the operation of each atomic policy: a
-    mixture of equal weights has an operation at one strength only."""
+    those with the lowest loss, none, and each of some `shipped` policies. `kinds` names the
+    operation of each atomic policy: a mixture of equal weights has an operation at one strength
+    only."""
     names = [row["operation"] for row in scores]
     learned = {row["operation"]: row["weight"] for row in scores}
     operations = [kinds.get(name, name) for name in names]
@@ -46,6 +47,7 @@ def candidate_mixtures(
         for count in (1, 2, 4, MAX_POLICIES)[0 if title == "gain" else 3 :]:
             best = best_of_each(operations, ranking, count)
             mixtures[f"{title} {count}"] = {names[n]: 1 / len(best) for n in best}
+    mixtures |= {name: {name: 1.0} for name in shipped}
     distinct: dict[tuple[tuple[str, float], ...], str] = {}
     for title, weights in mixtures.items():
         distinct.setdefault(tuple(sorted(weights.items())), title)

@@ -9,8 +9,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Unpack
 
-import numpy as np
-
 from featurecache.errors import UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads.mixture_weights import best_of_each
@@ -31,6 +29,7 @@ from featurecache.stages.search.search_report import Search, report, verdict
 from featurecache.stages.search.search_trainings import Trainings
 from featurecache.storage import durable
 
+_MAX_RATIO = 4  # of the epochs on the sample to those of the verdict
 _MAX_PAIRED = 4  # policies of depth 1 of which depth 2 makes pairs
 
 
@@ -125,27 +124,22 @@ def search(
             operations = scores(2)
             lap("score")
 
-        # 3. Choose: successive halving of mixtures, with real trainings on the sample.
+        # 3. Choose: successive halving of mixtures, with real trainings on the sample, which take
+        # as many steps as those of the verdict unless these are far longer.
+        ratio = len(images.training) / len(images.sample)
         chosen = halve(
-            candidate_mixtures(operations, kinds),
+            candidate_mixtures(operations, kinds, wanted.compare),
             lambda weights, epochs, seed: trainings.right(images, spaces, weights, epochs, seed),
-            wanted.epochs,
+            round(wanted.epochs * min(max(ratio, 1), _MAX_RATIO)),
             trainings.seeds,
         )
-
-        def top1(name: str) -> float:
-            rights = [
-                trainings.right(images, spaces, {name: 1.0}, wanted.epochs, seed)
-                for seed in trainings.seeds
-            ]
-            return float(np.mean(rights))
-
-        best_shipped = max(wanted.compare, key=top1)
+        alone = [next(iter(row["weights"])) for row in chosen if len(row["weights"]) == 1]
+        best_shipped = next(name for name in alone if name in wanted.compare)
         lap("choose")
 
         # The policy file, and its trainings against others on images that nothing has touched.
         weights = chosen[0]["weights"]
-        tree = mixture([(atomic.get(name), weight) for name, weight in weights.items()])
+        tree = mixture([((atomic | rivals).get(name), weight) for name, weight in weights.items()])
         description = f"Found by {config}: "
         description += ", ".join(f"{weight:.0%} {name}" for name, weight in weights.items())
         file = Path(written_view(Policy(f"found-{identity[:8]}", tree, description), run)[:-2])

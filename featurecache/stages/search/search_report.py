@@ -75,10 +75,14 @@ def report(result: Search) -> str:
 def _lines(rows: Sequence[OperationScore]) -> list[str]:
     return [
         f"{100 * row['gain']:+5.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})  "
-        f"{row['operation']}; helps {', '.join(row['helps']) or 'no class'}; hurts "
-        f"{', '.join(row['hurts']) or 'no class'}"
+        f"{row['operation']}; helps {_names(row['helps'])}; hurts {_names(row['hurts'])}"
         for row in rows[:_LISTED]
     ]
+
+
+def _names(classes: Sequence[str]) -> str:
+    """Classes without their synonyms."""
+    return ", ".join(name.partition(",")[0] for name in classes) or "no class"
 
 
 def verdict(compared: Sequence[ComparisonRow], images: int, split: str) -> str:
