@@ -142,7 +142,8 @@ def search(
         tree = mixture([((atomic | rivals).get(name), weight) for name, weight in weights.items()])
         description = f"Found by {config}: "
         description += ", ".join(f"{weight:.0%} {name}" for name, weight in weights.items())
-        file = Path(written_view(Policy(f"found-{identity[:8]}", tree, description), run)[:-2])
+        name = f"found-{digest(tree)[:8]}"  # its content, since trainings are kept by name
+        file = Path(written_view(Policy(name, tree, description), run)[:-2])
         policy = read_policy(file)
         others = {name: rivals[name] for name in dict.fromkeys([best_shipped, *RIVALS])}
         compared = trainings.judge(images, policy, others)
