@@ -145,7 +145,9 @@ def items_of_generator(folder: Path) -> TrainedItems:
 def items_of_dataset(folder: Path) -> TrainedItems:
     """The images of the generator of a dataset, which has their root hash in its index. Raises
     DamagedRun."""
-    items = items_of_generator(folder)
+    items = TrainedItems.load(folder)
+    if items is None:
+        raise damaged_dataset(folder / FILE, "missing")
     root = keys.digest(sorted(item.hex() for item in _fitted(items)))
     if root != read_generated(folder).generator.items:
         raise damaged_dataset(folder / FILE, f"not the images that {INDEX} describes")

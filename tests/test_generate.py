@@ -127,13 +127,9 @@ def test_another_generator_is_refused(name: str, reason: str, tmp_path: Path) ->
     assert "\n" not in str(error.value) and [*tmp_path.iterdir()] == [run]
 
 
-def test_what_is_no_finished_generator_is_refused(
-    sampler: Path, small_runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_what_is_no_finished_generator_is_refused(sampler: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not the folder of a run"):
         generate(tmp_path / "nothing", tmp_path / "made")
-    with pytest.raises(BadInput, match="not of a generator"):
-        generate(small_runs["split"], tmp_path / "made")
     with pytest.raises(BadInput, match="--per-class 0: must be 1 or more"):
         generate(sampler, tmp_path / "made", per_class=0)
     shutil.copytree(sampler, tmp_path / "run")
@@ -176,8 +172,10 @@ def test_shards_without_their_index_are_refused(
 @pytest.mark.slow
 @pytest.mark.usefixtures("load_once")
 def test_the_dataset_works_in_the_other_commands(
-    sampler: Path, tiny: dict[str, Any], tmp_path: Path
+    sampler: Path, small_runs: dict[str, Path], tiny: dict[str, Any], tmp_path: Path
 ) -> None:
+    with pytest.raises(BadInput, match="not of a generator"):
+        generate(small_runs["split"], tmp_path / "made")
     made = generate(sampler, tmp_path / "made", per_class=8)
     inspected = featurecache.inspect(made.out)
     assert (inspected.images, inspected.duplicates, inspected.unreadable) == (24, 0, [])
