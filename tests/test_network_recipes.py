@@ -95,6 +95,9 @@ def test_layers_that_do_not_fit_are_reported_before_the_first_step(
     steps = [STEPS[0], {"train-network": {"config": "late.yaml"}}]
     with pytest.raises(BadInput, match="pretrain: the network has"):
         run(recipe(tmp_path, "recipe.yaml", steps, small_data))
+    (tmp_path / "late.yaml").write_text(NET.replace("0.25", "0.01") + "views: none\nepochs: 1\n")
+    with pytest.raises(BadInput, match=r"fraction 0\.01 of 36 distinct .* 3 classes"):
+        run(recipe(tmp_path, "recipe.yaml", steps, small_data))
     assert not (tmp_path / "r").exists()
 
 

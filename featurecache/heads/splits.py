@@ -63,14 +63,7 @@ def split_items(
         cut = StratifiedKFold(folds, shuffle=True, random_state=schedule.seed)
         pairs = list(cut.split(indices, strata))
     elif fraction is not None:
-        present = int((counts > 0).sum())
-        held_out = int(np.ceil(fraction * len(distinct)))  # as scikit-learn rounds it
-        if min(held_out, len(distinct) - held_out) < present:
-            raise BadInput(
-                f"validation.fraction {fraction} of {len(distinct)} distinct images leaves one "
-                f"side with fewer images than the {present} classes; add images or use a "
-                "fraction nearer 0.5"
-            )
+        check_fraction(fraction, len(distinct), int((counts > 0).sum()))
         pairs = [
             train_test_split(
                 indices, test_size=fraction, stratify=strata, random_state=schedule.seed
@@ -82,6 +75,17 @@ def split_items(
         (np.flatnonzero(np.isin(inverse, train)), np.flatnonzero(np.isin(inverse, val)))
         for train, val in pairs
     ]
+
+
+def check_fraction(fraction: float, images: int, present: int) -> None:
+    """Raise BadInput if a held-out fraction of so many distinct images, or the rest of them, has
+    fewer images than there are classes `present`."""
+    held_out = int(np.ceil(fraction * images))  # as scikit-learn rounds it
+    if min(held_out, images - held_out) < present:
+        raise BadInput(
+            f"validation.fraction {fraction} of {images} distinct images leaves one side with "
+            f"fewer images than the {present} classes; add images or use a fraction nearer 0.5"
+        )
 
 
 def drop_shared(items: Items, train_idx: Index, val_idx: Index) -> Index:

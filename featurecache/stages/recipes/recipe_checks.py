@@ -10,6 +10,7 @@ from pathlib import Path
 from featurecache.errors import BadInput, UnknownName
 from featurecache.features.timm_models import find_model
 from featurecache.heads.schedules import Schedule
+from featurecache.heads.splits import check_fraction
 from featurecache.images.datasets import Dataset
 from featurecache.lookup.labelled_rows import labelled_rows, training_rows
 from featurecache.networks.configs import read_config
@@ -92,10 +93,17 @@ def check_classes(schedule: Schedule, dataset: Dataset, where: str) -> None:
     if schedule.validation.split is not None:
         return
     needed = schedule.validation.folds or 2
-    counts = Counter(sample.label for sample in dataset.split("train") if not sample.origin)
+    samples = [sample for sample in dataset.split("train") if not sample.origin]
+    counts = Counter(sample.label for sample in samples)
     for label, name in enumerate(dataset.classes):
         if 0 < counts[label] < needed:
             raise BadInput(
                 f"{where}: class {name!r} has {counted(counts[label], 'image')}, but this "
                 f"validation needs at least {needed} in every class"
             )
+    fraction = schedule.validation.fraction
+    if fraction is not None and not any(sample.group for sample in samples):
+        try:
+            check_fraction(fraction, counts.total(), len(counts))
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from error
