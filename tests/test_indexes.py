@@ -117,8 +117,7 @@ def test_an_index_that_is_older_than_its_images(
         assert [row["path"] for row in each.failed] == ["train/cat/003.png", "val/owl/001.png"]
         assert "No such file" in each.failed[0]["reason"]
         assert each.notes == [
-            f"the index {tmp_path}/x.parquet is older than 2 images in it; rerun "
-            "`featurecache index`"
+            f"the index {tmp_path}/x.parquet is older than 2 images in it; make the index again"
         ]
     kept = augment(tmp_path / "x.parquet", policy="color_1", cache=tmp_path / "c", workers=0)
     assert (kept.computed, len(kept.failed), len(kept.notes)) == (46, 2, 1)

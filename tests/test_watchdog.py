@@ -169,6 +169,8 @@ COMMANDS = {
     "retry": Command("retry DATA CACHE --engine=torch-cpu", "threads that hash"),
     "run": Command("run recipe.yaml DATA CACHE --runs=runs --workers=1 --device=cpu "
                    "--engine=torch-cpu", "what its steps wait for"),
+    "search": Command("search DATA CACHE --config=search.yaml --runs=runs --device=cpu "
+                      "--engine=torch-cpu --workers=1", "what featurize waits for"),
     "study": Command("study pca DATA CACHE NETWORK --out=study",
                      "threads that read shards, engines"),
     "submit": Command("submit runs/a DATA CACHE --split=val --out=o.csv",
@@ -213,6 +215,15 @@ image_size: 8
 channels: 2
 steps: 1
 """
+SEARCH_CONFIG = """
+backbone: {name: efficientnet_lite0, input_size: 32}
+head: {hidden: []}
+epochs: 4
+sample: 2
+operations: [Fliplr]
+compare: [mirror]
+judge: {split: val, seeds: 1}
+"""
 RECIPE = """
 steps:
   - featurize: {backbone: efficientnet_lite0, policy: [none, color_3], input_size: 32}
@@ -244,6 +255,7 @@ def world(
         (tmp_path / "recipe.yaml").write_text(RECIPE)
         (tmp_path / "net.yaml").write_text(NETWORK_CONFIG)
         (tmp_path / "gen.yaml").write_text(GENERATOR_CONFIG)
+        (tmp_path / "search.yaml").write_text(SEARCH_CONFIG)
         write_sampler(tmp_path / "sampler", ["cat", "dog"])
         return tmp_path
 

@@ -81,6 +81,7 @@ def baselines(
     wanted = {view: find_view(view, seed, opened.views)}
     choices = [backbone_choice(name, setting) for name in names]
     dataset = open_dataset(data)
+    dataset.split("train")  # the error says why there is none
     if split not in dataset.splits:
         raise UnknownName(
             "split", split, [name for name in dataset.splits if name != "train"],
