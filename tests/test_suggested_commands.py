@@ -48,6 +48,7 @@ def parsed(message: str) -> tuple[str, dict[str, Any]]:
         ("study drift", "ls"),
         ("train-head", "featurize"),
         ("study drift --view none --backbone efficientnet_lite0", "featurize"),
+        ("study drift --view none --backbone smallnet_28", "featurize"),
     ],
 )
 def test_a_suggested_command_names_the_data_and_the_cache(
@@ -60,3 +61,4 @@ def test_a_suggested_command_names_the_data_and_the_cache(
     assert (name, options["cache"]) == (suggested, cache)
     if name == "featurize" and command != "ls":
         assert options["data"] == str(photos) and options["backbone"]
+        assert options["weights"] == ("FILE" if "smallnet" in command else None)

@@ -437,10 +437,10 @@ def test_damaged_vectors_are_not_trained_on(
     small_data: Path, small_cache: Path, tmp_path: Path, train: Callable[..., TrainedRun]
 ) -> None:
     cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
-    path = next(cache.rglob("*.h5"))
-    data = bytearray(path.read_bytes())
-    data[4000] ^= 1
-    path.write_bytes(data)
+    for path in cache.rglob("*.h5"):  # only rows that are read are checked
+        data = bytearray(path.read_bytes())
+        data[4000] ^= 1
+        path.write_bytes(data)
     with pytest.raises(DamagedCache, match="verify --repair"):
         train(cache=cache)
     assert not (tmp_path / "runs").exists()

@@ -15,7 +15,7 @@ from featurecache.errors import BadInput, NotCached
 from featurecache.features.backbones import check_layer, default_setting
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.features.timm_models import ALIASES, check_name
+from featurecache.features.timm_models import ALIASES, find_model
 from featurecache.features.trained_networks import trained_network
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset, DataSource, names_of
@@ -80,11 +80,13 @@ def held_spaces(
     seed = max((view.seed for view in views.values()), default=0)  # of `none` it is 0
     matches = _by_setting(cache.spaces(), choice)
     if not matches:
+        setting_options = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
         if ":" not in choice.name:  # what timm does not know is not built for an error
             if choice.name not in ALIASES:
-                check_name(choice.name)
+                has_weights = find_model(choice.name).config.has_weights
+                if trained_network(choice.name) is None and not has_weights:
+                    setting_options["weights_file"] = "FILE"
             check_layer(choice.name, choice.layer, choice.pooling)
-        setting_options = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
         raise not_cached_error(
             cache, dict.fromkeys(views, items), choice.name, setting_options, seed, data
         )
