@@ -198,7 +198,7 @@ def test_heads_are_trained_on_its_pictures_and_judged_on_images_that_it_has_not_
 
     head = featurecache.train_head(schedule("val"), out=tmp_path / "head", **given)
     assert featurecache.evaluate(head.run, data=small_data, cache=cache).n == 12
-    with pytest.raises(BadInput, match="none of these images could be decoded"):
+    with pytest.raises(BadInput, match="none of the 12 images could be decoded"):
         featurecache.train_head(
             schedule(f"{{split: val, view: {view_name}}}"), out=tmp_path / "other", **given
         )
