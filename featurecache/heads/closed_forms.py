@@ -181,10 +181,10 @@ def random_layer(depth: int, width: int, seed: int) -> Layer:
     standardised ones did worse.
     """
     rng, blocks, count = np.random.default_rng(seed), [], -(-width // 2)
-    for _ in range(-(-count // depth)):
-        normal = rng.standard_normal((depth, depth), np.float32)
-        blocks.append(np.linalg.qr(normal)[0] * np.float32(np.sqrt(depth)))
-    directions = np.concatenate(blocks)[:count]
+    for start in range(0, count, depth):
+        normal = rng.standard_normal((depth, min(depth, count - start)), np.float32)
+        blocks.append(np.linalg.qr(normal)[0].T)
+    directions = np.concatenate(blocks)
     weight = np.concatenate([directions, -directions])[:width]
     return Layer(weight, np.zeros(width, np.float32))
 
