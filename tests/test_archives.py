@@ -90,7 +90,10 @@ def test_an_old_recipe_computes_nothing_and_prints_the_same_table(
 ) -> None:
     done = run("recipe.yaml", workers=0)
     assert (done.computed, done.failed) == (0, [])
-    assert done.table == old_runs["recipe"]
+    # Where all images are right, the interval was that of a bootstrap then, and is exact now.
+    for row, old in zip(done.table, old_runs["recipe"], strict=True):
+        assert {**row, "low": 0, "high": 0} == {**old, "low": 0, "high": 0}
+        assert row["top1"] == 1 or (row["low"], row["high"]) == (old["low"], old["high"])
 
 
 def test_an_old_index_opens_with_its_images(old_runs: dict[str, Any]) -> None:

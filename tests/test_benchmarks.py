@@ -67,9 +67,11 @@ def test_sides_are_interleaved_after_a_warm_up() -> None:
     calls: list[str] = []
     sides = {name: lambda name=name: calls.append(name) or name for name in ("ours", "peer")}
     seconds, results = compare(sides, 2, warm={"peer": lambda: calls.append("warm")})
-    assert calls == ["ours", "warm", "ours", "peer", "ours", "peer"]
-    assert results == {"ours": "ours", "peer": "peer"}
-    assert [len(times) for times in seconds.values()] == [2, 2]
+    assert calls[:2] == ["ours", "warm"]
+    for repeat in (calls[2:5], calls[5:]):  # in any order, ours twice
+        assert sorted(repeat) == ["ours", "ours", "peer"]
+    assert results == {"ours": "ours", "peer": "peer", "ours again": "ours"}
+    assert [len(times) for times in seconds.values()] == [2, 2, 2]
 
 
 def test_measuring_a_row_leaves_the_others_and_the_written_part(

@@ -35,7 +35,7 @@ def test_a_run_is_measured_by_its_logistic_regression() -> None:
     assert "without a schedule" in behind.details[-1]
     bare = verdict([group("a", mask(380))])
     assert bare.headline == "a has 95.0% top-1; nothing to compare it with."
-    assert "`featurecache baselines`" in bare.details[0]
+    assert "`baselines`" in bare.details[0]
 
 
 def test_a_few_images_that_all_differ_alike_are_not_sure() -> None:

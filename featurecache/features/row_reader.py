@@ -8,7 +8,7 @@ import os
 import numpy as np
 from blake3 import blake3
 
-from featurecache.errors import CannotRead, NotAFile
+from featurecache.errors import CannotRead, DamagedCache, NotAFile
 from featurecache.features import shards
 from featurecache.features.cache_files import OTHER_BYTES, absent_shard, damaged
 from featurecache.features.row_digests import SIZE, RowDigests, reads_whole
@@ -30,13 +30,17 @@ def read_rows(
     def read() -> bool:
         path = file.store.local_path(file.key, record.size, record.sha256)
         with open_regular(path, record.size, follow=False) as (opened, size):
+            if size != record.size:
+                return False
             shards.check_extent(record.arrays, size)
             features, digests = record.arrays["features"], record.arrays["digests"]
             reader = _RowReader(opened.fileno(), features, digests, summary)
-            return size == record.size and reader.read_into(out, rows)
+            return reader.read_into(out, rows)
 
     try:
         is_sound = retried_on_disk(read)
+    except DamagedCache as error:  # of the record, which states other positions
+        raise damaged(file, str(error)) from error
     except (NotAFile, FileNotFoundError) as error:
         raise absent_shard(file, record.shard, error) from error
     except OSError as error:
