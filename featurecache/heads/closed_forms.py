@@ -138,9 +138,7 @@ def solve(form: Form, rows: Rows, *, width: int = RANDOM_FEATURES, seed: int = 0
         sums = empty_sums(rows)
         sums.add(rows, every)
         return leave_each_out(rows, sums)
-    projection = None
-    if form == "random_features":
-        projection = random_layer(rows.views[0](every[:1]).shape[1], width, seed)
+    projection = random_layer(rows, width, seed) if form == "random_features" else None
     mask = rows.held_out()
     fit_rows, test_rows = every[~mask], every[mask]
     sums = empty_sums(rows, projection, has_second=form != "ncm")
@@ -172,21 +170,23 @@ def features(X: Vectors, projection: Layer | None) -> Vectors:
     return np.maximum(result, 0, out=result)
 
 
-def random_layer(depth: int, width: int, seed: int) -> Layer:
-    """Random directions for vectors of length `depth`, each with its opposite.
-
-    The ReLUs of a direction and its opposite differ by a linear function of the vector, so the
-    features contain what ridge has. Directions are orthogonal in blocks of `depth`, which is less
-    noisy than independent ones (Yu et al. 2016). Vectors are taken as they are: centred or
-    standardised ones did worse.
-    """
-    rng, blocks, count = np.random.default_rng(seed), [], -(-width // 2)
-    for start in range(0, count, depth):
-        normal = rng.standard_normal((depth, min(depth, count - start)), np.float32)
-        blocks.append(np.linalg.qr(normal)[0].T)
-    directions = np.concatenate(blocks)
-    weight = np.concatenate([directions, -directions])[:width]
-    return Layer(weight, np.zeros(width, np.float32))
+def random_layer(rows: Rows, width: int, seed: int) -> Layer:
+    """Normal random weights for vectors of deviation 1; the scaling is part of the layer."""
+    total, squares, count = 0.0, 0.0, 0.0
+    every = np.arange(len(rows.labels))
+    depth = rows.views[0](every[:1]).shape[1]
+    for views, part in rows.blocks(every, depth):
+        for x, share in zip(views, rows.shares, strict=True):
+            total = total + share * x.sum(0, dtype=np.float64)
+            squares = squares + share * np.einsum("ij,ij->j", x, x, dtype=np.float64)
+            count += share * len(part)
+    mean = np.asarray(total) / count
+    deviation = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0))
+    is_constant = deviation <= 1e-6 * np.abs(mean)
+    scale = np.where(is_constant, 0, 1 / np.where(is_constant, 1, deviation))
+    weight = np.random.default_rng(seed).standard_normal((width, depth), np.float32)
+    weight *= (scale / np.sqrt(depth)).astype(np.float32)
+    return Layer(weight, -(weight @ mean.astype(np.float32)))
 
 
 def empty_sums(rows: Rows, projection: Layer | None = None, has_second: bool = True) -> Sums:
