@@ -77,14 +77,16 @@ def compare(
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
     warm: Mapping[str, Callable[[], Any]] | None = None,
+    *,
+    is_ordered: bool = False,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of each repeat of each side, interleaved, and what each gave the last time.
 
     Every side is run once before, untimed; `warm` has shorter runs to do that with. The order of
-    the sides is another in each repeat, so a slow moment of the machine may fall on any. With more
-    than one repeat ours runs twice in each: the ratio of the two is the noise of the machine.
-    `clock` may be time.process_time for what runs in one thread: other processes have no part in
-    it.
+    the sides is another in each repeat, so a slow moment of the machine may fall on any, unless it
+    `is_ordered`, because a side needs what the one before it made. With more than one repeat ours
+    runs twice in each: the ratio of the two is the noise of the machine. `clock` may be
+    time.process_time for what runs in one thread: other processes have no part in it.
     """
     for name, run in sides.items():
         (warm or {}).get(name, run)()
@@ -94,7 +96,7 @@ def compare(
     results: dict[str, Any] = {}
     rng = random.Random(0)
     for _ in range(repeats):
-        for name in rng.sample(list(sides), len(sides)):
+        for name in list(sides) if is_ordered else rng.sample(list(sides), len(sides)):
             results.pop(name, None)  # the memory of two results is not needed at once
             start = clock()
             results[name] = sides[name]()

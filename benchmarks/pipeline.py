@@ -234,6 +234,7 @@ def paper(setting: Setting) -> list[Case]:
             HAND_WRITTEN: lambda: theirs(few),
             alone: lambda: theirs(few, vectors=False),
         },
+        is_ordered=True,
     )
     count = len(hand_written.TinyImageNet(data, "val"))
     noise = 3 * math.sqrt(2 * 0.25 / count)
