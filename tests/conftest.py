@@ -37,6 +37,17 @@ def _no_memos() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def single_thread() -> Iterator[None]:
+    """torch computes in one thread: several wait for each other in very small networks."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> dict[str, Any]:
     """The arguments of `featurize` that make it cheap."""

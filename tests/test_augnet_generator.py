@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 import featurecache
-from featurecache import generated_pictures
+from featurecache import generated_pictures  # noqa: F401  installs generators in policies
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
 from featurecache.generator_files import TrainedGenerator
@@ -30,17 +29,10 @@ from featurecache.images.views import View, find_view
 from featurecache.runs.record import read_run
 from featurecache.training.tensors import digest_of_tensors
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 SIZE, CLASSES, PER_CLASS = 12, 2, 3
 ITEMS = [hashlib.sha256(bytes([n])).digest() for n in range(CLASSES * PER_CLASS)]
-assert generated_pictures
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other in so small networks
-    yield
-    torch.set_num_threads(threads)
 
 
 def write_augnet(folder: Path, pairs: str = "random") -> Path:

@@ -24,6 +24,8 @@ from featurecache.storage import durable
 from featurecache.training import checkpoints
 from featurecache.training.tensors import digest_of_tensors
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 # The smallest configuration of each architecture, for 12 images of two classes.
 SMALL: dict[str, dict[str, Any]] = {
     "cyclegan": {"style": "owl", "channels": 2, "blocks": 1, "batch_size": 2, "steps": 12},
@@ -35,14 +37,6 @@ SMALL: dict[str, dict[str, Any]] = {
     for name in ("wgan_gp", "dcgan", "conditional_dcgan", "projected")
 }  # fmt: skip
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other in so small networks
-    yield
-    torch.set_num_threads(threads)
 
 
 class _SmallEfficientNet(torch.nn.Module):

@@ -20,6 +20,8 @@ from featurecache.networks.trainable import TrainableNetwork
 from featurecache.networks.training import Request, TrainingRows, train_network
 from featurecache.training import checkpoints
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 LAYERS = ("body.0", "body.3", "head.1")
 ROWS = TrainingRows(
     labels=np.arange(24, dtype=np.int64) % 2,
@@ -27,14 +29,6 @@ ROWS = TrainingRows(
     val=np.arange(16, 24),
     classes=["dark", "bright"],
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other in so small networks
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(**changed: Any) -> NetworkConfig:

@@ -31,6 +31,8 @@ from featurecache.runs.training_pictures import PictureMaker, undecodable, view_
 from featurecache.training import checkpoints
 from featurecache.training.epoch_metrics import EpochRow, read_epochs
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 PLAN: dict[str, Any] = {
     "network": "test_resnet",
     "views": {"none": 0.5, "color": 0.5},
@@ -50,14 +52,6 @@ validation: val
 
 def config(**changed: Any) -> NetworkConfig:
     return NetworkConfig.model_validate(PLAN | changed)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other in so small networks
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- configurations ----

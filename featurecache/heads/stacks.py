@@ -47,7 +47,8 @@ class Stack:
         is_half: bool = False,
     ) -> None:
         """Copy the state of `heads`, built by `mlp.build` from `spec`, to `device`. With `is_half`,
-        training rounds the inputs of matrix products to bf16; everything else stays float32."""
+        the matrix products of training are in bf16: their inputs, results and gradients are rounded
+        to it. Everything else stays float32."""
         states = [head.state_dict() for head in heads]
         self.layers = dict(heads[0].named_children())
         self.spec, self.optimizer, self.is_half = spec, optimizer, is_half
@@ -259,7 +260,7 @@ def _linear(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.
 
 
 def _half_linear(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """As `_linear`, in bf16; float32 in and out, and so are the gradients."""
+    """As `_linear`, computed in bf16; what goes in and comes out is float32."""
     return _linear(h.bfloat16(), weight.bfloat16(), bias.bfloat16()).float()
 
 
