@@ -254,10 +254,14 @@ def test_a_search_finds_the_rotation_and_resumes(
 @pytest.mark.slow
 def test_depth_2_adds_pairs_of_the_best(find: Find) -> None:
     config = CONFIG.replace("strengths: 2", "strengths: 1\ndepth: 2").replace("12", "6")
-    result = find(config.replace("validation: {split: val}", "validation: {fraction: 0.4}"))
+    config = config.replace("validation: {split: val}", "validation: {fraction: 0.4}")
+    config = config.replace("test,", "test, policies: all,")
+    config = config.replace("[mirror]", "[mirror, crop_flip]")
+    result = find(config)
     names = [row["operation"] for row in result.operations]
     assert sum("--" in name for name in names) == 6
     assert result.images["validation"] == 20
+    assert {"mirror", "crop_flip"} < {row["policy"] for row in result.compared}
 
 
 BAD = {

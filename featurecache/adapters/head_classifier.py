@@ -94,7 +94,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         view = _only_view(schedule)
         schedule.check_fits(names, *X.shape)
         all_rows = np.arange(len(X))
-        is_final = schedule.validation.folds is None and not _needs_validation(schedule)
+        is_final = schedule.validation.folds is None and not schedule.is_steered
         training_set = TrainingSet(
             vectors={view: X},
             labels=labels,
@@ -146,11 +146,6 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         return names
 
 
-def _needs_validation(schedule: Schedule) -> bool:
-    plateau = schedule.lr_schedule is not None and schedule.lr_schedule.name == "plateau"
-    return schedule.early_stopping is not None or plateau or schedule.class_weights == "errors"
-
-
 def _only_view(schedule: Schedule) -> str:
     """The view that X is. Raises BadInput for a schedule that needs more than X."""
     view, *others = schedule.views()
@@ -161,7 +156,7 @@ def _only_view(schedule: Schedule) -> str:
         )
     if schedule.sweep is not None:
         raise BadInput("the schedule has a sweep; remove it, and search with GridSearchCV")
-    if schedule.validation.split is not None and _needs_validation(schedule):
+    if schedule.validation.split is not None and schedule.is_steered:
         raise BadInput(
             f"the training is validated on split {schedule.validation.split!r}, but fit has no "
             "splits; write validation: {fraction: 0.2}"

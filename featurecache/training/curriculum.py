@@ -213,6 +213,12 @@ class TrainingPlan(pydantic.BaseModel):
         return value
 
     @property
+    def is_steered(self) -> bool:
+        """Whether the validation of an epoch changes the training after it."""
+        plateau = self.lr_schedule is not None and self.lr_schedule.name == "plateau"
+        return self.early_stopping is not None or plateau or self.class_weights == "errors"
+
+    @property
     def epochs(self) -> int:
         """The total number of epochs of all phases."""
         return len(self.plan())

@@ -71,7 +71,7 @@ def outcome_of(
 
             data, rows = training, itertools.count(1)
             train(
-                training.training_set(key, pairs),
+                training.training_set(key, _pairs_in_training(schedule, data.labels, pairs)),
                 schedule,
                 scratch,
                 on_epoch=lambda row: show(next(rows)),
@@ -95,6 +95,16 @@ def outcome_of(
 
 def _damaged(path: Path, what: str) -> DamagedRun:
     return damaged_run(path, what, "delete it and rerun to train it again")
+
+
+def _pairs_in_training(
+    schedule: Schedule, labels: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The pairs with one validation image per class, unless the training depends on them: only the
+    validation of the last epoch counts, and one takes as long as an epoch on few images."""
+    if schedule.is_steered:
+        return list(pairs)
+    return [(fit, val[np.unique(labels[val], return_index=True)[1]]) for fit, val in pairs]
 
 
 def _right(

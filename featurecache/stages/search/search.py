@@ -145,7 +145,8 @@ def search(
         name = f"found-{digest(tree)[:8]}"  # its content, since trainings are kept by name
         file = Path(written_view(Policy(name, tree, description), run)[:-2])
         policy = read_policy(file)
-        others = {name: rivals[name] for name in dict.fromkeys([best_shipped, *RIVALS])}
+        shipped = wanted.compare if wanted.judge.policies else [best_shipped]
+        others = {name: rivals[name] for name in dict.fromkeys([*shipped, *RIVALS])}
         compared = trainings.judge(images, policy, others)
         lap("verdict")
         gap, clean_gap = (row["searched"] - row["untouched"] for row in compared[:2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -25,13 +25,15 @@ _FIXED = ("early_stopping", "pruning", "sweep")  # settings that would change th
 
 
 class Judge(pydantic.BaseModel):
-    """The images that the search never touches, and the trainings that are compared on them."""
+    """The images that the search never touches, and the trainings that are compared on them: with
+    the best shipped policy, or with all of `compare`."""
 
     model_config = STRICT
 
     split: str = Field(default="val", min_length=1)
     sample: int | None = Field(default=None, ge=1)  # training images per class; None: all
     seeds: int = Field(default=3, ge=1, le=100)
+    policies: Literal["all"] | None = None
 
 
 class SearchConfig(Schedule):
