@@ -7,7 +7,7 @@ of these. It is computed alone and in one thread, so that no batch and no worker
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,20 @@ class Sampler:
             yield f"{key}.json", keys.canonical(fields)
 
 
+def check_sampler(folder: str | Path, kind: str, generator: str, classes: Sequence[str]) -> None:
+    """Raise BadInput unless such a generator makes images of these classes."""
+    config = CONFIGS.get(generator)
+    if config is None or not issubclass(config, SamplerConfig):
+        use = "a policy file" if kind == "transform" else "a schedule, as gen:RUN"
+        raise BadInput(f"{folder}: a {kind} makes no images of a class; name it in {use}")
+    if not config.has_classes and len(classes) > 1:
+        raise BadInput(
+            f"{folder}: {generator} knows no classes, and was fitted on {len(classes)}, so its "
+            "images have no label; fit conditional_dcgan, or "
+            f"{generator} on a single class (classes: [{classes[0]}])"
+        )
+
+
 def find_sampler(generator: str | Path, runs: str | Path) -> Sampler:
     """The sampler of images in a run, or in the folder of one of its folds. Raises BadInput for any
     other folder, DamagedRun, CannotRead."""
@@ -97,16 +111,7 @@ def find_sampler(generator: str | Path, runs: str | Path) -> Sampler:
         folder = find_run(generator, runs)
         generator_folders(folder)  # the training is finished
     described = read_generator(folder)
-    config = CONFIGS[described.generator]
-    if not issubclass(config, SamplerConfig):
-        use = "a policy file" if described.kind == "transform" else "a schedule, as gen:RUN"
-        raise BadInput(f"{folder}: a {described.kind} makes no images of a class; name it in {use}")
-    if not config.has_classes and len(described.classes) > 1:
-        raise BadInput(
-            f"{folder}: {described.generator} knows no classes, and was fitted on "
-            f"{len(described.classes)}, so its images have no label; fit conditional_dcgan, or "
-            f"{described.generator} on a single class (classes: [{described.classes[0]}])"
-        )
+    check_sampler(folder, described.kind, described.generator, described.classes)
     for name in described.classes:
         if not name or name != name.strip() or len(name.encode()) > _MAX_NAME:
             raise BadInput(f"{folder}: class {name[:40]!r} can't be written to a shard; rename it")

@@ -107,6 +107,12 @@ def generate(
     return _result(folder, index)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise BadInput for a folder that holds something else than a dataset of `generate`."""
+    if folder.exists() and not (folder / INDEX).is_file():
+        raise BadInput(f"{folder}: exists, and is no dataset of generate; choose another --out")
+
+
 def _shard(sampler: Sampler, task: tuple[int, range]) -> bytes:
     return sampler.shard(*task)
 
@@ -117,8 +123,7 @@ def _hash(path: Path) -> str:
 
 def _existing(folder: Path, sampler: Sampler, per_class: int) -> GeneratedDataset:
     """The index of a folder that holds this very dataset. Raises BadInput for any other."""
-    if not (folder / INDEX).is_file():
-        raise BadInput(f"{folder}: exists, and is no dataset of generate; choose another --out")
+    check_folder(folder)
     index = read_generated(folder)
     made_by = index.generator, index.version, index.per_class
     if made_by != (sampler.described, FORWARD, per_class):

@@ -5,7 +5,8 @@ A recipe says what to do; where to do it (workers, engine, device) is chosen whe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import choose_engine
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generator_files import is_generator
 from featurecache.generators.configs import read_config as read_generator_config
 from featurecache.heads.schedules import (
     BackboneChoice,
@@ -44,6 +44,7 @@ from featurecache.stages.recipes.recipe_checks import (
     check_network,
     check_stacked,
 )
+from featurecache.stages.recipes.recipe_generators import PlannedGenerators
 from featurecache.stages.recipes.recipe_steps import (
     BEST_EPOCH,
     COMMANDS,
@@ -52,6 +53,7 @@ from featurecache.stages.recipes.recipe_steps import (
     Evaluate,
     Featurize,
     FitGenerator,
+    MakeStep,
     Measure,
     Names,
     Report,
@@ -245,45 +247,43 @@ def _beside(folder: Path, name: str) -> str:
 
 
 def check_recipe(recipe: Recipe, data: DataSource, cache: str | Path, engine: str) -> None:
-    """Raise BadInput for anything that would make a later step fail. Views of a generator that the
-    recipe is going to fit are checked by their steps."""
+    """Raise BadInput for anything that would make a later step fail. Policies that name a generator
+    that the recipe is going to fit are checked by their steps."""
     own_steps: list[tuple[str, DataStep]] = []
-    unfitted: set[Path] = set()
     for where, step in recipe.steps:
         if isinstance(step, RunRecipe):
             check_recipe(read_recipe(step.recipe), dataset_in(data, step, where), cache, engine)
-        elif isinstance(step, FitGenerator):
-            unfitted.add(Path(step.out).absolute())
         else:
             own_steps.append((where, step))
     if own_steps:
-        _check_steps(own_steps, recipe.schedules, unfitted, data, Cache(cache), engine)
+        _check_steps(own_steps, recipe.schedules, data, Cache(cache), engine)
 
 
 def _check_steps(
     steps: Sequence[tuple[str, DataStep]],
     schedules: Mapping[str, tuple[Path, Schedule]],
-    unfitted: Collection[Path],
     data: DataSource,
     opened: Cache,
     engine: str,
 ) -> None:
-    """Check the steps of a recipe on its dataset. `unfitted` are the runs of generators that the
-    recipe is going to fit."""
+    """Check the steps of a recipe on its dataset."""
     dataset = open_dataset(data)
     cached = opened.spaces()
-    planned: list[Space] = []
+    planned: dict[Path | None, list[Space]] = defaultdict(list)  # by the folder of other data
+    generators = PlannedGenerators()
     heads: dict[str, Schedule] = {}
     trainings: list[TrainHead | TrainNetwork] = []
 
     def views_of(names: Iterable[str], seed: int) -> list[View]:
-        present = (name for name in names if not _is_of_generators(name, unfitted))
+        present = (name for name in names if not generators.has_policy(name))
         return [find_view(name, seed, opened.views) for name in present]
 
     for where, step in steps:
-        if isinstance(step, Featurize):
+        if isinstance(step, MakeStep):
+            generators.add(step, dataset, where)
+        elif isinstance(step, Featurize):
             views = views_of(listed(step.policy), step.seed)
-            planned += _spaces_of(step, views, opened, engine)
+            planned[generators.source(step)] += _spaces_of(step, views, opened, engine)
         elif isinstance(step, TrainHead | TrainNetwork):
             schedule = schedules[step.schedule][1]
             if schedule.validation.split is not None:
@@ -297,7 +297,10 @@ def _check_steps(
                 for view in views:
                     view.check()
             else:
-                _check_vectors(cached, planned, schedule.backbone, views, where)
+                _check_vectors(cached, planned[None], schedule.backbone, views, where)
+                for folder in generators.datasets_of(schedule, opened, where):
+                    images = f"{where}: images in {folder.name}"
+                    _check_vectors(cached, planned[folder], schedule.backbone, [View(None)], images)
                 heads[step.schedule] = schedule
             check_classes(schedule, dataset, where)
             trainings.append(step)
@@ -311,24 +314,12 @@ def _check_steps(
                 check_held_out(group, dataset, where)
             for schedule in (heads[name] for name in names):
                 views = views_of(views_of_step(step), schedule.augment_seed)
-                _check_vectors(cached, planned, schedule.backbone, views, where)
+                _check_vectors(cached, planned[None], schedule.backbone, views, where)
         else:
             _check_split(dataset, step.split, where)
             choice = {**step.setting(), "precision": step.precision}
             choices = [backbone_choice(name, choice, where) for name in listed(step.backbone)]
-            _check_vectors(cached, planned, choices, views_of([step.view], step.seed), where)
-
-
-def _is_of_generators(name: str, folders: Collection[Path]) -> bool:
-    """Whether a view is that of a policy file that names one of these folders, which is not yet a
-    generator, or of a vector sampler."""
-    view = ViewName.parse(name)
-    if is_generated(name):
-        return True
-    if not folders or not view.is_file or not Path(view.policy).is_file():
-        return False
-    names = yaml_files.names_in(yaml_files.plain_value(yaml_files.read_yaml(Path(view.policy))))
-    return any(Path(name).absolute() in folders and not is_generator(name) for name in names)
+            _check_vectors(cached, planned[None], choices, views_of([step.view], step.seed), where)
 
 
 def dataset_in(data: DataSource, step: RunRecipe, where: str) -> Path:

@@ -34,8 +34,10 @@ class BackboneStep(pydantic.BaseModel):
 
 
 class Featurize(BackboneStep):
-    """A step of `featurecache featurize`."""
+    """A step of `featurecache featurize`. `data` is another dataset than the recipe's, for example
+    one that an earlier step generates."""
 
+    data: str | None = Field(default=None, min_length=1)
     policy: Names = "none"
     weights: str | None = None
     precision: str = "f32"
@@ -95,6 +97,17 @@ class FitGenerator(pydantic.BaseModel):
     out: str = Field(min_length=1)
 
 
+class Generate(pydantic.BaseModel):
+    """A step of `featurecache generate`: images of a generator, for example that of an earlier
+    step, into the folder `out`."""
+
+    model_config = STRICT
+
+    generator: str = Field(min_length=1)
+    out: str = Field(min_length=1)
+    per_class: int = Field(default=500, ge=1)
+
+
 class Evaluate(SplitStep):
     """A step of `featurecache evaluate`, for every run of the earlier steps. The split `best-epoch`
     is the validation of each training in its best epoch. `against` is the training that the others
@@ -139,11 +152,14 @@ class RunRecipe(pydantic.BaseModel):
 
 
 Measure = Evaluate | Ensemble | Report  # what measures the runs of earlier steps
-DataStep = Featurize | TrainHead | TrainNetwork | Measure | Baselines  # on the recipe's own dataset
-Step = DataStep | FitGenerator | RunRecipe
+MakeStep = FitGenerator | Generate
+# Of the recipe's own dataset.
+DataStep = Featurize | MakeStep | TrainHead | TrainNetwork | Measure | Baselines
+Step = DataStep | RunRecipe
 COMMANDS: dict[str, type[Step]] = {
     "featurize": Featurize,
     "fit-generator": FitGenerator,
+    "generate": Generate,
     "train-head": TrainHead,
     "train-network": TrainNetwork,
     "evaluate": Evaluate,

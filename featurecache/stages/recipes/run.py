@@ -20,6 +20,7 @@ from featurecache.runs.held_out import HELD_OUT
 from featurecache.runs.record import make_folder, read_run
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.generators.fit_generator import fit_generator
+from featurecache.stages.generators.generate import generate
 from featurecache.stages.heads.baselines import baselines
 from featurecache.stages.heads.ensemble import HOW, ensemble
 from featurecache.stages.heads.evaluate import evaluate
@@ -34,6 +35,7 @@ from featurecache.stages.recipes.recipe_steps import (
     Evaluate,
     Featurize,
     FitGenerator,
+    Generate,
     Measure,
     Report,
     RunRecipe,
@@ -163,11 +165,12 @@ class _Execution:
 
 
 def _featurize(step: Featurize, execution: _Execution) -> None:
+    given = execution.where() | ({} if step.data is None else {"data": step.data})
     result = featurize(
-        **execution.where(),
+        **given,
         engine=execution.engine,
         workers=execution.workers,
-        **step.model_dump(),
+        **step.model_dump(exclude={"data"}),
     )
     execution.computed += result.computed
     execution.hits += result.hits
@@ -183,6 +186,17 @@ def _fit_generator(step: FitGenerator, execution: _Execution) -> None:
         workers=execution.workers,
     )
     execution.notes += [f"{step.out}: {note}" for note in fitted.notes]
+
+
+def _generate(step: Generate, execution: _Execution) -> None:
+    made = generate(
+        step.generator,
+        out=step.out,
+        per_class=step.per_class,
+        workers=execution.workers,
+        progress=execution.progress,
+    )
+    execution.notes.append(f"{made.out}: {made.images:,} images of {made.classes:,} classes")
 
 
 def _train_head(step: TrainHead, execution: _Execution) -> None:
@@ -364,6 +378,7 @@ def _baselines(step: Baselines, execution: _Execution) -> None:
 STEP_FUNCTIONS: dict[type[Step], Callable[[Any, _Execution], None]] = {
     Featurize: _featurize,
     FitGenerator: _fit_generator,
+    Generate: _generate,
     TrainHead: _train_head,
     TrainNetwork: _train_network,
     Evaluate: _evaluate,
