@@ -131,6 +131,12 @@ def test_no_workers_means_this_process() -> None:
 
 
 @pytest.mark.slow
+def test_local_tasks_are_done_by_this_process_while_the_workers_start() -> None:
+    processes = list(ordered(process, None, range(9), 1, local=1))
+    assert processes[0] == os.getpid() and os.getpid() not in processes[1:]
+
+
+@pytest.mark.slow
 def test_the_context_is_sent_to_a_worker_once(tmp_path: Path) -> None:
     pids = set(ordered(process, Context(tmp_path), range(40), 2))
     assert os.getpid() not in pids

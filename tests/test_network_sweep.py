@@ -134,7 +134,7 @@ def test_a_training_whose_worker_was_lost_goes_on(small_data: Path, tmp_path: Pa
         ],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    while process.poll() is None and not (tmp_path / "run/fold-1/network.checkpoint").exists():
+    while process.poll() is None and not (tmp_path / "run/fold-1/metrics.jsonl").exists():
         time.sleep(0.02)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in map(int, children):

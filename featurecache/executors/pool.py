@@ -20,6 +20,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from multiprocessing import spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -60,15 +61,17 @@ def ordered(
     context: Context,
     tasks: Iterable[Task | None],
     workers: int,
+    local: int = 0,
 ) -> Generator[Result, None, None]:
     """Yield `function(context, task)` for each task, in the order of the tasks.
 
-    With 0 `workers` this process does the work. A None in `tasks` means that there is no task yet:
-    it makes this wait for the tasks that have started. The context is sent to each worker once.
-    Tasks are read as they are needed, a few per worker ahead of the results. `function` must be
-    importable by name, and not from the caller's script, which the worker processes do not run.
-    Arrays in results are passed in shared memory if there is enough. An exception of `function` is
-    raised here. Raises FeatureCacheError if a worker process dies.
+    With 0 `workers` this process does the work, otherwise that of the first `local` tasks, while
+    the workers start. A None in `tasks` means that there is no task yet: it makes this wait for the
+    tasks that have started. The context is sent to each worker once. Tasks are read as they are
+    needed, a few per worker ahead of the results. `function` must be importable by name, and not
+    from the caller's script, which the worker processes do not run. Arrays in results are passed in
+    shared memory if there is enough. An exception of `function` is raised here. Raises
+    FeatureCacheError if a worker process dies.
     """
     if workers == 0:
         yield from (function(context, task) for task in tasks if task is not None)
@@ -77,20 +80,22 @@ def ordered(
     threads = concurrent.futures.ThreadPoolExecutor(workers)  # each waits for one worker
     max_waiting = 2 * workers + 1
     blocks = _Blocks(max_waiting + 1)
-    waiting: collections.deque[tuple[concurrent.futures.Future[_Packed], SharedMemory | None]]
-    waiting = collections.deque()
+    waiting: collections.deque[Callable[[], Result]] = collections.deque()
+
+    def result_of(task: Task) -> Callable[[], Result]:
+        block = blocks.take()
+        future = threads.submit(crew.call, task, block.name if block else None)
+        return lambda: blocks.unpacked(future.result(), block)
+
     try:
-        for task in tasks:
+        for number, task in enumerate(tasks):
             if task is not None:
-                block = blocks.take()
-                name = block.name if block else None
-                waiting.append((threads.submit(crew.call, task, name), block))
+                is_local = number < local
+                waiting.append(partial(function, context, task) if is_local else result_of(task))
             if len(waiting) > (max_waiting if task is not None else 0):
-                future, block = waiting.popleft()
-                yield blocks.unpacked(future.result(), block)
+                yield waiting.popleft()()
         while waiting:
-            future, block = waiting.popleft()
-            yield blocks.unpacked(future.result(), block)
+            yield waiting.popleft()()
     except BaseException:
         crew.kill()  # the results of running tasks are not needed
         raise

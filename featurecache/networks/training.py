@@ -264,7 +264,7 @@ def train_network(
             if config.early_stopping and lowest_index([*so_far, val_loss]) == len(so_far):
                 state = network.trained_state()
                 progress.best = {name: tensor.cpu().clone() for name, tensor in state.items()}
-            if checkpoint.due() or planned is plan[-1]:
+            if checkpoint.due():
                 save()
             metrics.add(0, row)
             on_epoch(row)

@@ -100,7 +100,7 @@ def picture_source(
             pairs = zip(request.rows.tolist(), names, strict=True)
             yield [(*images[row], name) for row, name in pairs]
 
-    return lambda requests: ordered(_pictures, maker, tasks(requests), workers)
+    return lambda requests: ordered(_pictures, maker, tasks(requests), workers, local=1)
 
 
 def _pictures(maker: PictureMaker, task: list[tuple[Sample, bytes, str]]) -> np.ndarray:

@@ -33,7 +33,7 @@ def link_new(path: Path, data: bytes) -> bool:
     return is_first
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes | memoryview) -> None:
     """Write `data` under this name. Readers see all of the old bytes or all of the new ones."""
     sweep(path.parent)
     with _temporary(path, data) as temporary, errors_about(path):
@@ -84,7 +84,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+def _temporary(path: Path, data: bytes | memoryview) -> Iterator[Path]:
     with temporary_file(path) as temporary:
         with errors_about(path), temporary.open("r+b") as file:
             file.write(data)
