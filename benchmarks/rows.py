@@ -107,6 +107,15 @@ ROWS = (
         "pictures.decode", "decoding JPEG files, CPU seconds of one core",
         (Target("x Pillow", 4, case="64 px"), Target("x Pillow", 1.3, case="500 px")), "data",
     ),
+    Row(
+        "photographs.mild_views", "a crop, mirroring and jitter of photographs, one core", (),
+        "data",
+    ),
+    Row(
+        "photographs.reduced_jpegs", "JPEGs of 2,000 pixels decoded at a smaller size",
+        (Target("x decode in full", 2, case="1/4, jpeg_side 256"),
+         Target("x decode in full", 2, case="1/8, jpeg_side 128")), "data",
+    ),
     Row("pipeline.k_views", "K views in one featurize, against K runs", (), "data"),
     Row(
         "pipeline.two_backbones", "two backbones in one command, against two commands", (),

@@ -20,6 +20,8 @@ DECODE_RULE = {
     "sixteen_bit": "high byte",
 }
 
+JPEG_SIDE = "jpeg_side"  # a field that the rule has if large JPEGs are decoded at a smaller size
+
 PIXEL_CANARY = "pixel_canary"  # a field of a shard's provenance (images/canary.py)
 
 Json = dict[str, Any]
@@ -41,19 +43,37 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def picture_key(view: Json | None) -> Json:
-    """Key of a space of pictures: the decode rule and the view, no network."""
-    return {"format": FORMAT_VERSION, "decode": DECODE_RULE, "view": view}
+def picture_key(view: Json | None, jpeg_side: int | None = None) -> Json:
+    """Key of a space of pictures: the decode rule and the view, no network. `jpeg_side` is None if
+    all images are decoded in full (images/decode.py)."""
+    rule = DECODE_RULE if jpeg_side is None else {**DECODE_RULE, JPEG_SIDE: str(jpeg_side)}
+    return {"format": FORMAT_VERSION, "decode": rule, "view": view}
 
 
-def vector_key(view: Json | None, backbone: Json, precision: str) -> Json:
+def vector_key(
+    view: Json | None, backbone: Json, precision: str, jpeg_side: int | None = None
+) -> Json:
     """Key of a space of vectors (law 2). `view` is None for the view `none`."""
     return {
-        **picture_key(view),
+        **picture_key(view, jpeg_side),
         "backbone": backbone,
         "precision": precision,
         "dtype": "float16" if backbone.get("store") == "f16" else "float32",
     }
+
+
+def jpeg_side(key: Json) -> int | None:
+    """The `jpeg_side` of a space's key."""
+    side = key["decode"].get(JPEG_SIDE)
+    return None if side is None else int(side)
+
+
+def setting_of(key: Json) -> Json:
+    """How the vectors of a key were computed, as commands name it: the backbone's part of the key,
+    the precision, and `jpeg_side` if there is one."""
+    side = jpeg_side(key)
+    setting = {**key["backbone"], "precision": key["precision"]}
+    return setting if side is None else {**setting, JPEG_SIDE: side}
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -315,9 +315,37 @@ def test_mutated_files_raise_undecodable_or_decode_twice_alike(name, flips, keep
 def by_pillow_alone(data):
     """What `decode` gives where simplejpeg takes nothing: the rule itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_turbo", lambda data: None)
+        patch.setattr(module, "_turbo", lambda *_: None)
         patch.setattr(module, "_plain_jpeg_size", lambda data: None)
         return decode(data)
+
+
+SCENE = (
+    np.add.outer(np.arange(301) // 2, np.arange(403) // 3)[..., None] * np.array([1, 2, 3]) % 256
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": 6}, {"subsampling": 0}])
+@pytest.mark.parametrize(("side", "n"), [(8, 8), (38, 4), (75, 4), (76, 2), (150, 2), (151, 1)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_reduced_jpeg_is_what_pillow_drafts(mode, side, n, options):
+    options = options | ({"exif": oriented(6)} if "exif" in options else {})
+    data = encoded(Image.fromarray((SCENE % 256).astype(np.uint8)).convert(mode), "JPEG", **options)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(None, (side, side))
+        expected = np.asarray(image.convert("RGB"))
+    if "exif" in options:
+        expected = np.rot90(expected, 3)
+    pixels = decode(data, side)
+    assert pixels.shape[:2] == (-(-301 // n), -(-403 // n)) or "exif" in options
+    assert np.array_equal(pixels, expected)
+    assert n > 1 or np.array_equal(pixels, decode(data))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "BMP"])
+def test_only_a_jpeg_is_reduced(format):
+    data = encoded(Image.fromarray((SCENE % 256).astype(np.uint8)), format)
+    assert np.array_equal(decode(data, 8), decode(data))
 
 
 def outcome(function, data):

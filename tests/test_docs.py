@@ -530,6 +530,7 @@ def test_format_page_has_every_field_of_a_record(
         "alpha",
         "sixteen_bit",
         "frame",
+        "jpeg_side",
     ]
     assert dict(re.findall(r"^\| `(\w+)` \| `([^`]+)`", page["Decoding"], re.MULTILINE)) == (
         keys.DECODE_RULE

@@ -111,6 +111,17 @@ def test_the_fields_of_keys() -> None:
     assert keys.vector_key(None, BACKBONE, "f32")["view"] is None
 
 
+def test_the_decoding_of_jpegs_is_in_a_key_only_if_it_is_not_in_full() -> None:
+    full, reduced = (keys.vector_key(VIEW, BACKBONE, "f32", side) for side in (None, 512))
+    assert full == keys.vector_key(VIEW, BACKBONE, "f32")
+    assert reduced == {**full, "decode": {**keys.DECODE_RULE, "jpeg_side": "512"}}
+    assert keys.differences(reduced, full) == ['decode.jpeg_side: "512" / null']
+    assert [keys.jpeg_side(key) for key in (full, reduced)] == [None, 512]
+    setting = {**BACKBONE, "precision": "f32"}
+    assert keys.setting_of(full) == setting
+    assert keys.setting_of(reduced) == {**setting, "jpeg_side": 512}
+
+
 @pytest.mark.parametrize(
     "change",
     [

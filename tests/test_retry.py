@@ -39,10 +39,10 @@ def old(data: Path, tmp_path: Path, tiny: dict[str, Any]) -> Path:
     """A cache made with a decoder that refused two good images."""
     refused = {(data / "cat" / "002.png").read_bytes(), (data / "dog" / "004.png").read_bytes()}
 
-    def worse(encoded: bytes) -> np.ndarray:
+    def worse(encoded: bytes, jpeg_side: int | None) -> np.ndarray:
         if encoded in refused:
             raise Undecodable("not supported yet")
-        return decode(encoded)
+        return decode(encoded, jpeg_side)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(views, "decode", worse)

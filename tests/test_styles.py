@@ -77,7 +77,7 @@ def test_an_edited_style_image_is_refused(tmp_path: Path, style: Path) -> None:
 
 def test_a_view_from_a_key_lacks_its_images(tmp_path: Path, style: Path) -> None:
     view = find_view(f"{policy_file(tmp_path, style)}_1")
-    held = view_of_key(view.key(), view.name)
+    held = view_of_key(view.picture_key(), view.name)
     assert keys.digest(held.key()) == keys.digest(view.key())
     with pytest.raises(BadInput, match=r"is not known; name the policy file, as in --view FILE"):
         View(held.policy, 2).check()

@@ -28,6 +28,7 @@ from featurecache.text import counted
     "only_split",
     "limit",
     "cache",
+    "jpeg_side",
     "workers",
     "seed",
     "shard_rows",

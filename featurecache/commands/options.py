@@ -153,6 +153,11 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--store", metavar="FORMAT",
         help="Numbers of maps (--pooling none): f32 or f16.  [default: f32]",
     ),
+    "jpeg_side": click.option(
+        "--jpeg-side", type=int, metavar="N",
+        help="Decode JPEGs at 1/8, 1/4 or 1/2 of their size if both sides keep N pixels.  "
+        "[default: in full]",
+    ),
     "engine": click.option(
         "--engine", default="auto", show_default=True,
         help="auto, openvino, torch-cpu, torch-cuda or torch-cuda-compiled.",
@@ -222,6 +227,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "cached_interpolation": click.option("--interpolation", metavar="NAME", help=_CACHED_HELP),
     "cached_layer": click.option("--layer", metavar="NAME", help=_CACHED_HELP),
     "cached_pooling": click.option("--pooling", metavar="NAME", help=_CACHED_HELP),
+    "cached_jpeg_side": click.option("--jpeg-side", type=int, metavar="N", help=_CACHED_HELP),
     "json": click.option(
         "--json", "as_json", is_flag=True, help="One JSON object on stdout, the rest on stderr."
     ),
@@ -231,9 +237,10 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
 }  # fmt: skip
 _SETTING = ("input_size", "crop", "interpolation", "layer", "pooling")
-COMPUTING = ("weights", *_SETTING, "store", "precision")  # how vectors are computed
+COMPUTING = ("weights", *_SETTING, "store", "precision", "jpeg_side")  # how vectors are computed
 DISTRIBUTION = ("part", "executor", "address", "gpus_per_worker", "max_workers")  # many machines
 CACHED = (
     *(f"cached_{name}" for name in _SETTING),
     "cached_precision",
+    "cached_jpeg_side",
 )  # which of the cached vectors

@@ -263,7 +263,7 @@ def default_setting(name: str) -> dict[str, object]:
     from featurecache.features.layers import MODEL_POOLING, PRE_LOGITS
 
     default: dict[str, object] = {"layer": PRE_LOGITS, "pooling": MODEL_POOLING}
-    default["precision"] = "f32"
+    default |= {"precision": "f32", keys.JPEG_SIDE: None}
     if ":" in name:
         return default
     try:

@@ -36,14 +36,21 @@ class LoadSetting(BackboneSetting, total=False):
     store: str | None  # numbers of maps: f32 or f16
 
 
-class CachedSetting(BackboneSetting, total=False):
+class PictureSetting(TypedDict, total=False):
+    """How images are decoded."""
+
+    # Large JPEGs at 1/2, 1/4 or 1/8 of their size while both sides keep so many pixels; None: never
+    jpeg_side: int | None
+
+
+class CachedSetting(BackboneSetting, PictureSetting, total=False):
     """Selects among the cached vectors of a backbone. A setting that is absent or None accepts any
     value."""
 
     precision: str | None
 
 
-class VectorSetting(LoadSetting, total=False):
+class VectorSetting(LoadSetting, PictureSetting, total=False):
     """How the vectors of a backbone are computed."""
 
     weights: str | Path | None  # a file, for a single backbone; None: the published weights

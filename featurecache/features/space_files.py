@@ -76,6 +76,13 @@ class Key(Open):
     precision: str | None = None
     dtype: str | None = None
 
+    @pydantic.field_validator("decode")
+    @classmethod
+    def _jpeg_side(cls, value: dict[str, str]) -> dict[str, str]:
+        if not re.fullmatch("[1-9][0-9]{0,4}", value.get(keys.JPEG_SIDE, "1")):
+            raise ValueError(f"{keys.JPEG_SIDE}: not a number of pixels")
+        return value
+
     @pydantic.model_validator(mode="after")
     def _of_vectors_or_pictures(self) -> Key:
         present = {"backbone", "precision", "dtype"} & self.model_fields_set

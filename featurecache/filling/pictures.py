@@ -118,7 +118,7 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
         pixels: np.ndarray | Undecodable
         try:
             with timed(spent, "decode"):
-                pixels = original(sample, item)
+                pixels = original(sample, item, views[0].jpeg_side)  # all have the same
         except Undecodable as error:
             pixels = error
         except SourceChanged as error:

@@ -52,14 +52,14 @@ class Recomputer:
         if space.backbone is None:
             return self._pictures(space, rows)
         key = space.key
-        view = with_folders(space.store, view_of_key(key["view"], space.view))
+        view = with_folders(space.store, view_of_key(key, space.view))
         network = keys.digest(key["backbone"])
         if network not in self._backbones:
             self._backbones[network] = backbone_of_key(
                 space.backbone, key["backbone"], self._weights
             )
         backbone = self._backbones[network]
-        _check_same_key(key, keys.vector_key(view.key(), backbone.key(), key["precision"]))
+        _check_same_key(key, view.vector_key(backbone.key(), key["precision"]))
         name = engine or self._engine
         engine_key = f"{network} {key['precision']} {name}"
         if engine_key not in self._engines:
@@ -83,8 +83,8 @@ class Recomputer:
         return RecomputedRows(arrays={"features": features}, failed=failed, provenance=made_by)
 
     def _pictures(self, space: Space, rows: Sequence[tuple[Sample, bytes]]) -> RecomputedRows:
-        view = with_folders(space.store, view_of_key(space.key["view"], space.view))
-        _check_same_key(space.key, keys.picture_key(view.key()))
+        view = with_folders(space.store, view_of_key(space.key, space.view))
+        _check_same_key(space.key, view.picture_key())
         encoded: list[bytes] = []
         failed: dict[bytes, str] = {}
         for batch in _batches(rows, pictures.BATCH_ROWS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -53,11 +53,11 @@ class Request:
 
     def picture_space(self, view: View) -> Space:
         """The space of a view's pictures."""
-        return self.cache.space(keys.picture_key(view.key()), view.name)
+        return self.cache.space(view.picture_key(), view.name)
 
     def vector_space(self, view: View, backbone: Backbone) -> Space:
         """The space of a view's vectors."""
-        key = keys.vector_key(view.key(), backbone.key(), self.precision)
+        key = view.vector_key(backbone.key(), self.precision)
         return self.cache.space(key, view.name, backbone.name)
 
     def failures(self, spaces: Sequence[Space]) -> list[dict[str, str]]:
@@ -79,6 +79,9 @@ class Request:
         return rows
 
 
+MIN_JPEG_SIDE, MAX_JPEG_SIDE = 8, 16_384
+
+
 class RequestSetting(VectorSetting, SampleSelection, total=False):
     """How vectors are computed, and of which samples."""
 
@@ -95,17 +98,22 @@ def resolve_request(
 ) -> Request:
     """The dataset, its items, and the named views and backbones. Raises BadInput.
 
-    Without a policy, the views are `none` and every view that `augment` has stored with this seed.
+    Without a policy, the views are `none` and every view that `augment` has stored with this seed
+    and `jpeg_side`.
     """
     if seed < 0:
         raise BadInput(f"seed {seed}: must be 0 or more")
+    jpeg_side = setting.get("jpeg_side")
+    if jpeg_side is not None and not MIN_JPEG_SIDE <= jpeg_side <= MAX_JPEG_SIDE:
+        raise BadInput(f"JPEG side {jpeg_side}: must be {MIN_JPEG_SIDE} to {MAX_JPEG_SIDE} pixels")
     precision = setting.get("precision", "f32")
     if precision not in PRECISIONS:
         raise UnknownName("precision", precision, PRECISIONS)
     weights = setting.get("weights")
     opened = Cache(cache)
     views = [find_view(name, seed, opened.views) for name in listed(policy)]
-    views = views or [View(None), *_stored_views(opened, seed)]
+    views = [replace(view, jpeg_side=jpeg_side) for view in views or [View(None)]]
+    views += [] if policy else _stored_views(opened, seed, jpeg_side)
     views = [with_folders(opened.store, view) for view in views]
     dataset = select_samples(open_dataset(data), setting.get("split"), setting.get("limit"))
     check_views(views, opened)
@@ -149,7 +157,7 @@ def _check_first_picture(views: Sequence[View], sources: Mapping[bytes, Sample])
         unseen = ""
         for item, sample in sources.items():
             with contextlib.suppress(SourceChanged, Undecodable):
-                pixels = original(sample, item)
+                pixels = original(sample, item, view.jpeg_side)
                 try:
                     view.picture(pixels, item)
                 except UnseenImage as error:
@@ -163,14 +171,15 @@ def _check_first_picture(views: Sequence[View], sources: Mapping[bytes, Sample])
             raise BadInput(f"{unseen}; make this view of the images that it was trained on")
 
 
-def _stored_views(cache: Cache, seed: int) -> list[View]:
-    """The views of those picture spaces that this seed and this version of imgaug reproduce."""
+def _stored_views(cache: Cache, seed: int, jpeg_side: int | None) -> list[View]:
+    """The views of those picture spaces that this seed, this decoding of JPEGs and this version of
+    imgaug reproduce."""
     views = []
     for space in cache.spaces():
         view_key = space.key.get("view")
         if space.backbone is None and view_key is not None:
-            view = view_of_key(view_key, space.view)
-            is_same = keys.digest(keys.picture_key(view.key())) == space.name
-            if view.seed == seed and is_same:
+            view = view_of_key(space.key, space.view)
+            is_same = keys.digest(view.picture_key()) == space.name
+            if (view.seed, view.jpeg_side) == (seed, jpeg_side) and is_same:
                 views.append(view)
     return views

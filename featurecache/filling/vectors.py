@@ -281,7 +281,7 @@ def _pictures(
                 pictures[v] = source
                 continue
             if source is None:
-                source = original(sample, item)
+                source = original(sample, item, preparation.views[v].jpeg_side)  # all have one
             with timed(spent, "augment"):
                 pictures[v] = preparation.views[v].picture(source, item)
         except Undecodable as error:

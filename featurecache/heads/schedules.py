@@ -34,6 +34,7 @@ class BackboneChoice(pydantic.BaseModel):
     weights: str | None = Field(default=None, min_length=4)  # first digits of their SHA-256
     layer: str | None = Field(default=None, min_length=1)
     pooling: str | None = Field(default=None, min_length=1)
+    jpeg_side: int | None = Field(default=None, ge=1)
 
 
 def backbone_choice(

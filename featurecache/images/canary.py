@@ -67,7 +67,8 @@ def pixel_canary(view: View) -> str:
     total = hashlib.sha256()
     with Image.open(io.BytesIO(_JPEG)) as image:  # Pillow's own JPEG library is another build
         total.update(np.asarray(image.convert("RGB")).tobytes())
-    pictures = (decode(_JPEG), _pattern(64, 96))
+    side = None if view.jpeg_side is None else 28  # half of the height of the JPEG
+    pictures = (decode(_JPEG, side), _pattern(64, 96))
     for draw in range(DRAWS if view.policy else len(pictures)):
         item = hashlib.sha256(f"pixel canary {draw}".encode()).digest()
         try:

@@ -48,7 +48,7 @@ def known_pixel_canary(view: View) -> str:
     basis = _basis("torchvision" in libraries) if libraries else None  # `none` takes no time
     if basis is None:
         return pixel_canary(view)
-    name = f"canary-{keys.digest([_FORMAT, view.key(), basis])[:32]}.json"
+    name = f"canary-{keys.digest([_FORMAT, view.picture_key(), basis])[:32]}.json"
     content = memos.read_memo(name, _MAX_MEMO)
     if content is not None:
         try:

@@ -13,6 +13,8 @@ A picture is a pure function of its bytes. The rule is the result of Pillow:
 - 12 or 16 bits per channel: the high byte is used. Netpbm is scaled from its maxval to 255. The
   transparent colour of a 16-bit RGB or a 2- or 4-bit grey PNG is not applied, as in Pillow;
 - frames: the first frame of GIF, APNG, WebP, AVIF, multi-page TIFF and MPO (written by phones);
+- with `jpeg_side`, which is then a field of the rule in the key: a large JPEG is decoded at 1/2,
+  1/4 or 1/8 of its size. libjpeg computes fewer pixels per block (`Image.draft` in Pillow);
 - refused, with the reason: signed, 32-bit and float pixels, pictures beyond the limits in
   picture_checks.py (by the header, before decoding), truncated files, formats not in FORMATS.
 
@@ -84,28 +86,38 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
+def decode(data: bytes, jpeg_side: int | None = None) -> NDArray[np.uint8]:
     """The pixels of an encoded image: (H, W, 3) uint8 RGB, C-contiguous, owned by the caller.
+
+    With `jpeg_side` a JPEG is decoded at 1/8, 1/4 or 1/2 of its size, rounded up: the first of them
+    at which both sides have at least so many pixels, if there is one.
 
     Broken bytes raise Undecodable and nothing else. Safe to call from many threads. The first call
     switches off Pillow's warnings in the process.
     """
     plain = _plain_jpeg_size(data)
     if plain is not None and jpeg_refusal(data, *plain) is None:
-        pixels = _turbo(data)
+        pixels = _turbo(data, plain, _reduction(plain, jpeg_side))
         if pixels is not None:
             return pixels
     _quieten_pillow()
     try:
-        return _decode_by_pillow(data, plain is None)
+        return _decode_by_pillow(data, plain is None, jpeg_side)
     except Undecodable:
         bare = without_text(data)
         if bare is None:
             raise
-    return _decode_by_pillow(bare, False)
+    return _decode_by_pillow(bare, False, None)
 
 
-def _decode_by_pillow(data: bytes, may_be_turned: bool) -> NDArray[np.uint8]:
+def _reduction(size: tuple[int, int], jpeg_side: int | None) -> int:
+    """8, 4, 2 or 1: what both sides of a JPEG are divided by, as in Pillow's `draft`."""
+    if jpeg_side is None:
+        return 1
+    return next((n for n in (8, 4, 2) if min(size) // jpeg_side >= n), 1)
+
+
+def _decode_by_pillow(data: bytes, may_be_turned: bool, jpeg_side: int | None) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             is_jpeg = image.format in ("JPEG", "MPO")
@@ -115,8 +127,11 @@ def _decode_by_pillow(data: bytes, may_be_turned: bool) -> NDArray[np.uint8]:
             if image.format == "TIFF":
                 check_tiff(image)
             jpeg = image.format == "JPEG" and image.mode in ("L", "RGB")
-            pixels = _turbo(data) if jpeg and may_be_turned else None
+            reduction = _reduction(image.size, jpeg_side) if is_jpeg else 1
+            pixels = _turbo(data, image.size, reduction) if jpeg and may_be_turned else None
             if pixels is None:
+                if jpeg_side is not None and reduction > 1:
+                    image.draft(None, (jpeg_side, jpeg_side))
                 image.load()
                 pixels = _rgb(image)
             turn = _TURNS.get(_orientation(image))
@@ -175,13 +190,16 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _turbo(data: bytes) -> NDArray[np.uint8] | None:
-    """The pixels of a JPEG as stored (not turned), or None if there is any doubt."""
+def _turbo(data: bytes, size: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
+    """The pixels of a JPEG of this (width, height), as stored (not turned), or None if there is any
+    doubt."""
+    width, height = (-(-side // reduction) for side in size)
+    least = {} if reduction == 1 else {"min_width": width, "min_height": height}
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True, **least)
     except ValueError:  # broken, or not supported by libjpeg-turbo's simpler interface
         return None
-    return pixels
+    return pixels if reduction == 1 or pixels.shape[:2] == (height, width) else None
 
 
 def _unopened(data: bytes) -> str:

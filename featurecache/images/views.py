@@ -29,11 +29,12 @@ CacheViews = Callable[[], Iterable[tuple[str, keys.Json]]]  # the names and keys
 @dataclass(frozen=True)
 class View:
     """An independent random realisation (`draw`) of a policy over all images. The view `none` has
-    no policy."""
+    no policy. `jpeg_side` belongs to the decode rule of the images (decode.py)."""
 
     policy: Policy | None
     draw: int = 0
     seed: int = 0
+    jpeg_side: int | None = None
 
     @property
     def policy_name(self) -> str:
@@ -49,6 +50,14 @@ class View:
         """The value of --view that finds this view: a policy file is named by its path."""
         source = self.policy.source if self.policy else None
         return self.name if source is None else str(ViewName(str(source), self.draw))
+
+    def picture_key(self) -> keys.Json:
+        """The key of the space of its pictures."""
+        return keys.picture_key(self.key(), self.jpeg_side)
+
+    def vector_key(self, backbone: keys.Json, precision: str) -> keys.Json:
+        """The key of the space of its vectors; `backbone` is the backbone's part."""
+        return keys.vector_key(self.key(), backbone, precision, self.jpeg_side)
 
     def key(self) -> keys.Json | None:
         """The view's part of a space key: the policy's key, draw and seed; None for `none`."""
@@ -102,8 +111,8 @@ def _built(view: View) -> tuple[Part, bytes]:
     return view.policy.build(), keys.canonical(view.key())
 
 
-def original(sample: Sample, item: bytes) -> np.ndarray:
-    """The decoded pixels of a sample, (H, W, 3) uint8.
+def original(sample: Sample, item: bytes, jpeg_side: int | None = None) -> np.ndarray:
+    """The decoded pixels of a sample, (H, W, 3) uint8; `jpeg_side` is that of `decode`.
 
     Raises SourceChanged if the hash of its bytes is no longer `item`, and Undecodable if the bytes
     are not a picture.
@@ -114,15 +123,20 @@ def original(sample: Sample, item: bytes) -> np.ndarray:
         raise SourceChanged(sample.id, f"can no longer be read ({error.strerror})") from error
     if hashlib.sha256(data).digest() != item:
         raise SourceChanged(sample.id, "was edited since it was listed")
-    return decode(data)
+    return decode(data, jpeg_side)
 
 
-def view_of_key(key: keys.Json | None, name: str) -> View:
+def view_of_key(key: keys.Json, name: str) -> View:
     """The view that a space's key describes; `name` is the view's name."""
-    if key is None:
-        return View(None)
-    policy = Policy(ViewName.parse(name).policy, key["policy"]["tree"])
-    return View(policy, key["draw"], key["seed"])
+    view, jpeg_side = key["view"], keys.jpeg_side(key)
+    if view is None:
+        return View(None, jpeg_side=jpeg_side)
+    return View(_policy(view, name), view["draw"], view["seed"], jpeg_side)
+
+
+def _policy(key: keys.Json, name: str) -> Policy:
+    """The policy in a view's part of a key."""
+    return Policy(ViewName.parse(name).policy, key["policy"]["tree"])
 
 
 def find_view(name: str, seed: int = 0, cache_views: CacheViews = tuple) -> View:
@@ -161,8 +175,7 @@ def _held_policy(view: ViewName, seed: int, cache_views: CacheViews) -> Policy:
     exact: dict[str, Policy] = {}
     names = set()
     for name, key in cache_views():
-        policy = view_of_key(key, name).policy
-        assert policy is not None
+        policy = _policy(key, name)
         names.add(policy.name)
         if policy.name == view.policy:
             policies[keys.digest(policy.tree)] = policy

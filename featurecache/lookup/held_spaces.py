@@ -24,7 +24,7 @@ from featurecache.settings import command_line
 from featurecache.text import counted
 
 # The settings of a backbone that `featurize` has an option for.
-OPTIONS = ("input_size", "crop", "interpolation", "layer", "pooling", "precision")
+OPTIONS = ("input_size", "crop", "interpolation", "layer", "pooling", "precision", "jpeg_side")
 
 
 def side_by_side(spaces: Sequence[Space], items: Sequence[bytes]) -> np.ndarray:
@@ -110,10 +110,11 @@ def held_spaces(
 def spaces_like(cache: Cache, views: Mapping[str, View], space: Space) -> dict[str, Space]:
     """For each view the space, there or not, with the backbone and the setting of `space`."""
     backbone, precision = space.key["backbone"], space.key["precision"]
+    side = keys.jpeg_side(space.key)
     # The stored name says where the weights came from; the name in a choice may not.
     return {
         name: cache.space(
-            keys.vector_key(view.key(), backbone, precision), view.name, space.backbone
+            keys.vector_key(view.key(), backbone, precision, side), view.name, space.backbone
         )
         for name, view in views.items()
     }
@@ -231,7 +232,7 @@ def no_cache_error(cache: str | Path, data: DataSource | None = None) -> BadInpu
 
 
 def _settings(space: Space) -> keys.Json:
-    return {**space.key["backbone"], "precision": space.key["precision"]}
+    return {keys.JPEG_SIDE: None, **keys.setting_of(space.key)}
 
 
 def _by_setting(spaces: Iterable[Space], choice: BackboneChoice) -> list[list[Space]]:

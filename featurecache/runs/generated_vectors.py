@@ -97,7 +97,7 @@ class GeneratedView:
             )
         missing_class(self.name, classes, first.classes)
         backbones = read_generator_record(self.run).backbones or []
-        wanted = [backbone_of(space) for space in spaces]
+        wanted = [keys.setting_of(space.key) for space in spaces]
         if keys.digest(backbones) != keys.digest(wanted):
             names = " + ".join(str(backbone.get("name")) for backbone in backbones)
             raise BadInput(
@@ -196,8 +196,3 @@ def with_seen_items(trained: TrainedItems, seen: set[bytes]) -> TrainedItems:
         items=np.concatenate([trained.items, items]),
         folds=np.concatenate([trained.folds, np.zeros(len(items), np.uint16)]),
     )
-
-
-def backbone_of(space: Space) -> keys.Json:
-    """The backbone and the precision of a space, as a vector sampler's description has them."""
-    return {**space.key["backbone"], "precision": space.key["precision"]}

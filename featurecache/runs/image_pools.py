@@ -112,7 +112,7 @@ class GeneratedImages:
         for space in spaces:
             lacking = space.missing(row.item for row in rows)
             if lacking:
-                setting = {**space.key["backbone"], "precision": space.key["precision"]}
+                setting = keys.setting_of(space.key)
                 name = str(space.backbone)
                 raise not_cached_error(
                     self.cache, {space.view: lacking}, name, setting, 0, str(self.folder)

@@ -364,16 +364,17 @@ def run_spaces(
     errors = []
     for backbone in record.backbones:
         name, precision = backbone["name"], backbone["precision"]
+        side = backbone.get("jpeg_side")
         lacking = {}
         for view, spaces in zip(wanted, spaces_by_view, strict=True):
-            key = keys.vector_key(view.key(), backbone["key"], precision)
+            key = keys.vector_key(view.key(), backbone["key"], precision, side)
             space = cache.space(key, view.name, name)
             missing = space.missing(row.item for row in rows)
             if missing:
                 lacking[view.name] = missing
             spaces.append(space)
         if lacking:
-            setting = {**backbone["key"], "precision": precision}
+            setting = {**backbone["key"], "precision": precision, "jpeg_side": side}
             errors.append(str(not_cached_error(cache, lacking, name, setting, seed, data)))
     if errors:
         raise NotCached("; ".join(errors))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, NotRequired, Protocol, TypeVar
 
 import pydantic
 from typing_extensions import TypedDict
@@ -37,11 +37,13 @@ class GeneratorRun(BadInput):
 
 
 class RunBackbone(TypedDict):
-    """The backbone's name, its part of the keys of the vectors, and their precision."""
+    """The backbone's name, its part of the keys of the vectors, their precision, and the decoding
+    of JPEGs if it is not that in full."""
 
     name: str
     key: Annotated[dict[str, Any], fitting(BackboneKey)]
     precision: str
+    jpeg_side: NotRequired[pydantic.PositiveInt]
 
 
 class RunRecord(Open):

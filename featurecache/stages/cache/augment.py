@@ -9,18 +9,18 @@ from typing import Unpack
 
 from featurecache.errors import BadInput
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
-from featurecache.features.settings import check_keywords, keywords_of
+from featurecache.features.settings import PictureSetting, check_keywords, keywords_of
 from featurecache.filling.fill import Filled, FillSetting, FillTask, fill, fill_options
 from featurecache.filling.pictures import SPENT, Augmenter, Job
-from featurecache.filling.request import resolve_request
+from featurecache.filling.request import RequestSetting, resolve_request
 from featurecache.images.datasets import DataSource
 from featurecache.images.selection import SampleSelection
 
 SHARD_ROWS = 256  # 10-40 MB of pictures
 
 
-class AugmentSetting(FillSetting, SampleSelection, total=False):
-    """How the work is divided, and of which samples pictures are made."""
+class AugmentSetting(FillSetting, PictureSetting, SampleSelection, total=False):
+    """How the work is divided, of which samples pictures are made, and how JPEGs are decoded."""
 
 
 def augment(
@@ -43,7 +43,7 @@ def augment(
         raise BadInput("augment needs --view NAME_N; `featurecache policies` lists them")
     options = fill_options(keywords_of(FillSetting, setting), SHARD_ROWS)
     request = resolve_request(
-        data, cache, policy, seed=seed, progress=progress, **keywords_of(SampleSelection, setting)
+        data, cache, policy, seed=seed, progress=progress, **keywords_of(RequestSetting, setting)
     )
     task = FillTask(
         command="augment",

@@ -134,7 +134,8 @@ def _normalisation_notes(request: Request, weights: str | Path | None) -> list[s
         item = request.items[index]
         with contextlib.suppress(Undecodable, SourceChanged):
             if item is not None:
-                pictures.append(original(request.dataset.samples[index], item))
+                sample = request.dataset.samples[index]
+                pictures.append(original(sample, item, request.views[0].jpeg_side))
     notes = []
     for backbone in backbones if pictures else ():
         note = normalisation_note(backbone, np.stack([*map(backbone.preprocess, pictures)]))

@@ -102,7 +102,7 @@ def _seconds_per_row(
     for index in request.items.distinct[:32].tolist():
         item = request.items.array[index].tobytes()
         try:
-            pixels = decode(request.dataset.samples[index].read())
+            pixels = decode(request.dataset.samples[index].read(), view.jpeg_side)
             pictures.append(backbone.preprocess(view.picture(pixels, item)))
         except (Undecodable, OSError):  # featurize lists these images
             continue

@@ -377,7 +377,7 @@ def _recompute(
         old, _ = space.vectors(chosen)
         new = recomputed.arrays["features"].reshape(len(old), -1).astype(np.float32)
         identical, relative = compared(old, new)
-        note = other_pixels(view_of_key(space.key["view"], space.view), space)
+        note = other_pixels(view_of_key(space.key, space.view), space)
         drifts.append(
             replace(drift, rows=len(chosen), identical=identical, relative=relative, note=note)
         )

@@ -36,7 +36,6 @@ from featurecache.lookup.labelled_rows import (
     rows_digest,
     training_rows,
 )
-from featurecache.runs.generated_vectors import backbone_of
 from featurecache.runs.generator_images import load_images
 from featurecache.runs.generator_records import GeneratorRecord, read_generator_record
 from featurecache.runs.record import STARTED, finished, make_folder, write_run
@@ -116,7 +115,7 @@ def fit_generator(
         rows = decodable(rows, spaces)
         vectors = side_by_side(spaces, [row.item for row in rows])
         wanted = wanted.model_copy(update={"width": vectors.shape[1]})
-        backbones = [backbone_of(space) for space in spaces]
+        backbones = [keys.setting_of(space.key) for space in spaces]
     else:
         pictures, bad = load_images(images, wanted.image_size, workers, progress)
         notes += [f"{rows[number].id}: {reason}" for number, reason in bad.items()]

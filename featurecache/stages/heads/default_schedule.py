@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -14,7 +13,12 @@ from featurecache.heads.schedules import Schedule, backbone_choice
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.generator_nodes import digests
 from featurecache.images.views import find_view
-from featurecache.lookup.held_spaces import first_command, is_drawn_alike, side_by_side
+from featurecache.lookup.held_spaces import (
+    first_command,
+    is_drawn_alike,
+    side_by_side,
+    spaces_like,
+)
 from featurecache.runs.training_data import TrainingData
 from featurecache.text import listed
 from featurecache.training.curriculum import Phase
@@ -91,8 +95,7 @@ def _spaces_of_view(name: str, clean: Sequence[Space], cache: Cache, seed: int) 
     spaces = {space.name: space for space in cache.spaces()}
     view_spaces = []
     for space in clean:
-        key = keys.vector_key(view.key(), space.key["backbone"], space.key["precision"])
-        wanted = cache.space(key, view.name, space.backbone)
+        wanted = spaces_like(cache, {name: view}, space)[name]
         if wanted.name not in spaces or not is_drawn_alike(view, spaces[wanted.name]):
             return []
         view_spaces.append(spaces[wanted.name])

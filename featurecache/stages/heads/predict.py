@@ -77,8 +77,7 @@ def predict(
     record = read_run(run)
     head = HeadNetworks.load(run)
     networks = run_networks(record, [weights] if isinstance(weights, str | Path) else weights)
-    precisions = [backbone["precision"] for backbone in record.backbones]
-    rows, errors = _vectors(networks, precisions, files, engine, resolve_progress(progress))
+    rows, errors = _vectors(networks, record, files, engine, resolve_progress(progress))
     tops: list[list[ClassProbability]] = []
     if len(rows):
         words = record.words
@@ -189,7 +188,7 @@ def run_networks(record: RunRecord, files: Sequence[str | Path]) -> list[Backbon
 
 def _vectors(
     networks: Sequence[Backbone],
-    precisions: Sequence[str],
+    record: RunRecord,
     files: Sequence[str],
     engine: str,
     progress: Progress,
@@ -200,6 +199,7 @@ def _vectors(
     running: list[Engine] = []
     waiting: list[list[np.ndarray]] = [[] for _ in networks]
     rows: list[list[np.ndarray]] = [[] for _ in networks]
+    sides = [backbone.get("jpeg_side") for backbone in record.backbones]
     errors: dict[str, str] = {}
 
     def run(number: int) -> None:
@@ -210,15 +210,18 @@ def _vectors(
     for file_number, file in enumerate(files, 1):
         progress(file_number, len(files), "predict")
         try:
-            pixels = decode(read_regular(Path(file), MAX_FILE))
+            content = read_regular(Path(file), MAX_FILE)
+            pictures = {side: decode(content, side) for side in dict.fromkeys(sides)}
         except (Undecodable, OSError) as error:
             errors[file] = getattr(error, "strerror", None) or str(error)
             continue
         if not running:
-            both = zip(networks, precisions, strict=True)
-            running = [open_engine(network, engine, precision) for network, precision in both]
+            running = [
+                open_engine(network, engine, backbone["precision"])
+                for network, backbone in zip(networks, record.backbones, strict=True)
+            ]
         for number, network in enumerate(networks):
-            waiting[number].append(network.preprocess(pixels))
+            waiting[number].append(network.preprocess(pictures[sides[number]]))
             if len(waiting[number]) == running[number].batch_rows:
                 run(number)
     for number, left in enumerate(waiting):

@@ -339,11 +339,15 @@ def overridden(
 
 
 def _backbone(space: Space) -> RunBackbone:
-    return {
+    backbone: RunBackbone = {
         "name": str(space.backbone),
         "key": space.key["backbone"],
         "precision": space.key["precision"],
     }
+    side = keys.jpeg_side(space.key)
+    if side is not None:
+        backbone["jpeg_side"] = side
+    return backbone
 
 
 def _write_events(run: Path, tensorboard: str | Path | None) -> None:

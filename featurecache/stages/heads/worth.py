@@ -17,7 +17,7 @@ from featurecache.features.costs import seconds_to_make
 from featurecache.features.store import Cache
 from featurecache.heads import phase_variants
 from featurecache.heads.schedules import find_schedule, read_schedule
-from featurecache.keys import Json, canonical, digest, picture_key
+from featurecache.keys import Json, canonical, digest, jpeg_side, picture_key
 from featurecache.networks.configs import NetworkConfig, is_network_config, read_config
 from featurecache.runs.record import make_folder
 from featurecache.runs.training_data import TrainingData, load_training_data
@@ -235,7 +235,8 @@ def _view_costs(training: TrainingData, cache: Cache) -> list[ViewCost]:
     spaces = cache.spaces()
     costs: list[ViewCost] = []
     for view, vectors in training.spaces.items():
-        pictures = cache.space(picture_key(vectors[0].key["view"]))
+        key = vectors[0].key
+        pictures = cache.space(picture_key(key["view"], jpeg_side(key)))
         seconds = sum(seconds_to_make(space, items, spaces) for space in (*vectors, pictures))
         costs.append({"view": view, "rows": len(items), "seconds": round(seconds, 3)})
     return costs

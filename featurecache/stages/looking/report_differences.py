@@ -43,6 +43,7 @@ def _settings(record: RunRecord) -> dict[str, str]:
     vectors = ", ".join(
         f"{backbone['name']} at {backbone['key'].get('input_size')} px, layer "
         f"{backbone['key'].get('layer')}, {backbone['precision']}"
+        + (f", JPEG side {backbone['jpeg_side']}" if "jpeg_side" in backbone else "")
         for backbone in record.backbones
     )
     return {**phases, **dotted, "vectors of": vectors, "images": images}

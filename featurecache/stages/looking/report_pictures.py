@@ -161,7 +161,7 @@ def sheets(
             if space is None:
                 notes.append(f"no contact sheet of {view}: its vectors are not in this cache")
             elif space.key["view"] is not None:
-                cached_view = with_folders(cache.store, view_of_key(space.key["view"], space.view))
+                cached_view = with_folders(cache.store, view_of_key(space.key, space.view))
                 if is_drawn_alike(cached_view, space):
                     key = keys.digest({**space.key["view"], "draw": None})
                     views_by_policy.setdefault(key, {})[cached_view.draw] = cached_view

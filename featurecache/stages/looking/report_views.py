@@ -131,7 +131,9 @@ def _vectors(drawn: str, record: RunRecord) -> list[str]:
     """The names of the spaces of a view under a run's backbones."""
     key = json.loads(drawn)
     return [
-        keys.digest(keys.vector_key(key, backbone["key"], backbone["precision"]))
+        keys.digest(
+            keys.vector_key(key, backbone["key"], backbone["precision"], backbone.get("jpeg_side"))
+        )
         for backbone in record.backbones
     ]
 

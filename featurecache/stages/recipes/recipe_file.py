@@ -317,7 +317,9 @@ def _check_steps(
                 _check_vectors(cached, planned[None], schedule.backbone, views, where)
         else:
             _check_split(dataset, step.split, where)
-            choice = {**step.setting(), "precision": step.precision}
+            choice = {
+                **step.setting(), "precision": step.precision, "jpeg_side": step.jpeg_side
+            }  # fmt: skip
             choices = [backbone_choice(name, choice, where) for name in listed(step.backbone)]
             _check_vectors(cached, planned[None], choices, views_of([step.view], step.seed), where)
 
@@ -340,12 +342,13 @@ def _spaces_of(
             "weights fit only one backbone; use a separate featurize step for each backbone"
         )
     choose_engine(engine, step.precision)
+    views = [replace(view, jpeg_side=step.jpeg_side) for view in views]
     for view in views:
         view.check()
     for name in names:
         backbone = load_backbone(name, step.weights, **step.setting(), store=step.store)
         for view in views:
-            key = keys.vector_key(view.key(), backbone.key(), step.precision)
+            key = view.vector_key(backbone.key(), step.precision)
             yield cache.space(key, view.name, backbone.name)
 
 

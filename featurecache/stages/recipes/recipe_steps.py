@@ -26,6 +26,7 @@ class BackboneStep(pydantic.BaseModel):
     interpolation: str | None = None
     layer: str | None = None
     pooling: str | None = None
+    jpeg_side: int | None = None
     seed: int = Field(default=0, ge=0)
 
     def setting(self) -> BackboneSetting:

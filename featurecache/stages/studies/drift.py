@@ -247,7 +247,7 @@ def _cached_views(
     views: dict[str, View] = {}
     notes = []
     for space in sorted(spaces, key=lambda space: space.view):
-        view = view_of_key(space.key["view"], space.view)
+        view = view_of_key(space.key, space.view)
         if view.policy is None or view.seed != seed:
             continue
         missing = len(space.missing(row.item for row in rows))

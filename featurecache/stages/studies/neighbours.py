@@ -8,7 +8,7 @@ from typing import Unpack
 
 import numpy as np
 
-from featurecache import text
+from featurecache import keys, text
 from featurecache.errors import BadInput
 from featurecache.features.backbones import backbone_of_key
 from featurecache.features.engines import open_engine, run_rows
@@ -85,7 +85,7 @@ def study_neighbours(
     query = (
         space.vectors([item])[0][0]
         if is_cached
-        else _compute_vector(space, pixels, weights, engine)
+        else _compute_vector(space, content, weights, engine)
     )
     vectors = space.vectors([row.item for row in rows])[0]
     indices = projections.nearest(query, vectors, count)
@@ -122,9 +122,10 @@ def study_neighbours(
 
 
 def _compute_vector(
-    space: Space, pixels: np.ndarray, weights: str | Path | None, engine: str
+    space: Space, content: bytes, weights: str | Path | None, engine: str
 ) -> np.ndarray:
-    """The vector (D,) of a picture, computed by the network of a space."""
+    """The vector (D,) of an image file, computed as those of a space."""
+    pixels = decode(content, keys.jpeg_side(space.key))
     backbone = backbone_of_key(str(space.backbone), space.key["backbone"], weights)
     opened_engine = open_engine(backbone, engine, space.key["precision"])
     return np.asarray(run_rows(opened_engine, backbone.preprocess(pixels)[None])[0])

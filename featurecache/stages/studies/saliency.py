@@ -92,6 +92,11 @@ class _Settings:
         for path, record in zip(paths, records, strict=True):
             if self.class_name is not None and self.class_name not in record.classes:
                 raise UnknownName("class", self.class_name, record.classes, where=str(path))
+            if any("jpeg_side" in backbone for backbone in record.backbones):
+                raise BadInput(
+                    f"{path}: its vectors are of JPEGs decoded at a smaller size (jpeg_side), and "
+                    "saliency shows pictures in full; give a run on vectors without it"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurecache import keys
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput, FeatureCacheError
 from featurecache.executors import Progress, silent
@@ -47,7 +48,8 @@ class StudyInput(CachedSetting, total=False):
 @dataclass(frozen=True, kw_only=True)
 class StudySource:
     """Where a study reads and writes. `setting` selects among the cached vectors of a backbone by
-    input_size, crop, interpolation, layer, pooling and precision; None accepts any value."""
+    input_size, crop, interpolation, layer, pooling, precision and jpeg_side; None accepts any
+    value."""
 
     data: DataSource = "data"
     cache: str | Path = "data/cache"
@@ -62,7 +64,7 @@ class StudySource:
 
     def with_setting_of(self, space: Space) -> StudySource:
         """This source, with the setting of a space in place of its own."""
-        setting = {**space.key["backbone"], "precision": space.key["precision"]}
+        setting = keys.setting_of(space.key)
         weights = setting["weights"]
         return replace(self, setting=keywords_of(CachedSetting, setting), weights=weights)
 
