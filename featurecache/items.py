@@ -6,13 +6,22 @@ take 48, the item itself and 16 more bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import overload
 
 import numpy as np
 
 _CHUNK = 1 << 20  # items per comparison
+
+ItemArray = Sequence[bytes] | np.ndarray  # as an array they are (N, 32) uint8
+
+
+def packed(items: Iterable[bytes] | np.ndarray) -> np.ndarray:
+    """Items as an array (N, 32) uint8."""
+    if isinstance(items, np.ndarray):
+        return items
+    return np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)
 
 
 class Items(Sequence[bytes | None]):
@@ -28,8 +37,8 @@ class Items(Sequence[bytes | None]):
     @classmethod
     def pack(cls, items: Sequence[bytes | None]) -> Items:
         known = np.array([item is not None for item in items], bool)
-        packed = b"".join(item or bytes(32) for item in items)
-        return cls(np.frombuffer(packed, np.uint8).reshape(-1, 32), None if known.all() else known)
+        array = packed(item or bytes(32) for item in items)
+        return cls(array, None if known.all() else known)
 
     def __len__(self) -> int:
         return len(self.array)
@@ -57,7 +66,7 @@ class Items(Sequence[bytes | None]):
     def distinct(self) -> np.ndarray:
         """The position of the first occurrence of each known item, ascending, int64."""
         first = np.ones(len(self), bool) if self.known is None else self.known.copy()
-        keys = _keys(self.array)
+        keys = _words(self.array)[:, 0]
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         has_twin = np.zeros(len(self), bool)  # another item begins with the same 8 bytes
@@ -79,16 +88,23 @@ class Lookup:
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
-        keys = _keys(array)
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+        keys = _words(array)[:, 0]
+        order = np.argsort(keys)
+        ordered = keys[order]
+        # Whether items may occur twice: if not, none begins with the same 8 bytes as another.
+        self.has_twins = bool((ordered[1:] == ordered[:-1]).any())
+        if self.has_twins:
+            order = np.argsort(keys, kind="stable")  # slower, but the first of equal items is first
+            ordered = keys[order]
+        self._order, self._keys = order, ordered
 
     def positions(self, items: np.ndarray) -> np.ndarray:
         """(M,) int64: the first position in the array of each of `items` (M, 32); -1 if absent."""
         positions = np.full(len(items), -1, np.int64)
         if not len(self._keys):
             return positions
-        wanted = _keys(items)
+        array_words, words = _words(self.array), _words(items)
+        wanted = words[:, 0]
         # Sorted by key, so that each search touches memory near the previous one.
         by_key = np.argsort(wanted)
         for start in range(0, len(by_key), _CHUNK):
@@ -100,15 +116,18 @@ class Lookup:
                 same_key = self._keys[ranks] == wanted[rows]
                 rows, ranks = rows[same_key], ranks[same_key]
                 candidates = self._order[ranks]
-                equal = (self.array[candidates] == items[rows]).all(axis=1)
+                # Of their four words the first is equal, and NumPy is slow on short rows.
+                a, b = np.take(array_words, candidates, 0), np.take(words, rows, 0)
+                equal = (a[:, 1] == b[:, 1]) & (a[:, 2] == b[:, 2]) & (a[:, 3] == b[:, 3])
                 positions[rows[equal]] = candidates[equal]
                 rows, ranks = rows[~equal], ranks[~equal] + 1
         return positions
 
 
-def _keys(array: np.ndarray) -> np.ndarray:
-    """The first 8 bytes of each item as a number, which is different for nearly all items."""
-    return np.ascontiguousarray(array).view(np.uint64)[:, 0]
+def _words(array: np.ndarray) -> np.ndarray:
+    """(N, 4) uint64: the bytes of each item as numbers. The first is different for nearly all
+    items."""
+    return np.ascontiguousarray(array).view(np.uint64)
 
 
 def group_numbers(array: np.ndarray, groups: Sequence[str]) -> np.ndarray:

@@ -85,7 +85,7 @@ def read_model(
     """
     data = read_file(path, max_bytes, damage)
     try:
-        value = _object_in(data, file_names)
+        value = parse_object(data, file_names)
         if check is not None:
             check(value, data)
         return fit(model, value)
@@ -101,7 +101,7 @@ def read_lines(
     rows = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            rows.append(fit(model, _object_in(line)))
+            rows.append(fit(model, parse_object(line)))
         except ValueError as error:
             raise damage(path, f"line {number}: {one_line(error)}") from None
     return rows
@@ -137,7 +137,8 @@ def explained(error: pydantic.ValidationError) -> str:
     return f"{field}: {message}" if field else message
 
 
-def _object_in(data: bytes, file_names: bool = False) -> Json:
+def parse_object(data: bytes, file_names: bool = False) -> Json:
+    """The object of a JSON file. Raises ValueError as `parse_json`, and for other values."""
     value = parse_json(data, file_names)
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, not {_kind(value)}")
@@ -148,12 +149,7 @@ def parse_json(data: bytes, file_names: bool = False) -> Any:
     """The value of JSON in UTF-8. Raises ValueError for content that two parsers may interpret
     differently (repeated names, NaN, infinity, lone surrogates), and for excessive nesting."""
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_constant=_not_finite,
-            parse_float=_finite,
-        )
+        value = _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -208,3 +204,8 @@ def _finite(text: str) -> float:
 def _kind(value: object) -> str:
     kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_not_finite, parse_float=_finite
+)

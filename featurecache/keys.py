@@ -25,6 +25,9 @@ JPEG_SIDE = "jpeg_side"  # a field that the rule has if large JPEGs are decoded 
 PIXEL_CANARY = "pixel_canary"  # a field of a shard's provenance (images/canary.py)
 
 Json = dict[str, Any]
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+)
 
 
 def canonical(value: Any) -> bytes:
@@ -32,10 +35,7 @@ def canonical(value: Any) -> bytes:
 
     Raises ValueError for NaN and infinity, TypeError for types that JSON does not have.
     """
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
-    )
-    return text.encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def digest(value: Any) -> str:

@@ -66,11 +66,11 @@ def test_any_index_gives_what_an_array_would(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mapped, "MAX_MAPS", maps)  # fewer than shards: some are mapped again
         vectors = MappedVectors(space, [ITEMS[i] for i in order])
-    found = vectors[index]
-    np.testing.assert_array_equal(found, FEATURES[order][index])
-    assert found.dtype == np.float32
-    found += 1  # the caller's own
-    np.testing.assert_array_equal(vectors[index], FEATURES[order][index])
+        found = vectors[index]
+        np.testing.assert_array_equal(found, FEATURES[order][index])
+        assert found.dtype == np.float32
+        found += 1  # the caller's own
+        np.testing.assert_array_equal(vectors[index], FEATURES[order][index])
 
 
 def test_it_passes_for_an_array(space: Space) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import binascii
+import contextlib
 import datetime
 import hashlib
 import socket
@@ -15,34 +17,41 @@ from featurecache.features import shards
 from featurecache.features.cache_files import damaged
 from featurecache.features.row_digests import digest_rows
 from featurecache.features.space_files import MAX_RECORD, Made, Record, check_checksum
-from featurecache.json_files import read_model
+from featurecache.json_files import fit, parse_object, read_file
 from featurecache.storage.store import names_in
 from featurecache.storage.stored_file import StoredFile
+from featurecache.text import one_line
 
 RECORD_FORMAT = 2  # the newest; keys and CACHE.json did not change, and say 1
+_ITEMS = b'"items": "'  # before the items in a record, as `Space.commit` writes it
 
 
 def read_record(file: StoredFile, space: str, key: keys.Json) -> Record:
     """The commit record in a file of the folder of `space`, if its checksum holds and its names
     match. `key` is that of the space, or empty. Raises DamagedCache, CannotRead, BadInput."""
 
-    def check(value: keys.Json, data: bytes) -> None:
-        check_checksum(value, data)
-        # Checked before the fields, since those of a newer format may differ.
-        version = value.get("format")
-        if isinstance(version, int) and version > RECORD_FORMAT:
-            raise BadInput(f"{file}: written by a newer featurecache; upgrade to read it")
-
     def damage(file: StoredFile, reason: str) -> DamagedCache:
         return damaged(file, f"not a commit record: {reason}")
 
     try:
-        record = read_model(file, Record, MAX_RECORD, damage, check)
+        data = read_file(file, MAX_RECORD, damage)
     except CannotRead as error:
         is_absent = isinstance(error.error, FileNotFoundError)
         if is_absent and file.name not in names_in(file.store, file.parent.key):
             raise RemovedMeanwhile(file, error.error) from error
         raise
+    try:
+        value = _quickly_parsed(data)
+        if value is None:
+            value = parse_object(data)
+            check_checksum(value, data)
+        # Checked before the fields, since those of a newer format may differ.
+        version = value.get("format")
+        if isinstance(version, int) and version > RECORD_FORMAT:
+            raise BadInput(f"{file}: written by a newer featurecache; upgrade to read it")
+        record = fit(Record, value)
+    except ValueError as error:
+        raise damage(file, one_line(error)) from None
     try:
         record.check_names(space, file.name)
         if key and not _are_of_key(record, key):
@@ -50,6 +59,30 @@ def read_record(file: StoredFile, space: str, key: keys.Json) -> Record:
     except ValueError as error:
         raise damaged(file, str(error)) from None
     return record
+
+
+def _quickly_parsed(data: bytes) -> keys.Json | None:
+    """The object in a record without its checksum, which matches; None where that has to be found
+    out by parsing the whole record.
+
+    Nearly all of a record are its items. If it is laid out as `Space.commit` does, their digits are
+    hashed as they are, and neither parsed nor serialised again.
+    """
+    before, opening, rest = data.partition(_ITEMS)
+    digits, quote, after = rest.partition(b'"')
+    if not (opening and quote and data.endswith(b"\n")):
+        return None
+    with contextlib.suppress(ValueError):
+        value = parse_object(before + opening + quote + after)
+        checksum = value.pop("checksum", None)
+        parts = keys.canonical(value).split(b'"items":""')
+        # Otherwise what was cut out was another field of the name.
+        if value.get("items") == "" and len(parts) == 2:
+            value["items"] = binascii.unhexlify(digits)
+            content = b"".join((parts[0], b'"items":"', digits, b'"', parts[1]))
+            if hashlib.sha256(content).hexdigest() == checksum:
+                return value
+    return None
 
 
 def _are_of_key(record: Record, key: keys.Json) -> bool:

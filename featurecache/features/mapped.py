@@ -6,8 +6,7 @@ import hashlib
 import itertools
 import math
 import mmap
-import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +16,22 @@ from featurecache.features import shards
 from featurecache.features.cache_files import OTHER_BYTES, absent_shard, damaged
 from featurecache.features.row_digests import RowDigests, are_sound, reads_whole
 from featurecache.features.spaces import Space
+from featurecache.items import ItemArray
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.stored_file import StoredFile
 
-MAX_MAPS = 256  # each holds a file descriptor, of which a process may have 1024
+
+def _max_maps() -> int:
+    """The number of shards that are mapped at once. Each takes a file descriptor."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 256
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 14 if limit == resource.RLIM_INFINITY else min(limit // 4, 1 << 14)
+
+
+MAX_MAPS = _max_maps()
 
 
 class _Shard(NamedTuple):
@@ -45,22 +56,23 @@ class MappedVectors:
     Index it with a number, a slice, or an array of numbers (in any order, repeated or not); the
     result is a new array. The bytes of a row are checked at the first access to it (in shards
     without digests of rows: to any row of its shard), and then read from a memory map, so the
-    cache's files must not be truncated meanwhile. Rows in
-    random order are slower if they are in more than MAX_MAPS shards (131,072 rows at the default
-    size of shards). Not thread-safe. A copy in another process opens its own memory maps, of the
-    same shards.
+    cache's files must not be truncated meanwhile. Rows in random order are slower if they are in
+    more than MAX_MAPS shards (a quarter of the process's file descriptors; `ulimit -n`). Not
+    thread-safe. A copy in another process opens its own memory maps, of the same shards.
     """
 
     ndim = 2
 
-    def __init__(self, space: Space, items: Sequence[bytes]) -> None:
+    def __init__(self, space: Space, items: ItemArray) -> None:
         """Raises KeyError for an item that the space lacks, DamagedCache if the lengths of vectors
         differ between shards."""
         self._record_indices, self._rows = space.positions(items)
-        self._sound: set[int] = set()  # indices of the records all of whose rows were checked
-        self._sound_rows: dict[int, np.ndarray] = {}  # (N,) bool: of the others, which rows were
+        self._checked = np.zeros(len(items), bool)  # the rows that were checked
+        self._is_sound = np.zeros(len(space.records), bool)  # by record index: if all rows were
         # By record index, oldest first: the data file, and the bytes of its vectors.
-        self._maps: dict[int, tuple[mmap.mmap, memoryview]] = {}
+        self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
+        # By record index: the place of these bytes in memory; 0 for a shard that is not mapped.
+        self._starts = np.zeros(len(space.records), np.int64)
         self.shape = (len(items), space.dim)
         stored = space.records[0].arrays["features"].dtype if space.records else "<f4"
         self.dtype = np.dtype(stored)
@@ -74,11 +86,12 @@ class MappedVectors:
             self._shards[record_index] = _shard_of(space, record_index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_maps": {}}
+        return {**vars(self), "_maps": {}, "_starts": np.zeros_like(self._starts)}
 
     def close(self) -> None:
         """Close the memory maps; the next access opens them again."""
         self._maps.clear()
+        self._starts[:] = 0
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -93,49 +106,81 @@ class MappedVectors:
         if record_indices.ndim == 0:
             vector: np.ndarray = self[np.array([index])][0]
             return vector
+        pending = ~(self._checked[index] | self._is_sound[record_indices])
+        if pending.any():
+            self._check(rows[pending], record_indices[pending])
+            self._checked[index] = True
         row_bytes = self.dtype.itemsize * self.shape[1]
+        if not isinstance(index, slice) and len(rows) and row_bytes:
+            return self._gathered(rows, record_indices)
         # The ends of runs of rows that are adjacent in one shard: a run is copied in one piece.
         ends = np.flatnonzero((np.diff(record_indices) != 0) | (np.diff(rows) != 1)) + 1
-        touched = np.unique(record_indices).tolist() if 2 * len(ends) > len(rows) else []
-        if 0 < len(touched) <= MAX_MAPS:  # scattered rows: no Python code runs per row
-            maps = {n: self._shard(n, rows, record_indices) for n in touched}
-            spans = map(slice, (row_bytes * rows).tolist(), (row_bytes * (rows + 1)).tolist())
-            buffers = map(maps.__getitem__, record_indices.tolist())
-            pieces: Any = map(operator.getitem, buffers, spans)
-            return np.frombuffer(bytearray().join(pieces), self.dtype).reshape(len(rows), -1)
         vectors = np.empty((len(rows), self.shape[1]), self.dtype)
         for first, end in itertools.pairwise([0, *ends.tolist(), len(rows)] if len(rows) else []):
             start = row_bytes * int(rows[first])
-            run = slice(first, end)
-            shard = self._shard(int(record_indices[first]), rows[run], record_indices[run])
-            piece = shard[start : start + row_bytes * (end - first)]
-            vectors[first:end] = np.frombuffer(piece, self.dtype).reshape(end - first, -1)
+            _, features = self._mapped(int(record_indices[first]))
+            piece = features[start : start + row_bytes * (end - first)]
+            vectors[first:end] = piece.view(self.dtype).reshape(end - first, -1)
         return vectors
+
+    def _gathered(self, rows: np.ndarray, record_indices: np.ndarray) -> np.ndarray:
+        """Scattered rows (n,), n > 0, of the shards of these records: (n, D)."""
+        addresses = self._starts[record_indices]
+        if not addresses.all():
+            touched = np.unique(record_indices)
+            if len(touched) > MAX_MAPS:  # some shards at a time, so that each is mapped once
+                vectors = np.empty((len(rows), self.shape[1]), self.dtype)
+                for start in range(0, len(touched), MAX_MAPS):
+                    part = np.isin(record_indices, touched[start : start + MAX_MAPS])
+                    vectors[part] = self._gathered(rows[part], record_indices[part])
+                return vectors
+            needed = set(touched.tolist())
+            for record_index in needed:
+                self._mapped(record_index, needed)
+            addresses = self._starts[record_indices]
+        # One call of NumPy copies all rows, by their distances in memory from the first of them: a
+        # view of what lies between, of which only the rows are read.
+        row_bytes = self.dtype.itemsize * self.shape[1]
+        addresses += row_bytes * rows
+        lowest = int(addresses.argmin())
+        _, features = self._maps[int(record_indices[lowest])]
+        first = features[row_bytes * int(rows[lowest]) :][:row_bytes].view(f"V{row_bytes}")
+        addresses -= addresses[lowest]
+        span = np.lib.stride_tricks.as_strided(first, (int(addresses.max()) + 1,), (1,))
+        gathered: np.ndarray = span[addresses].view(self.dtype).reshape(len(rows), -1)
+        return gathered
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("mapped vectors can't become an array without a copy")
         return self[:].astype(dtype or self.dtype, copy=False)
 
-    def _shard(self, record_index: int, rows: np.ndarray, record_indices: np.ndarray) -> memoryview:
-        """The bytes of the vectors of one shard, in its memory map. Of `rows`, those in this shard
-        by their `record_indices` are checked."""
-        shard = self._shards[record_index]
+    def _check(self, rows: np.ndarray, record_indices: np.ndarray) -> None:
+        """Raise DamagedCache unless these rows of these records are those that were committed."""
+        by_record = np.argsort(record_indices, kind="stable")
+        ends = np.flatnonzero(np.diff(record_indices[by_record])) + 1
+        for part in np.split(by_record, ends):
+            record_index = int(record_indices[part[0]])
+            data, _ = self._mapped(record_index)
+            shard = self._shards[record_index]
+            self._is_sound[record_index] = _check_rows(shard, data, np.unique(rows[part]))
+
+    def _mapped(
+        self, record_index: int, needed: Collection[int] = ()
+    ) -> tuple[mmap.mmap, np.ndarray]:
+        """The data file of a shard in a memory map, and the bytes of its vectors. The shards that
+        are `needed`, no more than MAX_MAPS, stay mapped."""
         if record_index not in self._maps:
+            shard = self._shards[record_index]
             data = _map(shard)
-            vectors = shards.unpack(data, shard.arrays)["features"]
-            if len(self._maps) == MAX_MAPS:
-                del self._maps[next(iter(self._maps))]
-            self._maps[record_index] = data, vectors.reshape(-1).view(np.uint8).data
-        data, features = self._maps[record_index]
-        if record_index not in self._sound:
-            count = shard.arrays["features"].shape[0]
-            sound = self._sound_rows.setdefault(record_index, np.zeros(count, bool))
-            _check_rows(shard, data, rows[record_indices == record_index], sound)
-            if sound.all():
-                self._sound.add(record_index)
-                del self._sound_rows[record_index]
-        return features
+            features = shards.unpack(data, shard.arrays)["features"].reshape(-1).view(np.uint8)
+            if len(self._maps) >= MAX_MAPS:
+                oldest = next(number for number in self._maps if number not in needed)
+                del self._maps[oldest]
+                self._starts[oldest] = 0
+            self._maps[record_index] = data, features
+            self._starts[record_index] = features.ctypes.data
+        return self._maps[record_index]
 
 
 class MappedPictures:
@@ -188,24 +233,20 @@ def _check_shard(shard: _Shard, data: mmap.mmap) -> None:
         raise damaged(shard.file, shards.NOT_FINITE)
 
 
-def _check_rows(shard: _Shard, data: mmap.mmap, rows: np.ndarray, sound: np.ndarray) -> None:
-    """Raise DamagedCache unless these rows are those that were committed. Rows that are `sound`
-    (N,) bool are not checked again; those that were checked become so."""
-    rows = np.unique(rows[~sound[rows]])
-    if not len(rows):
-        return
+def _check_rows(shard: _Shard, data: mmap.mmap, rows: np.ndarray) -> bool:
+    """Raise DamagedCache unless these distinct rows are those that were committed. Returns whether
+    all rows of the shard were checked with them."""
     if shard.row_digests is None:
         _check_shard(shard, data)
-        sound[:] = True
-        return
+        return True
     arrays = shards.unpack(data, shard.arrays)
-    if reads_whole(rows, len(sound)):
-        rows = np.arange(len(sound))
-    if not are_sound(arrays["features"], arrays["digests"], shard.row_digests, rows):
+    features = arrays["features"]
+    if not are_sound(features, arrays["digests"], shard.row_digests, rows):
         raise damaged(shard.file, OTHER_BYTES)
-    if not np.isfinite(arrays["features"][rows]).all():
+    is_whole = reads_whole(rows, len(features))
+    if not shards.is_finite({"features": features if is_whole else features[rows]}):
         raise damaged(shard.file, shards.NOT_FINITE)
-    sound[rows] = True
+    return is_whole
 
 
 class MappedColumns:
@@ -233,7 +274,7 @@ class MappedColumns:
             part.close()
 
 
-def map_columns(spaces: Sequence[Space], items: Sequence[bytes]) -> MappedVectors | MappedColumns:
+def map_columns(spaces: Sequence[Space], items: ItemArray) -> MappedVectors | MappedColumns:
     """The mapped vectors of the items in these spaces, side by side."""
     parts = [MappedVectors(space, items) for space in spaces]
     return parts[0] if len(parts) == 1 else MappedColumns(parts)

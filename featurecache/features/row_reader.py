@@ -28,30 +28,30 @@ def read_rows(
     """Copy the rows (n,) of a shard in a local store to `out` (n, width), C-contiguous and of the
     stored type. Raises DamagedCache, after which `out` must not be used, and CannotRead."""
 
-    def read() -> bool:
+    def read() -> str:
         path = file.store.local_path(file.key, record.size, record.sha256)
         with open_regular(path, record.size, follow=False) as (opened, size):
             if size != record.size:
-                return False
+                return OTHER_BYTES
             shards.check_extent(record.arrays, size)
             return _read_checked(opened.fileno(), record.arrays, summary, rows, out)
 
     try:
-        is_sound = retried_on_disk(read)
+        damage = retried_on_disk(read)
     except DamagedCache as error:  # of the record, which states other positions
         raise damaged(file, str(error)) from error
     except (NotAFile, FileNotFoundError) as error:
         raise absent_shard(file, record.shard, error) from error
     except OSError as error:
         raise CannotRead(file, error) from error
-    if not is_sound:
-        raise damaged(file, OTHER_BYTES)
+    if damage:
+        raise damaged(file, damage)
 
 
 def _read_checked(
     fd: int, arrays: Mapping[str, Array], summary: RowDigests, rows: np.ndarray, out: np.ndarray
-) -> bool:
-    """Copy the rows to `out`; False if the bytes are not those that were committed."""
+) -> str:
+    """Copy the rows to `out`. Returns what is wrong with them; "" if nothing is."""
     features, digests = arrays["features"], arrays["digests"]
     total = features.shape[0]
     if not reads_whole(rows, total):
@@ -60,20 +60,25 @@ def _read_checked(
     if len(rows) == total and bool((np.diff(rows) == 1).all()):
         return _read_all(fd, features, summary, out)
     every = np.empty((total, out.shape[1]), out.dtype)
-    is_sound = _read_all(fd, features, summary, every)
+    damage = _read_all(fd, features, summary, every)
     out[:] = every[rows]
-    return is_sound
+    return damage
 
 
-def _read_all(fd: int, features: Array, summary: RowDigests, out: np.ndarray) -> bool:
-    data = out.reshape(-1).view(np.uint8).data
-    hasher = blake3()
-    for start in range(0, len(data), _BLOCK):
-        block = data[start : start + _BLOCK]
-        if os.preadv(fd, [block], features.offset + start) != len(block):
-            return False
-        hasher.update(block)
-    return hasher.hexdigest() == summary.features
+def _read_all(fd: int, features: Array, summary: RowDigests, out: np.ndarray) -> str:
+    numbers = out.reshape(-1)
+    hasher, is_finite = blake3(), True
+    step = _BLOCK // out.itemsize
+    for start in range(0, len(numbers), step):
+        block = numbers[start : start + step]
+        data = block.view(np.uint8).data
+        if os.preadv(fd, [data], features.offset + start * out.itemsize) != len(data):
+            return OTHER_BYTES
+        hasher.update(data)
+        is_finite = is_finite and bool(np.isfinite(block).all())
+    if hasher.hexdigest() != summary.features:
+        return OTHER_BYTES
+    return "" if is_finite else shards.NOT_FINITE
 
 
 def _read_groups(
@@ -83,19 +88,26 @@ def _read_groups(
     digests: bytes,
     rows: np.ndarray,
     out: np.ndarray,
-) -> bool:
+) -> str:
     if not summary.has_digests(digests):
-        return False
+        return OTHER_BYTES
+    data = out.reshape(-1).view(np.uint8).data
     row_bytes, size = out.shape[1] * out.itemsize, summary.group
-    number, group = -1, out[:0]
+    number, group = -1, b""
     for index, row in enumerate(rows.tolist()):
+        target = data[index * row_bytes : (index + 1) * row_bytes]
+        if size == 1:  # read to where it is used, and checked there
+            count = os.preadv(fd, [target], features.offset + row * row_bytes)
+            if count != row_bytes or not is_group(target, row, digests):
+                return OTHER_BYTES
+            continue
         if row // size != number:
             number = row // size
-            count = min(size, features.shape[0] - number * size)
-            start = features.offset + number * size * row_bytes
-            data = os.pread(fd, count * row_bytes, start)
-            if not is_group(data, number, digests):
-                return False
-            group = np.frombuffer(data, out.dtype).reshape(count, -1)
-        out[index] = group[row - number * size]
-    return True
+            start = number * size
+            count = min(size, features.shape[0] - start) * row_bytes
+            group = os.pread(fd, count, features.offset + start * row_bytes)
+            if not is_group(group, number, digests):
+                return OTHER_BYTES
+        first = (row - number * size) * row_bytes
+        target[:] = group[first : first + row_bytes]
+    return "" if shards.is_finite({"features": out}) else shards.NOT_FINITE

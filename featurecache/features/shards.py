@@ -26,6 +26,7 @@ from featurecache.json_files import Strict
 
 FLAT = ("status", "offsets", "pictures")  # arrays of one dimension
 OK, UNDECODABLE = 0, 1  # the status of a row; the row of an undecodable image is zeros
+_BLOCK = 1 << 16  # numbers checked at a time: they stay in a core's own memory
 
 
 class Array(Strict):
@@ -117,7 +118,9 @@ NOT_FINITE = "its vectors hold NaN or infinity"
 
 def is_finite(arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether all vectors of a shard are finite; True for pictures."""
-    return "features" not in arrays or bool(np.isfinite(arrays["features"]).all())
+    numbers = arrays["features"].reshape(-1) if "features" in arrays else np.empty(0)
+    starts = range(0, len(numbers), _BLOCK)
+    return all(np.isfinite(numbers[start : start + _BLOCK]).all() for start in starts)
 
 
 def check_hdf5(data: bytes, layout: Mapping[str, Array]) -> str | None:

@@ -33,7 +33,7 @@ from featurecache.features.cache_files import (
 from featurecache.features.commit_records import new_shard, read_record
 from featurecache.features.row_reader import read_rows
 from featurecache.features.space_files import Record, SpaceSummary
-from featurecache.items import Items, Lookup
+from featurecache.items import ItemArray, Items, Lookup, packed
 from featurecache.notebook import html_table
 from featurecache.storage.store import Store, names_in
 from featurecache.storage.stored_file import StoredFile
@@ -109,18 +109,19 @@ class Space:
     def lookup(self) -> Lookup:
         """Positions of the items in all records end to end. For plans over millions of rows, for
         which `rows` takes too much memory."""
-        packed = [np.frombuffer(record.items, np.uint8) for record in self.records]
-        return Lookup(np.concatenate(packed or [np.empty(0, np.uint8)]).reshape(-1, 32))
+        return Lookup(packed(record.items for record in self.records))
 
-    def positions(self, items: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def positions(self, items: ItemArray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) record index, and (n,) row in its shard, of each item, as in `rows`. No object is
         made per row of the space. Raises KeyError for an item that the space lacks."""
+        wanted = packed(items)
         if len(self.lookup.array) != self.count:  # shards overlap: `rows` knows which row counts
-            positions = np.array([self.rows[item] for item in items], np.int64).reshape(-1, 2)
+            pairs = [self.rows[item] for item in Items(wanted) if item is not None]
+            positions = np.array(pairs, np.int64).reshape(-1, 2)
             return positions[:, 0], positions[:, 1]
-        entries = self.lookup.positions(np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32))
+        entries = self.lookup.positions(wanted)
         if len(entries) and entries.min() < 0:
-            raise KeyError(items[int(entries.argmin())])
+            raise KeyError(wanted[int(entries.argmin())].tobytes())
         ends = np.cumsum([len(record.items) // 32 for record in self.records], dtype=np.int64)
         record_indices = np.searchsorted(ends, entries, side="right")
         starts = np.concatenate([[0], ends[:-1]])
@@ -129,7 +130,8 @@ class Space:
     @cached_property
     def count(self) -> int:
         """The number of items in the space."""
-        return len(Items(self.lookup.array).distinct)
+        array = self.lookup.array
+        return len(Items(array).distinct) if self.lookup.has_twins else len(array)
 
     @property
     def size(self) -> int:
@@ -176,29 +178,32 @@ class Space:
         """(N,) bool: which of `items` (N, 32) uint8 the space holds."""
         return self.lookup.positions(items) >= 0
 
-    def missing(self, items: Iterable[bytes]) -> list[bytes]:
+    def missing(self, items: Iterable[bytes] | np.ndarray) -> list[bytes]:
         """The items that no committed shard holds, in order and without repeats (law 3, "Rows are
         addressed by item")."""
-        return [item for item in dict.fromkeys(items) if item not in self.rows]
+        wanted = packed(items)
+        return list(dict.fromkeys(row.tobytes() for row in wanted[~self.holds(wanted)]))
 
-    @property
+    @cached_property
     def failed(self) -> dict[bytes, str]:
         """The items whose image could not be decoded, with the reason."""
-        listed = {bytes.fromhex(i): why for r in self.records for i, why in r.failed.items()}
-        # Where shards overlap, a row of a decodable image takes precedence.
-        return listed if len(self.lookup.array) == self.count else self.failures(listed)
+        listed = list({bytes.fromhex(item): None for r in self.records for item in r.failed})
+        if not listed:
+            return {}
+        are_held = self.holds(packed(listed)).tolist()
+        items = [item for item, is_held in zip(listed, are_held, strict=True) if is_held]
+        record_indices, _ = self.positions(items)  # of the row that counts
+        return {
+            item: self.records[index].failed[item.hex()]
+            for item, index in zip(items, record_indices.tolist(), strict=True)
+            if item.hex() in self.records[index].failed
+        }
 
     def failures(self, items: Iterable[bytes]) -> dict[bytes, str]:
         """Those of `items` whose image could not be decoded, with the reason."""
-        reasons = {}
-        for item in items:
-            if item in self.rows:
-                reason = self.records[self.rows[item][0]].failed.get(item.hex())
-                if reason is not None:
-                    reasons[item] = reason
-        return reasons
+        return {item: self.failed[item] for item in items if item in self.failed}
 
-    def vectors(self, items: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def vectors(self, items: ItemArray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `items`, in their order: (N, D) float32 vectors, and (N,) bool, whether the
         image is decodable (the row of an undecodable one is zeros). Maps are flattened.
 
@@ -217,11 +222,12 @@ class Space:
         self._read_rows(first, np.empty(0, np.int64), np.empty((0, width), np.float32))
         vectors = np.empty((len(items), width), np.float32)
 
-        def fill(record_index: int) -> None:
+        def fill(positions: np.ndarray) -> None:
+            record_index = int(record_indices[positions[0]])
             record = self.records[record_index]
             if math.prod(record.arrays["features"].shape[1:]) != width:
                 raise damaged(self.file(record.file), "its vectors have another length")
-            target = _as_slice(np.flatnonzero(record_indices == record_index))
+            target = _as_slice(positions)
             if isinstance(target, slice):
                 decodable[target] = self._read_rows(record_index, rows[target], vectors[target])
             else:
@@ -229,9 +235,11 @@ class Space:
                 decodable[target] = self._read_rows(record_index, rows[target], out)
                 vectors[target] = out
 
+        by_record = np.argsort(record_indices, kind="stable")
+        ends = np.flatnonzero(np.diff(record_indices[by_record])) + 1
         # Hashing takes most of the time, and releases the interpreter lock.
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-            for _ in pool.map(fill, np.unique(record_indices).tolist()):
+            for _ in pool.map(fill, np.split(by_record, ends)):
                 pass
         return vectors, decodable
 
@@ -289,8 +297,6 @@ class Space:
         in_place = record.arrays["features"].dtype == "<f4"
         stored = out if in_place else np.empty(out.shape, record.arrays["features"].dtype)
         read_rows(file, record, summary, rows, stored)
-        if not np.isfinite(stored).all():  # `commit` refuses these; another writer may not
-            raise damaged(file, shards.NOT_FINITE)
         if not in_place:
             out[:] = stored
         if not record.failed:

@@ -36,8 +36,8 @@ def open_regular(
 
     Raises OSError for anything else; its `strerror` says what is wrong and what to do.
     """
-    file, size = retried_on_disk(lambda: _open(path, max_bytes, follow))
-    with file:
+    fd, size = retried_on_disk(lambda: _open(path, max_bytes, follow))
+    with os.fdopen(fd, "rb") as file:
         yield file, size
 
 
@@ -45,18 +45,23 @@ def read_regular(path: Path, max_bytes: int, *, follow: bool = True) -> bytes:
     """The bytes of such a file."""
 
     def read() -> bytes:
-        file, size = _open(path, max_bytes, follow)
-        with file:
-            return file.read(size)
+        fd, size = _open(path, max_bytes, follow)
+        try:
+            data = os.read(fd, size)
+            while len(data) < size and (more := os.read(fd, size - len(data))):
+                data += more
+            return data
+        finally:
+            os.close(fd)
 
     return retried_on_disk(read)
 
 
-def _open(path: Path, max_bytes: int, follow: bool) -> tuple[BinaryIO, int]:
+def _open(path: Path, max_bytes: int, follow: bool) -> tuple[int, int]:
     try:
         _check(path.stat(follow_symlinks=follow), max_bytes)
         flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
-        file = os.fdopen(os.open(path, flags), "rb")
+        fd = os.open(path, flags)
     except FileNotFoundError as error:
         if path.is_symlink():
             raise OSError(error.errno, "a broken link; repair or remove it") from error
@@ -64,12 +69,12 @@ def _open(path: Path, max_bytes: int, follow: bool) -> tuple[BinaryIO, int]:
     except ValueError as error:  # a NUL in the path
         raise OSError(errno.EINVAL, f"no path ({error})") from error
     try:
-        status = os.fstat(file.fileno())
+        status = os.fstat(fd)
         _check(status, max_bytes)  # the name may have changed hands since the first check
     except OSError:
-        file.close()
+        os.close(fd)
         raise
-    return file, status.st_size
+    return fd, status.st_size
 
 
 def _check(status: os.stat_result, max_bytes: int) -> None:
