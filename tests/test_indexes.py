@@ -15,6 +15,7 @@ import tarfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from click.testing import CliRunner
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.filling.shard_plan import ShardPlan, plan_shards
 from featurecache.images.datasets import open_dataset
 from featurecache.images.layouts import indexes
-from featurecache.images.samples import items_of
+from featurecache.images.samples import Member, items_of, read_together
 from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
@@ -41,6 +43,8 @@ from featurecache.stages.heads.submit import submit
 from featurecache.stages.heads.train_head import train_head
 from featurecache.stages.looking.report import report
 from featurecache.stages.studies.drift import study_drift
+from featurecache.storage.local import LocalStore
+from featurecache.storage.stored_file import StoredFile
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Write = Callable[..., Path]
@@ -221,8 +225,8 @@ PLAN = """
 import resource, sys
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
-from featurecache.images.samples import items_of
-from featurecache.filling.shard_plan import plan_shards
+from featurecache.images.samples import Member, items_of, read_together
+from featurecache.filling.shard_plan import ShardPlan, plan_shards
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 dataset = open_dataset(sys.argv[1])
 items, _ = items_of(dataset.samples)
@@ -253,6 +257,38 @@ def test_a_plan_takes_little_memory_an_image(tmp_path: Path) -> None:
     )  # fmt: skip
     assert resource.getpagesize()  # ru_maxrss is in KB on Linux
     assert int(taken.stdout) * 1024 / count < 250
+
+
+def test_workers_get_positions_and_read_the_names(
+    written: Path, small_data: Path, tmp_path: Path
+) -> None:
+    def planned(path: Path) -> ShardPlan:
+        samples = open_dataset(path).samples
+        return plan_shards(samples, items_of(samples)[0], [Empty()], 20)  # type: ignore[list-item]
+
+    # The images are not below its folder: a machine may see them, but not the index.
+    assert planned(written).index is None
+    shutil.copytree(small_data, tmp_path / "near/data")
+    index(tmp_path / "near/data", out=tmp_path / "near/i.parquet")
+    plan = planned(tmp_path / "near/i.parquet")
+    assert plan.index == tmp_path / "near/i.parquet"
+    samples = open_dataset(small_data).samples
+    for shard, start in zip(plan, (0, 20, 40), strict=True):
+        content = pickle.dumps(shard)
+        assert b".png" not in content and len(content) < 90 * len(shard.rows) + 1500
+        rows = pickle.loads(content).rows
+        assert [*rows] == [*shard.rows]
+        assert [s.id for s, _ in rows] == [s.id for s in samples[start : start + 20]]
+        assert [s.read() for s, _ in rows[3:5]] == [
+            s.read() for s in samples[start + 3 : start + 5]
+        ]
+
+
+class Empty:
+    """A space without rows."""
+
+    def holds(self, items: np.ndarray) -> np.ndarray:
+        return np.zeros(len(items), bool)
 
 
 # ---- tar shards ----
@@ -515,3 +551,48 @@ def test_any_column_of_an_index(written: Path, small_cache: Path, name: str, kin
         error = CliRunner().invoke(cli, words, standalone_mode=False).exception
         if error is not None:
             assert isinstance(error, FeatureCacheError) and "\n" not in str(error), (words, error)
+
+
+def test_images_beside_each_other_in_an_object_are_one_request(
+    tars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an object store: here its objects are files."""
+    requests: list[tuple[str, int, int]] = []
+    read_range = LocalStore.read_range
+
+    def counted(store: LocalStore, name: str, start: int, end: int) -> bytes:
+        requests.append((name, start, end))
+        return read_range(store, name, start, end)
+
+    monkeypatch.setattr(LocalStore, "read_range", counted)
+    samples = []
+    for sample in open_dataset(tars).samples:
+        assert isinstance(sample.source, Member) and isinstance(sample.source.path, Path)
+        stored = StoredFile(LocalStore(tars), sample.source.path.name)
+        samples.append(replace(sample, source=replace(sample.source, path=stored)))
+    expected = [sample.read() for sample in samples]
+    assert len(requests) == len(samples)
+    requests.clear()
+    together = read_together(samples)
+    assert together == samples and not requests  # nothing is read before it is needed
+    assert [sample.read() for sample in pickle.loads(pickle.dumps(together))] == expected
+    assert len(requests) == len({name for name, _, _ in requests}) == len([*tars.iterdir()])
+    assert sum(end - start for _, start, end in requests) < 1.2 * sum(
+        path.stat().st_size for path in tars.iterdir()
+    )
+    requests.clear()
+    assert items_of(samples)[0].array.tobytes() == b"".join(
+        hashlib.sha256(data).digest() for data in expected
+    )
+    assert len(requests) == len([*tars.iterdir()])
+    # Not together: in another order, far from each other, or more than fits into memory.
+    assert read_together(samples[1::-1]) == samples[1::-1]
+    requests.clear()
+    for sample in read_together(samples[1::-1]):
+        sample.read()
+    assert len(requests) == 2
+    monkeypatch.setattr("featurecache.images.samples._MAX_SPAN", 3000)
+    requests.clear()
+    for sample in read_together(samples):
+        sample.read()
+    assert len(requests) > 4 and max(end - start for _, start, end in requests) <= 3000

@@ -176,8 +176,9 @@ def test_a_worker_that_sees_other_folders_does_not_begin(
     store = LocalStore(tmp_path)
     with store.probe() as name:
         assert (tmp_path / name).is_file()
-        seen = (StoredFile(store, name), picture.with_name("no.png")) if lacks == "dataset" else (
-            StoredFile(store, "elsewhere"), picture)  # fmt: skip
+        seen = (StoredFile(store, name), (picture, picture.with_name("no.png")))
+        if lacks == "cache":
+            seen = (StoredFile(store, "elsewhere"), (picture,))
         with pytest.raises(BadInput, match=f"does not see the {lacks}"):
             module._begin((lambda job: 1 / 0, None, *seen))
     assert list(tmp_path.iterdir()) == []

@@ -105,16 +105,14 @@ def dispatch(
     source = next(iter(todo)).rows[0][0].source
     if isinstance(source, Member):
         source = source.path
+    files = () if isinstance(source, bytes) else (source,)
+    index = todo.index
     with store.probe() as probe:
-        context = (
-            maker,
-            job,
-            StoredFile(store, probe),
-            None if isinstance(source, bytes) else source,
-        )
+        context = (maker, job, StoredFile(store, probe), files + ((index,) if index else ()))
         tally.show("starting workers")
         with contextlib.closing(open_crew(where, _begin, context, gpus)) as crew:
-            results = schedule(crew, todo, tally.add_lost_worker)
+            shards = todo if index else (replace(s, rows=tuple(s.rows)) for s in todo)
+            results = schedule(crew, shards, tally.add_lost_worker)
             try:
                 for result, machine in results:
                     tally.add_rows(result.rows, machine)
@@ -146,19 +144,20 @@ def open_crew(
 
 
 def _begin(
-    context: tuple[Callable[[Any], Maker], Any, StoredFile, Path | StoredFile | None],
+    context: tuple[Callable[[Any], Maker], Any, StoredFile, tuple[Path | StoredFile, ...]],
 ) -> Any:
     """Start a worker. Returns the function that computes a shard."""
-    maker, job, probe, source = context
+    maker, job, probe, files = context
     if not probe.exists():
         raise BadInput(
             f"does not see the cache {probe.store.root}: it must be the same folder, at the same "
             "path, on every machine"
         )
-    if source is not None and not retried_on_disk(source.exists):
-        raise BadInput(
-            f"does not see the dataset ({source}): it must be at the same path on every machine"
-        )
+    for file in files:
+        if not retried_on_disk(file.exists):
+            raise BadInput(
+                f"does not see the dataset ({file}): it must be at the same path on every machine"
+            )
     worker_maker = maker(job)
 
     def work(shards: Iterable[Shard | None]) -> Iterator[ShardResult | Deferred]:

@@ -6,17 +6,48 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import overload
 
 import numpy as np
 
 from featurecache.errors import BadInput
 from featurecache.features.spaces import Space
-from featurecache.images.samples import Sample
+from featurecache.images.layouts.indexes import Indexed
+from featurecache.images.samples import Sample, is_sparse, read_together, samples_at
 from featurecache.items import Items
+from featurecache.storage.stored_file import StoredFile
 
 ImageItem = tuple[Sample, bytes]  # an image and its item
 
-_SPARSE = 8  # a shard is sparse if its span in the dataset is this many times its rows
+
+class IndexedRows(Sequence[ImageItem]):
+    """Images of an index. Another process gets their positions alone, and reads their names from
+    the index."""
+
+    def __init__(self, samples: Indexed, offsets: np.ndarray, items: np.ndarray) -> None:
+        """`samples` begin and end with the images; `offsets` (n,) are positions in them."""
+        self._samples, self._offsets, self._items = samples, offsets, items
+
+    def __getstate__(self) -> dict[str, object]:
+        names = ("_samples", "_offsets", "_items")
+        return {name: getattr(self, name) for name in names}
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @cached_property
+    def _rows(self) -> tuple[ImageItem, ...]:
+        samples = samples_at(self._samples, self._offsets)
+        return tuple(zip(samples, (item.tobytes() for item in self._items), strict=True))
+
+    @overload
+    def __getitem__(self, index: int) -> ImageItem: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ImageItem, ...]: ...
+    def __getitem__(self, index: int | slice) -> ImageItem | tuple[ImageItem, ...]:
+        return self._rows[index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +55,7 @@ class Shard:
     """Rows to be computed together, for every space that lacks exactly these."""
 
     name: str
-    rows: tuple[ImageItem, ...]
+    rows: Sequence[ImageItem]
     spaces: tuple[int, ...]  # indexes of the spaces
 
     @property
@@ -36,8 +67,13 @@ class Shard:
 class Batch:
     """Rows that a worker computes in one call, for the spaces with these indexes."""
 
-    rows: tuple[ImageItem, ...]
+    rows: Sequence[ImageItem]
     spaces: tuple[int, ...]
+
+    def read_together(self) -> Iterator[ImageItem]:
+        """The rows, whose images are read with few requests."""
+        samples = read_together([sample for sample, _ in self.rows])
+        return zip(samples, (item for _, item in self.rows), strict=True)
 
 
 class ShardPlan:
@@ -57,14 +93,23 @@ class ShardPlan:
 
     def __iter__(self) -> Iterator[Shard]:
         for name, positions, spaces in self._cuts:
+            array = self._items.array[positions]
+            rows: Sequence[ImageItem]
             first, last = int(positions[0]), int(positions[-1])
-            if last - first < _SPARSE * len(positions):  # one slice is faster than single reads
-                span = list(self._samples[first : last + 1])
-                samples = [span[position - first] for position in positions.tolist()]
+            if isinstance(self._samples, Indexed) and not is_sparse(positions):
+                span = self._samples.between(first, last + 1)
+                rows = IndexedRows(span, positions - first, array)
             else:
-                samples = [self._samples[position] for position in positions.tolist()]
-            items = [item.tobytes() for item in self._items.array[positions]]
-            yield Shard(name=name, rows=tuple(zip(samples, items, strict=True)), spaces=spaces)
+                samples = samples_at(self._samples, positions)
+                items = [item.tobytes() for item in array]
+                rows = tuple(zip(samples, items, strict=True))
+            yield Shard(name=name, rows=rows, spaces=spaces)
+
+    @property
+    def index(self) -> Path | StoredFile | None:
+        """The index file that other processes read the names of images from, which then are not
+        sent to them; None if they may not see it."""
+        return self._samples.file if isinstance(self._samples, Indexed) else None
 
     @property
     def rows(self) -> int:

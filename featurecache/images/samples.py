@@ -7,9 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+import numpy as np
 
 from featurecache.executors import Progress, silent
 from featurecache.images.item_memos import ItemMemo, Part
@@ -19,9 +21,26 @@ from featurecache.storage.stored_file import StoredFile, open_file
 
 _MAX_SHARD = 1 << 50  # bytes of a file that contains many images
 MAX_FILE = 1 << 30  # bytes; MAX_PIXELS pixels of uncompressed 16-bit RGBA are 800 MB
-
+_MAX_GAP = 1 << 16  # bytes between images that are read together: labels, heads of members
+_MAX_SPAN = 1 << 25  # bytes that are read together
+_SPARSE = 8  # samples are sparse if their span in the dataset is this many times their number
 
 SPLITS = ("train", "val", "test")
+Named = TypeVar("Named")
+
+
+class Span:
+    """Bytes of an object that are requested once, when the first of them are needed."""
+
+    def __init__(self, file: StoredFile, start: int, end: int) -> None:
+        self._file, self._start, self._end = file, start, end
+        self._content: bytes | None = None
+
+    def read(self, start: int, end: int) -> bytes:
+        """Some of the bytes. Raises OSError."""
+        if self._content is None:
+            self._content = self._file.read_range(self._start, self._end)
+        return self._content[start - self._start : end - self._start]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +50,12 @@ class Member:
     path: Path | StoredFile
     start: int
     size: int
+    span: Span | None = field(default=None, compare=False, repr=False)  # see `read_together`
 
     def read(self) -> bytes:
         """The bytes. Raises OSError."""
+        if self.span is not None:
+            return self.span.read(self.start, self.start + self.size)
         if isinstance(self.path, StoredFile):
             return self.path.read_range(self.start, self.start + self.size)
         with open_regular(self.path, _MAX_SHARD) as (file, _):
@@ -98,6 +120,53 @@ def sources_of(samples: Sequence[Sample], items: Sequence[bytes | None]) -> dict
     return sources
 
 
+def samples_at(samples: Sequence[Named], positions: np.ndarray) -> list[Named]:
+    """The samples at these positions (n,)."""
+    if is_sparse(positions):
+        return [samples[position] for position in positions.tolist()]
+    first, last = int(positions.min()), int(positions.max())
+    span = list(samples[first : last + 1])  # faster than single reads of an index
+    return [span[position - first] for position in positions.tolist()]
+
+
+def is_sparse(positions: np.ndarray) -> bool:
+    """Whether many samples lie between those at these positions (n,)."""
+    return not len(positions) or int(np.ptp(positions)) >= _SPARSE * len(positions)
+
+
+def read_together(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples, of which those that lie beside each other in a tar shard of an object store are
+    read in one request."""
+    runs: list[list[Sample]] = []
+    for sample in samples:
+        if runs and _is_beside(runs[-1], sample):
+            runs[-1].append(sample)
+        else:
+            runs.append([sample])
+    return [sample for run in runs for sample in _with_span(run)]
+
+
+def _is_beside(run: Sequence[Sample], sample: Sample) -> bool:
+    """Whether a sample begins shortly behind the last of a run, in the same object."""
+    first, last, member = run[0].source, run[-1].source, sample.source
+    if not (
+        isinstance(first, Member) and isinstance(last, Member) and isinstance(member, Member)
+    ) or not isinstance(member.path, StoredFile):
+        return False
+    gap = member.start - last.start - last.size
+    is_small = member.start + member.size - first.start <= _MAX_SPAN
+    return is_small and 0 <= gap <= _MAX_GAP and member.path == last.path
+
+
+def _with_span(run: Sequence[Sample]) -> Sequence[Sample]:
+    members = [sample.source for sample in run if isinstance(sample.source, Member)]
+    if len(members) < 2 or not isinstance(members[0].path, StoredFile):
+        return run
+    span = Span(members[0].path, members[0].start, members[-1].start + members[-1].size)
+    sources = (replace(member, span=span) for member in members)
+    return [replace(sample, source=source) for sample, source in zip(run, sources, strict=True)]
+
+
 def items_of(
     samples: Sequence[Sample],
     progress: Progress = silent,
@@ -135,7 +204,9 @@ def items_of(
     slices = [unknown[i : i + 256] for i in range(0, len(unknown), 256)]
     done = len(items) - len(unknown)
     with ThreadPoolExecutor(threads) as pool:
-        work = pool.map(lambda indices: hashed([samples[i] for i in indices]), slices)
+        work = pool.map(
+            lambda indices: hashed(read_together([samples[i] for i in indices])), slices
+        )
         for indices, part in zip(slices, work, strict=True):
             for index, item in zip(indices, part, strict=True):
                 items[index] = item

@@ -12,9 +12,10 @@ order train, val, test, then by id.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -69,6 +70,22 @@ class Indexed(Sequence[Sample]):
         self.splits = splits  # (N,) int8, positions in SPLITS
         self.items = items
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Groups are only of use where splits are made.
+        return Indexed, (self._file, self.labels, self.splits, self.items, self._start)
+
+    @property
+    def file(self) -> File | None:
+        """The index file, if the images lie beside it or below its folder: a process that sees
+        them sees it too."""
+        path = self._file.path
+        _, source = next(self._file.between(self._start, self._start + 1))
+        if isinstance(path, StoredFile) or isinstance(source, StoredFile):
+            is_near = getattr(path, "store", None) == getattr(source, "store", None)
+        else:
+            is_near = source.is_relative_to(path.parent)
+        return path if is_near else None
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -83,7 +100,11 @@ class Indexed(Sequence[Sample]):
         start, stop, step = index.indices(len(self))
         if step != 1:
             return [self[position] for position in range(start, stop, step)]
-        rows = slice(start, max(start, stop))
+        return self.between(start, max(start, stop))
+
+    def between(self, start: int, stop: int) -> Indexed:
+        """The samples from the position `start` to `stop`, exclusive."""
+        rows = slice(start, stop)
         return Indexed(
             self._file,
             self.labels[rows],
@@ -99,6 +120,11 @@ class Indexed(Sequence[Sample]):
         groups = self._group_names()
         for (name, source), label, split, group in zip(names, labels, splits, groups, strict=True):
             yield Sample(name, None if label < 0 else label, SPLITS[split], source, group=group)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the index has a column of groups."""
+        return self._groups is not None
 
     def _group_names(self) -> Iterator[str]:
         if self._groups is None:
@@ -119,12 +145,12 @@ class _Names:
     def __init__(self, path: File) -> None:
         self.path = path.absolute() if isinstance(path, Path) else path
         self._root = self.path.parent
-        self._group: tuple[int, list[str], list[str | None]] = (-1, [], [])
+        self._group: tuple[int, Any, Any] = (-1, None, None)
         self._file: Any = None
         self._lock = threading.RLock()
 
-    def __reduce__(self) -> tuple[type[_Names], tuple[File]]:
-        return type(self), (self.path,)
+    def __reduce__(self) -> tuple[Callable[[File], _Names], tuple[File]]:
+        return _names_of, (self.path,)
 
     @property
     def file(self) -> Any:
@@ -139,33 +165,44 @@ class _Names:
     def groups(self) -> int:
         return int(self._file.metadata.num_row_groups)
 
-    def _read(self, group: int) -> tuple[list[str], list[str | None]]:
-        """The ids and paths of a row group."""
+    def _read(self, group: int, start: int, stop: int) -> tuple[list[str], list[str | None]]:
+        """The ids and paths of some rows of a row group."""
         with self._lock:
             if self._group[0] != group:
                 try:
                     table = self.file.read_row_group(group, columns=["id", "path"])
-                    ids, paths = table["id"].to_pylist(), table["path"].to_pylist()
-                except (OSError, ValueError) as error:  # ArrowInvalid and bytes that are no text
-                    raise BadInput(
-                        f"{self.path}: is damaged ({one_line(error)}); run `featurecache index` "
-                        "again"
-                    ) from error
+                    ids, paths = (table[name].combine_chunks() for name in ("id", "path"))
+                except (OSError, ValueError) as error:
+                    raise self._damaged(error) from error
                 self._group = (group, ids, paths)
-            return self._group[1:]
+            _, ids, paths = self._group
+        try:
+            part = slice(start, stop)
+            return ids[part].to_pylist(), paths[part].to_pylist()
+        except ValueError as error:  # bytes that are no text
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> BadInput:
+        return BadInput(
+            f"{self.path}: is damaged ({one_line(error)}); run `featurecache index` again"
+        )
 
     def between(self, start: int, stop: int) -> Iterator[tuple[str, File]]:
         _ = self.file  # sets self._ends
         while start < stop:
             group = int(np.searchsorted(self._ends, start, side="right")) - 1
             first, end = int(self._ends[group]), min(stop, int(self._ends[group + 1]))
-            ids, paths = self._read(group)
-            for index in range(start - first, end - first):
-                path = paths[index]
+            for name, path in zip(*self._read(group, start - first, end - first), strict=True):
                 if path is None:
-                    raise BadInput(f"{self.path}: {ids[index]} has no path")
-                yield ids[index], locate(path) if "://" in path else self._root / path
+                    raise BadInput(f"{self.path}: {name} has no path")
+                yield name, locate(path) if "://" in path else self._root / path
             start = end
+
+
+@functools.lru_cache(maxsize=4)
+def _names_of(path: File) -> _Names:
+    """The names of an index that another process has opened. Its parts share them."""
+    return _Names(path)
 
 
 def read_index(path: File) -> tuple[Indexed, tuple[str, ...]]:
