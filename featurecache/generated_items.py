@@ -90,7 +90,7 @@ def _note(store: Store, digest: str) -> GeneratorNote | None:
 
 def refuse_seen(fitted: Fitted, items: Iterable[bytes], images: str) -> None:
     """Raise BadInput if a generator was fitted on some of these images, which are `images`."""
-    wanted = set(items)
+    wanted = set(items) if fitted else set()
     for source, seen in fitted.items():
         if count := len(wanted & seen):
             remedy = "train each fold with its own (validation: {folds: 5, fold: 1})"

@@ -275,7 +275,7 @@ def test_vectors_of_a_run_stand_side_by_side(
         vectors(small_data, "none", name, split="val", cache=both_cache)[0]
         for name in (OTHER, "efficientnet_lite0")
     ]
-    assert kept == rows and found.dtype == np.float32
+    assert [*kept] == [*rows] and found.dtype == np.float32
     np.testing.assert_array_equal(found, np.concatenate(alone, axis=1))
     assert evaluate(both.run, data=small_data, cache=both_cache).n == 12
     with pytest.raises(NotCached, match=rf"12 images of view color_1.*{OTHER}.*weights random"):
@@ -304,7 +304,7 @@ def test_a_row_that_one_space_could_not_decode_is_left_out(
     made = train_head(wanted, data=small_data, cache=cache, out=tmp_path / "run")
     assert made.notes == ["left out 1 image that could not be read or decoded"]
     found, kept = run_vectors(read_run(made.run), Cache(cache), "none", 0, rows, small_data)
-    assert kept == rows[:5] + rows[6:]
+    assert [*kept] == [*rows[:5], *rows[6:]]
     assert found.shape == (11, 3 + 1280)
     assert evaluate(made.run, data=small_data, cache=cache).left_out == 1
 

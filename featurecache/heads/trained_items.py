@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.items import Lookup
+from featurecache.items import ItemArray, Lookup, packed
 from featurecache.json_files import damaged_run, read_file
 from featurecache.storage import durable
 
@@ -56,10 +56,9 @@ class TrainedItems:
     def _lookup(self) -> Lookup:
         return Lookup(self.items)
 
-    def folds_of(self, items: Sequence[bytes]) -> npt.NDArray[np.int64]:
+    def folds_of(self, items: ItemArray) -> npt.NDArray[np.int64]:
         """The fold (M,) of each of these images, as in `folds`; -1 if the run has not seen it."""
-        wanted = np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)
-        positions = self._lookup.positions(wanted)
+        positions = self._lookup.positions(packed(items))
         return np.where(positions >= 0, self.folds[positions].astype(np.int64), -1)
 
     def save(self, run: Path) -> None:

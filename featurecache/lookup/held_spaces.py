@@ -20,6 +20,7 @@ from featurecache.features.trained_networks import trained_network
 from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import Dataset, DataSource, names_of
 from featurecache.images.views import View
+from featurecache.items import ItemArray
 from featurecache.settings import command_line
 from featurecache.text import counted
 
@@ -27,7 +28,7 @@ from featurecache.text import counted
 OPTIONS = ("input_size", "crop", "interpolation", "layer", "pooling", "precision", "jpeg_side")
 
 
-def side_by_side(spaces: Sequence[Space], items: Sequence[bytes]) -> np.ndarray:
+def side_by_side(spaces: Sequence[Space], items: ItemArray) -> np.ndarray:
     """The vectors of the items in these spaces, concatenated in order: (N, D) float32."""
     parts = [space.vectors(items)[0] for space in spaces]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
@@ -37,7 +38,7 @@ def spaces_of(
     cache: Cache,
     views: Mapping[str, View],
     choices: Sequence[BackboneChoice],
-    items: Sequence[bytes],
+    items: ItemArray,
     data: DataSource,
 ) -> dict[str, list[Space]]:
     """For each view the spaces of the chosen backbones, in order; see `held_spaces`.
@@ -66,7 +67,7 @@ def held_spaces(
     cache: Cache,
     views: Mapping[str, View],
     choice: BackboneChoice,
-    items: Sequence[bytes],
+    items: ItemArray,
     data: DataSource,
 ) -> dict[str, Space]:
     """For each view the space of the chosen backbone that holds all `items`.
@@ -174,7 +175,7 @@ def is_drawn_alike(view: View, space: Space) -> bool:
 
 def not_cached_error(
     cache: Cache,
-    lacking: Mapping[str, Sequence[bytes]],
+    lacking: Mapping[str, ItemArray],
     backbone: str,
     setting: Mapping[str, object],
     seed: int,

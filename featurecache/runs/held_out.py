@@ -15,7 +15,13 @@ from featurecache.generated_items import fitted_by_datasets
 from featurecache.heads.defaults import VALIDATED
 from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.datasets import Dataset
-from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows, rows_digest, training_rows
+from featurecache.lookup.labelled_rows import (
+    LabelledRow,
+    LabelledRows,
+    labelled_rows,
+    rows_digest,
+    training_rows,
+)
 from featurecache.runs.record import RunRecord, schedule_of
 from featurecache.text import counted
 
@@ -50,20 +56,17 @@ def trained_items(
         judged = spaces.get(schedule.validation.view)
         rows = training_rows(dataset, splits, rows, all_spaces, progress, judged).rows
     except BadInput:
-        rows = []  # the dataset now has other splits, or none of these images
+        rows = LabelledRows.pack([])  # the dataset now has other splits, or none of these images
     if rows_digest(rows) != record.rows:
         raise BadInput(
             f"{run} was trained on other images or labels than {dataset.root} now has, so its "
             "held-out images are unknown; train it again"
         )
-    items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
-    labels = np.array([row.label for row in rows], np.int64)
+    items, labels = rows.items, rows.labels
     if val is None:
-        groups = [row.group for row in rows]
-        pairs = split_items(items, labels, schedule, record.classes, groups)
+        pairs = split_items(items, labels, schedule, record.classes, rows.groups)
     else:
-        val_mask = np.array([row.split != "train" for row in rows])
-        pairs = [(np.flatnonzero(~val_mask), np.flatnonzero(val_mask))]
+        pairs = [(np.flatnonzero(rows.is_train), np.flatnonzero(~rows.is_train))]
     return TrainedItems.from_pairs(
         items, checked_pairs(pairs, items, labels, schedule, record.classes)
     )
@@ -75,19 +78,14 @@ def held_out_rows(
     trained: Sequence[TrainedItems],
     without: Collection[bytes] = (),
     progress: Progress = silent,
-) -> list[LabelledRow]:
+) -> LabelledRows:
     """The rows of a dataset that all of these runs held out, except the items `without`. Raises
     BadInput if there are none."""
     named = [schedule_of(record).validation.split or "train" for record in opened]
     splits = [split for split in dict.fromkeys(named) if split in dataset.splits]
     rows = labelled_rows(dataset, splits, progress)
-    items = [row.item for row in rows]
-    held_out_mask = np.all([run_items.folds_of(items) > 0 for run_items in trained], axis=0)
-    matches = [
-        row
-        for row, is_held_out in zip(rows, held_out_mask.tolist(), strict=True)
-        if is_held_out and row.item not in without
-    ]
+    held_out_masks = [run_items.folds_of(rows.items) > 0 for run_items in trained]
+    matches = rows.where(np.all(held_out_masks, axis=0) & ~rows.are_in(without))
     if matches:
         return matches
     if len(opened) == 1:

@@ -110,7 +110,7 @@ class GeneratedImages:
         dataset = open_dataset(self.folder)
         rows = labelled_rows(dataset, ["train"])
         for space in spaces:
-            lacking = space.missing(row.item for row in rows)
+            lacking = space.missing(rows.items)
             if lacking:
                 setting = keys.setting_of(space.key)
                 name = str(space.backbone)
@@ -123,8 +123,8 @@ class GeneratedImages:
             draw=self.draw,
             key={"root": self.index.root, "seed": self.seed},
             classes=dataset.classes,
-            labels=np.array([row.label for row in rows], np.int64),
-            vectors=side_by_side(spaces, [row.item for row in rows]),
+            labels=rows.labels,
+            vectors=side_by_side(spaces, rows.items),
             items=[items_of_dataset(self.folder)],
             source=str(self.folder),
         )

@@ -58,7 +58,7 @@ class NetworkData:
 
     def source(self, config: NetworkConfig, parts: NetworkParts, workers: int) -> Source:
         """Makes the pictures, or reads the maps, of minibatches."""
-        items = [row.item for row in self.training.rows]
+        items = [item.tobytes() for item in self.training.items]
         if self.spaces:
             return map_source(self.spaces, items)
         maker = PictureMaker(self.cache, config.augment_seed, parts.initial.preprocess)
@@ -110,7 +110,7 @@ def load_network_data(
     else:
         bad = undecodable([(s, item) for item, s in sources.items()], workers, progress)
     rows = labelled_rows(dataset, splits_of(config), progress)
-    rows = [row for row in rows if row.item not in bad]
+    rows = rows.where(~rows.are_in(bad))
     training = choose_rows(config, dataset, rows, {}, progress)
     training = replace(training, fitted={**training.fitted, **fitted_items(cache, views)})
     training.notes.extend(f"{sources[item].id}: {reason}" for item, reason in bad.items())

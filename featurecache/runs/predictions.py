@@ -22,7 +22,7 @@ from featurecache.images.samples import SPLITS
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import not_cached_error, side_by_side
-from featurecache.lookup.labelled_rows import LabelledRow, decodable, labelled_rows
+from featurecache.lookup.labelled_rows import LabelledRow, LabelledRows, decodable, labelled_rows
 from featurecache.runs.held_out import (
     HELD_OUT,
     held_out_rows,
@@ -104,7 +104,7 @@ class SplitImages:
     not trained on that row. `notes` name the runs that were trained on some of the rows.
     """
 
-    rows: list[LabelledRow]
+    rows: LabelledRows
     left_out: int  # images that could not be read or decoded
     spaces: list[list[list[Space]]]
     networks: list[npt.NDArray[np.int64]] | None = None
@@ -191,7 +191,7 @@ class Predictions:
     baselines: list[npt.NDArray[np.bool_] | None]
     dataset: Dataset
     class_numbers: list[npt.NDArray[np.int64]]
-    rows: list[LabelledRow]
+    rows: LabelledRows
     left_out: int  # images that could not be read or decoded
     probabilities: list[npt.NDArray[np.float32]]
     labels: list[npt.NDArray[np.int64]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import (
     LabelledRow,
+    LabelledRows,
     items_by_split,
     labelled_rows,
     rows_digest,
@@ -41,7 +41,7 @@ class TrainingData:
     """N labelled rows to train and validate on, and their vectors."""
 
     dataset: Dataset
-    rows: list[LabelledRow]  # in dataset order
+    rows: LabelledRows  # in dataset order
     spaces: dict[str, list[Space]]  # by view, one per backbone
     # By view, (N, D) float32; a Stream if they exceed the memory limit.
     vectors: Mapping[str, np.ndarray | Stream]
@@ -52,15 +52,15 @@ class TrainingData:
     # Views without a space.
     generated: Mapping[str, GeneratedView | ImagePool] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray:
         """(N,) int64, indexes of the dataset's classes."""
-        return np.array([row.label for row in self.rows], np.int64)
+        return self.rows.labels
 
-    @cached_property
+    @property
     def items(self) -> np.ndarray:
         """(N, 32) uint8."""
-        return np.frombuffer(b"".join(row.item for row in self.rows), np.uint8).reshape(-1, 32)
+        return self.rows.items
 
     def rows_hash(self) -> str:
         """Hash of items, labels and splits."""
@@ -130,7 +130,7 @@ class TrainingData:
             classes=classes,
             identity=identity,
             pairs=pairs,
-            groups=[row.group for row in self.rows],
+            groups=self.rows.groups,
         )
 
     def seen_by_generators(self) -> set[bytes]:
@@ -170,7 +170,7 @@ def load_training_data(
         if name not in named
     }
     rows = labelled_rows(dataset, splits_of(schedule), progress)
-    spaces = spaces_of(cache, wanted, schedule.backbone, [row.item for row in rows], data)
+    spaces = spaces_of(cache, wanted, schedule.backbone, rows.items, data)
     generated: dict[str, GeneratedView | ImagePool] = {}
     for name, view in named.items():
         clean = spaces[schedule.validation.view]
@@ -181,7 +181,7 @@ def load_training_data(
             generated[name] = view
     loaded = choose_rows(schedule, dataset, rows, spaces, progress)
     rows, notes = loaded.rows, loaded.notes
-    items = [row.item for row in rows]
+    items = rows.items
     width = sum(space.dim for space in next(iter(spaces.values())))
     vectors: dict[str, np.ndarray | Stream]
     size = 4 * width * len(rows) * len(spaces)
@@ -199,8 +199,7 @@ def load_training_data(
             name: Stream(map_columns(view_spaces, items), window)
             for name, view_spaces in spaces.items()
         }
-        labels = np.array([row.label for row in rows], np.int64)
-        distance = mixing(labels, window, len(dataset.classes))
+        distance = mixing(rows.labels, window, len(dataset.classes))
         notes.append(
             f"the vectors ({size / 1e9:.2f} GB) exceed --memory ({memory / 1e9:.2f} GB): "
             f"minibatches are drawn from windows of {window:,} of {len(rows):,} rows, in {CHUNKS} "
@@ -248,22 +247,21 @@ def _generated_views(
 
 
 def split_rows(
-    rows: Sequence[LabelledRow], schedule: Schedule, classes: Sequence[str]
+    rows: LabelledRows, schedule: Schedule, classes: Sequence[str]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The training and validation rows of each fold. Real images are split as they are without
     generated ones; those are trained on in every fold. Raises BadInput."""
     from featurecache.heads.splits import split_items  # scikit-learn
 
-    is_real = np.array([not row.origin for row in rows], bool)
-    real, generated = np.flatnonzero(is_real), np.flatnonzero(~is_real)
+    generated = np.flatnonzero(rows.is_generated)
+    real = np.flatnonzero(~rows.is_generated)
     if not len(real):
         raise BadInput(
             "all images are generated, and a head is validated on real ones; give these too, as "
             "another --data"
         )
-    items = np.frombuffer(b"".join(rows[row].item for row in real), np.uint8).reshape(-1, 32)
-    labels = np.array([rows[row].label for row in real], np.int64)
-    pairs = split_items(items, labels, schedule, classes, [rows[row].group for row in real])
+    groups = [rows.groups[row] for row in real] if rows.groups else []
+    pairs = split_items(rows.items[real], rows.labels[real], schedule, classes, groups)
     return [(np.sort(np.concatenate([real[a], generated])), real[b]) for a, b in pairs]
 
 
@@ -283,7 +281,7 @@ def choose_rows(
     """Those of the `labelled_rows` that a training uses, without vectors. Images that could not be
     decoded in one of the views with `spaces` are left out; those of a split to validate on, in its
     view."""
-    rows, notes, copies = training_rows(
+    used, notes, copies = training_rows(
         dataset,
         splits_of(plan),
         rows,
@@ -291,18 +289,17 @@ def choose_rows(
         progress,
         spaces.get(plan.validation.view),
     )
-    trained = {row.label for row in rows if row.split == "train"}
+    trained = set(used.labels[used.is_train].tolist())
     notes += [
         f"class {dataset.classes[label]!r} has no training images left: another split also "
         f"contains {'its only one' if count == 1 else f'all {count}'}"
         for label, count in sorted(copies.items())
         if label not in trained
     ]
-    val_mask = np.array([row.split != "train" for row in rows])
-    pairs = [(np.flatnonzero(~val_mask), np.flatnonzero(val_mask))]
+    pairs = [(np.flatnonzero(used.is_train), np.flatnonzero(~used.is_train))]
     return TrainingData(
         dataset=dataset,
-        rows=rows,
+        rows=used,
         spaces={},
         vectors={},
         pairs=None if plan.validation.split is None else pairs,

@@ -100,8 +100,9 @@ def fit_generator(
         )
     style = wanted.style if isinstance(wanted, CycleGanConfig) else None
     classes = _classes(wanted, dataset, path, style)
-    rows = labelled_rows(dataset, ["train"], progress)
-    rows, notes, _ = training_rows(dataset, ["train"], rows, [], progress)
+    every = labelled_rows(dataset, ["train"], progress)
+    rows: Sequence[LabelledRow]
+    rows, notes, _ = training_rows(dataset, ["train"], every, [], progress)
     labels = {dataset.classes.index(name): number for number, name in enumerate(classes)}
     style_images = [] if style is None else _style_images(style, dataset, rows, path)
     rows = [row for row in rows if row.label in labels]

@@ -66,7 +66,7 @@ def with_cached_views(
     made as it would be made now."""
     if training.window is not None:
         return training, schedule  # too many vectors for memory
-    items = [row.item for row in training.rows]
+    items = training.items
     spaces, vectors = dict(training.spaces), dict(training.vectors)
     clean = training.spaces[schedule.validation.view]
     for name in sorted({space.view for space in cache.spaces() if space.backbone is not None}):
@@ -74,7 +74,8 @@ def with_cached_views(
             continue
         view_spaces = _spaces_of_view(name, clean, cache, schedule.augment_seed)
         if view_spaces and not any(
-            space.missing(items) or space.failures(items) for space in view_spaces
+            space.missing(items) or training.rows.are_in(space.failed).any()
+            for space in view_spaces
         ):
             spaces[name], vectors[name] = view_spaces, side_by_side(view_spaces, items)
     phase = Phase(

@@ -295,7 +295,7 @@ def _separate(options: TrainingOptions) -> tuple[ResolvedOptions, Overrides]:
 def _recipe(training: TrainingData) -> dict[str, int]:
     """How a head is chosen without a schedule, for the identity of the run."""
     # Earlier runs of grouped images were chosen without regard to the groups.
-    has_groups = any(row.group for row in training.rows)
+    has_groups = any(training.rows.groups)
     return {"default": DEFAULTS} | ({"groups": 1} if has_groups else {})
 
 

@@ -231,7 +231,7 @@ def same_steps(schedule: Plan, where: Path) -> tuple[Json, list[str]]:
 def _view_costs(training: TrainingData, cache: Cache) -> list[ViewCost]:
     """The cost of each view: the time to compute its vectors, and its pictures if
     `augment` stored them first."""
-    items = {row.item for row in training.rows}
+    items = {item.tobytes() for item in training.items}
     spaces = cache.spaces()
     costs: list[ViewCost] = []
     for view, vectors in training.spaces.items():

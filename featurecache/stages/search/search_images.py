@@ -20,12 +20,18 @@ from featurecache.images.operations import written_view
 from featurecache.images.policies import Policy
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import OPTIONS, side_by_side, spaces_of
-from featurecache.lookup.labelled_rows import LabelledRow, decodable, labelled_rows, training_rows
+from featurecache.lookup.labelled_rows import (
+    LabelledRow,
+    LabelledRows,
+    decodable,
+    labelled_rows,
+    training_rows,
+)
 from featurecache.runs.training_data import TrainingData
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.search.search_config import NONE, SearchConfig
 
-Rows = list[LabelledRow]
+Rows = Sequence[LabelledRow]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +162,8 @@ class Vectors:
             vectors[view][: len(training)] = side_by_side(group, [row.item for row in training])
         pair = np.arange(len(training)), np.arange(len(training), len(rows))
         return TrainingData(
-            dataset=self.dataset, rows=rows, spaces={}, vectors=vectors, pairs=[pair], notes=[],
-            copies={},
+            dataset=self.dataset, rows=LabelledRows.pack(rows), spaces={}, vectors=vectors,
+            pairs=[pair], notes=[], copies={},
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -66,6 +67,7 @@ def study_neighbours(
     splits = {sample.split for sample in dataset.samples}
     unlabelled = {sample.split for sample in dataset.samples if sample.label is None}
     labelled = [name for name in SPLITS if name in splits - unlabelled]
+    rows: Sequence[LabelledRow]
     if dataset.classes:
         rows = labelled_rows(dataset, labelled if split is None else [split], source.progress)
     else:

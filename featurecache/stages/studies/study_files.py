@@ -113,7 +113,7 @@ def cached_vectors(
     name, cache = view.option_name, Cache(source.cache)
     space = held_spaces(cache, {name: view}, source.choice(backbone), items, source.data)[name]
     decoded = decodable(rows, [space])
-    return decoded, space.vectors([row.item for row in decoded])[0]
+    return list(decoded), space.vectors(decoded.items)[0]
 
 
 def pictures_of(
