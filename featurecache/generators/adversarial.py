@@ -109,9 +109,11 @@ class Adversarial(Generator):
         self._set_trained(True)
         if self.rules.average:
             means = self.modules["mean"].state_dict()
+            # A mean over the last tenth of the steps at most: the first weights make grey pictures.
+            share = max(1 - self.rules.average, 9 / (step + 10))
             for name, tensor in generator.state_dict().items():
                 if tensor.is_floating_point():
-                    means[name].lerp_(tensor, 1 - self.rules.average)
+                    means[name].lerp_(tensor, share)
                 else:
                     means[name].copy_(tensor)
         return {"generator_loss": loss.detach(), "critic_loss": critic_loss}

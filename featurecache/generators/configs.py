@@ -147,8 +147,15 @@ class ConditionalConfig(ConvolutionalConfig):
     """A class-conditional generator. `average` is the decay of the mean of its weights over the
     steps, which is what is saved."""
 
-    generator: Literal["wgan_gp", "conditional_dcgan", "projected"]
+    generator: Literal["wgan_gp", "conditional_dcgan"]
     average: float = Field(default=0.99, ge=0, lt=1)
+
+
+class ProjectedConfig(ConditionalConfig):
+    """A projected GAN (Sauer et al. 2021)."""
+
+    generator: Literal["projected"]  # type: ignore[assignment]
+    lr: float = Field(default=1e-3, gt=0)
 
 
 class VectorSamplerConfig(GeneratorConfig):
@@ -195,7 +202,7 @@ CONFIGS: dict[str, type[GeneratorConfig]] = {
     "wgan_gp": ConditionalConfig,
     "dcgan": DcganConfig,
     "conditional_dcgan": ConditionalConfig,
-    "projected": ConditionalConfig,
+    "projected": ProjectedConfig,
     "gaussian": GaussianConfig,
     "vector_wgan_gp": VectorGanConfig,
 }

@@ -38,10 +38,17 @@ class _ClassNorm(nn.Module):
 
 class ImageNetwork(nn.Module):
     """Noise (B, Z) and labels (B,) -> images (B, 3, S, S) from -1 to 1; S is a multiple of 16.
-    `channels` is the number before the last convolution. Without `classes` labels are ignored."""
+    `channels` is the number before the last convolution. Without `classes` labels are ignored. With
+    `is_smooth` sides are doubled by repeating pixels instead of by transposed convolutions."""
 
     def __init__(
-        self, noise_size: int, image_size: int, channels: int, *, classes: int | None
+        self,
+        noise_size: int,
+        image_size: int,
+        channels: int,
+        *,
+        classes: int | None,
+        is_smooth: bool = False,
     ) -> None:
         super().__init__()
         self.noise_size = noise_size
@@ -50,7 +57,9 @@ class ImageNetwork(nn.Module):
         self.dense = nn.Linear(noise_size, widths[0] * self._side**2)
         self.norms = nn.ModuleList(_ClassNorm(width, classes) for width in [widths[0], *widths])
         self.layers = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, 4, 2, 1)
+            nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, padding=1))
+            if is_smooth
+            else nn.ConvTranspose2d(a, b, 4, 2, 1)
             for a, b in zip([widths[0], *widths[:-1]], widths, strict=True)
         )
         self.last = nn.Conv2d(channels, 3, 3, padding=1)
