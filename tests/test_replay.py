@@ -281,7 +281,7 @@ def test_all_known_augmenters_are_tried() -> None:
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     augmentation = find_policy("color").build()
     assert_equal(augmentation, picture((9, 9), "noise"), b"x")
-    monkeypatch.setattr(seeds, "MIX_L", 1)
+    monkeypatch.setattr(seeds, "MIX_LEFT", np.uint32(1))
     with pytest.raises(AssertionError):
         assert_equal(augmentation, picture((9, 9), "noise"), b"x")
 

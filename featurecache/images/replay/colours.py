@@ -38,7 +38,6 @@ FLOATS = LEVELS.astype(np.float32)
 # Adding a number n in -255..255 to 0..255, and clipping to 8 bits or wrapping around 180 hues,
 # gives the 256 entries of one of these tables from index 255 + n on.
 SUMS = np.clip(np.arange(-255, 511), 0, 255).astype(np.uint8)
-POSITIONS = np.arange(255, 511)[:, np.newaxis]
 HUES = np.mod(np.arange(-255, 511), 180).astype(np.uint8)
 
 
@@ -47,9 +46,10 @@ def _apply_table(image: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
-    """Values clipped to 0..255 and truncated. np.clip takes much longer for small arrays."""
-    cut: np.ndarray = np.maximum(np.minimum(values, 255), 0)
-    return cut.astype(np.uint8)
+    """Values, which are overwritten, clipped to 0..255 and truncated. np.clip takes much longer for
+    small arrays."""
+    np.maximum(np.minimum(values, 255, values), 0, values)
+    return values.astype(np.uint8)
 
 
 def _point(numbers: Numbers, node: Any) -> Step:
@@ -66,7 +66,7 @@ def _channels(node: Any, value: Any) -> Callable[[tuple[int, ...], Stream], np.n
     draw_apart, draw = draw_of(node.per_channel), draw_of(value)
 
     def values(shape: tuple[int, ...], stream: Stream) -> np.ndarray:
-        is_apart = draw_apart(stream, (1,))[0] > 0.5
+        is_apart = draw_apart(stream, ()) > 0.5
         drawn_values: np.ndarray = draw(stream, (1, shape[2]))[0]
         return drawn_values if is_apart else drawn_values[:1]
 
@@ -91,9 +91,13 @@ def _add(numbers: Numbers, node: Any) -> Table:
     def table(shape: tuple[int, ...], states: np.ndarray) -> np.ndarray:
         if shape[:2] == (4, 1):
             raise Unknown("OpenCV mistakes a scalar for the four pixels of such an image")
-        terms = np.rint(values(shape, Stream(states[number])))
-        sums: np.ndarray = SUMS[POSITIONS + np.maximum(np.minimum(terms, 255), -255).astype(int)]
-        return sums
+        terms = [
+            255 + max(min(round(term), 255), -255)
+            for term in values(shape, Stream(states[number])).tolist()
+        ]
+        if len(terms) == 1:
+            return SUMS[terms[0] :][:256, np.newaxis]
+        return np.stack([SUMS[term:][:256] for term in terms], axis=1)
 
     return table
 
@@ -107,13 +111,14 @@ def _brightness(numbers: Numbers, node: Any) -> Step:
     draw_colours, shuffled = draw_of(node.to_colorspace), node.children.random_order
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
-        from_rgb, to_rgb, channel = COLOURS[draw_colours(Stream(states[number]), (1,))[0]]
+        from_rgb, to_rgb, channel = COLOURS[draw_colours(Stream(states[number]), ())]
         order: Any = range(len(tables))
         if shuffled:
             order = Stream(states[inner]).generator(halves=True).permutation(len(tables))
         table = LEVELS
         for i in order:
-            table = tables[i]((*image.shape[:2], 1), states)[table[:, 0]]
+            made = tables[i]((*image.shape[:2], 1), states)
+            table = made if table is LEVELS else made[table[:, 0]]
         converted = cv2.cvtColor(image, from_rgb)
         brightness = _apply_table(cv2.extractChannel(converted, channel), table)
         return cv2.cvtColor(cv2.insertChannel(brightness, converted, channel), to_rgb)
@@ -128,7 +133,7 @@ def _linear_contrast(numbers: Numbers, node: Any) -> Step:
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
-        channels = 3 if draw_apart(stream, (1,))[0] > 0.5 else 1
+        channels = 3 if draw_apart(stream, ()) > 0.5 else 1
         alphas = draw_alpha(stream, (channels,)).astype(np.float32)
         return _apply_table(image, _bytes(127 + alphas * centred))
 
@@ -141,7 +146,7 @@ def _add_elementwise(numbers: Numbers, node: Any) -> Step:
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
-        channels = 3 if draw_apart(stream, (1,))[0] > 0.5 else 1
+        channels = 3 if draw_apart(stream, ()) > 0.5 else 1
         values = draw(stream, (*image.shape[:2], channels))
         if channels == 1:
             values = cv2.merge((values, values, values))
@@ -154,6 +159,7 @@ def _add_to_hue_and_saturation(numbers: Numbers, node: Any) -> Step:
     if node.from_colorspace != "RGB":
         raise Unknown(node.from_colorspace)
     number = numbers[id(node)]
+    levels = np.repeat(LEVELS, 3, axis=1)
     draw_apart = draw_of(node.per_channel)
     draw_both, hue, saturation = (
         None if value is None else draw_of(value)
@@ -162,7 +168,7 @@ def _add_to_hue_and_saturation(numbers: Numbers, node: Any) -> Step:
 
     def values(stream: Stream) -> tuple[int, int]:
         if draw_both is not None:
-            apart = draw_apart(stream, (1,))[0] > 0.5
+            apart = draw_apart(stream, ()) > 0.5
             first, second = draw_both(stream, (1, 2))[0].tolist()
             return first, second if apart else first
         return _first(hue, stream), _first(saturation, stream)
@@ -170,10 +176,9 @@ def _add_to_hue_and_saturation(numbers: Numbers, node: Any) -> Step:
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         by_hue, by_saturation = values(Stream(states[number]))
         turn = int(np.float32(by_hue) / np.float32(255) * np.float32(180))
-        table = np.empty((256, 3), np.uint8)
+        table = levels.copy()
         table[:, 0] = HUES[255 + turn :][:256]
         table[:, 1] = SUMS[255 + by_saturation :][:256]
-        table[:, 2:] = LEVELS
         converted = _apply_table(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table)
         return cv2.cvtColor(converted, cv2.COLOR_HSV2RGB)
 
@@ -181,7 +186,7 @@ def _add_to_hue_and_saturation(numbers: Numbers, node: Any) -> Step:
 
 
 def _first(draw: Draw | None, stream: Stream) -> int:
-    return 0 if draw is None else int(draw(stream, (1,))[0])
+    return 0 if draw is None else int(draw(stream, ()))
 
 
 def _cutout(numbers: Numbers, node: Any) -> Step:
@@ -200,31 +205,30 @@ def _cutout(numbers: Numbers, node: Any) -> Step:
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
         height, width = image.shape[:2]
-        count = int(draw_count(stream, (1,))[0])
+        count = int(draw_count(stream, ()))
         many = (count,)
-        x, y = draw_x(stream, many), draw_y(stream, many)
+        centres = zip(draw_x(stream, many), draw_y(stream, many), strict=True)
         halves = draw_size(stream, (count, 2)) / 2
         squared, modes = draw_squared(stream, many), draw_mode(stream, many)
         values, apart = draw_value(stream, (count, 3)), draw_apart(stream, many)
-        x1, x2 = (x - halves[:, 1]) * width, (x + halves[:, 1]) * width
-        y1, y2 = (y - halves[:, 0]) * height, (y + halves[:, 0]) * height
         image = image.copy()
-        for i in range(count):
-            left, right = x1[i], x2[i]
+        for i, (x, y) in enumerate(centres):
+            down, across = halves[i]
+            top, bottom = (y - down) * height, (y + down) * height
+            left, right = (x - across) * width, (x + across) * width
             if squared[i] >= 0.5:
-                half = (y2[i] - y1[i]) / 2
+                half = (bottom - top) / 2
                 middle = left + (right - left) / 2
                 left, right = middle - half, middle + half
-            rows = slice(*(min(max(int(v), 0), height) for v in (y1[i], y2[i])))
+            rows = slice(*(min(max(int(v), 0), height) for v in (top, bottom)))
             columns = slice(*(min(max(int(v), 0), width) for v in (left, right)))
             hole = image[rows, columns]
             if hole.size == 0:
                 continue
             if modes[i] == "gaussian":
-                shape = hole.shape if apart[i] >= 0.5 else (*hole.shape[:2], 1)
-                noise = stream.generator().normal(127.5, 42.5, shape)
-                noise = np.clip(noise, 0, 255, out=noise).astype(np.uint8)
-                hole[...] = noise if noise.shape[2] == 3 else cv2.merge((noise, noise, noise))
+                shape = hole.shape if apart[i] >= 0.5 else hole.shape[:2]
+                noise = _bytes(stream.generator().normal(127.5, 42.5, shape))
+                hole[...] = noise if noise.ndim == 3 else cv2.cvtColor(noise, cv2.COLOR_GRAY2RGB)
             else:
                 hole[...] = np.array(values[i] if apart[i] >= 0.5 else values[i][0], np.uint8)
         return image

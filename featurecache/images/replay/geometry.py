@@ -5,6 +5,7 @@ Reading or running a step raises Unknown if its result is not known to the last 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ def _flip(axis: int) -> Read:
         number, draw = numbers[id(node)], draw_of(node.p)
 
         def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
-            if draw(Stream(states[number]), (1,))[0] >= 0.5:
+            if draw(Stream(states[number]), ()) >= 0.5:
                 return cv2.flip(image, axis)
             return image
 
@@ -69,13 +70,16 @@ def _resize(numbers: Numbers, node: Any) -> Step:
     draws = [draw_of(size) for size in (node.size if pair else (node.size,))]
     draw_interpolation = draw_of(node.interpolation)
 
+    @functools.lru_cache(maxsize=64)
+    def size_of(shape: tuple[int, ...], first: Any, last: Any) -> tuple[int, int]:
+        height, width = node._compute_height_width(shape, first, last, node.size_order)
+        return height, width
+
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
         stream = Stream(states[number])
-        sizes = [draw(stream, (1,))[0] for draw in draws]
-        interpolation = INTERPOLATIONS[draw_interpolation(stream, (1,))[0]]
-        height, width = node._compute_height_width(
-            image.shape, sizes[0], sizes[-1], node.size_order
-        )
+        sizes = [draw(stream, ()) for draw in draws]
+        interpolation = INTERPOLATIONS[draw_interpolation(stream, ())]
+        height, width = size_of(image.shape, sizes[0], sizes[-1])
         return _resized(image, height, width, interpolation)
 
     return step
@@ -94,11 +98,12 @@ def _crop_and_pad(numbers: Numbers, node: Any) -> Step:
         stream = Stream(states[number])
         height, width = image.shape[:2]
         if draw_edges is not None:
-            edges = draw_edges(stream, size)
+            edges = [*draw_edges(stream, size)] * (4 // size[0])
             if percent:
-                lengths = np.array([height, width, height, width], np.float32)
-                edges = np.rint(lengths * edges).astype(np.int32)
-            top, right, bottom, left = edges.tolist() * (4 // len(edges))
+                lengths = (np.float32(height), np.float32(width)) * 2
+                pairs = zip(lengths, edges, strict=True)
+                edges = [round(float(length * edge)) for length, edge in pairs]
+            top, right, bottom, left = map(int, edges)
         else:
             top = right = bottom = left = 0
         y1, y2 = _cropped(height, max(-top, 0), max(-bottom, 0))
@@ -108,8 +113,8 @@ def _crop_and_pad(numbers: Numbers, node: Any) -> Step:
         height_made, width_made = y2 - y1 + top + bottom, x2 - x1 + left + right
         check_pixels(height_made, width_made)
         if top or right or bottom or left:
-            border = BORDERS[draw_mode(stream, (1,))[0]]
-            value = max(min(int(draw_value(stream, (1,))[0]), 255), 0)
+            border = BORDERS[draw_mode(stream, ())]
+            value = max(min(int(draw_value(stream, ())), 255), 0)
             made = cv2.copyMakeBorder(
                 image_cropped, top, bottom, left, right, border, value=(value, value, value)
             )
@@ -157,14 +162,14 @@ def _affine(numbers: Numbers, node: Any) -> Step:
             across, down = across * width, down * height
         else:
             across, down = across / width * width, down / height * height
-        rotate = draw_rotate(stream, (1,))[0]
+        rotate = draw_rotate(stream, ())
         shear = draw_shear(stream)
         if kind == "single-number":
-            shear = (shear[0], np.zeros_like(shear[0]))
+            shear = (shear[0], shear[0].dtype.type(0))
         matrix = _affine_matrix(height, width, rotate, scale, shear, (across, down))
-        value = tuple(int(v) for v in draw_value(stream, (1, 3))[0])
-        mode, order = draw_mode(stream, (1,))[0], draw_order(stream, (1,))[0]
-        if np.abs(matrix - EYE).mean() <= NEAR:
+        value = tuple(map(int, draw_value(stream, (1, 3))[0].tolist()))
+        mode, order = draw_mode(stream, ()), draw_order(stream, ())
+        if abs(matrix[0, 1]) < 9.1 * NEAR and np.abs(matrix - EYE).mean() <= NEAR:
             return image
         return cv2.warpAffine(
             image,
@@ -182,9 +187,9 @@ def _pair(parameters: tuple[Any, Any]) -> Callable[[Stream], tuple[Any, Any]]:
     """Two draws, or one draw used twice if the second parameter is None."""
     first = draw_of(parameters[0])
     if parameters[1] is None:
-        return lambda stream: (first(stream, (1,))[0],) * 2
+        return lambda stream: (first(stream, ()),) * 2
     second = draw_of(parameters[1])
-    return lambda stream: (first(stream, (1,))[0], second(stream, (1,))[0])
+    return lambda stream: (first(stream, ()), second(stream, ()))
 
 
 def _affine_matrix(
@@ -198,27 +203,35 @@ def _affine_matrix(
     """The product of matrices that imgaug computes in single precision, (3, 3) float32.
 
     Multiplying by a translation only adds to the last column, so it is done by addition. The first
-    two matrices are combined into one, which is exact.
+    two matrices are combined into one, which is exact. A shear or a translation by 0 changes
+    nothing but the sign of zeros, and is left out.
     """
-    matrix = np.array([[1, 0, 0.5 - width / 2], [0, 1, 0.5 - height / 2], [0, 0, 1]], np.float32)
+    matrix = _matrix(1, 0, 0, 1)
+    matrix[0, 2], matrix[1, 2] = 0.5 - width / 2, 0.5 - height / 2
     radians = rotate * RADIANS
     if radians < NEAR or radians > NEAR:
         cos, sin = np.cos(-radians), np.sin(-radians)
-        matrix = np.matmul(np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], np.float32), matrix)
+        matrix = np.matmul(_matrix(cos, sin, -sin, cos), matrix)
     x, y = scale
     if x < 1.0 - NEAR or x > 1.0 + NEAR or y < 1.0 - NEAR or y > 1.0 + NEAR:
-        matrix = np.matmul(np.array([[x, 0, 0], [0, y, 0], [0, 0, 1]], np.float32), matrix)
+        matrix = np.matmul(_matrix(x, 0, 0, y), matrix)
     x, y = (degrees * RADIANS for degrees in shear)
-    if x < NEAR or x > NEAR or y < NEAR or y > NEAR:
-        sheared = [[1, np.tanh(-x), 0], [np.tanh(y), 1, 0], [0, 0, 1]]
-        matrix = np.matmul(np.array(sheared, np.float32), matrix)
+    if (x or y) and (x < NEAR or x > NEAR or y < NEAR or y > NEAR):
+        matrix = np.matmul(_matrix(1, np.tanh(-x), np.tanh(y), 1), matrix)
+    across, down = matrix[0, 2], matrix[1, 2]
     x, y = translate
-    moves = [(-0.5, -0.5), (width / 2, height / 2)]
-    if x < NEAR or x > NEAR or y < NEAR:
-        moves.insert(0, (x, y))
-    for x, y in moves:
-        matrix[0, 2] += np.float32(x)
-        matrix[1, 2] += np.float32(y)
+    if (x or y) and (x < NEAR or x > NEAR or y < NEAR):
+        across, down = across + np.float32(x), down + np.float32(y)
+    half = np.float32(0.5)
+    matrix[0, 2] = across - half + np.float32(width / 2)
+    matrix[1, 2] = down - half + np.float32(height / 2)
+    return matrix
+
+
+def _matrix(a: Any, b: Any, c: Any, d: Any) -> np.ndarray:
+    """(3, 3) float32: the linear map [[a, b], [c, d]]."""
+    matrix = EYE.copy()
+    matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1] = a, b, c, d
     return matrix
 
 
@@ -239,21 +252,21 @@ def _perspective(numbers: Numbers, node: Any) -> Step:
         height, width = image.shape[:2]
         value = draw_value(stream, (1, 3))[0].tolist()
         mode = borders[draw_mode(stream, (1,)).tolist()[0]]
-        corners = np.mod(np.abs(draw_jitter(stream, (1, 4, 2))[0]), 1)
-        corners[1:3, 0] = 1.0 - corners[1:3, 0]
-        corners[2:4, 1] = 1.0 - corners[2:4, 1]
-        corners[:, 0] *= width
-        corners[:, 1] *= height
-        sums, differences = corners[:, 0] + corners[:, 1], corners[:, 1] - corners[:, 0]
-        corners = corners[
-            [sums.argmin(), differences.argmin(), sums.argmax(), differences.argmax()]
-        ]
+        # As numbers in single precision: eight of them take less time than calls for arrays.
+        jitter = np.mod(np.abs(draw_jitter(stream, (1, 4, 2))[0]), 1)
+        (x1, y1), (x2, y2), (x3, y3), (x4, y4) = jitter
+        shares = (x1, y1), (1.0 - x2, y2), (1.0 - x3, 1.0 - y3), (x4, 1.0 - y4)
+        points = [[x * width, y * height] for x, y in shares]
+        corners = [
+            [*min(points, key=sum)], [*min(points, key=_difference)],
+            [*max(points, key=sum)], [*max(points, key=_difference)],
+        ]  # fmt: skip
         new_width = _side(corners, 0, node.min_width, ((1, 0), (2, 3)))
         new_height = _side(corners, 1, node.min_height, ((1, 2), (0, 3)))
         made = np.array(
             [[0, 0], [new_width, 0], [new_width, new_height], [0, new_height]], np.float32
         )
-        matrix = cv2.getPerspectiveTransform(corners, made)
+        matrix = cv2.getPerspectiveTransform(np.array(corners, np.float32), made)
         if node.fit_output:
             matrix, new_width, new_height = node._expand_transform(matrix, (height, width))
         check_pixels(new_height, new_width)
@@ -268,8 +281,15 @@ def _perspective(numbers: Numbers, node: Any) -> Step:
     return step
 
 
+def _difference(point: list[Any]) -> Any:
+    return point[1] - point[0]
+
+
 def _side(
-    corners: np.ndarray, axis: int, min_length: int, pairs: tuple[tuple[int, int], tuple[int, int]]
+    corners: list[list[Any]],
+    axis: int,
+    min_length: int,
+    pairs: tuple[tuple[int, int], tuple[int, int]],
 ) -> int:
     """The longer of the two sides between `pairs` of corners (tl, tr, br, bl).
 
@@ -280,14 +300,14 @@ def _side(
     while True:
         lengths = []
         for a, b in pairs:
-            vector = corners[a] - corners[b]
-            lengths.append(np.sqrt(vector[0] ** 2 + vector[1] ** 2))
+            x, y = corners[a][0] - corners[b][0], corners[a][1] - corners[b][1]
+            lengths.append(np.sqrt(x**2 + y**2))
         shorter = int(min(lengths))
         if shorter >= min_length:
             return int(max(lengths))
         half = (min_length - shorter) / 2
         for i in range(4):
-            corners[i, axis] += half if i in far_corners else -half
+            corners[i][axis] += half if i in far_corners else -half
 
 
 STEPS: dict[str, Read] = {

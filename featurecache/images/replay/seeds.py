@@ -9,6 +9,7 @@ after M. O'Neill's seed_seq_fe).
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ INIT_A, MULT_A, INIT_B, MULT_B = 0x43B0D7E5, 0x931E8875, 0x8B51F9DD, 0x58F38DED
 MIX_L, MIX_R = 0xCA01F9DD, 0x4973F715
 MASK = 0xFFFFFFFF
 HALF = np.uint32(16)
+MIX_LEFT = np.uint32(MIX_L)
 WORDS = 8  # of entropy, before the node's number
 POOL = 4
 STATE_WORDS = np.array([0, 1, 2, 3, 0, 1])  # words of the pool that make SFC64's 3 x 64 bits
@@ -87,13 +89,16 @@ class Seeds:
         """The initial state of each node's `Stream`, (nodes, 3) uint64, for an image with this
         entropy, (8,) uint32."""
         pool = np.random.SeedSequence(entropy).pool
-        mixed = pool * np.uint32(MIX_L) - self._hashed
+        pool *= MIX_LEFT
+        mixed = pool - self._hashed
         mixed ^= mixed >> HALF
         states = mixed.take(STATE_WORDS, axis=1)
         states ^= self._before
         states *= self._after
         states ^= states >> HALF
-        return states.astype("<u4", copy=False).view("<u8").astype(np.uint64, copy=False)
+        if sys.byteorder == "little":
+            return states.view(np.uint64)
+        return states.astype("<u4").view("<u8").astype(np.uint64)
 
 
 class _Seeded(ISeedSequence):

@@ -84,7 +84,7 @@ def _some_of(numbers: Numbers, node: Any) -> Step:
             order = stream.generator(halves=True).permutation(len(steps))
         n = len(steps) if mode == "None" else count
         if draw_count is not None:
-            n = draw_count(stream, (1,))[0]
+            n = draw_count(stream, ())
         active = np.zeros(len(steps), bool)
         active[: max(n, 0)] = True
         stream.generator(halves=True).shuffle(active)
@@ -104,7 +104,7 @@ def _sometimes(numbers: Numbers, node: Any) -> Step:
     number, draw = numbers[id(node)], draw_of(node.p)
 
     def step(image: np.ndarray, states: np.ndarray) -> np.ndarray:
-        chosen = then_step if draw(Stream(states[number]), (1,))[0] == 1 else else_step
+        chosen = then_step if draw(Stream(states[number]), ()) == 1 else else_step
         return image if chosen is None else chosen(image, states)
 
     return step
