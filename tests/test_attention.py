@@ -18,6 +18,7 @@ from featurecache.heads.schedules import Schedule
 from featurecache.heads.training import train
 from featurecache.heads.training_set import TrainingSet
 from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.ensemble import ensemble
 from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.heads.predict import predict
 from featurecache.stages.heads.train_head import train_head
@@ -82,6 +83,11 @@ def test_maps_of_a_cache_are_trained_on_evaluated_and_predicted(
     assert result.top1 == pytest.approx(trained.last["top1"])
     files = sorted(str(file) for file in (small_data / "val").rglob("*") if file.is_file())[:2]
     assert all(len(each.top) for each in predict(trained.run, files))
+    path.write_text(yaml.safe_dump(content | {"validation": {"folds": 2}}))
+    folds = train_head(path, **where, runs=tmp_path / "r")
+    assert evaluate(folds.run, split="held-out", **where).n > 0
+    combined = ensemble([trained.run, folds.run], how="mean", **where)
+    assert len(combined.members) == 2 and "mean" in combined.ensembles
     path.write_text(yaml.safe_dump(content | {"head": {"kind": "attention", "channels": 64}}))
     with pytest.raises(BadInput, match="have 320 channels"):
         train_head(path, **where, runs=tmp_path / "r")
