@@ -23,7 +23,6 @@ from featurecache.generators.generator import FittedImages, batch
 _STAGES = (1, 2, 4, 6)  # blocks of an EfficientNet after which the sides are 1/4, 1/8, 1/16, 1/32
 _WIDTH = 64  # channels of the mixed maps
 _SIDE = 2  # of the maps of scores, of images up to 64 pixels
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # that Lite0 expects, from 0 to 1
 _SAMPLE = 64  # real images whose maps give the statistics of the mixed maps
 
 
@@ -37,10 +36,6 @@ class _MixedMaps(nn.Module):
     def __init__(self, network: nn.Module, size: int, real: torch.Tensor) -> None:
         super().__init__()
         self.network, self.size = network, size
-        self.mean: torch.Tensor
-        self.deviation: torch.Tensor
-        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None])
-        self.register_buffer("deviation", torch.tensor(_STD)[:, None, None])
         with torch.no_grad():
             widths = [x.shape[1] for x in self._maps(real[:1])]
         self.channels = nn.ModuleList(nn.Conv2d(w, _WIDTH, 1) for w in reversed(widths))
@@ -64,7 +59,7 @@ class _MixedMaps(nn.Module):
         shape = (self.size, self.size)
         x = functional.interpolate(images, shape, mode="bilinear", align_corners=False)
         network: Any = self.network
-        x = network.bn1(network.conv_stem(((x + 1) / 2 - self.mean) / self.deviation))
+        x = network.bn1(network.conv_stem(x))  # Lite0 takes numbers from -1 to 1
         maps = []
         for number, block in enumerate(network.blocks):
             x = block(x)
