@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from featurecache.errors import BadInput
 from featurecache.generators.configs import read_config as read_generator_config
 from featurecache.heads.schedules import read_schedule
 from featurecache.images.policies import read_policy
@@ -15,7 +16,7 @@ from featurecache.images.views import find_view
 from featurecache.networks.configs import read_config
 from featurecache.stages.recipes import run as stage
 from featurecache.stages.recipes.recipe_file import read_recipe
-from featurecache.stages.recipes.recipe_steps import RunRecipe
+from featurecache.stages.recipes.recipe_steps import Featurize, RunRecipe
 from featurecache.stages.search.search_config import read_config as read_search
 from featurecache.training.sweep_settings import settings_of
 
@@ -76,7 +77,10 @@ def test_a_recipe_would_run(
         data = tmp_path / "data"
         data.mkdir(exist_ok=True)
         (data / inner.data).symlink_to(small_data)
-    with pytest.raises(InterruptedError):
+    weights = [step.weights for step in steps if isinstance(step, Featurize) and step.weights]
+    # The weights that a recipe needs are the user's.
+    error, text = (BadInput, f"--weights {weights[0]}: ") if weights else (InterruptedError, "^$")
+    with pytest.raises(error, match=text):
         stage.run(path, data=data, cache=tmp_path / "c", runs=tmp_path / "r")
 
 
