@@ -1,7 +1,7 @@
 """Items by the million: 32 bytes each in one array, looked up by sorting instead of hashing.
 
 An item is the SHA-256 of an image's bytes. A Python dict takes 250 bytes per item; these arrays
-take 48, the item itself and 16 more bytes.
+take 44, the item itself and 12 more bytes.
 """
 
 from __future__ import annotations
@@ -65,15 +65,17 @@ class Items(Sequence[bytes | None]):
     @cached_property
     def distinct(self) -> np.ndarray:
         """The position of the first occurrence of each known item, ascending, int64."""
-        first = np.ones(len(self), bool) if self.known is None else self.known.copy()
         keys = _words(self.array)[:, 0]
-        order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
-        has_twin = np.zeros(len(self), bool)  # another item begins with the same 8 bytes
-        equal = ordered[1:] == ordered[:-1]
-        has_twin[1:] |= equal
-        has_twin[:-1] |= equal
-        candidates = np.sort(order[has_twin])  # few: copies of an image, and chance
+        ordered = np.sort(keys)
+        twins = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])  # few: copies, and chance
+        if self.known is None and not len(twins):
+            return np.arange(len(self))
+        first = np.ones(len(self), bool) if self.known is None else self.known.copy()
+        starts = range(0, len(self), _CHUNK)
+        parts = [
+            start + np.flatnonzero(np.isin(keys[start : start + _CHUNK], twins)) for start in starts
+        ]
+        candidates = np.concatenate([np.empty(0, np.int64), *parts])
         if self.known is not None:
             candidates = candidates[self.known[candidates]]
         words = self.array[candidates].view(np.uint64)
@@ -88,7 +90,7 @@ class Lookup:
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
-        keys = _words(array)[:, 0]
+        keys = np.ascontiguousarray(_words(array)[:, 0])
         order = np.argsort(keys)
         ordered = keys[order]
         # Whether items may occur twice: if not, none begins with the same 8 bytes as another.
@@ -96,24 +98,21 @@ class Lookup:
         if self.has_twins:
             order = np.argsort(keys, kind="stable")  # slower, but the first of equal items is first
             ordered = keys[order]
-        self._order, self._keys = order, ordered
+        self._keys = ordered
+        self._order = order.astype(np.uint32) if len(order) < 1 << 32 else order
 
     def positions(self, items: np.ndarray) -> np.ndarray:
         """(M,) int64: the first position in the array of each of `items` (M, 32); -1 if absent."""
         positions = np.full(len(items), -1, np.int64)
-        if not len(self._keys):
-            return positions
         array_words, words = _words(self.array), _words(items)
-        wanted = words[:, 0]
-        # Sorted by key, so that each search touches memory near the previous one.
-        by_key = np.argsort(wanted)
-        for start in range(0, len(by_key), _CHUNK):
-            rows = by_key[start : start + _CHUNK]
-            ranks = np.searchsorted(self._keys, wanted[rows])
+        for start in range(0, len(items) if len(self._keys) else 0, _CHUNK):
+            # Sorted by key, so that each search touches memory near the previous one.
+            rows = start + np.argsort(words[start : start + _CHUNK, 0])
+            ranks = np.searchsorted(self._keys, words[rows, 0])
             while len(rows):
                 in_range = ranks < len(self._keys)
                 rows, ranks = rows[in_range], ranks[in_range]
-                same_key = self._keys[ranks] == wanted[rows]
+                same_key = self._keys[ranks] == words[rows, 0]
                 rows, ranks = rows[same_key], ranks[same_key]
                 candidates = self._order[ranks]
                 # Of their four words the first is equal, and NumPy is slow on short rows.
@@ -122,6 +121,14 @@ class Lookup:
                 positions[rows[equal]] = candidates[equal]
                 rows, ranks = rows[~equal], ranks[~equal] + 1
         return positions
+
+    def holds(self, items: np.ndarray) -> np.ndarray:
+        """(M,) bool: which of `items` (M, 32) are in the array."""
+        are_held = np.empty(len(items), bool)
+        for start in range(0, len(items), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            are_held[part] = self.positions(items[part]) >= 0
+        return are_held
 
 
 def _words(array: np.ndarray) -> np.ndarray:

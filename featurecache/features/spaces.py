@@ -176,7 +176,7 @@ class Space:
 
     def holds(self, items: np.ndarray) -> np.ndarray:
         """(N,) bool: which of `items` (N, 32) uint8 the space holds."""
-        return self.lookup.positions(items) >= 0
+        return self.lookup.holds(items)
 
     def missing(self, items: Iterable[bytes] | np.ndarray) -> list[bytes]:
         """The items that no committed shard holds, in order and without repeats (law 3, "Rows are

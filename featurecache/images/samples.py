@@ -52,6 +52,9 @@ class Member:
     size: int
     span: Span | None = field(default=None, compare=False, repr=False)  # see `read_together`
 
+    def __reduce__(self) -> tuple[type[Member], tuple[object, ...]]:  # faster than a dataclass's
+        return Member, (self.path, self.start, self.size, self.span)
+
     def read(self) -> bytes:
         """The bytes. Raises OSError."""
         if self.span is not None:
@@ -79,6 +82,10 @@ class Sample:
     refused: str = ""
     group: str = ""  # a patient, a camera, a slide: whatever must not be on two sides of a split
     origin: str = ""  # the folder of the dataset of generated images that it is of
+
+    def __reduce__(self) -> tuple[type[Sample], tuple[object, ...]]:  # faster than a dataclass's
+        named = (self.id, self.label, self.split, self.source)
+        return Sample, (*named, self.refused, self.group, self.origin)
 
     def __repr__(self) -> str:
         where = "in memory" if isinstance(self.source, bytes) else str(self.source)

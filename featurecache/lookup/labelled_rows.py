@@ -95,8 +95,7 @@ class LabelledRows(Sequence[LabelledRow]):
         """(N,) bool: which rows have one of these items."""
         if not items:
             return np.zeros(len(self), bool)
-        are_equal: np.ndarray = Lookup(packed(items)).positions(self.items) >= 0
-        return are_equal
+        return Lookup(packed(items)).holds(self.items)
 
     @property
     def is_train(self) -> np.ndarray:
@@ -277,7 +276,7 @@ def _are_held_out(
     for split in splits:
         others = items_of(dataset.split(split), progress)[0]
         array = others.array if others.known is None else others.array[others.known]
-        held_out |= Lookup(array).positions(items) >= 0
+        held_out |= Lookup(array).holds(items)
     return held_out
 
 

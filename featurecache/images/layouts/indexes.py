@@ -309,7 +309,7 @@ def _opened(path: File) -> Any:
     checked = {"page_checksum_verification": True}  # older indexes have no checksums
     if isinstance(path, StoredFile):  # its row groups are read when they are needed
         return pq.ParquetFile(path.open(), **checked)
-    return pq.ParquetFile(path, memory_map=True, **checked)
+    return pq.ParquetFile(path, **checked)
 
 
 def write_index(
