@@ -27,6 +27,7 @@ DATA = Path(__file__).parents[1] / "data" / "tiny-imagenet-200-mini"
     envvar="FEATURECACHE_BENCH_DATA",
     help=f"Tiny ImageNet or a part of it, in its own layout.  [default: data/{DATA.name}]",
 )
+@click.option("--gpu", is_flag=True, help="All rows of a CUDA device, and no others.")
 @click.option("--full", is_flag=True, help="Row `paper` on every image, not on five a class.")
 @click.option("--no-page", is_flag=True, help="Print only.")
 def main(
@@ -35,6 +36,7 @@ def main(
     small: bool,
     only_list: bool,
     data: Path | None,
+    gpu: bool,
     full: bool,
     no_page: bool,
 ) -> None:
@@ -51,7 +53,7 @@ def main(
     )
     disagreed = False
     for row in ROWS:
-        if names and row.name not in names:
+        if (names or gpu) and row.name not in names and not (gpu and row.needs == "cuda"):
             continue
         if only_list:
             reach = "; ".join(f"{t.case}: {t}" if t.case else str(t) for t in row.targets)

@@ -7,7 +7,7 @@ import itertools
 import shutil
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,7 @@ def head_epoch(setting: Setting) -> list[Case]:
                 sides[peer] = lambda s=schedule, r=rows, w=workers: _plain(v, s, r, w)
                 warm[peer] = lambda s=schedule, r=rows, w=workers: _plain(v, s, Subset(r, few), w)
         seconds, results = compare(sides, setting.repeats, warm=warm)
-        noise = 3 * (0.5 / len(v.held_y)) ** 0.5
-        checks = [
-            Check(f"accuracy {results[OURS]:.4f}, {side} {found:.4f} (within {noise:.4f})",
-                  abs(found - results[OURS]) <= noise)
-            for side, found in results.items() if side != OURS
-        ]  # fmt: skip
+        checks = _alike(results, len(v.held_y))
         took = statistics.median(seconds[OURS])
         profile = [f"matrix products alone {products:.2f} s, {products / took:.0%} of ours",
                    *_operators(v, schedule, setting)]  # fmt: skip
@@ -147,38 +142,86 @@ def _schedule(
     )
 
 
-def _ours(v: Vectors, schedule: Schedule, folder: Path) -> float:
+def _ours(v: Vectors, schedule: Schedule, folder: Path, device: str = "cpu") -> float:
     rows = len(v.y) + len(v.held_y)
     pair = (np.arange(len(v.y)), np.arange(len(v.y), rows))
-    return _train(v, schedule, folder, [pair])[0]
+    return _train(v, schedule, folder, [pair], device)[0]
+
+
+def _alike(results: dict[str, float], rows: int) -> list[Check]:
+    """Do the accuracies of the sides, measured on so many rows, agree with ours?"""
+    noise = 3 * (0.5 / rows) ** 0.5
+    return [
+        Check(f"accuracy {results[OURS]:.4f}, {side} {found:.4f} (within {noise:.4f})",
+              abs(found - results[OURS]) <= noise)
+        for side, found in results.items() if side != OURS
+    ]  # fmt: skip
 
 
 def _train(
-    v: Vectors, schedule: Schedule, folder: Path, pairs: Sequence[Pair] | None
+    v: Vectors,
+    schedule: Schedule,
+    folder: Path,
+    pairs: Sequence[Pair] | None,
+    device: str = "auto",
 ) -> list[float]:
     """The last validation accuracy of each fold, trained as the stage `train-head` does it."""
     shutil.rmtree(run := folder / "run", ignore_errors=True)
-    trained = train(v.training_set(pairs), schedule, run)
+    trained = train(v.training_set(pairs), schedule, run, device=device)
     last = max(row["epoch"] for row in trained.rows)
     return [row["val_top1"] for row in trained.rows if row["epoch"] == last]
 
 
+def epochs_on(device: str, setting: Setting) -> list[Case]:
+    """The row `gpu_head_epoch`, on any device."""
+    v = Vectors(setting, setting.size(100_000, 600), setting.size(2000, 60))
+    x, y = torch.from_numpy(v.x), torch.from_numpy(v.y)
+    resident = x.to(device), y.to(device)
+    loader = DataLoader(TensorDataset(x, y), BATCH, shuffle=True)
+
+    def slices() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for rows in torch.randperm(len(x), device=device).split(BATCH):
+            yield resident[0][rows], resident[1][rows]
+
+    cases = []
+    for name, head in (("paper's head", PAPER), ("linear head", LINEAR)):
+        schedule = _schedule(head, "adamw", epochs=1)
+        seconds, results = compare(
+            {
+                OURS: lambda s=schedule: _ours(v, s, setting.folder, device),
+                "TensorDataset + DataLoader": lambda s=schedule: _loop(v, s, loader, device),
+                "tensors on the device": lambda s=schedule: _loop(v, s, slices(), device),
+            },
+            setting.repeats,
+        )
+        cases.append(Case(name, seconds, len(v.x), "vectors/s", _alike(results, len(v.held_y))))
+    return cases
+
+
 def _plain(v: Vectors, schedule: Schedule, rows: Dataset[Any], workers: int) -> float:
+    return _loop(v, schedule, DataLoader(rows, BATCH, shuffle=True, num_workers=workers))
+
+
+def _loop(
+    v: Vectors,
+    schedule: Schedule,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    device: str = "cpu",
+) -> float:
     """The training loop that everyone writes."""
     torch.manual_seed(0)
-    head = build(v.dim, v.classes, schedule.head)
+    head = build(v.dim, v.classes, schedule.head).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
     loss_function = nn.CrossEntropyLoss()
-    loader = DataLoader(rows, BATCH, shuffle=True, num_workers=workers)
     head.train()
-    for x, y in loader:
-        loss = loss_function(head(x), y)
+    for x, y in batches:
+        loss = loss_function(head(x.to(device)), y.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     head.eval()
     with torch.inference_mode():
-        found = head(torch.from_numpy(v.held_x)).argmax(1).numpy()
+        found = head(torch.from_numpy(v.held_x).to(device)).argmax(1).cpu().numpy()
     return float((found == v.held_y).mean())
 
 

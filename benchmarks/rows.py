@@ -185,8 +185,13 @@ ROWS = (
          Target("x timm loop", 4, case="featurize of 600 images")), "data",
     ),
     Row(
-        "gpu.gpu", "featurize B3 at 300 px in bf16 on a GPU",
-        (Target("x timm eager AMP", 1.5), Target("x timm torch.compile AMP", 1.15)), "cuda",
+        "gpu.gpu", "featurize B3 at 300 px on a GPU",
+        (Target("x timm eager AMP", 1.5), Target("x timm torch.compile AMP", 1.15),
+         Target("images/s", 4282, case="images in memory, bf16")), "cuda",
+    ),
+    Row(
+        "gpu.gpu_head_epoch", "one epoch of a head on a GPU",
+        (Target("x TensorDataset + DataLoader", 20),), "cuda",
     ),
     Row(
         "gpu.gpu_network_train", "an epoch of a whole network in bf16 on a GPU",

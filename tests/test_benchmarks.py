@@ -14,7 +14,9 @@ from click.testing import CliRunner
 from benchmarks import hand_written, report, scale
 from benchmarks.__main__ import main
 from benchmarks.datasets import tiny_imagenet
+from benchmarks.gpu import featurize_on
 from benchmarks.harness import Case, Check, Setting, compare
+from benchmarks.heads import epochs_on
 from benchmarks.networks import epoch_of_resnet
 from benchmarks.page import measured, write_measured
 from benchmarks.rows import ROWS, Row, Target
@@ -48,10 +50,17 @@ def test_the_sides_of_a_row_agree(row: Row, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_gpu_row_of_network_training_runs_on_a_cpu(tmp_path: Path) -> None:
+def test_the_rows_of_a_gpu_run_on_a_cpu(tmp_path: Path) -> None:
     setting = Setting(tmp_path, small=True, repeats=1)
     case, check = epoch_of_resnet(setting, torch.device("cpu"), "bf16")
     assert check.ok and len(case.seconds) == 2
+    cases = [*featurize_on("cpu", setting), *epochs_on("cpu", setting)]
+    assert [check.said for case in cases for check in case.checks if not check.ok] == []
+    for name, found in (("gpu", cases[:3]), ("gpu_head_epoch", cases[3:])):
+        row = next(row for row in ROWS if row.name == name)
+        figures = {figure for case in found for figure in case.all_figures()}
+        assert {target.figure for target in row.targets} <= figures
+        assert name in report.section(row, report.result_of(row, found, 1, 0.0))
 
 
 def test_a_target_is_of_its_case_and_has_a_bound() -> None:

@@ -1,0 +1,141 @@
+"""`python -m benchmarks.many_rows 1000000`: `plan` and `train-head` on so many rows of an index.
+
+Prints the seconds and the peak memory of whole processes: `plan` while the cache is empty, and once
+it holds every row, and `train-head` on vectors of 8 numbers. And, in CPU seconds of this process,
+what a driver spends on shards of 512 before they are sent to workers. No image is read, and none
+exists. Of more than two million rows only the commit records are written, and no head is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.network_memory import MEASURED
+from featurecache.features.spaces import Space
+from featurecache.filling.request import resolve_request
+from featurecache.filling.shard_plan import plan_shards
+from featurecache.images.datasets import open_dataset
+from featurecache.images.samples import items_of
+from featurecache.keys import digest
+from featurecache.storage.local import LocalStore
+
+BACKBONE, DIM, SHARD, GROUP = "efficientnet_lite0", 8, 4096, 1 << 17
+MOST_TRAINED = 2_000_000  # rows; more would take hours to commit
+SCHEDULE = """\
+backbone: efficientnet_lite0
+head: {hidden: []}
+batch_size: 4096
+phases: [{views: none, epochs: 1}]
+validation: {split: val}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", type=int)
+    rows = parser.parse_args().rows
+    print("| what | rows | s | MB |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory(prefix="rows-") as name:
+        folder = Path(name)
+        (folder / "s.yaml").write_text(SCHEDULE)
+        for count in (1000, rows):
+            write_index(folder / f"{count}.parquet", count)
+            send(folder / f"{count}.parquet")
+            data = ["--data", f"{count}.parquet", "--cache", f"cache-{count}"]
+            plan = ["plan", *data, "--backbone", BACKBONE, "--view", "none", "--json"]
+            report("plan, nothing held", count, folder, plan)
+            fill(folder / f"{count}.parquet", folder / f"cache-{count}")
+            report("plan, all held", count, folder, plan)
+            if count > MOST_TRAINED:
+                continue
+            train = ["train-head", *data, "--schedule", "s.yaml", "--json", "--device", "cpu"]
+            report("train-head", count, folder, train)
+
+
+def write_index(path: Path, rows: int) -> None:
+    """An index of so many images, one in a hundred of them in split val."""
+    text = pa.large_string()
+    schema = pa.schema(
+        [("id", text), ("split", text), ("label", text), ("path", text), ("item", pa.binary(32))]
+    )
+    rng = np.random.default_rng(0)
+    first_val = rows - max(rows // 100, 100)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start in range(0, rows, GROUP):
+            numbers = range(start, min(rows, start + GROUP))
+            content = rng.bytes(32 * len(numbers))
+            columns = [
+                [f"images/{n:09}.jpg" for n in numbers],
+                ["val" if n >= first_val else "train" for n in numbers],
+                [f"class {n % 100:02}" for n in numbers],
+                [f"images/{n:09}.jpg" for n in numbers],
+                [content[32 * n : 32 * n + 32] for n in range(len(numbers))],
+            ]
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+            writer.write_table(pa.table(arrays, schema=schema))
+
+
+def send(index: Path) -> None:
+    """Make the shards of a plan, at most 100,000 images, ready to be sent."""
+    dataset = open_dataset(index)
+    part = dataset[:100_000].samples
+    items = items_of(part)[0]
+    plan = plan_shards(part, items, [Space(LocalStore(index.parent), "empty")], 512)
+    start = time.process_time()
+    for shard in plan:
+        pickle.dumps(shard)
+    print(f"| shards to send | {len(part):,} | {time.process_time() - start:.3f} | |", flush=True)
+
+
+def fill(index: Path, cache: Path) -> None:
+    """Commit made vectors for every image of an index, or the records alone if there are many."""
+    request = resolve_request(index, cache, "none", BACKBONE)
+    request.cache.create()
+    space = request.vector_space(request.views[0], request.backbones[0])
+    rng = np.random.default_rng(1)
+    record: dict[str, Any] = {}
+    for start in range(0, len(request.items), SHARD):
+        part = request.items.array[start : start + SHARD]
+        if record and len(part) == SHARD and len(request.items) > MOST_TRAINED:
+            shard = hashlib.sha256(part.tobytes()).hexdigest()
+            record |= {
+                "items": part.tobytes().hex(),
+                "shard": shard,
+                "file": f"{shard}-{16 * '0'}.h5",
+            }
+            record["checksum"] = digest({n: v for n, v in record.items() if n != "checksum"})
+            path = cache / space.folder / f"{shard}.json"
+            path.write_bytes(json.dumps(record).encode() + b"\n")
+            continue
+        items, features = [row.tobytes() for row in part], rng.random((len(part), DIM), np.float32)
+        space.commit(items, {"features": features}, {}, {}, 0.0)
+        path = cache / space.folder / f"{hashlib.sha256(part.tobytes()).hexdigest()}.json"
+        record = json.loads(path.read_bytes())
+
+
+def report(what: str, rows: int, folder: Path, words: list[str]) -> None:
+    """Run a command in a process of its own, and print its time and its peak memory."""
+    command = [sys.executable, "-m", "featurecache", *words]
+    start = time.perf_counter()
+    # Started by a small process: a child of this one would begin with its peak.
+    subprocess.run([sys.executable, "-c", MEASURED, "peak", *command], cwd=folder, check=True)
+    seconds = time.perf_counter() - start
+    peak = json.loads((folder / "peak").read_text()) / 1024
+    print(f"| {what} | {rows:,} | {seconds:.1f} | {peak:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
