@@ -71,6 +71,7 @@ def test_a_recipe_goes_from_a_generator_to_a_head_and_does_nothing_twice(write: 
         ([FIT, {"generate": {"generator": "r/gan", "out": "."}}], {}, "no dataset of generate"),
         ([FIT, GENERATE], {"gan": DCGAN}, "dcgan knows no classes"),
         ([FIT, GENERATE], {"gan": {"validation": {"folds": 2}}}, "name one, as r/gan/fold_1"),
+        ([FIT], {"gan": {"classes": ["cta"]}}, "gan.yaml: classes.*nearest: cat"),
         (VECTORS, {}, "made"),
         ([VECTORS[0], TRAIN], {}, "view gen:made: made: not the folder of a run"),
         ([FIT, GENERATE, VECTORS[0], TRAIN], {}, "images in made: no featurize step above makes"),

@@ -98,8 +98,7 @@ def fit_generator(
         raise BadInput(
             f"{dataset.generated[0]}: has generated images; a generator is fitted on real ones"
         )
-    style = wanted.style if isinstance(wanted, CycleGanConfig) else None
-    classes = _classes(wanted, dataset, path, style)
+    classes, style = fitted_classes(wanted, dataset, path)
     every = labelled_rows(dataset, ["train"], progress)
     rows: Sequence[LabelledRow]
     rows, notes, _ = training_rows(dataset, ["train"], every, [], progress)
@@ -246,13 +245,22 @@ def fit_generator(
     return _result(run, record)
 
 
-def _classes(config: GeneratorConfig, dataset: Dataset, path: Path, style: str | None) -> list[str]:
-    """The classes to fit on, in the dataset's order: all but that of the style, or those named."""
+def fitted_classes(
+    config: GeneratorConfig, dataset: Dataset, path: Path
+) -> tuple[list[str], str | None]:
+    """The classes to fit on, in the dataset's order: all but that of the style, or those named; and
+    the style, which is a class too or a folder. Raises BadInput for other names."""
     for name in config.classes or ():
         if name not in dataset.classes:
             raise UnknownName("class", name, dataset.classes, where=f"{path}: classes")
+    style = config.style if isinstance(config, CycleGanConfig) else None
+    if style is not None and style not in dataset.classes and not Path(style).is_dir():
+        raise BadInput(
+            f"{path}: style: {style} is neither a folder of images nor a class of the dataset; "
+            f"{nearest(style, dataset.classes)}"
+        )
     chosen = config.classes or [name for name in dataset.classes if name != style]
-    return [name for name in dataset.classes if name in chosen]
+    return [name for name in dataset.classes if name in chosen], style
 
 
 def _style_images(
@@ -266,11 +274,6 @@ def _style_images(
         if not images:
             raise BadInput(f"{path}: style: class {style} has no training images")
         return images
-    if not Path(style).is_dir():
-        raise BadInput(
-            f"{path}: style: {style} is neither a folder of images nor a class of the dataset; "
-            f"{nearest(style, dataset.classes)}"
-        )
     try:
         files = image_files([style])
     except BadInput as error:

@@ -20,6 +20,7 @@ from featurecache.runs.generated_images import check_sampler, find_sampler
 from featurecache.runs.generated_vectors import find_generated_view, is_generated
 from featurecache.runs.image_pools import find_generated_images
 from featurecache.runs.run_names import RUNS
+from featurecache.stages.generators.fit_generator import fitted_classes
 from featurecache.stages.generators.generate import check_folder
 from featurecache.stages.recipes.recipe_steps import Featurize, FitGenerator, Generate
 
@@ -34,14 +35,16 @@ class PlannedGenerators:
     _outs: set[Path] = field(default_factory=set)
 
     def add(self, step: FitGenerator | Generate, dataset: Dataset, where: str) -> None:
-        """Raise BadInput for a folder that an earlier step writes or that holds something else, and
-        for a generator that does not make images of classes."""
+        """Raise BadInput for a folder that an earlier step writes or that holds something else, for
+        an unknown class or style, and for a generator that does not make images of classes."""
         out = Path(step.out).absolute()
         if out in self._outs:
             raise BadInput(f"{where}: out: {step.out} is written by an earlier step; name another")
         self._outs.add(out)
         if isinstance(step, FitGenerator):
-            config = read_config(Path(step.config))
+            path = Path(step.config)
+            config = read_config(path)
+            fitted_classes(config, dataset, path)
             folds = config.validation.folds if config.validation else 0
             folders = [out / f"fold_{number}" for number in range(1, folds + 1)] or [out]
             self.generators |= dict.fromkeys(folders, config)
