@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,10 @@ SHORT, LONG = 3, 15  # epochs
 
 
 def network_kills(size: int, folder: Path) -> Tally:
-    """kill -9 at random moments of a training that saves its state at every step; then resume."""
+    """Trainings of a network."""
     rng = np.random.default_rng(1)
     data, config = write_images(folder / "data", 48), folder / "net.yaml"
     config.write_text(CONFIG.replace("EPOCHS", str(SHORT if size == 1 else LONG)))
-    writer = Ours()
 
     def train_network(target: Path) -> list[object]:
         return ["train-network", "--data", data, "--cache", target / "cache", "--config", config,
@@ -44,27 +44,45 @@ def network_kills(size: int, folder: Path) -> Tally:
         lambda target: run_rows(target / "run"),
         lambda target: run_results(target / "run"),
     )
+    kills = killed(job, size, folder, "run/network.checkpoint", rng)
+    return Tally(
+        size,
+        len(kills.bad),
+        f"{size} kills ({kills.within} while it ran, {kills.saved} after a checkpoint): "
+        f"{len(kills.bad)} with other metrics or weights after resuming",
+        tuple(kills.bad[:5]),
+    )
+
+
+@dataclass
+class Kills:
+    """How many of the kills came while the training ran, and after a checkpoint; and those after
+    which it ended otherwise."""
+
+    within: int = 0
+    saved: int = 0
+    bad: list[str] = field(default_factory=list)
+
+
+def killed(job: Job, count: int, folder: Path, checkpoint: str, rng: np.random.Generator) -> Kills:
+    """kill -9 at `count` random moments of a training that saves its state at every step, into the
+    file `checkpoint`; then resume."""
+    writer, kills = Ours(), Kills()
     undisturbed, seconds = once(writer, job, folder)
-    bad: list[str] = []
-    within = saved = 0
-    for trial in range(size):
+    for trial in range(count):
         target = folder / f"trial {trial}"
         process = Process(writer, job.arguments(target), folder / "said", _save_at_every_step)
         process.wait(float(rng.uniform(0, 1.2 * seconds)))
         process.signal(signal.SIGKILL)
         code = process.wait()
-        within += code == -signal.SIGKILL
-        saved += (target / "run" / "network.checkpoint").exists()
+        kills.within += code == -signal.SIGKILL
+        kills.saved += (target / checkpoint).exists()
         wrong = [] if code in (-signal.SIGKILL, 0) else [f"exit code {code} before the kill"]
         wrong += resumed(writer, job, target, folder / "said", undisturbed)
         if wrong:
-            bad.append(f"trial {trial}: {'; '.join(wrong)}")
+            kills.bad.append(f"{job.name}, trial {trial}: {'; '.join(wrong)}")
         shutil.rmtree(target, ignore_errors=True)
-    said = (
-        f"{size} kills ({within} while it ran, {saved} after a checkpoint): {len(bad)} with other "
-        "metrics or weights after resuming"
-    )
-    return Tally(size, len(bad), said, tuple(bad[:5]))
+    return kills
 
 
 def _save_at_every_step() -> None:

@@ -67,6 +67,7 @@ class Row:
 ROWS = (
     Row("crashes.kills", "random kill -9 in featurize, augment, train-head; resume", 200, 4, 8),
     Row("network_kills.network_kills", "random kill -9 in train-network; resume", 20, 1),
+    Row("generator_kills.generator_kills", "random kill -9 in fit-generator, kind by kind", 10, 0),
     Row("commits.syscalls", "kill at every system call of a commit", 1000, 16, 12, "strace"),
     Row("crashes.full_disk", "disk full at many offsets, cache and run folder", 50, 3, 2, "mount"),
     Row("commits.io_errors", "EIO on each write, fsync, link, rename…", 1000, 12, 3, "strace"),
