@@ -165,9 +165,9 @@ class _Execution:
 
 
 def _featurize(step: Featurize, execution: _Execution) -> None:
-    given = execution.where() | ({} if step.data is None else {"data": step.data})
+    keywords = execution.where() | ({} if step.data is None else {"data": step.data})
     result = featurize(
-        **given,
+        **keywords,
         engine=execution.engine,
         workers=execution.workers,
         **step.model_dump(exclude={"data"}),
