@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import cProfile
+import functools
 import hashlib
 import io
 import pstats
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,9 +22,12 @@ from benchmarks.datasets import encoded, photographs
 from benchmarks.harness import OURS, Case, Check, Setting, compare, shares, timed
 from featurecache import keys
 from featurecache.images.decode import decode as featurecache_decode
+from featurecache.images.replay import draws
 from featurecache.images.views import View, find_view
 
 BATCH = 128
+OPENCV = ("LUT", "add", "copyMakeBorder", "cvtColor", "extractChannel", "flip", "insertChannel",
+          "merge", "resize", "warpAffine", "warpPerspective")  # fmt: skip
 
 
 def decode(setting: Setting) -> list[Case]:
@@ -132,7 +137,43 @@ def _parts(view: View, files: Sequence[bytes], items: Sequence[bytes]) -> list[s
     top = sorted(spent.items(), key=lambda pair: -pair[1])[:6]
     calls = [f"{name} {own / whole:.0%}" for name, own in top]
     both = shares({"decoding": decoding, "augmenting": augmenting}, decoding + augmenting)[:-1]
-    return [*both, f"of augmenting, by cProfile: {', '.join(calls)}"]
+    alone = _opencv_alone(augment)
+    return [
+        *both,
+        f"of augmenting, OpenCV's calls and the normal numbers of noise on all pixels, alone: "
+        f"{alone:.3g} s ({alone / augmenting:.0%})",
+        f"by cProfile: {', '.join(calls)}",
+    ]
+
+
+def _opencv_alone(augment: Callable[[], None]) -> float:
+    """Seconds of the calls of OpenCV that `augment` makes, and of its normal numbers, without
+    anything between them."""
+    calls: list[Callable[[], Any]] = []
+    generator = np.random.Generator(np.random.SFC64(0))
+
+    def kept(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(functools.partial(function, *arguments, **options))
+            return function(*arguments, **options)
+
+        return call
+
+    def kept_normals(_: np.random.Generator, *arguments: Any) -> np.ndarray:
+        calls.append(functools.partial(normals, generator, *arguments))
+        return normals(generator, *arguments)
+
+    normals, functions = draws._normals, {name: getattr(cv2, name) for name in OPENCV}
+    draws._normals = kept_normals
+    for name, function in functions.items():
+        setattr(cv2, name, kept(function))
+    try:
+        augment()
+    finally:
+        draws._normals = normals
+        for name, function in functions.items():
+            setattr(cv2, name, function)
+    return min(timed(lambda: [call() for call in calls], time.process_time) for _ in range(3))
 
 
 def _pillow(data: bytes) -> np.ndarray:
