@@ -61,5 +61,6 @@ class VectorCheck:
                 f"{self._space}: {self._rows} different pictures all got {what}, so none was "
                 "stored. The weights do not fit the network, or the engine is broken: run "
                 "`featurecache doctor`, or try --engine torch-cpu, other --weights or another "
-                "--layer"
+                "--layer. After train-network, the training may have collapsed: try a lower lr or "
+                "a larger batch_size"
             )
