@@ -25,7 +25,7 @@ from featurecache.stages.generators.generate import check_folder
 from featurecache.stages.recipes.recipe_steps import Featurize, FitGenerator, Generate
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class PlannedGenerators:
     """What earlier steps of a recipe are going to make, by absolute folder: `generators`, one or
     one per fold, with their configurations, and `datasets` with the folders of their generators."""
@@ -47,7 +47,7 @@ class PlannedGenerators:
             fitted_classes(config, dataset, path)
             folds = config.validation.folds if config.validation else 0
             folders = [out / f"fold_{number}" for number in range(1, folds + 1)] or [out]
-            self.generators |= dict.fromkeys(folders, config)
+            self.generators.update(dict.fromkeys(folders, config))
             return
         generator = Path(step.generator).absolute()
         planned = self.generators.get(generator)
