@@ -365,10 +365,10 @@ def test_retry_makes_rows_of_a_layer(
     data, cache = write_dataset(tmp_path / "data", {"cat": 3}), tmp_path / "cache"
     real = stage.original
 
-    def broken(sample: Any, item: bytes) -> np.ndarray:
+    def broken(sample: Any, *rest: Any) -> np.ndarray:
         if sample.id.endswith("001.png"):
             raise Undecodable("not today")
-        return real(sample, item)
+        return real(sample, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, "original", broken)

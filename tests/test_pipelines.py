@@ -78,8 +78,10 @@ def test_a_recipe_would_run(
         data.mkdir(exist_ok=True)
         (data / inner.data).symlink_to(small_data)
     weights = [step.weights for step in steps if isinstance(step, Featurize) and step.weights]
-    # The weights that a recipe needs are the user's.
+    # The weights and the style that a recipe needs are the user's.
     error, text = (BadInput, f"--weights {weights[0]}: ") if weights else (InterruptedError, "^$")
+    if path.name == "gan.yaml":
+        error, text = BadInput, "winter.yaml: style: data/styles/winter is neither a folder"
     with pytest.raises(error, match=text):
         stage.run(path, data=data, cache=tmp_path / "c", runs=tmp_path / "r")
 
