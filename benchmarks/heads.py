@@ -71,7 +71,8 @@ def head_epoch(setting: Setting) -> list[Case]:
     dropout, by Adam: scikit-learn's MLPClassifier.partial_fit. All of them compute in f32 on the
     same cores, but ours with `precision: bf16` where the case says so.
 
-    The limit of any of them: the matrix products of the epoch alone, by torch."""
+    The limit of any of them in f32: the matrix products of the epoch alone, by torch, in f32 beside
+    the cases in bf16 too."""
     v = Vectors(setting, setting.size(100_000, 600), setting.size(2000, 60))
     file = setting.folder / "vectors.h5"
     with h5py.File(file, "w") as out:
