@@ -90,7 +90,11 @@ class _Program(click.Group):
 @click.group(
     cls=_Program,
     commands=[command for commands in SECTIONS.values() for command in commands],
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
     epilog="Set --data, --cache, --runs and --backbone once, in a featurecache.toml or in "
     "FEATURECACHE_DATA, _CACHE, _RUNS and _BACKBONE.",
 )

@@ -12,7 +12,9 @@ from featurecache.commands import printing, terminal
 from featurecache.commands.options import (
     CACHED,
     COMPUTING,
-    DISTRIBUTION,
+    FILLING,
+    IMAGES,
+    OUTPUT,
     backbone_option,
     options,
 )
@@ -22,22 +24,7 @@ from featurecache.text import counted
 
 
 @click.command()
-@options(
-    "policy",
-    "data",
-    "only_split",
-    "limit",
-    "cache",
-    "jpeg_side",
-    "workers",
-    "seed",
-    "shard_rows",
-    *DISTRIBUTION,
-    "allow_failed",
-    "json",
-    "quiet",
-    "debug",
-)
+@options("policy", *IMAGES, "jpeg_side", *FILLING, *OUTPUT)
 def augment(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Store the pictures of views in the cache, lossless.
 
@@ -50,24 +37,7 @@ def augment(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) ->
 
 
 @click.command()
-@options(
-    "backbone",
-    "policy_or_stored",
-    "data",
-    "only_split",
-    "limit",
-    "cache",
-    *COMPUTING,
-    "engine",
-    "workers",
-    "seed",
-    "shard_rows",
-    *DISTRIBUTION,
-    "allow_failed",
-    "json",
-    "quiet",
-    "debug",
-)
+@options("backbone", "policy_or_stored", *IMAGES, *COMPUTING, "engine", *FILLING, *OUTPUT)
 def featurize(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Compute and store the vectors that are missing from the cache.
 
@@ -86,21 +56,7 @@ def featurize(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) 
 
 
 @click.command()
-@options(
-    "backbone",
-    "policy_or_stored",
-    "data",
-    "only_split",
-    "limit",
-    "cache",
-    *COMPUTING,
-    "engine",
-    "workers",
-    "seed",
-    "json",
-    "quiet",
-    "debug",
-)
+@options("backbone", "policy_or_stored", *IMAGES, *COMPUTING, "engine", "workers", "seed", *OUTPUT)
 def plan(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Show what `featurize` would compute, and what it would cost.
 
@@ -137,7 +93,7 @@ def why(as_json: bool, **arguments: Any) -> None:
 @click.command()
 @options("data")
 @click.option("--out", required=True, metavar="FILE.parquet", help="The file to write.")
-@options("allow_failed", "json", "quiet", "debug")
+@options("allow_failed", *OUTPUT)
 def index(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """List and hash a dataset once, for a quick start anywhere.
 
@@ -181,27 +137,16 @@ def list_spaces(cache: str, as_json: bool) -> None:
 @click.command()
 @options("cache", "data")
 @click.option(
-    "--recompute",
-    type=int,
-    default=0,
-    metavar="N",
+    "--recompute", default=0, show_default=False, metavar="N",
     help="Recompute N random rows per space, and print the drift.",
-)
+)  # fmt: skip
 @click.option(
     "--repair",
     is_flag=True,
     help="Quarantine bad shards, recompute their rows, delete files of killed processes.",
 )
-@click.option(
-    "--sampling-seed",
-    "--seed",
-    "seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Seed for choosing the rows.",
-)
-@options("weights", "engine", "json", "quiet", "debug")
+@click.option("--sampling-seed", "--seed", "seed", default=0, help="Seed for choosing the rows.")
+@options("weights", "engine", *OUTPUT)
 def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
     """Hash every shard and compare it with its record.
 
@@ -234,8 +179,7 @@ def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
                 f"{counted(result.remade, 'row')} recomputed, "
                 f"{counted(len(result.removed), 'stray file')} deleted"
             )
-    for line in result.left:
-        click.echo(terminal.printable(f"not repaired: {line}"), err=True)
+    printing.lines((f"not repaired: {line}" for line in result.left), err=True)
     if result.pending:
         known = sum(int(shard["rows"] or 0) for shard in result.pending)
         unknown = sum(shard["rows"] is None for shard in result.pending)
@@ -255,7 +199,7 @@ def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
 
 
 @click.command()
-@options("data", "cache", "weights", "engine", "allow_failed", "json", "quiet", "debug")
+@options("data", "cache", "weights", "engine", "allow_failed", *OUTPUT)
 def retry(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Decode failed images again, and add the rows that succeed."""
     from featurecache.stages.cache.retry import retry
@@ -271,7 +215,7 @@ def retry(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> i
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@options("json", "quiet", "debug")
+@options(*OUTPUT)
 def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     """Compare the rows of caches A and B: missing, extra, drift.
 
@@ -293,7 +237,7 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
 @options("cache")
 @click.option(
     "--view", "--policy", "policy", multiple=True, metavar="NAME",
-    help="A view, or a policy for all its draws.",
+    help="A view, or a policy for all its draws."
 )  # fmt: skip
 @click.option("--backbone", multiple=True, metavar="NAME", help="A network, or `pictures`.")
 @click.option(
@@ -311,15 +255,14 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     "--delete", is_flag=True, help="Delete them; without this option they are only listed."
 )
 @click.option("--force", is_flag=True, help="Also delete spaces that a run was trained on.")
-@options("json", "quiet", "debug")
+@options(*OUTPUT)
 def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """List the spaces that match all criteria, or delete them."""
     from featurecache.stages.cache.gc import absent_names, gc
 
     absent = absent_names(arguments["cache"], arguments["policy"], arguments["backbone"])
     candidates = gc(**arguments, progress=open_progress(quiet))
-    for line in absent:
-        click.echo(terminal.printable(line), err=True)
+    printing.lines(absent, err=True)
     if as_json:
         return printing.print_json(candidates)
     spaces = [c for c in candidates if not c.leftover]

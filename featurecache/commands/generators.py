@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import options
+from featurecache.commands.options import OUTPUT, options
 from featurecache.commands.progress import open_progress
 from featurecache.commands.setting_options import setting
 
@@ -20,7 +20,7 @@ from featurecache.commands.setting_options import setting
 @click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/CONFIG-HASH]")
 @options("runs")
 @click.option("--seed", type=int, help="Overrides the seed in the configuration.")
-@options("device", "workers", "json", "quiet", "debug")
+@options("device", "workers", *OUTPUT)
 def fit_generator(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Fit a network that makes training data: a transform of images."""
     from featurecache.stages.generators.fit_generator import fit_generator
@@ -32,8 +32,7 @@ def fit_generator(as_json: bool, quiet: bool, **arguments: Any) -> None:
         {"": folder, **losses} for folder, losses in zip(result.folders, result.losses, strict=True)
     ]
     terminal.table(rows, "losses")
-    for note in result.notes:
-        click.echo(terminal.printable(note))
+    printing.lines(result.notes)
     click.echo(f"run: {result.run}")
 
 
@@ -41,11 +40,9 @@ def fit_generator(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option(
     "--generator", required=True, metavar="RUN", help="A run of fit-generator, or one of its folds."
 )
-@click.option(
-    "--per-class", type=int, default=500, show_default=True, metavar="N", help="Images per class."
-)
+@click.option("--per-class", default=500, metavar="N", help="Images per class.")
 @click.option("--out", required=True, metavar="DIR", help="The new folder of the dataset.")
-@options("workers", "json", "quiet", "debug")
+@options("workers", *OUTPUT)
 def generate(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Write a dataset of images that a generator makes."""
     from featurecache.stages.generators.generate import generate

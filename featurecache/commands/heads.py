@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import CACHED, options, run_argument
+from featurecache.commands.options import CACHED, OUTPUT, options, run_argument
 from featurecache.commands.progress import open_progress
 from featurecache.commands.setting_options import find_in_runs, with_schedule_backbone
 from featurecache.text import counted
@@ -47,7 +47,7 @@ from featurecache.text import counted
     help="Memory for vectors, e.g. 4G.  [default: half of the machine's]",
 )
 @click.option("--tensorboard", metavar="DIR", help="Write TensorBoard events to this folder.")
-@options("device", "json", "quiet", "debug")
+@options("device", *OUTPUT)
 def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Train a head on cached vectors under a curriculum."""
     from featurecache.stages.heads.train_head import train_head
@@ -62,8 +62,7 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
         baseline = {"epoch": None, "top1": result.baseline["top1"], "loss": None}
         rows.append({"": "logistic regression", **baseline})
     terminal.table(rows, "validation")
-    for note in result.notes:
-        click.echo(note)
+    printing.lines(result.notes)
     click.echo(f"run: {result.run}")
 
 
@@ -94,8 +93,8 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     is_flag=True,
     help="Also train on real images that no generator has seen, in place of generated ones.",
 )
-@click.option("--seeds", type=int, default=5, show_default=True, help="Trainings per variant.")
-@options("runs", "device", "json", "quiet", "debug")
+@click.option("--seeds", default=5, help="Trainings per variant.")
+@options("runs", "device", *OUTPUT)
 def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Compare heads trained with and without augmentation.
 
@@ -129,9 +128,7 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     ]
     where = f"{augmented.policy} under {augmented.lr_schedule}"
     terminal.table([] if quiet else changed, f"classes that changed most with {where}")
-    for note in result.notes:
-        click.echo(note)
-    click.echo(terminal.printable(result.verdict))
+    printing.lines([*result.notes, result.verdict])
     click.echo(f"run: {result.run}")
 
 
@@ -139,7 +136,7 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option(
     "--config", required=True, metavar="FILE", help="What to search: a YAML file (docs/search.md)."
 )
-@options("data", "cache", "runs", "device", "engine", "workers", "json", "quiet", "debug")
+@options("data", "cache", "runs", "device", "engine", "workers", *OUTPUT)
 def search(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Search for the augmentation policy that helps a head most.
 
@@ -151,10 +148,8 @@ def search(as_json: bool, quiet: bool, **arguments: Any) -> None:
     result = search(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
-    for line in Path(result.run, "report.txt").read_text(encoding="utf-8").splitlines():
-        click.echo(terminal.printable(line))
-    for note in result.notes:
-        click.echo(terminal.printable(note))
+    report = Path(result.run, "report.txt").read_text(encoding="utf-8")
+    printing.lines([*report.splitlines(), *result.notes])
     click.echo(f"run: {result.run}")
 
 
@@ -181,7 +176,7 @@ def search(as_json: bool, quiet: bool, **arguments: Any) -> None:
     metavar="FILE",
     help="Write all predictions, with probabilities, to this .csv or .parquet file.",
 )
-@options("json", "quiet", "debug")
+@options(*OUTPUT)
 def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate the head in RUN on a split of a dataset."""
     from featurecache.stages.heads.evaluate import CLASS_SCORES, SCORES, evaluate
@@ -209,8 +204,7 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
         terminal.table([] if is_all else worst, "worst classes")
     if result.against is not None:
         terminal.table([result.against | {"p": f"{result.against['p']:.2g}"}], "against")
-    for note in result.notes:
-        click.echo(terminal.printable(note))
+    printing.lines(result.notes)
     printing.left_out(result.left_out)
 
 
@@ -220,7 +214,7 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option("--how", metavar="NAME", help="mean, vote, stack or dense.  [default: all but dense]")
 @options("run_split", "view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
-@options("json", "quiet", "debug")
+@options(*OUTPUT)
 def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate the heads in RUNS together, beside each member.
 
@@ -245,20 +239,14 @@ def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
         [{"": n, **{str(k): r for k, r in enumerate(row, 1)}} for n, row in numbered],
         "correlation of errors",
     )
-    for note in result.notes:
-        click.echo(terminal.printable(note))
+    printing.lines(result.notes)
     printing.left_out(result.left_out)
 
 
 @click.command()
 @options("backbone", "data", "cache", "seed", "view")
-@click.option("--split", default="val", show_default=True, help="A labelled split for testing.")
-@options(
-    *CACHED,
-    "json",
-    "quiet",
-    "debug",
-)
+@click.option("--split", default="val", help="A labelled split for testing.")
+@options(*CACHED, *OUTPUT)
 def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate ridge, logistic regression and k-NN on vectors.
 
@@ -278,10 +266,10 @@ def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @run_argument("runs", nargs=-1, required=True)
 @options("run_data", "run_cache")
 @click.option("--out", required=True, metavar="FILE", help="The file to write.")
-@click.option("--split", default="test", show_default=True, help="The split to predict.")
+@click.option("--split", default="test", help="The split to predict.")
 @options("view", "tta")
 @click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
-@options("allow_failed", "json", "quiet", "debug")
+@options("allow_failed", *OUTPUT)
 def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Write the averaged predictions of RUNS for a test split."""
     from featurecache.stages.heads.submit import submit
@@ -303,9 +291,9 @@ def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> 
     metavar="FILE",
     help="A weights file that vectors were computed with: .safetensors or .pth. Repeatable.",
 )
-@click.option("--top", type=int, default=5, show_default=True, help="Classes per file.")
+@click.option("--top", default=5, help="Classes per file.")
 @click.option("--out", metavar="FILE", help="Write the predictions to this CSV file.")
-@options("engine", "allow_failed", "json", "quiet", "debug")
+@options("engine", "allow_failed", *OUTPUT)
 def predict(run: str, as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Predict the classes of images by the head in RUN.
 

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import options, run_argument
+from featurecache.commands.options import OUTPUT, options, run_argument
 from featurecache.commands.progress import open_progress
 from featurecache.commands.setting_options import setting
 from featurecache.text import counted
 
 
 @click.command()
-@options("data", "json", "quiet", "debug")
+@options("data", *OUTPUT)
 def inspect(data: str, as_json: bool, quiet: bool) -> None:
     """Count images per split and class, and find unreadable files."""
     from featurecache.stages.looking.inspect import inspect
@@ -46,8 +46,7 @@ def inspect(data: str, as_json: bool, quiet: bool) -> None:
         )
     terminal.table([dataclasses.asdict(row) for row in result.unreadable], "unreadable")
     click.echo(f"unreadable files: {len(result.unreadable)}")
-    for note in result.notes:
-        click.echo(terminal.printable(f"note: {note}"))
+    printing.lines(f"note: {note}" for note in result.notes)
 
 
 @click.group(invoke_without_command=True)
@@ -74,11 +73,9 @@ def show(name: str) -> None:
 @policies.command()
 @click.argument("name")
 @options("data", "seed")
-@click.option(
-    "--out", default="sheet.png", show_default=True, metavar="FILE", help="The picture to write."
-)
-@click.option("--images", type=int, default=8, show_default=True, help="Rows of the sheet.")
-@click.option("--draws", type=int, default=5, show_default=True, help="Draws beside each original.")
+@click.option("--out", default="sheet.png", metavar="FILE", help="The picture to write.")
+@click.option("--images", default=8, help="Rows of the sheet.")
+@click.option("--draws", default=5, help="Draws beside each original.")
 @options("json", "debug")
 def preview(as_json: bool, **arguments: Any) -> None:
     """Draw a contact sheet of policy NAME: originals beside draws."""
@@ -145,11 +142,7 @@ def doctor(cache: str, as_json: bool) -> int:
 @click.command("runs")
 @click.argument("folder", required=False)
 @click.option(
-    "--sort",
-    default="top1",
-    show_default=True,
-    metavar="NAME",
-    help="top1, loss, started, seconds, rows or run.",
+    "--sort", default="top1", metavar="NAME", help="top1, loss, started, seconds, rows or run."
 )
 @options("json", "debug")
 def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
@@ -194,20 +187,12 @@ def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
 @click.command()
 @run_argument("runs", nargs=-1, required=True)
 @options("run_data", "run_cache")
-@click.option(
-    "--out", default="report.html", show_default=True, metavar="FILE", help="The page to write."
-)
+@click.option("--out", default="report.html", metavar="FILE", help="The page to write.")
 @options("run_split", "view")
 @click.option("--seed", type=int, help="Seed of the view.  [default: the schedules' augment_seed]")
 @click.option("--study", metavar="DIR", help="A folder of `featurecache study` to include.")
-@click.option(
-    "--pictures",
-    type=int,
-    default=500,
-    show_default=True,
-    help="Maximum number of misclassified images.",
-)
-@options("json", "quiet", "debug")
+@click.option("--pictures", default=500, help="Maximum number of misclassified images.")
+@options(*OUTPUT)
 def report(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Write the results of RUNS to one HTML file.
 
@@ -218,8 +203,7 @@ def report(as_json: bool, quiet: bool, **arguments: Any) -> None:
     result = report(**arguments, progress=open_progress(quiet))
     if as_json:
         return printing.print_json(result)
-    for note in [result.verdict, *result.notes]:
-        click.echo(terminal.printable(note))
+    printing.lines([result.verdict, *result.notes])
     click.echo(
         f"{terminal.printable(result.path)}: {result.bytes / 1e6:,.1f} MB, {result.shown:,} of "
         f"{result.wrong:,} misclassified images shown; {result.seconds} s"

@@ -21,7 +21,7 @@ from featurecache.commands.progress import open_progress
 @click.option("--seed", type=int, help="Overrides the seed in the configuration.")
 @options(
     "device", "workers", "executor", "address", "gpus_per_worker", "max_workers", "json", "quiet",
-    "debug",
+    "debug"
 )  # fmt: skip
 def train_network(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Train a network on pictures of views, or its last layers on cached maps."""
@@ -33,6 +33,5 @@ def train_network(as_json: bool, quiet: bool, **arguments: Any) -> None:
     printing.trials(result.trials, result.winner)
     rows = [{"": name, **getattr(result, name)} for name in ("best", "last")]
     terminal.table(rows, "validation")
-    for note in result.notes:
-        click.echo(terminal.printable(note))
+    printing.lines(result.notes)
     click.echo(f"run: {result.run}")

@@ -51,7 +51,7 @@ def _data(command: Command, default: str | None = "data", note: str = "") -> Com
         )(command)  # fmt: skip
     from_settings: dict[str, Any] = {} if default is None else _from("data")
     return click.option(
-        "--data", multiple=True, default=(default,) if default else (), show_default=True,
+        "--data", multiple=True, default=(default,) if default else (),
         metavar="DIR|FILE|digits", callback=open_data, **from_settings,
         help="The dataset: a folder, a .csv, .parquet or .tar file, or hf://OWNER/NAME. Columns: "
         "--path-column, --label-column, --split-column, --group-column. Repeatable: several are "
@@ -66,9 +66,7 @@ def _from(setting: str) -> dict[str, Any]:
 
 def backbone_option(help: str, **keywords: Any) -> Callable[[Command], Command]:
     """--backbone, by default that of the settings."""
-    return click.option(
-        "--backbone", metavar="NAME", show_default=True, help=help, **_from("backbone"), **keywords
-    )
+    return click.option("--backbone", metavar="NAME", help=help, **_from("backbone"), **keywords)
 
 
 def run_argument(name: str, **keywords: Any) -> Callable[[Command], Command]:
@@ -96,21 +94,18 @@ def _view_option(default: str = "") -> Callable[[Command], Command]:
 SHARED: dict[str, Callable[[Any], Any]] = {
     "data": _data,
     "cache": click.option(
-        "--cache", default="data/cache", show_default=True, metavar="DIR", help="The cache.",
-        **_from("cache"),
+        "--cache", default="data/cache", metavar="DIR", help="The cache.", **_from("cache"),
     ),
     "run_data": lambda command: _data(command, None, "  [default: the data of the run]"),
     "run_cache": click.option(
         "--cache", metavar="DIR", help="The cache.  [default: the cache of the run]"
     ),
     "workers": click.option(
-        "--workers", type=int, default=None,
+        "--workers", type=int,
         help="Processes that make pictures; 0 = the main process only.  [default: cores - 1, at "
         "most 16]",
     ),
-    "seed": click.option(
-        "--seed", type=int, default=0, show_default=True, help="Seed of the views."
-    ),
+    "seed": click.option("--seed", default=0, help="Seed of the views."),
     "policy": _view_option(),
     "policy_or_stored": _view_option("  [default: `none`, and those that `augment` stored]"),
     "policy_or_schedule": _view_option("  [default: those of the schedule]"),
@@ -159,12 +154,10 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "[default: in full]",
     ),
     "engine": click.option(
-        "--engine", default="auto", show_default=True,
+        "--engine", default="auto",
         help="auto, openvino, torch-cpu, torch-cuda or torch-cuda-compiled.",
     ),
-    "precision": click.option(
-        "--precision", default="f32", show_default=True, help="f32, bf16 or fp16."
-    ),
+    "precision": click.option("--precision", default="f32", help="f32, bf16 or fp16."),
     "shard_rows": click.option(
         "--shard-rows", type=int,
         help="Rows per shard. A killed run loses at most one shard.  [default: 512 vectors, or "
@@ -175,7 +168,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         help="Compute part I of the missing rows, of N jobs that fill one cache."
     ),
     "executor": click.option(
-        "--executor", default="local", show_default=True,
+        "--executor", default="local",
         help="local, processes (on this machine) or ray (a cluster); see docs/cluster.md.",
     ),
     "address": click.option(
@@ -194,12 +187,9 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--allow-failed", is_flag=True, help="Exit 0 even if images could not be decoded."
     ),
     "runs": click.option(
-        "--runs", default="runs", show_default=True, metavar="DIR",
-        help="Folder for new runs.", **_from("runs"),
+        "--runs", default="runs", metavar="DIR", help="Folder for new runs.", **_from("runs"),
     ),
-    "device": click.option(
-        "--device", default="auto", show_default=True, help="auto, cpu or cuda."
-    ),
+    "device": click.option("--device", default="auto", help="auto, cpu or cuda."),
     "only_split": click.option(
         "--split", metavar="NAME", help="Only the images of this split.  [default: all]"
     ),
@@ -207,15 +197,14 @@ SHARED: dict[str, Callable[[Any], Any]] = {
         "--limit", type=int, metavar="N",
         help="Only N of the images, the same ones each time; a larger N includes them.",
     ),
-    "split": click.option("--split", default="val", show_default=True, help="A labelled split."),
+    "split": click.option("--split", default="val", help="A labelled split."),
     "run_split": click.option(
         "--split", metavar="NAME",
         help="A labelled split, or `held-out`: the images that the run was validated on.  "
         "[default: val, or held-out without it]",
     ),
     "view": click.option(
-        "--view", default="none", show_default=True, metavar="NAME_N",
-        help="The view of the images.",
+        "--view", default="none", metavar="NAME_N", help="The view of the images.",
     ),
     "tta": click.option(
         "--tta", multiple=True, metavar="NAME_N",
@@ -238,9 +227,8 @@ SHARED: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 _SETTING = ("input_size", "crop", "interpolation", "layer", "pooling")
 COMPUTING = ("weights", *_SETTING, "store", "precision", "jpeg_side")  # how vectors are computed
-DISTRIBUTION = ("part", "executor", "address", "gpus_per_worker", "max_workers")  # many machines
-CACHED = (
-    *(f"cached_{name}" for name in _SETTING),
-    "cached_precision",
-    "cached_jpeg_side",
-)  # which of the cached vectors
+CREW = ("executor", "address", "gpus_per_worker", "max_workers")  # many machines
+IMAGES = ("data", "only_split", "limit", "cache")
+FILLING = ("workers", "seed", "shard_rows", "part", *CREW, "allow_failed")  # how to fill a cache
+OUTPUT = ("json", "quiet", "debug")
+CACHED = tuple(f"cached_{name}" for name in (*_SETTING, "precision", "jpeg_side"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -32,8 +32,7 @@ def filled(result: Any, as_json: bool, allow_failed: bool) -> int:
             f"{result.seconds:.1f} s, {result.images_per_second:,.1f} rows/s"
             + (f", bound by {result.bound}" if result.bound else "")
         )
-    for note in result.notes:
-        click.echo(terminal.printable(note), err=True)
+    lines(result.notes, err=True)
     return failed(result.failed, allow_failed)
 
 
@@ -77,14 +76,18 @@ def interval(ends: list[float]) -> str:
     return f"{ends[0]:.4f}-{ends[1]:.4f}"
 
 
+def lines(texts: Iterable[str], err: bool = False) -> None:
+    for text in texts:
+        click.echo(terminal.printable(text), err=err)
+
+
 def left_out(count: int) -> None:
     if count:
         click.echo(f"{counted(count, 'image')} left out: could not be read or decoded")
 
 
 def failed(failed: list[dict[str, Any]], allow_failed: bool) -> int:
-    for row in failed:
-        click.echo(terminal.printable(f"failed: {row['path']}: {row['reason']}"), err=True)
+    lines((f"failed: {row['path']}: {row['reason']}" for row in failed), err=True)
     if failed and not allow_failed:
         click.echo(
             f"{counted(len(failed), 'image')} failed; pass --allow-failed to exit 0 anyway",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import open_data, options
+from featurecache.commands.options import OUTPUT, open_data, options
 from featurecache.commands.progress import open_progress
 from featurecache.commands.setting_options import setting
 
@@ -24,7 +24,7 @@ from featurecache.commands.setting_options import setting
 )
 @click.option("--cache", metavar="DIR", help="Overrides the cache in the recipe.")
 @click.option("--runs", metavar="DIR", help="Overrides the folder for runs in the recipe.")
-@options("engine", "workers", "device", "allow_failed", "json", "quiet", "debug")
+@options("engine", "workers", "device", "allow_failed", *OUTPUT)
 def run(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Run the steps of RECIPE, and print one table.
 
@@ -43,8 +43,7 @@ def run(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int
             printing.trials(sweep["trials"], sweep["winner"], f"{name}: ")
         terminal.table(result.table, result.recipe)
         terminal.table(result.gains, "gains, seed by seed")
-        for note in result.notes:
-            click.echo(terminal.printable(note))
+        printing.lines(result.notes)
         click.echo(f"{result.computed:,} rows computed, {result.hits:,} held; {result.seconds} s")
     return printing.failed(result.failed, allow_failed)
 
@@ -55,7 +54,7 @@ _OWN_IMAGES = """then with your own images, a folder per class:
 
 
 @click.command()
-@options("cache", "workers", "runs", "json", "quiet", "debug")
+@options("cache", "workers", "runs", *OUTPUT)
 def quickstart(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Try everything on scikit-learn's digits, offline.
 

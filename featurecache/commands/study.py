@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import CACHED, backbone_option, options, run_argument
+from featurecache.commands.options import CACHED, OUTPUT, backbone_option, options, run_argument
 from featurecache.commands.progress import open_progress
 
 
@@ -17,29 +17,22 @@ def study() -> None:
     """Draw figures of vectors, networks and policies."""
 
 
-OUT = click.option(
-    "--out", default="study", show_default=True, metavar="DIR", help="The folder to write into."
-)
+OUT = click.option("--out", default="study", metavar="DIR", help="The folder to write into.")
 BACKBONE = backbone_option("The network whose vectors are studied.", default="")
-SPLIT = click.option("--split", default="train", show_default=True, help="A labelled split.")
+SPLIT = click.option("--split", default="train", help="A labelled split.")
 
 
 @study.command()
-@click.option("--backbone", default="", metavar="NAME", help="Also study the vectors of NAME.")
+@click.option(
+    "--backbone", default="", show_default=False, metavar="NAME",
+    help="Also study the vectors of NAME.",
+)  # fmt: skip
 @options("data", "cache", "view")
 @SPLIT
-@click.option(
-    "--images", type=int, default=2000, show_default=True, help="Maximum number of images."
-)
-@click.option(
-    "--pixels",
-    type=int,
-    default=64,
-    show_default=True,
-    help="Side of the scaled images, in pixels.",
-)
+@click.option("--images", default=2000, help="Maximum number of images.")
+@click.option("--pixels", default=64, help="Side of the scaled images, in pixels.")
 @OUT
-@options("seed", *CACHED, "json", "quiet", "debug")
+@options("seed", *CACHED, *OUTPUT)
 def pca(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Count the components that retain the variance of pixels.
 
@@ -53,39 +46,19 @@ def pca(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @study.command()
 @BACKBONE
 @click.option("--classes", multiple=True, metavar="NAME", help="A class. Repeatable.")
-@click.option(
-    "--count",
-    type=int,
-    default=5,
-    show_default=True,
-    help="Without --classes: number of classes to draw.",
-)
+@click.option("--count", default=5, help="Without --classes: number of classes to draw.")
 @options("data", "cache", "view")
 @SPLIT
-@click.option(
-    "--images", type=int, default=500, show_default=True, help="Maximum number of images."
-)
-@click.option("--method", default="tsne", show_default=True, help="tsne or umap.")
-@click.option(
-    "--perplexity",
-    type=float,
-    default=30.0,
-    show_default=True,
-    help="Effective number of neighbours.",
-)
+@click.option("--images", default=500, help="Maximum number of images.")
+@click.option("--method", default="tsne", help="tsne or umap.")
+@click.option("--perplexity", default=30.0, help="Effective number of neighbours.")
 @OUT
 @options("seed")
+@click.option("--sampling-seed", default=0, help="Seed of the draw of classes.")
 @click.option(
-    "--sampling-seed", type=int, default=0, show_default=True, help="Seed of the draw of classes."
+    "--embedding-seed", default=0, help="Seed of UMAP. (t-SNE starts from the components.)"
 )
-@click.option(
-    "--embedding-seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Seed of UMAP. (t-SNE starts from the components.)",
-)
-@options(*CACHED, "json", "quiet", "debug")
+@options(*CACHED, *OUTPUT)
 def tsne(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Embed the vectors of some classes in two dimensions."""
     from featurecache.stages.studies.tsne import study_tsne
@@ -97,18 +70,10 @@ def tsne(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @BACKBONE
 @options("policy_or_cached", "data", "cache")
 @SPLIT
-@click.option(
-    "--images", type=int, default=2000, show_default=True, help="Maximum number of images."
-)
-@click.option(
-    "--neighbours",
-    type=int,
-    default=10,
-    show_default=True,
-    help="Number of nearest neighbours that vote.",
-)
+@click.option("--images", default=2000, help="Maximum number of images.")
+@click.option("--neighbours", default=10, help="Number of nearest neighbours that vote.")
 @OUT
-@options("seed", *CACHED, "json", "quiet", "debug")
+@options("seed", *CACHED, *OUTPUT)
 def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Measure how far views move vectors, and which images break."""
     from featurecache.stages.studies.drift import study_drift
@@ -122,24 +87,19 @@ def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option(
     "--reference",
     default="none",
-    show_default=True,
     metavar="NAME_N",
     help="The view of the real images to compare with.",
 )
 @options("data", "cache")
 @SPLIT
-@click.option(
-    "--images", type=int, default=5000, show_default=True, help="Maximum number of images per set."
-)
+@click.option("--images", default=5000, help="Maximum number of images per set.")
 @click.option(
     "--neighbours",
-    type=int,
     default=5,
-    show_default=True,
     help="Number of nearest neighbours that the ball around a vector contains.",
 )
 @OUT
-@options("seed", *CACHED, "json", "quiet", "debug")
+@options("seed", *CACHED, *OUTPUT)
 def realism(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Measure how realistic a view or generated images are.
 
@@ -155,11 +115,9 @@ def realism(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @BACKBONE
 @options("data", "cache")
 @click.option("--split", help="One split.  [default: all labelled ones]")
-@click.option(
-    "--count", type=int, default=8, show_default=True, help="Number of neighbours to show."
-)
+@click.option("--count", default=8, help="Number of neighbours to show.")
 @OUT
-@options("weights", "engine", *CACHED, "json", "quiet", "debug")
+@options("weights", "engine", *CACHED, *OUTPUT)
 def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Show the images whose vectors are nearest to that of IMAGE."""
     from featurecache.stages.studies.neighbours import study_neighbours
@@ -170,43 +128,17 @@ def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @study.command()
 @run_argument("runs", nargs=-1, required=True)
 @click.option("--image", multiple=True, metavar="FILE", help="An image to look at. Repeatable.")
-@click.option(
-    "--images",
-    type=int,
-    default=4,
-    show_default=True,
-    help="Without --image: number of images of the split.",
-)
+@click.option("--images", default=4, help="Without --image: number of images of the split.")
 @options("run_data", "split")
 @click.option(
-    "--method",
-    default="gradient",
-    show_default=True,
-    metavar="NAME",
-    help="gradient, smoothgrad or gradcam.",
+    "--method", default="gradient", metavar="NAME", help="gradient, smoothgrad or gradcam."
 )
 @click.option(
     "--class", "class_name", metavar="NAME", help="Class to map.  [default: the predicted one]"
 )
-@click.option(
-    "--samples", type=int, default=25, show_default=True, help="smoothgrad: number of noisy copies."
-)
-@click.option(
-    "--noise",
-    type=float,
-    default=0.15,
-    show_default=True,
-    help="smoothgrad: noise, as a share of the span.",
-)
-@click.option(
-    "--noise-seed",
-    "--seed",
-    "seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="smoothgrad: seed of the noise.",
-)
+@click.option("--samples", default=25, help="smoothgrad: number of noisy copies.")
+@click.option("--noise", default=0.15, help="smoothgrad: noise, as a share of the span.")
+@click.option("--noise-seed", "--seed", "seed", default=0, help="smoothgrad: seed of the noise.")
 @click.option(
     "--weights",
     multiple=True,
@@ -214,7 +146,7 @@ def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
     help="Weights the vectors were made with: .safetensors or .pth. Repeatable.",
 )
 @OUT
-@options("json", "quiet", "debug")
+@options(*OUTPUT)
 def saliency(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Draw which pixels the heads in RUNS use.
 
@@ -227,20 +159,13 @@ def saliency(as_json: bool, quiet: bool, **arguments: Any) -> None:
         return printing.print_json(result)
     terminal.table(result.maps, f"{result.method}: share of the saliency inside the boxes")
     terminal.table(result.runs, "means over the images with a box")
-    _print_paths(result.files)
+    printing.lines(f"wrote {file}" for file in result.files)
 
 
 @study.command()
 @backbone_option("The network.", required=True)
 @options("weights")
-@click.option(
-    "--most",
-    "max_tiles",
-    type=int,
-    default=256,
-    show_default=True,
-    help="Maximum number of tiles per layer.",
-)
+@click.option("--most", "max_tiles", default=256, help="Maximum number of tiles per layer.")
 @OUT
 @options("json", "debug")
 def filters(as_json: bool, **arguments: Any) -> None:
@@ -254,9 +179,8 @@ def filters(as_json: bool, **arguments: Any) -> None:
     terminal.table(
         [row | {"shape": "x".join(map(str, row["shape"]))} for row in rows], result.backbone
     )
-    for note in result.notes:
-        click.echo(terminal.printable(note))
-    _print_paths(result.files)
+    printing.lines(result.notes)
+    printing.lines(f"wrote {file}" for file in result.files)
 
 
 def _print(result: Any, as_json: bool) -> None:
@@ -264,11 +188,5 @@ def _print(result: Any, as_json: bool) -> None:
         return printing.print_json(result)
     rows = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in result.table]
     terminal.table(rows, f"{result.study}, {result.n:,} images")
-    for note in result.notes:
-        click.echo(terminal.printable(note))
-    _print_paths(result.files)
-
-
-def _print_paths(files: list[str]) -> None:
-    for file in files:
-        click.echo(f"wrote {terminal.printable(file)}")
+    printing.lines(result.notes)
+    printing.lines(f"wrote {file}" for file in result.files)
