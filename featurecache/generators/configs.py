@@ -13,21 +13,19 @@ from pydantic import Field
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput, UnknownName
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 
 # transform: image -> image; sampler: class -> image; vector sampler: class -> vector
 Kind = Literal["transform", "sampler", "vector sampler"]
 
 
-class Folds(pydantic.BaseModel):
+class Folds(YamlModel):
     """One generator per fold, each fitted without the images of its fold."""
-
-    model_config = STRICT
 
     folds: int = Field(ge=2)
 
 
-class GeneratorConfig(pydantic.BaseModel):
+class GeneratorConfig(YamlModel):
     """What every generator's configuration has.
 
     `classes` restricts the images to these classes. `validation: {folds: K}` fits one generator per
@@ -35,8 +33,6 @@ class GeneratorConfig(pydantic.BaseModel):
     maps, `min_images` the fewest images that a class must have, and `network_keys` are the keys
     that determine the network, apart from the image size and the classes.
     """
-
-    model_config = STRICT
 
     kind: ClassVar[Kind]
     min_images: ClassVar[int] = 2

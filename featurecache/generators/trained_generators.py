@@ -22,7 +22,7 @@ from featurecache.generators.configs import SAVED
 from featurecache.json_files import damaged_run, read_file
 from featurecache.storage import durable
 from featurecache.text import one_line
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +50,7 @@ def _check_architecture(described: TrainedGenerator) -> None:
         raise ValueError(f"parameters: not {', '.join(config.network_keys)}")
     fields = {name: config.model_fields[name] for name in config.network_keys}
     types: dict[str, Any] = {name: (field.annotation, field) for name, field in fields.items()}
-    pydantic.create_model("Parameters", __config__=STRICT, **types)(**described.parameters)
+    pydantic.create_model("Parameters", __base__=YamlModel, **types)(**described.parameters)
 
 
 def save_generator(

@@ -17,14 +17,12 @@ from featurecache import yaml_files
 from featurecache.errors import BadInput, UnknownName
 from featurecache.heads.settings import Features, HeadSettings, Input, Pruning
 from featurecache.training.curriculum import Phase, Planned, TrainingPlan, planned_epochs
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 
 
-class BackboneChoice(pydantic.BaseModel):
+class BackboneChoice(YamlModel):
     """The backbone whose vectors to train on. A setting that is None matches any value, as long as
     the cache holds only one."""
-
-    model_config = STRICT
 
     name: str = Field(min_length=1)
     input_size: int | None = Field(default=None, ge=1)  # pixels, both sides
@@ -47,8 +45,6 @@ def backbone_choice(
 
 class Schedule(TrainingPlan):
     """Everything that determines a training, except the vectors."""
-
-    model_config = STRICT
 
     backbone: tuple[BackboneChoice, ...]  # the vectors of several are concatenated, in order
     input: Input | None = None

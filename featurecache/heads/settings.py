@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field
 
 from featurecache.training.head_shapes import MAX_WIDTH, HeadSpec
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 
 RANDOM_FEATURES = 5000  # unless `width` says another number
 QUERIES = 8  # of attention, unless `queries` says another number
@@ -73,15 +73,13 @@ class HeadSettings(HeadSpec):
         return HeadSpec(**{name: getattr(self, name) for name in HeadSpec.model_fields})
 
 
-class Input(pydantic.BaseModel):
+class Input(YamlModel):
     """Preprocessing of vectors, fitted only on the training rows of a fold.
 
     `standardise` scales features to mean 0 and deviation 1. `pca` then keeps this number of
     components, or enough to explain this share of the variance (paper 001 uses 0.9). `whiten`
     scales the components to deviation 1.
     """
-
-    model_config = STRICT
 
     standardise: bool = False
     pca: int | float | None = None
@@ -102,7 +100,7 @@ class Input(pydantic.BaseModel):
         return self
 
 
-class Features(pydantic.BaseModel):
+class Features(YamlModel):
     """Augmentation of vectors during training (frozen feature augmentation, Bär et al. 2024).
 
     Draws are made for every row of every minibatch, in units of each feature's deviation over the
@@ -111,19 +109,15 @@ class Features(pydantic.BaseModel):
     number of deviation `noise` to each feature.
     """
 
-    model_config = STRICT
-
     brightness: float = Field(default=0.0, ge=0)
     contrast: float = Field(default=0.0, ge=0, le=1)
     noise: float = Field(default=0.0, ge=0)
 
 
-class Pruning(pydantic.BaseModel):
+class Pruning(YamlModel):
     """Pruning after the phases: in each linear layer the `share` of smallest weights is set to zero
     and stays zero for `epochs` more epochs, on the views of the last phase (paper 003's plan, after
     Han et al.)."""
-
-    model_config = STRICT
 
     share: float = Field(gt=0, lt=1)
     epochs: int = Field(ge=1)

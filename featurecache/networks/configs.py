@@ -11,10 +11,10 @@ from pydantic import Field
 from featurecache import yaml_files
 from featurecache.training.curriculum import TrainingPlan
 from featurecache.training.head_shapes import HeadSpec
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 
 
-class NetworkSpec(pydantic.BaseModel):
+class NetworkSpec(YamlModel):
     """The network and its initial weights. In YAML a name or a mapping.
 
     `name` is an alias, a timm name, or the folder of a run of train-network, whose weights are
@@ -22,8 +22,6 @@ class NetworkSpec(pydantic.BaseModel):
     weights are random, by the seed. `dropout` and `drop_path` are timm's `drop_rate` and
     `drop_path_rate`. The other settings are those of a backbone.
     """
-
-    model_config = STRICT
 
     name: str = Field(min_length=1)
     pretrained: bool = False
@@ -41,29 +39,25 @@ class NetworkSpec(pydantic.BaseModel):
         return self
 
 
-class Maps(pydantic.BaseModel):
+class Maps(YamlModel):
     """Cached maps to train on in place of pictures. In YAML a layer or a mapping."""
-
-    model_config = STRICT
 
     layer: str = Field(min_length=1)
     store: Literal["f32", "f16"] = "f32"
 
 
-class Pretraining(pydantic.BaseModel):
+class Pretraining(YamlModel):
     """The order in which layers join the training. In YAML a name or a mapping.
 
     `layerwise`: in the first `epochs` epochs only the first layer is trained, in the next also the
     second, and so on.
     """
 
-    model_config = STRICT
-
     name: Literal["layerwise"]
     epochs: int = Field(default=1, ge=1)  # per layer
 
 
-class NeuralAugmentation(pydantic.BaseModel):
+class NeuralAugmentation(YamlModel):
     """A network that makes pictures for the training, and learns with it. In YAML its loss or a
     mapping.
 
@@ -71,8 +65,6 @@ class NeuralAugmentation(pydantic.BaseModel):
     as a control. `loss` compares it with a third image of the class. What is minimized is `alpha`
     times the classification loss plus `beta` times this one.
     """
-
-    model_config = STRICT
 
     pairs: Literal["random", "same"] = "random"
     loss: Literal["none", "content", "style"] = "none"
@@ -104,8 +96,6 @@ class NetworkConfig(TrainingPlan):
     the training starts from (Kumar et al. 2022). With `every_view` an epoch has every image in all
     views of its phase; otherwise in one of them, by the shares.
     """
-
-    model_config = STRICT
 
     network: Annotated[NetworkSpec, _mapping_of("name")]
     trainable: Annotated[

@@ -121,10 +121,8 @@ def load_network_data(
 
 def schedule_of_config(config: NetworkConfig, backbone: str) -> Schedule:
     """The training as the schedule of a head on a backbone, as the commands on runs read it."""
-    shared = config.model_dump(
-        mode="json", exclude_none=True, include=set(TrainingPlan.model_fields) - {"sweep"}
-    )
-    head = config.head.model_dump(mode="json", exclude_none=True)
+    shared = config.plain(include=set(TrainingPlan.model_fields) - {"sweep"})
+    head = config.head.plain()
     return Schedule.model_validate({"backbone": {"name": backbone}, "head": head, **shared})
 
 

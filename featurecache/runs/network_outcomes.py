@@ -43,7 +43,7 @@ class NetworkOutcomes:
             source = self.data.source(config, parts, checked_workers(None))
             folder = scratch / f"fold-{rows.fold}"
             folder.mkdir(parents=True, exist_ok=True)
-            effective = parts.config.model_dump(mode="json", exclude_none=True)
+            effective = parts.config.plain()
             identity = self.data.identity(parts, effective, fold=rows.fold)
             epochs = train_network(
                 parts.network, source, rows, parts.config, folder, identity,

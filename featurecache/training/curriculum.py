@@ -10,11 +10,11 @@ import pydantic
 from pydantic import Field
 
 from featurecache.errors import UnknownName
-from featurecache.training.settings import STRICT, EarlyStopping, LrSchedule, Optimizer
+from featurecache.training.settings import EarlyStopping, LrSchedule, Optimizer, YamlModel
 from featurecache.training.sweeps import Sweep
 
 
-class Order(pydantic.BaseModel):
+class Order(YamlModel):
     """The order in which a phase adds its training rows: a share `start` of them in the first
     epoch, more in every epoch, all in the last.
 
@@ -22,8 +22,6 @@ class Order(pydantic.BaseModel):
     (`reference`) or under the head itself before each epoch (`self`: self-paced learning).
     `random` adds rows in random order, as a control for the other two.
     """
-
-    model_config = STRICT
 
     by: Literal["reference", "self", "random"]
     first: Literal["easy", "hard"] | None = None
@@ -43,23 +41,19 @@ class Order(pydantic.BaseModel):
         return self
 
 
-class PhaseOptimizer(pydantic.BaseModel):
+class PhaseOptimizer(YamlModel):
     """Optimizer settings that a phase overrides; None keeps the schedule's."""
-
-    model_config = STRICT
 
     lr: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
 
 
-class Phase(pydantic.BaseModel):
+class Phase(YamlModel):
     """Epochs on one view or a mixture of views. `views` maps names to shares that sum to 1.
 
     In YAML `views` is a name, a list of names (equal shares) or the mapping itself. With `ramp_to`
     the shares change in equal steps and reach those of `ramp_to` in the last epoch.
     """
-
-    model_config = STRICT
 
     views: dict[str, float]
     ramp_to: dict[str, float] | None = None
@@ -142,14 +136,12 @@ ClassWeights = Annotated[
 ]
 
 
-class Validation(pydantic.BaseModel):
+class Validation(YamlModel):
     """The source of the validation rows: exactly one of `fraction`, `split` and `folds`.
 
     In YAML a word alone is a split. `view` is used for validation, whatever views a phase trains
     on.
     """
-
-    model_config = STRICT
 
     fraction: float | None = Field(default=None, gt=0, lt=1)  # of the images of every class
     split: str | None = Field(default=None, min_length=1)  # a split of the dataset
@@ -180,10 +172,8 @@ class Validation(pydantic.BaseModel):
         return self
 
 
-class TrainingPlan(pydantic.BaseModel):
+class TrainingPlan(YamlModel):
     """What every training has: phases of views, an optimizer, a rule of validation."""
-
-    model_config = STRICT
 
     optimizer: Optimizer = Optimizer()
     lr_schedule: LrSchedule | None = None

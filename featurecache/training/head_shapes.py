@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field
 
 from featurecache.text import counted
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 
 MAX_WIDTH = 1 << 20  # of a hidden layer: 5 GB of weights for vectors of width 1,280
 _MAPS = ("queries", "channels")
@@ -32,7 +32,7 @@ Shares = Annotated[float | list[float], _per_layer(1)]
 Penalties = Annotated[float | list[float], _per_layer(float("inf"))]
 
 
-class HeadSpec(pydantic.BaseModel):
+class HeadSpec(YamlModel):
     """Shape of a head: optional input dropout, [linear, norm, activation, dropout] for each of
     `hidden`, then linear.
 
@@ -44,9 +44,7 @@ class HeadSpec(pydantic.BaseModel):
     normalized.
     """
 
-    model_config = STRICT
-
-    hidden: list[int] = [1024]
+    hidden: list[int] = Field(default=[1024])
     dropout: Shares = 0.5
     input_dropout: float | None = Field(default=None, gt=0, lt=1)
     drop_connect: Shares | None = None

@@ -8,18 +8,27 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-# Strict: `epochs: yes` or `lr: "1"` is an error to report, not a number to guess.
-STRICT = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
 DEFAULT_MOMENTUM = 0.9
 
 
-class Optimizer(pydantic.BaseModel):
+class YamlModel(pydantic.BaseModel):
+    """Base of what users write in YAML: `epochs: yes` or `lr: "1"` is an error to report, not a
+    number to guess."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False
+    )
+
+    def plain(self, **choice: Any) -> dict[str, Any]:
+        """The settings as JSON has them, without those that are not written (docs/design.md, note
+        30). `choice` is `include` or `exclude`."""
+        return self.model_dump(mode="json", exclude_none=True, **choice)
+
+
+class Optimizer(YamlModel):
     """The optimizer and its settings. `momentum` is for sgd (default 0.9) and rmsprop, `nesterov`
     for sgd. Other settings have torch.optim's defaults. `lbfgs` solves a linear head to
     its minimum (logistic regression): it has a weight decay, and no learning rate."""
-
-    model_config = STRICT
 
     name: Literal["adamw", "adam", "sgd", "rmsprop", "adadelta", "lbfgs"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
@@ -43,7 +52,7 @@ class Optimizer(pydantic.BaseModel):
         return self
 
 
-class LrSchedule(pydantic.BaseModel):
+class LrSchedule(YamlModel):
     """Changes over time to the learning rate of the optimizer or the phase. In YAML a name or a
     mapping.
 
@@ -53,8 +62,6 @@ class LrSchedule(pydantic.BaseModel):
     far for `patience` epochs, after which the count restarts (Keras' ReduceLROnPlateau with
     min_delta 0).
     """
-
-    model_config = STRICT
 
     name: Literal["constant", "cosine", "step", "plateau"]
     over: Literal["training", "phase"] | None = None
@@ -81,11 +88,9 @@ class LrSchedule(pydantic.BaseModel):
         return {**own_defaults, **value}
 
 
-class EarlyStopping(pydantic.BaseModel):
+class EarlyStopping(YamlModel):
     """Stop when the validation loss has not been the lowest so far for `patience` epochs, and keep
     the weights of the epoch with the lowest loss."""
-
-    model_config = STRICT
 
     patience: int = Field(default=10, ge=1)
 

@@ -76,7 +76,7 @@ def distinct_settings(schedule: Plan, path: str | Path) -> list[Setting[Plan]]:
 def with_values(schedule: Plan, values: Mapping[str, Any], where: str) -> Plan:
     """The schedule with these values at their dotted keys. Raises BadInput, which names `where`,
     if they make no schedule."""
-    changed = schedule.model_dump(mode="json", exclude_none=True)
+    changed = schedule.plain()
     for key, value in values.items():
         block = changed.get(key.removesuffix(".name"))
         if key in _SHARED_KEYS and isinstance(block, dict) and block.get("name") != value:

@@ -7,14 +7,12 @@ from typing import Any
 import pydantic
 from pydantic import Field
 
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 
 
-class Drawn(pydantic.BaseModel):
+class Drawn(YamlModel):
     """The distribution of a setting in a random sweep; exactly one of the fields. `range` [a, b] is
     uniform, `log` [a, b] uniform in the logarithm, `choice` picks from a list."""
-
-    model_config = STRICT
 
     range: list[float] | None = None
     log: list[float] | None = None
@@ -34,15 +32,13 @@ class Drawn(pydantic.BaseModel):
         return self
 
 
-class Sweep(pydantic.BaseModel):
+class Sweep(YamlModel):
     """Many settings trained in one command, each with every seed of `seeds`.
 
     Settings are named by their dotted key, such as `optimizer.lr`. `grid` lists values and trains
     every combination. `random` is the number of settings drawn, with `seed`, from the distributions
     in `over`.
     """
-
-    model_config = STRICT
 
     seeds: list[int] | None = Field(default=None, min_length=1)  # None: that of the file
     grid: dict[str, list[Any]] | None = Field(default=None, min_length=1)

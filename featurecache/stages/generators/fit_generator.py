@@ -132,7 +132,7 @@ def fit_generator(
     _check_counts(wanted, rows, pairs, classes, labels, path)
 
     # The run folder: a finished training is not repeated.
-    effective = wanted.model_dump(mode="json", exclude_none=True)
+    effective = wanted.plain()
     style_items = sorted(item.hex() for _, item in style_images)
     identity = keys.digest(
         {

@@ -171,7 +171,7 @@ def worth(
         for way, settings in ways.items():
             variant = settings[position]
             seen = {view: hashes.get(view) for view in variant.views()}
-            effective = variant.model_dump(mode="json", exclude_none=True)
+            effective = variant.plain()
             key = digest({"base": base, "schedule": effective, "vectors": seen})
             show = functools.partial(_show, progress, done, total, f"worth ({way}, seed {seed})")
             with claimed_run(run, waiting, f"training-{key[:16]}"):
@@ -219,7 +219,7 @@ def worth(
 def same_steps(schedule: Plan, where: Path) -> tuple[Json, list[str]]:
     """The schedule as a plain mapping without the keys that would change the number of steps, and
     a note for each removed key. Raises BadInput for a sweep."""
-    plan = schedule.model_dump(mode="json", exclude_none=True)
+    plan = schedule.plain()
     notes = []
     if "sweep" in plan:
         raise BadInput(f"{where}: sweep: worth compares trainings of one setting; remove it")

@@ -79,7 +79,7 @@ def train_run(
     caller has them. `on_trained` is called before the record says that the training is finished.
     Raises Divergence."""
     parts = parts or network_parts(training.config, training.rows.classes)
-    effective = effective_config(parts.config)
+    effective = parts.config.plain()
     rows, run = training.rows, training.run
     others: dict[str, Any] = {}
     if training.is_part:  # the seed of another configuration decided the split
@@ -176,10 +176,8 @@ def new_record(
     trained = np.unique(np.concatenate([rows.train for rows in folds]))
     return RunRecord(
         identity=identity,
-        schedule=schedule_of_config(parts.config, str(run)).model_dump(
-            mode="json", exclude_none=True
-        ),
-        network=effective_config(parts.config),
+        schedule=schedule_of_config(parts.config, str(run)).plain(),
+        network=parts.config.plain(),
         classes=list(dataset.classes),
         words=dict(dataset.words),
         backbones=[{"name": str(run), "key": parts.initial.key(), "precision": "f32"}],
@@ -222,11 +220,6 @@ def save_items(run: Path, data: NetworkData, folds: Sequence[TrainingRows]) -> N
     pairs = [(rows.train, rows.val) for rows in folds]
     seen = TrainedItems.from_pairs(data.training.items, pairs)
     with_seen_items(seen, data.training.seen_by_generators()).save(run)
-
-
-def effective_config(config: NetworkConfig) -> dict[str, Any]:
-    """The configuration with its defaults."""
-    return config.model_dump(mode="json", exclude_none=True)
 
 
 def write_config(run: Path, effective: dict[str, Any]) -> None:

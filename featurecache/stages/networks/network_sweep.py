@@ -37,7 +37,6 @@ from featurecache.stages.heads.train_head import claimed_run
 from featurecache.stages.networks.network_run import (
     Means,
     NetworkTraining,
-    effective_config,
     fill_validation,
     new_record,
     save_items,
@@ -97,7 +96,7 @@ def train_settings(
         [_folds(config, setting.schedule, seed, folds, run, number) for seed in _seeds(config)]
         for number, setting in enumerate(settings, 1)
     ]
-    effective = effective_config(config)
+    effective = config.plain()
     identity = data.identity(parts, effective)
     finished = finished_record(run, identity)
     if finished is not None:
@@ -293,7 +292,7 @@ def _finish(
     )
     save_items(run, data, [training.rows for training in group.trainings])
     plan = schedule_of_config(group.config, str(run))
-    record.schedule = plan.model_dump(mode="json", exclude_none=True)
+    record.schedule = plan.plain()
     record.backbones = [
         {**read_run(folder).backbones[0], "name": str(network)}
         for folder, network in zip(folders, networks, strict=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pydantic
 from pydantic import Field
 
 from featurecache import keys, yaml_files
@@ -65,15 +64,13 @@ from featurecache.stages.recipes.recipe_steps import (
 )
 from featurecache.text import listed
 from featurecache.training.curriculum import TrainingPlan
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 from featurecache.training.sweep_settings import distinct_settings
 
 
-class RecipeFile(pydantic.BaseModel):
+class RecipeFile(YamlModel):
     """The top of a recipe. `data`, `cache` and `runs` are relative to the working folder, as in
     every command; schedule, policy and weights files are relative to the recipe's folder."""
-
-    model_config = STRICT
 
     description: str = ""
     data: Names = "data"
@@ -153,9 +150,7 @@ def _schedule_of(step: TrainHead | TrainNetwork, folder: Path, where: str) -> tu
     if isinstance(step, TrainNetwork):
         path = Path(_beside(folder, step.config))
         config = read_config(path)
-        plan = config.model_dump(
-            mode="json", exclude_none=True, include=set(TrainingPlan.model_fields)
-        )
+        plan = config.plain(include=set(TrainingPlan.model_fields))
         return path, Schedule.model_validate({"backbone": {"name": config.network.name}, **plan})
     path = find_schedule(_beside(folder, step.schedule))
     schedule = read_schedule(path)

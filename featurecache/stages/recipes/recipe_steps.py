@@ -9,16 +9,14 @@ from pydantic import Field
 
 from featurecache.features.settings import BackboneSetting
 from featurecache.text import listed
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 
 BEST_EPOCH = "best-epoch"  # as a split: the validation of a training in its best epoch
 Names = str | Annotated[list[str], Field(min_length=1)]
 
 
-class BackboneStep(pydantic.BaseModel):
+class BackboneStep(YamlModel):
     """What steps that name a backbone share: its setting, and the seed of the views."""
-
-    model_config = STRICT
 
     backbone: Names
     input_size: int | None = None
@@ -45,19 +43,15 @@ class Featurize(BackboneStep):
     store: str | None = None
 
 
-class SplitStep(pydantic.BaseModel):
+class SplitStep(YamlModel):
     """What steps that look at a split share."""
-
-    model_config = STRICT
 
     split: str = "val"
     view: str = "none"
 
 
-class Training(pydantic.BaseModel):
+class Training(YamlModel):
     """What steps that train share: they train once with each of `seeds`."""
-
-    model_config = STRICT
 
     seeds: list[int] | None = Field(default=None, min_length=1)  # None: the file's own
 
@@ -88,21 +82,17 @@ class TrainNetwork(Training):
         return self.config
 
 
-class FitGenerator(pydantic.BaseModel):
+class FitGenerator(YamlModel):
     """A step of `featurecache fit-generator`. `out` is the run folder, named by policies of later
     steps."""
-
-    model_config = STRICT
 
     config: str = Field(min_length=1)
     out: str = Field(min_length=1)
 
 
-class Generate(pydantic.BaseModel):
+class Generate(YamlModel):
     """A step of `featurecache generate`: images of a generator, for example that of an earlier
     step, into the folder `out`."""
-
-    model_config = STRICT
 
     generator: str = Field(min_length=1)
     out: str = Field(min_length=1)
@@ -114,7 +104,7 @@ class Evaluate(SplitStep):
     is the validation of each training in its best epoch. `against` is the training that the others
     are compared with, seed by seed."""
 
-    tta: str | list[str] = []
+    tta: str | list[str] = Field(default=[])
     against: str | None = Field(default=None, min_length=1)
 
 
@@ -123,7 +113,7 @@ class Ensemble(SplitStep):
     schedules are combined seed by seed, or with `all_seeds` all in one ensemble; those of a single
     one over all its seeds."""
 
-    tta: str | list[str] = []
+    tta: str | list[str] = Field(default=[])
     how: str | None = None
     all_seeds: bool = False
     of: list[str] | None = Field(default=None, min_length=1)  # None: all earlier schedules
@@ -142,11 +132,9 @@ class Baselines(BackboneStep, SplitStep):
     precision: str | None = None
 
 
-class RunRecipe(pydantic.BaseModel):
+class RunRecipe(YamlModel):
     """A step of `featurecache run`: all steps of another recipe, on the dataset `data` in the
     folder that is this recipe's data."""
-
-    model_config = STRICT
 
     recipe: str = Field(min_length=1)
     data: str = Field(min_length=1)

@@ -15,7 +15,7 @@ from featurecache.heads.schedules import Schedule
 from featurecache.images import policies
 from featurecache.images.operations import OPERATIONS, atomic_policies
 from featurecache.images.policies import Policy
-from featurecache.training.settings import STRICT
+from featurecache.training.settings import YamlModel
 
 EPOCHS = 12
 NONE = "none"
@@ -24,11 +24,9 @@ TEST_TIME = ("mirror", "crops")  # shipped policies for test-time views
 _FIXED = ("early_stopping", "pruning", "sweep")  # settings that would change the number of steps
 
 
-class Judge(pydantic.BaseModel):
+class Judge(YamlModel):
     """The images that the search never touches, and the trainings that are compared on them: with
     the best shipped policy, or with all of `compare`."""
-
-    model_config = STRICT
 
     split: str = Field(default="val", min_length=1)
     sample: int | None = Field(default=None, ge=1)  # training images per class; None: all
@@ -86,7 +84,7 @@ class SearchConfig(Schedule):
     def schedule(self, views: Mapping[str, float], epochs: int, seed: int) -> Schedule:
         """The training on views with these shares, for a number of epochs."""
         added = set(SearchConfig.model_fields) - set(Schedule.model_fields)
-        plan = self.model_dump(mode="json", exclude_none=True, exclude=added)
+        plan = self.plain(exclude=added)
         phase = {"views": dict(views), "epochs": epochs}
         return Schedule.model_validate(plan | {"phases": [phase], "seed": seed})
 
