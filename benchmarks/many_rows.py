@@ -2,8 +2,9 @@
 
 Prints the seconds and the peak memory of whole processes: `plan` while the cache is empty, and once
 it holds every row, and `train-head` on vectors of 8 numbers. And, in CPU seconds of this process,
-what a driver spends on shards of 512 before they are sent to workers. No image is read, and none
-exists. Of more than two million rows only the commit records are written, and no head is trained.
+what a driver spends on shards of 512 before they are sent to workers, and what these spend on
+reading their names. No image is read, and none exists. Of more than two million rows only the
+commit records are written, and no head is trained.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def main() -> None:
         (folder / "s.yaml").write_text(SCHEDULE)
         for count in (1000, rows):
             write_index(folder / f"{count}.parquet", count)
-            send(folder / f"{count}.parquet")
+            for in_tars in (False, True):
+                write_index(folder / "sent.parquet", min(count, 100_000), in_tars)
+                send(folder / "sent.parquet", "tar shards" if in_tars else "files")
             data = ["--data", f"{count}.parquet", "--cache", f"cache-{count}"]
             plan = ["plan", *data, "--backbone", BACKBONE, "--view", "none", "--json"]
             report("plan, nothing held", count, folder, plan)
@@ -65,11 +68,13 @@ def main() -> None:
             report("train-head", count, folder, train)
 
 
-def write_index(path: Path, rows: int) -> None:
-    """An index of so many images, one in a hundred of them in split val."""
+def write_index(path: Path, rows: int, in_tars: bool = False) -> None:
+    """An index of so many images, one in a hundred of them in split val: files of their own, or in
+    tar shards of 1,000 images of 30 KB."""
     text = pa.large_string()
     schema = pa.schema(
         [("id", text), ("split", text), ("label", text), ("path", text), ("item", pa.binary(32))]
+        + [("start", pa.int64()), ("size", pa.int64())] * in_tars
     )
     rng = np.random.default_rng(0)
     first_val = rows - max(rows // 100, 100)
@@ -81,23 +86,35 @@ def write_index(path: Path, rows: int) -> None:
                 [f"images/{n:09}.jpg" for n in numbers],
                 ["val" if n >= first_val else "train" for n in numbers],
                 [f"class {n % 100:02}" for n in numbers],
-                [f"images/{n:09}.jpg" for n in numbers],
+                [
+                    f"images/{n // 1000:06}.tar" if in_tars else f"images/{n:09}.jpg"
+                    for n in numbers
+                ],
                 [content[32 * n : 32 * n + 32] for n in range(len(numbers))],
             ]
+            if in_tars:
+                columns += [[512 + n % 1000 * 31_232 for n in numbers], [30_000] * len(numbers)]
             arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema))
 
 
-def send(index: Path) -> None:
-    """Make the shards of a plan, at most 100,000 images, ready to be sent."""
+def send(index: Path, what: str) -> None:
+    """Make the shards of a plan ready to be sent, and receive them as a worker does."""
     dataset = open_dataset(index)
-    part = dataset[:100_000].samples
-    items = items_of(part)[0]
-    plan = plan_shards(part, items, [Space(LocalStore(index.parent), "empty")], 512)
-    start = time.process_time()
-    for shard in plan:
-        pickle.dumps(shard)
-    print(f"| shards to send | {len(part):,} | {time.process_time() - start:.3f} | |", flush=True)
+    plan = plan_shards(
+        dataset.samples,
+        items_of(dataset.samples)[0],
+        [Space(LocalStore(index.parent), "empty")],
+        512,
+    )
+    times = [time.process_time()]
+    content = [pickle.dumps(shard) for shard in plan]
+    times.append(time.process_time())
+    for shard in content:
+        list(pickle.loads(shard).rows)
+    times.append(time.process_time())
+    for task, seconds in zip(("send", "receive"), np.diff(times), strict=True):
+        print(f"| {task} shards, {what} | {len(dataset):,} | {seconds:.3f} | |", flush=True)
 
 
 def fill(index: Path, cache: Path) -> None:

@@ -47,14 +47,12 @@ MEASURED = {
     ),
     "walk": Number(
         0.11e-6, "s an image", "sending the positions of images in an index",
-        "python -m benchmarks.many_rows, shards of 512; with their names it was 5.6e-06",
+        "python -m benchmarks.many_rows, shards of 512, of files and of tar shards; with their "
+        "names it was 5.6e-06, with their places in tar shards 1.5e-06",
     ),
-    "pack": Number(
-        1.5e-6, "s an image", "sending the places of images in tar shards", "100 thousand pickled"
-    ),
-    "batch": Number(
-        128, "images a get", "of tar shards, beside each other",
-        "a batch of a GPU: features/engines.py",
+    "tar_gets": Number(
+        1, "get a shard and tar shard", "of the images that a shard has in a tar shard",
+        "tests/test_object_store.py counts them; a get has at most 32 MiB",
     ),
     "give_ray": Number(
         0.55e-3, "s a shard", "what the driver spends on a shard", "3,000 empty tasks, 2 Ray actors"
@@ -80,6 +78,7 @@ ASSUMED = {
     "augment": Number(
         1.0, "times decoding", "what decoding and resizing cost beside it (view none)", "a guess"
     ),
+    "tar": Number(1000, "images", "in a tar shard", "usual of webdataset; 30 MB, one get"),
     "image": Number(30e3, "bytes", "a JPEG tile", "256 to 512 px at quality 90"),
     "dim": Number(1536, "floats", "a vector of EfficientNet-B3", "its architecture"),
     "network": Number(12.5e9 / 8, "bytes/s a GPU", "a share of 100 Gb/s", "machines of 8 GPUs"),
@@ -110,7 +109,13 @@ class Run:
     gpus: int
     rows: int = 512
     prefixes: int = 1  # of the store that images are read from
-    tar: bool = False  # neighbours are one get; there is no index
+    tar: bool = False  # neighbours are one get
+
+    @property
+    def per_get(self) -> float:
+        """Images that one get reads, of a shard that begins anywhere in a tar shard."""
+        touched = 1 + (self.rows - 1) / F["tar"]
+        return self.rows / (F["tar_gets"] * touched) if self.tar else 1
 
 
 @dataclass(frozen=True)
@@ -129,14 +134,12 @@ class Took:
 def limits(run: Run) -> dict[str, float]:
     """Images/s of the whole run that each part allows."""
     shards = 1 / run.rows
-    per_get = F["batch"] if run.tar else 1
-    per_image = F["pack"] if run.tar else F["walk"]
-    driver = F["give_ray"] + F["give_worker"] * run.gpus + per_image * run.rows
+    driver = F["give_ray"] + F["give_worker"] * run.gpus + F["walk"] * run.rows
     return {
         "GPU": run.gpus * F["gpu"],
         "decoding": run.gpus * F["cores"] * F["decode"] / (1 + F["augment"]),
         "network": run.gpus * F["network"] / F["image"],
-        "gets": F["gets"] * run.prefixes * per_get,
+        "gets": F["gets"] * run.prefixes * run.per_get,
         "puts": F["puts"] / (F["objects"] * shards),
         "driver": run.rows / driver,
     }
@@ -183,7 +186,7 @@ def simulate(run: Run) -> Took:
     seconds, failures, lost = played(run, every[bound] / run.gpus)
     seconds += planning
     shards = run.images / run.rows
-    gets = run.images / (F["batch"] if run.tar else 1)
+    gets = run.images / run.per_get
     written = run.images * (4 * F["dim"] + 33 + F["record"])
     dollars = (
         seconds / 3600 * run.gpus * F["gpu_price"]

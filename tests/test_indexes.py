@@ -202,6 +202,11 @@ def test_threads_may_read_an_index_at_once(written: Path) -> None:
         (lambda t: t.set_column(4, "item", pa.array([b"x"] * 48)), "not an index"),
         (lambda t: t.drop_columns(["path"]), "not an index"),
         (lambda t: t.set_column(2, "label", pa.array([1] * 48)), "'label' holds int64, expected"),
+        (lambda t: t.append_column("start", pa.array([1] * 48)), "not an index .*Column size"),
+        (
+            lambda t: t.append_column("start", pa.array([1] * 48)).append_column("size", t["path"]),
+            "'size' holds large_string, expected integers",
+        ),
     ],
 )
 def test_what_is_no_index(written: Path, change: Callable[[Any], Any], said: str) -> None:
@@ -282,6 +287,32 @@ def test_workers_get_positions_and_read_the_names(
         assert [s.read() for s, _ in rows[3:5]] == [
             s.read() for s in samples[start + 3 : start + 5]
         ]
+
+
+def test_an_index_of_tar_shards(tars: Path, tmp_path: Path) -> None:
+    """Workers get positions in it, too; bytes that no image has are refused."""
+    whole, path = open_dataset(tars), tmp_path / "x.parquet"
+    assert index(tars, out=path).rows == 48
+    again = open_dataset(path)
+    assert list(again.samples) == list(whole.samples) and again.classes == whole.classes
+    assert [s.read() for s in again.samples] == [s.read() for s in whole.samples]
+    items = items_of(again.samples)[0]
+    assert list(items) == list(items_of(whole.samples)[0])
+    plan = plan_shards(again.samples, items, [Empty()], 20)  # type: ignore[list-item]
+    assert plan.index == path
+    for shard in plan:
+        content = pickle.dumps(shard)
+        assert b"-000.tar" not in content and len(content) < 90 * len(shard.rows) + 1500
+        assert [*pickle.loads(content).rows] == [*shard.rows]
+    table = pq.read_table(path)
+    for name, row in (("start", -1), ("start", None), ("size", -1), ("size", 1 << 40)):
+        column = pa.array([row, *table[name].to_pylist()[1:]], pa.int64())
+        position = table.schema.get_field_index(name)
+        pq.write_table(table.set_column(position, name, column), path)
+        changed = open_dataset(path).samples
+        assert changed[1] == whole.samples[1]
+        with pytest.raises(BadInput, match=f"{whole.samples[0].id} has a start and a size"):
+            changed[0]
 
 
 class Empty:
@@ -585,12 +616,26 @@ def test_images_beside_each_other_in_an_object_are_one_request(
         hashlib.sha256(data).digest() for data in expected
     )
     assert len(requests) == len([*tars.iterdir()])
-    # Not together: in another order, far from each other, or more than fits into memory.
-    assert read_together(samples[1::-1]) == samples[1::-1]
     requests.clear()
-    for sample in read_together(samples[1::-1]):
+    assert [sample.read() for sample in read_together(samples[::-1])] == expected[::-1]
+    assert len(requests) == len([*tars.iterdir()])  # in any order
+    # A request that failed is not made again for each image.
+    (tars / "val-000.tar").unlink()
+    requests.clear()
+    absent = read_together(samples[-12:])
+    for sample in (*absent, *pickle.loads(pickle.dumps(absent))):
+        with pytest.raises(FileNotFoundError, match="No such file"):
+            sample.read()
+    assert len(requests) == 1
+    # Not together: far from each other, or more than fits into memory.
+    samples = samples[:-12]
+    monkeypatch.setattr("featurecache.images.samples._MAX_GAP", 0)
+    requests.clear()
+    for sample in read_together(samples[:2]):
         sample.read()
     assert len(requests) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(LocalStore, "read_range", counted)
     monkeypatch.setattr("featurecache.images.samples._MAX_SPAN", 3000)
     requests.clear()
     for sample in read_together(samples):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError, MissingExtra
+from featurecache.features.engines import Engine
 from featurecache.features.mapped import MappedVectors
 from featurecache.features.store import Cache
 from featurecache.images.datasets import open_dataset
+from featurecache.images.layouts.tar_shards import packed
 from featurecache.images.samples import items_of
 from featurecache.stages.cache.diff import diff
 from featurecache.stages.cache.featurize import featurize
@@ -380,6 +383,48 @@ def test_datasets_in_a_store(
         featurize(f"{elsewhere}/x.zip", cache=tmp_path / "c", **tiny)
     with pytest.raises(BadInput, match=r"no-list\.csv: can't be read"):
         featurize(f"{elsewhere}/no-list.csv", cache=tmp_path / "c", **tiny)
+
+
+@pytest.mark.slow
+def test_tar_shards_in_a_store_are_read_in_few_requests(
+    small_data: Path, small_cache: Path, elsewhere: str, tmp_path: Path, tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One for each tar shard that the images of a unit of work lie in, however many batches they
+    are, in whatever order; the same rows with any number of workers."""
+    root = open_store(elsewhere)
+    for split in ("train", "val"):
+        paths = sorted((small_data / split).rglob("*.png"), reverse=True)
+        half = len(paths) // 2
+        for number, part in enumerate((paths[:half], paths[half:])):
+            names = {f"{p.parent.name}-{p.stem}": p for p in part}
+            root.replace(f"tars/{split}-{number}.tar", packed(
+                (f"{key}.{suffix}", content)
+                for key, p in names.items()
+                for suffix, content in (("png", p.read_bytes()), ("cls", p.parent.name.encode()))
+            ))  # fmt: skip
+    index(f"{elsewhere}/tars", out=tmp_path / "tars.parquet")
+    root.replace("tars.parquet", (tmp_path / "tars.parquet").read_bytes())
+    requests: list[str] = []
+    read_range = ObjectStore.read_range
+
+    def counted(store: ObjectStore, name: str, start: int, end: int) -> bytes:
+        requests.append(name.rpartition("/")[2])
+        return read_range(store, name, start, end)
+
+    monkeypatch.setattr(ObjectStore, "read_range", counted)
+    monkeypatch.setattr(Engine, "batch_rows", 5)  # batches, of which workers get several
+    for workers in (0, 1, 2):
+        cache = str(tmp_path / f"cache{workers}")
+        requests.clear()
+        done = featurize(
+            f"{elsewhere}/tars.parquet", cache=cache, shard_rows=24, **{**tiny, "workers": workers}
+        )
+        assert (done.computed, done.failed) == (48, [])
+        assert hashes(cache)["none"] == hashes(small_cache)["none"]
+        # Two units: 24 images of the first two shards; 12 of the second, and all others.
+        tars = Counter(name for name in requests if name.endswith(".tar"))
+        assert tars == {"train-0.tar": 1, "train-1.tar": 2, "val-0.tar": 1, "val-1.tar": 1}
 
 
 def test_images_that_are_not_in_the_store_are_asked_for_once(

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -17,9 +18,11 @@ from typing import Generic, TypeVar
 from featurecache.executors.pool import ordered
 from featurecache.features.space_locks import claim_shard
 from featurecache.features.spaces import Space
-from featurecache.filling.shard_plan import Batch, Shard
+from featurecache.filling.shard_plan import Batch, Shard, batches_of
+from featurecache.images.samples import spans_of
 from featurecache.storage.locks import Claim
 
+_REQUESTS = 8  # at once: a few hundred MB/s, which is what a GPU needs
 Context = TypeVar("Context")
 
 Made = TypeVar("Made")
@@ -84,6 +87,7 @@ def claimed_shards(
     releases the claims on shards that it has not handed out.
     """
     claimed: collections.deque[_Claimed] = collections.deque()
+    requests = ThreadPoolExecutor(_REQUESTS)  # for images in object stores
 
     def batches() -> Iterator[Batch | None]:
         for shard in todo:
@@ -93,8 +97,10 @@ def claimed_shards(
             claim = _claim(shard, spaces)
             claimed.append(claim)
             rows = claim.shard.rows if claim.shard.spaces else ()
-            for start in range(0, max(len(rows), 1), batch_rows):
-                yield Batch(rows=rows[start : start + batch_rows], spaces=claim.shard.spaces)
+            for batch in batches_of(rows, claim.shard.spaces, batch_rows):
+                for span in spans_of(sample for sample, _ in batch.rows):
+                    requests.submit(span.load)  # while earlier batches are computed
+                yield batch
 
     try:
         with contextlib.closing(ordered(function, context, batches(), workers)) as results:
@@ -109,6 +115,7 @@ def claimed_shards(
                 )
                 yield ClaimedShard(work=work, claims=claim.claims)
     finally:
+        requests.shutdown(cancel_futures=True)
         for claim in claimed:
             _release(claim.claims)
 

@@ -114,7 +114,7 @@ def render(views: tuple[View, ...], batch: Batch) -> Rendered:
     made: list[list[bytes]] = [[] for _ in batch.spaces]
     failed: list[dict[bytes, str]] = [{} for _ in batch.spaces]
     changed = {}
-    for sample, item in batch.read_together():
+    for sample, item in batch.rows:
         pixels: np.ndarray | Undecodable
         try:
             with timed(spent, "decode"):

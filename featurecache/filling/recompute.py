@@ -14,7 +14,7 @@ from featurecache.features.backbones import Backbone, backbone_of_key
 from featurecache.features.engines import Engine, open_engine, run_rows
 from featurecache.features.spaces import Space
 from featurecache.filling import pictures, vectors
-from featurecache.filling.shard_plan import Batch
+from featurecache.filling.shard_plan import batches_of
 from featurecache.generated_items import with_folders
 from featurecache.images.samples import Sample
 from featurecache.images.views import view_of_key
@@ -71,7 +71,7 @@ class Recomputer:
         parts = []
         failed: dict[bytes, str] = {}
         check = vectors.vector_check(space)
-        for batch in _batches(rows, running.batch_rows):
+        for batch in batches_of(rows, (0,), running.batch_rows):
             made = vectors.prepare(preparation, batch)
             _unchanged(made.changed)
             parts.append(run_rows(running, made.pixels[0]))
@@ -87,7 +87,7 @@ class Recomputer:
         _check_same_key(space.key, view.picture_key())
         encoded: list[bytes] = []
         failed: dict[bytes, str] = {}
-        for batch in _batches(rows, pictures.BATCH_ROWS):
+        for batch in batches_of(rows, (0,), pictures.BATCH_ROWS):
             made = pictures.render((view,), batch)
             _unchanged(made.changed)
             encoded += made.pictures[0]
@@ -97,10 +97,6 @@ class Recomputer:
             failed=failed,
             provenance=pictures.provenance(view),
         )
-
-
-def _batches(rows: Sequence[tuple[Sample, bytes]], size: int) -> list[Batch]:
-    return [Batch(rows=tuple(rows[i : i + size]), spaces=(0,)) for i in range(0, len(rows), size)]
 
 
 def _unchanged(changed: Mapping[bytes, SourceChanged]) -> None:

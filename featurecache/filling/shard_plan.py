@@ -70,10 +70,16 @@ class Batch:
     rows: Sequence[ImageItem]
     spaces: tuple[int, ...]
 
-    def read_together(self) -> Iterator[ImageItem]:
-        """The rows, whose images are read with few requests."""
-        samples = read_together([sample for sample, _ in self.rows])
-        return zip(samples, (item for _, item in self.rows), strict=True)
+
+def batches_of(
+    rows: Sequence[ImageItem], spaces: tuple[int, ...], batch_rows: int
+) -> Iterator[Batch]:
+    """The batches of some rows, whose images are read with few requests. Of no rows, an empty
+    one."""
+    samples = read_together([sample for sample, _ in rows])
+    together = tuple(zip(samples, (item for _, item in rows), strict=True))
+    for start in range(0, max(len(rows), 1), batch_rows):
+        yield Batch(rows=together[start : start + batch_rows], spaces=spaces)
 
 
 class ShardPlan:

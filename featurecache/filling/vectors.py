@@ -233,7 +233,7 @@ def prepare(preparation: Preparation, batch: Batch) -> Prepared:
     decoded = [np.ones(len(batch.rows), bool) for _ in targets]
     failed: list[dict[bytes, str]] = [{} for _ in targets]
     changed = {}
-    for row, (sample, item) in enumerate(batch.read_together()):
+    for row, (sample, item) in enumerate(batch.rows):
         try:
             pictures = _pictures(preparation, [v for v, _ in targets], sample, item, spent)
         except SourceChanged as error:

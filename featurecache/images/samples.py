@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -30,17 +31,30 @@ Named = TypeVar("Named")
 
 
 class Span:
-    """Bytes of an object that are requested once, when the first of them are needed."""
+    """Bytes of an object that are requested once, when the first of them are needed. Threads may
+    share it."""
 
     def __init__(self, file: StoredFile, start: int, end: int) -> None:
         self._file, self._start, self._end = file, start, end
-        self._content: bytes | None = None
+        self._content: bytes | OSError | None = None
+        self._lock = threading.Lock()
 
-    def read(self, start: int, end: int) -> bytes:
-        """Some of the bytes. Raises OSError."""
-        if self._content is None:
-            self._content = self._file.read_range(self._start, self._end)
-        return self._content[start - self._start : end - self._start]
+    def load(self) -> bytes | OSError:
+        """All the bytes, or why they can't be read."""
+        with self._lock:
+            if self._content is None:
+                try:
+                    self._content = self._file.read_range(self._start, self._end)
+                except OSError as error:
+                    self._content = error
+            return self._content
+
+    def part(self, start: int, end: int) -> bytes | OSError:
+        """Some of the bytes, or why they can't be read."""
+        content = self.load()
+        if isinstance(content, OSError):
+            return OSError(content.errno, content.strerror)
+        return content[start - self._start : end - self._start]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +64,24 @@ class Member:
     path: Path | StoredFile
     start: int
     size: int
-    span: Span | None = field(default=None, compare=False, repr=False)  # see `read_together`
+    # The bytes, why they can't be read, or a request for them: see `read_together`.
+    content: Span | bytes | OSError | None = field(default=None, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[type[Member], tuple[object, ...]]:  # faster than a dataclass's
-        return Member, (self.path, self.start, self.size, self.span)
+        return Member, (self.path, self.start, self.size, self._content())  # of a span, its part
+
+    def _content(self) -> bytes | OSError | None:
+        if isinstance(self.content, Span):
+            return self.content.part(self.start, self.start + self.size)
+        return self.content
 
     def read(self) -> bytes:
         """The bytes. Raises OSError."""
-        if self.span is not None:
-            return self.span.read(self.start, self.start + self.size)
+        content = self._content()
+        if isinstance(content, OSError):
+            raise content
+        if content is not None:
+            return content
         if isinstance(self.path, StoredFile):
             return self.path.read_range(self.start, self.start + self.size)
         with open_regular(self.path, _MAX_SHARD) as (file, _):
@@ -142,36 +165,41 @@ def is_sparse(positions: np.ndarray) -> bool:
 
 
 def read_together(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples, of which those that lie beside each other in a tar shard of an object store are
-    read in one request."""
-    runs: list[list[Sample]] = []
-    for sample in samples:
-        if runs and _is_beside(runs[-1], sample):
-            runs[-1].append(sample)
+    """The samples, of which those that lie beside each other in a tar shard of an object store, in
+    any order, are read in one request."""
+    by_object: dict[StoredFile, list[tuple[int, int, int]]] = {}
+    for index, sample in enumerate(samples):
+        member = sample.source
+        if isinstance(member, Member) and isinstance(member.path, StoredFile):
+            extent = (member.start, member.start + member.size, index)
+            by_object.setdefault(member.path, []).append(extent)
+    together = list(samples)
+    for file, extents in by_object.items():
+        for run in _runs(sorted(extents)):
+            span = Span(file, run[0][0], max(end for _, end, _ in run))
+            for start, end, index in run if len(run) > 1 else ():
+                source = Member(file, start, end - start, span)
+                together[index] = replace(samples[index], source=source)
+    return together
+
+
+def _runs(extents: Iterable[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+    """The extents (start, end, index) in an object, divided where too many bytes are between two,
+    or too many bytes are together."""
+    runs: list[list[tuple[int, int, int]]] = []
+    for start, end, index in extents:
+        is_beside = runs and start - runs[-1][-1][1] <= _MAX_GAP
+        if is_beside and end - runs[-1][0][0] <= _MAX_SPAN:
+            runs[-1].append((start, end, index))
         else:
-            runs.append([sample])
-    return [sample for run in runs for sample in _with_span(run)]
+            runs.append([(start, end, index)])
+    return runs
 
 
-def _is_beside(run: Sequence[Sample], sample: Sample) -> bool:
-    """Whether a sample begins shortly behind the last of a run, in the same object."""
-    first, last, member = run[0].source, run[-1].source, sample.source
-    if not (
-        isinstance(first, Member) and isinstance(last, Member) and isinstance(member, Member)
-    ) or not isinstance(member.path, StoredFile):
-        return False
-    gap = member.start - last.start - last.size
-    is_small = member.start + member.size - first.start <= _MAX_SPAN
-    return is_small and 0 <= gap <= _MAX_GAP and member.path == last.path
-
-
-def _with_span(run: Sequence[Sample]) -> Sequence[Sample]:
-    members = [sample.source for sample in run if isinstance(sample.source, Member)]
-    if len(members) < 2 or not isinstance(members[0].path, StoredFile):
-        return run
-    span = Span(members[0].path, members[0].start, members[-1].start + members[-1].size)
-    sources = (replace(member, span=span) for member in members)
-    return [replace(sample, source=source) for sample, source in zip(run, sources, strict=True)]
+def spans_of(samples: Iterable[Sample]) -> set[Span]:
+    """What `read_together` reads for these samples."""
+    members = (sample.source for sample in samples if isinstance(sample.source, Member))
+    return {member.content for member in members if isinstance(member.content, Span)}
 
 
 def items_of(

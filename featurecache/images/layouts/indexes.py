@@ -6,8 +6,9 @@ the images are read (views.original), so no row of an image that changed since i
 
 Columns: `id` and `split` (text), `label` (text; null only in split test), `item` (32 bytes), and
 `path` (text: relative to the file's folder, absolute, or a URL such as s3://…). A dataset with
-groups has `group` too (text; null for none). Rows are in the order of a dataset: by split in the
-order train, val, test, then by id.
+groups has `group` too (text; null for none). Of images in tar shards, `path` is the shard, and
+`start` and `size` (integers) are the bytes of the image in it. Rows are in the order of a dataset:
+by split in the order train, val, test, then by id.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, overload
 import numpy as np
 
 from featurecache.errors import BadInput, MissingExtra
-from featurecache.images.samples import SPLITS, Member, Sample
+from featurecache.images.samples import MAX_FILE, SPLITS, Member, Sample
 from featurecache.items import Items
 from featurecache.storage.locations import locate
 from featurecache.storage.stored_file import StoredFile
@@ -30,6 +31,7 @@ from featurecache.text import one_line
 
 COLUMNS = ("id", "split", "label", "path", "item")
 GROUP = "group"  # a column that an index may have
+EXTENT = ("start", "size")  # columns that an index of tar shards has
 File = Path | StoredFile
 _ROWS = 1 << 17  # per row group
 
@@ -80,6 +82,8 @@ class Indexed(Sequence[Sample]):
         them sees it too."""
         path = self._file.path
         _, source = next(self._file.between(self._start, self._start + 1))
+        if isinstance(source, Member):
+            source = source.path
         if isinstance(path, StoredFile) or isinstance(source, StoredFile):
             is_near = getattr(path, "store", None) == getattr(source, "store", None)
         else:
@@ -145,7 +149,7 @@ class _Names:
     def __init__(self, path: File) -> None:
         self.path = path.absolute() if isinstance(path, Path) else path
         self._root = self.path.parent
-        self._group: tuple[int, Any, Any] = (-1, None, None)
+        self._group: tuple[int, list[Any]] = (-1, [])  # its number and its columns
         self._file: Any = None
         self._lock = threading.RLock()
 
@@ -165,20 +169,20 @@ class _Names:
     def groups(self) -> int:
         return int(self._file.metadata.num_row_groups)
 
-    def _read(self, group: int, start: int, stop: int) -> tuple[list[str], list[str | None]]:
-        """The ids and paths of some rows of a row group."""
+    def _read(self, group: int, start: int, stop: int) -> Iterator[tuple[Any, ...]]:
+        """The id, the path, and if the index has them the start and the size of some rows of a row
+        group."""
         with self._lock:
             if self._group[0] != group:
+                extent = EXTENT if EXTENT[0] in self.file.schema_arrow.names else ()
                 try:
-                    table = self.file.read_row_group(group, columns=["id", "path"])
-                    ids, paths = (table[name].combine_chunks() for name in ("id", "path"))
+                    table = self.file.read_row_group(group, columns=["id", "path", *extent])
                 except (OSError, ValueError) as error:
                     raise self._damaged(error) from error
-                self._group = (group, ids, paths)
-            _, ids, paths = self._group
+                self._group = (group, [column.combine_chunks() for column in table.columns])
+            _, columns = self._group
         try:
-            part = slice(start, stop)
-            return ids[part].to_pylist(), paths[part].to_pylist()
+            return zip(*(column[start:stop].to_pylist() for column in columns), strict=True)
         except ValueError as error:  # bytes that are no text
             raise self._damaged(error) from error
 
@@ -187,16 +191,24 @@ class _Names:
             f"{self.path}: is damaged ({one_line(error)}); run `featurecache index` again"
         )
 
-    def between(self, start: int, stop: int) -> Iterator[tuple[str, File]]:
+    def between(self, start: int, stop: int) -> Iterator[tuple[str, File | Member]]:
         _ = self.file  # sets self._ends
+        last, file = None, self.path
         while start < stop:
             group = int(np.searchsorted(self._ends, start, side="right")) - 1
             first, end = int(self._ends[group]), min(stop, int(self._ends[group + 1]))
-            for name, path in zip(*self._read(group, start - first, end - first), strict=True):
+            for name, path, *extent in self._read(group, start - first, end - first):
                 if path is None:
                     raise BadInput(f"{self.path}: {name} has no path")
-                yield name, locate(path) if "://" in path else self._root / path
+                if path != last:  # neighbours may be in one tar shard
+                    last, file = path, locate(path) if "://" in path else self._root / path
+                yield name, self._member(name, file, *extent) if any(extent) else file
             start = end
+
+    def _member(self, name: str, shard: File, start: int | None, size: int | None) -> Member:
+        if start is None or size is None or start < 0 or not 0 <= size <= MAX_FILE:
+            raise BadInput(f"{self.path}: {name} has a start and a size that no image has")
+        return Member(shard, start, size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -274,6 +286,10 @@ def _check_columns(schema: Any, path: File) -> None:
             is_(kind) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
         ):
             raise BadInput(f"{path}: column {name!r} holds {kind}, expected text")
+    for name in EXTENT if set(EXTENT) & set(schema.names) else ():
+        kind = schema.field(name).type
+        if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise BadInput(f"{path}: column {name!r} holds {kind}, expected integers")
 
 
 def _numbers(column: Any, codes: Mapping[str | None, int]) -> np.ndarray:
@@ -320,8 +336,11 @@ def write_index(
     BadInput, MissingExtra."""
     pa, _, pq = _arrow(out)
     text_columns = [*COLUMNS[:4]] + [GROUP] * any(sample.group for sample in samples)
+    extent = EXTENT if any(isinstance(sample.source, Member) for sample in samples) else ()
     schema = pa.schema(
-        [(name, pa.large_string()) for name in text_columns] + [("item", pa.binary(32))]
+        [(name, pa.large_string()) for name in text_columns]
+        + [(name, pa.int64()) for name in extent]
+        + [("item", pa.binary(32))]
     )
     folder = out.absolute().parent
     written = 0
@@ -334,7 +353,8 @@ def write_index(
                     label = None if sample.label is None else classes[sample.label]
                     texts = (sample.id, sample.split, label, _path(sample, folder))
                     groups = (sample.group or None,) * (GROUP in text_columns)
-                    rows.append((*texts, *groups, item))
+                    bounds = (getattr(sample.source, name, None) for name in extent)
+                    rows.append((*texts, *groups, *bounds, item))
             columns = zip(*rows, strict=True) if rows else [[] for _ in schema]
             arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema), _ROWS)
@@ -342,10 +362,20 @@ def write_index(
     return written
 
 
+def check_indexable(samples: Sequence[Sample]) -> None:
+    """Raise BadInput if an index can't be of these samples."""
+    if any(isinstance(sample.source, bytes) for sample in samples):
+        raise BadInput("an index is of files, not of images in memory")
+    if generated := next((sample.origin for sample in samples if sample.origin), None):
+        raise BadInput(
+            f"{generated}: an index does not say what the generator of these images saw; give the "
+            "folder itself as --data"
+        )
+
+
 def _path(sample: Sample, folder: Path) -> str:
-    source = sample.source
-    if isinstance(source, bytes | Member):
-        raise BadInput("an index is of files, not of images in memory or in tar shards")
+    source = sample.source.path if isinstance(sample.source, Member) else sample.source
+    assert not isinstance(source, bytes)  # see check_indexable
     if isinstance(source, StoredFile):
         return str(source)
     return str(source.relative_to(folder) if source.is_relative_to(folder) else source)

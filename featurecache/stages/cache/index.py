@@ -9,7 +9,7 @@ from pathlib import Path
 from featurecache.errors import BadInput
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.images.datasets import DataSource, open_dataset
-from featurecache.images.layouts.indexes import write_index
+from featurecache.images.layouts.indexes import check_indexable, write_index
 from featurecache.images.samples import items_of
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
@@ -35,6 +35,7 @@ def index(data: DataSource = "data", *, out: str | Path, progress: ProgressOptio
         raise BadInput(f"{out}: the name of an index must end in .parquet")
     check_output(path)
     dataset = open_dataset(data)
+    check_indexable(dataset.samples)
     items, unreadable = items_of(dataset.samples, progress, use_memos=False)
     durable.sweep(path.absolute().parent)
     with durable.temporary_file(path) as temporary, durable.errors_about(path):
