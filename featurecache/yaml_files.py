@@ -4,7 +4,7 @@ A file may contain only what JSON can express: no tags, anchors, aliases or repe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,28 +161,61 @@ def validate(model: type[Model], value: Any, where: object) -> Model:
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
-        raise BadInput(
-            f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())
-        ) from None
+        lines = dict.fromkeys(_explain(model, value, e) for e in error.errors())
+        raise BadInput(f"{where}: " + "; ".join(lines)) from None
 
 
-def _explain(model: type[pydantic.BaseModel], error: Any) -> str:
-    path = [str(part) for part in error["loc"]]
+# Our words for some of pydantic's errors.
+_MESSAGES = {
+    "missing": "is required",
+    "model_type": "expected a mapping (`name: value` lines)",
+    "dict_type": "expected a mapping (`name: value` lines)",
+    "list_type": "expected a list",
+    "string_type": "expected text",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+}
+
+
+def _explain(model: type[pydantic.BaseModel], given: Any, error: Any) -> str:
+    path = _written_path(given, error["loc"], error["type"] == "missing")
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{key}: no such key; {nearest(path[-1], _keys_beside(model, path))}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = _MESSAGES.get(error["type"], error["msg"].removeprefix("Value error, "))
+    if error["type"] == "too_short":
+        message = f"needs at least {error['ctx']['min_length']}, and has {len(error['input'])}"
     value = error.get("input")
     suffix = f" (got: {value!r})" if isinstance(value, int | float | str) else ""
     return f"{key}: {message}{suffix}" if key else message
 
 
+def _written_path(given: Any, location: Iterable[int | str], is_missing: bool) -> list[str]:
+    """The path of a wrong entry as its file has it: without the names of pydantic's alternatives,
+    and without the single phase that `views` and `epochs` at the top stand for."""
+    parts, value = list(location), given
+    if isinstance(given, dict) and parts[:2] == ["phases", 0] and "phases" not in given:
+        parts = parts[2:]
+    path: list[str] = []
+    for number, part in enumerate(parts):
+        is_index = isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
+        if is_index or (isinstance(value, dict) and part in value):
+            value = value[part]
+        elif not (is_missing and number == len(parts) - 1):
+            continue
+        path.append(str(part))
+    return path
+
+
 def _keys_beside(model: type[pydantic.BaseModel], path: list[str]) -> set[str]:
     """The keys that are allowed at the position of the last name of `path`."""
+    short = set(getattr(model, "SHORT", ())) if len(path) == 1 else set()
     for part in path[:-1]:
         if part in model.model_fields:
             model = (_models_in(model.model_fields[part].annotation) or [model])[0]
-    return set(model.model_fields)
+    return set(model.model_fields) | short
 
 
 def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:

@@ -42,6 +42,17 @@ def schedule_of(kind: str, **changed: Any) -> Schedule:
     return yaml_files.validate(Schedule, {"backbone": "any", **plain}, "schedule")
 
 
+def test_the_width_of_random_features_is_not_replaced() -> None:
+    with pytest.raises(BadInput, match=r"head\.width: Input should be greater than or equal to 1"):
+        schedule_of("random_features", head={"kind": "random_features", "width": 0})
+
+
+def test_scores_that_are_all_right_do_not_make_probabilities_of_0() -> None:
+    # By hand, of 4 rows: (1 + 1/4) p = 1 + 1/16 for the right class, so p = 0.85.
+    factor = forms.calibration(np.eye(4, dtype=np.float32), np.arange(4))
+    assert factor == pytest.approx(np.log(3 * 0.85 / 0.15), rel=1e-3)
+
+
 def test_ridge_is_scikit_learns_with_the_penalty_that_it_would_choose() -> None:
     X, y = blobs()
     form = forms.solve("ridge", one_view(X, y))

@@ -83,7 +83,7 @@ def write_config(path: Path, name: str = "cyclegan", **changed: Any) -> Path:
     [
         ("steps: 3", "generator: name one of"),
         ("generator: cycle", "nearest: cyclegan"),
-        ("generator: cyclegan\nsteps: 3", "style: Field required"),
+        ("generator: cyclegan\nsteps: 3", "style: is required"),
         ("generator: cyclegan\nstyle: a\nsteps: 3\nchannel: 3", "nearest: channels"),
         ("generator: cyclegan\nstyle: a\nsteps: 3\nimage_size: 30", "a multiple of 4"),
         ("generator: cyclegan\nstyle: a\nsteps: 3\nvalidation: {split: val}", "split: no such"),
@@ -242,6 +242,7 @@ def test_folds_are_those_of_a_head_and_each_generator_lacks_its_own(
         ({"style": "nowhere"}, "neither a folder of images nor a class of the dataset"),
         ({"style": "EMPTY"}, "a folder without images"),
         ({"classes": ["cat", "dgo"]}, "nearest: dog"),
+        ({"style": "cat", "classes": ["cat", "dog"]}, "cat is one of `classes` too"),
         ({"validation": {"folds": 13}}, "this validation needs at least 13"),
     ],
 )
@@ -254,6 +255,27 @@ def test_bad_input_is_one_line_before_work(
     with pytest.raises((BadInput, UnknownName), match=reason) as error:
         featurecache.fit_generator(path, data=small_data, out=tmp_path / "run", workers=0)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_style_that_is_the_only_class_is_refused(tmp_path: Path, write_dataset: Any) -> None:
+    data = write_dataset(tmp_path / "data", {"train/cat": 3})
+    path = write_config(tmp_path / "gen.yaml", style="cat")
+    with pytest.raises(BadInput, match="no images are left to fit on; name a folder"):
+        featurecache.fit_generator(path, data=data, out=tmp_path / "run", workers=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"covariance": "class", "rank": 9}, "rank: .* write a number from 1 to 8"),
+        ({"width": 7}, "width: the vectors have 8 numbers; remove the key"),
+    ],
+)
+def test_a_sampler_of_vectors_of_another_width_is_refused(
+    changed: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(BadInput, match=reason):
+        config("gaussian", **changed).of_width(8, Path("gen.yaml"))
 
 
 def test_a_class_with_too_few_images_is_refused(tmp_path: Path, write_dataset: Any) -> None:

@@ -108,7 +108,7 @@ def test_a_training_that_ends_before_the_last_layer_is_refused() -> None:
     network = small_network(trunk=nn.Conv2d(3, 3, 1))
     assert ends_of_layers(network) == [4, 6, 8]
     check_epochs(config(epochs=3), network)
-    with pytest.raises(BadInput, match=r"has 3 layers, .* before epoch 3; the configuration has 2"):
+    with pytest.raises(BadInput, match=r"has 3 layers, .* before epoch 3, but .* 2 epochs; raise"):
         check_epochs(config(epochs=2), network)
 
 

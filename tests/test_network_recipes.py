@@ -134,5 +134,5 @@ def test_a_recipe_fits_the_generator_of_a_later_view(
     with pytest.raises(BadInput, match="r/owl: not a generator"):
         run(path, workers=0, device="cpu")
     Path("gen.yaml").write_text("generator: cyclegan")
-    with pytest.raises(BadInput, match=r"gen\.yaml: steps: Field required"):
+    with pytest.raises(BadInput, match=r"gen\.yaml: steps: is required"):
         read_recipe(path)

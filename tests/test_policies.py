@@ -338,7 +338,7 @@ def test_a_crop_of_everything_leaves_a_pixel(tmp_path: Path, text: str) -> None:
         ("augmentors: [Fliplr]\n", "augmentors: no such key; nearest: augmenters"),
         ("description: x\n", "expected a list `augmenters`, or"),
         ("augmenters: []\n", "at least 1"),
-        ("augmenters: Fliplr\n", "valid list"),
+        ("augmenters: Fliplr\n", "expected a list"),
         (
             "augmenters:\n  - Fliplr: {p: .nan}\n",
             r"line 2, augmenters\.0\.Fliplr\.p: '.nan' is not a string, number",
@@ -532,6 +532,10 @@ def test_preview_says_what_is_wrong(tmp_path: Path) -> None:
     sheet, data = tmp_path / "sheet.png", tmp_path / "data"
     with pytest.raises(BadInput, match="no image could be decoded"):
         preview("color", sheet, data=data)
+    Image.new("RGB", (2, 9)).save(data / "cat/1.png")
+    entry(tmp_path, "Resize: {size: {height: 1, width: keep-aspect-ratio}}")
+    with pytest.raises(BadInput, match=r"cat/1\.png: .* left nothing of an image"):
+        preview(str(tmp_path / "mine.yaml"), sheet, data=data)
     with pytest.raises(BadInput, match="at least 1 image"):
         preview("color", sheet, data=data, images=0)
     with pytest.raises(BadInput, match="at least 1 image and 1 draw"):

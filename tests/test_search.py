@@ -281,6 +281,7 @@ BAD = {
     "compare: [mildd]": "search.yaml: compare: unknown operation or policy 'mildd'",
     "phases: [{views: none, epochs: 1}]": "phases: the search makes its own",
     "early_stopping: {patience: 1}": "early_stopping: all trainings need the same number of steps",
+    "head: {kind: attention, channels: 8}": "head: attention takes maps",
     "smaple: 3": "smaple: no such key; nearest: sample",
 }
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import featurecache
-from featurecache.errors import BadInput, FeatureCacheError, UnknownName
+from featurecache.errors import BadInput, DamagedRun, FeatureCacheError, NotCached, UnknownName
 from featurecache.features.cuts import layer_before, trunk_and_body
 from featurecache.features.store import Cache
 from featurecache.images.samples import Sample
@@ -80,6 +80,29 @@ def test_the_example_of_a_configuration_is_read(tmp_path: Path) -> None:
     (tmp_path / "net.yaml").write_text(SMALL + "learning_rate: 3\n")
     with pytest.raises(BadInput, match="learning_rate: no such key"):
         read_config(tmp_path / "net.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('network: a\nepochs: "2"', "epochs: expected a whole number (got: '2')"),
+        ("network: a\nepoch: 2", "phases: is required; epoch: no such key; nearest: epochs"),
+        ("network: [a]\nepochs: 2", "network: expected a mapping (`name: value` lines)"),
+        ("network: {}\nepochs: 2", "network.name: is required"),
+        ("network: a\nphases: [{epochs: 2}]", "phases.0.views: is required"),
+        (
+            "network: a\nepochs: 2\npretrain: layer",
+            "pretrain: Input should be 'layerwise' (got: 'layer')",
+        ),
+        ("network: a\nepochs: 2\nsweep: {seeds: []}", "sweep.seeds: needs at least 1, and has 0"),
+    ],
+)
+def test_an_error_names_what_the_file_has(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput) as caught:
+        read_config(path)
+    assert str(caught.value) == f"{path}: {message}"
 
 
 # ---- the loop ----
@@ -278,6 +301,12 @@ def test_a_run_of_a_network_is_taken_as_a_run_of_a_head(
         input_size=32, crop=1.0, cache=cache, workers=0,
     )  # fmt: skip
     assert (by_file.hits, record.data["train_items"][:0]) == (48, "")
+    with pytest.raises(NotCached, match="48 images"):  # this name means other weights
+        featurecache.vectors(small_data, "none", "test_resnet", cache=cache)
+    assert len(featurecache.vectors(small_data, "none", str(moved), cache=cache)[0]) == 48
+    (moved / "network.safetensors").write_bytes(b"cut")
+    with pytest.raises(DamagedRun, match=r"not a safetensors file .*; remove this run"):
+        featurecache.predict(moved, [picture])
 
 
 @pytest.mark.slow
@@ -311,6 +340,18 @@ def test_bad_input_is_reported_before_any_work(
         featurecache.train_network(
             tmp_path / "net.yaml", data=small_data, cache=tmp_path / "cache",
             runs=tmp_path / "runs", workers=0,
+        )  # fmt: skip
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_images_of_one_class_are_refused(write_dataset: Any, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", {"train/cat": 4, "val/cat": 2})
+    (tmp_path / "net.yaml").write_text(SMALL)
+    with pytest.raises(BadInput, match="all training images are of one class"):
+        featurecache.train_network(
+            tmp_path / "net.yaml", data=data, cache=tmp_path / "cache", runs=tmp_path / "runs",
+            workers=0,
         )  # fmt: skip
     assert not (tmp_path / "runs").exists()
 

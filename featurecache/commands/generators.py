@@ -10,6 +10,7 @@ from featurecache.commands import printing, terminal
 from featurecache.commands.options import OUTPUT, options
 from featurecache.commands.progress import open_progress
 from featurecache.commands.setting_options import setting
+from featurecache.text import counted
 
 
 @click.command("fit-generator")
@@ -22,7 +23,7 @@ from featurecache.commands.setting_options import setting
 @click.option("--seed", type=int, help="Overrides the seed in the configuration.")
 @options("device", "workers", *OUTPUT)
 def fit_generator(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Fit a network that makes training data: a transform of images."""
+    """Fit a network that makes training data, on the training images (docs/generators.md)."""
     from featurecache.stages.generators.fit_generator import fit_generator
 
     result = fit_generator(**arguments, progress=open_progress(quiet))
@@ -31,7 +32,8 @@ def fit_generator(as_json: bool, quiet: bool, **arguments: Any) -> None:
     rows = [
         {"": folder, **losses} for folder, losses in zip(result.folders, result.losses, strict=True)
     ]
-    terminal.table(rows, "losses")
+    if any(result.losses):
+        terminal.table(rows, "losses")
     printing.lines(result.notes)
     click.echo(f"run: {result.run}")
 
@@ -52,6 +54,7 @@ def generate(as_json: bool, quiet: bool, **arguments: Any) -> None:
     if as_json:
         return printing.print_json(result)
     click.echo(
-        f"{result.images:,} images of {result.classes:,} classes in {result.shards:,} shards: "
-        f"{result.out}"
+        f"{counted(result.images, 'image')} of "
+        f"{'1 class' if result.classes == 1 else f'{result.classes:,} classes'} in "
+        f"{counted(result.shards, 'shard')}: {result.out}"
     )

@@ -34,6 +34,8 @@ class SettingOption(click.Option):
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
         extra = super().get_help_extra(ctx)
+        if self.default == "" and extra.get("default") == '""':
+            del extra["default"]  # the command says which backbones there are
         setting = self._setting(ctx)
         if setting is not None and "default" in extra:
             extra["default"] += f", from {setting.source}"

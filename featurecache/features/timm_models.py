@@ -61,7 +61,8 @@ class TimmModel:
         if not self.config.has_weights:
             raise BackboneUnavailable(
                 f"backbone {self.model} has no published weights; pass --weights FILE "
-                "(.safetensors or .pth), or train it with train-network and name its run"
+                "(.safetensors or .pth; in a configuration network.weights, without pretrained), "
+                "or train it with train-network and name its run"
             )
 
         def create() -> Any:

@@ -15,6 +15,7 @@ from featurecache.errors import DamagedRun
 from featurecache.features.settings import LoadSetting
 from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_model
 from featurecache.storage import durable
+from featurecache.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -47,10 +48,16 @@ def trained_network(name: str) -> TrainedNetwork | None:
 
 def weights_file(name: str) -> Path:
     """The file with the tensors of the network in a run folder. Raises DamagedRun."""
+    from safetensors import SafetensorError, safe_open
+
     path = Path(name) / WEIGHTS
     if not path.is_file():
         raise DamagedRun(f"{path}: missing, but {DESCRIPTION} names it; train again")
-    return path
+    try:
+        with safe_open(path, "numpy"):  # reads the header, and compares it with the file's size
+            return path
+    except SafetensorError as error:
+        raise damaged_run(path, f"not a safetensors file ({one_line(error)})") from error
 
 
 def save_network(run: Path, network: torch.nn.Module, described: TrainedNetwork) -> None:

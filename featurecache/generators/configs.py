@@ -6,7 +6,7 @@ Every architecture has a configuration of its own; CONFIGS lists them by the nam
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -164,6 +164,12 @@ class VectorSamplerConfig(GeneratorConfig):
     view: str = Field(default="none", min_length=1)
     width: int = Field(default=0, ge=0)
 
+    def of_width(self, width: int, path: Path) -> Self:
+        """For vectors of this width. Raises BadInput, which names `path`, if it can't be."""
+        if self.width not in (0, width):
+            raise BadInput(f"{path}: width: the vectors have {width:,} numbers; remove the key")
+        return self.model_copy(update={"width": width})
+
 
 class GaussianConfig(VectorSamplerConfig):
     """A normal distribution per class with shrunk covariance. `covariance: shared` has one for all
@@ -175,6 +181,14 @@ class GaussianConfig(VectorSamplerConfig):
     steps: Literal[1] = 1
     covariance: Literal["shared", "class"] = "shared"
     rank: int = Field(default=64, ge=1)
+
+    def of_width(self, width: int, path: Path) -> Self:
+        if self.covariance == "class" and self.rank > width:
+            raise BadInput(
+                f"{path}: rank: vectors of width {width:,} have no more directions than that; "
+                f"write a number from 1 to {width:,}"
+            )
+        return super().of_width(width, path)
 
 
 class VectorGanConfig(VectorSamplerConfig):

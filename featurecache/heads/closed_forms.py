@@ -347,7 +347,9 @@ def shrinkage_of(covariance: Array, sums: Sums, rows: Rows, indices: Index) -> f
 
 
 def calibration(scores: Vectors, y: Labels) -> float:
-    """The factor at which the scores (M, C) are the logits of least cross-entropy."""
+    """The factor at which the scores (M, C) are the logits of least cross-entropy. The targets have
+    the weight of one row in M + 1 on all classes alike: few rows that are all right would make the
+    factor as large as it can be, and the first wrong probability 0."""
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
@@ -355,10 +357,12 @@ def calibration(scores: Vectors, y: Labels) -> float:
     sample, labels = scores[::step].astype(np.float64), y[::step]
     label_scores = sample[np.arange(len(labels)), labels]
     size = float(sample.std()) or 1.0
+    share = 1 + 1 / len(labels)
 
     def loss(log_scale: float) -> float:
         scale = np.exp(log_scale) / size
-        return float((logsumexp(scale * sample, axis=1) - scale * label_scores).mean())
+        targets = label_scores + sample.mean(1) / len(labels)
+        return float((share * logsumexp(scale * sample, axis=1) - scale * targets).mean())
 
     best = minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded")
     return float(np.exp(best.x) / size)

@@ -40,7 +40,7 @@ class HeadSettings(HeadSpec):
                 raise ValueError(f"kind: {kind} has no {name}; remove one of them")
         shape = {"hidden": [], "dropout": 0.0, "norm": "none", "activation": "relu"}
         if kind == "random_features":
-            width = value.get("width") or RANDOM_FEATURES
+            width = RANDOM_FEATURES if value.get("width") is None else value["width"]
             shape |= {"hidden": [width]} if type(width) is int and width > 0 else {}
             value = {**value, "width": width}
         return {**{k: v for k, v in value.items() if k not in usual}, **shape}

@@ -263,10 +263,15 @@ def _preferred(spaces: Sequence[Space], choice: BackboneChoice) -> list[Space]:
 def _fits(space: Space, choice: BackboneChoice) -> bool:
     settings = _settings(space)
     model = settings["name"]
-    names = (space.backbone, model, model.split(".")[0])
+    names = {model, model.split(".")[0]}
     if settings["pooling"] == "none" and choice.pooling != "none":
         return False  # maps are for train-network, and for heads that ask for them
-    if choice.name not in names and ALIASES.get(choice.name) != model:
+    own = str(space.backbone)
+    if ALIASES.get(own) == model or own in names or ":" in own:
+        is_named = choice.name in (own, *names) or ALIASES.get(choice.name) == model
+    else:  # the run of a network: the architecture's name means other weights
+        is_named = choice.name == own
+    if not is_named:
         trained = trained_network(choice.name)
         if trained is None or trained.weights != settings["weights"]:
             return False

@@ -111,6 +111,7 @@ class NetworkConfig(TrainingPlan):
     precision: Literal["f32", "bf16"] = "f32"
     compile: bool = False
 
+    SHORT: ClassVar = ("views", "epochs")  # keys at the top in place of phases
     SWEPT: ClassVar = (
         *TrainingPlan.SWEPT, "trainable", "batch_norm", "network.dropout", "network.drop_path",
     )  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from featurecache.errors import BadInput
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.trainable import TrainableNetwork
+from featurecache.text import counted
 
 
 def ends_of_layers(network: TrainableNetwork) -> list[int]:
@@ -47,5 +48,6 @@ def check_epochs(config: NetworkConfig, network: TrainableNetwork) -> None:
     if config.epochs < needed:
         raise BadInput(
             f"pretrain: the network has {count} layers, and the last of them is not trained before "
-            f"epoch {needed}; the configuration has {config.epochs}"
+            f"epoch {needed}, but the configuration has {counted(config.epochs, 'epoch')}; raise "
+            "epochs, or lower pretrain.epochs"
         )

@@ -114,7 +114,7 @@ def fit_generator(
         spaces = vector_spaces(wanted, Cache(cache), rows, data, path)
         rows = decodable(rows, spaces)
         vectors = side_by_side(spaces, [row.item for row in rows])
-        wanted = wanted.model_copy(update={"width": vectors.shape[1]})
+        wanted = wanted.of_width(vectors.shape[1], path)
         backbones = [keys.setting_of(space.key) for space in spaces]
     else:
         pictures, bad = load_images(images, wanted.image_size, workers, progress)
@@ -260,6 +260,13 @@ def fitted_classes(
             f"{nearest(style, dataset.classes)}"
         )
     chosen = config.classes or [name for name in dataset.classes if name != style]
+    if not chosen:
+        raise BadInput(
+            f"{path}: style: {style} is the only class of the dataset, so no images are left to "
+            "fit on; name a folder of other images"
+        )
+    if style in chosen:
+        raise BadInput(f"{path}: style: {style} is one of `classes` too; remove it there")
     return [name for name in dataset.classes if name in chosen], style
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from featurecache.errors import BadInput
 from featurecache.features.backbones import Backbone, load_backbone
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -32,7 +33,14 @@ def vector_spaces(
     schedule = validate(Schedule, {"backbone": config.backbone, "phases": phases}, path)
     views = {config.view: find_view(config.view, 0, cache.views)}
     items = [row.item for row in rows]
-    return spaces_of(cache, views, schedule.backbone, items, data)[config.view]
+    spaces = spaces_of(cache, views, schedule.backbone, items, data)[config.view]
+    for space in spaces:
+        if space.key["backbone"]["pooling"] == "none":
+            raise BadInput(
+                f"{path}: backbone: pooling none gives maps of {space.backbone}, and "
+                f"{config.generator} makes vectors; remove it"
+            )
+    return spaces
 
 
 def frozen_critic(config: GeneratorConfig) -> Backbone | None:

@@ -78,6 +78,7 @@ def preview(
             f"another folder, or name it {SHEET}"
         )
     rows: list[list[np.ndarray]] = []
+    unfit = ""
     # Twice as many as wanted, in case some can't be decoded.
     for sample in evenly_spaced(dataset.samples, images * 2):
         (item,), _ = items_of([sample])
@@ -85,9 +86,14 @@ def preview(
             continue
         try:
             pixels = original(sample, item)
-            rows.append([pixels, *(view.picture(pixels, item) for view in views)])
         except Undecodable:  # `inspect` lists these images
             continue
+        try:
+            rows.append([pixels, *(view.picture(pixels, item) for view in views)])
+        except Undecodable as error:
+            unfit = f"{sample.id}: {error}"
+    if not rows and unfit:
+        raise BadInput(unfit)
     if not rows:
         command = command_line("inspect", data=names_of(data))
         raise BadInput(f"{dataset}: no image could be decoded; see: {command}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field
@@ -40,6 +40,8 @@ class SearchConfig(Schedule):
     rest is clean. The best of `compare` on the validation images is compared with what is found.
     """
 
+    SHORT: ClassVar = ("epochs",)  # at the top in place of phases
+
     operations: list[str | dict[str, list[float]]] = Field(
         default=[*OPERATIONS, *(name for name in policies.shipped() if name not in TEST_TIME)],
         min_length=1,
@@ -69,6 +71,8 @@ class SearchConfig(Schedule):
         for name in _FIXED:
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}: all trainings need the same number of steps; remove it")
+        if self.head.queries is not None:
+            raise ValueError("head: attention takes maps, and a search scores vectors; remove kind")
         validation, judge = self.validation, self.judge.split
         if validation.folds is not None or validation.view != NONE:
             raise ValueError("validation: a search takes a fraction or a split, and the view none")

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, UnknownName
 from featurecache.features.store import Cache
 from featurecache.generator_files import read_description, read_generated
 from featurecache.heads.baselines import ridge
@@ -72,7 +72,10 @@ def study_realism(
     if not backbone:
         raise no_backbone_error("realism", source.cache)
     if neighbours < 1 or images <= neighbours:
-        raise BadInput("realism needs at least 1 neighbour, and more images than neighbours")
+        raise BadInput(
+            f"--images {images}, --neighbours {neighbours}: realism needs at least 1 neighbour, "
+            "and more images than neighbours"
+        )
     dataset = open_dataset(source.data)
     made = None if _is_view(target) else open_dataset(target)
     name = str(target) if made is None else name_of(made)
@@ -82,7 +85,10 @@ def study_realism(
     cache = Cache(source.cache)
     reference_view = find_view(reference, seed, cache.views)
     if made is None:
-        view = find_view(name, seed, cache.views)
+        try:
+            view = find_view(name, seed, cache.views)
+        except UnknownName:
+            raise UnknownName("view or dataset", name, shipped()) from None
         if view == reference_view:
             raise BadInput(f"{name} is the reference itself; name another view or a dataset")
         made_rows = real_rows
