@@ -141,8 +141,9 @@ ROWS = (
          Target("x MLPClassifier.partial_fit", 3)),
     ),
     Row("heads.heads_64", "64 heads: seeds x learning rates x weight decays",
-        (Target("x one after another", 2),), "featurecache.heads.epochs"),
-    Row("heads.folds_5", "five folds", (Target("x one after another", 2),)),
+        (Target("x one after another", 2, case="linear heads"),
+         Target("x one after another", 1.5, case="paper's head")), "featurecache.heads.epochs"),
+    Row("heads.folds_5", "five folds", (Target("x one after another", 1.5),)),
     Row(
         "closed_forms.closed_forms", "heads that are solved, beside a trained one",
         (Target("points more than ridge", 1.5),
