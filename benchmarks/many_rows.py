@@ -5,6 +5,9 @@ it holds every row, and `train-head` on vectors of 8 numbers. And, in CPU second
 what a driver spends on shards of 512 before they are sent to workers, and what these spend on
 reading their names. No image is read, and none exists. Of more than two million rows only the
 commit records are written, and no head is trained.
+
+With `--random-rows`: the CPU seconds of reading 1,024 random rows of spaces of 10,000 rows, ten
+times as many, and so on to `rows`, in shards of 4,096. All files are in the page cache.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,15 +29,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.network_memory import MEASURED
+from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
 from featurecache.filling.request import resolve_request
 from featurecache.filling.shard_plan import plan_shards
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
+from featurecache.items import Items
 from featurecache.keys import digest
 from featurecache.storage.local import LocalStore
+from tests.keys import vector_key
 
 BACKBONE, DIM, SHARD, GROUP = "efficientnet_lite0", 8, 4096, 1 << 17
+DRAWN = 1024  # rows of a space that are read at once
 MOST_TRAINED = 2_000_000  # rows; more would take hours to commit
 SCHEDULE = """\
 backbone: efficientnet_lite0
@@ -47,7 +56,15 @@ validation: {split: val}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=int)
-    rows = parser.parse_args().rows
+    parser.add_argument("--random-rows", action="store_true")
+    options = parser.parse_args()
+    if options.random_rows:
+        print("| what | rows | us a row | np.memmap, us a row |\n|---|---|---|---|")
+        for count in (10**power for power in range(4, 10) if 10**power <= options.rows):
+            with tempfile.TemporaryDirectory(prefix="rows-") as name:
+                random_rows(Path(name), count)
+        return
+    rows = options.rows
     print("| what | rows | s | MB |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="rows-") as name:
         folder = Path(name)
@@ -141,6 +158,48 @@ def fill(index: Path, cache: Path) -> None:
         space.commit(items, {"features": features}, {}, {}, 0.0)
         path = cache / space.folder / f"{hashlib.sha256(part.tobytes()).hexdigest()}.json"
         record = json.loads(path.read_bytes())
+
+
+def random_rows(folder: Path, rows: int) -> None:
+    """Read random rows of a space of so many, and print what each takes."""
+    rng = np.random.default_rng(2)
+    items = np.frombuffer(rng.bytes(32 * rows), np.uint8).reshape(-1, 32)
+    truth = rng.standard_normal((rows, DIM), np.float32)
+    np.save(folder / "raw.npy", truth)
+    cache = Cache(folder / "cache")
+    cache.create()
+
+    def space() -> Space:
+        return cache.space(vector_key(), "none", "made")
+
+    written = space()
+    for start in range(0, rows, SHARD):
+        part = slice(start, start + SHARD)
+        written.commit(Items(items[part]), {"features": truth[part]}, {}, {}, 0.0)  # type: ignore[arg-type]
+    drawn = [rng.integers(0, rows, DRAWN) for _ in range(20)]
+
+    opened = space()
+    times = [time.process_time()]
+    assert len(opened.lookup.array) == rows
+    times.append(time.process_time())
+    first, _ = opened.vectors(items[drawn[0]])
+    times.append(time.process_time())
+    assert np.array_equal(first, truth[drawn[0]])
+    print(f"| records of a space, once | {rows:,} | {1e6 * (times[1] - times[0]) / rows:.2f} | |")
+    print(f"| rows read first | {rows:,} | {1e6 * (times[2] - times[1]) / DRAWN:.2f} | |")
+
+    files = MappedVectors(opened, items), np.load(folder / "raw.npy", mmap_mode="r")
+    seconds: list[list[float]] = [[], []]
+    for file in files:
+        file[:]
+    for _ in range(5):
+        for file, taken in zip(files, seconds, strict=True):
+            start_time = time.process_time()
+            vectors = [np.asarray(file[some]) for some in drawn]
+            taken.append(time.process_time() - start_time)
+            assert np.array_equal(vectors[-1], truth[drawn[-1]])
+    ours, peer = (1e6 * statistics.median(taken) / DRAWN / len(drawn) for taken in seconds)
+    print(f"| rows read again | {rows:,} | {ours:.3f} | {peer:.3f} |", flush=True)
 
 
 def report(what: str, rows: int, folder: Path, words: list[str]) -> None:

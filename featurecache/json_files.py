@@ -66,6 +66,15 @@ def damaged_run(
     return DamagedRun(f"{path}: {what}; {remedy}", what)
 
 
+def parse_object(data: bytes, file_names: bool = False) -> Json:
+    """The object of a JSON file. With `file_names`, text may hold lone surrogates, which stand for
+    bytes that are not UTF-8. Raises ValueError as `parse_json`, and for other values."""
+    value = parse_json(data, file_names)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, not {_kind(value)}")
+    return value
+
+
 def read_model(
     path: File,
     model: type[Model],
@@ -73,19 +82,18 @@ def read_model(
     damage: Damage = damaged_run,
     check: Callable[[Json, bytes], None] | None = None,
     *,
-    file_names: bool = False,
+    parse: Callable[[bytes], Json] = parse_object,
 ) -> Model:
     """The object in a JSON file as a `model`.
 
     `check` is called with the parsed object and the bytes before validation; it may remove fields,
-    and raises ValueError if something is wrong. With `file_names`, text may hold lone surrogates,
-    which stand for bytes that are not UTF-8. Raises CannotRead if the file can't be read. If it was
-    read and does not fit, raises the error that `damage` makes from the path and a phrase that
-    names the field.
+    and raises ValueError if something is wrong, as `parse` does. Raises CannotRead if the file
+    can't be read. If it was read and does not fit, raises the error that `damage` makes from the
+    path and a phrase that names the field.
     """
     data = read_file(path, max_bytes, damage)
     try:
-        value = parse_object(data, file_names)
+        value = parse(data)
         if check is not None:
             check(value, data)
         return fit(model, value)
@@ -135,14 +143,6 @@ def explained(error: pydantic.ValidationError) -> str:
     field = one_line(ValueError(".".join(str(part) for part in first["loc"])), 100)
     message = first["msg"].removeprefix("Value error, ")
     return f"{field}: {message}" if field else message
-
-
-def parse_object(data: bytes, file_names: bool = False) -> Json:
-    """The object of a JSON file. Raises ValueError as `parse_json`, and for other values."""
-    value = parse_json(data, file_names)
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, not {_kind(value)}")
-    return value
 
 
 def parse_json(data: bytes, file_names: bool = False) -> Any:

@@ -17,10 +17,9 @@ from featurecache.features import shards
 from featurecache.features.cache_files import damaged
 from featurecache.features.row_digests import digest_rows
 from featurecache.features.space_files import MAX_RECORD, Made, Record, check_checksum
-from featurecache.json_files import fit, parse_object, read_file
+from featurecache.json_files import parse_object, read_model
 from featurecache.storage.store import names_in
 from featurecache.storage.stored_file import StoredFile
-from featurecache.text import one_line
 
 RECORD_FORMAT = 2  # the newest; keys and CACHE.json did not change, and say 1
 _ITEMS = b'"items": "'  # before the items in a record, as `Space.commit` writes it
@@ -33,25 +32,19 @@ def read_record(file: StoredFile, space: str, key: keys.Json) -> Record:
     def damage(file: StoredFile, reason: str) -> DamagedCache:
         return damaged(file, f"not a commit record: {reason}")
 
+    def check(value: keys.Json, data: bytes) -> None:
+        # Before the fields, since those of a newer format may differ.
+        version = value.get("format")
+        if isinstance(version, int) and version > RECORD_FORMAT:
+            raise BadInput(f"{file}: written by a newer featurecache; upgrade to read it")
+
     try:
-        data = read_file(file, MAX_RECORD, damage)
+        record = read_model(file, Record, MAX_RECORD, damage, check, parse=_parsed)
     except CannotRead as error:
         is_absent = isinstance(error.error, FileNotFoundError)
         if is_absent and file.name not in names_in(file.store, file.parent.key):
             raise RemovedMeanwhile(file, error.error) from error
         raise
-    try:
-        value = _quickly_parsed(data)
-        if value is None:
-            value = parse_object(data)
-            check_checksum(value, data)
-        # Checked before the fields, since those of a newer format may differ.
-        version = value.get("format")
-        if isinstance(version, int) and version > RECORD_FORMAT:
-            raise BadInput(f"{file}: written by a newer featurecache; upgrade to read it")
-        record = fit(Record, value)
-    except ValueError as error:
-        raise damage(file, one_line(error)) from None
     try:
         record.check_names(space, file.name)
         if key and not _are_of_key(record, key):
@@ -59,6 +52,15 @@ def read_record(file: StoredFile, space: str, key: keys.Json) -> Record:
     except ValueError as error:
         raise damaged(file, str(error)) from None
     return record
+
+
+def _parsed(data: bytes) -> keys.Json:
+    """The object in a record without its checksum, which matches. Raises ValueError."""
+    value = _quickly_parsed(data)
+    if value is None:
+        value = parse_object(data)
+        check_checksum(value, data)
+    return value
 
 
 def _quickly_parsed(data: bytes) -> keys.Json | None:

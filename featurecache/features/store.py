@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,7 @@ from featurecache.features.space_files import (
     check_checksum,
 )
 from featurecache.features.spaces import Space
-from featurecache.json_files import read_model
+from featurecache.json_files import parse_object, read_model
 from featurecache.storage.locations import open_store
 from featurecache.storage.store import Store, names_in
 from featurecache.storage.stored_file import StoredFile
@@ -158,7 +159,8 @@ def read_note(file: StoredFile) -> RunNote:
     def damage(file: StoredFile, what: str) -> DamagedCache:
         return damaged(file, f"not a note of a run: {what}")
 
-    return read_model(file, RunNote, MAX_NOTE, damage, file_names=True)
+    parse = functools.partial(parse_object, file_names=True)
+    return read_model(file, RunNote, MAX_NOTE, damage, parse=parse)
 
 
 def _is_unmarked(store: Store) -> bool:
