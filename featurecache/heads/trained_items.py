@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from featurecache import keys
 from featurecache.items import ItemArray, Lookup, packed
 from featurecache.json_files import damaged_run, read_file
 from featurecache.storage import durable
@@ -21,6 +22,11 @@ from featurecache.storage import durable
 FILE = "trained_items.bin"
 _DTYPE = np.dtype([("item", "u1", (32,)), ("fold", "<u2")])
 _MAX_BYTES = 4 << 30  # 126 million images
+
+
+def root_of(items: npt.NDArray[np.uint8]) -> str:
+    """The root hash of images (N, 32): of their distinct items, sorted."""
+    return keys.digest(sorted({row.tobytes().hex() for row in items}))
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from featurecache import keys
 from featurecache.executors import Progress
 from featurecache.features.spaces import Space
@@ -124,8 +122,3 @@ def schedule_of_config(config: NetworkConfig, backbone: str) -> Schedule:
     shared = config.plain(include=set(TrainingPlan.model_fields) - {"sweep"})
     head = config.head.plain()
     return Schedule.model_validate({"backbone": {"name": backbone}, "head": head, **shared})
-
-
-def root_of(items: np.ndarray) -> str:
-    """The root hash of images (N, 32): of their distinct items, sorted."""
-    return keys.digest(sorted({row.tobytes().hex() for row in items}))

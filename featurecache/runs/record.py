@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, Protocol, TypeVar
 
@@ -16,7 +18,7 @@ from featurecache.features.space_files import BackboneKey
 from featurecache.heads.run_files import TrialJson, Validation, fitting
 from featurecache.heads.schedules import Schedule
 from featurecache.json_files import MAX_RUN_JSON, Damage, Open, damaged_run, read_model
-from featurecache.storage import durable
+from featurecache.storage import durable, locks
 from featurecache.training.epoch_metrics import NotNegative
 from featurecache.training.sweep_settings import settings_of
 
@@ -198,4 +200,30 @@ def make_folder(run: Path, option: str = "--out") -> None:
 def write_run(run: Path, record: pydantic.BaseModel) -> None:
     durable.replace(
         run / RUN_FILE, record.model_dump_json(indent=1, exclude_none=True).encode() + b"\n"
+    )
+
+
+@contextlib.contextmanager
+def claimed_training(
+    run: Path, finished: Callable[[], Record | None], waiting: Callable[[str], None]
+) -> Iterator[Record | None]:
+    """The record of a training that is `finished`, by this time or by the process that is waited
+    for; else None, and this process alone may train in the run folder, which exists then."""
+    record = finished()
+    if record is not None:
+        yield record
+        return
+    make_folder(run)
+    with claimed_run(run, waiting):
+        yield finished()
+
+
+def claimed_run(
+    run: Path, waiting: Callable[[str], None], name: str = "training"
+) -> AbstractContextManager[None]:
+    """Let one process at a time train in a run folder. The next one waits, and calls `waiting` with
+    the reason. Trainings that share a folder have separate names."""
+    return locks.claimed(
+        run / f".{name}.lock",
+        lambda holder: waiting(f"waiting for {holder}, which is training this run"),
     )

@@ -25,12 +25,13 @@ from featurecache.generators.configs import (
 )
 from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.schedules import Schedule
-from featurecache.heads.trained_items import TrainedItems
+from featurecache.heads.trained_items import TrainedItems, root_of
 from featurecache.images.datasets import Dataset, name_of, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
+from featurecache.items import packed
 from featurecache.lookup.held_spaces import side_by_side
 from featurecache.lookup.labelled_rows import (
-    LabelledRow,
+    LabelledRows,
     decodable,
     labelled_rows,
     rows_digest,
@@ -38,13 +39,13 @@ from featurecache.lookup.labelled_rows import (
 )
 from featurecache.runs.generator_images import load_images
 from featurecache.runs.generator_records import GeneratorRecord, read_generator_record
-from featurecache.runs.record import STARTED, finished, make_folder, write_run
+from featurecache.runs.record import STARTED, claimed_training, finished, write_run
 from featurecache.runs.sources import source_fields
 from featurecache.runs.training_pictures import ImageItem
 from featurecache.stages.generators.generator_parts import frozen_critic, vector_spaces
 from featurecache.stages.heads.predict import image_files
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
-from featurecache.stages.heads.train_head import DEVICES, claimed_run
+from featurecache.stages.heads.train_head import DEVICES
 from featurecache.storage import durable
 from featurecache.text import counted
 
@@ -100,27 +101,26 @@ def fit_generator(
         )
     classes, style = fitted_classes(wanted, dataset, path)
     every = labelled_rows(dataset, ["train"], progress)
-    rows: Sequence[LabelledRow]
     rows, notes, _ = training_rows(dataset, ["train"], every, [], progress)
-    labels = {dataset.classes.index(name): number for number, name in enumerate(classes)}
+    number_of = np.full(len(dataset.classes), -1)  # of each class among those to fit on
+    number_of[[dataset.classes.index(name) for name in classes]] = np.arange(len(classes))
     style_images = [] if style is None else _style_images(style, dataset, rows, path)
-    rows = [row for row in rows if row.label in labels]
-    samples = {sample.id: sample for sample in dataset.split("train")}
-    images = [(samples[row.id], row.item) for row in rows]
+    rows = rows.where(number_of[rows.labels] >= 0)
     pictures: np.ndarray = np.empty((0, 0, 0, 3), np.uint8)
     vectors: np.ndarray | None = None
     backbones: list[keys.Json] | None = None
     if isinstance(wanted, VectorSamplerConfig):
         spaces = vector_spaces(wanted, Cache(cache), rows, data, path)
         rows = decodable(rows, spaces)
-        vectors = side_by_side(spaces, [row.item for row in rows])
+        vectors = side_by_side(spaces, rows.items)
         wanted = wanted.of_width(vectors.shape[1], path)
         backbones = [keys.setting_of(space.key) for space in spaces]
     else:
+        images = _images(dataset, rows)
         pictures, bad = load_images(images, wanted.image_size, workers, progress)
-        notes += [f"{rows[number].id}: {reason}" for number, reason in bad.items()]
-        good = [number for number in range(len(rows)) if number not in bad]
-        pictures, rows = pictures[good], [rows[number] for number in good]
+        notes += [f"{images[number][0].id}: {reason}" for number, reason in bad.items()]
+        good = np.delete(np.arange(len(rows)), list(bad))
+        pictures, rows = pictures[good], rows.where(good)
     style_pictures = None
     if style is not None:
         style_pictures, bad = load_images(style_images, wanted.image_size, workers, progress)
@@ -128,8 +128,9 @@ def fit_generator(
         style_images = [image for number, image in enumerate(style_images) if number not in bad]
         if not style_images:
             raise BadInput(f"{path}: style: none of the images of {style} can be decoded")
-    pairs = _pairs(wanted, rows, classes, labels)
-    _check_counts(wanted, rows, pairs, classes, labels, path)
+    items, labels = rows.items, number_of[rows.labels]
+    pairs = _pairs(wanted, rows, labels, classes)
+    _check_counts(wanted, pairs, labels, classes, path)
 
     # The run folder: a finished training is not repeated.
     effective = wanted.plain()
@@ -145,41 +146,39 @@ def fit_generator(
         }
     )
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
-    done = finished(run, identity, read_generator_record)
-    if done is not None:
-        return _result(run, done)
-    items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
-    seen = [
-        TrainedItems.from_pairs(*_with_style(items, pair, [item for _, item in style_images]))
-        for pair in pairs
-    ]
-    roots = [_root(fitted) for fitted in seen]
-    began = time.time()
-    record = GeneratorRecord(
-        identity=identity,
-        generator=effective,
-        kind=wanted.kind,
-        classes=classes,
-        words={name: word for name, word in dataset.words.items() if name in classes},
-        rows=rows_digest(rows),
-        data={
-            "given": name_of(data),
-            "layout": dataset.layout,
-            "rows": len(rows),
-            "train_items": roots if wanted.validation else roots[0],
-        },
-        versions=versions.installed_versions("featurecache", "torch", "numpy"),
-        started=time.strftime(STARTED, time.gmtime(began)),
-        notes=notes,
-        steps=wanted.steps,
-        backbones=backbones,
-    )
-    make_folder(run)
-    record.data |= source_fields(dataset, cache, run)
-    with claimed_run(run, lambda why: progress(0, 1, f"fit-generator ({why})")):
-        done = finished(run, identity, read_generator_record)  # by the process that held the lock
+    with claimed_training(
+        run,
+        lambda: finished(run, identity, read_generator_record),
+        lambda why: progress(0, 1, f"fit-generator ({why})"),
+    ) as done:
         if done is not None:
             return _result(run, done)
+        seen = [
+            TrainedItems.from_pairs(*_with_style(items, pair, [item for _, item in style_images]))
+            for pair in pairs
+        ]
+        roots = [root_of(fitted.items[fitted.folds == 0]) for fitted in seen]
+        began = time.time()
+        record = GeneratorRecord(
+            identity=identity,
+            generator=effective,
+            kind=wanted.kind,
+            classes=classes,
+            words={name: word for name, word in dataset.words.items() if name in classes},
+            rows=rows_digest(rows),
+            data={
+                "given": name_of(data),
+                "layout": dataset.layout,
+                "rows": len(rows),
+                "train_items": roots if wanted.validation else roots[0],
+            },
+            versions=versions.installed_versions("featurecache", "torch", "numpy"),
+            started=time.strftime(STARTED, time.gmtime(began)),
+            notes=notes,
+            steps=wanted.steps,
+            backbones=backbones,
+        )
+        record.data |= source_fields(dataset, cache, run)
         write_run(run, record)
         durable.replace(run / "config.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
 
@@ -208,7 +207,7 @@ def fit_generator(
                     pictures=pictures[chosen] if vectors is None else pictures,
                     vectors=None if vectors is None else vectors[chosen],
                     critic=None if critic is None else critic.module,
-                    labels=np.array([labels[rows[row].label] for row in chosen], np.int64),
+                    labels=labels[chosen],
                     items=items[chosen],
                     classes=classes,
                     style=style_pictures,
@@ -270,14 +269,16 @@ def fitted_classes(
     return [name for name in dataset.classes if name in chosen], style
 
 
-def _style_images(
-    style: str, dataset: Dataset, rows: Sequence[LabelledRow], path: Path
-) -> list[ImageItem]:
+def _images(dataset: Dataset, rows: LabelledRows) -> list[ImageItem]:
+    """The training images of these rows."""
+    samples = {sample.id: sample for sample in dataset.split("train")}
+    return [(samples[row.id], row.item) for row in rows]
+
+
+def _style_images(style: str, dataset: Dataset, rows: LabelledRows, path: Path) -> list[ImageItem]:
     """The training images of a class of the dataset, or the images below a folder."""
     if style in dataset.classes:
-        samples = {sample.id: sample for sample in dataset.split("train")}
-        label = dataset.classes.index(style)
-        images = [(samples[row.id], row.item) for row in rows if row.label == label]
+        images = _images(dataset, rows.where(rows.labels == dataset.classes.index(style)))
         if not images:
             raise BadInput(f"{path}: style: class {style} has no training images")
         return images
@@ -294,10 +295,7 @@ def _style_images(
 
 
 def _pairs(
-    config: GeneratorConfig,
-    rows: Sequence[LabelledRow],
-    classes: Sequence[str],
-    labels: dict[int, int],
+    config: GeneratorConfig, rows: LabelledRows, labels: np.ndarray, classes: Sequence[str]
 ) -> Pairs:
     """The fitted and the held-out rows of each fold; without folds all rows are fitted."""
     if config.validation is None:
@@ -312,22 +310,14 @@ def _pairs(
             "phases": [{"views": "none", "epochs": 1}],
         }
     )
-    items = np.frombuffer(b"".join(row.item for row in rows), np.uint8).reshape(-1, 32)
-    numbers = np.array([labels[row.label] for row in rows], np.int64)
-    return split_items(items, numbers, schedule, classes, [row.group for row in rows])
+    return split_items(rows.items, labels, schedule, classes, rows.groups)
 
 
 def _check_counts(
-    config: GeneratorConfig,
-    rows: Sequence[LabelledRow],
-    pairs: Pairs,
-    classes: Sequence[str],
-    labels: dict[int, int],
-    path: Path,
+    config: GeneratorConfig, pairs: Pairs, labels: np.ndarray, classes: Sequence[str], path: Path
 ) -> None:
     """Raise BadInput for a class with too few images to fit on."""
-    numbers = np.array([labels[row.label] for row in rows], np.int64)
-    counts = np.min([np.bincount(numbers[fit], minlength=len(classes)) for fit, _ in pairs], axis=0)
+    counts = np.min([np.bincount(labels[fit], minlength=len(classes)) for fit, _ in pairs], axis=0)
     for name, count in zip(classes, counts.tolist(), strict=True):
         if count < config.min_images:
             raise BadInput(
@@ -342,18 +332,13 @@ def _with_style(
 ) -> tuple[np.ndarray, Pairs]:
     """The items of all rows and of the style, and the pair with the images of the style among
     those that are fitted. An image on both sides is fitted."""
-    extra = np.frombuffer(b"".join(style), np.uint8).reshape(-1, 32)
+    extra = packed(style)
     numbers = np.arange(len(items), len(items) + len(extra))
     fitted, held_out = pair
     known = set(style)
     apart = [row for row in held_out.tolist() if items[row].tobytes() not in known]
     both = np.concatenate([items, extra])
     return both, [(np.concatenate([fitted, numbers]), np.array(apart, np.int64))]
-
-
-def _root(seen: TrainedItems) -> str:
-    """The root hash of the images that a generator was fitted on: of their items, sorted."""
-    return keys.digest(sorted(row.tobytes().hex() for row in seen.items[seen.folds == 0]))
 
 
 def _folders(run: Path, folds: int) -> list[Path]:

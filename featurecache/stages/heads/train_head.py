@@ -5,8 +5,7 @@ from __future__ import annotations
 import calendar
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from featurecache.runs.record import (
     STARTED,
     RunBackbone,
     RunRecord,
+    claimed_run,
     finished_record,
     make_folder,
     read_run,
@@ -44,7 +44,7 @@ from featurecache.settings import command_line
 from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
 from featurecache.stages.heads.precision_cost import precision_cost
 from featurecache.stages.heads.shared_options import ResolvedOptions, SharedOptions, resolve_options
-from featurecache.storage import durable, locks
+from featurecache.storage import durable
 from featurecache.study.events import check_tensorboard, write_events
 from featurecache.text import listed
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, ValidationMeans, read_epochs
@@ -302,17 +302,6 @@ def _recipe(training: TrainingData) -> dict[str, int]:
 def _write_schedule(run: Path, schedule: dict[str, Any]) -> None:
     text = yaml.safe_dump({"backbone": None} | schedule, sort_keys=False)  # it comes first
     durable.replace(run / "schedule.yaml", text.encode())
-
-
-def claimed_run(
-    run: Path, waiting: Callable[[str], None], name: str = "training"
-) -> AbstractContextManager[None]:
-    """Let one process at a time train in a run folder. The next one waits, and calls `waiting` with
-    the reason. Trainings that share a folder have separate names."""
-    return locks.claimed(
-        run / f".{name}.lock",
-        lambda holder: waiting(f"waiting for {holder}, which is training this run"),
-    )
 
 
 def _half_of_memory() -> int | None:

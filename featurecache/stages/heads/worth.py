@@ -19,11 +19,11 @@ from featurecache.heads import phase_variants
 from featurecache.heads.schedules import find_schedule, read_schedule
 from featurecache.keys import Json, canonical, digest, jpeg_side, picture_key
 from featurecache.networks.configs import NetworkConfig, is_network_config, read_config
-from featurecache.runs.record import make_folder
+from featurecache.runs.record import claimed_run, make_folder
 from featurecache.runs.training_data import TrainingData, load_training_data
 from featurecache.stages.heads.outcomes import Outcome, outcome_of
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
-from featurecache.stages.heads.train_head import DEVICES, claimed_run, overridden
+from featurecache.stages.heads.train_head import DEVICES, overridden
 from featurecache.stages.heads.worth_ways import (
     CONTROL,
     Plan,

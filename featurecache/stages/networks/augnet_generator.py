@@ -10,8 +10,9 @@ import torch
 from featurecache.generator_files import TrainedGenerator
 from featurecache.generators.augnet import FrozenAugNet
 from featurecache.generators.trained_generators import save_generator
+from featurecache.heads.trained_items import root_of
 from featurecache.networks.training import Request, TrainingRows
-from featurecache.runs.network_data import NetworkData, root_of
+from featurecache.runs.network_data import NetworkData
 from featurecache.runs.network_parts import NetworkParts
 from featurecache.training.tensors import digest_of_tensors
 

@@ -16,18 +16,18 @@ from featurecache.executors import Progress
 from featurecache.features.backbones import load_backbone
 from featurecache.features.trained_networks import TrainedNetwork, save_network
 from featurecache.heads.head_networks import HeadNetworks
-from featurecache.heads.trained_items import TrainedItems
+from featurecache.heads.trained_items import TrainedItems, root_of
 from featurecache.images.datasets import name_of
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.training import TrainingRows, train_network
 from featurecache.runs.generated_vectors import with_seen_items
-from featurecache.runs.network_data import NetworkData, root_of, schedule_of_config
+from featurecache.runs.network_data import NetworkData, schedule_of_config
 from featurecache.runs.network_parts import NetworkParts, network_parts
 from featurecache.runs.record import (
     STARTED,
     RunRecord,
+    claimed_training,
     finished_record,
-    make_folder,
     schedule_of,
     write_run,
 )
@@ -36,7 +36,6 @@ from featurecache.runs.training_data import splits_of
 from featurecache.runs.training_pictures import view_in_epoch
 from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.cache.featurize import featurize
-from featurecache.stages.heads.train_head import claimed_run
 from featurecache.stages.networks.augnet_generator import save_augnet
 from featurecache.storage import durable
 from featurecache.training.devices import device_of
@@ -85,22 +84,17 @@ def train_run(
     if training.is_part:  # the seed of another configuration decided the split
         others = {"fold": rows.fold, "val": root_of(data.training.items[rows.val])}
     identity = data.identity(parts, effective, **others)
-    finished = finished_record(run, identity)
-    if finished is not None:
-        return finished
-    began = time.time()
-    record = new_record(data, parts, identity, run, [rows])
-    if training.is_part:
-        record.data["fold"] = rows.fold
-    make_folder(run)
 
     def waiting(why: str) -> None:
         means.progress(0, sum(training.pictures), f"train-network ({why})")
 
-    with claimed_run(run, waiting):
-        finished = finished_record(run, identity)  # by the process that held the lock
-        if finished is not None:
-            return finished
+    with claimed_training(run, lambda: finished_record(run, identity), waiting) as done:
+        if done is not None:
+            return done
+        began = time.time()
+        record = new_record(data, parts, identity, run, [rows])
+        if training.is_part:
+            record.data["fold"] = rows.fold
         write_run(run, record)
         write_config(run, effective)
         epochs = _train(training, parts, data, means, identity)

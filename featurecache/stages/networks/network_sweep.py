@@ -26,14 +26,13 @@ from featurecache.runs.network_data import NetworkData, schedule_of_config
 from featurecache.runs.network_parts import NetworkParts
 from featurecache.runs.record import (
     RunRecord,
+    claimed_training,
     finished_record,
-    make_folder,
     read_run,
     schedule_of,
     write_run,
 )
 from featurecache.runs.training_warnings import phase_warnings
-from featurecache.stages.heads.train_head import claimed_run
 from featurecache.stages.networks.network_run import (
     Means,
     NetworkTraining,
@@ -98,18 +97,17 @@ def train_settings(
     ]
     effective = config.plain()
     identity = data.identity(parts, effective)
-    finished = finished_record(run, identity)
-    if finished is not None:
-        return finished
-    began = time.time()
-    record = new_record(data, parts, identity, run, folds)
-    record.network = effective
     trainings = [training for seeds in groups for group in seeds for training in group.trainings]
-    make_folder(run)
-    with claimed_run(run, lambda why: means.progress(0, 1, f"train-network ({why})")):
-        finished = finished_record(run, identity)  # by the process that held the lock
-        if finished is not None:
-            return finished
+
+    def waiting(why: str) -> None:
+        means.progress(0, 1, f"train-network ({why})")
+
+    with claimed_training(run, lambda: finished_record(run, identity), waiting) as done:
+        if done is not None:
+            return done
+        began = time.time()
+        record = new_record(data, parts, identity, run, folds)
+        record.network = effective
         write_run(run, record)
         write_config(run, effective)
         if where.executor == "local":

@@ -18,9 +18,9 @@ from featurecache.images.policies import Policy, read_policy
 from featurecache.json_files import MAX_RUN_JSON, read_model
 from featurecache.keys import canonical, digest
 from featurecache.lookup.labelled_rows import rows_digest
-from featurecache.runs.record import make_folder
+from featurecache.runs.record import claimed_run, make_folder
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
-from featurecache.stages.heads.train_head import DEVICES, claimed_run
+from featurecache.stages.heads.train_head import DEVICES
 from featurecache.stages.search.halving import candidate_mixtures, halve
 from featurecache.stages.search.scoring import OperationScore, Scored, score_policies
 from featurecache.stages.search.search_config import NONE, RIVALS, read_config
