@@ -19,7 +19,7 @@ from featurecache.errors import BadInput
 from featurecache.features.space_files import Packed
 from featurecache.features.store import Cache
 from featurecache.generator_files import INDEX, damaged_dataset, read_generated
-from featurecache.heads.trained_items import FILE, TrainedItems
+from featurecache.heads.trained_items import FILE, TrainedItems, root_of
 from featurecache.images.generator_nodes import digests, has_partners
 from featurecache.images.views import View
 from featurecache.json_files import Hex64, Open, damaged_run, read_model
@@ -64,9 +64,10 @@ def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
 
 def fitted_by_datasets(folders: Iterable[str]) -> Fitted:
     """Of datasets of generated images."""
+    fitted = {folder: items_of_dataset(Path(folder)).in_every_network for folder in folders}
     return {
-        f"dataset {folder}": frozenset(_fitted(items_of_dataset(Path(folder))))
-        for folder in folders
+        f"dataset {folder}": frozenset(item.tobytes() for item in items)
+        for folder, items in fitted.items()
     }
 
 
@@ -148,15 +149,10 @@ def items_of_dataset(folder: Path) -> TrainedItems:
     items = TrainedItems.load(folder)
     if items is None:
         raise damaged_dataset(folder / FILE, "missing")
-    root = keys.digest(sorted(item.hex() for item in _fitted(items)))
-    if root != read_generated(folder).generator.items:
+    if root_of(items.in_every_network) != read_generated(folder).generator.items:
         raise damaged_dataset(folder / FILE, f"not the images that {INDEX} describes")
     return items
 
 
 def _items_in(folder: Path) -> set[bytes]:
-    return _fitted(items_of_generator(folder))
-
-
-def _fitted(seen: TrainedItems) -> set[bytes]:
-    return {row.tobytes() for row in seen.items[seen.folds == 0]}
+    return {row.tobytes() for row in items_of_generator(folder).in_every_network}

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.errors import BadInput
 from featurecache.images import generator_nodes
 from featurecache.images.picture_checks import Undecodable, UnseenImage
 
@@ -36,6 +35,8 @@ class Transform:
         """
         import torch
 
+        from featurecache.training.devices import one_thread
+
         height, width = pixels.shape[:2]
         if (height, width) != (self.size, self.size):
             raise Undecodable(
@@ -43,14 +44,9 @@ class Transform:
                 f"v2.Resize: {{size: [{self.size}, {self.size}]}} before it in the policy"
             )
         pictures = [pixels] if self.pairs is None else [pixels, self._second(pixels, random, item)]
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                scaled = (x.transpose(2, 0, 1)[None] / np.float32(127.5) - 1 for x in pictures)
-                made = self.network(*(torch.from_numpy(x).contiguous() for x in scaled))[0]
-        finally:
-            torch.set_num_threads(threads)
+        with one_thread(), torch.inference_mode():
+            scaled = (x.transpose(2, 0, 1)[None] / np.float32(127.5) - 1 for x in pictures)
+            made = self.network(*(torch.from_numpy(x).contiguous() for x in scaled))[0]
         result: np.ndarray = (made.permute(1, 2, 0).numpy() + 1) * 127.5
         return result
 
@@ -68,17 +64,12 @@ class Transform:
 
 @functools.lru_cache(maxsize=16)
 def load_transform(folder: Path, digest: str) -> Transform:
-    """The generator in a folder. Raises BadInput if it is no longer the one with this digest,
-    DamagedRun, CannotRead."""
+    """The generator in a folder. Raises as `load_generator`."""
     from featurecache.generators.trained_generators import load_generator, read_generator
 
-    described = read_generator(folder)
-    if described.weights != digest:
-        raise BadInput(
-            f"{folder}: the generator has changed since this command began; run it again"
-        )
+    network, described = load_generator(folder, digest), read_generator(folder)
     pairs = described.parameters.get(generator_nodes.PAIRS)
-    return Transform(load_generator(folder), described.image_size, pairs)
+    return Transform(network, described.image_size, pairs)
 
 
 generator_nodes.install(load_transform)

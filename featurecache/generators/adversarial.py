@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featurecache.generators.generator import FittedImages, Generator, batch, random_rows
+from featurecache.generators.configs import SamplerConfig, VectorGanConfig
+from featurecache.generators.generator import FittedImages, Generator, batch, random_rows, update
 
 PENALTY = 10.0  # weight of the gradient penalty (Gulrajani et al. 2017)
 
@@ -50,27 +51,32 @@ class Rules:
 
     critic_loss: CriticLoss
     generator_loss: GeneratorLoss
-    batch_size: int
     critic_steps: int = 1  # per step of the generator
     critic_rate: float = 1.0  # the critic's learning rate, in the generator's (Heusel et al. 2017)
     clip: float | None = None  # the critic's weights are kept within it (Arjovsky et al. 2017)
     has_penalty: bool = False
-    per_class: bool = False  # a minibatch has `batch_size` rows of every class
+    per_class: bool = False  # a minibatch has as many rows of every class
     average: float = 0.0  # decay of the mean of the generator's weights, which is saved
 
 
 class Adversarial(Generator):
     """A generator and a critic in training. The generator takes (noise (B, `noise_size`), labels
-    (B,)), the critic (samples, labels)."""
+    (B,)), the critic (samples, labels). Their optimizer is Adam with decays `betas`, or RMSprop."""
 
     def __init__(
         self,
+        config: SamplerConfig | VectorGanConfig,
         generator: nn.Module,
         critic: nn.Module,
         rules: Rules,
-        optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
+        betas: tuple[float, float] | None,
     ) -> None:
-        self.rules = rules
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            if betas is None:
+                return torch.optim.RMSprop(parameters, lr=config.lr)
+            return torch.optim.Adam(parameters, lr=config.lr, betas=betas)
+
+        self.rules, self._batch_size = rules, config.batch_size
         self.modules = nn.ModuleDict({"generator": generator, "critic": critic})
         if rules.average:
             self.modules["mean"] = copy.deepcopy(generator).requires_grad_(False)
@@ -105,7 +111,7 @@ class Adversarial(Generator):
         labels = torch.from_numpy(images.labels[self._rows(images, rng)]).to(device)
         self._set_trained(False)
         loss = self.rules.generator_loss(critic(self._fake(labels), labels))
-        _update(self.optimizers["generator"], loss)
+        update(self.optimizers["generator"], loss)
         self._set_trained(True)
         if self.rules.average:
             means = self.modules["mean"].state_dict()
@@ -124,7 +130,7 @@ class Adversarial(Generator):
             fake = self._fake(labels)
         loss = self.rules.critic_loss(critic(real, labels), critic(fake, labels))
         penalty = self._penalty(real, fake, labels) if self.rules.has_penalty else 0.0
-        _update(self.optimizers["critic"], loss + PENALTY * penalty)
+        update(self.optimizers["critic"], loss + PENALTY * penalty)
         if self.rules.clip is not None:
             with torch.no_grad():
                 for parameter in self._trained:
@@ -144,7 +150,7 @@ class Adversarial(Generator):
         return result
 
     def _rows(self, images: FittedImages, rng: np.random.Generator) -> np.ndarray:
-        size = self.rules.batch_size
+        size = self._batch_size
         if not self.rules.per_class:
             return random_rows(len(images.labels), size, rng)
         of_class = (np.flatnonzero(images.labels == c) for c in range(len(images.classes)))
@@ -160,9 +166,3 @@ class Adversarial(Generator):
         """Whether the critic's weights get gradients."""
         for parameter in self._trained:
             parameter.requires_grad_(is_trained)
-
-
-def _update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()

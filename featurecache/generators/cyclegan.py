@@ -23,6 +23,7 @@ from featurecache.generators.generator import (
     batch,
     decaying,
     random_rows,
+    update,
 )
 
 
@@ -112,7 +113,7 @@ class CycleGan(Generator):
 
     @staticmethod
     def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> StyleNetwork:
-        return StyleNetwork(parameters["channels"], parameters["blocks"])
+        return StyleNetwork(**parameters)
 
     @property
     def network(self) -> nn.Module:
@@ -139,23 +140,17 @@ class CycleGan(Generator):
         identity = functional.l1_loss(to_style(style), style)
         identity = identity + functional.l1_loss(from_style(real), real)
         loss = fooled + self.config.cycle * cycle + self.config.identity * identity
-        _update(self.optimizers["makers"], loss)
+        update(self.optimizers["makers"], loss)
 
         for judge in (style_judge, image_judge):
             judge.requires_grad_(True)
         judged = _distance(style_judge(style), 1) + _distance(style_judge(styled.detach()), 0)
         judged = judged + _distance(image_judge(real), 1)
         judged = judged + _distance(image_judge(plain.detach()), 0)
-        _update(self.optimizers["judges"], judged / 2)
+        update(self.optimizers["judges"], judged / 2)
         return {"maker": fooled, "cycle": cycle, "identity": identity, "judge": judged / 2}
 
 
 def _distance(judged: torch.Tensor, target: float) -> torch.Tensor:
     """The mean squared distance of a discriminator's answers to 1 for real, or 0 for made."""
     return ((judged - target) ** 2).mean()
-
-
-def _update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()

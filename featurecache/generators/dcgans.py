@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from featurecache.generators.adversarial import (
@@ -30,19 +29,17 @@ class Dcgan(Adversarial):
     """Paper 001's generator and critic in training."""
 
     def __init__(self, config: DcganConfig, images: FittedImages) -> None:
-        rules = Rules(
-            critic_loss=logistic, generator_loss=not_saturating, batch_size=config.batch_size
-        )
         super().__init__(
+            config,
             self.build(config.network(), config.image_size, len(images.classes)),
             Critic(config.image_size, config.channels, classes=None, norm="batch"),
-            rules,
-            lambda parameters: torch.optim.Adam(parameters, lr=config.lr, betas=(0.5, 0.999)),
+            Rules(critic_loss=logistic, generator_loss=not_saturating),
+            betas=(0.5, 0.999),
         )
 
     @staticmethod
     def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> ImageNetwork:
-        return _image_network(parameters, image_size, None)
+        return ImageNetwork(**parameters, image_size=image_size, classes=None)
 
 
 class ConditionalGan(Adversarial):
@@ -63,20 +60,15 @@ class ConditionalGan(Adversarial):
         rules = Rules(
             critic_loss=hinge,
             generator_loss=lower_score,
-            batch_size=config.batch_size,
             critic_rate=critic_rate,
             average=config.average,
         )
-        super().__init__(
-            self.build(config.network(), config.image_size, len(images.classes)),
-            critic,
-            rules,
-            lambda parameters: torch.optim.Adam(parameters, lr=config.lr, betas=(0.0, decay)),
-        )
+        network = self.build(config.network(), config.image_size, len(images.classes))
+        super().__init__(config, network, critic, rules, betas=(0.0, decay))
 
     @staticmethod
     def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> ImageNetwork:
-        return _image_network(parameters, image_size, classes)
+        return ImageNetwork(**parameters, image_size=image_size, classes=classes)
 
 
 class ConditionalDcgan(ConditionalGan):
@@ -87,10 +79,3 @@ class ConditionalDcgan(ConditionalGan):
         critic = Critic(config.image_size, config.channels, classes=classes, norm="spectral")
         # With equal rates the generator soon fooled the critic, whose loss was that of guessing.
         super().__init__(config, images, critic, decay=0.9, critic_rate=4.0)
-
-
-def _image_network(
-    parameters: Mapping[str, Any], image_size: int, classes: int | None
-) -> ImageNetwork:
-    noise_size, channels = parameters["noise_size"], parameters["channels"]
-    return ImageNetwork(noise_size, image_size, channels, classes=classes)

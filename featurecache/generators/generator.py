@@ -75,6 +75,12 @@ def pictures_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
     return scaled.permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
 def random_rows(count: int, size: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """`size` of `count` rows, drawn with replacement."""
     return rng.integers(0, count, size)

@@ -157,5 +157,4 @@ class ProjectedGan(ConditionalGan):
 
     @staticmethod
     def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> ImageNetwork:
-        noise_size, channels = parameters["noise_size"], parameters["channels"]
-        return ImageNetwork(noise_size, image_size, channels, classes=classes, is_smooth=True)
+        return ImageNetwork(**parameters, image_size=image_size, classes=classes, is_smooth=True)

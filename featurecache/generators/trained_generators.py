@@ -66,8 +66,8 @@ def save_generator(
     durable.replace(folder / DESCRIPTION, described.model_dump_json(indent=2).encode() + b"\n")
 
 
-def load_generator(folder: str | Path) -> nn.Module:
-    """The network in a folder, on the CPU, for evaluation.
+def load_generator(folder: str | Path, digest: str | None = None) -> nn.Module:
+    """The network in a folder, on the CPU, for evaluation; its weights are those of `digest`.
 
     The file is compared with the network that the description names before any of its tensors is
     used, and must have the described digest. Raises BadInput, DamagedRun, CannotRead.
@@ -79,6 +79,10 @@ def load_generator(folder: str | Path) -> nn.Module:
     from featurecache.training.tensors import check_weights, digest_of_tensors
 
     described, path = read_generator(folder), Path(folder) / WEIGHTS
+    if digest is not None and described.weights != digest:
+        raise BadInput(
+            f"{folder}: the generator has changed since this command began; run it again"
+        )
     content = read_file(path, _MAX_WEIGHTS, damaged_run)
     try:
         tensors = safetensors.torch.load(content)

@@ -102,22 +102,16 @@ class VectorGan(Adversarial):
         rules = Rules(
             critic_loss=wasserstein,
             generator_loss=lower_score,
-            batch_size=config.batch_size,
             critic_steps=config.critic_steps,
             has_penalty=True,
             average=0.995,
         )
-        super().__init__(
-            network,
-            _Critic(width, config.hidden, classes),
-            rules,
-            lambda parameters: torch.optim.Adam(parameters, lr=config.lr, betas=(0.0, 0.9)),
-        )
+        critic = _Critic(width, config.hidden, classes)
+        super().__init__(config, network, critic, rules, betas=(0.0, 0.9))
 
     @staticmethod
     def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> VectorNetwork:
-        noise_size, hidden = parameters["noise_size"], parameters["hidden"]
-        return VectorNetwork(noise_size, hidden, parameters["width"], classes)
+        return VectorNetwork(**parameters, classes=classes)
 
     def real(self, images: FittedImages, rows: np.ndarray, device: torch.device) -> torch.Tensor:
         """The standardised vectors of a minibatch."""

@@ -81,21 +81,17 @@ class DenseWgan(Adversarial):
         rules = Rules(
             critic_loss=wasserstein,
             generator_loss=lower_score,
-            batch_size=config.batch_size,
             critic_steps=config.critic_steps,
             clip=config.clip,
             per_class=True,
         )
-        super().__init__(
-            self.build(config.network(), config.image_size, classes),
-            _DenseCritic(config.image_size, classes),
-            rules,
-            lambda parameters: torch.optim.RMSprop(parameters, lr=config.lr),
-        )
+        network = self.build(config.network(), config.image_size, classes)
+        critic = _DenseCritic(config.image_size, classes)
+        super().__init__(config, network, critic, rules, betas=None)
 
     @staticmethod
     def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> DenseImageNetwork:
-        return DenseImageNetwork(parameters["noise_size"], image_size, classes)
+        return DenseImageNetwork(**parameters, image_size=image_size, classes=classes)
 
 
 class ConvolutionalWganGp(Adversarial):
@@ -106,21 +102,15 @@ class ConvolutionalWganGp(Adversarial):
         rules = Rules(
             critic_loss=wasserstein,
             generator_loss=lower_score,
-            batch_size=config.batch_size,
             critic_steps=3,
             has_penalty=True,
             average=config.average,
         )
-        super().__init__(
-            self.build(config.network(), size, classes),
-            # Batch norm would make the penalty of an image depend on the others.
-            Critic(size, config.channels, classes=classes, norm="layer"),
-            rules,
-            lambda parameters: torch.optim.Adam(parameters, lr=config.lr, betas=(0.0, 0.9)),
-        )
+        network = self.build(config.network(), size, classes)
+        # Batch norm would make the penalty of an image depend on the others.
+        critic = Critic(size, config.channels, classes=classes, norm="layer")
+        super().__init__(config, network, critic, rules, betas=(0.0, 0.9))
 
     @staticmethod
     def build(parameters: Mapping[str, Any], image_size: int, classes: int) -> ImageNetwork:
-        return ImageNetwork(
-            parameters["noise_size"], image_size, parameters["channels"], classes=classes
-        )
+        return ImageNetwork(**parameters, image_size=image_size, classes=classes)

@@ -58,6 +58,12 @@ class TrainedItems:
         """The number of networks, one per fold."""
         return int(self.folds.max(initial=1))
 
+    @property
+    def in_every_network(self) -> npt.NDArray[np.uint8]:
+        """The images (M, 32) that no fold held out: what a generator was fitted on."""
+        items: npt.NDArray[np.uint8] = self.items[self.folds == 0]
+        return items
+
     @cached_property
     def _lookup(self) -> Lookup:
         return Lookup(self.items)

@@ -68,13 +68,10 @@ class Sampler:
         """The tar file of the images at these positions, of those of all classes."""
         import torch
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                return packed(self._members(per_class, positions))
-        finally:
-            torch.set_num_threads(threads)
+        from featurecache.training.devices import one_thread
+
+        with one_thread(), torch.inference_mode():
+            return packed(self._members(per_class, positions))
 
     def _members(self, per_class: int, positions: range) -> Iterator[tuple[str, bytes]]:
         described = self.described
@@ -121,9 +118,4 @@ def find_sampler(generator: str | Path, runs: str | Path) -> Sampler:
 
 @functools.lru_cache(maxsize=1)
 def _network(folder: Path, digest: str) -> Any:
-    """The network in a folder. Raises BadInput if it is no longer the one with this digest."""
-    if read_generator(folder).weights != digest:
-        raise BadInput(
-            f"{folder}: the generator has changed since this command began; run it again"
-        )
-    return load_generator(folder)
+    return load_generator(folder, digest)

@@ -6,6 +6,7 @@ images it has not seen (law 8, "Views of one image never straddle a split").
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,20 +22,20 @@ from featurecache.features.spaces import Space
 from featurecache.generated_items import items_of_generator
 from featurecache.generator_files import TrainedGenerator
 from featurecache.generators.fixed_point import noise_number
-from featurecache.generators.trained_generators import read_generator
+from featurecache.generators.trained_generators import load_generator, read_generator
 from featurecache.heads.drawn import Drawn
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import GENERATED
+from featurecache.items import packed
 from featurecache.runs.generator_items import (
+    Pairs,
     generator_folders,
     generator_key,
-    generator_without,
+    generators_of_folds,
 )
 from featurecache.runs.generator_records import read_generator_record
 from featurecache.runs.run_names import find_run
-
-Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 def is_generated(view: str) -> bool:
@@ -108,57 +109,28 @@ class GeneratedView:
     def generators_of_folds(self, pairs: Pairs, items: np.ndarray) -> list[int]:
         """For each fold the number, from 0, of a generator that has seen none of its validation
         images. `items` is (N, 32). Raises BadInput if there is none."""
-        return [
-            generator_without(
-                self.items,
-                items[validation],
-                self.name,
-                number if len(pairs) > 1 else 0,
-            )
-            for number, (_, validation) in enumerate(pairs, 1)
-        ]
+        return generators_of_folds(self.name, self.items, pairs, items)
 
     def drawn(
         self, pairs: Pairs, items: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     ) -> Drawn:
         """The vectors of the images with these items (N, 32) and labels (N,)."""
         by_fold = self.generators_of_folds(pairs, items)
-        return Drawn(
-            (len(items), self.described[0].parameters["width"]),
-            _Maker(self, by_fold, items, labels, classes),
-        )
+        class_numbers = [self.described[0].classes.index(name) for name in classes]
+        made_labels = np.array(class_numbers, np.int64)[labels]
+        names = [item.tobytes() for item in items]
+        networks: Any = functools.cache(lambda folder: load_generator(self.folders[folder]))
+        last: dict[int, tuple[int, npt.NDArray[np.float32]]] = {}  # by generator: draw, vectors
 
+        def make(fold: int, epoch: int) -> npt.NDArray[np.float32]:
+            folder, draw = by_fold[fold - 1], self.draw or epoch
+            if folder not in last or last[folder][0] != draw:
+                fingerprint = keys.canonical(self.key(folder, draw))
+                numbers = np.array([noise_number(fingerprint, item) for item in names], np.uint64)
+                last[folder] = draw, networks(folder).vectors(made_labels, numbers)
+            return last[folder][1]
 
-class _Maker:
-    """Makes the vectors of a fold and an epoch. The last ones of each generator are kept."""
-
-    def __init__(
-        self,
-        view: GeneratedView,
-        by_fold: Sequence[int],
-        items: np.ndarray,
-        labels: np.ndarray,
-        classes: Sequence[str],
-    ) -> None:
-        self._view, self._by_fold = view, by_fold
-        self._items = [item.tobytes() for item in items]
-        numbers = [view.described[0].classes.index(name) for name in classes]
-        self._labels = np.array(numbers, np.int64)[labels]
-        self._networks: dict[int, Any] = {}
-        self._last: dict[int, tuple[int, npt.NDArray[np.float32]]] = {}
-
-    def __call__(self, fold: int, epoch: int) -> npt.NDArray[np.float32]:
-        folder, draw = self._by_fold[fold - 1], self._view.draw or epoch
-        if folder not in self._networks:
-            from featurecache.generators.trained_generators import load_generator
-
-            self._networks[folder] = load_generator(self._view.folders[folder])
-        if folder not in self._last or self._last[folder][0] != draw:
-            fingerprint = keys.canonical(self._view.key(folder, draw))
-            numbers = [noise_number(fingerprint, item) for item in self._items]
-            made = self._networks[folder].vectors(self._labels, np.array(numbers, np.uint64))
-            self._last[folder] = draw, made
-        return self._last[folder][1]
+        return Drawn((len(items), self.described[0].parameters["width"]), make)
 
 
 def missing_class(view: str, classes: Sequence[str], fitted: Sequence[str]) -> None:
@@ -190,7 +162,7 @@ def with_seen_items(trained: TrainedItems, seen: set[bytes]) -> TrainedItems:
     others = sorted(seen - {item.tobytes() for item in trained.items})
     if not others:
         return trained
-    items = np.frombuffer(b"".join(others), np.uint8).reshape(-1, 32)
+    items = packed(others)
     return replace(
         trained,
         items=np.concatenate([trained.items, items]),

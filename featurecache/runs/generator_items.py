@@ -14,6 +14,7 @@ from featurecache.generator_files import TrainedGenerator
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.runs.generator_records import read_generator_record
 
+Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # the (train, validation) rows of each fold
 FORWARD = 1  # the version of the code that computes what a generator makes
 
 
@@ -33,16 +34,17 @@ def generator_key(described: TrainedGenerator) -> keys.Json:
     return {name: getattr(described, name) for name in fields} | {"version": FORWARD}
 
 
-def generator_without(
-    generators: Sequence[TrainedItems], validation: np.ndarray, view: str, fold: int = 0
-) -> int:
-    """The number, from 0, of the first generator of a view that has seen no validation image, of
-    items (M, 32). Raises BadInput if there is none; `fold` is from 1, or 0 without folds."""
-    wanted = [item.tobytes() for item in validation]
-    counts = [int((seen.folds_of(wanted) == 0).sum()) for seen in generators]
-    if 0 in counts:
-        return counts.index(0)
-    images = "validation images" + (f" of fold {fold}" if fold else "")
-    raise leak(
-        f"view {view}", min(counts), len(wanted), images, "train with the same folds and seed"
-    )
+def generators_of_folds(
+    view: str, generators: Sequence[TrainedItems], pairs: Pairs, items: np.ndarray
+) -> list[int]:
+    """For each fold the number, from 0, of the first generator of a view that has seen none of its
+    validation images, of items (N, 32). Raises BadInput if there is none."""
+    numbers = []
+    for fold, (_, validation) in enumerate(pairs, 1):
+        counts = [int((seen.folds_of(items[validation]) == 0).sum()) for seen in generators]
+        if 0 not in counts:
+            images = "validation images" + (f" of fold {fold}" if len(pairs) > 1 else "")
+            remedy = "train with the same folds and seed"
+            raise leak(f"view {view}", min(counts), len(validation), images, remedy)
+        numbers.append(counts.index(0))
+    return numbers

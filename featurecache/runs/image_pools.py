@@ -29,8 +29,8 @@ from featurecache.images.view_names import ViewName
 from featurecache.images.views import GENERATED
 from featurecache.lookup.held_spaces import not_cached_error, side_by_side
 from featurecache.lookup.labelled_rows import decodable, labelled_rows
-from featurecache.runs.generated_vectors import Pairs, missing_class
-from featurecache.runs.generator_items import generator_without
+from featurecache.runs.generated_vectors import missing_class
+from featurecache.runs.generator_items import Pairs, generators_of_folds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,9 @@ class ImagePool:
     def generators_of_folds(self, pairs: Pairs, items: np.ndarray) -> list[int]:
         """As of a GeneratedView: 0 for each fold. Raises BadInput if a generator has seen images
         that a fold is validated on."""
-        for number, (_, validation) in enumerate(pairs, 1):
-            if self.items:
-                fold = number if len(pairs) > 1 else 0
-                generator_without(self.items, items[validation], self.name, fold)
-        return [0] * len(pairs)
+        if not self.items:
+            return [0] * len(pairs)
+        return generators_of_folds(self.name, self.items, pairs, items)
 
     def drawn(
         self, pairs: Pairs, items: np.ndarray, labels: np.ndarray, classes: Sequence[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -25,12 +26,16 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-@contextlib.contextmanager
-def threads_for(products: int) -> Iterator[None]:
+def threads_for(products: int) -> AbstractContextManager[None]:
     """One thread of torch for steps of so few products."""
+    return one_thread() if products <= _FEW_PRODUCTS else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch."""
     threads = torch.get_num_threads()
-    if products <= _FEW_PRODUCTS:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -157,7 +157,7 @@ def fit_generator(
             TrainedItems.from_pairs(*_with_style(items, pair, [item for _, item in style_images]))
             for pair in pairs
         ]
-        roots = [root_of(fitted.items[fitted.folds == 0]) for fitted in seen]
+        roots = [root_of(fitted.in_every_network) for fitted in seen]
         began = time.time()
         record = GeneratorRecord(
             identity=identity,
