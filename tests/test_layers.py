@@ -73,7 +73,7 @@ HOMES = {  # the one room of each heavy library, and of what only the command li
     "pyarrow": {
         "featurecache.images.layouts.hub_datasets",
         "featurecache.images.layouts.indexes",
-        "featurecache.runs.prediction_files",
+        "featurecache.stages.heads.evaluate",
         "featurecache.stages.cache.export",
     },
     "click": {

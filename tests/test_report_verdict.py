@@ -11,7 +11,7 @@ from featurecache.features.store import Cache
 from featurecache.runs.predictions import Predictions, predict_split
 from featurecache.runs.record import read_run
 from featurecache.stages.looking.report import report
-from featurecache.stages.looking.report_differences import schedule_differences
+from featurecache.stages.looking.report_runs import schedule_differences
 from featurecache.stages.looking.report_verdict import groups, verdict_of
 from featurecache.stages.looking.report_views import through_views
 

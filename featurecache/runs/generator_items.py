@@ -25,6 +25,11 @@ def generator_folders(run: Path) -> list[Path]:
     if not record.is_finished:
         raise BadInput(f"{run}: its training is not finished; run the same fit-generator again")
     folds = (record.generator.get("validation") or {}).get("folds", 0)
+    return fold_folders(run, folds)
+
+
+def fold_folders(run: Path, folds: int) -> list[Path]:
+    """The folders of the generators of a run with so many folds; the run itself without any."""
     return [run / f"fold_{number}" for number in range(1, folds + 1)] or [run]
 
 

@@ -15,6 +15,8 @@ import yaml
 from featurecache import keys, versions
 from featurecache.errors import BadInput, UnknownName, nearest
 from featurecache.executors.pool import checked_workers
+from featurecache.features.backbones import load_backbone
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.generator_files import DESCRIPTION, TrainedGenerator
 from featurecache.generators.configs import (
@@ -26,10 +28,11 @@ from featurecache.generators.configs import (
 from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.trained_items import TrainedItems, root_of
-from featurecache.images.datasets import Dataset, name_of, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, name_of, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
+from featurecache.images.views import find_view
 from featurecache.items import packed
-from featurecache.lookup.held_spaces import side_by_side
+from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import (
     LabelledRows,
     decodable,
@@ -38,17 +41,19 @@ from featurecache.lookup.labelled_rows import (
     training_rows,
 )
 from featurecache.runs.generator_images import load_images
+from featurecache.runs.generator_items import fold_folders
 from featurecache.runs.generator_records import GeneratorRecord, read_generator_record
 from featurecache.runs.record import STARTED, claimed_training, finished, write_run
 from featurecache.runs.sources import source_fields
 from featurecache.runs.training_pictures import ImageItem
-from featurecache.stages.generators.generator_parts import frozen_critic, vector_spaces
 from featurecache.stages.heads.predict import image_files
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.stages.heads.train_head import DEVICES
 from featurecache.storage import durable
 from featurecache.text import counted
+from featurecache.yaml_files import validate
 
+CRITICS = {"projected": "efficientnet_lite0"}  # the frozen networks whose maps critics judge
 Pairs = list[tuple[np.ndarray, np.ndarray]]  # the fitted and the held-out rows of each fold
 
 
@@ -110,7 +115,7 @@ def fit_generator(
     vectors: np.ndarray | None = None
     backbones: list[keys.Json] | None = None
     if isinstance(wanted, VectorSamplerConfig):
-        spaces = vector_spaces(wanted, Cache(cache), rows, data, path)
+        spaces = _vector_spaces(wanted, Cache(cache), rows, data, path)
         rows = decodable(rows, spaces)
         vectors = side_by_side(spaces, rows.items)
         wanted = wanted.of_width(vectors.shape[1], path)
@@ -189,8 +194,8 @@ def fit_generator(
         from featurecache.training.devices import device_of
         from featurecache.training.tensors import digest_of_tensors
 
-        critic = frozen_critic(wanted)
-        folders = _folders(run, len(pairs) if wanted.validation else 0)
+        critic = load_backbone(CRITICS[wanted.generator]) if wanted.generator in CRITICS else None
+        folders = fold_folders(run, len(pairs) if wanted.validation else 0)
         total = wanted.steps * len(folders)
         for number, folder in enumerate(folders):
             folder.mkdir(exist_ok=True)
@@ -341,16 +346,30 @@ def _with_style(
     return both, [(np.concatenate([fitted, numbers]), np.array(apart, np.int64))]
 
 
-def _folders(run: Path, folds: int) -> list[Path]:
-    return [run / f"fold_{number}" for number in range(1, folds + 1)] or [run]
-
-
 def _result(run: Path, record: GeneratorRecord) -> FittedGenerator:
     folds = record.generator.get("validation", {}).get("folds", 0)
     return FittedGenerator(
         run=str(run),
         kind=record.kind,
-        folders=[str(folder) for folder in _folders(run, folds)],
+        folders=[str(folder) for folder in fold_folders(run, folds)],
         losses=record.losses or [],
         notes=record.notes,
     )
+
+
+def _vector_spaces(
+    config: VectorSamplerConfig, cache: Cache, rows: LabelledRows, data: DataSource, path: Path
+) -> list[Space]:
+    """The spaces of the vectors that a generator is fitted on, one per backbone. Raises BadInput,
+    or NotCached with the command that is missing."""
+    phases = [{"views": config.view, "epochs": 1}]
+    schedule = validate(Schedule, {"backbone": config.backbone, "phases": phases}, path)
+    views = {config.view: find_view(config.view, 0, cache.views)}
+    spaces = spaces_of(cache, views, schedule.backbone, rows.items, data)[config.view]
+    for space in spaces:
+        if space.key["backbone"]["pooling"] == "none":
+            raise BadInput(
+                f"{path}: backbone: pooling none gives maps of {space.backbone}, and "
+                f"{config.generator} makes vectors; remove it"
+            )
+    return spaces

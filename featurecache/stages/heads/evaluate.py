@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.csv_files import write_csv
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, MissingExtra
 from featurecache.features.settings import check_keywords
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
-from featurecache.runs.prediction_files import check_prediction_file, write_predictions
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
 from featurecache.runs.record import read_run, schedule_of
 from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
+from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
 from featurecache.study import metrics
 from featurecache.study.class_metrics import PerClass, class_metrics
@@ -123,7 +125,7 @@ def evaluate(
     data, cache, progress = resolve_run_options(shared, "evaluate", runs)
     table_file = None
     if predictions_file is not None:
-        table_file = check_prediction_file(predictions_file, "--predictions", data)
+        table_file = _predictions_file(predictions_file, data)
     for option, file in (("--misclassified", misclassified), ("--confusion", confusion)):
         if file is not None:
             check_output(file, option, data=data)
@@ -146,7 +148,7 @@ def evaluate(
         write_csv(confusion, ["class", *classes], table)
     if table_file is not None:
         ids = [row.id for row in predictions.rows]
-        write_predictions(table_file, ids, probabilities, classes, labels.tolist())
+        _write_predictions(table_file, ids, probabilities, classes, labels.tolist())
     result = evaluation_of(predictions, 0, predictions.split, views)
     if against is None:
         return result
@@ -227,3 +229,47 @@ def _gap(run: Path, early: bool) -> float | None:
         epochs.sort(key=lambda row: (-row.val_loss, -row.epoch))
     last = {row.fold: row.train_top1 - row.val_top1 for row in epochs}
     return sum(last.values()) / len(last) if last else None
+
+
+def _predictions_file(file: str | Path, data: object) -> Path:
+    """The path of a file to write. Raises BadInput and MissingExtra before any work."""
+    path = check_output(file, "--predictions", data=data)
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise BadInput(f"{file}: the name for --predictions must end in .csv or .parquet")
+    if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtra(f"--predictions {file}", "pyarrow", "parquet")
+    return path
+
+
+def _write_predictions(
+    path: Path,
+    ids: Sequence[str],
+    probabilities: npt.NDArray[np.float32],
+    classes: Sequence[str],
+    labels: Sequence[int],
+) -> None:
+    """Write a row for each of N images: `path`, `class` by the `labels` (N,), `predicted`, and
+    `probability of CLASS` for each of the C classes, from `probabilities` (N, C)."""
+    columns = {
+        "path": list(ids),
+        "class": [classes[label] for label in labels],
+        "predicted": [classes[label] for label in probabilities.argmax(1)],
+    }
+    headers = [f"probability of {name}" for name in classes]
+    if path.suffix.lower() == ".csv":
+        texts = zip(*columns.values(), strict=True)
+        numbers = ([f"{value:.6g}" for value in row] for row in probabilities.tolist())
+        rows = ([*text, *row] for text, row in zip(texts, numbers, strict=True))
+        write_csv(path, [*columns, *headers], rows)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    arrays = {name: pyarrow.array(values, pyarrow.string()) for name, values in columns.items()}
+    arrays |= {
+        name: pyarrow.array(np.ascontiguousarray(values))
+        for name, values in zip(headers, probabilities.T, strict=True)
+    }
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(arrays), content)
+    durable.replace(path, content.getvalue())

@@ -21,7 +21,6 @@ from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.heads.evaluate import Evaluation, evaluation_of
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
 from featurecache.stages.looking.report_classes import class_table, matrix_data
-from featurecache.stages.looking.report_differences import schedule_differences
 from featurecache.stages.looking.report_pictures import (
     Pictures,
     RankedClass,
@@ -31,7 +30,7 @@ from featurecache.stages.looking.report_pictures import (
     sheets,
     wrong_rows_of,
 )
-from featurecache.stages.looking.report_runs import Course, training_course
+from featurecache.stages.looking.report_runs import Course, schedule_differences, training_course
 from featurecache.stages.looking.report_studies import studies_in
 from featurecache.stages.looking.report_verdict import verdict_of
 from featurecache.stages.looking.report_views import through_views, view_title

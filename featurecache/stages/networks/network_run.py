@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from featurecache import versions
 from featurecache.executors import Progress
 from featurecache.features.backbones import load_backbone
 from featurecache.features.trained_networks import TrainedNetwork, save_network
+from featurecache.generator_files import TrainedGenerator
+from featurecache.generators.augnet import FrozenAugNet
+from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.head_networks import HeadNetworks
 from featurecache.heads.trained_items import TrainedItems, root_of
 from featurecache.images.datasets import name_of
 from featurecache.networks.configs import NetworkConfig
-from featurecache.networks.training import TrainingRows, train_network
+from featurecache.networks.training import Request, TrainingRows, train_network
 from featurecache.runs.generated_vectors import with_seen_items
 from featurecache.runs.network_data import NetworkData, schedule_of_config
 from featurecache.runs.network_parts import NetworkParts, network_parts
@@ -36,11 +40,12 @@ from featurecache.runs.training_data import splits_of
 from featurecache.runs.training_pictures import view_in_epoch
 from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.cache.featurize import featurize
-from featurecache.stages.networks.augnet_generator import save_augnet
 from featurecache.storage import durable
 from featurecache.training.devices import device_of
 from featurecache.training.epoch_metrics import EpochRow, read_epochs, results_of
 from featurecache.training.tensors import digest_of_tensors
+
+MAX_PARTNERS = 256 << 20  # bytes of the pictures of partners in a saved AugNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,7 @@ def train_run(
         HeadNetworks(members=[parts.head.eval()], classes=rows.classes, spec=shape).save(run)
         save_items(run, data, [rows])
         if parts.network.augmenter is not None:
-            save_augnet(run, parts, data, rows, means.workers)
+            _save_augnet(run, parts, data, rows, means.workers)
         results = results_of(epochs, parts.config.early_stopping is not None)
         record.best, record.last = dict(results.best), dict(results.last)
         record.backbones[0]["key"] = load_backbone(str(run)).key()
@@ -218,3 +223,46 @@ def save_items(run: Path, data: NetworkData, folds: Sequence[TrainingRows]) -> N
 
 def write_config(run: Path, effective: dict[str, Any]) -> None:
     durable.replace(run / "config.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
+
+
+def _save_augnet(
+    run: Path, parts: NetworkParts, data: NetworkData, rows: TrainingRows, workers: int
+) -> None:
+    """Write AugNet with the images that it was trained on and, unless its pairs are the same image
+    twice, pictures of them as partners: the first ones of each class, by hash, if not all fit."""
+    setting, trained = parts.config.neural_augmentation, parts.network.augmenter
+    assert setting is not None and trained is not None
+    preprocess, classes = parts.initial.preprocess, list(rows.classes)
+    size, items = preprocess.input_size, data.training.items
+    _, first = np.unique(items[rows.train].view("V32").ravel(), return_index=True)
+    images = rows.train[first] if setting.pairs == "random" else rows.train[:0]
+    labels = rows.labels[images]
+    limit = max(1, MAX_PARTNERS // (len(classes) * 3 * size**2))
+    members = [images[labels == label][:limit] for label in range(len(classes))]
+    partners = np.concatenate(members)
+
+    network = FrozenAugNet(size, len(images), len(partners))
+    network.network.load_state_dict(trained.state_dict())
+    network.mean.copy_(torch.tensor(preprocess.mean).reshape(3, 1, 1))
+    network.std.copy_(torch.tensor(preprocess.std).reshape(3, 1, 1))
+    network.images.copy_(torch.from_numpy(items[images]))
+    network.labels.copy_(torch.from_numpy(labels))
+    network.partner_labels.copy_(torch.from_numpy(rows.labels[partners]))
+    blocks = np.split(partners, range(64, len(partners), 64)) if len(partners) else []
+    source = data.source(parts.config, parts, workers)
+    requests = (Request(block, ["none"] * len(block), 1) for block in blocks)
+    start = 0
+    for pictures in source(requests):
+        network.partners[start : start + len(pictures)] = torch.from_numpy(pictures)
+        start += len(pictures)
+    parameters = {"pairs": setting.pairs, "images": len(images), "partners": len(partners)}
+    described = TrainedGenerator(
+        kind="transform",
+        generator="augnet",
+        parameters=parameters,
+        image_size=size,
+        classes=classes,
+        weights=digest_of_tensors(network),
+        items=root_of(items[rows.train]),
+    )
+    save_generator(run, network, described)

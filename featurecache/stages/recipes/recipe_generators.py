@@ -18,6 +18,7 @@ from featurecache.images.view_names import ViewName
 from featurecache.images.views import GENERATED
 from featurecache.runs.generated_images import check_sampler, find_sampler
 from featurecache.runs.generated_vectors import find_generated_view, is_generated
+from featurecache.runs.generator_items import fold_folders
 from featurecache.runs.image_pools import find_generated_images
 from featurecache.runs.run_names import RUNS
 from featurecache.stages.generators.fit_generator import fitted_classes
@@ -46,8 +47,7 @@ class PlannedGenerators:
             config = read_config(path)
             fitted_classes(config, dataset, path)
             folds = config.validation.folds if config.validation else 0
-            folders = [out / f"fold_{number}" for number in range(1, folds + 1)] or [out]
-            self.generators.update(dict.fromkeys(folders, config))
+            self.generators.update(dict.fromkeys(fold_folders(out, folds), config))
             return
         generator = Path(step.generator).absolute()
         planned = self.generators.get(generator)

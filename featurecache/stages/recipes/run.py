@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,30 +200,17 @@ def _generate(step: Generate, execution: _Execution) -> None:
     execution.notes.append(f"{made.out}: {made.images:,} images of {made.classes:,} classes")
 
 
-def _train_head(step: TrainHead, execution: _Execution) -> None:
+def _train(step: TrainHead | TrainNetwork, execution: _Execution) -> None:
     seeds: Sequence[int | None] = step.seeds or [None]
+    is_head = isinstance(step, TrainHead)
+    train: Any = train_head if is_head else partial(train_network, workers=execution.workers)
     execution.runs[step.schedule] = [
-        train_head(
+        train(
             execution.recipe.schedules[step.schedule][0],
             **execution.where(),
             runs=execution.runs_folder,
             seed=seed,
             device=execution.device,
-        )
-        for seed in seeds
-    ]
-
-
-def _train_network(step: TrainNetwork, execution: _Execution) -> None:
-    seeds: Sequence[int | None] = step.seeds or [None]
-    execution.runs[step.config] = [
-        train_network(
-            execution.recipe.schedules[step.config][0],
-            **execution.where(),
-            runs=execution.runs_folder,
-            seed=seed,
-            device=execution.device,
-            workers=execution.workers,
         )
         for seed in seeds
     ]
@@ -379,8 +367,8 @@ STEP_FUNCTIONS: dict[type[Step], Callable[[Any, _Execution], None]] = {
     Featurize: _featurize,
     FitGenerator: _fit_generator,
     Generate: _generate,
-    TrainHead: _train_head,
-    TrainNetwork: _train_network,
+    TrainHead: _train,
+    TrainNetwork: _train,
     Evaluate: _evaluate,
     Ensemble: _ensemble,
     Report: _report,
