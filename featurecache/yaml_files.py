@@ -39,6 +39,12 @@ def read_yaml(path: Path) -> yaml.Node:
     return node
 
 
+def read_plain(path: Path) -> dict[str, Any]:
+    """The content of a YAML file as plain values. Raises BadInput."""
+    content: dict[str, Any] = plain_value(read_yaml(path))
+    return content
+
+
 def parse_yaml(text: str, where: object) -> yaml.Node:
     """The node tree of YAML, with the positions that errors need. Errors begin with `where`.
 

@@ -222,7 +222,7 @@ SAVED = CONFIGS | {"augnet": AugNetConfig}  # with those that fit-generator does
 def read_config(path: Path) -> GeneratorConfig:
     """The configuration in a YAML file. Raises BadInput that names the file and every wrong
     entry."""
-    content = yaml_files.plain_value(yaml_files.read_yaml(path))
+    content = yaml_files.read_plain(path)
     name = content.get("generator")
     if not isinstance(name, str):
         raise BadInput(f"{path}: generator: name one of {', '.join(CONFIGS)}")

@@ -165,12 +165,10 @@ class NetworkConfig(TrainingPlan):
 
 def is_network_config(path: Path) -> bool:
     """Whether a file configures a network, and not a head."""
-    content = yaml_files.plain_value(yaml_files.read_yaml(path))
-    return isinstance(content, dict) and "network" in content
+    return "network" in yaml_files.read_plain(path)
 
 
 def read_config(path: Path) -> NetworkConfig:
     """The configuration in a YAML file. Raises BadInput that names the file and every wrong
     entry."""
-    content = yaml_files.plain_value(yaml_files.read_yaml(path))
-    return yaml_files.validate(NetworkConfig, content, path)
+    return yaml_files.validate(NetworkConfig, yaml_files.read_plain(path), path)

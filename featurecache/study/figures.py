@@ -72,6 +72,15 @@ def style() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """A figure of this size in inches, to draw on in the style of all figures."""
+    from matplotlib.figure import Figure
+
+    with style():
+        yield Figure(figsize=(width, height))
+
+
 def rendered(figure: Figure, form: str) -> bytes:
     """The bytes of a figure as `svg` or `png`."""
     file = io.BytesIO()
@@ -137,10 +146,7 @@ def curves(epochs: Sequence[Mapping[str, float]], phases: Sequence[tuple[int, in
     the same epoch, the line is their mean and the band spans their minimum and maximum. A phase is
     (first epoch, last epoch, name).
     """
-    from matplotlib.figure import Figure
-
-    with style():
-        figure = Figure(figsize=(6.2, 4.6))
+    with drawing(6.2, 4.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True)
         numbers = sorted({int(row["epoch"]) for row in epochs})
         for axes, metric in ((top, "top1"), (bottom, "loss")):
@@ -175,10 +181,7 @@ def curves(epochs: Sequence[Mapping[str, float]], phases: Sequence[tuple[int, in
 def reliability(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Accuracy against confidence, in the bins of `metrics.calibration`, for each run. The diagonal
     is perfect calibration. A dot's area grows with the number of images in its bin."""
-    from matplotlib.figure import Figure
-
-    with style():
-        figure = Figure(figsize=(4.2, 3.6))
+    with drawing(4.2, 3.6) as figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], "--", color=INK, alpha=0.5, linewidth=1)
         for index, (name, bins) in enumerate(runs.items()):
@@ -198,11 +201,8 @@ def reliability(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 def retained(curves: Mapping[str, npt.NDArray[np.float64]], shares: Sequence[float]) -> Figure:
     """Named curves (K,): the share of variance that the first 1, 2, … K components retain. `shares`
     are drawn as horizontal lines."""
-    from matplotlib.figure import Figure
-
     colours = {"red": "#cc4444", "green": "#3d9a6b", "blue": "#3f7fbf"}
-    with style():
-        figure = Figure(figsize=(6.2, 4))
+    with drawing(6.2, 4) as figure:
         axes = figure.subplots()
         for index, (name, curve) in enumerate(curves.items()):
             colour = colours.get(name.rpartition(" ")[2], COLOURS[index % len(COLOURS)])
@@ -220,10 +220,7 @@ def retained(curves: Mapping[str, npt.NDArray[np.float64]], shares: Sequence[flo
 
 def scatter(points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Figure:
     """Points {x, y, class} in the colours of their classes. The axes have no units and no ticks."""
-    from matplotlib.figure import Figure
-
-    with style():
-        figure = Figure(figsize=(6.2, 5.2))
+    with drawing(6.2, 5.2) as figure:
         axes = figure.subplots()
         for index, (name, colour) in enumerate(colours.items()):
             marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
@@ -270,11 +267,8 @@ def drift(
     95%. `agreement` has the share for each view and for `none`, which is drawn as a line. `strips`
     has for each view its most changed pictures: (clean, view, caption).
     """
-    from matplotlib.figure import Figure
-
     chart_height = 0.6 + 0.32 * len(cosines)
-    with style():
-        figure = Figure(figsize=(7.6, chart_height + 1.7 * len(strips)))
+    with drawing(7.6, chart_height + 1.7 * len(strips)) as figure:
         heights = [chart_height, *[1.7] * len(strips)]
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         top, strip_parts = parts[0], parts[1:]
@@ -315,13 +309,10 @@ def realism(
     `measures` has for each set of images (value, low, high) by name; `kid` and `distance` have
     scales of their own. The pictures of a strip are (generated, nearest real one, caption).
     """
-    from matplotlib.figure import Figure
-
     scales = ("kid", "distance")
     first = next(iter(measures.values()))
     panels = [[name for name in first if name not in scales], *([name] for name in scales)]
-    with style():
-        figure = Figure(figsize=(7.6, 2.6 + 1.7 * len(strips)))
+    with drawing(7.6, 2.6 + 1.7 * len(strips)) as figure:
         parts = figure.subfigures(
             1 + len(strips), 1, height_ratios=[2.6, *[1.7] * len(strips)], squeeze=False
         )[:, 0]
@@ -344,11 +335,8 @@ def realism(
 
 def tiles(pictures: Sequence[tuple[Pixels, str, str]], columns: int = 5) -> Figure:
     """Pictures (H, W, 3) with two lines of text each, in rows of `columns`."""
-    from matplotlib.figure import Figure
-
     lines = -(-len(pictures) // columns)
-    with style():
-        figure = Figure(figsize=(1.5 * columns, 1.85 * lines))
+    with drawing(1.5 * columns, 1.85 * lines) as figure:
         cells = figure.subplots(lines, columns, squeeze=False)
         for cell in cells.flat:
             cell.axis("off")

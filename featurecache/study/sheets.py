@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from featurecache.study.figures import label, style
+from featurecache.study.figures import drawing, label
 
 if TYPE_CHECKING:
     from featurecache.study.figures import Figure
@@ -36,10 +36,7 @@ class SaliencyRow(NamedTuple):
 def saliency(title: str, runs: Sequence[str], rows: Sequence[SaliencyRow]) -> Figure:
     """One row per image: the image, then for every run its absolute map (white is the maximum) and
     its signed map (red is for the class, blue against it). Each map is scaled separately."""
-    from matplotlib.figure import Figure
-
-    with style():
-        figure = Figure(figsize=(_CELL * (1 + 2 * len(runs)), 0.6 + (_CELL + 0.4) * len(rows)))
+    with drawing(_CELL * (1 + 2 * len(runs)), 0.6 + (_CELL + 0.4) * len(rows)) as figure:
         figure.suptitle(title)
         grid = figure.subplots(len(rows), 1 + 2 * len(runs), squeeze=False)
         for line, row in zip(grid, rows, strict=True):
@@ -65,10 +62,7 @@ def saliency(title: str, runs: Sequence[str], rows: Sequence[SaliencyRow]) -> Fi
 
 def mosaics(title: str, names: Sequence[str], pictures: Sequence[np.ndarray]) -> Figure:
     """Pictures (H, W, 3) in 0..1 side by side."""
-    from matplotlib.figure import Figure
-
-    with style():
-        figure = Figure(figsize=(4.5 * len(pictures), 5.2))
+    with drawing(4.5 * len(pictures), 5.2) as figure:
         figure.suptitle(title)
         for axes, name, picture in zip(
             figure.subplots(1, len(pictures), squeeze=False)[0], names, pictures, strict=True

@@ -21,7 +21,7 @@ from featurecache.heads.schedules import backbone_choice
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
-from featurecache.items import group_numbers
+from featurecache.items import group_numbers, packed
 from featurecache.lookup.held_spaces import side_by_side, spaces_of
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
@@ -235,7 +235,7 @@ def _table(
         vectors=features,
         labels=np.tile(labels, copies),
         ids=np.tile(np.array([s.id for s, _ in rows], str), copies),
-        items=np.tile(np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 32), (copies, 1)),
+        items=np.tile(packed(chosen), (copies, 1)),
         splits=np.tile(np.array([s.split for s, _ in rows], str), copies),
         groups=[s.group for s, _ in rows] * copies,
         classes=np.array(dataset.classes, str),

@@ -15,6 +15,7 @@ from featurecache.heads.schedules import Schedule
 from featurecache.runs.record import RunRecord, schedule_of
 from featurecache.stages.looking.report_views import ViewCost, view_cost, view_title
 from featurecache.study import figures
+from featurecache.text import counted
 from featurecache.training.curriculum import Phase
 from featurecache.training.epoch_metrics import Epoch
 
@@ -172,7 +173,7 @@ def _phase(phase: Phase) -> str:
     others = {name: v for name, v in changed.items() if name not in ("views", "ramp_to", "epochs")}
     parts = [
         mixture_title(phase),
-        f"{phase.epochs} epoch{'' if phase.epochs == 1 else 's'}",
+        counted(phase.epochs, "epoch"),
         *(f"{name} {_value(value)}" for name, value in {**optimizer, **others}.items()),
     ]
     return ", ".join(parts)

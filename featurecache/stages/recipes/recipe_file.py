@@ -95,7 +95,7 @@ def read_recipe(recipe: str | Path, is_inner: bool = False) -> Recipe:
     nearest valid one. Datasets, caches and networks are not opened. An inner recipe, which another
     one runs, runs none itself."""
     path = Path(recipe)
-    file = yaml_files.validate(RecipeFile, yaml_files.plain_value(yaml_files.read_yaml(path)), path)
+    file = yaml_files.validate(RecipeFile, yaml_files.read_plain(path), path)
     steps: list[tuple[str, Step]] = []
     schedules: dict[str, tuple[Path, Schedule]] = {}
     reports: set[str] = set()

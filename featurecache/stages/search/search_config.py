@@ -116,6 +116,4 @@ class SearchConfig(Schedule):
 def read_config(path: Path) -> SearchConfig:
     """The configuration in a YAML file. Raises BadInput that names the file and every wrong
     entry."""
-    return yaml_files.validate(
-        SearchConfig, yaml_files.plain_value(yaml_files.read_yaml(path)), path
-    )
+    return yaml_files.validate(SearchConfig, yaml_files.read_plain(path), path)

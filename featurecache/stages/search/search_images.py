@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -74,16 +74,13 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
     rows, notes, _ = training_rows(
         dataset, splits, labelled_rows(dataset, splits, progress), (), progress
     )
-    training = [row for row in rows if row.split == "train"]
-    seen = {row.item for row in judged}
-    validation = [row for row in rows if row.split != "train" and row.item not in seen]
+    training = rows.where(rows.is_train)
+    validation = rows.where(~rows.is_train & ~rows.are_in({row.item for row in judged}))
     if split is None:
-        items = np.frombuffer(b"".join(row.item for row in training), np.uint8).reshape(-1, 32)
-        labels = np.array([row.label for row in training], np.int64)
-        groups = [row.group for row in training]
-        ((fit, held_out),) = split_items(items, labels, config, dataset.classes, groups)
-        validation = [training[number] for number in held_out]
-        training = [training[number] for number in fit]
+        ((fit, held_out),) = split_items(
+            training.items, training.labels, config, dataset.classes, training.groups
+        )
+        training, validation = training.where(fit), training.where(held_out)
     if not validation:
         raise BadInput(f"validation: split {split} has no image that {config.judge.split} lacks")
     distinct = list({row.item: row for row in reversed(training)}.values())[::-1]
@@ -167,6 +164,6 @@ class Vectors:
         )  # fmt: skip
 
 
-def labels_of(rows: Iterable[LabelledRow]) -> np.ndarray:
+def labels_of(rows: Rows) -> np.ndarray:
     """(N,) int64."""
-    return np.array([row.label for row in rows], np.int64)
+    return LabelledRows.pack(rows).labels
