@@ -18,6 +18,7 @@ import numpy.typing as npt
 from featurecache.errors import BadInput
 from featurecache.heads.closed_forms import PENALTIES as PENALTIES
 from featurecache.heads.closed_forms import Form, solve
+from featurecache.heads.logistic import PARTS, parts_of
 from featurecache.heads.settings import RANDOM_FEATURES
 from featurecache.heads.weighted_rows import Rows
 
@@ -29,7 +30,6 @@ Scores = npt.NDArray[np.floating]
 INVERSES = 10.0 ** np.arange(1, 4.5, 0.5)
 NEIGHBOURS = (1, 5, 10, 20, 50, 100)
 TEMPERATURE = 0.07  # of a neighbour's vote, exp(cosine / T): Wu et al., CVPR 2018
-_HELD_OUT_PERIOD = 5  # every fifth training row of each class is held out to choose a setting
 _MAX_STEPS = 1000  # of lbfgs
 _ROWS_AT_ONCE = 4096
 _PER_ROW = 4  # random features
@@ -144,16 +144,11 @@ def held_part(y: Labels, classes: int) -> npt.NDArray[np.bool_]:
 
     Raises BadInput if every class is too small to spare a row.
     """
-    shuffled = np.random.default_rng(0).permutation(len(y))
-    ordered = shuffled[np.argsort(y[shuffled], kind="stable")]
-    counts = np.bincount(y, minlength=classes)
-    rank_in_class = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
-    val_mask = np.zeros(len(y), np.bool_)
-    val_mask[ordered[rank_in_class % _HELD_OUT_PERIOD == _HELD_OUT_PERIOD - 1]] = True
+    val_mask: npt.NDArray[np.bool_] = parts_of(y, classes) == PARTS - 1
     if not val_mask.any():
         raise BadInput(
-            f"every class has fewer than {_HELD_OUT_PERIOD} different training images, too few to "
-            "choose a setting; add images"
+            f"every class has fewer than {PARTS} different training images, too few to choose a "
+            "setting; add images"
         )
     return val_mask
 

@@ -1,10 +1,12 @@
-"""Heads of a `kind`: solved on the training rows of each fold (closed_forms.py), and measured."""
+"""Heads that are solved on the training rows of each fold, and measured: those of a `kind`
+(closed_forms.py), and linear ones by `optimizer: lbfgs`, solved to the minimum (logistic.py)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,19 +16,26 @@ from featurecache.errors import BadInput
 from featurecache.heads import inputs
 from featurecache.heads.closed_forms import ClosedForm, Layer, solve
 from featurecache.heads.defaults import logistic_schedule
-from featurecache.heads.epochs import Data, Job
-from featurecache.heads.logistic import choose_penalty, parts_of
-from featurecache.heads.logistic_training import epoch_row, scores, solved
+from featurecache.heads.epochs import Data, Fold, Job
+from featurecache.heads.logistic import Labels, Solver, choose_penalty, parts_of
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.training_set import TrainingSet
 from featurecache.heads.weighted_rows import Index, Rows, Vectors
 from featurecache.items import group_numbers
 from featurecache.training.epoch_metrics import EpochRow
+from featurecache.training.losses import balanced, named
 
 _ROWS_AT_ONCE = 4096
 
 
-def train_closed_forms(
+class Scores(NamedTuple):
+    """Mean cross-entropy in nats, and top-1."""
+
+    loss: float
+    top1: float
+
+
+def train_solved(
     data: Data,
     group: Sequence[Job],
     schedule: Schedule,
@@ -34,13 +43,22 @@ def train_closed_forms(
     done: Callable[[int, EpochRow], None],
 ) -> list[nn.Sequential]:
     """The heads of a group, as they take the vectors of `data`; each is one epoch to `done`."""
-    if data.window is not None and (schedule.input is not None or schedule.head.kind == "logistic"):
+    kind = schedule.head.kind
+    is_lbfgs = not schedule.head.is_solved
+    if data.window is not None and is_lbfgs:
+        raise BadInput(
+            "optimizer lbfgs needs all training vectors in memory; give a larger --memory, or "
+            "another optimizer"
+        )
+    if data.window is not None and (schedule.input is not None or kind == "logistic"):
         part = "input" if schedule.input is not None else "head: {kind: logistic}"
         raise BadInput(f"{part} needs all training vectors in memory; give a larger --memory")
+    solve_head = _lbfgs if is_lbfgs else _logistic if kind == "logistic" else _closed_form
     heads = []
     for job in group:
-        train = _logistic if schedule.head.kind == "logistic" else _closed_form
-        head, row = train(data, job, schedule, training_set)
+        began = time.perf_counter()
+        head, row = solve_head(data, job, schedule, training_set)
+        row["seconds"] = time.perf_counter() - began
         heads.append(head)
         done(job.member_index, row)
     return heads
@@ -50,7 +68,6 @@ def _logistic(
     data: Data, job: Job, schedule: Schedule, training_set: TrainingSet
 ) -> tuple[nn.Sequential, EpochRow]:
     """Logistic regression whose penalty is chosen on held-out training rows of one view."""
-    began = time.perf_counter()
     views, clean = schedule.phases[0].views, schedule.validation.view
     rows = job.fold.train_rows.cpu().numpy()
     vectors = data.draw(clean if clean in views else next(iter(views)), job.fold.number)[
@@ -62,15 +79,39 @@ def _logistic(
     penalty = choose_penalty(vectors.cpu().numpy(), y, classes, parts)
     plain = logistic_schedule(schedule, views, penalty.standardise, penalty.weight_decay)
     member = replace(job.member, weight_decay=penalty.weight_decay)
-    head, row = solved(data, replace(job, member=member), plain, training_set.classes)
-    row["seconds"] = time.perf_counter() - began
-    return head, row
+    return _lbfgs(data, replace(job, member=member), plain, training_set)
+
+
+def _lbfgs(
+    data: Data, job: Job, schedule: Schedule, training_set: TrainingSet
+) -> tuple[nn.Sequential, EpochRow]:
+    """Of several views every row counts once through each, weighted by the view's share."""
+    classes = training_set.classes
+    (phase,) = schedule.phases
+    fold, view = job.fold, schedule.validation.view
+    labels = data.labels.cpu().numpy()
+    fitted = None
+    if schedule.input is not None:
+        fitted = inputs.fit(schedule.input, _rows(data, view, fold, fold.train_rows))
+
+    def vectors(name: str, rows: torch.Tensor) -> Vectors:
+        x = _rows(data, name, fold, rows)
+        return (x if fitted is None else fitted(x)).cpu().numpy()
+
+    X = np.concatenate([vectors(name, fold.train_rows) for name in phase.views])
+    y = np.tile(labels[fold.train_rows.cpu().numpy()], len(phase.views))
+    shares = np.array(list(phase.views.values())) * len(phase.views)
+    weights = np.repeat(shares, len(fold.train_rows)) * _class_weights(schedule, y, classes)
+    solution = Solver(X, y, len(classes), weights).solve(job.member.weight_decay)
+    head = nn.Sequential(_linear(Layer(solution.weight, solution.bias)))
+    Z, z = vectors(view, fold.val_rows), labels[fold.val_rows.cpu().numpy()]
+    row = _epoch_row(job, schedule, _scores(solution.logits(X), y), _scores(solution.logits(Z), z))
+    return (head if fitted is None else fitted.within(head)).eval(), row
 
 
 def _closed_form(
     data: Data, job: Job, schedule: Schedule, training_set: TrainingSet
 ) -> tuple[nn.Sequential, EpochRow]:
-    began = time.perf_counter()
     kind, views, clean = schedule.head.kind, schedule.phases[0].views, schedule.validation.view
     assert kind is not None and kind != "logistic" and kind != "attention"
     train, val = (rows.cpu().numpy() for rows in (job.fold.train_rows, job.fold.val_rows))
@@ -105,12 +146,11 @@ def _closed_form(
         blocks = [form.scale * form.scores(read(part)) for part in parts]
         return np.concatenate(blocks)
 
-    in_training = scores(
+    in_training = _scores(
         np.concatenate([measured(view, train) for view in views]),
         np.tile(labels[train], len(views)),
     )
-    row = epoch_row(job, schedule, in_training, scores(measured(clean, val), labels[val]))
-    row["seconds"] = time.perf_counter() - began
+    row = _epoch_row(job, schedule, in_training, _scores(measured(clean, val), labels[val]))
     head = _network(form)
     return (head if fitted is None else fitted.within(head)).eval(), row
 
@@ -136,3 +176,43 @@ def _linear(layer: Layer) -> nn.Linear:
         linear.weight.copy_(torch.from_numpy(layer.weight))
         linear.bias.copy_(torch.from_numpy(layer.bias))
     return linear
+
+
+def _epoch_row(job: Job, schedule: Schedule, train_scores: Scores, val_scores: Scores) -> EpochRow:
+    """The one epoch of a head that was solved, without its seconds."""
+    return {
+        "fold": job.fold.number,
+        "epoch": 1,
+        "phase": 1,
+        "views": dict(schedule.phases[0].views),
+        "lr": None,
+        "train_loss": train_scores.loss,
+        "train_top1": train_scores.top1,
+        "val_loss": val_scores.loss,
+        "val_top1": val_scores.top1,
+        "seconds": 0.0,
+    }
+
+
+def _rows(data: Data, view: str, fold: Fold, rows: torch.Tensor) -> torch.Tensor:
+    vectors = data.draw(view, fold.number)
+    assert isinstance(vectors, torch.Tensor)  # no windows: checked above
+    return vectors[rows]
+
+
+def _class_weights(schedule: Schedule, y: Labels, classes: Sequence[str]) -> np.ndarray:
+    """(N,) the weight of each row by its class, as in a training by epochs."""
+    wanted = schedule.class_weights
+    if wanted is None or wanted == "errors":
+        return np.ones(len(y))
+    labels = torch.from_numpy(y)
+    by_class = balanced(labels, len(classes)) if wanted == "balanced" else named(wanted, classes)
+    return np.asarray(by_class.double().cpu().numpy()).reshape(-1)[y]
+
+
+def _scores(logits: Vectors, labels: Labels) -> Scores:
+    """The scores of logits (N, C)."""
+    shifted = logits - logits.max(1, keepdims=True)
+    label_logits = shifted[np.arange(len(labels)), labels]
+    losses = np.log(np.exp(shifted).sum(1)) - label_logits
+    return Scores(float(losses.mean()), float((logits.argmax(1) == labels).mean()))

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.heads.closed_form_training import train_closed_forms
+from featurecache.heads.closed_form_training import train_solved
 from featurecache.heads.drawn import Drawn
 from featurecache.heads.epochs import Data, Fold, Job, Member
-from featurecache.heads.logistic_training import train_logistic
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost, train_group
 from featurecache.heads.streams import Stream
@@ -135,10 +134,8 @@ def train_many(
             identity = training_set.group_identity(group, pairs, schedule, torch_device.type)
             checkpoint = Checkpoint(run / f"stack-{number}.checkpoint", identity)
             heads: list[nn.Sequential | Lost]
-            if schedule.head.is_solved:
-                heads = [*train_closed_forms(data, group, schedule, training_set, done)]
-            elif schedule.optimizer.name == "lbfgs":
-                heads = [*train_logistic(data, group, schedule, classes, done)]
+            if schedule.head.is_solved or schedule.optimizer.name == "lbfgs":
+                heads = [*train_solved(data, group, schedule, training_set, done)]
             else:
                 with threads_for(len(group) * products):
                     heads = train_group(data, group, schedule, classes, checkpoint, done)
