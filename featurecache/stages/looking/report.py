@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
 import yaml
 
 from featurecache import __version__, text
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
-from featurecache.runs.predictions import Predictions, predict_split, same_views
+from featurecache.runs.predictions import predict_split, same_views
 from featurecache.runs.record import RunRecord, schedule_of
 from featurecache.runs.run_names import find_runs
 from featurecache.runs.training_warnings import phase_warnings
@@ -62,18 +63,6 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackbonePart:
-    """A backbone of a run: its settings, and its part of the keys of the vectors as YAML."""
-
-    name: str
-    size: object
-    layer: object
-    precision: str
-    weights: str
-    key: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunPart:
     """A run's part of the page. `against_best` compares it with the run that has the highest top-1,
     and `against_baseline` with its logistic regression; None where there is no comparison."""
@@ -81,7 +70,7 @@ class RunPart:
     name: str
     path: str
     record: RunRecord
-    backbones: list[BackbonePart]
+    backbone_keys: list[str]  # the backbone's part of the keys of the vectors, as YAML
     schedule: str
     evaluation: Evaluation
     against_best: Paired | None
@@ -128,6 +117,11 @@ def report(
     thumbnails = Pictures(predictions)
     contact_sheets, sheet_notes = sheets(predictions, Cache(cache), spaces)
     best = max(range(len(runs)), key=lambda index: evaluations[index].top1)
+    rights = [predictions.correct_mask(index) for index in range(len(runs))]
+
+    def against(index: int, other: np.ndarray | None) -> Paired | None:
+        return None if other is None else compare(rights[index][None], other[None])
+
     content = {
         "version": __version__,
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -146,11 +140,14 @@ def report(
                 name=name,
                 path=text.as_utf8(runs[index]),
                 record=record,
-                backbones=_backbones(record),
+                backbone_keys=[
+                    yaml.safe_dump(backbone["key"], sort_keys=False, default_flow_style=None)
+                    for backbone in record.backbones
+                ],
                 schedule=yaml.safe_dump(record.schedule, sort_keys=False, allow_unicode=True),
                 evaluation=evaluation,
-                against_best=_against_best(predictions, index, best) if comparable else None,
-                against_baseline=_against_baseline(predictions, index),
+                against_best=against(index, rights[best] if comparable and index != best else None),
+                against_baseline=against(index, predictions.baselines[index]),
                 course=training_course(record, epochs[index], spaces),
                 best=examples(evaluation.best, predictions, index, thumbnails, right=True),
                 worst=examples(evaluation.worst, predictions, index, thumbnails, right=False),
@@ -229,32 +226,4 @@ def _training_warnings(
     return [
         warning if len(names) == 1 else f"{', '.join(runs)}: {warning}"
         for warning, runs in runs_of.items()
-    ]
-
-
-def _against_best(predictions: Predictions, index: int, best: int) -> Paired | None:
-    if index == best:
-        return None
-    right = predictions.correct_mask(index)
-    return compare(right[None], predictions.correct_mask(best)[None])
-
-
-def _against_baseline(predictions: Predictions, index: int) -> Paired | None:
-    baseline = predictions.baselines[index]
-    if baseline is None:
-        return None
-    return compare(predictions.correct_mask(index)[None], baseline[None])
-
-
-def _backbones(record: RunRecord) -> list[BackbonePart]:
-    return [
-        BackbonePart(
-            name=backbone["name"],
-            size=backbone["key"].get("input_size"),
-            layer=backbone["key"].get("layer"),
-            precision=backbone["precision"],
-            weights=str(backbone["key"].get("weights")),
-            key=yaml.safe_dump(backbone["key"], sort_keys=False, default_flow_style=None),
-        )
-        for backbone in record.backbones
     ]
