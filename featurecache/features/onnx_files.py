@@ -98,17 +98,15 @@ def _layers(node: Any) -> Iterator[FileLayer]:
     biases = () if bias is None else (bias,)
     kernel = kernel.transpose(2, 3, 1, 0)
     before = node.input_value(0).get_node()
-    depthwise = _constant(before.input_value(1)) if _is_depthwise(before) else None
+    depthwise = None
+    if before.get_type_name() == "GroupConvolution":
+        depthwise = _constant(before.input_value(1))
     if depthwise is None:
         yield FileLayer(kind="convolution", name=name, arrays=(kernel, *biases))
     else:
         channels = depthwise.reshape(depthwise.shape[0], *depthwise.shape[-2:])
         first = channels.transpose(1, 2, 0)[..., None]
         yield FileLayer(kind="separable", name=name, arrays=(first, kernel, *biases))
-
-
-def _is_depthwise(node: Any) -> bool:
-    return bool(node.get_type_name() == "GroupConvolution")
 
 
 def _constant(output: Any) -> np.ndarray | None:

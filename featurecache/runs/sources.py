@@ -91,7 +91,7 @@ def _source_of(runs: Sequence[Path], records: Sequence[RunRecord], source: str, 
     pairs = zip(runs, records, strict=True)
     candidates = [_moved_path(run, record, field) for run, record in pairs]
     if field == _FIELDS[source]:
-        candidates += [_typed_name(record) for record in records if source == "data"]
+        candidates += [str(record.data.get("given", "")) for record in records if source == "data"]
         candidates.append(DEFAULTS[source])
     for candidate in candidates:
         if candidate and Path(candidate).exists():
@@ -99,10 +99,6 @@ def _source_of(runs: Sequence[Path], records: Sequence[RunRecord], source: str, 
             warnings.warn(f"{text}; {hint}", FeatureCacheWarning, stacklevel=3)
             return candidate
     raise BadInput(f"{text}; pass --{source}")
-
-
-def _typed_name(record: RunRecord) -> str:
-    return str(record.data.get("given", ""))
 
 
 def _relative_path(name: str, run: Path) -> str | None:

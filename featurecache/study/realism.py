@@ -8,7 +8,7 @@ arguments; random ones take a seed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,7 @@ Rows = npt.NDArray[np.floating[Any]]  # (N, D)
 Values = npt.NDArray[np.float64]  # (N,)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measure:
+class Measure(NamedTuple):
     """A value with its bootstrap interval of 95%."""
 
     value: float
@@ -129,14 +128,14 @@ def kid(terms: tuple[Values, Values], seed: int = 0) -> Measure:
     rng = np.random.default_rng(seed)
     drawn = sum(2 * (_resampled(part, rng) - part.mean()) for part in terms)
     low, high = value + np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Measure(value=value, low=float(low), high=float(high))
+    return Measure(value, float(low), float(high))
 
 
 def mean(values: Values, seed: int = 0) -> Measure:
     """The mean of (N,) values, with the interval of a percentile bootstrap (Efron, 1979)."""
     drawn = _resampled(values, np.random.default_rng(seed))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Measure(value=float(values.mean()), low=float(low), high=float(high))
+    return Measure(float(values.mean()), float(low), float(high))
 
 
 def _resampled(values: Values, rng: np.random.Generator) -> Values:

@@ -103,7 +103,7 @@ def inspect(data: DataSource = "data", *, progress: ProgressOption = False) -> I
     outcomes: list[_Seen] = []
     slices = [samples[start : start + _SLICE] for start in range(0, len(samples), _SLICE)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for part in pool.map(_look_at_all, slices):
+        for part in pool.map(lambda part: [*map(_look_at, part)], slices):
             outcomes += part
             progress(len(outcomes), len(samples), "inspect")
 
@@ -152,10 +152,6 @@ def _unread_notes(dataset: Dataset) -> list[str]:
         f"{'it' if count == 1 else 'them'}"
         for suffix, count in counts
     ]
-
-
-def _look_at_all(samples: Sequence[Sample]) -> list[_Seen]:
-    return [_look_at(sample) for sample in samples]
 
 
 def _look_at(sample: Sample) -> _Seen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -115,6 +115,12 @@ def run(
     heads = {  # the first seed of each schedule
         name: runs[0] for name, runs in execution.runs.items() if isinstance(runs[0], TrainedRun)
     }
+    training_notes = [
+        f"{name}: {note}"
+        for name, trained in execution.runs.items()
+        for run in trained
+        for note in run.notes
+    ]
     return RecipeResult(
         recipe=str(recipe),
         computed=execution.computed,
@@ -129,7 +135,7 @@ def run(
         },
         runs={name: execution.folders(name) for name in execution.runs} | execution.inner_runs,
         gains=execution.gains,
-        notes=list(dict.fromkeys([*_training_notes(execution), *execution.notes])),
+        notes=list(dict.fromkeys([*training_notes, *execution.notes])),
     )
 
 
@@ -375,8 +381,3 @@ STEP_FUNCTIONS: dict[type[Step], Callable[[Any, _Execution], None]] = {
     Baselines: _baselines,
     RunRecipe: _run_recipe,
 }
-
-
-def _training_notes(execution: _Execution) -> Iterator[str]:
-    for name, trained in execution.runs.items():
-        yield from (f"{name}: {note}" for run in trained for note in run.notes)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 
@@ -121,26 +121,27 @@ def study_realism(
     source.progress(3, 3, "realism")
 
     table = [
-        {"measure": measure, **vars(measured.all[measure])}
-        | {f"real{suffix}": value for suffix, value in _suffixed(control.all[measure])}
+        {"measure": measure, **measured.all[measure]._asdict()}
+        | dict(zip(("real", "real_low", "real_high"), control.all[measure], strict=True))
         for measure in MEASURES
     ]
     strips, unread = _strips(measured, generated, made or dataset, view, real, dataset)
     notes = unread_notes(unread)
     count = len(generated.rows)
+    absent = ("", "", "")  # of a class with too few images
     files = write_study(
         folder,
         "realism",
         f"Realism of {count:,} images of {name} under {backbone}",
-        figures.realism({name: _pairs(measured.all), "real images": _pairs(control.all)}, strips),
+        figures.realism({name: measured.all, "real images": control.all}, strips),
         ["class", "measure", "n", "value", "low", "high", "real", "real_low", "real_high"],
         [
             [
                 dataset.classes[label],
                 measure,
                 measured.counts[label],
-                *_cells(row.get(measure)),
-                *_cells(control.classes.get(label, {}).get(measure)),
+                *row.get(measure, absent),
+                *control.classes.get(label, {}).get(measure, absent),
             ]
             for label, row in measured.classes.items()
             for measure in MEASURES
@@ -312,15 +313,3 @@ def _strips(
         )
         unread += 2 * len(rows) - len(pictures) - len(near_pictures)
     return strips, unread
-
-
-def _suffixed(measure: Measure) -> list[tuple[str, float]]:
-    return [("", measure.value), ("_low", measure.low), ("_high", measure.high)]
-
-
-def _cells(measure: Measure | None) -> list[Any]:
-    return ["", "", ""] if measure is None else [measure.value, measure.low, measure.high]
-
-
-def _pairs(measures: Mapping[str, Measure]) -> dict[str, tuple[float, float, float]]:
-    return {name: (m.value, m.low, m.high) for name, m in measures.items()}
