@@ -8,14 +8,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Unpack, cast
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput, MissingExtra
-from featurecache.features.settings import check_keywords
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
@@ -118,12 +117,9 @@ def evaluate(
     views; the default is the schedule's `augment_seed`. Raises BadInput for classes that a head
     does not know, NotCached for missing vectors.
     """
-    check_keywords(options, EvaluationOptions, "evaluate")
-    predictions_file = options.pop("predictions", None)
     runs = find_runs([run] if against is None else [run, against])
-    shared = cast(SharedOptions, options)
-    data, cache, progress = resolve_run_options(shared, "evaluate", runs)
-    table_file = None
+    data, cache, progress = resolve_run_options(options, "evaluate", runs, EvaluationOptions)
+    table_file, predictions_file = None, options.get("predictions")
     if predictions_file is not None:
         table_file = _predictions_file(predictions_file, data)
     for option, file in (("--misclassified", misclassified), ("--confusion", confusion)):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict
 
 from featurecache.executors import Progress
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
-from featurecache.features.settings import check_keywords
+from featurecache.features.settings import check_keywords, keywords_of
 from featurecache.images.datasets import DataSource
 from featurecache.runs.sources import data_of, source_of
 
@@ -29,25 +29,32 @@ class ResolvedOptions(NamedTuple):
     progress: Progress
 
 
-def resolve_options(options: SharedOptions, function: str) -> ResolvedOptions:
-    """The options with their defaults. Raises TypeError for an unknown keyword of `function`."""
-    check_keywords(options, SharedOptions, function)
+def resolve_options(
+    options: Mapping[str, object], function: str, group: type = SharedOptions
+) -> ResolvedOptions:
+    """The shared ones of the options, with their defaults. Raises TypeError for a keyword that the
+    `group` of `function` lacks."""
+    check_keywords(options, group, function)
+    shared = keywords_of(SharedOptions, options)
     return ResolvedOptions(
-        data=options.get("data", "data"),
-        cache=options.get("cache", "data/cache"),
-        progress=resolve_progress(options.get("progress", False)),
+        data=shared.get("data", "data"),
+        cache=shared.get("cache", "data/cache"),
+        progress=resolve_progress(shared.get("progress", False)),
     )
 
 
 def resolve_run_options(
-    options: SharedOptions, function: str, runs: Sequence[Path]
+    options: Mapping[str, object],
+    function: str,
+    runs: Sequence[Path],
+    group: type = SharedOptions,
 ) -> ResolvedOptions:
-    """The options, where absent or None the data and the cache that `runs` were made from. Raises
-    TypeError, BadInput."""
-    check_keywords(options, SharedOptions, function)
+    """`resolve_options`, where absent or None the data and the cache that `runs` were made from.
+    Raises TypeError, BadInput."""
+    check_keywords(options, group, function)
     chosen = {name: value for name, value in options.items() if value is not None}
     if "data" not in chosen:
         chosen["data"] = data_of(runs)
     if "cache" not in chosen:
         chosen["cache"] = source_of(runs, "cache")
-    return resolve_options(cast(SharedOptions, chosen), function)
+    return resolve_options(chosen, function, group)

@@ -15,7 +15,7 @@ import yaml
 
 from featurecache import byte_sizes, keys, versions
 from featurecache.errors import BadInput, DamagedRun, UnknownName
-from featurecache.features.settings import check_keywords
+from featurecache.features.settings import keywords_of
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.defaults import VERSION as DEFAULTS
@@ -43,7 +43,7 @@ from featurecache.runs.training_warnings import destructive_views, phase_warning
 from featurecache.settings import command_line
 from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
 from featurecache.stages.heads.precision_cost import precision_cost
-from featurecache.stages.heads.shared_options import ResolvedOptions, SharedOptions, resolve_options
+from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage import durable
 from featurecache.study.events import check_tensorboard, write_events
 from featurecache.text import listed
@@ -133,7 +133,8 @@ def train_head(
     before the first step if anything that the schedule names is missing, MissingExtra if
     TensorBoard is.
     """
-    (data, cache, progress), overrides = _separate(options)
+    data, cache, progress = resolve_options(options, "train_head", TrainingOptions)
+    overrides = keywords_of(Overrides, options)
     if tensorboard is not None:
         check_tensorboard()
     if device not in DEVICES:
@@ -282,14 +283,6 @@ def train_head(
             )
         _write_events(run, tensorboard)
     return _result(run, finished or record, notes)
-
-
-def _separate(options: TrainingOptions) -> tuple[ResolvedOptions, Overrides]:
-    """The shared options with their defaults, and the overrides. Raises TypeError for others."""
-    check_keywords(options, TrainingOptions, "train_head")
-    shared = {name: v for name, v in options.items() if name in SharedOptions.__annotations__}
-    overrides = {name: v for name, v in options.items() if name in Overrides.__annotations__}
-    return resolve_options(cast(SharedOptions, shared), "train_head"), cast(Overrides, overrides)
 
 
 def _recipe(training: TrainingData) -> dict[str, int]:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
@@ -103,8 +103,7 @@ def worth(
     policies, learning-rate schedules or seeds are added later, and a killed one resumes. Raises
     BadInput or NotCached before the first step.
     """
-    shared = {name: value for name, value in options.items() if name != "control"}
-    data, cache, progress = resolve_options(cast(SharedOptions, shared), "worth")
+    data, cache, progress = resolve_options(options, "worth", WorthOptions)
     control = options.get("control", False)
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)

@@ -8,7 +8,7 @@ from typing import Unpack, cast
 
 from featurecache.errors import BadInput, UnknownName
 from featurecache.executors.pool import checked_workers
-from featurecache.features.settings import check_keywords, keywords_of
+from featurecache.features.settings import keywords_of
 from featurecache.features.store import Cache
 from featurecache.features.trained_networks import trained_network
 from featurecache.filling.dispatch import ExecutorSetting, Where
@@ -64,10 +64,9 @@ def train_network(
     step if anything that the file names is missing, FeatureCacheError if the loss is no longer
     finite.
     """
-    check_keywords(options, NetworkOptions, "train_network")
+    data, cache, progress = resolve_options(options, "train_network", NetworkOptions)
     where = Where(**keywords_of(ExecutorSetting, options))
     where.check()
-    data, cache, progress = resolve_options(keywords_of(SharedOptions, options), "train_network")
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
     path = Path(config)
