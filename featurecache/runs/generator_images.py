@@ -7,13 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.errors import SourceChanged
 from featurecache.executors import Progress, silent
 from featurecache.executors.pool import ordered
 from featurecache.features.preprocess import Preprocess
-from featurecache.images.decode import Undecodable
-from featurecache.images.views import original
-from featurecache.runs.training_pictures import ImageItem
+from featurecache.runs.training_pictures import ImageItem, pixels_or_reason
 
 _AT_ONCE = 64  # images per task
 
@@ -47,12 +44,5 @@ def load_images(
 
 
 def _pictures(preprocess: Preprocess, images: Sequence[ImageItem]) -> list[np.ndarray | str]:
-    made: list[np.ndarray | str] = []
-    for sample, item in images:
-        try:
-            made.append(preprocess(original(sample, item)))
-        except Undecodable as error:
-            made.append(str(error))
-        except SourceChanged as error:
-            made.append(error.reason)
-    return made
+    read = (pixels_or_reason(sample, item) for sample, item in images)
+    return [made if isinstance(made, str) else preprocess(made) for made in read]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from featurecache.features.store import Cache
 from featurecache.images.datasets import DataSource
 from featurecache.images.views import View
 from featurecache.lookup.held_spaces import not_cached_error
-from featurecache.runs.training_pictures import Request
+
+if TYPE_CHECKING:
+    from featurecache.networks.training import Request, Source
 
 
 def map_spaces(
@@ -51,9 +54,7 @@ def map_spaces(
     return spaces
 
 
-def map_source(
-    spaces: Mapping[str, Space], items: Sequence[bytes]
-) -> Callable[[Iterator[Request]], Generator[np.ndarray, None, None]]:
+def map_source(spaces: Mapping[str, Space], items: Sequence[bytes]) -> Source:
     """A source of minibatches (B, C, H, W) of the items' maps, read from memory maps."""
     mapped = {view: MappedVectors(space, items) for view, space in spaces.items()}
     (shape,) = {space.records[0].arrays["features"].shape[1:] for space in spaces.values()}

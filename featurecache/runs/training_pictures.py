@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,19 +21,11 @@ from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view, original
 from featurecache.training.curriculum import TrainingPlan
 
+if TYPE_CHECKING:
+    from featurecache.networks.training import Request, Source
+
 ImageItem = tuple[Sample, bytes]  # with its item
 _CHECKED_AT_ONCE = 64  # images per task
-
-
-class Request(Protocol):
-    """A minibatch to make, as networks/training.py asks for it."""
-
-    @property
-    def rows(self) -> np.ndarray: ...
-    @property
-    def views(self) -> Sequence[str]: ...
-    @property
-    def epoch(self) -> int: ...
 
 
 def view_in_epoch(name: str, epoch: int) -> str:
@@ -88,9 +80,7 @@ class PictureMaker:
         return self._views[name]
 
 
-def picture_source(
-    maker: PictureMaker, images: Sequence[ImageItem], workers: int
-) -> Callable[[Iterator[Request]], Generator[np.ndarray, None, None]]:
+def picture_source(maker: PictureMaker, images: Sequence[ImageItem], workers: int) -> Source:
     """A source of minibatches (B, S, S, 3) uint8 of these images, made by worker processes ahead of
     the training. Only a few minibatches are in memory."""
 
@@ -121,12 +111,15 @@ def undecodable(
 
 
 def _undecodable(_: None, images: Sequence[ImageItem]) -> dict[bytes, str]:
-    reasons = {}
-    for sample, item in images:
-        try:
-            original(sample, item)
-        except Undecodable as error:
-            reasons[item] = str(error)
-        except SourceChanged as error:
-            reasons[item] = error.reason
-    return reasons
+    read = ((item, pixels_or_reason(sample, item)) for sample, item in images)
+    return {item: reason for item, reason in read if isinstance(reason, str)}
+
+
+def pixels_or_reason(sample: Sample, item: bytes) -> np.ndarray | str:
+    """The pixels of an image, (H, W, 3) uint8, or the reason why it can't be decoded."""
+    try:
+        return original(sample, item)
+    except Undecodable as error:
+        return str(error)
+    except SourceChanged as error:
+        return error.reason
