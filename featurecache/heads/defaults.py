@@ -29,7 +29,6 @@ def network_schedule(
     *,
     rows: int,
     classes: int,
-    views: Sequence[str] = ("none",),
     seed: int = 0,
 ) -> Schedule:
     """The schedule of a small network for so many training rows.
@@ -50,7 +49,7 @@ def network_schedule(
             "batch_size": batch_size,
             "seed": seed,
             "validation": validation,
-            "phases": [{"views": mixture(views, "none"), "epochs": epochs}],
+            "phases": [{"views": "none", "epochs": epochs}],
         }
     )
 

@@ -144,14 +144,14 @@ def missing_class(view: str, classes: Sequence[str], fitted: Sequence[str]) -> N
         )
 
 
-def find_generated_view(name: str, seed: int, runs: str | Path = "runs") -> GeneratedView:
+def find_generated_view(name: str, seed: int) -> GeneratedView:
     """The view `gen:RUN_N`, or `gen:RUN`, which has a draw for each epoch. RUN is a path, or the
     name of a run. Raises BadInput if it is not a finished generator."""
     parts = ViewName.parse(name.removeprefix(GENERATED))
     if parts.draw is not None and parts.draw < 1:
         raise BadInput(f"view {name!r}: draws are counted from 1")
     try:
-        folder = find_run(parts.policy, runs)
+        folder = find_run(parts.policy)
     except BadInput as error:
         raise BadInput(f"view {name}: {error}") from error
     return GeneratedView(name=name, draw=parts.draw, seed=seed, run=folder)

@@ -50,12 +50,11 @@ def destructive_views(
     vectors: Mapping[str, npt.NDArray[np.float32] | Stream],
     labels: npt.NDArray[np.int64],
     command: str,
-    clean: str = "none",
 ) -> list[str]:
     """A sentence for each view whose vectors lie among other classes, as `study drift` measures it:
     by the label of most of the ten nearest clean vectors of other images. `command` shows which."""
-    others = [view for view in vectors if view != clean]
-    clean_vectors = vectors.get(clean)
+    others = [view for view in vectors if view != "none"]
+    clean_vectors = vectors.get("none")
     if not others or not isinstance(clean_vectors, np.ndarray):
         return []
     rows = np.linspace(0, len(labels) - 1, min(_IMAGES, len(labels))).astype(np.int64)
@@ -70,7 +69,7 @@ def destructive_views(
         of_view = np.asarray(vectors[view][rows])
         return float(neighbourhood.agreement(of_view, np.arange(len(rows)))[voted].mean())
 
-    unchanged = agreement(clean)
+    unchanged = agreement("none")
     return [
         f"view {ViewName.parse(view).display_name} is destructive: the nearest clean images have "
         f"the right class for {100 * agreed:.0f}% of its images, for {100 * unchanged:.0f}% of the "

@@ -333,8 +333,9 @@ def realism(
     return figure
 
 
-def tiles(pictures: Sequence[tuple[Pixels, str, str]], columns: int = 5) -> Figure:
-    """Pictures (H, W, 3) with two lines of text each, in rows of `columns`."""
+def tiles(pictures: Sequence[tuple[Pixels, str, str]]) -> Figure:
+    """Pictures (H, W, 3) with two lines of text each, in rows of five."""
+    columns = 5
     lines = -(-len(pictures) // columns)
     with drawing(1.5 * columns, 1.85 * lines) as figure:
         cells = figure.subplots(lines, columns, squeeze=False)
