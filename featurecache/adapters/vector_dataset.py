@@ -22,6 +22,7 @@ from featurecache.heads.schedules import BackboneChoice, backbone_choice
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
+from featurecache.items import ItemArray
 from featurecache.lookup.held_spaces import spaces_of
 from featurecache.lookup.labelled_rows import decodable, labelled_rows
 from featurecache.stages.cache.export import CachedVectors
@@ -64,16 +65,15 @@ class VectorDataset(TorchDataset[Row]):
         opened = open_dataset(data)
         rows = labelled_rows(opened, [split], resolve_progress(options.get("progress", False)))
         where: Any = data if isinstance(data, str | Path) else opened
-        items = [row.item for row in rows]
-        views = [_draws(name, seed, cache, choices, items, where) for name in names]
+        views = [_draws(name, seed, cache, choices, rows.items, where) for name in names]
         spaces = [space for draws in views for parts in draws.values() for space in parts]
         rows = decodable(rows, spaces)
-        items = [row.item for row in rows]
         self.classes = opened.classes
         self.ids = [row.id for row in rows] * len(names)
-        self.labels = np.tile(np.array([row.label for row in rows], np.int64), len(names))
+        self.labels = np.tile(rows.labels, len(names))
         self.draws = dict(zip(names, map(list, views), strict=True))
         self._rows = len(rows)
+        items = rows.items
         self._vectors = [[map_columns(parts, items) for parts in draws.values()] for draws in views]
         self._open: list[MappedVectors | MappedColumns] = []  # those of the current draws
         # Shared, so that workers that live for several epochs see a change too.
@@ -126,7 +126,7 @@ def _draws(
     seed: int,
     cache: Cache,
     choices: Sequence[BackboneChoice],
-    items: Sequence[bytes],
+    items: ItemArray,
     data: DataSource,
 ) -> dict[str, list[Space]]:
     """The spaces of each draw that a name stands for, one per backbone. Raises NotCached."""

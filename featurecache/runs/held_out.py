@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
@@ -16,7 +15,6 @@ from featurecache.heads.defaults import VALIDATED
 from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.datasets import Dataset
 from featurecache.lookup.labelled_rows import (
-    LabelledRow,
     LabelledRows,
     labelled_rows,
     rows_digest,
@@ -103,17 +101,12 @@ def validated_folder(run: Path) -> Path:
     return folder if folder.is_dir() else run
 
 
-def networks_of(trained: TrainedItems, rows: Sequence[LabelledRow]) -> npt.NDArray[np.int64]:
-    """The index (N,) of the network that was not trained on each held-out row."""
-    return trained.folds_of([row.item for row in rows]) - 1
-
-
 def trained_on_note(
     run: str | Path,
     record: RunRecord,
     dataset: Dataset,
     cache: Cache,
-    rows: Sequence[LabelledRow],
+    rows: LabelledRows,
     split: str,
 ) -> list[str]:
     """A note if a run was trained on some of these rows, which makes its accuracy too high."""
@@ -133,7 +126,7 @@ def trained_on_note(
                 f"{source}: its generator was fitted on images that {run} was trained on, so its "
                 "accuracy on these images says little about others"
             )
-    folds = trained.folds_of([row.item for row in rows])
+    folds = trained.folds_of(rows.items)
     networks = trained.networks
     is_final = validated_folder(Path(run)) != Path(run)  # trained on the held-out images too
     seen = int((folds == 0).sum() if networks == 1 and not is_final else (folds >= 0).sum())

@@ -26,7 +26,6 @@ from featurecache.lookup.labelled_rows import LabelledRow, LabelledRows, decodab
 from featurecache.runs.held_out import (
     HELD_OUT,
     held_out_rows,
-    networks_of,
     trained_items,
     trained_on_note,
     validated_folder,
@@ -141,7 +140,7 @@ def split_images(question: Question, split: str, without: Collection[bytes] = ()
         images = decodable_images(
             question, held_out_rows(dataset, question.records, trained, without, progress)
         )
-        networks = [networks_of(items_of_run, images.rows) for items_of_run in trained]
+        networks = [run_items.folds_of(images.rows.items) - 1 for run_items in trained]
         return replace(images, networks=networks)
     if split not in dataset.splits:
         if split not in SPLITS:
@@ -236,8 +235,7 @@ def predict_split(
     split = split or usual_split(question.dataset)
     images = split_images(question, split)
     heads = question.load_heads(split)
-    row_labels = [row.label for row in images.rows]
-    labels = [numbers[row_labels] for numbers in question.class_numbers]
+    labels = [numbers[images.rows.labels] for numbers in question.class_numbers]
     return Predictions(
         runs=runs,
         split=split,
@@ -326,7 +324,7 @@ def all_spaces(spaces: Sequence[Sequence[Sequence[Space]]]) -> list[Space]:
 def probabilities(
     head: Head,
     spaces: Sequence[Sequence[Space]],
-    rows: Sequence[LabelledRow],
+    rows: LabelledRows,
     networks: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float32]:
     """The head's probabilities (N, C) for the rows, averaged over the views of the spaces. With
@@ -335,11 +333,10 @@ def probabilities(
         result = np.empty((len(rows), len(head.classes)), np.float32)
         for network in np.unique(networks):
             indices = np.flatnonzero(networks == network)
-            network_rows = [rows[index] for index in indices]
-            result[indices] = probabilities(head.network(int(network)), spaces, network_rows)
+            part = rows.where(indices)
+            result[indices] = probabilities(head.network(int(network)), spaces, part)
         return result
-    items = [row.item for row in rows]
-    by_view = (head.predict_proba(side_by_side(view_spaces, items)) for view_spaces in spaces)
+    by_view = (head.predict_proba(side_by_side(parts, rows.items)) for parts in spaces)
     return np.asarray(sum(by_view) / np.float32(len(spaces)), np.float32)
 
 

@@ -20,7 +20,7 @@ from featurecache.heads.schedules import backbone_choice
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import no_backbone_error, side_by_side, spaces_of
-from featurecache.lookup.labelled_rows import decodable, labelled_rows, training_rows
+from featurecache.lookup.labelled_rows import LabelledRows, decodable, labelled_rows, training_rows
 from featurecache.study import metrics
 from featurecache.text import listed
 
@@ -88,20 +88,18 @@ def baselines(
             where=f"{dataset}, --split, whose images must be apart from those of train",
         )  # fmt: skip
     rows = labelled_rows(dataset, ["train", split], progress)
-    spaces = spaces_of(opened, wanted, choices, [row.item for row in rows], data)[view]
+    spaces = spaces_of(opened, wanted, choices, rows.items, data)[view]
     used = training_rows(dataset, ["train", split], rows, spaces, progress).rows
     first = {row.item: row for row in reversed(used) if row.split == "train"}
-    train = list(reversed(first.values()))
-    tested = decodable([row for row in rows if row.split == split], spaces)
+    train = LabelledRows.pack(list(reversed(first.values())))
+    tested = decodable(rows.where(~rows.is_train), spaces)
     fitted = {**fitted_items(opened, wanted), **fitted_by_datasets(dataset.generated)}
     refuse_seen(fitted, (row.item for row in tested), f"images of {split}")
-    if len({row.label for row in train}) < 2:
+    if len(np.unique(train.labels)) < 2:
         raise BadInput("all training images are of one class; baselines need at least two")
 
-    X = side_by_side(spaces, [row.item for row in train])
-    Z = side_by_side(spaces, [row.item for row in tested])
-    y = np.array([row.label for row in train], np.int64)
-    labels = np.array([row.label for row in tested], np.int64)
+    X, y = side_by_side(spaces, train.items), train.labels
+    Z, labels = side_by_side(spaces, tested.items), tested.labels
     table: list[BaselineRow] = []
     every = [fits.ridge, fits.logistic, fits.neighbours]
     every += [fits.lda, fits.ncm, fits.random_features]

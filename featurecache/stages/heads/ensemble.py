@@ -117,7 +117,7 @@ def ensemble(
     heads = question.load_heads(split)
     probabilities = images.probabilities(heads)
     class_numbers = question.class_numbers[0]  # the same for all members
-    labels = class_numbers[[row.label for row in images.rows]]
+    labels = class_numbers[images.rows.labels]
     members: list[MemberScores] = [
         {"run": str(run), "val_top1": top1, **_scores(member_probabilities, labels)}
         for run, top1, member_probabilities in zip(runs, validated, probabilities, strict=True)
@@ -129,7 +129,7 @@ def ensemble(
         correct = ensembles.vote(probabilities, int(np.argmax(validated))) == labels
         combined["vote"] = {"top1": float(correct.mean()), "interval": metrics.interval(correct)}
     if unseen is not None:
-        unseen_labels = class_numbers[[row.label for row in unseen.rows]]
+        unseen_labels = class_numbers[unseen.rows.labels]
         measured = unseen.probabilities(question.load_heads(HELD_OUT))
         text = f"fitted on {len(unseen.rows):,} held-out images"
         if how == "dense":

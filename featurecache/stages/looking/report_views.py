@@ -143,7 +143,7 @@ def _accuracy(
 ) -> tuple[float, list[float]] | tuple[None, None]:
     """A run's top-1 on these spaces and its interval; None if they lack images of the split."""
     cached = [spaces[name] for name in names if name in spaces]
-    items = [row.item for row in predictions.rows]
+    items = predictions.rows.items
     if len(cached) < len(names) or any(space.missing(items) for space in cached):
         return None, None
     probabilities, labels = predictions.predict_from(run_index, cached)

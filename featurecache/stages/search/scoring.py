@@ -15,7 +15,7 @@ from featurecache.heads.weighted_rows import Rows, Vectors
 from featurecache.images.datasets import Dataset
 from featurecache.json_files import Strict
 from featurecache.lookup.held_spaces import side_by_side
-from featurecache.stages.search.search_images import SearchImages, labels_of
+from featurecache.stages.search.search_images import SearchImages
 from featurecache.study.paired import by_class, difference
 from featurecache.text import readable_name
 
@@ -60,15 +60,14 @@ def score_policies(
 ) -> list[OperationScore]:
     """The scores of the policies with these spaces; the first is `none`."""
     names, classes = list(spaces), len(dataset.classes)
-    items = [row.item for row in images.sample]
-    y, labels = labels_of(images.sample), labels_of(images.validation)
+    y, labels = images.sample.labels, images.validation.labels
     counts = np.minimum(*(np.bincount(rows, minlength=classes) for rows in (y, labels)))
     total = 3 * len(names)
 
     def read(view: int) -> Vectors:
-        return side_by_side(spaces[names[view]], items)
+        return side_by_side(spaces[names[view]], images.sample.items)
 
-    validation = side_by_side(spaces[names[0]], [row.item for row in images.validation])
+    validation = side_by_side(spaces[names[0]], images.validation.items)
     head = solve("ridge", Rows.of_array(validation, labels, classes))
     means = class_means(validation, labels, classes)
     rows: list[OperationScore] = []

@@ -31,18 +31,16 @@ from featurecache.runs.training_data import TrainingData
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.search.search_config import NONE, SearchConfig
 
-Rows = Sequence[LabelledRow]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SearchImages:
     """`sample` is seen through every operation, `validation` chooses, `judged` judges. Heads that
     are judged are trained on `training`. No image is in two of the last three."""
 
-    sample: Rows
-    training: Rows
-    validation: Rows
-    judged: Rows
+    sample: LabelledRows
+    training: LabelledRows
+    validation: LabelledRows
+    judged: LabelledRows
     notes: list[str]
 
     def decoded(
@@ -83,8 +81,9 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
         training, validation = training.where(fit), training.where(held_out)
     if not validation:
         raise BadInput(f"validation: split {split} has no image that {config.judge.split} lacks")
-    distinct = list({row.item: row for row in reversed(training)}.values())[::-1]
-    largest = max(Counter(row.label for row in distinct).values(), default=0)
+    first = {row.item: row for row in reversed(training)}
+    distinct = LabelledRows.pack([*reversed(first.values())])
+    largest = int(np.bincount(distinct.labels).max(initial=0))
     for name, count in (("sample", config.sample), ("judge.sample", config.judge.sample or 0)):
         if count > largest:
             raise BadInput(
@@ -100,7 +99,7 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
     )
 
 
-def _sampled(rows: Rows, count: int, seed: int) -> Rows:
+def _sampled(rows: LabelledRows, count: int, seed: int) -> LabelledRows:
     """At most `count` of the rows of each class, those with the smallest hashes."""
     taken: Counter[int] = Counter()
     chosen = set()
@@ -108,7 +107,7 @@ def _sampled(rows: Rows, count: int, seed: int) -> Rows:
         if taken[row.label] < count:
             taken[row.label] += 1
             chosen.add(row.item)
-    return [row for row in rows if row.item in chosen]
+    return rows.where(rows.are_in(chosen))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,22 +147,20 @@ class Vectors:
         return {name: spaces[view] for name, view in views.items()}
 
     def training_data(
-        self, training: Rows, others: Rows, spaces: Mapping[str, Sequence[Space]]
+        self,
+        training: LabelledRows,
+        others: Sequence[LabelledRow],
+        spaces: Mapping[str, Sequence[Space]],
     ) -> TrainingData:
         """The rows to train on in all of the views, and the others, which are clean in each."""
-        rows = [*training, *others]
-        clean = side_by_side(spaces[NONE], [row.item for row in rows])
+        rows = LabelledRows.pack([*training, *others])
+        clean = side_by_side(spaces[NONE], rows.items)
         vectors = {}
         for view, group in spaces.items():
             vectors[view] = clean.copy()
-            vectors[view][: len(training)] = side_by_side(group, [row.item for row in training])
+            vectors[view][: len(training)] = side_by_side(group, training.items)
         pair = np.arange(len(training)), np.arange(len(training), len(rows))
         return TrainingData(
-            dataset=self.dataset, rows=LabelledRows.pack(rows), spaces={}, vectors=vectors,
+            dataset=self.dataset, rows=rows, spaces={}, vectors=vectors,
             pairs=[pair], notes=[], copies={},
         )  # fmt: skip
-
-
-def labels_of(rows: Rows) -> np.ndarray:
-    """(N,) int64."""
-    return LabelledRows.pack(rows).labels
