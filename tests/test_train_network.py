@@ -328,6 +328,7 @@ def test_the_same_training_is_not_repeated(
     ("changed", "reason"),
     [
         ("trainable: {from: layer3}", "frozen with random weights"),
+        ("NAME: test_resnot\ntrainable: head", "unknown backbone 'test_resnot'; nearest: test_res"),
         ("init_head: nowhere", "not the folder of a run"),
         ("class_weights: {bird: 2.0}", "unknown class of class_weights 'bird'"),
     ],
@@ -335,7 +336,11 @@ def test_the_same_training_is_not_repeated(
 def test_bad_input_is_reported_before_any_work(
     small_data: Path, tmp_path: Path, changed: str, reason: str
 ) -> None:
-    (tmp_path / "net.yaml").write_text(SMALL + changed)
+    text = SMALL + changed
+    if changed.startswith("NAME: "):
+        name, _, others = changed.removeprefix("NAME: ").partition("\n")
+        text = SMALL.replace("test_resnet", name) + others
+    (tmp_path / "net.yaml").write_text(text)
     with pytest.raises(BadInput, match=reason):
         featurecache.train_network(
             tmp_path / "net.yaml", data=small_data, cache=tmp_path / "cache",

@@ -14,6 +14,7 @@ import pytest
 import featurecache
 from featurecache.errors import BadInput, NotCached
 from featurecache.runs.image_pools import ImagePool
+from featurecache.stages.heads.worth_ways import phases_by_policy
 from tests.samplers import write_sampler
 from tests.test_generated_leaks import items_in
 
@@ -73,6 +74,15 @@ def weigh(folder: Path, data: Any, cache: Path, **keywords: Any) -> Any:
 
 def policies(worth: Any) -> Sequence[str]:
     return [way.policy for way in worth.ways]
+
+
+def test_a_view_beside_a_clean_schedule_is_compared_in_three_shares(tmp_path: Path) -> None:
+    plan = {"phases": [{"views": {"none": 1.0}, "epochs": 2}]}
+    phases = phases_by_policy(plan, ["gen:gauss_1"], [], (), tmp_path)
+    assert [p["views"] for (p,) in phases.values()] == [
+        {"none": 0.75, "gen:gauss_1": 0.25}, {"none": 0.5, "gen:gauss_1": 0.5},
+        {"none": 0.25, "gen:gauss_1": 0.75},
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

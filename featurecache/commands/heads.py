@@ -86,14 +86,14 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     multiple=True,
     metavar="SHARE",
     help="Share of augmented or generated views in each epoch. Repeatable.  "
-    "[default: the schedule's]",
+    "[default: the schedule's; 0.25, 0.5 and 0.75 if it has clean views only]",
 )
 @click.option(
     "--control",
     is_flag=True,
     help="Also train on real images that no generator has seen, in place of generated ones.",
 )
-@click.option("--seeds", default=5, help="Trainings per variant.")
+@click.option("--seeds", default=5, show_default=True, help="Trainings per way, one per seed.")
 @options("runs", "device", *OUTPUT)
 def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Compare heads trained with and without augmentation.

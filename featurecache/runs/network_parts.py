@@ -21,6 +21,7 @@ from featurecache.networks.layerwise import check_epochs
 from featurecache.networks.trainable import TrainableNetwork
 from featurecache.runs.record import read_run
 from featurecache.runs.run_names import find_run
+from featurecache.text import counted
 from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.minibatches import epoch_rng
 
@@ -83,8 +84,9 @@ def _initial_head(
         record, loaded = read_run(run), HeadNetworks.load(run)
         if len(record.backbones) > 1 or len(loaded.members) > 1:
             raise BadInput(
-                f"init_head {run}: has {len(record.backbones)} backbones and "
-                f"{len(loaded.members)} heads; train one head on one backbone, without folds"
+                f"init_head {run}: has {counted(len(record.backbones), 'backbone')} and "
+                f"{counted(len(loaded.members), 'head')}; train one head on one backbone, without "
+                "folds"
             )
         if changed := keys.differences(record.backbones[0]["key"], key):
             raise BadInput(

@@ -92,10 +92,10 @@ def worth(
     overrides the schedule's. Seeds count up from the schedule's: with the same seed, all ways share
     the initial weights, the order of rows and dropout. All trainings have the same number of epochs
     and the same validation images. `share` (one number or several) replaces the
-    schedule's share of the augmented or generated views in each epoch.
+    schedule's share of the augmented or generated views in each epoch; a schedule with clean views
+    only is compared at 25, 50 and 75% by default.
 
-    Datasets of generated images in `data` are policies too, in shares of 25, 50 and 75% unless
-    the schedule or `share` says otherwise. `control` keeps the training images that no generator
+    Datasets of generated images in `data` are policies too. `control` keeps the training images that no generator
     has seen out of all trainings but one, in which they are the augmentation: what as many more
     real images would have gained.
 

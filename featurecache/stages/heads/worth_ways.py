@@ -26,7 +26,7 @@ from featurecache.runs.training_data import TrainingData
 from featurecache.study.gains import CLEAN, SHUFFLED, WRITTEN, Way
 
 LR_SCHEDULES = ("constant", "cosine")  # compared with the schedule's own
-SHARES = (0.25, 0.5, 0.75)  # of generated images, where neither schedule nor options say
+SHARES = (0.25, 0.5, 0.75)  # of the views, where neither schedule nor options say
 CONTROL = "more real images"  # as a view and a policy
 Plan = Schedule | NetworkConfig
 Ways = dict[Way, list[Any]]  # a schedule, or a configuration of a network, for each seed
@@ -78,19 +78,19 @@ def phases_by_policy(
     views = [
         view if is_generated(view) else str(ViewName.parse(view).with_draw()) for view in policies
     ]
-    if made and not augmented:
+    if (made or views) and not augmented:
         shares = shares or SHARES
         views = views or [*made]
     result: dict[str, phase_variants.Phases] = {}
     if augmented:
         result["+".join(augmented)] = written
-    elif views and shares:
+    elif views:
         written = phase_variants.with_share([{**p, "views": {views[0]: 1.0}} for p in written], 0.5)
     else:
         raise BadInput(
             f"{where}: phases: every view is `none`, so there is no augmentation to compare; "
             "use another view in some phase, for example {views: spatial_1, epochs: 4}, or give "
-            "--view and --share"
+            "--view"
         )
     for policy, draws in _by_policy(views or phase_variants.augmented_views(written)).items():
         phases = phase_variants.with_views(written, draws)

@@ -10,6 +10,7 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors.pool import checked_workers
 from featurecache.features.settings import keywords_of
 from featurecache.features.store import Cache
+from featurecache.features.timm_models import check_name
 from featurecache.features.trained_networks import trained_network
 from featurecache.filling.dispatch import ExecutorSetting, Where
 from featurecache.images.datasets import open_dataset
@@ -126,9 +127,12 @@ def train_network(
 
 
 def _check_start(config: NetworkConfig, path: Path) -> None:
-    """Raise BadInput for layers that would be frozen with random weights."""
+    """Raise BadInput for a name that is neither a network's nor a run's, and for layers that would
+    be frozen with random weights."""
     spec = config.network
     has_weights = spec.pretrained or spec.weights or trained_network(spec.name)
+    if not has_weights and ":" not in spec.name:
+        check_name(spec.name)
     if config.trainable != "all" and not has_weights:
         raise BadInput(
             f"{path}: trainable: the other layers would be frozen with random weights; set "
