@@ -5,6 +5,7 @@ A command imports its stage when it is called, so `--help`, `inspect` and `ls` d
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -158,6 +159,9 @@ def main() -> None:
         terminal.start_spinner()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    if hasattr(signal, "SIGALRM"):
+        # Python then frees its modules without our handlers: an alarm would be the exit code.
+        atexit.register(signal.alarm, 0)
     try:
         code = _flush_output(_exit_code(debug))
     finally:

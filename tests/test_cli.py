@@ -627,3 +627,20 @@ def test_a_signal_in_a_finaliser_ends_the_command_too(number: str, code: int) ->
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (code, b"")
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+def test_the_alarm_of_a_cleanup_does_not_ring_while_python_ends() -> None:
+    """Python frees its modules without our handlers; the alarm would end it with code 142."""
+    program = (
+        "import os, signal, sys, time\n"
+        "from featurecache import cli\n"
+        "class Slow:\n"
+        "    def __del__(self, sleep=time.sleep): sleep(1.5)\n"
+        "kept, cli._MAX_CLEANUP = Slow(), 1\n"
+        "sys.argv = ['featurecache', 'ls', '--quiet']\n"
+        "cli.cli.main = lambda **_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "cli.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert ended.returncode == 130 and ended.stderr.startswith(b"interrupted;")

@@ -95,9 +95,9 @@ def worth(
     schedule's share of the augmented or generated views in each epoch; a schedule with clean views
     only is compared at 25, 50 and 75% by default.
 
-    Datasets of generated images in `data` are policies too. `control` keeps the training images that no generator
-    has seen out of all trainings but one, in which they are the augmentation: what as many more
-    real images would have gained.
+    Datasets of generated images in `data` are policies too. `control` keeps the training images
+    that no generator has seen out of all trainings but one, in which they are the augmentation:
+    what as many more real images would have gained.
 
     A folder in `runs` stores the outcome of each training. No training is done twice, even when
     policies, learning-rate schedules or seeds are added later, and a killed one resumes. Raises
