@@ -251,6 +251,20 @@ def test_what_is_pruned_stays_zero(name: str) -> None:
         assert_equal(stack.state_dict()[kind], tensors)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "adadelta"])
+def test_a_step_reads_no_number(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For which a GPU would have to finish its work first."""
+    spec = HeadSpec(hidden=[8])
+    stack = Stack(heads(2, spec), spec, Optimizer(name=name), CPU)
+    ((x, target),) = minibatches([9])
+    reads: list[str] = []
+    for method in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, method, lambda _, method=method: reads.append(method))
+    stack.step(x, target, [Rate(0.1, 0.0), Rate(0.1, 0.1)], generators(2))
+    monkeypatch.undo()
+    assert reads == []
+
+
 def test_a_snapshot_brings_back_one_member() -> None:
     spec, optimizer = HeadSpec(hidden=[8], dropout=0.0), Optimizer()
     stack = Stack(heads(2, spec), spec, optimizer, CPU)
