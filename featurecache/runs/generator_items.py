@@ -15,7 +15,7 @@ from featurecache.heads.trained_items import TrainedItems
 from featurecache.runs.generator_records import read_generator_record
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # the (train, validation) rows of each fold
-FORWARD = 1  # the version of the code that computes what a generator makes
+VERSION = 1  # of the code that computes what a generator makes
 
 
 def generator_folders(run: Path) -> list[Path]:
@@ -36,7 +36,7 @@ def fold_folders(run: Path, folds: int) -> list[Path]:
 def generator_key(described: TrainedGenerator) -> keys.Json:
     """All that determines what a generator makes, but for noise and classes."""
     fields = ("kind", "generator", "parameters", "image_size", "weights")
-    return {name: getattr(described, name) for name in fields} | {"version": FORWARD}
+    return {name: getattr(described, name) for name in fields} | {"version": VERSION}
 
 
 def generators_of_folds(

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from featurecache.errors import BadInput
+from featurecache.training.settings import check_device
 
 # Products per step up to which two threads are no faster than one (measured on two cores); on a
 # busy machine, where they wait for each other, they were 20 times as slow.
@@ -17,8 +18,7 @@ _FEW_PRODUCTS = 1 << 24
 
 def device_of(name: str) -> torch.device:
     """The device for auto, cpu or cuda on this machine. Raises BadInput."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise BadInput(f"unknown device {name!r}; there are: auto, cpu, cuda")
+    check_device(name)
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

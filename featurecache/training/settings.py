@@ -8,7 +8,10 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
+from featurecache.errors import UnknownName
+
 DEFAULT_MOMENTUM = 0.9
+DEVICES = ("auto", "cpu", "cuda")
 
 
 class YamlModel(pydantic.BaseModel):
@@ -93,6 +96,12 @@ class EarlyStopping(YamlModel):
     the weights of the epoch with the lowest loss."""
 
     patience: int = Field(default=10, ge=1)
+
+
+def check_device(device: str) -> None:
+    """Raise UnknownName for a word that is not a device."""
+    if device not in DEVICES:
+        raise UnknownName("device", device, DEVICES)
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,9 @@ from featurecache.runs.sources import source_fields
 from featurecache.runs.training_pictures import ImageItem
 from featurecache.stages.heads.predict import image_files
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
-from featurecache.stages.heads.train_head import DEVICES
 from featurecache.storage import durable
 from featurecache.text import counted
+from featurecache.training.settings import check_device
 from featurecache.yaml_files import validate
 
 CRITICS = {"projected": "efficientnet_lite0"}  # the frozen networks whose maps critics judge
@@ -88,8 +88,7 @@ def fit_generator(
     a loss is no longer finite.
     """
     data, cache, progress = resolve_options(options, "fit_generator")
-    if device not in DEVICES:
-        raise UnknownName("device", device, DEVICES)
+    check_device(device)
     workers = checked_workers(workers)
     path = Path(config)
     if not path.is_file():

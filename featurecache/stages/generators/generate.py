@@ -19,7 +19,7 @@ from featurecache.generator_files import (
 )
 from featurecache.json_files import read_file
 from featurecache.runs.generated_images import Sampler, find_sampler
-from featurecache.runs.generator_items import FORWARD
+from featurecache.runs.generator_items import VERSION
 from featurecache.runs.record import make_folder
 from featurecache.storage import durable, locks
 
@@ -74,7 +74,7 @@ def generate(
     if folder.exists():
         return _result(folder, _existing(folder, sampler, per_class))
     # Hidden until it is complete, and named after all that determines its bytes.
-    identity = keys.digest([described.model_dump(mode="json"), FORWARD, per_class])
+    identity = keys.digest([described.model_dump(mode="json"), VERSION, per_class])
     work = folder.absolute().with_name(f".{folder.name}.{identity[:16]}")
     make_folder(work.parent)
     with locks.claimed(
@@ -95,7 +95,7 @@ def generate(
         shards = {name: _hash(work / name) for name in positions}
         index = GeneratedDataset(
             generator=described,
-            version=FORWARD,
+            version=VERSION,
             per_class=per_class,
             shards=shards,
             root=keys.digest(shards),
@@ -126,7 +126,7 @@ def _existing(folder: Path, sampler: Sampler, per_class: int) -> GeneratedDatase
     check_folder(folder)
     index = read_generated(folder)
     made_by = index.generator, index.version, index.per_class
-    if made_by != (sampler.described, FORWARD, per_class):
+    if made_by != (sampler.described, VERSION, per_class):
         raise BadInput(
             f"{folder}: holds {index.per_class:,} images per class of {index.generator.generator} "
             f"{index.generator.weights[:16]}, not what this command makes; choose another --out"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 import yaml
 
 from featurecache import byte_sizes, keys, versions
-from featurecache.errors import BadInput, DamagedRun, UnknownName
+from featurecache.errors import BadInput, DamagedRun
 from featurecache.features.settings import keywords_of
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -48,6 +48,7 @@ from featurecache.storage import durable
 from featurecache.study.events import check_tensorboard, write_events
 from featurecache.text import listed
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, ValidationMeans, read_epochs
+from featurecache.training.settings import check_device
 from featurecache.training.sweep_settings import distinct_settings
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
     from featurecache.heads.default_training import Chosen
     from featurecache.heads.sweep import Swept
     from featurecache.heads.training_results import Trained
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 class TrialRow(TypedDict):
@@ -137,8 +136,7 @@ def train_head(
     overrides = keywords_of(Overrides, options)
     if tensorboard is not None:
         check_tensorboard()
-    if device not in DEVICES:
-        raise UnknownName("device", device, DEVICES)
+    check_device(device)
     opened = Cache(cache)
     if schedule is None:
         path = Path("default.yaml")

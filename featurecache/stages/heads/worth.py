@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput
 from featurecache.executors import Progress
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.store import Cache
@@ -23,7 +23,7 @@ from featurecache.runs.record import claimed_run, make_folder
 from featurecache.runs.training_data import TrainingData, load_training_data
 from featurecache.stages.heads.outcomes import Outcome, outcome_of
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
-from featurecache.stages.heads.train_head import DEVICES, overridden
+from featurecache.stages.heads.train_head import overridden
 from featurecache.stages.heads.worth_ways import (
     CONTROL,
     Plan,
@@ -36,6 +36,7 @@ from featurecache.stages.heads.worth_ways import (
 from featurecache.storage import durable
 from featurecache.study.gains import WRITTEN, Gain, Way, gains, verdict
 from featurecache.text import listed
+from featurecache.training.settings import check_device
 
 if TYPE_CHECKING:
     from featurecache.runs.network_outcomes import NetworkOutcomes
@@ -105,8 +106,7 @@ def worth(
     """
     data, cache, progress = resolve_options(options, "worth", WorthOptions)
     control = options.get("control", False)
-    if device not in DEVICES:
-        raise UnknownName("device", device, DEVICES)
+    check_device(device)
     path = find_schedule(str(schedule))
     wanted: Plan
     if is_network_config(path):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack, cast
 
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput
 from featurecache.executors.pool import checked_workers
 from featurecache.features.settings import keywords_of
 from featurecache.features.store import Cache
@@ -18,8 +18,9 @@ from featurecache.networks.configs import NetworkConfig, read_config
 from featurecache.runs.record import RunRecord
 from featurecache.runs.training_pictures import pictured_views, view_in_epoch
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
-from featurecache.stages.heads.train_head import DEVICES, TrialRow
+from featurecache.stages.heads.train_head import TrialRow
 from featurecache.training.epoch_metrics import ValidationMeans
+from featurecache.training.settings import check_device
 from featurecache.training.sweep_settings import Setting, distinct_settings
 
 
@@ -68,8 +69,7 @@ def train_network(
     data, cache, progress = resolve_options(options, "train_network", NetworkOptions)
     where = Where(**keywords_of(ExecutorSetting, options))
     where.check()
-    if device not in DEVICES:
-        raise UnknownName("device", device, DEVICES)
+    check_device(device)
     path = Path(config)
     if not path.is_file():
         raise BadInput(f"{path}: no such file; see docs/networks.md for a configuration")

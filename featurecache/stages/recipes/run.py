@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.errors import UnknownName
 from featurecache.executors.pool import checked_workers
 from featurecache.executors.progress_bars import ProgressOption
 from featurecache.heads.schedules import Schedule
@@ -25,7 +24,7 @@ from featurecache.stages.generators.generate import generate
 from featurecache.stages.heads.baselines import baselines
 from featurecache.stages.heads.ensemble import HOW, ensemble
 from featurecache.stages.heads.evaluate import evaluate
-from featurecache.stages.heads.train_head import DEVICES, TrainedRun, train_head
+from featurecache.stages.heads.train_head import TrainedRun, train_head
 from featurecache.stages.looking.report import report
 from featurecache.stages.networks.train_network import TrainedNetworkRun, train_network
 from featurecache.stages.recipes.recipe_file import Recipe, check_recipe, dataset_in, read_recipe
@@ -53,6 +52,7 @@ from featurecache.stages.recipes.recipe_tables import (
     table_row,
     trial_rows,
 )
+from featurecache.training.settings import check_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +105,7 @@ def run(
         device=device,
         progress=progress,
     )
-    if device not in DEVICES:
-        raise UnknownName("device", device, DEVICES)
+    check_device(device)
     checked_workers(workers)
     check_recipe(content, execution.data, execution.cache, engine)
     make_folder(execution.runs_folder, "--runs")

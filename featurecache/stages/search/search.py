@@ -9,7 +9,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Unpack
 
-from featurecache.errors import UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads.mixture_weights import best_of_each
 from featurecache.images.datasets import open_dataset
@@ -20,7 +19,6 @@ from featurecache.keys import canonical, digest
 from featurecache.lookup.labelled_rows import rows_digest
 from featurecache.runs.record import claimed_run, make_folder
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
-from featurecache.stages.heads.train_head import DEVICES
 from featurecache.stages.search.halving import candidate_mixtures, halve
 from featurecache.stages.search.scoring import OperationScore, Scored, score_policies
 from featurecache.stages.search.search_config import NONE, RIVALS, read_config
@@ -28,6 +26,7 @@ from featurecache.stages.search.search_images import Vectors, choose_images
 from featurecache.stages.search.search_report import Search, report, verdict
 from featurecache.stages.search.search_trainings import Trainings
 from featurecache.storage import durable
+from featurecache.training.settings import check_device
 
 _MAX_RATIO = 4  # of the epochs on the sample to those of the verdict
 _MAX_PAIRED = 4  # policies of depth 1 of which depth 2 makes pairs
@@ -54,8 +53,7 @@ def search(
     policy. Raises BadInput before the first step.
     """
     data, cache, progress = resolve_options(options, "search")
-    if device not in DEVICES:
-        raise UnknownName("device", device, DEVICES)
+    check_device(device)
     path = Path(config)
     wanted = read_config(path)
     by_operation = wanted.policies(path)
