@@ -28,7 +28,7 @@ from featurecache.text import counted
 def augment(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Store the pictures of views in the cache, lossless.
 
-    `featurize` then includes them.
+    Without --view, `featurize` then computes their vectors too.
     """
     from featurecache.stages.cache.augment import augment
 
@@ -77,7 +77,7 @@ def plan(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.command()
 @options("backbone", "policy_or_stored", "data", "cache", *COMPUTING, "seed", "json", "debug")
 def why(as_json: bool, **arguments: Any) -> None:
-    """Explain why `featurize` would miss: the field that differs."""
+    """Explain why vectors are missing: how the nearest cached ones differ."""
     from featurecache.stages.cache.why import why
 
     rows = why(**arguments)
@@ -95,7 +95,7 @@ def why(as_json: bool, **arguments: Any) -> None:
 @click.option("--out", required=True, metavar="FILE.parquet", help="The file to write.")
 @options("allow_failed", *OUTPUT)
 def index(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
-    """List and hash a dataset once, for a quick start anywhere.
+    """List and hash a dataset once, so that later commands start sooner.
 
     Then pass the file: --data FILE.parquet.
     """
@@ -250,7 +250,7 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     metavar="SIZE",
     help="Oldest spaces, until the cache takes at most SIZE: 500M, 20G.",
 )
-@options("runs")
+@options("kept_runs")
 @click.option(
     "--delete", is_flag=True, help="Delete them; without this option they are only listed."
 )

@@ -49,7 +49,7 @@ from featurecache.text import counted
 @click.option("--tensorboard", metavar="DIR", help="Write TensorBoard events to this folder.")
 @options("device", *OUTPUT)
 def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Train a head on cached vectors under a curriculum."""
+    """Train a head on cached vectors: the best of several, or what a schedule describes."""
     from featurecache.stages.heads.train_head import train_head
 
     result = train_head(**with_schedule_backbone(arguments), progress=open_progress(quiet))
@@ -93,7 +93,7 @@ def train_head(as_json: bool, quiet: bool, **arguments: Any) -> None:
     is_flag=True,
     help="Also train on real images that no generator has seen, in place of generated ones.",
 )
-@click.option("--seeds", default=5, show_default=True, help="Trainings per way, one per seed.")
+@click.option("--seeds", default=5, help="Trainings per way, one per seed.")
 @options("runs", "device", *OUTPUT)
 def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Compare heads trained with and without augmentation.
@@ -140,8 +140,8 @@ def worth(as_json: bool, quiet: bool, **arguments: Any) -> None:
 def search(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Search for the augmentation policy that helps a head most.
 
-    Operations are embedded once, scored on cached vectors, and mixed; the result is judged on a
-    split that the search never touched.
+    Views of each operation are embedded once, scored on cached vectors, and mixed; the result is
+    judged on a split that the search never touched.
     """
     from featurecache.stages.search.search import search
 
@@ -248,9 +248,9 @@ def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option("--split", default="val", help="A labelled split for testing.")
 @options(*CACHED, *OUTPUT)
 def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
-    """Evaluate ridge, logistic regression and k-NN on vectors.
+    """Evaluate simple classifiers on vectors: what a trained head has to beat.
 
-    What a head has to beat.
+    Ridge, logistic regression, neighbours, discriminants, class means and random features.
     """
     from featurecache.stages.heads.baselines import baselines
 

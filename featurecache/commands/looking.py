@@ -196,7 +196,7 @@ def list_runs(folder: str | None, sort: str, as_json: bool) -> None:
 def report(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Write the results of RUNS to one HTML file.
 
-    It needs no network.
+    The file opens without a connection to the internet.
     """
     from featurecache.stages.looking.report import report
 

@@ -122,7 +122,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "weights": click.option(
         "--weights", metavar="FILE",
-        help="Weights of one backbone: .safetensors, .pth, .keras, .h5, .onnx. (`random`: tests.)",
+        help="Weights of one backbone: .safetensors, .pth, .keras, .h5, .onnx. (`random` is for tests.)",
     ),
     "input_size": click.option(
         "--input-size", type=int, help="Width and height in pixels.  [default: the model's own]"
@@ -185,6 +185,10 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "allow_failed": click.option(
         "--allow-failed", is_flag=True, help="Exit 0 even if images could not be decoded."
+    ),
+    "kept_runs": click.option(
+        "--runs", default="runs", metavar="DIR", help="Folder of runs, whose spaces are kept.",
+        **_from("runs"),
     ),
     "runs": click.option(
         "--runs", default="runs", metavar="DIR", help="Folder for new runs.", **_from("runs"),

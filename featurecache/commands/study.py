@@ -96,7 +96,7 @@ def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option(
     "--neighbours",
     default=5,
-    help="Number of nearest neighbours that the ball around a vector contains.",
+    help="An image is near a vector if it is nearer than this many neighbours of it.",
 )
 @OUT
 @options("seed", *CACHED, *OUTPUT)
@@ -150,7 +150,7 @@ def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
 def saliency(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Draw which pixels the heads in RUNS use.
 
-    Maps of the class score, with the boxes.
+    Maps of the class score's gradient, with the bounding boxes that the dataset has.
     """
     from featurecache.stages.studies.saliency import study_saliency
 
