@@ -28,6 +28,8 @@ def read_yaml(path: Path) -> yaml.Node:
     for files that are too large."""
     try:
         text = read_regular(path, MAX_YAML).decode("utf-8")
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: no such file") from error
     except OSError as error:
         reason = f"can't be read as a text file ({error.strerror})"
         raise BadInput(f"{path}: {reason}") from error

@@ -50,7 +50,7 @@ def test_a_recipe_goes_from_a_generator_to_a_head_and_does_nothing_twice(write: 
     path = write([FIT, GENERATE, *VECTORS, TRAIN, {"evaluate": {}}])
     result = featurecache.run(path, workers=0, device="cpu")
     assert result.computed == 48 + 6 and [row["what"] for row in result.table] == ["head.yaml"]
-    assert any("made: 6 images of 3 classes" in note for note in result.notes)
+    assert any("made: 6 images, 2 of each class" in note for note in result.notes)
     (run,) = result.runs["head.yaml"]
     record = json.loads((Path(run) / "run.json").read_text())
     assert record["data"]["generators"]["gen:made"]["dataset"] == "made"

@@ -122,7 +122,8 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     ),
     "weights": click.option(
         "--weights", metavar="FILE",
-        help="Weights of one backbone: .safetensors, .pth, .keras, .h5, .onnx. (`random` is for tests.)",
+        help="Weights of one backbone: .safetensors, .pth, .keras, .h5, .onnx; or `random`, for "
+        "tests.",
     ),
     "input_size": click.option(
         "--input-size", type=int, help="Width and height in pixels.  [default: the model's own]"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def read_recipe(recipe: str | Path, is_inner: bool = False) -> Recipe:
         if isinstance(step, TrainHead | TrainNetwork):
             if step.schedule in schedules:
                 raise BadInput(f"{where}: {step.schedule} is trained above; list all seeds there")
-            file_path, schedule = _schedule_of(step, path.parent, where)
+            with _located(where):
+                file_path, schedule = _schedule_of(step, path.parent, where)
             for name, (other_path, twin) in schedules.items():
                 if isinstance(step, TrainHead) and (other_path.stem, twin) == (
                     file_path.stem,
@@ -123,7 +125,8 @@ def read_recipe(recipe: str | Path, is_inner: bool = False) -> Recipe:
                     raise BadInput(f"{where}: {step.schedule} trains the same runs as {name} above")
             schedules[step.schedule] = file_path, schedule
         elif isinstance(step, FitGenerator):
-            read_generator_config(Path(step.config))
+            with _located(where):
+                read_generator_config(Path(step.config))
         elif isinstance(step, RunRecipe):
             if is_inner:
                 raise BadInput(f"{where}: {path} is run by a recipe, so it can't run another one")
@@ -237,6 +240,17 @@ def _from_here(step: Step, folder: Path) -> Step:
     return step.model_copy(update=changed)
 
 
+@contextmanager
+def _located(where: str) -> Iterator[None]:
+    """Errors within begin with `where`, the step."""
+    try:
+        yield
+    except BadInput as error:
+        if not str(error).startswith(where):
+            error.args = (f"{where}: {error}",)
+        raise
+
+
 def _beside(folder: Path, name: str) -> str:
     return str(folder / name) if (folder / name).is_file() else name
 
@@ -274,49 +288,54 @@ def _check_steps(
         return [find_view(name, seed, opened.views) for name in present]
 
     for where, step in steps:
-        if isinstance(step, MakeStep):
-            generators.add(step, dataset, where)
-        elif isinstance(step, Featurize):
-            views = views_of(listed(step.policy), step.seed)
-            planned[generators.source(step)] += _spaces_of(step, views, opened, engine)
-        elif isinstance(step, TrainHead | TrainNetwork):
-            schedule = schedules[step.schedule][1]
-            if schedule.validation.split is not None:
-                _check_split(dataset, schedule.validation.split, where)
-            has_head = isinstance(step, TrainHead)
-            names = [name for name in schedule.views() if not is_generated(name)]
-            names = [name if has_head else view_in_epoch(name, 1) for name in names]
-            views = views_of(names, schedule.augment_seed)
-            if not has_head:
-                check_network(schedules[step.schedule][0], dataset, where)
-                for view in views:
-                    view.check()
+        with _located(where):
+            if isinstance(step, MakeStep):
+                generators.add(step, dataset, where)
+            elif isinstance(step, Featurize):
+                views = views_of(listed(step.policy), step.seed)
+                planned[generators.source(step)] += _spaces_of(step, views, opened, engine)
+            elif isinstance(step, TrainHead | TrainNetwork):
+                schedule = schedules[step.schedule][1]
+                if schedule.validation.split is not None:
+                    _check_split(dataset, schedule.validation.split, where)
+                has_head = isinstance(step, TrainHead)
+                names = [name for name in schedule.views() if not is_generated(name)]
+                names = [name if has_head else view_in_epoch(name, 1) for name in names]
+                views = views_of(names, schedule.augment_seed)
+                if not has_head:
+                    check_network(schedules[step.schedule][0], dataset, where)
+                    for view in views:
+                        view.check()
+                else:
+                    _check_vectors(cached, planned[None], schedule.backbone, views, where)
+                    for folder in generators.datasets_of(schedule, opened, where):
+                        images = f"{where}: images in {folder.name}"
+                        _check_vectors(
+                            cached, planned[folder], schedule.backbone, [View(None)], images
+                        )
+                    heads[step.schedule] = schedule
+                check_classes(schedule, dataset, where)
+                trainings.append(step)
+            elif isinstance(step, Measure):
+                if step.split not in (HELD_OUT, BEST_EPOCH):
+                    _check_split(dataset, step.split, where)
+                names = list(heads)
+                if isinstance(step, Ensemble | Report) and step.of:
+                    names = [name for name in step.of if name in heads]
+                for group in held_out_groups(step, trainings, schedules):
+                    check_held_out(group, dataset, where)
+                for schedule in (heads[name] for name in names):
+                    views = views_of(views_of_step(step), schedule.augment_seed)
+                    _check_vectors(cached, planned[None], schedule.backbone, views, where)
             else:
-                _check_vectors(cached, planned[None], schedule.backbone, views, where)
-                for folder in generators.datasets_of(schedule, opened, where):
-                    images = f"{where}: images in {folder.name}"
-                    _check_vectors(cached, planned[folder], schedule.backbone, [View(None)], images)
-                heads[step.schedule] = schedule
-            check_classes(schedule, dataset, where)
-            trainings.append(step)
-        elif isinstance(step, Measure):
-            if step.split not in (HELD_OUT, BEST_EPOCH):
                 _check_split(dataset, step.split, where)
-            names = list(heads)
-            if isinstance(step, Ensemble | Report) and step.of:
-                names = [name for name in step.of if name in heads]
-            for group in held_out_groups(step, trainings, schedules):
-                check_held_out(group, dataset, where)
-            for schedule in (heads[name] for name in names):
-                views = views_of(views_of_step(step), schedule.augment_seed)
-                _check_vectors(cached, planned[None], schedule.backbone, views, where)
-        else:
-            _check_split(dataset, step.split, where)
-            choice = {
-                **step.setting(), "precision": step.precision, "jpeg_side": step.jpeg_side
-            }  # fmt: skip
-            choices = [backbone_choice(name, choice, where) for name in listed(step.backbone)]
-            _check_vectors(cached, planned[None], choices, views_of([step.view], step.seed), where)
+                choice = {
+                    **step.setting(), "precision": step.precision, "jpeg_side": step.jpeg_side
+                }  # fmt: skip
+                choices = [backbone_choice(name, choice, where) for name in listed(step.backbone)]
+                _check_vectors(
+                    cached, planned[None], choices, views_of([step.view], step.seed), where
+                )
 
 
 def dataset_in(data: DataSource, step: RunRecipe, where: str) -> Path:

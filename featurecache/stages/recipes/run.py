@@ -52,6 +52,7 @@ from featurecache.stages.recipes.recipe_tables import (
     table_row,
     trial_rows,
 )
+from featurecache.text import counted
 from featurecache.training.settings import check_device
 
 
@@ -202,7 +203,8 @@ def _generate(step: Generate, execution: _Execution) -> None:
         workers=execution.workers,
         progress=execution.progress,
     )
-    execution.notes.append(f"{made.out}: {made.images:,} images of {made.classes:,} classes")
+    images = counted(made.images, "image")
+    execution.notes.append(f"{made.out}: {images}, {step.per_class:,} of each class")
 
 
 def _train(step: TrainHead | TrainNetwork, execution: _Execution) -> None:
