@@ -68,7 +68,8 @@ def parse_yaml(text: str, where: object) -> yaml.Node:
                 raise BadInput(f"{where} line {line}: YAML tags are not allowed")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{where}: not valid YAML: {one_line(error)}") from error
+        reason = one_line(error).replace('in "<unicode string>", ', "in ")
+        raise BadInput(f"{where}: not valid YAML: {reason}") from error
     if node is None:
         raise BadInput(f"{where}: is empty; expected a mapping or a value")
     _check(node, where)
