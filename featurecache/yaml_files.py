@@ -188,8 +188,8 @@ _MESSAGES = {
 }
 
 
-def _explain(model: type[pydantic.BaseModel], given: Any, error: Any) -> str:
-    path = _written_path(given, error["loc"], error["type"] == "missing")
+def _explain(model: type[pydantic.BaseModel], content: Any, error: Any) -> str:
+    path = _written_path(content, error["loc"], error["type"] == "missing")
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         return f"{key}: no such key; {nearest(path[-1], _keys_beside(model, path))}"
@@ -201,11 +201,11 @@ def _explain(model: type[pydantic.BaseModel], given: Any, error: Any) -> str:
     return f"{key}: {message}{suffix}" if key else message
 
 
-def _written_path(given: Any, location: Iterable[int | str], is_missing: bool) -> list[str]:
+def _written_path(content: Any, location: Iterable[int | str], is_missing: bool) -> list[str]:
     """The path of a wrong entry as its file has it: without the names of pydantic's alternatives,
     and without the single phase that `views` and `epochs` at the top stand for."""
-    parts, value = list(location), given
-    if isinstance(given, dict) and parts[:2] == ["phases", 0] and "phases" not in given:
+    parts, value = list(location), content
+    if isinstance(content, dict) and parts[:2] == ["phases", 0] and "phases" not in content:
         parts = parts[2:]
     path: list[str] = []
     for number, part in enumerate(parts):

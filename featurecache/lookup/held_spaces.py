@@ -266,11 +266,11 @@ def _fits(space: Space, choice: BackboneChoice) -> bool:
     names = {model, model.split(".")[0]}
     if settings["pooling"] == "none" and choice.pooling != "none":
         return False  # maps are for train-network, and for heads that ask for them
-    own = str(space.backbone)
-    if ALIASES.get(own) == model or own in names or ":" in own:
-        is_named = choice.name in (own, *names) or ALIASES.get(choice.name) == model
+    backbone = str(space.backbone)
+    if ALIASES.get(backbone) == model or backbone in names or ":" in backbone:
+        is_named = choice.name in (backbone, *names) or ALIASES.get(choice.name) == model
     else:  # the run of a network: the architecture's name means other weights
-        is_named = choice.name == own
+        is_named = choice.name == backbone
     if not is_named:
         trained = trained_network(choice.name)
         if trained is None or trained.weights != settings["weights"]:
