@@ -303,6 +303,8 @@ def test_a_run_of_a_network_is_taken_as_a_run_of_a_head(
     assert (by_file.hits, record.data["train_items"][:0]) == (48, "")
     with pytest.raises(NotCached, match="48 images"):  # this name means other weights
         featurecache.vectors(small_data, "none", "test_resnet", cache=cache)
+    assert featurecache.gc(cache, backbone="test_resnet", runs=tmp_path) == []
+    assert len(featurecache.gc(cache, backbone=str(run), runs=tmp_path)) == 1
     assert len(featurecache.vectors(small_data, "none", str(moved), cache=cache)[0]) == 48
     (moved / "network.safetensors").write_bytes(b"cut")
     with pytest.raises(DamagedRun, match=r"not a safetensors file .*; remove this run"):

@@ -260,18 +260,19 @@ def _preferred(spaces: Sequence[Space], choice: BackboneChoice) -> list[Space]:
     return published or fitting or list(spaces)
 
 
+def names_of_network(space: Space) -> set[str]:
+    """The names of the network of a space of vectors. A run goes by its folder only: the name of
+    its architecture means other weights."""
+    own, model = str(space.backbone), str(space.key["backbone"]["name"])
+    names = {model, model.split(".")[0], *(a for a, known in ALIASES.items() if known == model)}
+    return {own, *names} if own in names or ":" in own else {own}
+
+
 def _fits(space: Space, choice: BackboneChoice) -> bool:
     settings = _settings(space)
-    model = settings["name"]
-    names = {model, model.split(".")[0]}
     if settings["pooling"] == "none" and choice.pooling != "none":
         return False  # maps are for train-network, and for heads that ask for them
-    backbone = str(space.backbone)
-    if ALIASES.get(backbone) == model or backbone in names or ":" in backbone:
-        is_named = choice.name in (backbone, *names) or ALIASES.get(choice.name) == model
-    else:  # the run of a network: the architecture's name means other weights
-        is_named = choice.name == backbone
-    if not is_named:
+    if choice.name not in names_of_network(space):
         trained = trained_network(choice.name)
         if trained is None or trained.weights != settings["weights"]:
             return False

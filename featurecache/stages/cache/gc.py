@@ -18,9 +18,9 @@ from featurecache.features.space_files import MARKER
 from featurecache.features.space_locks import is_in_use, locked_for_deletion
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.features.timm_models import ALIASES
 from featurecache.images.view_names import ViewName
 from featurecache.json_files import damaged_run
+from featurecache.lookup.held_spaces import names_of_network
 from featurecache.runs.record import read_record
 from featurecache.storage import durable
 from featurecache.storage.local import LocalStore
@@ -186,11 +186,7 @@ def _policy(space: Space) -> str:
 
 
 def _networks(space: Space) -> set[str]:
-    """The names of a space's network, with its aliases."""
-    if space.backbone is None:
-        return {"pictures"}
-    model = str(space.key["backbone"]["name"])
-    return {space.backbone, model} | {a for a, known in ALIASES.items() if known == model}
+    return {"pictures"} if space.backbone is None else names_of_network(space)
 
 
 def _last(space: Space) -> str:
