@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from featurecache.errors import BadInput
 from featurecache.heads.group_splits import split_groups
 from featurecache.heads.schedules import Schedule
-from featurecache.items import group_numbers
+from featurecache.items import Lookup, group_numbers
 from featurecache.text import counted
 
 Labels = npt.NDArray[np.int64]  # (N,)
@@ -90,8 +90,9 @@ def check_fraction(fraction: float, images: int, present: int) -> None:
 
 def drop_shared(items: Items, train_idx: Index, val_idx: Index) -> Index:
     """`train_idx` without the rows whose item is also a validation item (law 8)."""
-    keys = _as_keys(items)
-    return train_idx[~np.isin(keys[train_idx], np.unique(keys[val_idx]))]
+    are_shared = Lookup(items[val_idx]).holds(items[train_idx])
+    kept: Index = train_idx[~are_shared]
+    return kept
 
 
 def checked_pairs(
