@@ -70,5 +70,7 @@ def read_description(folder: str | Path) -> TrainedGenerator:
         remedy += "neural_augmentation"
         if folds:
             remedy = f"it has one per fold; name one of {', '.join(folds)} in it"
+        elif any(Path(folder).glob("*.checkpoint")):
+            remedy = "its training is not finished; run the same command again"
         raise BadInput(f"{folder}: not a generator (no {DESCRIPTION} in it); {remedy}")
     return read_model(path, TrainedGenerator, MAX_RUN_JSON)

@@ -257,6 +257,12 @@ def test_bad_input_is_one_line_before_work(
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
+def test_a_generator_in_training_is_no_policy_yet(tmp_path: Path) -> None:
+    (tmp_path / "generator.checkpoint").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"not a generator .* its training is not finished; run the"):
+        read_generator(tmp_path)
+
+
 def test_a_style_that_is_the_only_class_is_refused(tmp_path: Path, write_dataset: Any) -> None:
     data = write_dataset(tmp_path / "data", {"train/cat": 3})
     path = write_config(tmp_path / "gen.yaml", style="cat")
