@@ -91,8 +91,8 @@ def check_fraction(fraction: float, images: int, present: int) -> None:
 def drop_shared(items: Items, train_idx: Index, val_idx: Index) -> Index:
     """`train_idx` without the rows whose item is also a validation item (law 8)."""
     are_shared = Lookup(items[val_idx]).holds(items[train_idx])
-    kept: Index = train_idx[~are_shared]
-    return kept
+    train_rows: Index = train_idx[~are_shared]
+    return train_rows
 
 
 def checked_pairs(

@@ -263,9 +263,9 @@ def _preferred(spaces: Sequence[Space], choice: BackboneChoice) -> list[Space]:
 def names_of_network(space: Space) -> set[str]:
     """The names of the network of a space of vectors. A run goes by its folder only: the name of
     its architecture means other weights."""
-    own, model = str(space.backbone), str(space.key["backbone"]["name"])
+    backbone, model = str(space.backbone), str(space.key["backbone"]["name"])
     names = {model, model.split(".")[0], *(a for a, known in ALIASES.items() if known == model)}
-    return {own, *names} if own in names or ":" in own else {own}
+    return {backbone, *names} if backbone in names or ":" in backbone else {backbone}
 
 
 def _fits(space: Space, choice: BackboneChoice) -> bool:
