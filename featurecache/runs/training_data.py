@@ -105,7 +105,10 @@ class TrainingData:
         for number, (train_rows, val_rows) in enumerate(pairs, schedule.validation.fold or 1):
             labels = self.labels[train_rows]
             if (labels == labels[0]).all():
-                raise BadInput("all training images are of one class; a head needs at least two")
+                reasons = "".join(f"; {note}" for note in self.notes)
+                raise BadInput(
+                    "all training images are of one class; a head needs at least two" + reasons
+                )
             of_fold = f" of fold {number}" if schedule.validation.folds else ""
             held_out = (row.tobytes() for row in self.items[val_rows])
             refuse_seen(self.fitted, held_out, f"validation images{of_fold}")
