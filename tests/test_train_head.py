@@ -310,7 +310,7 @@ def test_a_class_whose_training_images_are_all_copies_is_named(
             train_head(schedule, **given)
         assert not (tmp_path / "runs").exists()
     else:
-        with pytest.raises(BadInput, match="one class.* 'b' has no training images left"):
+        with pytest.raises(BadInput, match=r"one class.* 'b' has no training images left"):
             train_head(schedule, **given)
         assert not (tmp_path / "runs").exists()
 
