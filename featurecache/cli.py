@@ -160,7 +160,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     if hasattr(signal, "SIGALRM"):
-        # Python then frees its modules without our handlers: an alarm would be the exit code.
+        # Python removes signal handlers when it exits; an alarm would then end it with code 142.
         atexit.register(signal.alarm, 0)
     try:
         code = _flush_output(_exit_code(debug))

@@ -64,7 +64,7 @@ def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
 
 def fitted_by_datasets(folders: Iterable[str]) -> Fitted:
     """Of datasets of generated images."""
-    fitted = {folder: items_of_dataset(Path(folder)).in_every_network for folder in folders}
+    fitted = {folder: items_of_dataset(Path(folder)).common_items for folder in folders}
     return {
         f"dataset {folder}": frozenset(item.tobytes() for item in items)
         for folder, items in fitted.items()
@@ -149,10 +149,10 @@ def items_of_dataset(folder: Path) -> TrainedItems:
     items = TrainedItems.load(folder)
     if items is None:
         raise damaged_dataset(folder / FILE, "missing")
-    if root_of(items.in_every_network) != read_generated(folder).generator.items:
+    if root_of(items.common_items) != read_generated(folder).generator.items:
         raise damaged_dataset(folder / FILE, f"not the images that {INDEX} describes")
     return items
 
 
 def _items_in(folder: Path) -> set[bytes]:
-    return {row.tobytes() for row in items_of_generator(folder).in_every_network}
+    return {row.tobytes() for row in items_of_generator(folder).common_items}

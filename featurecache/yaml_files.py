@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> yaml.Node:
     return node
 
 
-def read_plain(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """The content of a YAML file as plain values. Raises BadInput."""
     content: dict[str, Any] = plain_value(read_yaml(path))
     return content
@@ -220,7 +220,7 @@ def _written_path(content: Any, location: Iterable[int | str], is_missing: bool)
 
 def _keys_beside(model: type[pydantic.BaseModel], path: list[str]) -> set[str]:
     """The keys that are allowed at the position of the last name of `path`."""
-    short = set(getattr(model, "SHORT", ())) if len(path) == 1 else set()
+    short = set(getattr(model, "SHORT_KEYS", ())) if len(path) == 1 else set()
     for part in path[:-1]:
         if part in model.model_fields:
             model = (_models_in(model.model_fields[part].annotation) or [model])[0]

@@ -281,7 +281,7 @@ def test_a_sampler_of_vectors_of_another_width_is_refused(
     changed: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(BadInput, match=reason):
-        config("gaussian", **changed).of_width(8, Path("gen.yaml"))
+        config("gaussian", **changed).with_width(8, Path("gen.yaml"))
 
 
 def test_a_class_with_too_few_images_is_refused(tmp_path: Path, write_dataset: Any) -> None:

@@ -112,7 +112,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 schedule = chosen.schedule
             else:
                 self.head_ = train(training_set, schedule, Path(run), device=self.device).head
-        described = schedule.plain(exclude={"backbone"})
+        described = schedule.as_json(exclude={"backbone"})
         self.schedule_: dict[str, Any] = described
 
     def _resolved(self, rows: int, classes: int) -> tuple[Schedule, bool]:
@@ -130,7 +130,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         overrides: Overrides = {"epochs": self.epochs, "settings": settings or ()}
         is_open = self.schedule is None and not has_network_settings(overrides)
         if self.seed is not None:
-            keys = schedule.plain() | {"seed": self.seed}
+            keys = schedule.as_json() | {"seed": self.seed}
             schedule = yaml_files.validate(Schedule, keys, "seed")
         return with_overrides(schedule, overrides), is_open
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featurecache.commands import printing, terminal
-from featurecache.commands.options import options
+from featurecache.commands.options import CLUSTER, OUTPUT, options
 from featurecache.commands.progress import open_progress
 
 
@@ -19,10 +19,7 @@ from featurecache.commands.progress import open_progress
 @click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/CONFIG-HASH]")
 @options("runs")
 @click.option("--seed", type=int, help="Overrides the seed in the configuration.")
-@options(
-    "device", "workers", "executor", "address", "gpus_per_worker", "max_workers", "json", "quiet",
-    "debug"
-)  # fmt: skip
+@options("device", "workers", *CLUSTER, *OUTPUT)
 def train_network(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Train a network on pictures of views, or its last layers on cached maps."""
     from featurecache.stages.networks.train_network import train_network

@@ -232,8 +232,8 @@ SHARED: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 _SETTING = ("input_size", "crop", "interpolation", "layer", "pooling")
 COMPUTING = ("weights", *_SETTING, "store", "precision", "jpeg_side")  # how vectors are computed
-CREW = ("executor", "address", "gpus_per_worker", "max_workers")  # many machines
+CLUSTER = ("executor", "address", "gpus_per_worker", "max_workers")  # many machines
 IMAGES = ("data", "only_split", "limit", "cache")
-FILLING = ("workers", "seed", "shard_rows", "part", *CREW, "allow_failed")  # how to fill a cache
+FILLING = ("workers", "seed", "shard_rows", "part", *CLUSTER, "allow_failed")  # how to fill a cache
 OUTPUT = ("json", "quiet", "debug")
 CACHED = tuple(f"cached_{name}" for name in (*_SETTING, "precision", "jpeg_side"))

@@ -164,7 +164,7 @@ class VectorSamplerConfig(GeneratorConfig):
     view: str = Field(default="none", min_length=1)
     width: int = Field(default=0, ge=0)
 
-    def of_width(self, width: int, path: Path) -> Self:
+    def with_width(self, width: int, path: Path) -> Self:
         """For vectors of this width. Raises BadInput, which names `path`, if it can't be."""
         if self.width not in (0, width):
             raise BadInput(f"{path}: width: the vectors have {width:,} numbers; remove the key")
@@ -182,13 +182,13 @@ class GaussianConfig(VectorSamplerConfig):
     covariance: Literal["shared", "class"] = "shared"
     rank: int = Field(default=64, ge=1)
 
-    def of_width(self, width: int, path: Path) -> Self:
+    def with_width(self, width: int, path: Path) -> Self:
         if self.covariance == "class" and self.rank > width:
             raise BadInput(
                 f"{path}: rank: vectors of width {width:,} have no more directions than that; "
                 f"write a number from 1 to {width:,}"
             )
-        return super().of_width(width, path)
+        return super().with_width(width, path)
 
 
 class VectorGanConfig(VectorSamplerConfig):
@@ -222,7 +222,7 @@ SAVED = CONFIGS | {"augnet": AugNetConfig}  # with those that fit-generator does
 def read_config(path: Path) -> GeneratorConfig:
     """The configuration in a YAML file. Raises BadInput that names the file and every wrong
     entry."""
-    content = yaml_files.read_plain(path)
+    content = yaml_files.read_mapping(path)
     name = content.get("generator")
     if not isinstance(name, str):
         raise BadInput(f"{path}: generator: name one of {', '.join(CONFIGS)}")

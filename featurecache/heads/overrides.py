@@ -35,7 +35,7 @@ def has_network_settings(overrides: Overrides) -> bool:
 
 def with_overrides(schedule: Schedule, overrides: Overrides) -> Schedule:
     """The schedule with these overrides. Raises BadInput, which names the option."""
-    plain = schedule.plain()
+    plain = schedule.as_json()
     views, epochs = listed(overrides.get("view") or ()), overrides.get("epochs")
     if views:
         total = sum(phase.epochs for phase in schedule.phases)

@@ -161,7 +161,7 @@ class Schedule(TrainingPlan):
 
 def read_schedule(path: Path) -> Schedule:
     """The schedule in a YAML file. Raises BadInput that names the file and every wrong entry."""
-    return yaml_files.validate(Schedule, yaml_files.read_plain(path), path)
+    return yaml_files.validate(Schedule, yaml_files.read_mapping(path), path)
 
 
 def shipped() -> dict[str, Path]:

@@ -59,7 +59,7 @@ class TrainedItems:
         return int(self.folds.max(initial=1))
 
     @property
-    def in_every_network(self) -> npt.NDArray[np.uint8]:
+    def common_items(self) -> npt.NDArray[np.uint8]:
         """The images (M, 32) that no fold held out: what a generator was fitted on."""
         items: npt.NDArray[np.uint8] = self.items[self.folds == 0]
         return items

@@ -111,7 +111,7 @@ class NetworkConfig(TrainingPlan):
     precision: Literal["f32", "bf16"] = "f32"
     compile: bool = False
 
-    SHORT: ClassVar = ("views", "epochs")  # keys at the top in place of phases
+    SHORT_KEYS: ClassVar = ("views", "epochs")  # keys at the top in place of phases
     SWEPT: ClassVar = (
         *TrainingPlan.SWEPT, "trainable", "batch_norm", "network.dropout", "network.drop_path",
     )  # fmt: skip
@@ -119,12 +119,12 @@ class NetworkConfig(TrainingPlan):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _single_phase(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not {"views", "epochs"} & value.keys():
+        if not isinstance(value, dict) or not value.keys() & set(cls.SHORT_KEYS):
             return value
         if "phases" in value:
             raise ValueError("phases have their own views and epochs; remove those at the top")
-        rest = {key: v for key, v in value.items() if key not in ("views", "epochs")}
-        phase = {"views": "none"} | {k: value[k] for k in ("views", "epochs") if k in value}
+        rest = {key: v for key, v in value.items() if key not in cls.SHORT_KEYS}
+        phase = {"views": "none"} | {k: value[k] for k in cls.SHORT_KEYS if k in value}
         return {**rest, "phases": [phase]}
 
     @pydantic.model_validator(mode="after")
@@ -165,10 +165,10 @@ class NetworkConfig(TrainingPlan):
 
 def is_network_config(path: Path) -> bool:
     """Whether a file configures a network, and not a head."""
-    return "network" in yaml_files.read_plain(path)
+    return "network" in yaml_files.read_mapping(path)
 
 
 def read_config(path: Path) -> NetworkConfig:
     """The configuration in a YAML file. Raises BadInput that names the file and every wrong
     entry."""
-    return yaml_files.validate(NetworkConfig, yaml_files.read_plain(path), path)
+    return yaml_files.validate(NetworkConfig, yaml_files.read_mapping(path), path)

@@ -119,6 +119,6 @@ def load_network_data(
 
 def schedule_of_config(config: NetworkConfig, backbone: str) -> Schedule:
     """The training as the schedule of a head on a backbone, as the commands on runs read it."""
-    shared = config.plain(include=set(TrainingPlan.model_fields) - {"sweep"})
-    head = config.head.plain()
+    shared = config.as_json(include=set(TrainingPlan.model_fields) - {"sweep"})
+    head = config.head.as_json()
     return Schedule.model_validate({"backbone": {"name": backbone}, "head": head, **shared})

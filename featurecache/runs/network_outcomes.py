@@ -43,7 +43,7 @@ class NetworkOutcomes:
             source = self.data.source(config, parts, checked_workers(None))
             folder = scratch / f"fold-{rows.fold}"
             folder.mkdir(parents=True, exist_ok=True)
-            effective = parts.config.plain()
+            effective = parts.config.as_json()
             identity = self.data.identity(parts, effective, fold=rows.fold)
             epochs = train_network(
                 parts.network, source, rows, parts.config, folder, identity,

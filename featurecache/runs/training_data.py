@@ -141,7 +141,7 @@ class TrainingData:
 
     def seen_by_generators(self) -> set[bytes]:
         """The images that the generators of its views and datasets were fitted on."""
-        fitted = (i.in_every_network for view in self.generated.values() for i in view.items)
+        fitted = (i.common_items for view in self.generated.values() for i in view.items)
         return set().union(*self.fitted.values(), *({i.tobytes() for i in part} for part in fitted))
 
     def generator_fields(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class YamlModel(pydantic.BaseModel):
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False
     )
 
-    def plain(self, **choice: Any) -> dict[str, Any]:
+    def as_json(self, **choice: Any) -> dict[str, Any]:
         """The settings as JSON has them, without those that are not written (docs/design.md, note
         30). `choice` is `include` or `exclude`."""
         return self.model_dump(mode="json", exclude_none=True, **choice)

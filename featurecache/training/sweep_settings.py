@@ -76,7 +76,7 @@ def distinct_settings(schedule: Plan, path: str | Path) -> list[Setting[Plan]]:
 def with_values(schedule: Plan, values: Mapping[str, Any], where: str) -> Plan:
     """The schedule with these values at their dotted keys. Raises BadInput, which names `where`,
     if they make no schedule."""
-    changed = schedule.plain()
+    changed = schedule.as_json()
     for key, value in values.items():
         block = changed.get(key.removesuffix(".name"))
         if key in _SHARED_KEYS and isinstance(block, dict) and block.get("name") != value:

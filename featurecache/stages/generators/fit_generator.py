@@ -117,7 +117,7 @@ def fit_generator(
         spaces = _vector_spaces(wanted, Cache(cache), rows, data, path)
         rows = decodable(rows, spaces)
         vectors = side_by_side(spaces, rows.items)
-        wanted = wanted.of_width(vectors.shape[1], path)
+        wanted = wanted.with_width(vectors.shape[1], path)
         backbones = [keys.setting_of(space.key) for space in spaces]
     else:
         images = _images(dataset, rows)
@@ -137,7 +137,7 @@ def fit_generator(
     _check_counts(wanted, pairs, labels, classes, path)
 
     # The run folder: a finished training is not repeated.
-    effective = wanted.plain()
+    effective = wanted.as_json()
     style_items = sorted(item.hex() for _, item in style_images)
     identity = keys.digest(
         {
@@ -161,7 +161,7 @@ def fit_generator(
             TrainedItems.from_pairs(*_with_style(items, pair, [item for _, item in style_images]))
             for pair in pairs
         ]
-        roots = [root_of(fitted.in_every_network) for fitted in seen]
+        roots = [root_of(fitted.common_items) for fitted in seen]
         began = time.time()
         record = GeneratorRecord(
             identity=identity,

@@ -58,7 +58,7 @@ def outcome_of(
 
         def keep(right: np.ndarray, seconds: float) -> None:
             outcome = Outcome(
-                schedule=schedule.plain(),
+                schedule=schedule.as_json(),
                 images=len(right),
                 right=np.packbits(right).tobytes().hex(),
                 seconds=round(seconds, 3),
@@ -85,7 +85,7 @@ def outcome_of(
             keep(*training.right(schedule, scratch, device, show))
     shutil.rmtree(scratch, ignore_errors=True)  # also after a killed run
     outcome = read_model(path, Outcome, MAX_RUN_JSON, _damaged)
-    if outcome.schedule != schedule.plain():
+    if outcome.schedule != schedule.as_json():
         raise _damaged(path, "schedule: does not match the hash in the file name")
     images = sum(len(validation) for _, validation in pairs)
     if outcome.images != images:

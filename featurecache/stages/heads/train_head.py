@@ -159,7 +159,7 @@ def train_head(
     pairs = training.folds(wanted)
     notes = list(training.notes)
 
-    effective = wanted.plain()
+    effective = wanted.as_json()
     space_names = training.space_names()
     described: dict[str, Any] = {
         "schedule": effective,
@@ -223,7 +223,7 @@ def train_head(
         with_seen_items(seen, training.seen_by_generators()).save(run)
         trained = result.trained if isinstance(result, Chosen) else result
         if isinstance(result, Chosen):
-            record.schedule = result.schedule.plain()
+            record.schedule = result.schedule.as_json()
             record.spaces = {view: space_names[view] for view in result.schedule.views()}
             record.candidates = [dict(candidate.described()) for candidate in result.candidates]
             record.chosen = result.winner

@@ -170,7 +170,7 @@ def worth(
         for way, settings in ways.items():
             variant = settings[position]
             seen = {view: hashes.get(view) for view in variant.views()}
-            effective = variant.plain()
+            effective = variant.as_json()
             key = digest({"base": base, "schedule": effective, "vectors": seen})
             show = functools.partial(_show, progress, done, total, f"worth ({way}, seed {seed})")
             with claimed_run(run, waiting, f"training-{key[:16]}"):
@@ -218,7 +218,7 @@ def worth(
 def same_steps(schedule: Plan, where: Path) -> tuple[Json, list[str]]:
     """The schedule as a plain mapping without the keys that would change the number of steps, and
     a note for each removed key. Raises BadInput for a sweep."""
-    plan = schedule.plain()
+    plan = schedule.as_json()
     notes = []
     if "sweep" in plan:
         raise BadInput(f"{where}: sweep: worth compares trainings of one setting; remove it")

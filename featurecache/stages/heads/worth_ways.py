@@ -157,7 +157,7 @@ def with_control(training: TrainingData, pairs: Pairs, view: str) -> tuple[Train
     seen = set().union(*training.fitted.values())
     for generated in training.generated.values():
         (number,) = generated.generators_of_folds(pairs, training.items)
-        seen |= {item.tobytes() for item in generated.items[number].in_every_network}
+        seen |= {item.tobytes() for item in generated.items[number].common_items}
     if not seen:
         raise BadInput("--control: no view of this comparison is made by a generator")
     is_spare = np.array([training.rows[row].item not in seen for row in train], bool)

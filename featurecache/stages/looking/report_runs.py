@@ -152,7 +152,7 @@ def schedule_differences(records: Sequence[RunRecord]) -> list[SettingRow]:
 
 def _settings(record: RunRecord) -> dict[str, str]:
     schedule = schedule_of(record)
-    values = schedule.plain()
+    values = schedule.as_json()
     phases = {f"phase {n}": _phase(phase) for n, phase in enumerate(schedule.phases, 1)}
     del values["phases"]
     dotted = {name: _value(value) for name, value in _dotted(values)}
@@ -168,7 +168,7 @@ def _settings(record: RunRecord) -> dict[str, str]:
 
 def _phase(phase: Phase) -> str:
     """`none 50% + mild_1 50%, 4 epochs, lr 0.001`."""
-    changed = phase.plain()
+    changed = phase.as_json()
     optimizer = {**changed.pop("optimizer", {})}
     others = {name: v for name, v in changed.items() if name not in ("views", "ramp_to", "epochs")}
     parts = [

@@ -83,7 +83,7 @@ def train_run(
     caller has them. `on_trained` is called before the record says that the training is finished.
     Raises Divergence."""
     parts = parts or network_parts(training.config, training.rows.classes)
-    effective = parts.config.plain()
+    effective = parts.config.as_json()
     rows, run = training.rows, training.run
     others: dict[str, Any] = {}
     if training.is_part:  # the seed of another configuration decided the split
@@ -175,8 +175,8 @@ def new_record(
     trained = np.unique(np.concatenate([rows.train for rows in folds]))
     return RunRecord(
         identity=identity,
-        schedule=schedule_of_config(parts.config, str(run)).plain(),
-        network=parts.config.plain(),
+        schedule=schedule_of_config(parts.config, str(run)).as_json(),
+        network=parts.config.as_json(),
         classes=list(dataset.classes),
         words=dict(dataset.words),
         backbones=[{"name": str(run), "key": parts.initial.key(), "precision": "f32"}],

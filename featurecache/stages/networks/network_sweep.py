@@ -95,7 +95,7 @@ def train_settings(
         [_folds(config, setting.schedule, seed, folds, run, number) for seed in _seeds(config)]
         for number, setting in enumerate(settings, 1)
     ]
-    effective = config.plain()
+    effective = config.as_json()
     identity = data.identity(parts, effective)
     trainings = [training for seeds in groups for group in seeds for training in group.trainings]
 
@@ -290,7 +290,7 @@ def _finish(
     )
     save_items(run, data, [training.rows for training in group.trainings])
     plan = schedule_of_config(group.config, str(run))
-    record.schedule = plan.plain()
+    record.schedule = plan.as_json()
     record.backbones = [
         {**read_run(folder).backbones[0], "name": str(network)}
         for folder, network in zip(folders, networks, strict=True)

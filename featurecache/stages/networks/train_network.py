@@ -108,7 +108,7 @@ def train_network(
         network_parts(setting.schedule, dataset.classes)  # raises for one that does not fit
     parts = network_parts(settings[0].schedule, dataset.classes)
     network_data = load_network_data(parts, views, data, opened, means.workers, progress)
-    effective = (parts.config if is_single else wanted).plain()
+    effective = (parts.config if is_single else wanted).as_json()
     identity = network_data.identity(parts, effective)
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
     opened.create()  # the vectors of the validation images go there

@@ -96,7 +96,7 @@ def read_recipe(recipe: str | Path, is_inner: bool = False) -> Recipe:
     nearest valid one. Datasets, caches and networks are not opened. An inner recipe, which another
     one runs, runs none itself."""
     path = Path(recipe)
-    file = yaml_files.validate(RecipeFile, yaml_files.read_plain(path), path)
+    file = yaml_files.validate(RecipeFile, yaml_files.read_mapping(path), path)
     steps: list[tuple[str, Step]] = []
     schedules: dict[str, tuple[Path, Schedule]] = {}
     reports: set[str] = set()
@@ -153,7 +153,7 @@ def _schedule_of(step: TrainHead | TrainNetwork, folder: Path, where: str) -> tu
     if isinstance(step, TrainNetwork):
         path = Path(_beside(folder, step.config))
         config = read_config(path)
-        plan = config.plain(include=set(TrainingPlan.model_fields))
+        plan = config.as_json(include=set(TrainingPlan.model_fields))
         return path, Schedule.model_validate({"backbone": {"name": config.network.name}, **plan})
     path = find_schedule(_beside(folder, step.schedule))
     schedule = read_schedule(path)

@@ -81,7 +81,7 @@ class PlannedGenerators:
         parts = ViewName.parse(view)
         if not self.generators or not parts.is_file or not Path(parts.policy).is_file():
             return False
-        content = yaml_files.read_plain(Path(parts.policy))
+        content = yaml_files.read_mapping(Path(parts.policy))
         folders = {Path(name).absolute() for name in yaml_files.names_in(content)}
         return any(not is_generator(folder) for folder in folders & self.generators.keys())
 

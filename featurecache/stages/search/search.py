@@ -81,7 +81,7 @@ def search(
     clean = vectors.embed([*images.sample, *images.validation], [NONE])[NONE]
     identity = digest(
         {
-            "config": wanted.plain(),
+            "config": wanted.as_json(),
             "policies": {policy.name: policy.key() for policy in (atomic | rivals).values()},
             "rows": [rows_digest(rows) for rows in (images.sample, images.validation)],
             "classes": list(dataset.classes),

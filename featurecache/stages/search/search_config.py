@@ -40,7 +40,7 @@ class SearchConfig(Schedule):
     rest is clean. The best of `compare` on the validation images is compared with what is found.
     """
 
-    SHORT: ClassVar = ("epochs",)  # at the top in place of phases
+    SHORT_KEYS: ClassVar = ("epochs",)  # at the top in place of phases
 
     operations: list[str | dict[str, list[float]]] = Field(
         default=[*OPERATIONS, *(name for name in policies.shipped() if name not in TEST_TIME)],
@@ -88,7 +88,7 @@ class SearchConfig(Schedule):
     def schedule(self, views: Mapping[str, float], epochs: int, seed: int) -> Schedule:
         """The training on views with these shares, for a number of epochs."""
         added = set(SearchConfig.model_fields) - set(Schedule.model_fields)
-        plan = self.plain(exclude=added)
+        plan = self.as_json(exclude=added)
         phase = {"views": dict(views), "epochs": epochs}
         return Schedule.model_validate(plan | {"phases": [phase], "seed": seed})
 
@@ -116,4 +116,4 @@ class SearchConfig(Schedule):
 def read_config(path: Path) -> SearchConfig:
     """The configuration in a YAML file. Raises BadInput that names the file and every wrong
     entry."""
-    return yaml_files.validate(SearchConfig, yaml_files.read_plain(path), path)
+    return yaml_files.validate(SearchConfig, yaml_files.read_mapping(path), path)

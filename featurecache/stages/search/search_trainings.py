@@ -95,7 +95,7 @@ class Trainings:
 
     def _outcome(self, data: TrainingData, weights: Weights, epochs: int, seed: int) -> np.ndarray:
         schedule = self.config.schedule(self._shares(weights), epochs, seed)
-        written = schedule.plain()
+        written = schedule.as_json()
         key = digest({"search": self.identity, "rows": data.rows_hash(), "schedule": written})
 
         def show(done: int) -> None:
