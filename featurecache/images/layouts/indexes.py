@@ -7,8 +7,9 @@ the images are read (views.original), so no row of an image that changed since i
 Columns: `id` and `split` (text), `label` (text; null only in split test), `item` (32 bytes), and
 `path` (text: relative to the file's folder, absolute, or a URL such as s3://…). A dataset with
 groups has `group` too (text; null for none). Of images in tar shards, `path` is the shard, and
-`start` and `size` (integers) are the bytes of the image in it. Rows are in the order of a dataset:
-by split in the order train, val, test, then by id.
+`start` and `size` (integers) are the bytes of the image in it; one of them alone is ignored, as
+other columns are. Rows are in the order of a dataset: by split in the order train, val, test, then
+by id.
 """
 
 from __future__ import annotations
@@ -174,12 +175,12 @@ class _Names:
         group."""
         with self._lock:
             if self._group[0] != group:
-                extent = EXTENT if EXTENT[0] in self.file.schema_arrow.names else ()
+                names = ["id", "path", *_extent_of(self.file.schema_arrow)]
                 try:
-                    table = self.file.read_row_group(group, columns=["id", "path", *extent])
+                    table = self.file.read_row_group(group, columns=names)
                 except (OSError, ValueError) as error:
                     raise self._damaged(error) from error
-                self._group = (group, [column.combine_chunks() for column in table.columns])
+                self._group = (group, [table[name].combine_chunks() for name in names])
             _, columns = self._group
         try:
             return zip(*(column[start:stop].to_pylist() for column in columns), strict=True)
@@ -276,8 +277,13 @@ def read_index(path: File) -> tuple[Indexed, tuple[str, ...]]:
     return Indexed(names, labels, splits, Items(items), groups=groups), tuple(classes)
 
 
+def _extent_of(schema: Any) -> tuple[str, ...]:
+    """The columns of tar shards, if an index has both."""
+    return EXTENT if set(EXTENT) <= set(schema.names) else ()
+
+
 def _check_columns(schema: Any, path: File) -> None:
-    """Raise KeyError if a column is missing, BadInput if it does not hold text."""
+    """Raise KeyError if a column is missing, BadInput if one holds values of another type."""
     pa, _, _ = _arrow(path)
     for name in (*COLUMNS[:4], *({GROUP} & set(schema.names))):
         kind = schema.field(name).type
@@ -286,7 +292,7 @@ def _check_columns(schema: Any, path: File) -> None:
             is_(kind) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
         ):
             raise BadInput(f"{path}: column {name!r} holds {kind}, expected text")
-    for name in EXTENT if set(EXTENT) & set(schema.names) else ():
+    for name in _extent_of(schema):
         kind = schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
             raise BadInput(f"{path}: column {name!r} holds {kind}, expected integers")
