@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,10 +28,14 @@ from click.testing import CliRunner
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.filling.shard_plan import ShardPlan, plan_shards
+from featurecache.features.space_locks import is_in_use
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+from featurecache.filling.claims import claimed_shards, shard_results
+from featurecache.filling.shard_plan import Batch, ShardPlan, plan_shards
 from featurecache.images.datasets import open_dataset
 from featurecache.images.layouts import indexes
-from featurecache.images.samples import Member, items_of, read_together
+from featurecache.images.samples import Member, Sample, Span, items_of, read_together
 from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
@@ -202,7 +207,6 @@ def test_threads_may_read_an_index_at_once(written: Path) -> None:
         (lambda t: t.set_column(4, "item", pa.array([b"x"] * 48)), "not an index"),
         (lambda t: t.drop_columns(["path"]), "not an index"),
         (lambda t: t.set_column(2, "label", pa.array([1] * 48)), "'label' holds int64, expected"),
-        (lambda t: t.append_column("start", pa.array([1] * 48)), "not an index .*Column size"),
         (
             lambda t: t.append_column("start", pa.array([1] * 48)).append_column("size", t["path"]),
             "'size' holds large_string, expected integers",
@@ -491,13 +495,18 @@ def test_labels_that_are_no_names(label: bytes, message: str, tmp_path: Path) ->
 
 
 def test_an_index_that_another_tool_wrote(written: Path) -> None:
-    """Columns encoded by dictionaries; classes that are not in train; paths that can't be."""
+    """Columns in any order, or encoded by dictionaries; one of a tar shard's columns, which means
+    nothing; classes that are not in train; paths that can't be."""
     table, before = pq.read_table(written), open_dataset(written)
     samples = list(before.samples)
 
     def put(name: str, column: pa.ChunkedArray) -> None:
         pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), written)
 
+    others = [table.append_column(name, pa.array([1] * 48)) for name in indexes.EXTENT]
+    for other in (table.select(table.column_names[::-1]), *others):
+        pq.write_table(other, written)
+        assert list(open_dataset(written).samples) == samples
     for name in ("split", "label", "id", "path"):
         put(name, table[name].dictionary_encode())
         dataset = open_dataset(written)
@@ -584,10 +593,19 @@ def test_any_column_of_an_index(written: Path, small_cache: Path, name: str, kin
             assert isinstance(error, FeatureCacheError) and "\n" not in str(error), (words, error)
 
 
+def stored_samples(tars: Path) -> list[Sample]:
+    """The images of tar shards as in an object store: here its objects are files."""
+    samples = []
+    for sample in open_dataset(tars).samples:
+        assert isinstance(sample.source, Member) and isinstance(sample.source.path, Path)
+        stored = StoredFile(LocalStore(tars), sample.source.path.name)
+        samples.append(replace(sample, source=replace(sample.source, path=stored)))
+    return samples
+
+
 def test_images_beside_each_other_in_an_object_are_one_request(
     tars: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in an object store: here its objects are files."""
     requests: list[tuple[str, int, int]] = []
     read_range = LocalStore.read_range
 
@@ -596,11 +614,7 @@ def test_images_beside_each_other_in_an_object_are_one_request(
         return read_range(store, name, start, end)
 
     monkeypatch.setattr(LocalStore, "read_range", counted)
-    samples = []
-    for sample in open_dataset(tars).samples:
-        assert isinstance(sample.source, Member) and isinstance(sample.source.path, Path)
-        stored = StoredFile(LocalStore(tars), sample.source.path.name)
-        samples.append(replace(sample, source=replace(sample.source, path=stored)))
+    samples = stored_samples(tars)
     expected = [sample.read() for sample in samples]
     assert len(requests) == len(samples)
     requests.clear()
@@ -641,3 +655,61 @@ def test_images_beside_each_other_in_an_object_are_one_request(
     for sample in read_together(samples):
         sample.read()
     assert len(requests) > 4 and max(end - start for _, start, end in requests) <= 3000
+    # Large images are read alone, so that many of them are not in memory together.
+    monkeypatch.setattr("featurecache.images.samples._MAX_SMALL", 0)
+    assert all(sample.source.content is None for sample in read_together(samples))  # type: ignore[union-attr]
+
+
+def empty_space(cache: Path) -> Space:
+    opened = Cache(cache)
+    opened.create()
+    return opened.space({"backbone": "b"}, "none", "network")
+
+
+def test_the_bytes_of_a_batch_are_dropped_with_it(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the unit of work, here all 48 images."""
+    spans: weakref.WeakSet[Span] = weakref.WeakSet()
+    load = Span.load
+    monkeypatch.setattr(Span, "load", lambda span: (spans.add(span), load(span))[1])
+    samples = stored_samples(tars)
+    size = max(sample.source.size for sample in samples)  # type: ignore[union-attr]
+    monkeypatch.setattr("featurecache.images.samples._MAX_SPAN", 8 * size)
+
+    def live_spans(_: None, batch: Batch) -> int:
+        assert all(sample.read() for sample, _ in batch.rows)
+        return len(spans)
+
+    space = empty_space(tmp_path / "cache")
+    plan = plan_shards(samples, items_of(samples)[0], [space], len(samples))
+    spans.clear()
+    shards = claimed_shards(plan, [space], 4, live_spans, None, 0)
+    (counts,) = shard_results(shards, lambda work: list(work.batches))
+    assert len(counts) == 12 and max(counts) <= 4, counts
+
+
+def test_claims_are_released_while_images_are_requested(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> bytes:
+        begun.set()
+        ended.wait(5)
+        ended.set()
+        return b""
+
+    samples = stored_samples(tars)
+    items, _ = items_of(samples)
+    monkeypatch.setattr(LocalStore, "read_range", slow)
+    space = empty_space(tmp_path / "cache")
+
+    def failing(_: None, batch: Batch) -> None:
+        raise ValueError
+
+    shards = claimed_shards(plan_shards(samples, items, [space], 48), [space], 4, failing, None, 0)
+    with pytest.raises(ValueError):
+        next(shards)
+    assert begun.wait(5) and not ended.is_set() and not is_in_use(space)
+    ended.set()

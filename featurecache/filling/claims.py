@@ -102,8 +102,8 @@ def claimed_shards(
                     requests.submit(span.load)  # while earlier batches are computed
                 yield batch
 
-    try:
-        with contextlib.closing(ordered(function, context, batches(), workers)) as results:
+    with contextlib.closing(ordered(function, context, batches(), workers)) as results:
+        try:
             for first in results:
                 claim = claimed.popleft()
                 count = -(-len(claim.shard.rows) // batch_rows) if claim.shard.spaces else 1
@@ -114,10 +114,10 @@ def claimed_shards(
                     busy=claim.busy,
                 )
                 yield ClaimedShard(work=work, claims=claim.claims)
-    finally:
-        requests.shutdown(cancel_futures=True)
-        for claim in claimed:
-            _release(claim.claims)
+        finally:
+            for claim in claimed:
+                _release(claim.claims)
+            requests.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,10 +77,11 @@ def batches_of(
 ) -> Iterator[Batch]:
     """The batches of some rows, whose images are read with few requests. Of no rows, an empty
     one."""
-    samples = read_together([sample for sample, _ in rows])
-    together = tuple(zip(samples, (item for _, item in rows), strict=True))
+    # Only samples that are not handed out yet, since they keep the bytes that were read.
+    samples = deque(read_together([sample for sample, _ in rows]))
     for start in range(0, max(len(rows), 1), batch_rows):
-        yield Batch(rows=together[start : start + batch_rows], spaces=spaces)
+        items = [item for _, item in rows[start : start + batch_rows]]
+        yield Batch(rows=tuple((samples.popleft(), item) for item in items), spaces=spaces)
 
 
 class ShardPlan:
