@@ -79,6 +79,7 @@ def test_shown_first_deleted_when_told(
 def test_by_backbone(cache: Path, collect: Callable[..., list[Candidate]]) -> None:
     for name in ("efficientnet_lite0", "tf_efficientnet_lite0.in1k"):
         assert len(collect(backbone=name)) == 2
+    assert collect(backbone="tf_efficientnet_lite0") == []  # it may mean other weights
     assert collect(backbone="pictures") == []
     (note,) = absent_names(cache, backbone="pictures")
     assert note.startswith("the cache holds no space of backbone 'pictures'")

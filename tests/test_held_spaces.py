@@ -19,8 +19,10 @@ import torch
 from featurecache import keys
 from featurecache.errors import BadInput, NotCached
 from featurecache.features.store import Cache
+from featurecache.features.timm_models import ALIASES
+from featurecache.heads.schedules import BackboneChoice
 from featurecache.images.datasets import open_dataset
-from featurecache.lookup.held_spaces import side_by_side
+from featurecache.lookup.held_spaces import fitting_spaces, names_of_network, side_by_side
 from featurecache.lookup.labelled_rows import decodable, labelled_rows
 from featurecache.runs.predictions import run_spaces
 from featurecache.stages.cache.export import export, vectors
@@ -157,6 +159,36 @@ def test_a_second_setting_breaks_no_command(
     assert (both[:48] == only).all() and len(both) == 96
     with pytest.raises(NotCached, match=r"48 images of view color_2; compute them with"):
         vectors(**wanted | {"view": "color_2"}, crop=0.5)
+
+
+@pytest.mark.parametrize(
+    ("stored", "is_run"),
+    [
+        ("resnet50", False),
+        ("resnet50.tv_in1k", False),
+        ("small", False),  # an alias
+        ("hf-hub:owner/name", False),
+        ("runs/net", True),
+        ("runs/at-12:30", True),
+    ],
+)
+def test_an_architecture_means_a_run_only_with_its_weights(
+    stored: str, is_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = "resnet50.tv_in1k"
+    monkeypatch.setitem(ALIASES, "small", model)
+    backbone = {"name": model, "weights": "ab12" * 16, "pooling": "model"}
+    key = {"view": None, "decode": {}, "backbone": backbone, "precision": "f32"}
+    space = Cache(tmp_path / "cache").space(key, "none", stored)
+
+    def is_found(name: str, weights: str | None = None) -> bool:
+        return fitting_spaces([space], BackboneChoice(name=name, weights=weights), "") != []
+
+    assert is_found(stored) and not is_found("resnet18", "ab12")
+    for name in ("resnet50", model, "small"):
+        assert is_found(name) is not is_run
+        assert is_found(name, "ab12") and not is_found(name, "ab13")
+    assert names_of_network(space) == {stored} | (set() if is_run else {model, "small"})
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ def test_gains_are_paired_by_seed() -> None:
         ([STEPS[0], STEPS[0]], BadInput, "plain.yaml is trained above"),
         ([{"train-network": {"config": "none.yaml"}}], BadInput, "none.yaml"),
         ([{"run": {"recipe": "recipe.yaml", "data": "x"}}], BadInput, "can't run another one"),
+        ([{"run": {"recipe": "gone", "data": "x"}}], BadInput, "step 1, run: gone: no such file"),
     ],
 )
 def test_a_wrong_recipe_is_refused(

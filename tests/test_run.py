@@ -15,10 +15,19 @@ from click.testing import CliRunner
 from scipy import stats
 
 from featurecache.cli import cli
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import (
+    BackboneUnavailable,
+    BadInput,
+    CannotRead,
+    DamagedCache,
+    DamagedRun,
+    FeatureCacheError,
+    UnknownName,
+)
 from featurecache.features.store import Cache
 from featurecache.heads import training
 from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.recipes import recipe_file
 from featurecache.stages.recipes import run as stage
 from featurecache.stages.recipes.recipe_file import read_recipe
 from featurecache.stages.recipes.run import RecipeResult, run
@@ -327,6 +336,27 @@ def test_a_bad_recipe_is_refused_before_any_work(
     with pytest.raises(kind, match=f"(?s){said}"):
         run(write(steps))
     assert not (tmp_path / "c").exists() and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CannotRead("x", PermissionError(13, "denied")),
+        DamagedRun("x: damaged"),
+        DamagedCache("x: damaged"),
+        BackboneUnavailable("x: no weights"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_error_before_the_first_step_names_its_step(
+    error: FeatureCacheError, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(recipe_file, "load_backbone", fail)
+    with pytest.raises(type(error), match=r"recipe\.yaml, step 1, featurize: x: "):
+        run(write())
 
 
 PARTS: list[tuple[dict[str, Any], dict[str, Any], Any, str]] = [

@@ -312,6 +312,42 @@ def test_a_run_of_a_network_is_taken_as_a_run_of_a_head(
 
 
 @pytest.mark.slow
+def test_a_recipe_finds_vectors_of_a_run_by_its_weights_or_refuses(
+    trained: tuple[Path, Path, Any], small_data: Path, tmp_path: Path
+) -> None:
+    run = trained[0]
+    cache = shutil.copytree(trained[1], tmp_path / "held")
+    digest = json.loads((run / "network.json").read_text())["weights"][:12]
+    setting = {"input_size": 32, "crop": 1.0, "policy": "none"}
+    by_file = setting | {"backbone": "test_resnet", "weights": str(run / "network.safetensors")}
+
+    def result(backbone: Any, *featurize: Any, cache: Path) -> Any:
+        head = {"backbone": backbone, "phases": [{"views": "none", "epochs": 1}]}
+        head |= {"head": {"hidden": []}, "validation": {"split": "val"}}
+        (tmp_path / "head.yaml").write_text(json.dumps(head))  # JSON is YAML
+        steps = [
+            *({"featurize": step} for step in featurize),
+            {"train-head": {"schedule": "head.yaml"}},
+        ]
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps({"data": str(small_data), "steps": steps}))
+        return featurecache.run(path, cache=cache, runs=tmp_path / "runs", workers=0, device="cpu")
+
+    by_weights = {"name": "test_resnet", "weights": digest}
+    assert len(result(by_weights, by_file, cache=cache).runs["head.yaml"]) == 1
+    reason = f"step 2, train-head: no featurize step .* by the name {run} .or by weights: {digest}"
+    with pytest.raises(BadInput, match=reason):  # the run stored them
+        result("test_resnet", by_file, cache=cache)
+    new = tmp_path / "cache"
+    with pytest.raises(BadInput, match=f"step 3, train-head: .* by the name {run}"):
+        result("test_resnet", setting | {"backbone": str(run)}, by_file, cache=new)
+    assert not new.exists()
+    assert result("test_resnet", by_file, cache=new).computed == 48
+    with pytest.raises(NotCached, match=f"found by the name {run} "):
+        featurecache.vectors(small_data, "none", "test_resnet", cache=cache)
+
+
+@pytest.mark.slow
 def test_the_same_training_is_not_repeated(
     trained: tuple[Path, Path, Any], small_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

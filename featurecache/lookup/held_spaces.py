@@ -79,7 +79,8 @@ def held_spaces(
     BadInput if several settings match and none is the default.
     """
     seed = max((view.seed for view in views.values()), default=0)  # of `none` it is 0
-    matches = _by_setting(cache.spaces(), choice)
+    spaces = cache.spaces()
+    matches = _by_setting(spaces, choice)
     if not matches:
         setting_options = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
         if ":" not in choice.name:  # what timm does not know is not built for an error
@@ -88,9 +89,10 @@ def held_spaces(
                 if trained_network(choice.name) is None and not has_weights:
                     setting_options["weights_file"] = "FILE"
             check_layer(choice.name, choice.layer, choice.pooling)
-        raise not_cached_error(
+        error = not_cached_error(
             cache, dict.fromkeys(views, items), choice.name, setting_options, seed, data
         )
+        raise NotCached(f"{error}{named_otherwise(spaces, choice)}")
     by_setting = [spaces_like(cache, views, spaces[0]) for spaces in matches]
     lacking = [
         {name: rows for name, space in by_view.items() if (rows := space.missing(items))}
@@ -261,18 +263,48 @@ def _preferred(spaces: Sequence[Space], choice: BackboneChoice) -> list[Space]:
 
 
 def names_of_network(space: Space) -> set[str]:
-    """The names of the network of a space of vectors. A run goes by its folder only: the name of
-    its architecture means other weights."""
+    """The exact names of the network of a space of vectors: the one it was stored by, timm's with
+    its tag, and the aliases. A run goes by its folder only: the name of its architecture means
+    other weights."""
     backbone, model = str(space.backbone), str(space.key["backbone"]["name"])
-    names = {model, model.split(".")[0], *(a for a, known in ALIASES.items() if known == model)}
-    return {backbone, *names} if backbone in names or ":" in backbone else {backbone}
+    names = {model, *(alias for alias, known in ALIASES.items() if known == model)}
+    # No run, since a colon is in `hf-hub:owner/name` and `module:factory` before any slash.
+    is_named = backbone in {*names, model.split(".")[0]} or ":" in backbone.partition("/")[0]
+    return {backbone, *names} if is_named else {backbone}
+
+
+def named_otherwise(spaces: Iterable[Space], choice: BackboneChoice) -> str:
+    """A clause for an error about the name of an architecture, where there are only vectors of runs
+    that were trained from it: how to choose them. Empty where there are none."""
+    digests = {
+        str(space.backbone): str(_settings(space)["weights"])[:12]
+        for space in spaces
+        if space.backbone is not None and _is_of_run(space) and _is_architecture(choice.name, space)
+    }
+    if choice.weights is not None or not digests:
+        return ""
+    ways = (f"{name} (or by weights: {digest})" for name, digest in digests.items())
+    return f"; vectors of this network with other weights are found by the name {', '.join(ways)}"
+
+
+def _is_of_run(space: Space) -> bool:
+    return str(space.key["backbone"]["name"]) not in names_of_network(space)
+
+
+def _is_architecture(name: str, space: Space) -> bool:
+    """Is this a name of the architecture of a space's network, whatever its weights are?"""
+    model = str(space.key["backbone"]["name"])
+    return ALIASES.get(name, name) in (model, model.split(".")[0])
 
 
 def _fits(space: Space, choice: BackboneChoice) -> bool:
     settings = _settings(space)
     if settings["pooling"] == "none" and choice.pooling != "none":
         return False  # maps are for train-network, and for heads that ask for them
-    if choice.name not in names_of_network(space):
+    is_named = choice.name in names_of_network(space)
+    if choice.weights is not None or not _is_of_run(space):
+        is_named |= _is_architecture(choice.name, space)
+    if not is_named:
         trained = trained_network(choice.name)
         if trained is None or trained.weights != settings["weights"]:
             return False

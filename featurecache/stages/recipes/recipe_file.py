@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from featurecache import keys, yaml_files
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import choose_engine
 from featurecache.features.spaces import Space
@@ -31,7 +31,7 @@ from featurecache.heads.schedules import (
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
-from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, is_alike
+from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, is_alike, named_otherwise
 from featurecache.networks.configs import read_config
 from featurecache.runs.generated_vectors import is_generated
 from featurecache.runs.held_out import HELD_OUT
@@ -130,7 +130,8 @@ def read_recipe(recipe: str | Path, is_inner: bool = False) -> Recipe:
         elif isinstance(step, RunRecipe):
             if is_inner:
                 raise BadInput(f"{where}: {path} is run by a recipe, so it can't run another one")
-            read_recipe(step.recipe, is_inner=True)
+            with _located(where):
+                read_recipe(step.recipe, is_inner=True)
         elif isinstance(step, Measure):
             trainings = [s for _, s in steps if isinstance(s, TrainHead | TrainNetwork)]
             _check_runs(step, trainings, where)
@@ -245,7 +246,7 @@ def _located(where: str) -> Iterator[None]:
     """Errors within begin with `where`, the step."""
     try:
         yield
-    except BadInput as error:
+    except FeatureCacheError as error:
         if not str(error).startswith(where):
             error.args = (f"{where}: {error}",)
         raise
@@ -261,7 +262,8 @@ def check_recipe(recipe: Recipe, data: DataSource, cache: str | Path, engine: st
     own_steps: list[tuple[str, DataStep]] = []
     for where, step in recipe.steps:
         if isinstance(step, RunRecipe):
-            check_recipe(read_recipe(step.recipe), dataset_in(data, step, where), cache, engine)
+            with _located(where):
+                check_recipe(read_recipe(step.recipe), dataset_in(data, step, where), cache, engine)
         else:
             own_steps.append((where, step))
     if own_steps:
@@ -279,6 +281,7 @@ def _check_steps(
     dataset = open_dataset(data)
     cached = opened.spaces()
     planned: dict[Path | None, list[Space]] = defaultdict(list)  # by the folder of other data
+    stored = {space.name: space for space in cached}  # a space keeps the backbone's first name
     generators = PlannedGenerators()
     heads: dict[str, Schedule] = {}
     trainings: list[TrainHead | TrainNetwork] = []
@@ -293,7 +296,8 @@ def _check_steps(
                 generators.add(step, dataset, where)
             elif isinstance(step, Featurize):
                 views = views_of(listed(step.policy), step.seed)
-                planned[generators.source(step)] += _spaces_of(step, views, opened, engine)
+                made = _spaces_of(step, views, opened, engine)
+                planned[generators.source(step)] += [stored.setdefault(s.name, s) for s in made]
             elif isinstance(step, TrainHead | TrainNetwork):
                 schedule = schedules[step.schedule][1]
                 if schedule.validation.split is not None:
@@ -389,7 +393,8 @@ def _check_vectors(
         made_views = [keys.canonical(space.key["view"]) for space in matches]
         for view in views:
             if keys.canonical(view.key()) not in made_views:
-                description = choice.model_dump(exclude_none=True)
+                hint = "" if matches else named_otherwise(planned, choice)
                 raise BadInput(
-                    f"{where}: no featurize step above makes view {view.name} of {description}"
+                    f"{where}: no featurize step above makes view {view.name} of "
+                    f"{choice.model_dump(exclude_none=True)}{hint}"
                 )
