@@ -16,6 +16,8 @@ from featurecache.errors import BadInput, DamagedRun
 from featurecache.json_files import MAX_RUN_JSON, Hex64, Strict, damaged_run, read_model
 
 DESCRIPTION, WEIGHTS = "generator.json", "generator.safetensors"
+CHECKPOINT = "generator.checkpoint"  # of fit-generator, until its training is finished
+NETWORK_CHECKPOINT = "network.checkpoint"  # of train-network, whose AugNet is a generator
 INDEX = "generated.json"  # of a dataset of generated images; every shard has a member of this name
 
 
@@ -65,12 +67,19 @@ def read_description(folder: str | Path) -> TrainedGenerator:
     CannotRead."""
     path = Path(folder) / DESCRIPTION
     if not is_generator(folder):
-        folds = sorted(path.name for path in Path(folder).glob("fold[_-]*"))
         remedy = "name the folder of a finished run of fit-generator, or of train-network with "
         remedy += "neural_augmentation"
-        if folds:
-            remedy = f"it has one per fold; name one of {', '.join(folds)} in it"
-        elif any(Path(folder).glob("*.checkpoint")):
+        folds = sorted(Path(folder).glob("fold[_-]*"))
+        finished = [fold.name for fold in folds if is_generator(fold)]
+        parts = [Path(folder), *folds]
+        if finished:
+            remedy = f"it has one per fold; name one of {', '.join(finished)} in it"
+            if len(finished) < len(folds):
+                remedy += ", or finish the others by the same command"
+        elif any((part / CHECKPOINT).exists() for part in parts):
             remedy = "its training is not finished; run the same command again"
+        elif any((part / NETWORK_CHECKPOINT).exists() for part in parts):
+            remedy = "its training is not finished; if it has neural_augmentation, run the same "
+            remedy += "command again"
         raise BadInput(f"{folder}: not a generator (no {DESCRIPTION} in it); {remedy}")
     return read_model(path, TrainedGenerator, MAX_RUN_JSON)

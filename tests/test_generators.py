@@ -257,9 +257,29 @@ def test_bad_input_is_one_line_before_work(
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_a_generator_in_training_is_no_policy_yet(tmp_path: Path) -> None:
-    (tmp_path / "generator.checkpoint").write_bytes(b"")
-    with pytest.raises(BadInput, match=r"not a generator .* its training is not finished; run the"):
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (["generator.checkpoint"], "its training is not finished; run the same command again"),
+        (["fold_1/generator.checkpoint"], "its training is not finished; run the same command"),
+        (["network.checkpoint"], "its training is not finished; if it has neural_augmentation, "),
+        (["stack-0.checkpoint"], "name the folder of a finished run of fit-generator"),
+        (
+            ["fold_1/generator.json", "fold_2/generator.checkpoint"],
+            "name one of fold_1 in it, or finish the others by the same command",
+        ),
+        (["fold-1/generator.json", "fold-2/generator.json"], "name one of fold-1, fold-2 in it$"),
+    ],
+)
+def test_a_generator_in_training_is_no_policy_yet(
+    files: list[str], reason: str, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(
+        BadInput, match=rf"not a generator \(no generator\.json in it\); .*{reason}"
+    ):
         read_generator(tmp_path)
 
 

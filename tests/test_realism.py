@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from featurecache.cli import cli
-from featurecache.errors import BadInput, NotCached, UnknownName
+from featurecache.errors import BadInput, NotCached
 from featurecache.stages.generators.fit_generator import fit_generator
 from featurecache.stages.generators.generate import generate
 from featurecache.stages.studies.realism import MEASURES, study_realism
@@ -114,7 +114,7 @@ def test_a_view_and_a_dataset_are_compared_with_real_images(
 def test_what_realism_refuses(where: dict[str, Any], small_data: Path, tmp_path: Path) -> None:
     for target, kind, message in (
         ("none", BadInput, "none is the reference itself"),
-        ("colour_1", UnknownName, "nearest: color"),
+        ("colour_1", BadInput, "nearest: color.*; nor is there a dataset of this name"),
         ("spatial_1", NotCached, "--view spatial_1"),
     ):
         with pytest.raises(kind, match=message):

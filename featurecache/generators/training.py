@@ -18,6 +18,7 @@ import torch
 
 from featurecache import keys
 from featurecache.errors import FeatureCacheError
+from featurecache.generator_files import CHECKPOINT
 from featurecache.generators.architectures import ARCHITECTURES
 from featurecache.generators.configs import GeneratorConfig
 from featurecache.generators.generator import FittedImages, Generator
@@ -27,7 +28,6 @@ from featurecache.text import one_line
 from featurecache.training.checkpoints import Checkpoint
 from featurecache.training.epoch_metrics import MAX_METRICS, METRICS_FILE
 
-CHECKPOINT = "generator.checkpoint"
 MAX_ROWS = 200  # of the curves of losses
 Losses = dict[str, float]
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from featurecache.errors import FeatureCacheError
+from featurecache.generator_files import NETWORK_CHECKPOINT
 from featurecache.json_files import fit
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.layerwise import ends_of_layers, trained_in_epoch
@@ -189,7 +190,7 @@ def train_network(
     is called with the number of images of each step. Raises Divergence if the loss is no
     longer finite; the metrics until then, and the last checkpoint, stay.
     """
-    checkpoint = Checkpoint(run / "network.checkpoint", identity)
+    checkpoint = Checkpoint(run / NETWORK_CHECKPOINT, identity)
     trainer = _Trainer(network, config)
     progress = _resumed(checkpoint, trainer)
     labels = torch.from_numpy(rows.labels).to(trainer.device)

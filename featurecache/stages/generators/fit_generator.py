@@ -18,7 +18,7 @@ from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import load_backbone
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generator_files import DESCRIPTION, TrainedGenerator
+from featurecache.generator_files import CHECKPOINT, DESCRIPTION, TrainedGenerator
 from featurecache.generators.configs import (
     CycleGanConfig,
     GeneratorConfig,
@@ -188,8 +188,8 @@ def fit_generator(
 
         # The training itself, fold by fold. torch is imported after every check.
         from featurecache.generators.generator import FittedImages
-        from featurecache.generators.training import CHECKPOINT, read_curves, write_curves
         from featurecache.generators.training import fit_generator as fit
+        from featurecache.generators.training import read_curves, write_curves
         from featurecache.training.devices import device_of
         from featurecache.training.tensors import digest_of_tensors
 

@@ -16,7 +16,7 @@ from featurecache import versions
 from featurecache.executors import Progress
 from featurecache.features.backbones import load_backbone
 from featurecache.features.trained_networks import TrainedNetwork, save_network
-from featurecache.generator_files import TrainedGenerator
+from featurecache.generator_files import NETWORK_CHECKPOINT, TrainedGenerator
 from featurecache.generators.augnet import FrozenAugNet
 from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.head_networks import HeadNetworks
@@ -126,7 +126,7 @@ def train_run(
         record.seconds = round(time.time() - began, 3)
         record.warnings = phase_warnings(schedule_of(record), read_epochs(run))
         write_run(run, record)
-        (run / "network.checkpoint").unlink(missing_ok=True)
+        (run / NETWORK_CHECKPOINT).unlink(missing_ok=True)
     return record
 
 

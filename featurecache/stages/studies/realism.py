@@ -87,8 +87,8 @@ def study_realism(
     if made is None:
         try:
             view = find_view(name, seed, cache.views)
-        except UnknownName:
-            raise UnknownName("view or dataset", name, shipped()) from None
+        except UnknownName as error:
+            raise BadInput(f"{error}; nor is there a dataset of this name") from None
         if view == reference_view:
             raise BadInput(f"{name} is the reference itself; name another view or a dataset")
         made_rows = real_rows
