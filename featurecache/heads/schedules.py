@@ -178,6 +178,6 @@ def find_schedule(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     if name not in shipped():
-        where = "there is no such file, and none is shipped by this name"
+        where = f"there is no such file, and the shipped schedules are {', '.join(shipped())}"
         raise UnknownName("schedule", name, shipped(), where)
     return shipped()[name]
