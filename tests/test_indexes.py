@@ -656,7 +656,7 @@ def test_images_beside_each_other_in_an_object_are_one_request(
         sample.read()
     assert len(requests) > 4 and max(end - start for _, start, end in requests) <= 3000
     # Large images are read alone, so that many of them are not in memory together.
-    monkeypatch.setattr("featurecache.images.samples._MAX_SMALL", 0)
+    monkeypatch.setattr("featurecache.images.samples._MAX_SHARED", 0)
     assert all(sample.source.content is None for sample in read_together(samples))  # type: ignore[union-attr]
 
 

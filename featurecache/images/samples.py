@@ -24,7 +24,7 @@ _MAX_SHARD = 1 << 50  # bytes of a file that contains many images
 MAX_FILE = 1 << 30  # bytes; MAX_PIXELS pixels of uncompressed 16-bit RGBA are 800 MB
 _MAX_GAP = 1 << 16  # bytes between images that are read together: labels, heads of members
 _MAX_SPAN = 1 << 25  # bytes that are read together
-_MAX_SMALL = 1 << 20  # bytes of an image that is read with others; they stay in memory together
+_MAX_SHARED = 1 << 20  # bytes of an image that is read with others; they stay in memory together
 _SPARSE = 8  # samples are sparse if their span in the dataset is this many times their number
 
 SPLITS = ("train", "val", "test")
@@ -171,7 +171,7 @@ def read_together(samples: Sequence[Sample]) -> list[Sample]:
     by_object: dict[StoredFile, list[tuple[int, int, int]]] = {}
     for index, sample in enumerate(samples):
         member = sample.source
-        if not isinstance(member, Member) or member.size > _MAX_SMALL:
+        if not isinstance(member, Member) or member.size > _MAX_SHARED:
             continue
         if isinstance(member.path, StoredFile):
             extent = (member.start, member.start + member.size, index)

@@ -92,7 +92,7 @@ def held_spaces(
         error = not_cached_error(
             cache, dict.fromkeys(views, items), choice.name, setting_options, seed, data
         )
-        raise NotCached(f"{error}{named_otherwise(spaces, choice)}")
+        raise NotCached(f"{error}{hint_about_runs(spaces, choice)}")
     by_setting = [spaces_like(cache, views, spaces[0]) for spaces in matches]
     lacking = [
         {name: rows for name, space in by_view.items() if (rows := space.missing(items))}
@@ -273,7 +273,7 @@ def names_of_network(space: Space) -> set[str]:
     return {backbone, *names} if is_named else {backbone}
 
 
-def named_otherwise(spaces: Iterable[Space], choice: BackboneChoice) -> str:
+def hint_about_runs(spaces: Iterable[Space], choice: BackboneChoice) -> str:
     """A clause for an error about the name of an architecture, where there are only vectors of runs
     that were trained from it: how to choose them. Empty where there are none."""
     digests = {

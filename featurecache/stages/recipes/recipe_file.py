@@ -31,7 +31,7 @@ from featurecache.heads.schedules import (
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
-from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, is_alike, named_otherwise
+from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, hint_about_runs, is_alike
 from featurecache.networks.configs import read_config
 from featurecache.runs.generated_vectors import is_generated
 from featurecache.runs.held_out import HELD_OUT
@@ -393,7 +393,7 @@ def _check_vectors(
         made_views = [keys.canonical(space.key["view"]) for space in matches]
         for view in views:
             if keys.canonical(view.key()) not in made_views:
-                hint = "" if matches else named_otherwise(planned, choice)
+                hint = "" if matches else hint_about_runs(planned, choice)
                 raise BadInput(
                     f"{where}: no featurize step above makes view {view.name} of "
                     f"{choice.model_dump(exclude_none=True)}{hint}"
