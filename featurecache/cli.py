@@ -6,6 +6,7 @@ A command imports its stage when it is called, so `--help`, `inspect` and `ls` d
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -108,6 +109,7 @@ def cli() -> None:
 
 
 _MAX_CLEANUP = 8  # seconds that an interrupted command has to clean up
+_INTERRUPTED = "interrupted; committed work is kept. Rerun the command to resume."
 
 
 def _stop(number: int, _frame: object) -> None:
@@ -117,9 +119,9 @@ def _stop(number: int, _frame: object) -> None:
     just starting would miss a request to stop, and the wait for it would never end.
     """
     for second in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(second, lambda second, _: _leave(128 + second))
+        signal.signal(second, lambda second, _: _leave(second))
     if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, lambda *_: _leave(128 + number))
+        signal.signal(signal.SIGALRM, lambda *_: _leave(number))
         signal.alarm(_MAX_CLEANUP)
     for worker in multiprocessing.active_children():
         worker.kill()
@@ -128,17 +130,21 @@ def _stop(number: int, _frame: object) -> None:
         # Python prints and drops exceptions raised in finalisers and weak reference callbacks,
         # which imports use: the command would continue after the signal.
         if isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
-            _leave(128 + number)
+            _leave(number)
         sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = handle_unraisable
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
-def _leave(code: int) -> None:
-    if sys.stderr.isatty():
-        os.write(2, b"\r\x1b[K\x1b[?25h")  # a spinner, or a progress bar that hides the cursor
-    os._exit(code)
+def _leave(number: int) -> None:
+    """End the process at once, because of the signal `number`."""
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        if sys.stderr.isatty():
+            os.write(2, b"\r\x1b[K\x1b[?25h")  # a spinner, or a progress bar that hides the cursor
+        if number == signal.SIGINT:
+            os.write(2, f"{_INTERRUPTED}\n".encode())
+    os._exit(128 + number)
 
 
 def _show_warning(
@@ -179,7 +185,7 @@ def _exit_code(debug: bool) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; committed work is kept. Rerun the command to resume.", err=True)
+        click.echo(_INTERRUPTED, err=True)
         return 130
     except FeatureCacheError as error:
         if debug:

@@ -574,6 +574,8 @@ def test_a_reader_that_has_gone(small_cache: Path) -> None:
 
 # ---- stopped ----
 
+INTERRUPTED = "interrupted; committed work is kept. Rerun the command to resume.\n"
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -606,13 +608,17 @@ def test_stopped_it_keeps_what_was_committed(
     assert running.returncode == code
     assert out == "" and "Traceback" not in err
     if number == signal.SIGINT:
-        assert "interrupted; committed work is kept. Rerun the command to resume." in err
+        assert INTERRUPTED in err
     found = verify(tmp_path / "c")
     assert found.bad == [] and 3 <= found.rows < 300
 
 
-@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_in_a_finaliser_ends_the_command_too(number: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "message"), [("SIGTERM", 143, ""), ("SIGINT", 130, INTERRUPTED)]
+)
+def test_a_signal_in_a_finaliser_ends_the_command_too(
+    number: str, code: int, message: str
+) -> None:
     """What is raised there is printed and forgotten by Python; imports have such places."""
     program = (
         "import os, signal, time\n"
@@ -624,9 +630,30 @@ def test_a_signal_in_a_finaliser_ends_the_command_too(number: str, code: int) ->
         "time.sleep(30)\n"
     )
     began = time.monotonic()
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
-    assert (ended.returncode, ended.stderr) == (code, b"")
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (code, message)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("second", ["raise_signal(SIGINT)", "alarm(0); raise_signal(SIGALRM)"])
+def test_a_cleanup_that_is_cut_short_says_that_work_is_kept(second: str) -> None:
+    program = (
+        "import sys\n"
+        "from signal import *\n"
+        "from featurecache import cli\n"
+        "def command(**_):\n"
+        "    try: raise_signal(SIGINT)\n"
+        f"    finally: {second}\n"
+        "sys.argv = ['featurecache', 'ls', '--quiet']\n"
+        "cli.cli.main = command\n"
+        "cli.main()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (130, INTERRUPTED)
 
 
 @pytest.mark.slow
