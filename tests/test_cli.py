@@ -616,9 +616,7 @@ def test_stopped_it_keeps_what_was_committed(
 @pytest.mark.parametrize(
     ("number", "code", "message"), [("SIGTERM", 143, ""), ("SIGINT", 130, INTERRUPTED)]
 )
-def test_a_signal_in_a_finaliser_ends_the_command_too(
-    number: str, code: int, message: str
-) -> None:
+def test_a_signal_in_a_finaliser_ends_the_command_too(number: str, code: int, message: str) -> None:
     """What is raised there is printed and forgotten by Python; imports have such places."""
     program = (
         "import os, signal, time\n"
