@@ -76,6 +76,18 @@ def setting_of(key: Json) -> Json:
     return setting if side is None else {**setting, JPEG_SIDE: side}
 
 
+def setting_beside_names(key: Json) -> Json:
+    """What tells spaces with the same names of view and backbone apart, by the names of options. A
+    policy, and the code of a network of the user's own, are given by their digests."""
+    backbone, view, side = key.get("backbone", {}), key["view"], jpeg_side(key)
+    fields = ("weights", "input_size", "crop", "interpolation", "layer", "pooling", "store")
+    setting = {name: backbone[name] for name in fields if name in backbone}
+    setting |= {"precision": key["precision"]} if backbone else {}
+    setting |= {"code": digest(backbone["code"])} if "code" in backbone else {}
+    setting |= {} if side is None else {JPEG_SIDE: side}
+    return setting | ({"policy": digest(view["policy"]), "seed": view["seed"]} if view else {})
+
+
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
     """The fields in which two keys differ, with both values: `backbone.crop: 1.0 / 0.9`.
 

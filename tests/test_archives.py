@@ -35,7 +35,8 @@ def test_an_archive_opens_with_its_rows(path: Path, tmp_path: Path) -> None:
     expected = json.loads((path / "expected.json").read_text())
     cache = Path(shutil.copytree(path / "cache", tmp_path / "cache"))
     # Fields may be added; older shards have no pixel canary.
-    assert ls(cache) == [{"pixel_canaries": [], **space} for space in expected["spaces"]]
+    rows = [{**row, "setting": {}} for row in ls(cache)]
+    assert rows == [{"pixel_canaries": [], "setting": {}, **space} for space in expected["spaces"]]
     found = verify(cache)
     assert (found.bad, found.stray) == ([], [])
     space = next(s for s in Cache(cache).spaces() if s.view == "none" and s.backbone)

@@ -118,17 +118,14 @@ def list_spaces(cache: str, as_json: bool) -> None:
     rows = ls(cache)
     if as_json:
         return printing.print_json(rows)
-    names = ("space", "view", "backbone", "rows", "bytes", "root_hash")
-    short = [
-        {**r, "space": str(r["space"])[:12], "root_hash": str(r["root_hash"])[:12]} for r in rows
-    ]
-    terminal.table([{n: "(pictures)" if r[n] is None else r[n] for n in names} for r in short])
-    for row in short:
-        several = row["pixel_canaries"]
-        if isinstance(several, list) and len(several) > 1:
-            canaries = ", ".join(several)
+    table = printing.spaces(rows)
+    canaries = [row.pop("pixel_canaries") for row in table]
+    terminal.table([{**row, "root_hash": row["root_hash"][: printing.DIGITS]} for row in table])
+    for row, several in zip(table, canaries, strict=True):
+        if len(several) > 1:
             click.echo(
-                f"{row['space']}: from machines that compute different pixels (canaries {canaries})"
+                f"{row['space']}: from machines that compute different pixels "
+                f"(canaries {', '.join(several)})"
             )
     if not rows:
         click.echo("no spaces yet")
@@ -160,9 +157,8 @@ def verify(as_json: bool, quiet: bool, **arguments: Any) -> int:
     else:
         terminal.table(result.bad, "bad")
         terminal.table(result.unreadable, "unreadable")
-        terminal.table(
-            [{**dataclasses.asdict(d), "space": d.space[:12]} for d in result.drift], "recomputed"
-        )
+        drift = [dataclasses.asdict(drift) for drift in result.drift]
+        terminal.table(printing.spaces(drift), "recomputed")
         counts = [
             counted(result.shards, "shard"),
             counted(result.rows, "row"),
@@ -228,7 +224,7 @@ def diff(a: str, b: str, as_json: bool, quiet: bool) -> int:
     if as_json:
         printing.print_json(comparisons)
     else:
-        terminal.table([{**dataclasses.asdict(d), "space": d.space[:12]} for d in differing])
+        terminal.table(printing.spaces([dataclasses.asdict(row) for row in differing]))
         click.echo(f"{counted(len(comparisons), 'space')}, {len(differing)} different")
     return 1 if differing else 0
 
@@ -266,13 +262,9 @@ def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
     if as_json:
         return printing.print_json(candidates)
     spaces = [c for c in candidates if not c.leftover]
-    terminal.table(
-        [
-            {"space": c.space[:12], "view": c.view, "backbone": c.backbone or "(pictures)",
-             "rows": c.rows, "bytes": c.bytes, "last": terminal.minute(c.last), "kept": c.kept}
-            for c in spaces
-        ]
-    )  # fmt: skip
+    names = ("space", "view", "backbone", "setting", "rows", "bytes", "last", "kept")
+    rows = [{name: getattr(space, name) for name in names} for space in spaces]
+    terminal.table(printing.spaces([{**r, "last": terminal.minute(r["last"])} for r in rows]))
     left = [c for c in candidates if c.leftover]
     terminal.table(
         [

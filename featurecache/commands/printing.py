@@ -12,6 +12,7 @@ import click
 from featurecache.commands import terminal
 from featurecache.text import counted
 
+DIGITS = 12  # of a digest in a table
 SOME_FAILED = 3  # images could not be decoded, without --allow-failed
 
 
@@ -34,6 +35,42 @@ def filled(result: Any, as_json: bool, allow_failed: bool) -> int:
         )
     lines(result.notes, err=True)
     return failed(result.failed, allow_failed)
+
+
+# Of the settings of a space, those that a table omits. `docs/cli.md` names them.
+_DEFAULT_SETTING = {"layer": "pre_logits", "pooling": "model", "precision": "f32", "seed": 0}
+
+
+def spaces(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows about spaces as a table shows them. `setting` has what is not the default, and what
+    tells a space from the others of its backbone or view; without any of it there is no column."""
+
+    def is_shown(row: Mapping[str, Any], name: str, value: object) -> bool:
+        if name in (*_DEFAULT_SETTING, "store", "jpeg_side"):
+            return value != _DEFAULT_SETTING.get(name)
+        group = "view" if name == "policy" else "backbone"
+        values = {other["setting"].get(name) for other in rows if other[group] == row[group]}
+        return len(values) > 1 or str(value).startswith("random-")
+
+    texts = [
+        ", ".join(
+            # Layers have long names, digests may be cut.
+            f"{name}: {str(value)[:DIGITS] if name in ('weights', 'code', 'policy') else value}"
+            for name, value in row["setting"].items()
+            if is_shown(row, name, value)
+        )
+        for row in rows
+    ]
+    return [
+        {
+            **{name: row[name] for name in ("space", "view", "backbone")},
+            **({"setting": text} if any(texts) else {}),
+            **{name: value for name, value in row.items() if name != "setting"},
+            "space": row["space"][:DIGITS],
+            "backbone": row["backbone"] or "(pictures)",
+        }
+        for row, text in zip(rows, texts, strict=True)
+    ]
 
 
 def trials(trials: Sequence[Mapping[str, Any]], winner: int | None, prefix: str = "") -> None:

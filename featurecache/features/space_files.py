@@ -129,6 +129,7 @@ class SpaceSummary(TypedDict):
     space: str  # the digest of its key
     view: str
     backbone: str | None  # None for stored pictures
+    setting: Json  # what tells it from other spaces with these names, by the names of options
     rows: int
     bytes: int
     root_hash: str

@@ -165,6 +165,7 @@ class Space:
             "space": self.name,
             "view": self.view,
             "backbone": self.backbone,
+            "setting": keys.setting_beside_names(self.key),
             "rows": self.count,
             "bytes": self.size,
             "root_hash": self.root_hash,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from featurecache.errors import BadInput
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.keys import setting_beside_names
 from featurecache.stages.cache.verify import compared
 
 
@@ -23,6 +25,7 @@ class Difference:
     space: str
     view: str
     backbone: str | None
+    setting: dict[str, Any]  # as `ls` shows it
     rows_a: int
     rows_b: int
     missing: int
@@ -61,6 +64,7 @@ def diff(a: str | Path, b: str | Path, *, progress: ProgressOption = False) -> l
                 space=name,
                 view=known.view,
                 backbone=known.backbone,
+                setting=setting_beside_names(known.key),
                 rows_a=len(space_a.rows),
                 rows_b=len(space_b.rows),
                 missing=len(space_a.rows.keys() - space_b.rows.keys()),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from featurecache import byte_sizes
 from featurecache.errors import BadInput, DamagedRun, nearest
@@ -20,6 +20,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.images.view_names import ViewName
 from featurecache.json_files import damaged_run
+from featurecache.keys import setting_beside_names
 from featurecache.lookup.held_spaces import names_of_network
 from featurecache.runs.record import read_record
 from featurecache.storage import durable
@@ -37,6 +38,7 @@ class Candidate:
     space: str  # "" for a leftover
     view: str
     backbone: str | None
+    setting: dict[str, Any]  # as `ls` shows it; empty for a leftover
     rows: int
     bytes: int
     last: str  # time of its newest shard, ISO 8601, UTC
@@ -121,8 +123,9 @@ def gc(
             surplus -= space.size
         candidates.append(
             Candidate(
-                space=space.name, view=space.view, backbone=space.backbone, rows=len(space.rows),
-                bytes=space.size, last=_last(space), runs=users, kept=reason, deleted=deleted,
+                space=space.name, view=space.view, backbone=space.backbone,
+                setting=setting_beside_names(space.key), rows=len(space.rows), bytes=space.size,
+                last=_last(space), runs=users, kept=reason, deleted=deleted,
             )
         )  # fmt: skip
     return candidates + _leftovers(opened, Path(runs), delete)
@@ -175,7 +178,8 @@ def _leftover(path: Path) -> Candidate:
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     modified = datetime.datetime.fromtimestamp(path.lstat().st_mtime, datetime.UTC)
     return Candidate(
-        space="", view="", backbone=None, rows=0, bytes=sum(f.lstat().st_size for f in files),
+        space="", view="", backbone=None, setting={}, rows=0,
+        bytes=sum(f.lstat().st_size for f in files),
         last=modified.isoformat(timespec="seconds"), runs=[], kept="", deleted=False,
         leftover=str(path),
     )  # fmt: skip

@@ -10,8 +10,8 @@ from featurecache.lookup.held_spaces import no_cache_error
 
 
 def ls(cache: str | Path = "data/cache") -> list[SpaceSummary]:
-    """Each space of the cache: space, view, backbone (None for stored pictures), rows, bytes,
-    root_hash. Raises BadInput if there is no cache."""
+    """Each space of the cache: space, view, backbone (None for stored pictures), setting, rows,
+    bytes, root_hash, pixel_canaries. Raises BadInput if there is no cache."""
     opened = Cache(cache)
     if not opened.exists:
         raise no_cache_error(cache)

@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from featurecache import keys
 from featurecache.errors import (
     BadInput,
     CannotRead,
@@ -50,6 +52,7 @@ class Drift:
     space: str
     view: str
     backbone: str
+    setting: dict[str, Any]  # as `ls` shows it
     rows: int
     identical: int
     relative: float
@@ -362,8 +365,9 @@ def _recompute(
         failed = space.failures(space.rows)
         available = [item for item in space.rows if item in sources and item not in failed]
         drift = Drift(
-            space=space.name, view=space.view, backbone=space.backbone, rows=0, identical=0,
-            relative=0.0, note=f"none of its images is in {dataset.root}",
+            space=space.name, view=space.view, backbone=space.backbone,
+            setting=keys.setting_beside_names(space.key), rows=0, identical=0, relative=0.0,
+            note=f"none of its images is in {dataset.root}",
         )  # fmt: skip
         if not available:
             drifts.append(drift)
