@@ -20,7 +20,7 @@ from featurecache.heads.sweep import Swept, train_sweep
 from featurecache.heads.training import train_many
 from featurecache.heads.training_results import Trained
 from featurecache.training.sweep_settings import Setting, distinct_settings, settings_of, stackable
-from featurecache.training.trials import interval
+from featurecache.training.trials import interval, top1_interval
 
 PHASES = [{"views": "none", "epochs": 2}]
 
@@ -250,3 +250,19 @@ def test_the_interval_is_students() -> None:
     half = 4.302652729749464 * 0.1 / np.sqrt(3)  # t of 2 degrees of freedom, from a table
     assert (low, high) == pytest.approx((0.6 - half, 0.6 + half))
     assert interval(np.array([0.5])) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("scores", "ends"),
+    [
+        ([0.96, 1.0], (0.98 - 12.706204736 * 0.02, 1.0)),
+        ([0.0, 0.04], (0.0, 0.02 + 12.706204736 * 0.02)),
+        ([0.2, 0.8], (0.0, 1.0)),
+        ([0.5, 0.52], (0.51 - 12.706204736 * 0.01, 0.51 + 12.706204736 * 0.01)),
+        ([0.5], (None, None)),
+    ],
+)
+def test_the_interval_of_an_accuracy_ends_at_0_and_1(
+    scores: list[float], ends: tuple[float | None, float | None]
+) -> None:
+    assert top1_interval(np.array(scores)) == pytest.approx(ends)

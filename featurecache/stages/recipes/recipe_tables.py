@@ -104,9 +104,10 @@ def table_row(
 ) -> TableRow:
     """A row of the table; `image_interval` is the interval of the first number over images, if it
     is known."""
-    from featurecache.training.trials import interval  # torch
+    from featurecache.training.trials import top1_interval  # torch
 
-    low, high = (image_interval or (None, None)) if len(top1) == 1 else interval(np.array(top1))
+    interval = image_interval or (None, None)
+    low, high = interval if len(top1) == 1 else top1_interval(np.array(top1))
     known = [number for number in top5 if number is not None]
     return {
         "what": what,
