@@ -20,6 +20,7 @@ from featurecache.generators.configs import CONFIGS, read_config
 from featurecache.generators.generator import FittedImages, batch, pictures_of
 from featurecache.generators.trained_generators import load_generator, read_generator
 from featurecache.heads.trained_items import TrainedItems
+from featurecache.stages.generators import fit_generator
 from featurecache.storage import durable
 from featurecache.training import checkpoints
 from featurecache.training.tensors import digest_of_tensors
@@ -237,6 +238,30 @@ def test_folds_are_those_of_a_head_and_each_generator_lacks_its_own(
 
 
 @pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"seed": -1}, r"seed -1: must be from 0 to 2\*\*32 - 1"),
+        ({"seed": 2**32}, "must be from 0"),
+        ({"device": "cuda"}, "torch finds no CUDA device"),
+        ({"out": "gen.yaml"}, "gen.yaml: a file, not the folder of a run; choose another --out"),
+        ({"out": "."}, "neither empty nor a run folder"),
+    ],
+)
+def test_bad_options_are_reported_before_an_image_is_read(
+    given: dict[str, Any], reason: str, small_data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / given.get("out", "run")
+    path = write_config(tmp_path / "gen.yaml")
+    with pytest.raises(BadInput, match=reason):
+        featurecache.fit_generator(
+            path, data=small_data, workers=0, progress=pytest.fail, **given | {"out": out}
+        )
+    assert [entry.name for entry in tmp_path.iterdir()] == ["gen.yaml"]
+
+
+@pytest.mark.parametrize(
     ("changed", "reason"),
     [
         ({"style": "nowhere"}, "neither a folder of images nor a class of the dataset"),
@@ -247,11 +272,13 @@ def test_folds_are_those_of_a_head_and_each_generator_lacks_its_own(
     ],
 )
 def test_bad_input_is_one_line_before_work(
-    changed: dict[str, Any], reason: str, small_data: Path, tmp_path: Path
-) -> None:
+    changed: dict[str, Any], reason: str, small_data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     (tmp_path / "empty").mkdir()
     changed = {k: str(tmp_path / "empty") if v == "EMPTY" else v for k, v in changed.items()}
     path = write_config(tmp_path / "gen.yaml", **changed)
+    monkeypatch.setattr(fit_generator, "load_images", lambda *_: pytest.fail("reads the images"))
     with pytest.raises((BadInput, UnknownName), match=reason) as error:
         featurecache.fit_generator(path, data=small_data, out=tmp_path / "run", workers=0)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()

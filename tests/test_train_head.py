@@ -424,14 +424,16 @@ def test_a_folder_of_something_else_is_left_alone(
     with pytest.raises(BadInput, match="neither empty nor a run folder"):
         train(out=tmp_path / "thesis")
     copy = shutil.copytree(run, tmp_path / "run")
-    with pytest.raises(BadInput, match="a run with another schedule or other vectors"):
+    with pytest.raises(BadInput, match="a run with other settings or other data"):
         train(out=copy, seed=5)
     (copy / "run.json").write_text("{")
     with pytest.raises(DamagedRun, match=r"run/run\.json: not JSON .* train it again"):
         train(out=copy)
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="can't create"):
+    with pytest.raises(BadInput, match="a file, not the folder of a run"):
         train(out=tmp_path / "file")
+    with pytest.raises(BadInput, match="can't create"):
+        train(out=tmp_path / "file" / "run")
 
 
 def test_damaged_vectors_are_not_trained_on(

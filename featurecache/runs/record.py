@@ -174,17 +174,31 @@ def finished_record(run: Path, identity: str) -> RunRecord | None:
 
 def finished(run: Path, identity: str, read: Callable[[Path], Record]) -> Record | None:
     """`finished_record` of any kind of run, whose records `read` reads."""
-    if not (run / RUN_FILE).is_file():
-        # A run that was killed at its start may leave hidden files.
-        if run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
-            raise BadInput(f"{run}: neither empty nor a run folder; choose another --out")
+    if not has_record(run):
         return None
-    record = read(run)
+    try:
+        record = read(run)
+    except BadInput as error:
+        raise BadInput(f"{error}; choose another --out") from error
     if record.identity != identity:
         raise BadInput(
-            f"{run}: holds a run with another schedule or other vectors; choose another --out"
+            f"{run}: holds a run with other settings or other data; choose another --out"
         )
     return record if record.is_finished else None
+
+
+def has_record(run: str | Path) -> bool:
+    """Is this the folder of a run? Raises BadInput for a file, and for a folder of other things, in
+    neither of which a run can be made."""
+    folder = Path(run)
+    if (folder / RUN_FILE).is_file():
+        return True
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{run}: a file, not the folder of a run; choose another --out")
+    # A run that was killed at its start may leave hidden files.
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise BadInput(f"{run}: neither empty nor a run folder; choose another --out")
+    return False
 
 
 def make_folder(run: Path, option: str = "--out") -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pydantic
 from pydantic import Field
 
-from featurecache.errors import UnknownName
+from featurecache.errors import BadInput, UnknownName
 
 DEFAULT_MOMENTUM = 0.9
 DEVICES = ("auto", "cpu", "cuda")
@@ -98,10 +98,27 @@ class EarlyStopping(YamlModel):
     patience: int = Field(default=10, ge=1)
 
 
+Configuration = TypeVar("Configuration", bound=YamlModel)
+
+
+def with_seed(configuration: Configuration, seed: int | None) -> Configuration:
+    """The configuration with its `seed` overridden, unless that is None. Raises BadInput."""
+    if seed is None:
+        return configuration
+    if not 0 <= seed < 2**32:  # scikit-learn takes no others
+        raise BadInput(f"seed {seed}: must be from 0 to 2**32 - 1")
+    return configuration.model_copy(update={"seed": seed})
+
+
 def check_device(device: str) -> None:
-    """Raise UnknownName for a word that is not a device."""
+    """Raise UnknownName for a word that is not a device, BadInput for one that is not there."""
     if device not in DEVICES:
         raise UnknownName("device", device, DEVICES)
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BadInput("device cuda: torch finds no CUDA device; use cpu or auto")
 
 
 @dataclass(frozen=True)

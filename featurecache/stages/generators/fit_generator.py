@@ -43,14 +43,14 @@ from featurecache.lookup.labelled_rows import (
 from featurecache.runs.generator_images import load_images
 from featurecache.runs.generator_items import fold_folders
 from featurecache.runs.generator_records import GeneratorRecord, read_generator_record
-from featurecache.runs.record import STARTED, claimed_training, finished, write_run
+from featurecache.runs.record import STARTED, claimed_training, finished, has_record, write_run
 from featurecache.runs.sources import source_fields
 from featurecache.runs.training_pictures import ImageItem
 from featurecache.stages.heads.predict import image_files
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage import durable
 from featurecache.text import counted
-from featurecache.training.settings import check_device
+from featurecache.training.settings import check_device, with_seed
 from featurecache.yaml_files import validate
 
 CRITICS = {"projected": "efficientnet_lite0"}  # the frozen networks whose maps critics judge
@@ -89,13 +89,13 @@ def fit_generator(
     """
     data, cache, progress = resolve_options(options, "fit_generator")
     check_device(device)
+    if out is not None:
+        has_record(out)  # raises for what is no folder for a run
     workers = checked_workers(workers)
     path = Path(config)
     if not path.is_file():
         raise BadInput(f"{path}: no such file; see docs/generators.md for a configuration")
-    wanted = read_config(path)
-    if seed is not None:
-        wanted = wanted.model_copy(update={"seed": seed})
+    wanted = with_seed(read_config(path), seed)
 
     # The images: those of the chosen classes, and those of a style.
     dataset = open_dataset(data)
@@ -110,6 +110,7 @@ def fit_generator(
     number_of[[dataset.classes.index(name) for name in classes]] = np.arange(len(classes))
     style_images = [] if style is None else _style_images(style, dataset, rows, path)
     rows = rows.where(number_of[rows.labels] >= 0)
+    _checked_pairs(wanted, rows, number_of[rows.labels], classes, path)  # before images are read
     pictures: np.ndarray = np.empty((0, 0, 0, 3), np.uint8)
     vectors: np.ndarray | None = None
     backbones: list[keys.Json] | None = None
@@ -133,8 +134,7 @@ def fit_generator(
         if not style_images:
             raise BadInput(f"{path}: style: none of the images of {style} can be decoded")
     items, labels = rows.items, number_of[rows.labels]
-    pairs = _pairs(wanted, rows, labels, classes)
-    _check_counts(wanted, pairs, labels, classes, path)
+    pairs = _checked_pairs(wanted, rows, labels, classes, path)
 
     # The run folder: a finished training is not repeated.
     effective = wanted.as_json()
@@ -296,6 +296,20 @@ def _style_images(style: str, dataset: Dataset, rows: LabelledRows, path: Path) 
         name, reason = next(iter(unreadable.items()))
         raise BadInput(f"{path}: style: {name} can't be read ({reason})")
     return [(sample, item) for item, sample in sources_of(samples_of_style, items).items()]
+
+
+def _checked_pairs(
+    config: GeneratorConfig,
+    rows: LabelledRows,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    path: Path,
+) -> Pairs:
+    """The fitted and the held-out rows of each fold; without folds all rows are fitted. Raises
+    BadInput for a class with too few images to fit on."""
+    pairs = _pairs(config, rows, labels, classes)
+    _check_counts(config, pairs, labels, classes, path)
+    return pairs
 
 
 def _pairs(

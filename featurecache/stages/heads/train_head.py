@@ -32,6 +32,7 @@ from featurecache.runs.record import (
     RunRecord,
     claimed_run,
     finished_record,
+    has_record,
     make_folder,
     read_run,
     schedule_of,
@@ -48,7 +49,7 @@ from featurecache.storage import durable
 from featurecache.study.events import check_tensorboard, write_events
 from featurecache.text import listed
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, ValidationMeans, read_epochs
-from featurecache.training.settings import check_device
+from featurecache.training.settings import check_device, with_seed
 from featurecache.training.sweep_settings import distinct_settings
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def train_head(
     if tensorboard is not None:
         check_tensorboard()
     check_device(device)
+    if out is not None:
+        has_record(out)  # raises for what is no folder for a run
     opened = Cache(cache)
     if schedule is None:
         path = Path("default.yaml")
@@ -176,9 +179,9 @@ def train_head(
     vectors = training.vector_hashes()
     identity = keys.digest({**described, "vectors": vectors, **windows, **recipe})
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
+    done = finished_record(run, identity)
     if not opened.note_run(run, [name for names in space_names.values() for name in names]):
         notes.append(f"{cache} can't be written, so `gc` cannot know that this run uses it")
-    done = finished_record(run, identity)
     if done is not None:
         _write_events(run, tensorboard)
         return _result(run, done, notes)
@@ -311,11 +314,7 @@ def overridden(
     names = listed(backbone)
     if names:
         changed["backbone"] = tuple(backbone_choice(name, where="--backbone") for name in names)
-    if seed is not None:
-        if not 0 <= seed < 2**32:
-            raise BadInput(f"seed {seed}: must be from 0 to 2**32 - 1")
-        changed["seed"] = seed
-    return schedule.model_copy(update=changed)
+    return with_seed(schedule.model_copy(update=changed), seed)
 
 
 def _backbone(space: Space) -> RunBackbone:

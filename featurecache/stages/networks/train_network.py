@@ -15,12 +15,12 @@ from featurecache.features.trained_networks import trained_network
 from featurecache.filling.dispatch import ExecutorSetting, Where
 from featurecache.images.datasets import open_dataset
 from featurecache.networks.configs import NetworkConfig, read_config
-from featurecache.runs.record import RunRecord
+from featurecache.runs.record import RunRecord, has_record
 from featurecache.runs.training_pictures import pictured_views, view_in_epoch
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.stages.heads.train_head import TrialRow
 from featurecache.training.epoch_metrics import ValidationMeans
-from featurecache.training.settings import check_device
+from featurecache.training.settings import check_device, with_seed
 from featurecache.training.sweep_settings import Setting, distinct_settings
 
 
@@ -70,12 +70,12 @@ def train_network(
     where = Where(**keywords_of(ExecutorSetting, options))
     where.check()
     check_device(device)
+    if out is not None:
+        has_record(out)  # raises for what is no folder for a run
     path = Path(config)
     if not path.is_file():
         raise BadInput(f"{path}: no such file; see docs/networks.md for a configuration")
-    wanted = read_config(path)
-    if seed is not None:
-        wanted = wanted.model_copy(update={"seed": seed})
+    wanted = with_seed(read_config(path), seed)
     settings = [Setting(values={}, schedule=wanted)]
     if wanted.sweep is not None:
         settings = distinct_settings(wanted, path)
