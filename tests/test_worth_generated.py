@@ -13,8 +13,9 @@ import pytest
 
 import featurecache
 from featurecache.errors import BadInput, NotCached
+from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.runs.image_pools import ImagePool
-from featurecache.stages.heads.worth_ways import phases_by_policy
+from featurecache.stages.heads.worth_ways import phases_by_policy, without_generated
 from tests.samplers import write_sampler
 from tests.test_generated_leaks import items_in
 
@@ -74,6 +75,23 @@ def weigh(folder: Path, data: Any, cache: Path, **keywords: Any) -> Any:
 
 def policies(worth: Any) -> Sequence[str]:
     return [way.policy for way in worth.ways]
+
+
+@pytest.mark.slow
+def test_a_dataset_is_named_as_it_was_given(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = write_sampler(tmp_path / "sampler", CLASSES)
+    featurecache.generate(sampler, out=tmp_path / "made", per_class=1, workers=0)
+    monkeypatch.chdir(tmp_path)
+    whole = str(tmp_path / "made")
+    for text, name in (("made", "made"), ("made/", "made"), (whole, whole)):
+        assert open_dataset(text).generated == (name,)
+        dataset, views = without_generated(open_dataset([small_data, text]))
+        assert views == [f"gen:{name}"]
+        assert isinstance(dataset, Dataset) and dataset.locations == (str(small_data),)
+    with pytest.raises(BadInput, match=r"^made: an index does not say"):
+        featurecache.index("made", out="made.parquet")
 
 
 def test_a_view_beside_a_clean_schedule_is_compared_in_three_shares(tmp_path: Path) -> None:

@@ -60,10 +60,8 @@ from featurecache.storage.stored_file import StoredFile
 from featurecache.text import as_utf8, counted
 
 FRAME = "DataFrame.csv"  # stands for the file of a table in memory
-
 _MAX_SHOWN = 5  # classes shown in a notebook
 _COLUMNED = (".csv", ".jsonl")  # suffixes of files with named columns
-
 
 _LABELS = (
     "For labels, put each class into a folder, or list the images in a .csv file with a column of "
@@ -101,10 +99,12 @@ class Dataset:
 
     @property
     def generated(self) -> tuple[str, ...]:
-        """The folders of the datasets of generated images that its samples are of."""
+        """The folders of the datasets of generated images that its samples are of, as given."""
         if isinstance(self.samples, Indexed):
             return ()
-        return tuple(sorted({sample.origin for sample in self.samples if sample.origin}))
+        names = {str(Path(n).absolute()): str(Path(n)) for n in self.locations or [self.location]}
+        folders = {sample.origin for sample in self.samples if sample.origin}
+        return tuple(names.get(folder, folder) for folder in sorted(folders))
 
     def split(self, name: str) -> Sequence[Sample]:
         """The samples of one split, in order. Raises UnknownName if the dataset lacks it, and

@@ -372,11 +372,6 @@ def check_indexable(samples: Sequence[Sample]) -> None:
     """Raise BadInput if an index can't be of these samples."""
     if any(isinstance(sample.source, bytes) for sample in samples):
         raise BadInput("an index is of files, not of images in memory")
-    if generated := next((sample.origin for sample in samples if sample.origin), None):
-        raise BadInput(
-            f"{generated}: an index does not say what the generator of these images saw; give the "
-            "folder itself as --data"
-        )
 
 
 def _path(sample: Sample, folder: Path) -> str:

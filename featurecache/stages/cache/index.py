@@ -36,6 +36,11 @@ def index(data: DataSource = "data", *, out: str | Path, progress: ProgressOptio
     check_output(path)
     dataset = open_dataset(data)
     check_indexable(dataset.samples)
+    if dataset.generated:
+        raise BadInput(
+            f"{dataset.generated[0]}: an index does not say what the generator of these images "
+            "saw; give the folder itself as --data"
+        )
     items, unreadable = items_of(dataset.samples, progress, use_memos=False)
     durable.sweep(path.absolute().parent)
     with durable.temporary_file(path) as temporary, durable.errors_about(path):

@@ -143,7 +143,7 @@ def without_generated(data: DataSource) -> tuple[DataSource, list[str]]:
         return dataset, []
     real = tuple(sample for sample in dataset if not sample.origin)
     folders = set(dataset.generated)
-    locations = [n for n in dataset.locations if str(Path(n).absolute()) not in folders]
+    locations = [name for name in dataset.locations if str(Path(name)) not in folders]
     part: Dataset = replace(dataset, samples=real, locations=tuple(locations))
     return part, [f"{GENERATED}{folder}" for folder in dataset.generated]
 
