@@ -28,7 +28,12 @@ from featurecache.commands import (
     terminal,
 )
 from featurecache.commands.spinner import spinner
-from featurecache.errors import FeatureCacheError, FeatureCacheWarning, is_out_of_memory
+from featurecache.errors import (
+    INTERRUPTED,
+    FeatureCacheError,
+    FeatureCacheWarning,
+    is_out_of_memory,
+)
 from featurecache.settings import unknown_variables
 from featurecache.storage.local import working_folder
 from featurecache.text import one_line
@@ -109,7 +114,6 @@ def cli() -> None:
 
 
 _MAX_CLEANUP = 8  # seconds that an interrupted command has to clean up
-_INTERRUPTED = "interrupted; committed work is kept. Rerun the command to resume."
 
 
 def _stop(number: int, _frame: object) -> None:
@@ -143,7 +147,7 @@ def _leave(number: int) -> None:
         if sys.stderr.isatty():
             os.write(2, b"\r\x1b[K\x1b[?25h")  # a spinner, or a progress bar that hides the cursor
         if number == signal.SIGINT:
-            os.write(2, f"{_INTERRUPTED}\n".encode())
+            os.write(2, f"{INTERRUPTED}\n".encode())
     os._exit(128 + number)
 
 
@@ -185,7 +189,7 @@ def _exit_code(debug: bool) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo(_INTERRUPTED, err=True)
+        click.echo(INTERRUPTED, err=True)
         return 130
     except FeatureCacheError as error:
         if debug:

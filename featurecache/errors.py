@@ -21,6 +21,8 @@ from collections.abc import Iterable
 
 from featurecache.text import one_line
 
+INTERRUPTED = "interrupted; committed work is kept. Rerun the command to resume."
+
 
 class FeatureCacheError(Exception):
     """A failure that its message explains; the CLI prints no traceback."""

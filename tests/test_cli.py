@@ -635,6 +635,15 @@ def test_a_signal_in_a_finaliser_ends_the_command_too(number: str, code: int, me
     assert time.monotonic() - began < 20
 
 
+def test_a_signal_while_the_program_is_imported_is_reported_too(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("from signal import *\nraise_signal(SIGINT)\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "featurecache", "--help"], capture_output=True, text=True,
+        timeout=60, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", INTERRUPTED)
+
+
 @pytest.mark.parametrize("second", ["raise_signal(SIGINT)", "alarm(0); raise_signal(SIGALRM)"])
 def test_a_cleanup_that_is_cut_short_says_that_work_is_kept(second: str) -> None:
     program = (
