@@ -50,6 +50,11 @@ def test_a_generated_view_trains_a_head_and_is_refused_where_it_leaks(
         train(tmp_path, f"gen:{run}", {"split": "val", "view": f"gen:{run}_1"}, *sources)
     with pytest.raises(BadInput, match="not the folder of a run"):
         train(tmp_path, f"gen:{tmp_path}/nothing", {"split": "val"}, *sources)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/generated.json").touch()
+    message = r"no dataset of generated images \(nearest: made\), and .*not the folder of a run"
+    with pytest.raises(BadInput, match=message):
+        train(tmp_path, f"gen:{tmp_path}/mad", {"split": "val"}, *sources)
 
 
 @pytest.mark.slow

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import keys
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, nearest
 from featurecache.features.spaces import Space
 from featurecache.generated_items import items_of_generator
-from featurecache.generator_files import TrainedGenerator
+from featurecache.generator_files import INDEX, TrainedGenerator
 from featurecache.generators.fixed_point import noise_number
 from featurecache.generators.trained_generators import load_generator, read_generator
 from featurecache.heads.drawn import Drawn
@@ -153,7 +153,12 @@ def find_generated_view(name: str, seed: int) -> GeneratedView:
     try:
         folder = find_run(parts.policy)
     except BadInput as error:
-        raise BadInput(f"view {name}: {error}") from error
+        path = Path(parts.policy)
+        datasets = [index.parent.name for index in path.parent.glob(f"*/{INDEX}")]
+        raise BadInput(
+            f"view {name}: no dataset of generated images ({nearest(path.name, datasets)}), and "
+            f"{error}"
+        ) from error
     return GeneratedView(name=name, draw=parts.draw, seed=seed, run=folder)
 
 
