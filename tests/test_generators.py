@@ -212,6 +212,20 @@ def test_runs_lists_a_generator_and_commands_on_heads_refuse_it(fitted: Path) ->
         featurecache.evaluate(fitted)
 
 
+def test_images_that_cannot_be_decoded_are_left_out_and_noted(
+    tmp_path: Path, write_dataset: Any
+) -> None:
+    data = write_dataset(tmp_path / "data", {"train/cat": 4, "train/owl": 3})
+    for name in ("cat", "owl"):
+        (data / f"train/{name}/broken.png").write_bytes(name.encode())
+    path = write_config(tmp_path / "gen.yaml", steps=1)
+    notes = featurecache.fit_generator(path, data=data, out=tmp_path / "run", workers=0).notes
+    assert [note.split(":")[0] for note in notes] == [
+        "left out 1 image that could not be decoded", "train/cat/broken.png",
+        "left out 1 style image that could not be decoded", "train/owl/broken.png",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_folds_are_those_of_a_head_and_each_generator_lacks_its_own(
     small_data: Path, small_runs: dict[str, Path], tmp_path: Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -123,12 +123,13 @@ def fit_generator(
     else:
         images = _images(dataset, rows)
         pictures, bad = load_images(images, wanted.image_size, workers, progress)
-        notes += [f"{images[number][0].id}: {reason}" for number, reason in bad.items()]
+        notes += _left_out(images, bad, "image")
         good = np.delete(np.arange(len(rows)), list(bad))
         pictures, rows = pictures[good], rows.where(good)
     style_pictures = None
     if style is not None:
         style_pictures, bad = load_images(style_images, wanted.image_size, workers, progress)
+        notes += _left_out(style_images, bad, "style image")
         style_pictures = np.delete(style_pictures, list(bad), axis=0)
         style_images = [image for number, image in enumerate(style_images) if number not in bad]
         if not style_images:
@@ -277,6 +278,14 @@ def _images(dataset: Dataset, rows: LabelledRows) -> list[ImageItem]:
     """The training images of these rows."""
     samples = {sample.id: sample for sample in dataset.split("train")}
     return [(samples[row.id], row.item) for row in rows]
+
+
+def _left_out(images: Sequence[ImageItem], bad: Mapping[int, str], what: str) -> list[str]:
+    """Notes on the images, by their number, that can't be decoded: how many, and why each."""
+    if not bad:
+        return []
+    reasons = [f"{images[number][0].id}: {reason}" for number, reason in bad.items()]
+    return [f"left out {counted(len(bad), what)} that could not be decoded", *reasons]
 
 
 def _style_images(style: str, dataset: Dataset, rows: LabelledRows, path: Path) -> list[ImageItem]:
