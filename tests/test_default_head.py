@@ -341,6 +341,8 @@ def test_of_many_rows_a_part_chooses_where_the_penalties_begin(
     [
         ({"head": {}}, r"solves linear heads only; write head: \{hidden: \[\]\}"),
         ({"mixup": 0.2}, "does not work with mixup"),
+        ({"optimizer": {"name": "lbfgs", "lr": 0.1}}, "lbfgs has no lr; remove it"),
+        ({"batch_size": 64}, "lbfgs has no batch_size; remove it"),
         ({"class_weights": "errors"}, "class_weights: errors"),
         ({"phases": [{"views": "none", "epochs": 2}]}, "solves one phase with epochs: 1"),
     ],

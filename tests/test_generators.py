@@ -79,6 +79,9 @@ def write_config(path: Path, name: str = "cyclegan", **changed: Any) -> Path:
 # ---- configurations ----
 
 
+GAUSSIAN = "generator: gaussian\nbackbone: a"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -88,12 +91,31 @@ def write_config(path: Path, name: str = "cyclegan", **changed: Any) -> Path:
         ("generator: cyclegan\nstyle: a\nsteps: 3\nchannel: 3", "nearest: channels"),
         ("generator: cyclegan\nstyle: a\nsteps: 3\nimage_size: 30", "a multiple of 4"),
         ("generator: cyclegan\nstyle: a\nsteps: 3\nvalidation: {split: val}", "split: no such"),
+        (f"{GAUSSIAN}\nimage_size: 64", "image_size: gaussian does not use it; remove the key"),
+        (f"{GAUSSIAN}\nbatch_size: 8", "batch_size: gaussian does not use it"),
+        (f"{GAUSSIAN}\nrank: 3", "rank: gaussian with covariance: shared does not use it"),
+        ("generator: vector_wgan_gp\nbackbone: a\nimage_size: 64", "image_size: vector_wgan_gp "),
     ],
 )
 def test_a_wrong_configuration_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "gen.yaml").write_text(text)
     with pytest.raises(BadInput, match=reason):
         read_config(tmp_path / "gen.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{GAUSSIAN}\ncovariance: class\nrank: 3",
+        "generator: vector_wgan_gp\nbackbone: a\nbatch_size: 8",
+        "generator: wgan\nimage_size: 64\nsteps: 1\nbatch_size: 8",
+    ],
+)
+def test_keys_that_have_an_effect_are_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "gen.yaml").write_text(text)
+    written = dict(line.split(": ") for line in text.splitlines())
+    read = read_config(tmp_path / "gen.yaml").as_json()
+    assert {name: str(read[name]) for name in written} == written
 
 
 # ---- the loop, for every architecture ----

@@ -129,6 +129,7 @@ def test_every_view_shows_each_image_in_all_views(tmp_path: Path) -> None:
     [
         ({"neural_augmentation": "none", "mixup": 0.4}, "can't be joined with mixup"),
         ({"neural_augmentation": "sharp"}, "loss"),
+        ({"neural_augmentation": {"beta": 0.5}}, "beta is the weight of the loss content or style"),
         ({"every_view": True, "views": {"none": 0.7, "color": 0.3}}, "list them without shares"),
     ],
 )

@@ -26,6 +26,7 @@ from featurecache.images.samples import Sample
 from featurecache.networks.configs import NetworkConfig, read_config
 from featurecache.networks.trainable import TrainableNetwork
 from featurecache.networks.training import Request, TrainingRows, train_network
+from featurecache.runs import network_parts as parts
 from featurecache.runs.record import read_run
 from featurecache.runs.training_pictures import PictureMaker, undecodable, view_in_epoch
 from featurecache.training import checkpoints
@@ -71,6 +72,13 @@ def config(**changed: Any) -> NetworkConfig:
 def test_a_wrong_configuration_is_refused(changed: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         config(**changed)
+
+
+def test_published_weights_of_a_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "trained_network", lambda name: name == "runs/a" or None)
+    wanted = config(network={"name": "runs/a", "pretrained": True})
+    with pytest.raises(BadInput, match="runs/a is a run, whose own weights are taken; remove it"):
+        parts.network_parts(wanted, ["cat", "dog"])
 
 
 def test_the_example_of_a_configuration_is_read(tmp_path: Path) -> None:

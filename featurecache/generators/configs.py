@@ -46,6 +46,11 @@ class GeneratorConfig(YamlModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     validation: Folds | None = None
 
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        """The keys that have no effect here."""
+        return ()
+
     def network(self) -> dict[str, Any]:
         """The keys that determine the network."""
         return self.model_dump(mode="json", include=set(self.network_keys))
@@ -164,6 +169,10 @@ class VectorSamplerConfig(GeneratorConfig):
     view: str = Field(default="none", min_length=1)
     width: int = Field(default=0, ge=0)
 
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        return ("image_size",)
+
     def with_width(self, width: int, path: Path) -> Self:
         """For vectors of this width. Raises BadInput, which names `path`, if it can't be."""
         if self.width not in (0, width):
@@ -181,6 +190,11 @@ class GaussianConfig(VectorSamplerConfig):
     steps: Literal[1] = 1
     covariance: Literal["shared", "class"] = "shared"
     rank: int = Field(default=64, ge=1)
+
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        keys = (*super().unused_keys, "batch_size")  # it is fitted in one step on all vectors
+        return keys if self.covariance == "class" else (*keys, "rank")
 
     def with_width(self, width: int, path: Path) -> Self:
         if self.covariance == "class" and self.rank > width:
@@ -233,4 +247,10 @@ def read_config(path: Path) -> GeneratorConfig:
         )
     if name not in CONFIGS:
         raise UnknownName("generator", name, CONFIGS, where=str(path))
-    return yaml_files.validate(CONFIGS[name], content, path)
+    config = yaml_files.validate(CONFIGS[name], content, path)
+    # Not checked by the models: saved configurations have all keys.
+    for key in config.unused_keys:
+        if key in content:
+            kind = f"{name} with covariance: shared" if key == "rank" else name
+            raise BadInput(f"{path}: {key}: {kind} does not use it; remove the key")
+    return config

@@ -132,6 +132,9 @@ class Schedule(TrainingPlan):
         for name in parts.split():
             if getattr(self, name) is not None:
                 return f"does not work with {name}; remove one of them"
+        for part, name in ((self.optimizer, "lr"), (self, "batch_size")):
+            if getattr(part, name) != type(part).model_fields[name].default:
+                return f"has no {name}; remove it"
         head = self.head
         if head.input_dropout or head.l1 or head.l2 or self.class_weights == "errors":
             return "does not work with input_dropout, l1, l2 or class_weights: errors; remove them"

@@ -71,6 +71,12 @@ class NeuralAugmentation(YamlModel):
     alpha: float = Field(default=0.75, gt=0)
     beta: float = Field(default=0.25, ge=0)
 
+    @pydantic.model_validator(mode="after")
+    def _weight_of_a_loss(self) -> NeuralAugmentation:
+        if self.loss == "none" and self.beta != type(self).model_fields["beta"].default:
+            raise ValueError("beta is the weight of the loss content or style; remove it")
+        return self
+
 
 def _trainable(value: Any) -> Any:
     if value in ("all", "head"):

@@ -47,6 +47,10 @@ def network_parts(config: NetworkConfig, classes: Sequence[str]) -> NetworkParts
     """The parts of a configuration's network. Raises BadInput for layers, heads and settings that
     do not fit it."""
     spec = config.network
+    if spec.pretrained and trained_network(spec.name) is not None:
+        raise BadInput(
+            f"network.pretrained: {spec.name} is a run, whose own weights are taken; remove it"
+        )
     has_weights = spec.weights or spec.pretrained or trained_network(spec.name)
     initial = initial_network(
         spec.name,
