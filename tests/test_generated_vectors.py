@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import featurecache
 from featurecache.errors import BadInput
 from featurecache.heads.phase_variants import with_share
+from featurecache.runs.generated_vectors import find_generated_view
 
 
 def fit(folder: Path, data: Path, cache: Path, **changed: Any) -> Path:
@@ -30,6 +32,20 @@ def train(folder: Path, view: str, validation: Any, data: Path, cache: Path) -> 
     return featurecache.train_head(path, data=data, cache=cache, runs=folder / "runs", device="cpu")
 
 
+def test_a_name_is_looked_up_in_the_folder_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine/gauss", "runs/other"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "run.json").touch()
+    for name in ("gauss", "mine/gauss"):
+        assert find_generated_view(f"gen:{name}_1", 0, "mine").run == Path("mine/gauss")
+    assert find_generated_view("gen:other", 0).run == Path("runs/other")
+    with pytest.raises(BadInput, match=r"view gen:other_1: other: .* of a run in mine; "):
+        find_generated_view("gen:other_1", 0, "mine")
+
+
 @pytest.mark.slow
 def test_a_generated_view_trains_a_head_and_is_refused_where_it_leaks(
     small_data: Path, small_cache: Path, tmp_path: Path
@@ -43,6 +59,10 @@ def test_a_generated_view_trains_a_head_and_is_refused_where_it_leaks(
         described = json.loads((run / "generator.json").read_text())
         assert fields["train_items"] == [described["items"]]
         assert train(tmp_path, view, {"split": "val"}, *sources).run == trained.run
+    shutil.copytree(run, tmp_path / "runs/gauss")
+    by_name = train(tmp_path, "gen:gauss_1", {"split": "val"}, *sources)
+    record = json.loads((Path(by_name.run) / "run.json").read_text())
+    assert record["data"]["generators"]["gen:gauss_1"]["run"] == str(tmp_path / "runs/gauss")
     for validation in ({"folds": 3}, {"fraction": 0.25}):
         with pytest.raises(BadInput, match="fit one generator per fold"):
             train(tmp_path, f"gen:{run}", validation, *sources)

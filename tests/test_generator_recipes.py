@@ -65,6 +65,11 @@ def test_a_recipe_goes_from_a_generator_to_a_head_and_does_nothing_twice(write: 
     ("steps", "changed", "reason"),
     [
         ([GENERATE], {}, "generate: r/gan: not the folder of a run"),
+        (
+            [{"generate": {"generator": "gan", "out": "made"}}],
+            {},
+            "generate: gan: not the folder of a run .* of a run in r;",
+        ),
         ([GENERATE, FIT], {}, "generate: r/gan: not the folder of a run"),
         ([FIT, FIT], {}, "step 2, fit-generator: out: r/gan is written by an earlier step"),
         ([FIT, GENERATE, GENERATE], {}, "out: made is written by an earlier step"),
@@ -73,7 +78,7 @@ def test_a_recipe_goes_from_a_generator_to_a_head_and_does_nothing_twice(write: 
         ([FIT, GENERATE], {"gan": {"validation": {"folds": 2}}}, "name one, as r/gan/fold_1"),
         ([FIT], {"gan": {"classes": ["cta"]}}, "gan.yaml: classes.*nearest: cat"),
         (VECTORS, {}, "made"),
-        ([VECTORS[0], TRAIN], {}, "view gen:made: made: not the folder of a run"),
+        ([VECTORS[0], TRAIN], {}, "view gen:made: made: not the folder of a run .* of a run in r;"),
         ([FIT, GENERATE, VECTORS[0], TRAIN], {}, "images in made: no featurize step above makes"),
         (
             [FIT, GENERATE, *VECTORS, TRAIN],

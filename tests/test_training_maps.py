@@ -186,12 +186,13 @@ def test_a_training_starts_from_a_head_that_was_trained_on_vectors(
     head = featurecache.train_head(
         whole / "linear.yaml", data=small_data, cache=whole / "cache", out=whole / "linear"
     )
-    still = f"init_head: {head.run}\nbatch_norm: frozen\nmaps: layer2\nepochs: 1\n"
+    assert head.run == str(whole / "linear")
+    still = "init_head: linear\nbatch_norm: frozen\nmaps: layer2\nepochs: 1\n"
     path = write(whole, "still", "")
     text = path.read_text().replace("lr: 3.0e-3", "lr: 1.0e-30, weight_decay: 0")
     path.write_text(text.replace("epochs: 3\n", still))
     tuned = featurecache.train_network(
-        path, data=small_data, cache=whole / "cache", out=whole / "tuned", workers=0
+        path, data=small_data, cache=whole / "cache", out=whole / "tuned", runs=whole, workers=0
     )
     assert tuned.last["loss"] == pytest.approx(head.last["loss"], rel=1e-4)
     (whole / "net2.yaml").write_text(

@@ -35,7 +35,7 @@ from featurecache.runs.generator_items import (
     generators_of_folds,
 )
 from featurecache.runs.generator_records import read_generator_record
-from featurecache.runs.run_names import find_run
+from featurecache.runs.run_names import RUNS, find_run
 
 
 def is_generated(view: str) -> bool:
@@ -144,14 +144,14 @@ def missing_class(view: str, classes: Sequence[str], fitted: Sequence[str]) -> N
         )
 
 
-def find_generated_view(name: str, seed: int) -> GeneratedView:
+def find_generated_view(name: str, seed: int, runs: str | Path = RUNS) -> GeneratedView:
     """The view `gen:RUN_N`, or `gen:RUN`, which has a draw for each epoch. RUN is a path, or the
-    name of a run. Raises BadInput if it is not a finished generator."""
+    name of a run in the folder `runs`. Raises BadInput if it is not a finished generator."""
     parts = ViewName.parse(name.removeprefix(GENERATED))
     if parts.draw is not None and parts.draw < 1:
         raise BadInput(f"view {name!r}: draws are counted from 1")
     try:
-        folder = find_run(parts.policy)
+        folder = find_run(parts.policy, runs)
     except BadInput as error:
         path = Path(parts.policy)
         datasets = [index.parent.name for index in path.parent.glob(f"*/{INDEX}")]

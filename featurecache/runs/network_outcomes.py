@@ -30,6 +30,7 @@ class NetworkOutcomes:
     data: NetworkData
     folds: list[TrainingRows]
     base: str  # a hash of the images, their views, and the network before its training
+    runs: str | Path  # where the name of a run is looked up
 
     def right(
         self, config: NetworkConfig, scratch: Path, device: str, show: Callable[[int], None]
@@ -38,7 +39,7 @@ class NetworkOutcomes:
         one resumes from `scratch`."""
         parts_of_rows, epochs_done, seconds = [], 0, 0.0
         for rows in self.folds:
-            parts = network_parts(config, rows.classes)
+            parts = network_parts(config, rows.classes, self.runs)
             parts.network.to(device_of(device))
             source = self.data.source(config, parts, checked_workers(None))
             folder = scratch / f"fold-{rows.fold}"
@@ -61,14 +62,17 @@ def network_outcomes(
     data: DataSource,
     cache: Cache,
     progress: Progress,
+    runs: str | Path,
 ) -> NetworkOutcomes:
     """The images of a configuration, in the views of all `variants`. Raises BadInput, NotCached."""
     views: dict[str, View] = {}
     for variant in variants:
         views |= pictured_views(variant, cache)
-    parts = network_parts(config, open_dataset(data).classes)
+    parts = network_parts(config, open_dataset(data).classes, runs)
     loaded = load_network_data(parts, views, data, cache, checked_workers(None), progress)
-    return NetworkOutcomes(data=loaded, folds=loaded.folds(config), base=loaded.identity(parts, {}))
+    return NetworkOutcomes(
+        data=loaded, folds=loaded.folds(config), base=loaded.identity(parts, {}), runs=runs
+    )
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.layerwise import check_epochs
 from featurecache.networks.trainable import TrainableNetwork
 from featurecache.runs.record import read_run
-from featurecache.runs.run_names import find_run
+from featurecache.runs.run_names import RUNS, find_run
 from featurecache.text import counted
 from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.minibatches import epoch_rng
@@ -43,9 +43,11 @@ class NetworkParts:
         return key | ({} if self.config.maps.store == "f32" else {"store": self.config.maps.store})
 
 
-def network_parts(config: NetworkConfig, classes: Sequence[str]) -> NetworkParts:
-    """The parts of a configuration's network. Raises BadInput for layers, heads and settings that
-    do not fit it."""
+def network_parts(
+    config: NetworkConfig, classes: Sequence[str], runs: str | Path = RUNS
+) -> NetworkParts:
+    """The parts of a configuration's network. The name of a run is looked up in `runs`. Raises
+    BadInput for layers, heads and settings that do not fit it."""
     spec = config.network
     if spec.pretrained and trained_network(spec.name) is not None:
         raise BadInput(
@@ -65,7 +67,7 @@ def network_parts(config: NetworkConfig, classes: Sequence[str]) -> NetworkParts
         crop=spec.crop,
         interpolation=spec.interpolation,
     )
-    head, shape = _initial_head(config, initial, initial.key(), classes)
+    head, shape = _initial_head(config, initial, classes, runs)
     network = trainable_parts(config, initial, head)
     if config.maps is not None:
         _check_layers(config, initial)
@@ -74,17 +76,16 @@ def network_parts(config: NetworkConfig, classes: Sequence[str]) -> NetworkParts
 
 
 def _initial_head(
-    config: NetworkConfig, initial: InitialNetwork, key: keys.Json, classes: Sequence[str]
+    config: NetworkConfig, initial: InitialNetwork, classes: Sequence[str], runs: str | Path
 ) -> tuple[nn.Sequential, HeadSpec]:
     """The head that a training starts from, and its shape: that of `init_head`, that of the run
     that the network comes from if it knows the same classes, or a new one.
 
-    `key` is that of the network as a backbone. Raises BadInput for a head of another network or of
-    other classes.
+    Raises BadInput for a head of another network or of other classes.
     """
-    name = config.network.name
+    name, key = config.network.name, initial.key()
     if config.init_head is not None:
-        run = find_run(config.init_head)
+        run = find_run(config.init_head, runs)
         record, loaded = read_run(run), HeadNetworks.load(run)
         if len(record.backbones) > 1 or len(loaded.members) > 1:
             raise BadInput(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from featurecache.lookup.labelled_rows import (
 )
 from featurecache.runs.generated_vectors import GeneratedView, find_generated_view, is_generated
 from featurecache.runs.image_pools import GeneratedImages, ImagePool, find_generated_images
+from featurecache.runs.run_names import RUNS
 from featurecache.training.curriculum import TrainingPlan
 
 _ROWS_PER_HASH = 1 << 14  # bounds the memory of hashing
@@ -161,14 +163,16 @@ def load_training_data(
     cache: Cache,
     progress: Progress = silent,
     memory: int | None = None,
+    runs: str | Path = RUNS,
 ) -> TrainingData:
     """The rows that `schedule` trains and validates on, with their vectors in each of `views`.
+    Vector samplers are looked up in `runs`.
 
     Vectors that take more than `memory` bytes are streamed; with None they never are. Raises
     BadInput, or NotCached for missing vectors.
     """
     dataset = open_dataset(data)
-    named = _generated_views(schedule, views, cache)
+    named = _generated_views(schedule, views, cache, runs)
     wanted = {
         name: find_view(name, schedule.augment_seed, cache.views)
         for name in views
@@ -233,7 +237,7 @@ def _check_maps(schedule: Schedule, space: Space) -> None:
 
 
 def _generated_views(
-    schedule: Schedule, views: Sequence[str], cache: Cache
+    schedule: Schedule, views: Sequence[str], cache: Cache, runs: str | Path
 ) -> dict[str, GeneratedView | GeneratedImages]:
     """Those of the views that a vector sampler makes, or that are datasets of generated images.
     Raises BadInput."""
@@ -245,7 +249,7 @@ def _generated_views(
         )
     seed = schedule.augment_seed
     return {
-        name: find_generated_images(name, seed, cache) or find_generated_view(name, seed)
+        name: find_generated_images(name, seed, cache) or find_generated_view(name, seed, runs)
         for name in views
         if is_generated(name)
     }

@@ -150,7 +150,7 @@ def train_head(
     wanted = with_overrides(wanted, overrides)
     settings = [] if wanted.sweep is None else distinct_settings(wanted, path)
     limit = _half_of_memory() if memory is None else byte_sizes.parse_size(memory, "--memory")
-    training = load_training_data(wanted, wanted.views(), data, opened, progress, limit)
+    training = load_training_data(wanted, wanted.views(), data, opened, progress, limit, runs)
     is_open = schedule is None and not has_network_settings(overrides) and training.window is None
     if is_open and not overrides.get("view"):
         training, wanted = with_cached_views(training, opened, wanted)

@@ -138,11 +138,13 @@ def worth(
     if isinstance(wanted, NetworkConfig):
         from featurecache.runs.network_outcomes import network_outcomes  # torch
 
-        networks = network_outcomes(wanted, variants, data, opened, progress)
+        networks = network_outcomes(wanted, variants, data, opened, progress, runs)
         training = networks.data.training
         pairs = [(rows.train, rows.val) for rows in networks.folds]
     else:
-        training = load_training_data(wanted, list(dict.fromkeys(views)), data, opened, progress)
+        training = load_training_data(
+            wanted, list(dict.fromkeys(views)), data, opened, progress, runs=runs
+        )
         training.check(wanted)
         pairs = training.folds(wanted)
         if control:

@@ -50,11 +50,13 @@ MAX_PARTNERS = 256 << 20  # bytes of the pictures of partners in a saved AugNet
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
-    """How networks are trained: on which device, with how many processes that make pictures."""
+    """How networks are trained: on which device, with how many processes that make pictures. The
+    name of a run is looked up in `runs`."""
 
     device: str
     workers: int
     progress: Progress
+    runs: str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def train_run(
     """The record of a finished training. `parts` are those of its configuration, untrained, if the
     caller has them. `on_trained` is called before the record says that the training is finished.
     Raises Divergence."""
-    parts = parts or network_parts(training.config, training.rows.classes)
+    parts = parts or network_parts(training.config, training.rows.classes, means.runs)
     effective = parts.config.as_json()
     rows, run = training.rows, training.run
     others: dict[str, Any] = {}

@@ -200,7 +200,7 @@ def _train_on_workers(
 
     gpus = 0 if means.device == "cpu" else torch.cuda.device_count()
     means.progress(0, 1, "train-network (starting workers)")
-    context = (data, means.device, workers)
+    context = (data, means.device, means.runs, workers)
     with contextlib.closing(open_crew(where, _begin, context, gpus)) as crew:
         watched = _WatchedCrew(crew, trainings, means)
         try:
@@ -213,15 +213,15 @@ def _train_on_workers(
             ) from error
 
 
-def _begin(context: tuple[NetworkData, str, int | None]) -> Any:
+def _begin(context: tuple[NetworkData, str, str | Path, int | None]) -> Any:
     """Start a worker. Returns the function that trains a network."""
-    data, device, workers = context
+    data, device, runs, workers = context
     if not Path(data.cache.root).is_dir():
         raise BadInput(
             f"does not see the cache {data.cache.root}: it must be the same folder, at the same "
             "path, on every machine"
         )
-    means = Means(device=device, workers=checked_workers(workers), progress=silent)
+    means = Means(device=device, workers=checked_workers(workers), progress=silent, runs=runs)
 
     def work(trainings: Iterable[NetworkTraining | None]) -> Iterator[_Ended]:
         return (_train(training, data, means) for training in trainings if training is not None)

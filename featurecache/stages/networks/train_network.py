@@ -103,10 +103,10 @@ def train_network(
     )
     from featurecache.stages.networks.network_sweep import train_settings
 
-    means = Means(device=device, workers=checked_workers(workers), progress=progress)
+    means = Means(device=device, workers=checked_workers(workers), progress=progress, runs=runs)
     for setting in settings[1:]:
-        network_parts(setting.schedule, dataset.classes)  # raises for one that does not fit
-    parts = network_parts(settings[0].schedule, dataset.classes)
+        network_parts(setting.schedule, dataset.classes, runs)  # raises for one that does not fit
+    parts = network_parts(settings[0].schedule, dataset.classes, runs)
     network_data = load_network_data(parts, views, data, opened, means.workers, progress)
     effective = (parts.config if is_single else wanted).as_json()
     identity = network_data.identity(parts, effective)

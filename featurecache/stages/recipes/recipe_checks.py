@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from featurecache import keys
 from featurecache.errors import BadInput, UnknownName
+from featurecache.features.spaces import Space
 from featurecache.features.timm_models import find_model
-from featurecache.heads.schedules import Schedule
+from featurecache.heads.schedules import BackboneChoice, Schedule
 from featurecache.heads.splits import check_fraction
 from featurecache.images.datasets import Dataset
+from featurecache.images.views import View
+from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, hint_about_runs, is_alike
 from featurecache.lookup.labelled_rows import labelled_rows, training_rows
 from featurecache.networks.configs import read_config
 from featurecache.runs.held_out import HELD_OUT
@@ -107,3 +111,34 @@ def check_classes(schedule: Schedule, dataset: Dataset, where: str) -> None:
             check_fraction(fraction, counts.total(), len(counts))
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from error
+
+
+def check_split(dataset: Dataset, split: str, where: str) -> None:
+    """Raise BadInput for a split without labels."""
+    if any(sample.label is None for sample in dataset.split(split)):
+        raise BadInput(f"{where}: split {split!r} of {dataset.root} has no labels; choose another")
+
+
+def check_vectors(
+    cached: Sequence[Space],
+    planned: Sequence[Space],
+    choices: Sequence[BackboneChoice],
+    views: Sequence[View],
+    where: str,
+) -> None:
+    """Raise BadInput unless the earlier steps make these views with these backbones, and each
+    choice is unambiguous among the spaces they make and those in the cache."""
+    for choice in choices:
+        matches = fitting_spaces(planned, choice, f"{where}: the recipe")
+        caption = f"{where}: with this recipe the cache"
+        spaces = fitting_spaces([*cached, *planned], choice, caption)
+        if matches and not is_alike(spaces[0], matches[0]):
+            raise ambiguity(caption, choice, [matches[0], spaces[0]])
+        made_views = [keys.canonical(space.key["view"]) for space in matches]
+        for view in views:
+            if keys.canonical(view.key()) not in made_views:
+                hint = "" if matches else hint_about_runs(planned, choice)
+                raise BadInput(
+                    f"{where}: no featurize step above makes view {view.name} of "
+                    f"{choice.model_dump(exclude_none=True)}{hint}"
+                )

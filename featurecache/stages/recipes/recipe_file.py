@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from featurecache import keys, yaml_files
+from featurecache import yaml_files
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import choose_engine
@@ -22,16 +22,14 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.generators.configs import read_config as read_generator_config
 from featurecache.heads.schedules import (
-    BackboneChoice,
     Schedule,
     backbone_choice,
     find_schedule,
     read_schedule,
 )
-from featurecache.images.datasets import Dataset, DataSource, open_dataset
+from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View, find_view
-from featurecache.lookup.held_spaces import ambiguity, fitting_spaces, hint_about_runs, is_alike
 from featurecache.networks.configs import read_config
 from featurecache.runs.generated_vectors import is_generated
 from featurecache.runs.held_out import HELD_OUT
@@ -42,7 +40,9 @@ from featurecache.stages.recipes.recipe_checks import (
     check_classes,
     check_held_out,
     check_network,
+    check_split,
     check_stacked,
+    check_vectors,
 )
 from featurecache.stages.recipes.recipe_generators import PlannedGenerators
 from featurecache.stages.recipes.recipe_steps import (
@@ -256,18 +256,22 @@ def _beside(folder: Path, name: str) -> str:
     return str(folder / name) if (folder / name).is_file() else name
 
 
-def check_recipe(recipe: Recipe, data: DataSource, cache: str | Path, engine: str) -> None:
+def check_recipe(
+    recipe: Recipe, data: DataSource, cache: str | Path, runs: str | Path, engine: str
+) -> None:
     """Raise BadInput for anything that would make a later step fail. Policies that name a generator
     that the recipe is going to fit are checked by their steps."""
     own_steps: list[tuple[str, DataStep]] = []
     for where, step in recipe.steps:
         if isinstance(step, RunRecipe):
             with _located(where):
-                check_recipe(read_recipe(step.recipe), dataset_in(data, step, where), cache, engine)
+                inner, folder = read_recipe(step.recipe), dataset_in(data, step, where)
+                check_recipe(inner, folder, cache, runs, engine)
         else:
             own_steps.append((where, step))
     if own_steps:
-        _check_steps(own_steps, recipe.schedules, data, Cache(cache), engine)
+        generators = PlannedGenerators(runs=runs)
+        _check_steps(own_steps, recipe.schedules, data, Cache(cache), generators, engine)
 
 
 def _check_steps(
@@ -275,6 +279,7 @@ def _check_steps(
     schedules: Mapping[str, tuple[Path, Schedule]],
     data: DataSource,
     opened: Cache,
+    generators: PlannedGenerators,
     engine: str,
 ) -> None:
     """Check the steps of a recipe on its dataset."""
@@ -282,7 +287,6 @@ def _check_steps(
     cached = opened.spaces()
     planned: dict[Path | None, list[Space]] = defaultdict(list)  # by the folder of other data
     stored = {space.name: space for space in cached}  # a space keeps the backbone's first name
-    generators = PlannedGenerators()
     heads: dict[str, Schedule] = {}
     trainings: list[TrainHead | TrainNetwork] = []
 
@@ -301,7 +305,7 @@ def _check_steps(
             elif isinstance(step, TrainHead | TrainNetwork):
                 schedule = schedules[step.schedule][1]
                 if schedule.validation.split is not None:
-                    _check_split(dataset, schedule.validation.split, where)
+                    check_split(dataset, schedule.validation.split, where)
                 has_head = isinstance(step, TrainHead)
                 names = [name for name in schedule.views() if not is_generated(name)]
                 names = [name if has_head else view_in_epoch(name, 1) for name in names]
@@ -311,10 +315,10 @@ def _check_steps(
                     for view in views:
                         view.check()
                 else:
-                    _check_vectors(cached, planned[None], schedule.backbone, views, where)
+                    check_vectors(cached, planned[None], schedule.backbone, views, where)
                     for folder in generators.datasets_of(schedule, opened, where):
                         images = f"{where}: images in {folder.name}"
-                        _check_vectors(
+                        check_vectors(
                             cached, planned[folder], schedule.backbone, [View(None)], images
                         )
                     heads[step.schedule] = schedule
@@ -322,7 +326,7 @@ def _check_steps(
                 trainings.append(step)
             elif isinstance(step, Measure):
                 if step.split not in (HELD_OUT, BEST_EPOCH):
-                    _check_split(dataset, step.split, where)
+                    check_split(dataset, step.split, where)
                 names = list(heads)
                 if isinstance(step, Ensemble | Report) and step.of:
                     names = [name for name in step.of if name in heads]
@@ -330,14 +334,14 @@ def _check_steps(
                     check_held_out(group, dataset, where)
                 for schedule in (heads[name] for name in names):
                     views = views_of(views_of_step(step), schedule.augment_seed)
-                    _check_vectors(cached, planned[None], schedule.backbone, views, where)
+                    check_vectors(cached, planned[None], schedule.backbone, views, where)
             else:
-                _check_split(dataset, step.split, where)
+                check_split(dataset, step.split, where)
                 choice = {
                     **step.setting(), "precision": step.precision, "jpeg_side": step.jpeg_side
                 }  # fmt: skip
                 choices = [backbone_choice(name, choice, where) for name in listed(step.backbone)]
-                _check_vectors(
+                check_vectors(
                     cached, planned[None], choices, views_of([step.view], step.seed), where
                 )
 
@@ -368,33 +372,3 @@ def _spaces_of(
         for view in views:
             key = view.vector_key(backbone.key(), step.precision)
             yield cache.space(key, view.name, backbone.name)
-
-
-def _check_split(dataset: Dataset, split: str, where: str) -> None:
-    if any(sample.label is None for sample in dataset.split(split)):
-        raise BadInput(f"{where}: split {split!r} of {dataset.root} has no labels; choose another")
-
-
-def _check_vectors(
-    cached: Sequence[Space],
-    planned: Sequence[Space],
-    choices: Sequence[BackboneChoice],
-    views: Sequence[View],
-    where: str,
-) -> None:
-    """Raise BadInput unless the earlier steps make these views with these backbones, and each
-    choice is unambiguous among the spaces they make and those in the cache."""
-    for choice in choices:
-        matches = fitting_spaces(planned, choice, f"{where}: the recipe")
-        caption = f"{where}: with this recipe the cache"
-        spaces = fitting_spaces([*cached, *planned], choice, caption)
-        if matches and not is_alike(spaces[0], matches[0]):
-            raise ambiguity(caption, choice, [matches[0], spaces[0]])
-        made_views = [keys.canonical(space.key["view"]) for space in matches]
-        for view in views:
-            if keys.canonical(view.key()) not in made_views:
-                hint = "" if matches else hint_about_runs(planned, choice)
-                raise BadInput(
-                    f"{where}: no featurize step above makes view {view.name} of "
-                    f"{choice.model_dump(exclude_none=True)}{hint}"
-                )

@@ -20,7 +20,6 @@ from featurecache.runs.generated_images import check_sampler, find_sampler
 from featurecache.runs.generated_vectors import find_generated_view, is_generated
 from featurecache.runs.generator_items import fold_folders
 from featurecache.runs.image_pools import find_generated_images
-from featurecache.runs.run_names import RUNS
 from featurecache.stages.generators.fit_generator import fitted_classes
 from featurecache.stages.generators.generate import check_folder
 from featurecache.stages.recipes.recipe_steps import Featurize, FitGenerator, Generate
@@ -29,8 +28,10 @@ from featurecache.stages.recipes.recipe_steps import Featurize, FitGenerator, Ge
 @dataclass(frozen=True, kw_only=True)
 class PlannedGenerators:
     """What earlier steps of a recipe are going to make, by absolute folder: `generators`, one or
-    one per fold, with their configurations, and `datasets` with the folders of their generators."""
+    one per fold, with their configurations, and `datasets` with the folders of their generators.
+    The name of a run that is there already is looked up in `runs`."""
 
+    runs: str | Path
     generators: dict[Path, GeneratorConfig] = field(default_factory=dict)
     datasets: dict[Path, Path] = field(default_factory=dict)
     _outs: set[Path] = field(default_factory=set)
@@ -57,7 +58,7 @@ class PlannedGenerators:
                 fold = Path(step.generator) / "fold_1"
                 raise BadInput(f"{step.generator}: has a generator per fold; name one, as {fold}")
             if planned is None or is_generator(generator):
-                find_sampler(step.generator, RUNS)
+                find_sampler(step.generator, self.runs)
             else:
                 classes = planned.classes or list(dataset.classes)
                 check_sampler(step.generator, planned.kind, planned.generator, classes)
@@ -94,7 +95,7 @@ class PlannedGenerators:
             named = {Path(v.policy).absolute() for v in (ViewName(text), ViewName.parse(text))}
             if not named & self._outs:
                 if find_generated_images(name, 0, cache) is None:
-                    find_generated_view(name, 0)
+                    find_generated_view(name, 0, self.runs)
                 continue
             made = named & self.datasets.keys()
             sources = {self.datasets[folder] for folder in made} or named

@@ -108,7 +108,7 @@ def run(
     )
     check_device(device)
     checked_workers(workers)
-    check_recipe(content, execution.data, execution.cache, engine)
+    check_recipe(content, execution.data, execution.cache, execution.runs_folder, engine)
     make_folder(execution.runs_folder, "--runs")
     for _, step in content.steps:
         STEP_FUNCTIONS[type(step)](step, execution)
@@ -200,6 +200,7 @@ def _generate(step: Generate, execution: _Execution) -> None:
         step.generator,
         out=step.out,
         per_class=step.per_class,
+        runs=execution.runs_folder,
         workers=execution.workers,
         progress=execution.progress,
     )
