@@ -291,6 +291,14 @@ def test_truncated_files_are_refused(name):
             decode(data[:cut])
 
 
+def mutated(data, flips, keep):
+    """The bytes with these values at these positions, cut to a number of them if `keep` is one."""
+    changed = bytearray(data)
+    for position, value in flips:
+        changed[position % len(changed)] = value
+    return bytes(changed if keep is None else changed[: keep % (len(changed) + 1)])
+
+
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
@@ -299,17 +307,14 @@ def test_truncated_files_are_refused(name):
     keep=st.one_of(st.none(), st.integers(0, 10_000)),
 )
 def test_mutated_files_raise_undecodable_or_decode_twice_alike(name, flips, keep):
-    data = bytearray(SEEDS[name])
-    for place, value in flips:
-        data[place % len(data)] = value
-    mutated = bytes(data[: keep % (len(data) + 1)] if keep is not None else data)
+    data = mutated(SEEDS[name], flips, keep)
     try:
-        pixels = decode(mutated)
+        pixels = decode(data)
     except Undecodable as error:
         assert str(error) and "\n" not in str(error) and " at 0x" not in str(error)
     else:
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
-        assert np.array_equal(decode(mutated), pixels)
+        assert np.array_equal(decode(data), pixels)
 
 
 def by_pillow_alone(data):
@@ -414,11 +419,8 @@ def test_the_quick_way_is_taken_where_it_can_be(monkeypatch):
     keep=st.one_of(st.none(), st.integers(0, 10_000)),
 )
 def test_a_mutated_jpeg_is_what_pillow_makes_of_it(name, flips, keep):
-    data = bytearray(JPEGS[name])
-    for place, value in flips:
-        data[place % len(data)] = value
-    mutated = bytes(data[: keep % (len(data) + 1)] if keep is not None else data)
-    np.testing.assert_array_equal(outcome(decode, mutated), outcome(by_pillow_alone, mutated))
+    data = mutated(JPEGS[name], flips, keep)
+    np.testing.assert_array_equal(outcome(decode, data), outcome(by_pillow_alone, data))
 
 
 @pytest.mark.parametrize("size", [(1, 49921), (65288, 8), (64, 65344), (21062, 65330)])

@@ -19,6 +19,7 @@ from featurecache.images import item_memos
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import Member, Sample, items_of
 from featurecache.storage import durable, local_disks, memos
+from tests.test_file_marks import change_and_restore_times, change_in_place
 
 TICK = 0.012  # seconds: more than a tick of the file system's clock
 
@@ -100,17 +101,6 @@ def test_only_what_is_new_is_read(folder: Path, reads: list[str]) -> None:
     assert reads == ["new.jpg"]
 
 
-def edit(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.write(b"edited")
-
-
-def edit_and_restore_times(path: Path) -> None:
-    status = path.stat()
-    edit(path)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
 def exchange(path: Path) -> None:
     """Two files of equal size and mtime exchange their names."""
     other = path.with_name("1.jpg")
@@ -136,7 +126,8 @@ def restore_a_copy(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [edit, edit_and_restore_times, exchange, remove, link_elsewhere, restore_a_copy]
+    "change",
+    [change_in_place, change_and_restore_times, exchange, remove, link_elsewhere, restore_a_copy],
 )
 def test_a_change_is_seen(change: Callable[[Path], None], folder: Path) -> None:
     samples = samples_in(folder)
@@ -156,7 +147,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
         digest = item(self)
         assert isinstance(self.source, Path)
         time.sleep(TICK)
-        edit(self.source)
+        change_in_place(self.source)
         return digest
 
     with monkeypatch.context() as patch:
@@ -221,7 +212,7 @@ def test_members_of_a_tar_file_and_images_in_memory(tmp_path: Path, reads: list[
     assert list(items_of(samples)[0]) == wanted
     assert reads == ["a", "b", "c", "b"]
     time.sleep(TICK)
-    edit(tar)
+    change_in_place(tar)
     assert items_of(samples)[0][0] == hashlib.sha256(tar.read_bytes()[2:7]).digest()
 
 
