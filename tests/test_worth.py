@@ -18,11 +18,13 @@ import yaml
 from featurecache.errors import BadInput, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads import stacks, training
+from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
 from featurecache.images.views import find_view
 from featurecache.stages.cache.gc import gc
 from featurecache.stages.heads.worth import Worth, same_steps, worth
+from featurecache.stages.heads.worth_ways import rates_of
 from featurecache.study.gains import Gain
 from featurecache.training import checkpoints
 from tests.keys import vector_key
@@ -237,6 +239,21 @@ def test_every_learning_rate_schedule_has_its_own_clean(weigh: Callable[..., Wor
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "changed",
+    [{"head": {"kind": "ridge"}}, {"head": {"hidden": []}, "optimizer": {"name": "lbfgs"}}],
+)
+def test_a_head_that_is_solved_has_no_learning_rate_schedules_to_compare(
+    changed: dict[str, Any],
+) -> None:
+    plan = {"backbone": "a", "phases": [{"views": "color_1", "epochs": 1}]}
+    assert list(rates_of(Schedule.model_validate(plan).as_json(), (), Schedule)) == [
+        "constant", "cosine",
+    ]  # fmt: skip
+    solved = Schedule.model_validate(plan | changed).as_json()
+    assert rates_of(solved, (), Schedule) == {"constant": {}}
+
+
 def test_a_learning_rate_schedule_is_tried_once(weigh: Callable[..., Worth]) -> None:
     for own in ("constant", "cosine"):
         found = weigh({"lr_schedule": own}, lr_schedule=(), seeds=1)

@@ -113,14 +113,16 @@ def _by_policy(views: Sequence[str]) -> dict[str, list[str]]:
 
 def rates_of(plan: Json, texts: Sequence[str], kind: type[Plan]) -> dict[str, Json]:
     """The name of each learning-rate schedule -> the keys that set it in a plan. Without `texts`:
-    LR_SCHEDULES and the plan's own. Raises BadInput for an invalid learning-rate schedule."""
+    LR_SCHEDULES and the plan's own; for a head that is solved, which has no learning rate, only
+    `constant`. Raises BadInput for an invalid learning-rate schedule."""
     values = {
         text: yaml_files.plain_value(yaml_files.parse_yaml(text, "--lr-schedule")) for text in texts
     }
     if not texts:
         written = plan.get("lr_schedule", {"name": "constant"})
         name = yaml.safe_dump(written, default_flow_style=True, width=1000).strip()
-        values = {name: name for name in LR_SCHEDULES} | {name: written}
+        names = LR_SCHEDULES[:1] if _is_solved(plan) else LR_SCHEDULES
+        values = {known: known for known in names} | {name: written}
     keys_by_name: dict[str, Json] = {}
     checked: list[Plan] = []
     for name, value in values.items():
@@ -132,6 +134,12 @@ def rates_of(plan: Json, texts: Sequence[str], kind: type[Plan]) -> dict[str, Js
             checked.append(schedule)
             keys_by_name[name] = keys
     return keys_by_name
+
+
+def _is_solved(plan: Json) -> bool:
+    """Is the head of a plan solved, not trained in steps?"""
+    optimizer, head = plan.get("optimizer", {}), plan.get("head", {})
+    return bool(optimizer.get("name") == "lbfgs" or head.get("kind", "attention") != "attention")
 
 
 def without_generated(data: DataSource) -> tuple[DataSource, list[str]]:
