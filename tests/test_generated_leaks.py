@@ -204,6 +204,11 @@ def test_evaluation_on_generated_images_says_what_their_generator_saw(
     made = make(items_in(small_data / "train"))
     notes = featurecache.evaluate(small_runs["split"], data=made, cache=cache, split="train").notes
     assert any("its generator was fitted on images that" in note for note in notes)
+    # Without --split: there is no split val, and the run held out none of these images.
+    with pytest.raises(
+        BadInput, match=r"none of the images that this run held out;.*--split train"
+    ):
+        featurecache.evaluate(small_runs["split"], data=made, cache=cache)
 
 
 # ---- vectors of a sampler ----

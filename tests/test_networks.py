@@ -259,6 +259,7 @@ def test_the_class_token_is_the_first_token() -> None:
     ("name", "asked", "said"),
     [
         ("resnet18", {"layer": "layr3"}, r"resnet18: unknown layer 'layr3'; nearest: layer3"),
+        ("efficientnet_lite0", {"layer": "blocks.5"}, r"pooled to vectors; keep its maps \(--pool"),
         ("resnet18", {"pooling": "maximum"}, r"unknown pooling 'maximum'; nearest: max"),
         ("resnet18", {"pooling": "token"}, r"resnet18: its layer features has no class token"),
         ("resnet18", {"layer": "pre_logits", "pooling": "max"}, r"the network pools pre_logits"),

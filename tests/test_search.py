@@ -276,7 +276,7 @@ BAD = {
     "judge: {sample: 40, split: test}": "judge.sample: 40 images per class",
     "judge: {split: val}": "judge.split: the search uses the split val",
     "judge: {split: train}": "judge.split: the search uses the split train",
-    "judge: {split: tets}": "unknown split 'tets'",
+    "judge: {split: tets}": "judge.split: unknown split 'tets'",
     "validation: {folds: 3}": "validation: a search takes a fraction or a split",
     "compare: [mildd]": "search.yaml: compare: unknown operation or policy 'mildd'",
     "phases: [{views: none, epochs: 1}]": "phases: the search makes its own",

@@ -293,6 +293,11 @@ def _check_layer(
         trunk_until(model.build_meta(), layer)  # raises for a layer that is not there
     elif (layer, pooling) != (PRE_LOGITS, MODEL_POOLING):
         layers = _layers_of(model)
+        if layer not in layers and layer in dict(model.build_meta().named_modules()):
+            raise BadInput(
+                f"backbone {name}: its layer {layer} can't be pooled to vectors; keep its maps "
+                f"(--pooling none), or take one of {', '.join(layers)}"
+            )
         if layer not in layers:
             raise UnknownName("layer", layer, layers, where=f"backbone {name}")
         if pooling not in layers[layer]:

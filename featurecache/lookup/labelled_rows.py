@@ -142,6 +142,8 @@ def labelled_rows(
     dataset: Dataset, splits: Sequence[str], progress: Progress = silent
 ) -> LabelledRows:
     """The rows of these splits that can be read. Raises BadInput for an unlabelled split."""
+    if not splits:
+        return LabelledRows.pack([])
     all_labels, all_splits = _codes(dataset.samples)
     position_parts: list[np.ndarray] = []
     for split in splits:

@@ -87,7 +87,10 @@ def held_out_rows(
     if matches:
         return matches
     if len(opened) == 1:
-        raise BadInput(f"{dataset.root} has none of the images that this run held out")
+        raise BadInput(
+            f"{dataset.root} has none of the images that this run held out; give other --data, or "
+            f"one of the splits of this: --split {' or '.join(dataset.splits)}"
+        )
     raise BadInput(
         "no image was held out by all of these runs; train them with validation: {folds: 5}, "
         "which holds out every image once, or with a fraction and the same seed"

@@ -85,7 +85,7 @@ def baselines(
     if split not in dataset.splits:
         raise UnknownName(
             "split", split, [name for name in dataset.splits if name != "train"],
-            where=f"{dataset}, --split, whose images must be apart from those of train",
+            where=f"{dataset}: baselines are tested on another split than train",
         )  # fmt: skip
     rows = labelled_rows(dataset, ["train", split], progress)
     spaces = spaces_of(opened, wanted, choices, rows.items, data)[view]

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -67,6 +67,9 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
             "that choose or judge; search on real ones"
         )
     split = config.validation.split
+    if config.judge.split not in dataset.splits:
+        known = [name for name in dataset.splits if name != "train"]
+        raise UnknownName("split", config.judge.split, known, where=f"{dataset}: judge.split")
     judged = labelled_rows(dataset, [config.judge.split], progress)
     splits = ["train"] if split is None else ["train", split]
     rows, notes, _ = training_rows(
