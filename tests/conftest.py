@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from featurecache import settings
+from featurecache.storage import file_marks
 
 Write = Callable[..., Path]
 
@@ -35,6 +36,14 @@ def _no_memos() -> Iterator[None]:
         for key in settings.KEYS:
             patch.delenv(f"FEATURECACHE_{key.upper()}", raising=False)
         yield
+
+
+@pytest.fixture
+def memo_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Memos are on, and no file is too young for them."""
+    monkeypatch.setenv("FEATURECACHE_MEMOS", str(tmp_path / "memos"))
+    monkeypatch.setattr(file_marks, "QUIET_SECONDS", -1)
+    return tmp_path / "memos"
 
 
 @pytest.fixture(scope="module")

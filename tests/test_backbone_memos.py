@@ -22,11 +22,8 @@ TINY = "test_resnet.r160_in1k"
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Memos are on, and no file is too young for them."""
-    monkeypatch.setenv("FEATURECACHE_MEMOS", str(tmp_path / "memos"))
-    monkeypatch.setattr(file_marks, "QUIET_SECONDS", -1)
-    return tmp_path / "memos"
+def place(memo_folder: Path) -> Path:
+    return memo_folder
 
 
 @pytest.fixture(scope="module")

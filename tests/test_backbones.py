@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +39,7 @@ from featurecache.features.backbones import (
     load_module,
 )
 from featurecache.features.timm_models import ALIASES, check_name, find_model
+from tests.http_servers import running_server
 
 TINY = "test_efficientnet.r160_in1k"  # 0.4M parameters
 PALACE, DAISY = 698, 985  # of ImageNet's classes
@@ -661,12 +661,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path]
 def hub(published: tuple[dict[str, Path], Path]) -> Iterator[str]:
     Hub.files = {case: path.read_bytes() for case, path in published[0].items()}
     Hub.asked = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with running_server(Hub) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,15 @@ import pytest
 from featurecache.images import canary_memos
 from featurecache.images.canary_memos import known_pixel_canary
 from featurecache.images.views import View, find_view
-from featurecache.storage import file_marks, memos
+from featurecache.storage import memos
 
 CANARY = "0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("FEATURECACHE_MEMOS", str(tmp_path / "memos"))
-    monkeypatch.setattr(file_marks, "QUIET_SECONDS", -1)
+def place(memo_folder: Path) -> Iterator[Path]:
     canary_memos._basis.cache_clear()
-    yield tmp_path / "memos"
+    yield memo_folder
     canary_memos._basis.cache_clear()
 
 

@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from featurecache.errors import BadInput
 from featurecache.features.backbones import load_backbone
 from featurecache.training.tensors import digest_of_tensors
+from tests.http_servers import running_server
 from tests.test_backbones import CLIENT, COMMIT, nobody, run_client
 
 __all__ = ["nobody"]  # a fixture
@@ -92,12 +92,8 @@ def hub(weights: Path) -> Iterator[str]:
         if case != "no weights":
             files[f"{folder}/model.safetensors"] = weights.read_bytes()
     Repositories.files, Repositories.revisions = files, set()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Repositories)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with running_server(Repositories) as url:
+        yield url
 
 
 def names(*cases: str) -> str:

@@ -17,7 +17,7 @@ from featurecache.features import openvino_models
 from featurecache.features.backbones import Backbone, build_backbone, load_backbone
 from featurecache.features.engines import open_engine, run_rows
 from featurecache.features.network_sources import module_source
-from featurecache.storage import file_marks, memos
+from featurecache.storage import memos
 from featurecache.training.tensors import digest_of_tensors
 
 pytest.importorskip("openvino", reason="not built for this platform")
@@ -26,10 +26,8 @@ TINY = "test_efficientnet.r160_in1k"
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FEATURECACHE_MEMOS", str(tmp_path / "memos"))
-    monkeypatch.setattr(file_marks, "QUIET_SECONDS", -1)
-    return tmp_path / "memos"
+def place(memo_folder: Path) -> Path:
+    return memo_folder
 
 
 @pytest.fixture

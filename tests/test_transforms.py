@@ -40,6 +40,7 @@ from featurecache.stages.cache.ls import ls
 from featurecache.stages.cache.verify import verify
 from featurecache.stages.cache.why import why
 from featurecache.stages.looking.policies import policies, preview, show
+from tests.block_pictures import block_picture
 
 MILD: list[Any] = [
     {"RandomResizedCrop": {"size": 24, "scale": [0.6, 1.0]}},
@@ -81,12 +82,7 @@ NUMBERS = tuple(range(10))
 
 
 def image(number: int) -> np.ndarray:
-    """Image `number`, (H, W, 3) uint8: blocks of colour with some noise."""
-    rng = np.random.default_rng(number)
-    height, width = SIZES[number % len(SIZES)]
-    blocks = rng.integers(0, 236, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)
-    noise = rng.integers(0, 20, (height, width, 3))
-    return (blocks[:height, :width] + noise).astype(np.uint8)
+    return block_picture(number, SIZES)
 
 
 def picture(view: View, number: int) -> str:

@@ -23,18 +23,14 @@ from featurecache.images.decode import Undecodable, decode
 from featurecache.images.policies import Policy, augmenters
 from featurecache.images.samples import Sample
 from featurecache.images.views import View, find_view, original
+from tests.block_pictures import block_picture
 
 NAMES = ("spatial_1", "color_1", "spatial_one_of_1", "class_b_1", "subset30_1", "randaugment_1")
 SIZES = ((24, 24), (17, 31), (40, 9), (24, 24), (1, 1), (32, 32))
 
 
 def image(number: int) -> np.ndarray:
-    """Image `number`, (H, W, 3) uint8: blocks of colour with some noise."""
-    rng = np.random.default_rng(number)
-    height, width = SIZES[number % len(SIZES)]
-    blocks = rng.integers(0, 236, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)
-    noise = rng.integers(0, 20, (height, width, 3))
-    return (blocks[:height, :width] + noise).astype(np.uint8)
+    return block_picture(number, SIZES)
 
 
 def item(number: int) -> bytes:
