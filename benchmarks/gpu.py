@@ -46,9 +46,10 @@ def gpu(setting: Setting) -> list[Case]:
 
 
 def featurize_on(device: str, setting: Setting) -> list[Case]:
-    """The row `gpu`; on a CPU, for its test, a small network on engines of the CPU."""
+    """The row `gpu`; on a CPU, for its test, a small network on the engine that has bf16 on
+    every CPU."""
     on_cuda = device == "cuda"
-    compiled, eager, name, size = "openvino", "torch-cpu", "efficientnet_lite0", 32
+    compiled, eager, name, size = "torch-cpu", "torch-cpu", "efficientnet_lite0", 32
     if on_cuda:
         compiled, eager, name, size = "torch-cuda-compiled", "torch-cuda", B3, None
     backbone = load_backbone(name, "random", input_size=size)

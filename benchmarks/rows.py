@@ -44,7 +44,7 @@ class Row:
     function: str  # module.function of this package, of a Setting, giving Cases
     title: str
     targets: tuple[Target, ...] = ()
-    needs: str = ""  # data, cuda, or the name of a module
+    needs: str = ""  # data, cuda, bf16, or the name of a module
 
     @property
     def name(self) -> str:
@@ -76,6 +76,11 @@ class Row:
             import torch
 
             return None if torch.cuda.is_available() else "no CUDA device"
+        if self.needs == "bf16":
+            from featurecache.features.engines import engines_here
+
+            has_bf16 = "bf16" in engines_here().get("openvino", ())
+            return None if has_bf16 else "OpenVINO has no bf16 on this processor"
         if self.needs not in ("", "data") and importlib.util.find_spec(self.needs) is None:
             return f"{self.needs} is not installed"
         return None
@@ -93,7 +98,7 @@ ROWS = (
         (Target("x timm eager f32", 12, case=LITE0), Target("x timm eager f32", 8, case=B3),
          Target("x OpenVINO bf16, bare", 0.95),
          Target("x OpenVINO bf16, bare, our micro-batch", 0.95)),
-        "openvino",
+        "bf16",
     ),
     Row(
         "pipeline.featurize_files", "featurize from JPEG files, view none",

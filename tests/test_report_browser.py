@@ -388,7 +388,8 @@ def test_points_of_an_embedding_show_their_images(
     whole = tmp_path / "report.html"
     report(reported["runs"][:1], study=tmp_path, out=whole, **reported["given"])
     for path in (Path(found.files[-1]), whole):
-        page = browser.new_page()
+        # Without smooth scrolling, which a slow machine has not finished when the mouse gets there.
+        page = browser.new_page(reduced_motion="reduce")
         said: list[str] = []
         page.on("console", lambda message, said=said: said.append(message.text))
         page.goto(path.as_uri())

@@ -218,12 +218,13 @@ def test_processes_make_what_one_makes(
         small_data, policy=["none", "color_1"], max_workers=2, **given, **tiny,
         progress=lambda done, total, what: said.append(what),
     )  # fmt: skip
-    assert (made.computed, made.hits) == (96, 0) and made.bound and made.spent["network"] > 0
+    # A task that takes long goes to a second worker too, which finds the rows of the first.
+    assert made.computed + made.hits == 96 and made.bound and made.spent["network"] > 0
     whole = {row["view"]: row["root_hash"] for row in ls(small_cache)}
     assert {row["view"]: row["root_hash"] for row in ls(tmp_path)} == whole
     assert "process 1 " in said[-1] and "process 2 " in said[-1]
     pictures = augment(small_data, policy="mirror_1", max_workers=2, workers=0, **given)
-    assert pictures.computed == 48
+    assert pictures.computed + pictures.hits == 48
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import json
 import math
 import random
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from featurecache.heads.training import train
 from featurecache.heads.training_results import Trained
 from featurecache.heads.training_set import TrainingSet
 from featurecache.training import checkpoints, devices
-from featurecache.training.devices import device_of
+from featurecache.training.devices import device_of, warn_of_slow_bf16
 from featurecache.training.epoch_metrics import EpochRow, results_of
 from featurecache.training.minibatches import batches, epoch_rng, mixture
 from featurecache.training.settings import Rate
@@ -549,6 +550,26 @@ def test_devices() -> None:
     assert device_of("cpu") == torch.device("cpu")
     with pytest.raises(BadInput, match="unknown device 'gpu'"):
         device_of("gpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "count"),
+    [
+        ("bf16", "cpu", "AVX2", 1),
+        ("bf16", "cpu", "AVX512", 0),
+        ("bf16", "cuda", "AVX2", 0),
+        ("f32", "cpu", "AVX2", 0),
+        (None, "cpu", "AVX2", 0),
+    ],
+)
+def test_bf16_without_instructions_for_it_is_noted(
+    monkeypatch: pytest.MonkeyPatch, precision: str | None, device: str, capability: str, count: int
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_slow_bf16(precision, device)
+    assert len(caught) == count
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -153,11 +153,13 @@ def torch_engine(backbone: Backbone, precision: str, name: str) -> Engine:
     import torch
 
     from featurecache.features.frozen import freeze
+    from featurecache.training.devices import warn_of_slow_bf16
 
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     network: Any = freeze(backbone, dtype, folded=True)
     versions = installed_versions("torch", "timm")
     if name == "torch-cpu":
+        warn_of_slow_bf16(precision, "cpu")
         network = network.to(memory_format=torch.channels_last)
         return Engine(name, [_Eager(network)], 16, False, {"device": "cpu"} | versions)
     with _gpu_memory(CUDA_ROWS):

@@ -12,6 +12,7 @@ from featurecache.runs.training_data import TrainingData
 from featurecache.stages.heads.outcomes import outcome_of
 from featurecache.study.paired import difference
 from featurecache.training.curriculum import Phase
+from featurecache.training.devices import device_of, warn_of_slow_bf16
 
 _ROWS = 4096  # of the trainings that are compared
 _EPOCHS = 3
@@ -27,6 +28,7 @@ def precision_cost(
     the first fold, one in the precision of the schedule and one in f32; empty for f32."""
     if schedule.precision is None:
         return []
+    warn_of_slow_bf16(schedule.precision, device_of(device).type)
     train_rows, validation = pairs[0]
     chosen = np.sort(np.random.default_rng(schedule.seed).permutation(train_rows)[:_ROWS])
     last = schedule.phases[-1]

@@ -41,7 +41,7 @@ from featurecache.runs.training_pictures import view_in_epoch
 from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.cache.featurize import featurize
 from featurecache.storage import durable
-from featurecache.training.devices import device_of
+from featurecache.training.devices import device_of, warn_of_slow_bf16
 from featurecache.training.epoch_metrics import EpochRow, read_epochs, results_of
 from featurecache.training.tensors import digest_of_tensors
 
@@ -138,7 +138,9 @@ def _train(
     """Train the parts in place; they end on the CPU."""
     total, done = sum(training.pictures), 0
     text = "train-network"
-    parts.network.to(device_of(means.device))
+    device = device_of(means.device)
+    warn_of_slow_bf16(parts.config.precision, device.type)
+    parts.network.to(device)
 
     def on_epoch(row: EpochRow) -> None:
         nonlocal done, text
