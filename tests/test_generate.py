@@ -150,6 +150,10 @@ def test_a_folder_that_holds_something_else_is_refused(sampler: Path, tmp_path: 
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(DamagedRun, match=r"train-00001\.tar: not the shard"):
         generate(sampler, tmp_path / "made", per_class=2)
+    for path in (shard, tmp_path / "made/trained_items.bin"):
+        path.unlink()
+        with pytest.raises(DamagedRun, match=f"{path.name}: missing; delete the folder"):
+            generate(sampler, tmp_path / "made", per_class=2)
 
 
 def test_shards_without_their_index_are_refused(

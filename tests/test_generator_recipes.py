@@ -76,9 +76,10 @@ def test_a_recipe_goes_from_a_generator_to_a_head_and_does_nothing_twice(write: 
         ([FIT, {"generate": {"generator": "r/gan", "out": "."}}], {}, "no dataset of generate"),
         ([FIT, GENERATE], {"gan": DCGAN}, "dcgan knows no classes"),
         ([FIT, GENERATE], {"gan": {"validation": {"folds": 2}}}, "name one, as r/gan/fold_1"),
+        ([{"fit-generator": {"config": "gan.yaml", "out": "."}}], {}, r"generator: \.: neither"),
         ([FIT], {"gan": {"classes": ["cta"]}}, "gan.yaml: classes.*nearest: cat"),
         (VECTORS, {}, "made"),
-        ([VECTORS[0], TRAIN], {}, "view gen:made: made: not the folder of a run .* of a run in r;"),
+        ([VECTORS[0], TRAIN], {}, "gen:made: no dataset .* made: not the folder .* of a run in r;"),
         ([FIT, GENERATE, VECTORS[0], TRAIN], {}, "images in made: no featurize step above makes"),
         (
             [FIT, GENERATE, *VECTORS, TRAIN],

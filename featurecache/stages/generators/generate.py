@@ -10,7 +10,7 @@ from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.executors.pool import checked_workers, ordered
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
-from featurecache.generated_items import items_of_generator
+from featurecache.generated_items import items_of_dataset, items_of_generator
 from featurecache.generator_files import (
     INDEX,
     GeneratedDataset,
@@ -131,7 +131,10 @@ def _existing(folder: Path, sampler: Sampler, per_class: int) -> GeneratedDatase
             f"{folder}: holds {index.per_class:,} images per class of {index.generator.generator} "
             f"{index.generator.weights[:16]}, not what this command makes; choose another --out"
         )
+    items_of_dataset(folder)  # raises if they are missing or others
     for name, digest in index.shards.items():
+        if not (folder / name).exists():
+            raise damaged_dataset(folder / name, "missing")
         if _hash(folder / name) != digest:
             raise damaged_dataset(folder / name, f"not the shard that {INDEX} describes")
     return index

@@ -20,6 +20,7 @@ from featurecache.runs.generated_images import check_sampler, find_sampler
 from featurecache.runs.generated_vectors import find_generated_view, is_generated
 from featurecache.runs.generator_items import fold_folders
 from featurecache.runs.image_pools import find_generated_images
+from featurecache.runs.record import has_record
 from featurecache.stages.generators.fit_generator import fitted_classes
 from featurecache.stages.generators.generate import check_folder
 from featurecache.stages.recipes.recipe_steps import Featurize, FitGenerator, Generate
@@ -47,6 +48,10 @@ class PlannedGenerators:
             path = Path(step.config)
             config = read_config(path)
             fitted_classes(config, dataset, path)
+            try:
+                has_record(step.out)
+            except BadInput as error:
+                raise BadInput(f"{where}: {error}") from error
             folds = config.validation.folds if config.validation else 0
             self.generators.update(dict.fromkeys(fold_folders(out, folds), config))
             return
