@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,29 @@ def test_a_killed_command_resumes_to_the_same_bytes(sampler: Path, tmp_path: Pat
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert read_generated(tmp_path / "b").root == first.root
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_another_dataset_for_the_same_folder_waits_and_is_refused(
+    sampler: Path, tmp_path: Path
+) -> None:
+    out, waits = tmp_path / "made", threading.Event()
+    others: list[Future[Any]] = []
+
+    def wait(done: int, total: int, what: str) -> None:
+        if "waiting" in what:
+            waits.set()
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def start_other(done: int, total: int, what: str) -> None:
+            if done and not others:
+                others.append(pool.submit(generate, sampler, out, per_class=2, progress=wait))
+                assert waits.wait(30)
+
+        generate(sampler, out, progress=start_other)
+        with pytest.raises(BadInput, match="holds 3 images per class"):
+            others[0].result()
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 @pytest.mark.slow

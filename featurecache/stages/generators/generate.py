@@ -78,7 +78,7 @@ def generate(
     work = folder.absolute().with_name(f".{folder.name}.{identity[:16]}")
     make_folder(work.parent)
     with locks.claimed(
-        work.with_name(f"{work.name}.lock"),
+        work.with_name(f".{folder.name}.lock"),  # whatever is written into `folder`
         lambda holder: progress(0, total, f"generate (waiting for {holder})"),
     ):
         if folder.exists():  # the process that held the lock made it
