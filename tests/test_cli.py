@@ -121,7 +121,7 @@ def test_the_whole_way_in_json(call: Callable[..., Ended], data: Path, tmp_path:
 
     listed = call("ls", "--cache", "c", "--json")
     (space,) = parsed(listed)
-    names = {"space", "view", "backbone", "rows", "bytes", "root_hash", "pixel_canaries"}
+    names = {"space", "view", "backbone", "setting", "rows", "bytes", "root_hash", "pixel_canaries"}
     assert set(space) == names and listed.err == ""
     assert result["spaces"] == [space]
     assert (space["view"], space["backbone"], space["rows"]) == ("none", "efficientnet_lite0", 12)

@@ -42,7 +42,7 @@ def test_a_name_is_looked_up_in_the_folder_of_runs(
     for name in ("gauss", "mine/gauss"):
         assert find_generated_view(f"gen:{name}_1", 0, "mine").run == Path("mine/gauss")
     assert find_generated_view("gen:other", 0).run == Path("runs/other")
-    with pytest.raises(BadInput, match=r"view gen:other_1: other: .* of a run in mine; "):
+    with pytest.raises(BadInput, match=r"view gen:other_1: .* and other: .* of a run in mine; "):
         find_generated_view("gen:other_1", 0, "mine")
 
 

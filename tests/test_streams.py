@@ -105,7 +105,7 @@ def test_a_streamed_training(
     note = next(note for note in again[0].notes if "exceed --memory" in note)
     assert "windows of 8 of" in note
     assert abs(again[0].last["loss"] - whole.last["loss"]) < 0.2
-    with pytest.raises(BadInput, match="holds a run with another"):
+    with pytest.raises(BadInput, match="holds a run with other settings"):
         train_head(schedule, memory="150k", out=tmp_path / "a", **given)
     large = train_head(schedule, memory="1G", out=tmp_path / "whole", **given)
     assert large.last == whole.last  # the very same training, found again

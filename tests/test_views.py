@@ -297,11 +297,12 @@ def test_a_second_process_makes_the_same_pictures() -> None:
     code = (
         "import cv2, imgaug, json, numpy, random; imgaug.seed(7); numpy.random.seed(7)\n"
         "random.seed(7); cv2.setRNGSeed(7); cv2.setNumThreads(1)\n"
-        "import test_views; print(json.dumps(test_views.all_pictures(test_views.LOOP[::-1])))"
+        "from tests.test_views import LOOP, all_pictures\n"
+        "print(json.dumps(all_pictures(LOOP[::-1])))"
     )
     there = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         env={**os.environ, "PYTHONHASHSEED": "12"},
         capture_output=True,
         text=True,
