@@ -140,7 +140,7 @@ def test_a_training_whose_worker_was_lost_goes_on(small_data: Path, tmp_path: Pa
     for child in map(int, children):
         if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
             os.kill(child, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "1 worker lost" in errors
     resumed = [row.model_dump(exclude={"seconds"}) for row in read_epochs(tmp_path / "run")]

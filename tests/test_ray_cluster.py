@@ -166,7 +166,7 @@ def begun(words: list[str], **environment: str) -> subprocess.Popen[str]:
 def refused(words: list[str], **environment: str) -> str:
     """The one line that a command gives which begins nothing."""
     job = begun(words, **environment)
-    out, err = job.communicate(timeout=120)
+    out, err = job.communicate(timeout=600)
     assert (job.returncode, out) == (2, ""), err
     lines = [line for line in err.splitlines() if line.startswith("featurecache: ")]
     assert len(lines) == 1 and "Traceback" not in err, err
@@ -178,7 +178,7 @@ def committed(cache: Path) -> int:
 
 
 def wait_for(shards: int, cache: Path, job: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while committed(cache) < shards and job.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
 
@@ -195,7 +195,7 @@ def test_the_cluster_makes_what_one_process_makes(
     words: list[str], small_cache: Path, tmp_path: Path
 ) -> None:
     job = begun(words)
-    out, err = job.communicate(timeout=120)
+    out, err = job.communicate(timeout=600)
     assert job.returncode == 0, err
     said = json.loads(out)
     assert (said["computed"], said["hits"]) == (96, 0)
@@ -220,7 +220,7 @@ def test_machines_killed_three_times(
         victim = chance.choice(sorted(nodes.worker_nodes, key=id))
         nodes.remove_node(victim, allow_graceful=False)
         nodes.add_node(num_cpus=1)
-    out, err = job.communicate(timeout=120)
+    out, err = job.communicate(timeout=600)
     assert job.returncode == 0, err
     # A shard may be made twice, never committed twice; one whose worker was killed after it had
     # committed and before it had reported counts as a hit.
@@ -239,7 +239,7 @@ def test_a_driver_killed_and_started_again(
     before = committed(tmp_path / "cache")
     assert 5 <= before < 48
     job = begun(words)
-    out, err = job.communicate(timeout=120)
+    out, err = job.communicate(timeout=600)
     assert job.returncode == 0, err
     said = json.loads(out)
     # Workers of the dead driver may have ended a shard after it was counted.
@@ -252,7 +252,7 @@ def test_two_parts_and_the_cluster_at_once(
 ) -> None:
     alone = words[: words.index("--executor")]
     jobs = [begun(words), *(begun([*alone, "--part", part]) for part in ("1/2", "2/2"))]
-    said = [job.communicate(timeout=180) for job in jobs]
+    said = [job.communicate(timeout=600) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], said
     results = [json.loads(out) for out, _ in said]
     assert all(result["computed"] + result["hits"] <= 96 for result in results)
@@ -284,7 +284,7 @@ def test_an_image_that_was_edited_meanwhile_is_left_to_the_next_run(
     while "hash images" not in job.stderr.readline() and time.monotonic() < until:
         pass
     (data / "val/owl/003.png").write_bytes(b"other")
-    out, err = job.communicate(timeout=120)
+    out, err = job.communicate(timeout=600)
     assert job.returncode == 3, err
     assert {row["path"] for row in json.loads(out)["failed"]} == {"val/owl/003.png"}
     assert sum(space.count for space in Cache(tmp_path / "cache").spaces()) == 2 * 47

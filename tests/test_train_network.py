@@ -451,7 +451,7 @@ def test_a_killed_command_resumes_to_the_same_metrics(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=600)
 
     def metrics(folder: Path) -> list[dict[str, Any]]:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
