@@ -274,30 +274,6 @@ def test_folds_are_those_of_a_head_and_each_generator_lacks_its_own(
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        ({"seed": -1}, r"seed -1: must be from 0 to 2\*\*32 - 1"),
-        ({"seed": 2**32}, "must be from 0"),
-        ({"device": "cuda"}, "torch finds no CUDA device"),
-        ({"out": "gen.yaml"}, "gen.yaml: a file, not the folder of a run; choose another --out"),
-        ({"out": "."}, "neither empty nor a run folder"),
-    ],
-)
-def test_bad_options_are_reported_before_an_image_is_read(
-    given: dict[str, Any], reason: str, small_data: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    out = tmp_path / given.get("out", "run")
-    path = write_config(tmp_path / "gen.yaml")
-    with pytest.raises(BadInput, match=reason):
-        featurecache.fit_generator(
-            path, data=small_data, workers=0, progress=pytest.fail, **given | {"out": out}
-        )
-    assert [entry.name for entry in tmp_path.iterdir()] == ["gen.yaml"]
-
-
-@pytest.mark.parametrize(
     ("changed", "reason"),
     [
         ({"style": "nowhere"}, "neither a folder of images nor a class of the dataset"),

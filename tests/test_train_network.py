@@ -370,26 +370,31 @@ def test_the_same_training_is_not_repeated(
 
 
 @pytest.mark.parametrize(
+    ("function", "config"),
+    [("train_network", SMALL), ("fit_generator", "{generator: dcgan, steps: 1}")],
+)
+@pytest.mark.parametrize(
     ("given", "reason"),
     [
         ({"seed": -1}, r"seed -1: must be from 0 to 2\*\*32 - 1"),
+        ({"seed": 2**32}, "must be from 0"),
         ({"device": "cuda"}, "torch finds no CUDA device"),
-        ({"out": "net.yaml"}, "net.yaml: a file, not the folder of a run; choose another --out"),
+        ({"out": "c.yaml"}, "c.yaml: a file, not the folder of a run; choose another --out"),
         ({"out": "."}, "neither empty nor a run folder"),
     ],
 )
 def test_bad_options_are_reported_before_an_image_is_read(
-    given: dict[str, Any], reason: str, small_data: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    function: str, config: str, given: dict[str, Any], reason: str, small_data: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "net.yaml").write_text(SMALL)
+    (tmp_path / "c.yaml").write_text(config)
     with pytest.raises(BadInput, match=reason):
-        featurecache.train_network(
-            tmp_path / "net.yaml", data=small_data, cache=tmp_path / "cache", workers=0,
+        getattr(featurecache, function)(
+            tmp_path / "c.yaml", data=small_data, cache=tmp_path / "cache", workers=0,
             progress=pytest.fail, **given | {"out": tmp_path / given.get("out", "run")},
         )  # fmt: skip
-    assert [entry.name for entry in tmp_path.iterdir()] == ["net.yaml"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.yaml"]
 
 
 @pytest.mark.slow
