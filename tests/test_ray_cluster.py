@@ -198,7 +198,7 @@ def test_the_cluster_makes_what_one_process_makes(
     out, err = job.communicate(timeout=600)
     assert job.returncode == 0, err
     said = json.loads(out)
-    assert (said["computed"], said["hits"]) == (96, 0)
+    assert said["computed"] + said["hits"] == 96  # hits: shards that went to a second machine too
     assert {space["root_hash"] for space in said["spaces"]} == {
         r["root_hash"] for r in ls(small_cache)
     }
