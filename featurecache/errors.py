@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from featurecache.text import one_line
 
@@ -121,6 +122,17 @@ class SourceChanged(FeatureCacheError):
 
     def __reduce__(self) -> tuple[type[SourceChanged], tuple[str, str]]:
         return type(self), (self.name, self.reason)
+
+
+@contextmanager
+def located(where: object) -> Iterator[None]:
+    """Errors within begin with `where`: the file, the key or the step that they are about."""
+    try:
+        yield
+    except FeatureCacheError as error:
+        if not str(error).startswith(str(where)):
+            error.args = (f"{where}: {error}",)
+        raise
 
 
 class FeatureCacheWarning(UserWarning):

@@ -415,10 +415,25 @@ def test_bad_input_is_reported_before_any_work(
         name, _, others = changed.removeprefix("NAME: ").partition("\n")
         text = SMALL.replace("test_resnet", name) + others
     (tmp_path / "net.yaml").write_text(text)
-    with pytest.raises(BadInput, match=reason):
+    with pytest.raises(BadInput, match=rf"net\.yaml: .*{reason}"):
         featurecache.train_network(
             tmp_path / "net.yaml", data=small_data, cache=tmp_path / "cache",
             runs=tmp_path / "runs", workers=0,
+        )  # fmt: skip
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_misspelt_layer_is_reported_with_its_file_and_key(
+    trained: tuple[Path, Path, Any], small_data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.yaml"
+    path.write_text(f"network: {trained[0]}\ntrainable: {{from: layr3}}\nviews: none\nepochs: 1\n")
+    reason = r"net\.yaml: trainable\.from: ResNet: unknown layer 'layr3'; nearest: layer3"
+    with pytest.raises(UnknownName, match=reason):
+        featurecache.train_network(
+            path, data=small_data, cache=tmp_path / "cache", runs=tmp_path / "runs",
+            workers=0, progress=pytest.fail,
         )  # fmt: skip
     assert not (tmp_path / "runs").exists()
 

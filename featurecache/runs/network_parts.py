@@ -11,7 +11,7 @@ from torch import nn
 
 from featurecache import keys
 from featurecache.architectures.augnet import AugNet
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, located
 from featurecache.features.cuts import layer_before, trunk_and_body
 from featurecache.features.initial_networks import InitialNetwork, initial_network
 from featurecache.features.trained_networks import trained_network
@@ -118,7 +118,8 @@ def trainable_parts(
     trunk: nn.Module | None = None
     body = initial.module
     if config.first_layer is not None:
-        trunk, body = trunk_and_body(initial.module, config.first_layer)
+        with located("trainable.from"):
+            trunk, body = trunk_and_body(initial.module, config.first_layer)
     elif config.trainable == "head":
         trunk, body = initial.module, nn.Identity()
     preprocess = initial.preprocess

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack, cast
 
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, located
 from featurecache.executors.pool import checked_workers
 from featurecache.features.settings import keywords_of
 from featurecache.features.store import Cache
@@ -85,12 +85,14 @@ def train_network(
             f"--executor {where.executor}: {path} is a single training; write a sweep or folds, or "
             "remove the option"
         )
-    for setting in settings:
-        _check_start(setting.schedule, path)
-        _check_maps(setting.schedule, path)
+    with located(path):
+        for setting in settings:
+            _check_start(setting.schedule)
+            _check_maps(setting.schedule)
     opened, dataset = Cache(cache), open_dataset(data)
-    views = pictured_views(wanted, opened)
-    wanted.check_classes(dataset.classes)
+    with located(path):
+        views = pictured_views(wanted, opened)
+        wanted.check_classes(dataset.classes)
 
     # torch and timm are imported after these checks.
     from featurecache.runs.network_data import load_network_data
@@ -104,9 +106,10 @@ def train_network(
     from featurecache.stages.networks.network_sweep import train_settings
 
     means = Means(device=device, workers=checked_workers(workers), progress=progress, runs=runs)
-    for setting in settings[1:]:
-        network_parts(setting.schedule, dataset.classes, runs)  # raises for one that does not fit
-    parts = network_parts(settings[0].schedule, dataset.classes, runs)
+    with located(path):
+        for setting in settings[1:]:
+            network_parts(setting.schedule, dataset.classes, runs)  # raises if it does not fit
+        parts = network_parts(settings[0].schedule, dataset.classes, runs)
     network_data = load_network_data(parts, views, data, opened, means.workers, progress)
     effective = (parts.config if is_single else wanted).as_json()
     identity = network_data.identity(parts, effective)
@@ -126,7 +129,7 @@ def train_network(
     return _result(run, record)
 
 
-def _check_start(config: NetworkConfig, path: Path) -> None:
+def _check_start(config: NetworkConfig) -> None:
     """Raise BadInput for a name that is neither a network's nor a run's, and for layers that would
     be frozen with random weights."""
     spec = config.network
@@ -135,17 +138,17 @@ def _check_start(config: NetworkConfig, path: Path) -> None:
         check_name(spec.name)
     if config.trainable != "all" and not has_weights:
         raise BadInput(
-            f"{path}: trainable: the other layers would be frozen with random weights; set "
+            "trainable: the other layers would be frozen with random weights; set "
             "network.pretrained or network.weights, or name a trained run as the network"
         )
 
 
-def _check_maps(config: NetworkConfig, path: Path) -> None:
+def _check_maps(config: NetworkConfig) -> None:
     """Raise BadInput for views that would be drawn on the fly, and so have no maps."""
     for name in config.views() if config.maps is not None else []:
         if view_in_epoch(name, 1) != name:
             raise BadInput(
-                f"{path}: maps: view {name} has a new draw in each epoch, and maps are cached "
+                f"maps: view {name} has a new draw in each epoch, and maps are cached "
                 f"for one draw; write it out, as in {view_in_epoch(name, 1)}, or remove maps"
             )
 
