@@ -94,7 +94,7 @@ def test_layers_that_do_not_fit_are_reported_before_the_first_step(
 ) -> None:
     (tmp_path / "late.yaml").write_text(NET + "views: none\nepochs: 1\npretrain: layerwise\n")
     steps = [STEPS[0], {"train-network": {"config": "late.yaml"}}]
-    with pytest.raises(BadInput, match="pretrain: the network has"):
+    with pytest.raises(BadInput, match=r"step 2, .*late\.yaml: pretrain: the network has"):
         run(recipe(tmp_path, "recipe.yaml", steps, small_data))
     (tmp_path / "late.yaml").write_text(NET.replace("0.25", "0.01") + "views: none\nepochs: 1\n")
     with pytest.raises(BadInput, match=r"fraction 0\.01 of 36 distinct .* 3 classes"):
@@ -106,7 +106,7 @@ def test_a_dataset_that_is_not_there_is_reported_before_the_first_step(tmp_path:
     recipe(tmp_path, "inner.yaml", STEPS, tmp_path)
     outer = [{"run": {"recipe": "inner.yaml", "data": "dogs"}}]
     path = recipe(tmp_path, "outer.yaml", outer, tmp_path)
-    with pytest.raises(BadInput, match="dogs is not a folder; --data has its datasets"):
+    with pytest.raises(BadInput, match=r"data: .*dogs is not a folder"):
         run(path)
     assert not (tmp_path / "r").exists()
 

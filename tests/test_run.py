@@ -22,6 +22,7 @@ from featurecache.errors import (
     DamagedCache,
     DamagedRun,
     FeatureCacheError,
+    NotCached,
     UnknownName,
 )
 from featurecache.features.store import Cache
@@ -294,6 +295,9 @@ BAD: list[tuple[Any, type[BadInput], str]] = [
     (changed(0, "", backbone="efficientnet_lite7"), UnknownName, "unknown backbone"),
     (changed(0, "", precision="f64"), UnknownName, "precision"),
     (changed(0, "", crop=2.0), BadInput, "crop"),
+    (changed(0, "", store="f8"), BadInput, "step 1, featurize: store: unknown number format"),
+    (changed(0, "", store="f16"), BadInput, r"step 1, featurize: store f16 is .*\(pooling none\)"),
+    (changed(0, "", weights="w.h5"), BadInput, "step 1, featurize: weights .*w.h5: .h5 files"),
     (changed(0, "", seed=1), BadInput, "step 3.*makes view color_1"),
     (changed(3, "", split="vla"), UnknownName, "unknown split 'vla'; nearest: val"),
     (changed(3, "", view="color_2"), BadInput, "step 4.*makes view color_2"),
@@ -356,6 +360,18 @@ def test_every_error_before_the_first_step_names_its_step(
 
     monkeypatch.setattr(recipe_file, "load_backbone", fail)
     with pytest.raises(type(error), match=r"recipe\.yaml, step 1, featurize: x: "):
+        run(write())
+
+
+def test_an_error_of_a_step_names_it_and_keeps_commands_as_they_are(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise NotCached("give --input-size or --limit: `featurecache featurize --input-size 32`")
+
+    monkeypatch.setattr(stage, "featurize", fail)
+    said = "step 1, featurize: give input_size or --limit: `featurecache featurize --input-size 32`"
+    with pytest.raises(NotCached, match=said):
         run(write())
 
 
@@ -428,7 +444,7 @@ def test_what_would_be_written_twice_is_refused(write: Callable[..., Path], tmp_
     with pytest.raises(BadInput, match=r"step 4.*report\.html is written by an earlier step"):
         run(write([STEPS[0], STEPS[1], {"report": {}}, {"report": {}}]))
     (tmp_path / "r").write_text("a file")
-    with pytest.raises(BadInput, match=r"can't create .* give another --runs"):
+    with pytest.raises(BadInput, match=r"can't create .* give another folder as runs"):
         run(write())
 
 

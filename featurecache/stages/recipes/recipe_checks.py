@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featurecache import keys
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput, UnknownName, located
 from featurecache.features.spaces import Space
 from featurecache.features.timm_models import find_model
 from featurecache.heads.schedules import BackboneChoice, Schedule
@@ -72,19 +72,18 @@ def check_held_out(group: Sequence[Schedule], dataset: Dataset, where: str) -> N
         )
 
 
-def check_network(path: Path, dataset: Dataset, where: str) -> None:
+def check_network(path: Path, dataset: Dataset) -> None:
     """Raise BadInput for a configuration whose layers do not fit its network. The network is built
     only where the configuration divides it, which takes a second."""
     config = read_config(path)
-    find_model(config.network.name)
+    with located(path):
+        find_model(config.network.name)
     if config.init_head is not None or not (config.pretrain or config.trainable != "all"):
         return
     from featurecache.runs.network_parts import network_parts  # torch
 
-    try:
+    with located(path):
         network_parts(config, dataset.classes)
-    except BadInput as error:
-        raise BadInput(f"{where}: {error}") from error
 
 
 def check_classes(schedule: Schedule, dataset: Dataset, where: str) -> None:

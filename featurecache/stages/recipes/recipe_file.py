@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from featurecache import yaml_files
-from featurecache.errors import BadInput, FeatureCacheError, UnknownName
+from featurecache.errors import BadInput, UnknownName, located
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import choose_engine
 from featurecache.features.spaces import Space
@@ -61,6 +60,7 @@ from featurecache.stages.recipes.recipe_steps import (
     Step,
     TrainHead,
     TrainNetwork,
+    in_step,
     views_of_step,
 )
 from featurecache.text import listed
@@ -115,7 +115,7 @@ def read_recipe(recipe: str | Path, is_inner: bool = False) -> Recipe:
         if isinstance(step, TrainHead | TrainNetwork):
             if step.schedule in schedules:
                 raise BadInput(f"{where}: {step.schedule} is trained above; list all seeds there")
-            with _located(where):
+            with located(where):
                 file_path, schedule = _schedule_of(step, path.parent, where)
             for name, (other_path, twin) in schedules.items():
                 if isinstance(step, TrainHead) and (other_path.stem, twin) == (
@@ -125,12 +125,12 @@ def read_recipe(recipe: str | Path, is_inner: bool = False) -> Recipe:
                     raise BadInput(f"{where}: {step.schedule} trains the same runs as {name} above")
             schedules[step.schedule] = file_path, schedule
         elif isinstance(step, FitGenerator):
-            with _located(where):
+            with located(where):
                 read_generator_config(Path(step.config))
         elif isinstance(step, RunRecipe):
             if is_inner:
                 raise BadInput(f"{where}: {path} is run by a recipe, so it can't run another one")
-            with _located(where):
+            with located(where):
                 read_recipe(step.recipe, is_inner=True)
         elif isinstance(step, Measure):
             trainings = [s for _, s in steps if isinstance(s, TrainHead | TrainNetwork)]
@@ -241,17 +241,6 @@ def _from_here(step: Step, folder: Path) -> Step:
     return step.model_copy(update=changed)
 
 
-@contextmanager
-def _located(where: str) -> Iterator[None]:
-    """Errors within begin with `where`, the step."""
-    try:
-        yield
-    except FeatureCacheError as error:
-        if not str(error).startswith(where):
-            error.args = (f"{where}: {error}",)
-        raise
-
-
 def _beside(folder: Path, name: str) -> str:
     return str(folder / name) if (folder / name).is_file() else name
 
@@ -264,7 +253,7 @@ def check_recipe(
     own_steps: list[tuple[str, DataStep]] = []
     for where, step in recipe.steps:
         if isinstance(step, RunRecipe):
-            with _located(where):
+            with located(where):
                 inner, folder = read_recipe(step.recipe), dataset_in(data, step, where)
                 check_recipe(inner, folder, cache, runs, engine)
         else:
@@ -295,7 +284,7 @@ def _check_steps(
         return [find_view(name, seed, opened.views) for name in present]
 
     for where, step in steps:
-        with _located(where):
+        with in_step(where, step):
             if isinstance(step, MakeStep):
                 generators.add(step, dataset, where)
             elif isinstance(step, Featurize):
@@ -311,7 +300,7 @@ def _check_steps(
                 names = [name if has_head else view_in_epoch(name, 1) for name in names]
                 views = views_of(names, schedule.augment_seed)
                 if not has_head:
-                    check_network(schedules[step.schedule][0], dataset, where)
+                    check_network(schedules[step.schedule][0], dataset)
                     for view in views:
                         view.check()
                 else:
@@ -350,7 +339,9 @@ def dataset_in(data: DataSource, step: RunRecipe, where: str) -> Path:
     """The dataset of a recipe within a recipe. Raises BadInput if there is none."""
     folder = Path(data) / step.data if isinstance(data, str | Path) else None
     if folder is None or not folder.is_dir():
-        raise BadInput(f"{where}: {folder or data} is not a folder; --data has its datasets")
+        raise BadInput(
+            f"{where}: data: {folder or step.data} is not a folder; name one in the recipe's data"
+        )
     return folder
 
 

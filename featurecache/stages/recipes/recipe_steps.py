@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, cast
 
 import pydantic
 from pydantic import Field
 
+from featurecache.errors import FeatureCacheError, located
 from featurecache.features.settings import BackboneSetting
 from featurecache.text import listed
 from featurecache.training.settings import YamlModel
@@ -162,3 +166,31 @@ COMMANDS: dict[str, type[Step]] = {
 def views_of_step(step: Measure | Baselines) -> list[str]:
     """The views that a step averages over."""
     return [step.view, *(listed(step.tta) if isinstance(step, Evaluate | Ensemble) else ())]
+
+
+@contextmanager
+def in_step(where: str, step: Step) -> Iterator[None]:
+    """Errors within begin with `where`, the step, and name its keys in place of the options of its
+    command."""
+    try:
+        with located(where):
+            yield
+    except FeatureCacheError as error:
+        error.args = (_with_keys(str(error), step),)
+        raise
+
+
+def _with_keys(message: str, step: Step) -> str:
+    """A message in which `--input-size` is `input_size` if that is a key of the step. Commands in
+    the message, and what belongs to the recipe within a recipe, stay as they are."""
+    if isinstance(step, RunRecipe):
+        return message
+    synonyms = {"view": "policy", "policy": "view"}
+
+    def key(match: re.Match[str]) -> str:
+        name = match[1].replace("-", "_")
+        names = [n for n in (name, synonyms.get(name)) if n in type(step).model_fields]
+        return names[0] if names else match[0]
+
+    text, command, rest = message.partition("featurecache ")
+    return re.sub(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)", key, text) + command + rest

@@ -42,6 +42,7 @@ from featurecache.stages.recipes.recipe_steps import (
     Step,
     TrainHead,
     TrainNetwork,
+    in_step,
     views_of_step,
 )
 from featurecache.stages.recipes.recipe_tables import (
@@ -109,9 +110,10 @@ def run(
     check_device(device)
     checked_workers(workers)
     check_recipe(content, execution.data, execution.cache, execution.runs_folder, engine)
-    make_folder(execution.runs_folder, "--runs")
-    for _, step in content.steps:
-        STEP_FUNCTIONS[type(step)](step, execution)
+    make_folder(execution.runs_folder, "folder as runs" if runs is None else "--runs")
+    for where, step in content.steps:
+        with in_step(where, step):
+            STEP_FUNCTIONS[type(step)](step, execution)
     heads = {  # the first seed of each schedule
         name: runs[0] for name, runs in execution.runs.items() if isinstance(runs[0], TrainedRun)
     }
