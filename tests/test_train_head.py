@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import featurecache
+from featurecache import byte_sizes
 from featurecache.cli import cli
 from featurecache.errors import BadInput, DamagedCache, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
@@ -687,3 +688,17 @@ def test_export_refuses(small_data: Path, small_cache: Path, tmp_path: Path) -> 
     with pytest.raises(NotCached, match="--view color_7"):
         export(tmp_path / "out.npz", view="color_7", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_needs_too_much_memory_leaves_no_run_folder(
+    small_data: Path, small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(byte_sizes, "available_memory", lambda: 10**9)
+    (tmp_path / "wide.yaml").write_text(
+        "{backbone: efficientnet_lite0, head: {kind: random_features, width: 200000}, "
+        "validation: val, phases: [{views: none, epochs: 1}]}"
+    )
+    said = r"about 520\.0 GB of memory, and 1\.0 GB are available; write width: 8700, "
+    with pytest.raises(BadInput, match=said):
+        train_head(tmp_path / "wide.yaml", data=small_data, cache=small_cache, runs=tmp_path / "r")
+    assert not (tmp_path / "r").exists()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.errors import BadInput
+from featurecache.heads.gram_memory import check_width
 from featurecache.heads.settings import RANDOM_FEATURES
 from featurecache.heads.weighted_rows import Index, Labels, Rows, Vectors
 
@@ -129,11 +130,14 @@ def solve(form: Form, rows: Rows, *, width: int = RANDOM_FEATURES, seed: int = 0
 
     `width` and `seed` are those of random features. Ridge leaves out each image in turn, through
     all its views; the others, and ridge on grouped images, leave out a fifth of each class once.
-    Raises BadInput for rows of a single class, or too few to choose a setting on.
+    Raises BadInput for rows of a single class, for too few to choose a setting on, and if the Gram
+    matrix does not fit into the memory that is available.
     """
     if len(np.unique(rows.labels)) < 2:
         raise BadInput("all training images are of one class; a head needs at least two")
     every = np.arange(len(rows.labels))
+    depth = rows.views[0](every[:1]).shape[1]
+    check_width(form, width if form == "random_features" else depth, rows.groups is not None)
     if form == "ridge" and rows.groups is None:
         sums = empty_sums(rows)
         sums.add(rows, every)

@@ -79,6 +79,11 @@ class TrainingData:
         return hashes | {name: view.digest() for name, view in self.generated.items()}
 
     @property
+    def width(self) -> int:
+        """The numbers per vector."""
+        return int(next(iter(self.vectors.values())).shape[1])
+
+    @property
     def window(self) -> int | None:
         """The number of rows of a Stream's window; None if the vectors are in memory."""
         vectors = next(iter(self.vectors.values()))
@@ -89,8 +94,7 @@ class TrainingData:
 
         The training side of a fold may allow fewer components than this check does.
         """
-        width = next(iter(self.vectors.values())).shape[1]
-        schedule.check_fits(self.dataset.classes, len(self.rows), width)
+        schedule.check_fits(self.dataset.classes, len(self.rows), self.width)
         for space in next(iter(self.spaces.values())):
             _check_maps(schedule, space)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import calendar
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.defaults import VERSION as DEFAULTS
 from featurecache.heads.defaults import CandidateRow
+from featurecache.heads.gram_memory import check_memory
 from featurecache.heads.overrides import Overrides, has_network_settings, with_overrides
 from featurecache.heads.schedules import Schedule, backbone_choice, find_schedule, read_schedule
 from featurecache.heads.trained_items import TrainedItems
@@ -185,6 +185,7 @@ def train_head(
     if done is not None:
         _write_events(run, tensorboard)
         return _result(run, done, notes)
+    check_memory(plans, training.width, any(training.rows.groups))
     began = time.time()
     first = str(next(iter(training.spaces.values()))[0].backbone)
     dataset = training.dataset
@@ -299,11 +300,8 @@ def _write_schedule(run: Path, schedule: dict[str, Any]) -> None:
 
 
 def _half_of_memory() -> int | None:
-    """Half of this machine's memory in bytes; None if the platform does not report it."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, OSError, ValueError):
-        return None
+    memory = byte_sizes.machine_memory()
+    return None if memory is None else memory // 2
 
 
 def overridden(
