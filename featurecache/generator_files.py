@@ -57,6 +57,13 @@ def read_generated(folder: str | Path) -> GeneratedDataset:
     return read_model(Path(folder) / INDEX, GeneratedDataset, MAX_RUN_JSON, damaged_dataset)
 
 
+def check_shards(folder: str | Path) -> None:
+    """Raise DamagedRun if a shard of the dataset of generated images in a folder is missing."""
+    for name in read_generated(folder).shards:
+        if not (Path(folder) / name).exists():
+            raise damaged_dataset(Path(folder) / name, "missing")
+
+
 def damaged_dataset(path: object, what: str) -> DamagedRun:
     """The error about a damaged file of such a dataset."""
     return damaged_run(Path(str(path)), what, "delete the folder, and generate it again")

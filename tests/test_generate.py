@@ -193,6 +193,9 @@ def test_shards_without_their_index_are_refused(
     shutil.copy(shard, tmp_path)
     with pytest.raises(BadInput, match="keep the folder that `generate` made whole"):
         featurecache.open_dataset(tmp_path / shard.name)
+    shard.unlink()
+    with pytest.raises(DamagedRun, match=r"train-00000\.tar: missing; delete the folder"):
+        featurecache.open_dataset(tmp_path / "made")
     (tmp_path / "made/generated.json").write_text("{}")
     with pytest.raises(DamagedRun, match=r"generated\.json: generator: Field required"):
         featurecache.open_dataset(tmp_path / "made")

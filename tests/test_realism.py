@@ -146,3 +146,5 @@ def test_a_projected_gan_is_not_judged_by_the_network_of_its_discriminator(
     generate(run, out=tmp_path / "made", per_class=6, workers=0)
     with pytest.raises(BadInput, match=f"discriminator of this generator judged images by {NET}"):
         study_realism(str(tmp_path / "made"), NET, **where)
+    with pytest.raises(BadInput, match="made: holds generated images, and these would be taken"):
+        study_realism("color_1", NET, **where | {"data": tmp_path / "made"})

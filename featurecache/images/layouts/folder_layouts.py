@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featurecache.errors import BadInput
+from featurecache.generator_files import INDEX, check_shards
 from featurecache.images.layouts.contents import Contents, first_few
 from featurecache.images.layouts.csv_files import tables_in
 from featurecache.images.layouts.folders import (
@@ -46,10 +47,13 @@ FOLDER_LAYOUTS = {
 
 
 def folder_contents(path: Path) -> Contents:
-    """The images of a folder. Raises BadInput, with advice, if it is not a dataset."""
+    """The images of a folder. Raises BadInput, with advice, if it is not a dataset, and DamagedRun
+    for a dataset of generated images that lacks a shard."""
     folder, tree = path.as_posix(), Tree()
     if tree.listing(folder).is_own:
         raise BadInput(f"{folder}: a cache or a run of featurecache, not a dataset")
+    if (path / INDEX).is_file():
+        check_shards(path)
     root, layout = _detect(tree, folder) or (folder, "")
     words: dict[str, str] = {}
     notes: list[str] = []

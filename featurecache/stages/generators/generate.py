@@ -14,6 +14,7 @@ from featurecache.generated_items import items_of_dataset, items_of_generator
 from featurecache.generator_files import (
     INDEX,
     GeneratedDataset,
+    check_shards,
     damaged_dataset,
     read_generated,
 )
@@ -132,9 +133,8 @@ def _existing(folder: Path, sampler: Sampler, per_class: int) -> GeneratedDatase
             f"{index.generator.weights[:16]}, not what this command makes; choose another --out"
         )
     items_of_dataset(folder)  # raises if they are missing or others
+    check_shards(folder)
     for name, digest in index.shards.items():
-        if not (folder / name).exists():
-            raise damaged_dataset(folder / name, "missing")
         if _hash(folder / name) != digest:
             raise damaged_dataset(folder / name, f"not the shard that {INDEX} describes")
     return index

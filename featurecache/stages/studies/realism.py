@@ -65,8 +65,8 @@ def study_realism(
     compare neighbourhoods of `neighbours` images, `distance` is the distance to the nearest image
     of the split, `copied` the share of images that are nearer to it than any other image of the
     split is, and `label` the share that a head which was fitted on the reference images assigns to
-    their class. The CSV file has these for every class. Raises BadInput, also if the discriminator
-    of the generator used `backbone`, and NotCached.
+    their class. The CSV file has these for every class. Raises BadInput, also if `data` has
+    generated images or if the discriminator of the generator used `backbone`, and NotCached.
     """
     source = study_source(keywords, StudyInput, "study_realism")
     if not backbone:
@@ -77,6 +77,11 @@ def study_realism(
             "and more images than neighbours"
         )
     dataset = open_dataset(source.data)
+    if dataset.generated:
+        raise BadInput(
+            f"{dataset.generated[0]}: holds generated images, and these would be taken as real "
+            "ones; give the dataset of the real images as --data"
+        )
     made = None if _is_view(target) else open_dataset(target)
     name = str(target) if made is None else name_of(made)
     real_rows = unique_rows(labelled_rows(dataset, [split], source.progress))
