@@ -12,7 +12,9 @@ import yaml
 
 from featurecache.errors import BadInput, UnknownName
 from featurecache.heads import schedules
+from featurecache.heads.overrides import Overrides, unused_notes, with_overrides
 from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
+from featurecache.training.sweep_settings import settings_of
 
 FULL = """
 backbone: {name: efficientnet_b3_ap, input_size: 224, crop: 1.0, precision: bf16}
@@ -63,6 +65,43 @@ def test_a_full_schedule_says_what_was_written(tmp_path: Path) -> None:
     assert schedule.phases[1].optimizer.lr == 1e-4
     assert schedule.phases[0].optimizer.lr is None
     assert schedule.epochs == 10
+
+
+@pytest.mark.parametrize(
+    ("head", "settings", "sweep", "unused"),
+    [
+        ({"hidden": []}, [], None, ""),
+        ({"hidden": [], "dropout": 0.5}, [], None, "dropout has no effect without hidden layers; "),
+        ({"hidden": [], "norm": "none", "activation": "gelu"}, [], None, "norm, activation have "),
+        ({"hidden": []}, ["head.drop_connect=0.1"], None, "drop_connect has "),
+        ({"hidden": []}, [], {"head.dropout": [0.1, 0.2]}, "dropout has "),
+        ({"dropout": 0.1}, [], {"head.hidden": [[], [8]]}, ""),
+        ({"dropout": 0.1}, ["head.hidden=[]"], None, "dropout has "),
+        ({"kind": "ridge"}, [], None, ""),
+        ({"kind": "attention", "channels": 8}, [], None, ""),
+    ],
+)
+def test_settings_of_hidden_layers_that_no_head_has_are_noted(
+    tmp_path: Path,
+    head: dict[str, Any],
+    settings: list[str],
+    sweep: dict[str, Any] | None,
+    unused: str,
+) -> None:
+    grid = {} if sweep is None else {"sweep": {"grid": sweep}}
+    written = changed(tmp_path, head=head, **grid)
+    overrides: Overrides = {"settings": settings}
+    wanted = with_overrides(written, overrides)
+    trained = [s.schedule for s in settings_of(wanted, "")] if sweep else [wanted]
+    notes = unused_notes(written, overrides, trained)
+    assert len(notes) == bool(unused) and all(n.startswith(f"head: {unused}") for n in notes)
+
+
+def test_a_block_without_effect_is_refused(tmp_path: Path) -> None:
+    for block in ("input", "features"):
+        with pytest.raises(BadInput, match=rf"curriculum\.yaml: {block}: the block has no effect"):
+            changed(tmp_path, **{block: {}})
+    assert changed(tmp_path, features={"noise": 0}).features is not None  # of a sweep
 
 
 def test_defaults(tmp_path: Path) -> None:

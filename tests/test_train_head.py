@@ -144,6 +144,16 @@ def test_the_schedule_of_a_run_trains_it_again(
     assert head == (run / "head.safetensors").read_bytes()
 
 
+def test_a_linear_head_is_written_without_hidden_layers(train: Callable[..., TrainedRun]) -> None:
+    once = train({"head": {"hidden": [], "dropout": 0.25}})
+    (note,) = (note for note in once.notes if note.startswith("head: dropout has no effect"))
+    path = Path(once.run) / "schedule.yaml"
+    assert yaml.safe_load(path.read_text())["head"] == {"hidden": [], "dropout": 0.25}
+    again = train({"head": {"hidden": []}})
+    assert note not in again.notes
+    assert yaml.safe_load((Path(again.run) / "schedule.yaml").read_text())["head"] == {"hidden": []}
+
+
 @pytest.mark.slow
 def test_the_same_training_is_never_done_twice(
     train: Callable[..., TrainedRun], monkeypatch: pytest.MonkeyPatch

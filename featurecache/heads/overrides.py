@@ -10,6 +10,7 @@ from featurecache import yaml_files
 from featurecache.errors import BadInput
 from featurecache.heads.schedules import Schedule
 from featurecache.text import listed
+from featurecache.training.head_shapes import unused_settings
 from featurecache.training.sweep_settings import with_values
 
 
@@ -57,6 +58,18 @@ def with_overrides(schedule: Schedule, overrides: Overrides) -> Schedule:
     option = "settings" if isinstance(overrides["settings"], Mapping) else "--set"
     where = f"{option} " + ", ".join(f"{key}={value}" for key, value in values.items())
     return with_values(schedule, values, where)
+
+
+def unused_notes(
+    schedule: Schedule, overrides: Overrides, trained: Sequence[Schedule]
+) -> list[str]:
+    """A note about settings of hidden layers, of the schedule or the overrides, if none of the
+    `trained` heads has such a layer."""
+    if schedule.head.kind is not None:  # its shape is not written
+        return []
+    keys = [*parse_settings(overrides.get("settings") or ())]
+    keys += schedule.sweep.keys if schedule.sweep else []
+    return unused_settings(schedule.head, keys, [plan.head for plan in trained])
 
 
 def parse_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:

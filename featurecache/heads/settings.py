@@ -113,6 +113,13 @@ class Features(YamlModel):
     contrast: float = Field(default=0.0, ge=0, le=1)
     noise: float = Field(default=0.0, ge=0)
 
+    @pydantic.model_validator(mode="after")
+    def _something(self) -> Features:
+        # Zeros may be written: they are one setting of a sweep.
+        if not self.model_fields_set:
+            raise ValueError("the block has no effect; set one of its keys, or remove it")
+        return self
+
 
 class Pruning(YamlModel):
     """Pruning after the phases: in each linear layer the `share` of smallest weights is set to zero

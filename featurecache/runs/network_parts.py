@@ -100,6 +100,8 @@ def _initial_head(
             )
         if list(loaded.classes) != list(classes):
             raise BadInput(f"init_head {run}: has other classes than the dataset; train it on them")
+        if config.head not in (HeadSpec(hidden=[]), loaded.spec):
+            raise BadInput(f"head: init_head {run} has another shape; remove head")
         return loaded.members[0], loaded.spec
     if trained_network(name) is not None and config.network.weights is None:
         loaded = HeadNetworks.load(Path(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -12,6 +13,7 @@ from featurecache.training.settings import YamlModel
 
 MAX_WIDTH = 1 << 20  # of a hidden layer: 5 GB of weights for vectors of width 1,280
 _MAPS = ("queries", "channels")
+_OF_HIDDEN_LAYERS = ("dropout", "norm", "activation", "drop_connect")
 
 
 def _per_layer(below: float) -> pydantic.PlainValidator:
@@ -96,3 +98,28 @@ class HeadSpec(YamlModel):
         layers = len(self.hidden) + (name in ("l1", "l2"))
         values = getattr(self, name)
         return values if isinstance(values, list) else [values or 0.0] * layers
+
+
+def unused_settings(head: HeadSpec, keys: Iterable[str], trained: Sequence[HeadSpec]) -> list[str]:
+    """A note about settings of hidden layers, written in a head or as dotted `keys` of a sweep or
+    of options, if none of the `trained` heads has such a layer. (A sweep over `hidden` may have
+    settings without.)"""
+    written = head.model_fields_set | {key.removeprefix("head.") for key in keys}
+    unused = [name for name in _OF_HIDDEN_LAYERS if name in written]
+    if not unused or any(shape.hidden for shape in trained):
+        return []
+    others = "; input_dropout is the dropout of a linear head" if "dropout" in unused else ""
+    verb = "has" if len(unused) == 1 else "have"
+    return [f"head: {', '.join(unused)} {verb} no effect without hidden layers{others}"]
+
+
+def without_unused(head: Mapping[str, Any]) -> dict[str, Any]:
+    """A head as a file has it, without the defaults of hidden layers if it has no such layer:
+    whoever trains it again gets no note about them."""
+    defaults = HeadSpec().model_dump()
+    is_linear = head.get("hidden") == []
+    return {
+        name: value
+        for name, value in head.items()
+        if not (is_linear and name in _OF_HIDDEN_LAYERS and value == defaults[name])
+    }

@@ -38,7 +38,7 @@ def settings_of(schedule: Plan, where: str | Path) -> list[Setting[Plan]]:
     sweep = schedule.sweep
     if sweep is None:
         raise BadInput(f"{where}: there is no sweep")
-    for key in (*(sweep.grid or ()), *(sweep.over or ())):
+    for key in sweep.keys:
         top = key.split(".")[0]
         known = schedule.SWEPT
         if top not in known and key not in known:

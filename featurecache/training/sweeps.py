@@ -63,3 +63,8 @@ class Sweep(YamlModel):
         if any(not 0 <= seed < 2**32 for seed in self.seeds or ()):
             raise ValueError("seeds must be from 0 to 2**32 - 1")
         return self
+
+    @property
+    def keys(self) -> list[str]:
+        """The dotted keys that it sweeps over."""
+        return [*(self.grid or ()), *(self.over or ())]

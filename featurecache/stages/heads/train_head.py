@@ -20,7 +20,12 @@ from featurecache.features.store import Cache
 from featurecache.heads.defaults import VERSION as DEFAULTS
 from featurecache.heads.defaults import CandidateRow
 from featurecache.heads.gram_memory import check_memory
-from featurecache.heads.overrides import Overrides, has_network_settings, with_overrides
+from featurecache.heads.overrides import (
+    Overrides,
+    has_network_settings,
+    unused_notes,
+    with_overrides,
+)
 from featurecache.heads.schedules import Schedule, backbone_choice, find_schedule, read_schedule
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.datasets import name_of, names_of
@@ -49,6 +54,7 @@ from featurecache.storage import durable
 from featurecache.study.events import check_tensorboard, write_events
 from featurecache.text import listed
 from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, ValidationMeans, read_epochs
+from featurecache.training.head_shapes import without_unused
 from featurecache.training.settings import check_device, with_seed
 from featurecache.training.sweep_settings import distinct_settings
 
@@ -147,7 +153,7 @@ def train_head(
     else:
         path = find_schedule(str(schedule))
         wanted = overridden(read_schedule(path), backbone, seed)
-    wanted = with_overrides(wanted, overrides)
+    written, wanted = wanted, with_overrides(wanted, overrides)
     settings = [] if wanted.sweep is None else distinct_settings(wanted, path)
     limit = _half_of_memory() if memory is None else byte_sizes.parse_size(memory, "--memory")
     training = load_training_data(wanted, wanted.views(), data, opened, progress, limit, runs)
@@ -160,7 +166,7 @@ def train_head(
     for plan in plans:
         training.check(plan)
     pairs = training.folds(wanted)
-    notes = list(training.notes)
+    notes = [*training.notes, *unused_notes(written, overrides, plans)]
 
     effective = wanted.as_json()
     space_names = training.space_names()
@@ -295,7 +301,9 @@ def _recipe(training: TrainingData) -> dict[str, int]:
 
 
 def _write_schedule(run: Path, schedule: dict[str, Any]) -> None:
-    text = yaml.safe_dump({"backbone": None} | schedule, sort_keys=False)  # it comes first
+    head = without_unused(schedule["head"])
+    written = {"backbone": None} | schedule | {"head": head}  # the backbone comes first
+    text = yaml.safe_dump(written, sort_keys=False)
     durable.replace(run / "schedule.yaml", text.encode())
 
 

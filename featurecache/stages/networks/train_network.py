@@ -20,6 +20,7 @@ from featurecache.runs.training_pictures import pictured_views, view_in_epoch
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.stages.heads.train_head import TrialRow
 from featurecache.training.epoch_metrics import ValidationMeans
+from featurecache.training.head_shapes import unused_settings
 from featurecache.training.settings import check_device, with_seed
 from featurecache.training.sweep_settings import Setting, distinct_settings
 
@@ -111,6 +112,9 @@ def train_network(
             network_parts(setting.schedule, dataset.classes, runs)  # raises if it does not fit
         parts = network_parts(settings[0].schedule, dataset.classes, runs)
     network_data = load_network_data(parts, views, data, opened, means.workers, progress)
+    swept = wanted.sweep.keys if wanted.sweep else []
+    heads = [parts.config.head, *(setting.schedule.head for setting in settings)]
+    network_data.training.notes.extend(unused_settings(wanted.head, swept, heads))
     effective = (parts.config if is_single else wanted).as_json()
     identity = network_data.identity(parts, effective)
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
