@@ -21,7 +21,7 @@ import pydantic
 from featurecache import keys
 from featurecache.errors import FeatureCacheError
 from featurecache.features.preprocess import Preprocess
-from featurecache.json_files import Strict, fit, parse_json
+from featurecache.json_files import Hex64, Strict, fit, parse_json
 from featurecache.storage import memos
 from featurecache.storage.file_marks import mark_of, marks_below
 from featurecache.versions import installed_versions
@@ -35,7 +35,7 @@ class BackboneFacts(Strict):
     """What a loaded network is, apart from its tensors; the fields of Backbone."""
 
     model: str = pydantic.Field(min_length=1)
-    weights: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
+    weights: Hex64
     input_size: pydantic.PositiveInt
     interpolation: str
     crop: float = pydantic.Field(gt=0, le=1)

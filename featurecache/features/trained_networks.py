@@ -13,7 +13,7 @@ import pydantic
 
 from featurecache.errors import DamagedRun
 from featurecache.features.settings import LoadSetting
-from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_model
+from featurecache.json_files import MAX_RUN_JSON, Hex64, Strict, damaged_run, read_model
 from featurecache.storage import durable
 from featurecache.text import one_line
 
@@ -28,7 +28,7 @@ class TrainedNetwork(Strict):
 
     format: Literal[1] = 1
     model: str = pydantic.Field(min_length=1)  # timm's full name
-    weights: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")  # digest of the tensors
+    weights: Hex64  # digest of the tensors
     input_size: pydantic.PositiveInt
     crop: float = pydantic.Field(gt=0, le=1)
     interpolation: str
@@ -62,10 +62,9 @@ def weights_file(name: str) -> Path:
 
 def save_network(run: Path, network: torch.nn.Module, described: TrainedNetwork) -> None:
     """Write the tensors, then the description; each file atomically."""
-    import safetensors.torch
+    from featurecache.training.tensors import packed
 
-    state = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    durable.replace(run / WEIGHTS, safetensors.torch.save(state))
+    durable.replace(run / WEIGHTS, packed(network))
     durable.replace(run / DESCRIPTION, described.model_dump_json(indent=2).encode() + b"\n")
 
 

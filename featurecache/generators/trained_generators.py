@@ -53,16 +53,11 @@ def _check_architecture(described: TrainedGenerator) -> None:
     pydantic.create_model("Parameters", __base__=YamlModel, **types)(**described.parameters)
 
 
-def save_generator(
-    folder: Path,
-    network: nn.Module,
-    described: TrainedGenerator,
-) -> None:
+def save_generator(folder: Path, network: nn.Module, described: TrainedGenerator) -> None:
     """Write the tensors, then the description; each file atomically."""
-    import safetensors.torch
+    from featurecache.training.tensors import packed
 
-    state = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    durable.replace(folder / WEIGHTS, safetensors.torch.save(state))
+    durable.replace(folder / WEIGHTS, packed(network))
     durable.replace(folder / DESCRIPTION, described.model_dump_json(indent=2).encode() + b"\n")
 
 

@@ -23,7 +23,7 @@ from featurecache.heads.training_set import TrainingSet
 from featurecache.heads.weighted_rows import Index, Rows, Vectors
 from featurecache.items import group_numbers
 from featurecache.training.epoch_metrics import EpochRow
-from featurecache.training.losses import balanced, named
+from featurecache.training.losses import fixed_weights
 
 _ROWS_AT_ONCE = 4096
 
@@ -202,12 +202,8 @@ def _rows(data: Data, view: str, fold: Fold, rows: torch.Tensor) -> torch.Tensor
 
 def _class_weights(schedule: Schedule, y: Labels, classes: Sequence[str]) -> np.ndarray:
     """(N,) the weight of each row by its class, as in a training by epochs."""
-    wanted = schedule.class_weights
-    if wanted is None or wanted == "errors":
-        return np.ones(len(y))
-    labels = torch.from_numpy(y)
-    by_class = balanced(labels, len(classes)) if wanted == "balanced" else named(wanted, classes)
-    return np.asarray(by_class.double().cpu().numpy()).reshape(-1)[y]
+    by_class = fixed_weights(schedule.class_weights, torch.from_numpy(y), classes)
+    return np.ones(len(y)) if by_class is None else by_class.double().numpy()[0, y]
 
 
 def _scores(logits: Vectors, labels: Labels) -> Scores:

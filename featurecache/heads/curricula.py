@@ -13,7 +13,7 @@ from featurecache.heads.mixup_and_noise import Perturbation, mean_and_deviation
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import Index
 from featurecache.training.curriculum import Order, Planned
-from featurecache.training.losses import balanced, by_errors, named
+from featurecache.training.losses import by_errors, fixed_weights
 from featurecache.training.lr_schedules import rate_at
 from featurecache.training.settings import Rate
 
@@ -47,7 +47,9 @@ class Curriculum:
         self.plan = schedule.plan()
         perturbed = schedule.features is not None or schedule.mixup is not None
         self._moments = {n: mean_and_deviation(rows(n)) for n in labels} if perturbed else {}
-        self._weights = self._fixed_weights(classes, labels)
+        by_fold = [fixed_weights(schedule.class_weights, y, classes) for y in labels.values()]
+        fixed = [weights for weights in by_fold if weights is not None]
+        self._weights = torch.cat(fixed) if fixed else None
         orders = [phase.order for phase in schedule.phases if phase.order is not None]
         wanted = labels if any(order.by == "reference" for order in orders) else ()
         self._reference = {n: reference(n) for n in wanted}
@@ -101,18 +103,6 @@ class Curriculum:
         return rate_at(
             self.schedule.lr_schedule, len(self.plan), planned, Rate(lr, decay), through, so_far
         )
-
-    def _fixed_weights(
-        self, classes: Sequence[str], labels: Mapping[int, torch.Tensor]
-    ) -> torch.Tensor | None:
-        wanted = self.schedule.class_weights
-        where = next(iter(labels.values())).device
-        if wanted == "balanced":
-            by_fold = [balanced(fold_labels, len(classes)) for fold_labels in labels.values()]
-            return torch.cat(by_fold).to(where)
-        if isinstance(wanted, dict):
-            return named(wanted, classes).to(where)
-        return None
 
 
 def ranking(order: Order, losses: RowLosses | None, rows: int, rng: np.random.Generator) -> Index:

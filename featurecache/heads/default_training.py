@@ -60,9 +60,9 @@ def train_default(
     network: Schedule,
     run: Path,
     *,
-    on_epoch: Callable[[EpochRow], None] | None = None,
-    on_final: Callable[[int], None] | None = None,
-    on_done: Callable[[Chosen], None] | None = None,
+    on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    on_final: Callable[[int], None] = lambda epochs: None,
+    on_done: Callable[[Chosen], None] = lambda chosen: None,
     device: str = "auto",
 ) -> Chosen:
     """Choose among logistic regression and `network`, on the clean vectors and on all views, and
@@ -83,17 +83,17 @@ def train_default(
         rows = np.sort(np.concatenate([train_rows, val_rows]))
         final = replace(training_set, pairs=[(rows, val_rows)], is_final=True)
         left = schedule.epochs
-
-        def on_final_epoch(row: EpochRow) -> None:
-            if on_final is not None:
-                on_final(left - row["epoch"])
-
-        if on_final is not None:
-            on_final(left)
-        train(final, schedule, run / _FINAL, on_epoch=on_final_epoch, device=device).head.save(run)
+        on_final(left)
+        whole = train(
+            final,
+            schedule,
+            run / _FINAL,
+            on_epoch=lambda row: on_final(left - row["epoch"]),
+            device=device,
+        )
+        whole.head.save(run)
     chosen = Chosen(trained=trained, schedule=schedule, candidates=candidates, winner=winner)
-    if on_done is not None:
-        on_done(chosen)
+    on_done(chosen)
     for folder in (_CHOICE, _FINAL):
         shutil.rmtree(run / folder, ignore_errors=True)
     return chosen
@@ -104,7 +104,7 @@ def _choose(
     network: Schedule,
     train_rows: npt.NDArray[np.int64],
     run: Path,
-    on_epoch: Callable[[EpochRow], None] | None,
+    on_epoch: Callable[[EpochRow], None],
     device: str,
 ) -> tuple[list[Candidate], int]:
     """The candidates, and the index of the best. The first one is logistic regression on the clean
@@ -154,7 +154,7 @@ def _tried(
     name: str,
     schedule: Schedule,
     run: Path,
-    on_epoch: Callable[[EpochRow], None] | None,
+    on_epoch: Callable[[EpochRow], None],
     device: str,
 ) -> Candidate:
     """A candidate that was trained on a part of the training images and tested on the others."""

@@ -29,6 +29,7 @@ from featurecache.json_files import MAX_RUN_JSON, Strict, damaged_run, read_file
 from featurecache.storage import durable
 from featurecache.text import one_line
 from featurecache.training.head_shapes import HeadSpec
+from featurecache.training.tensors import packed
 
 HEAD_FORMAT: Literal[1] = 1
 _MAX_WEIGHT_BYTES = 2 << 30
@@ -118,8 +119,7 @@ class HeadNetworks:
         for path, member in zip(
             _weight_files(folder, len(self.members)), self.members, strict=True
         ):
-            state = {name: t.detach().cpu().contiguous() for name, t in member.state_dict().items()}
-            content = safetensors.torch.save(state)
+            content = packed(member)
             durable.replace(path, content)
             hashes.append(hashlib.sha256(content).hexdigest())
         described = _Described(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,7 @@ from featurecache.json_files import fit
 from featurecache.text import one_line
 from featurecache.training.checkpoints import Checkpoint
 from featurecache.training.curriculum import Phase
+from featurecache.training.devices import torch_seeded
 from featurecache.training.epoch_metrics import Epoch, EpochRow
 from featurecache.training.minibatches import epoch_rng
 from featurecache.training.stopping import lowest_index, should_stop
@@ -223,7 +223,7 @@ def _fresh(group: Sequence[Job], schedule: Schedule, width: int, classes: int, d
     fresh = []
     for job in group:
         # Epochs count from 1, so epoch 0 is free to seed the initial weights.
-        with _torch_seeded(epoch_rng(job.member.seed, job.fold.number, 0)):
+        with torch_seeded(epoch_rng(job.member.seed, job.fold.number, 0)):
             fresh.append(mlp.build(width, classes, schedule.head))
     is_half = schedule.precision == "bf16"
     where = data.labels.device
@@ -297,15 +297,3 @@ def _reference_losses(
     for planned in curriculum.plan:
         one_epoch(stack, data, group, curriculum, planned, [[]])
     return row_losses(stack, data, fold.train_rows, view)
-
-
-@contextlib.contextmanager
-def _torch_seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Seed torch's global CPU generator from `rng`, and restore it afterwards.
-
-    Weight initialisation uses no other generator. torch.manual_seed would also seed every CUDA
-    device.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        yield

@@ -49,8 +49,8 @@ def train_sweep(
     schedule: Schedule,
     run: Path,
     *,
-    on_epoch: Callable[[EpochRow], None] | None = None,
-    on_done: Callable[[Swept], None] | None = None,
+    on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    on_done: Callable[[Swept], None] = lambda swept: None,
     device: str = "auto",
 ) -> Swept:
     """Train every setting of `schedule.sweep` with each of its seeds, and save the winner's head.
@@ -87,7 +87,7 @@ def train_sweep(
                 settings[indices[0]].schedule,
                 members,
                 folder,
-                on_epoch=None if on_epoch is None else lambda _, row: on_epoch(row),
+                on_epoch=lambda _, row: on_epoch(row),
                 on_done=functools.partial(
                     _save,
                     folder,
@@ -97,7 +97,7 @@ def train_sweep(
                 ),
                 device=device,
             )
-        elif on_epoch is not None:
+        else:
             for row in read_member_epochs(folder):
                 on_epoch(row)
         saved = read_model(folder / _TRIALS, TrialsFile, MAX_RUN_JSON, _damaged)
@@ -121,8 +121,7 @@ def train_sweep(
     Head.load(folder_of[winner]).save(run)
     _keep_metrics(folder_of[winner], member_of[winner], run)
     swept = Swept(trials=ordered, winner=winner, best=won.best, last=won.last)
-    if on_done is not None:
-        on_done(swept)
+    on_done(swept)
     return swept
 
 

@@ -40,8 +40,8 @@ def train(
     schedule: Schedule,
     run: Path,
     *,
-    on_epoch: Callable[[EpochRow], None] | None = None,
-    on_done: Callable[[Trained], None] | None = None,
+    on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    on_done: Callable[[Trained], None] = lambda trained: None,
     device: str = "auto",
 ) -> Trained:
     """Train a head by `schedule`, one network per fold, and save it in the folder `run`.
@@ -68,8 +68,7 @@ def train(
         if isinstance(result, Lost):
             raise FeatureCacheError(f"{result.reason}; lower optimizer.lr in the schedule")
         result.head.save(run)
-        if on_done is not None:
-            on_done(result)
+        on_done(result)
         results.append(result)
 
     train_many(
@@ -77,7 +76,7 @@ def train(
         schedule,
         [alone],
         run,
-        on_epoch=None if on_epoch is None else lambda _, row: on_epoch(row),
+        on_epoch=lambda _, row: on_epoch(row),
         on_done=finish,
         device=device,
     )
@@ -90,8 +89,8 @@ def train_many(
     members: Sequence[Member],
     run: Path,
     *,
-    on_epoch: Callable[[int, EpochRow], None] | None = None,
-    on_done: Callable[[list[Trained | Lost]], None] | None = None,
+    on_epoch: Callable[[int, EpochRow], None] = lambda member_index, row: None,
+    on_done: Callable[[list[Trained | Lost]], None] = lambda trained: None,
     device: str = "auto",
 ) -> list[Trained | Lost]:
     """Train a head for each of `members`, in stacks, and return their results in that order.
@@ -127,8 +126,7 @@ def train_many(
 
         def done(index: int, row: EpochRow) -> None:
             metrics.add(index, row)
-            if on_epoch is not None:
-                on_epoch(index, row)
+            on_epoch(index, row)
 
         for number, group in enumerate(groups, 1):
             identity = training_set.group_identity(group, pairs, schedule, torch_device.type)
@@ -153,8 +151,7 @@ def train_many(
         )
         for index in range(len(members))
     ]
-    if on_done is not None:
-        on_done(trained)
+    on_done(trained)
     for checkpoint in checkpoints:
         checkpoint.path.unlink(missing_ok=True)  # lbfgs saves none
     return trained

@@ -32,7 +32,7 @@ from featurecache.training import optimizers
 from featurecache.training.checkpoints import Checkpoint
 from featurecache.training.curriculum import Planned
 from featurecache.training.epoch_metrics import METRICS_FILE, Epoch, EpochRow
-from featurecache.training.losses import balanced, by_errors, cross_entropy, hits, named
+from featurecache.training.losses import by_errors, cross_entropy, fixed_weights, hits
 from featurecache.training.lr_schedules import rate_at
 from featurecache.training.metrics_writer import MetricsWriter
 from featurecache.training.minibatches import batches, epoch_rng, mixture
@@ -194,7 +194,7 @@ def train_network(
     trainer = _Trainer(network, config)
     progress = _resumed(checkpoint, trainer)
     labels = torch.from_numpy(rows.labels).to(trainer.device)
-    fixed = _fixed_weights(config, rows, trainer.device)
+    fixed = fixed_weights(config.class_weights, labels[rows.train], rows.classes)
     plan = config.plan()
     # torch.manual_seed would also seed every other device, which is slow.
     generator = torch.default_generator
@@ -348,18 +348,6 @@ def _validate(
     counts = torch.bincount(labels[rows.val], minlength=len(rows.classes))
     count = len(rows.val)
     return (float(loss) / count, float(right.sum()) / count), 1 - right / counts
-
-
-def _fixed_weights(
-    config: NetworkConfig, rows: TrainingRows, device: torch.device
-) -> torch.Tensor | None:
-    """The weights of the classes (1, C) if they stay the same."""
-    if config.class_weights == "balanced":
-        labels = torch.from_numpy(rows.labels[rows.train])
-        return balanced(labels, len(rows.classes)).to(device)
-    if isinstance(config.class_weights, dict):
-        return named(config.class_weights, rows.classes).to(device)
-    return None
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:

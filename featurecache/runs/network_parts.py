@@ -22,6 +22,7 @@ from featurecache.networks.trainable import TrainableNetwork
 from featurecache.runs.record import read_run
 from featurecache.runs.run_names import RUNS, find_run
 from featurecache.text import counted
+from featurecache.training.devices import torch_seeded
 from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.minibatches import epoch_rng
 
@@ -107,8 +108,7 @@ def _initial_head(
         loaded = HeadNetworks.load(Path(name))
         if list(loaded.classes) == list(classes) and loaded.spec == config.head:
             return loaded.members[0], loaded.spec
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(epoch_rng(config.seed, 1, 0).integers(2**63)))
+    with torch_seeded(epoch_rng(config.seed, 1, 0)):
         return build(initial.dim, len(classes), config.head), config.head
 
 
@@ -143,8 +143,7 @@ def _augmenter(config: NetworkConfig) -> AugNet | None:
     """The network that makes pictures for the training, with weights by the seed."""
     if config.neural_augmentation is None:
         return None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(epoch_rng(config.seed, 2, 0).integers(2**63)))
+    with torch_seeded(epoch_rng(config.seed, 2, 0)):
         return AugNet()
 
 

@@ -1,4 +1,4 @@
-"""The device of a training, and its threads."""
+"""The device of a training, its threads, and torch's random generator."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 
 from featurecache.errors import FeatureCacheWarning
@@ -41,6 +42,18 @@ def warn_of_slow_bf16(precision: str | None, device: str) -> None:
 def threads_for(products: int) -> AbstractContextManager[None]:
     """One thread of torch for steps of so few products."""
     return one_thread() if products <= _FEW_PRODUCTS else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def torch_seeded(rng: np.random.Generator) -> Iterator[None]:
+    """Seed torch's global CPU generator from `rng`, and restore it afterwards.
+
+    Weight initialisation uses no other generator. torch.manual_seed would also seed every CUDA
+    device.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        yield
 
 
 @contextlib.contextmanager

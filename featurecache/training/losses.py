@@ -51,6 +51,16 @@ def balanced(labels: torch.Tensor, classes: int) -> torch.Tensor:
     return torch.where(counts > 0, len(labels) / (present * counts), 1.0)[None]
 
 
+def fixed_weights(
+    wanted: str | Mapping[str, float] | None, labels: torch.Tensor, classes: Sequence[str]
+) -> torch.Tensor | None:
+    """The weights (1, C) of a setting `class_weights` for rows with these labels (N,). None where
+    all rows count the same, and for `errors`, whose weights change with each epoch."""
+    if wanted == "balanced":
+        return balanced(labels, len(classes))
+    return named(wanted, classes).to(labels.device) if isinstance(wanted, Mapping) else None
+
+
 def by_errors(errors: torch.Tensor) -> torch.Tensor:
     """Weights (M, C) of classes by their error rates (M, C); NaN marks a class without rows.
 

@@ -36,6 +36,15 @@ def check_weights(module: Any, error: type[FeatureCacheError], source: str) -> N
             )
 
 
+def packed(module: torch.nn.Module) -> bytes:
+    """The tensors of a network as a safetensors file."""
+    import safetensors.torch
+
+    state = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
+    content: bytes = safetensors.torch.save(state)
+    return content
+
+
 def without_counters(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}
 
