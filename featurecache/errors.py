@@ -8,8 +8,9 @@ FeatureCacheError          exit code 1: work began and failed; committed shards 
 ├── BackboneUnavailable    weights that can't be loaded (law 7: never a silent stand-in)
 ├── CannotRead             a file that may be sound and could not be read: the system's error
 │   └── RemovedMeanwhile   a shard that another process removed since it was listed
-├── DamagedCache           bytes that are not what their record says
-├── DamagedRun             a file of a run folder that is not what it should be
+├── Damaged                a file whose content is wrong
+│   ├── DamagedCache       bytes that are not what their record says
+│   └── DamagedRun         a file of a run folder that is not what it should be
 └── SourceChanged          an image file that changed since it was listed
 """
 
@@ -73,20 +74,20 @@ class BackboneUnavailable(FeatureCacheError):
     """The weights of a backbone could not be loaded."""
 
 
-class DamagedCache(FeatureCacheError):
-    """A file of the cache does not match its record; `reason` is the message without the file."""
+class Damaged(FeatureCacheError):
+    """A file is damaged; `reason` is the message without the file."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason or message
 
 
-class DamagedRun(FeatureCacheError):
-    """A file of a run folder is damaged; `reason` is the message without the file."""
+class DamagedCache(Damaged):
+    """A file of the cache does not match its record."""
 
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason or message
+
+class DamagedRun(Damaged):
+    """A file of a run folder is damaged."""
 
 
 class CannotRead(FeatureCacheError):

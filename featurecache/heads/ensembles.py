@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
+from scipy.special import softmax
 
 from featurecache.errors import BadInput
 
@@ -65,7 +66,7 @@ def fit_stack(members: Sequence[Probabilities], labels: Labels) -> npt.NDArray[n
     rows, prior_mean = np.arange(len(labels)), 1 / len(members)
 
     def loss(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        predicted = _softmax(np.tensordot(weights, member_logs, 1))
+        predicted = softmax(np.tensordot(weights, member_logs, 1), axis=1)
         likelihood = np.log(np.clip(predicted[rows, labels], 1e-300, None)).sum()
         deviation = weights - prior_mean
         predicted[rows, labels] -= 1
@@ -82,7 +83,7 @@ def stack(
 ) -> npt.NDArray[np.float64]:
     """The probabilities (N, C) of a stacking ensemble with the weights of `fit_stack`."""
     check(members)
-    return _softmax(np.tensordot(weights, logs(members), 1))
+    return np.asarray(softmax(np.tensordot(weights, logs(members), 1), axis=1))
 
 
 def check(members: Sequence[Probabilities]) -> None:
@@ -97,8 +98,3 @@ def check(members: Sequence[Probabilities]) -> None:
 def logs(members: Sequence[Probabilities]) -> npt.NDArray[np.float64]:
     """The members' log-probabilities (M, N, C)."""
     return np.log(np.clip(np.stack(members).astype(np.float64), _MIN_PROBABILITY, None))
-
-
-def _softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))

@@ -41,8 +41,7 @@ def trained_items(
     from featurecache.heads.splits import checked_pairs, split_items  # scikit-learn
 
     schedule = schedule_of(record)
-    val = schedule.validation.split
-    splits = ["train"] if val is None else ["train", val]
+    splits = schedule.splits
     spaces_by_name = {space.name: space for space in cache.spaces()}
     spaces = {
         view: [spaces_by_name[name] for name in names if name in spaces_by_name]
@@ -61,7 +60,7 @@ def trained_items(
             "held-out images are unknown; train it again"
         )
     items, labels = rows.items, rows.labels
-    if val is None:
+    if schedule.validation.split is None:
         pairs = split_items(items, labels, schedule, record.classes, rows.groups)
     else:
         pairs = [(np.flatnonzero(rows.is_train), np.flatnonzero(~rows.is_train))]

@@ -19,7 +19,7 @@ from featurecache.lookup.labelled_rows import items_by_split, labelled_rows
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.training import Source, TrainingRows
 from featurecache.runs.network_parts import NetworkParts
-from featurecache.runs.training_data import TrainingData, choose_rows, splits_of
+from featurecache.runs.training_data import TrainingData, choose_rows
 from featurecache.runs.training_maps import map_source, map_spaces
 from featurecache.runs.training_pictures import (
     PictureMaker,
@@ -91,7 +91,7 @@ def load_network_data(
     """The images that can be decoded, and their maps if those are read. Raises BadInput, or
     NotCached for missing maps."""
     config, dataset = parts.config, open_dataset(data)
-    pairs = [*items_by_split(dataset, splits_of(config), progress)]
+    pairs = [*items_by_split(dataset, config.splits, progress)]
     sources = sources_of([sample for sample, _ in pairs], [item for _, item in pairs])
     spaces: dict[str, Space] = {}
     if config.maps is not None:
@@ -107,7 +107,7 @@ def load_network_data(
         bad = {i: why for space in spaces.values() for i, why in space.failures(sources).items()}
     else:
         bad = undecodable([(s, item) for item, s in sources.items()], workers, progress)
-    rows = labelled_rows(dataset, splits_of(config), progress)
+    rows = labelled_rows(dataset, config.splits, progress)
     rows = rows.where(~rows.are_in(bad))
     training = choose_rows(config, dataset, rows, {}, progress)
     training = replace(training, fitted={**training.fitted, **fitted_items(cache, views)})

@@ -182,7 +182,7 @@ def load_training_data(
         for name in views
         if name not in named
     }
-    rows = labelled_rows(dataset, splits_of(schedule), progress)
+    rows = labelled_rows(dataset, schedule.splits, progress)
     spaces = spaces_of(cache, wanted, schedule.backbone, rows.items, data)
     generated: dict[str, GeneratedView | ImagePool] = {}
     for name, view in named.items():
@@ -278,12 +278,6 @@ def split_rows(
     return [(np.sort(np.concatenate([real[a], generated])), real[b]) for a, b in pairs]
 
 
-def splits_of(plan: TrainingPlan) -> list[str]:
-    """The splits that a training uses."""
-    val = plan.validation.split
-    return ["train"] if val is None else ["train", val]
-
-
 def choose_rows(
     plan: TrainingPlan,
     dataset: Dataset,
@@ -296,7 +290,7 @@ def choose_rows(
     view."""
     used, notes, copies = training_rows(
         dataset,
-        splits_of(plan),
+        plan.splits,
         rows,
         [space for view_spaces in spaces.values() for space in view_spaces],
         progress,

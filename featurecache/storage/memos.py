@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from featurecache.byte_sizes import parse_size
@@ -22,6 +23,7 @@ from featurecache.storage.safe_open import read_regular
 from featurecache.text import counted
 
 OFF = "off"  # the value of the variable that turns memos off
+_LIMIT = "FEATURECACHE_MEMOS_SIZE"
 _HEAD = 65  # bytes before the content: the SHA-256 of the content in hexadecimal, and a newline
 
 
@@ -68,8 +70,10 @@ def write_memo(name: str, content: bytes) -> bool:
         memo_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(memo_folder):
             return False
-        if not _make_room(memo_folder, len(content)):
+        limit = parse_size(os.environ.get(_LIMIT, "4G"), _LIMIT)
+        if len(content) > limit:
             return False
+        make_room(memo_folder.iterdir(), len(content), limit)
         durable.replace(memo_folder / name, _head_of(content) + content)
     except OSError:  # a home that is only read, a full disk: it is derived again
         return False
@@ -110,22 +114,18 @@ def _is_private(memo_folder: Path) -> bool:
     return is_own and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _make_room(memo_folder: Path, size: int) -> bool:
-    """Remove memos, those that were not used for longest first, until there is room for `size`
-    bytes. False if a memo of that size is larger than all room."""
-    limit = parse_size(os.environ.get("FEATURECACHE_MEMOS_SIZE", "4G"), "FEATURECACHE_MEMOS_SIZE")
-    if size > limit:
-        return False
-    memos = []
-    for path in memo_folder.iterdir():
+def make_room(paths: Iterable[Path], size: int, limit: int) -> None:
+    """Remove files, those that were not used for longest first, until they and `size` more bytes
+    take at most `limit` bytes."""
+    files = []
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):  # another process makes room too
             status = path.lstat()
             if stat.S_ISREG(status.st_mode) and not durable.is_temporary(path.name):
-                memos.append((status.st_mtime, status.st_size, path))
-    surplus = sum(used for _, used, _ in memos) + size - limit
-    for _, used, path in sorted(memos):
+                files.append((status.st_mtime, status.st_size, path))
+    surplus = sum(used for _, used, _ in files) + size - limit
+    for _, used, path in sorted(files):
         if surplus <= 0:
             break
         path.unlink(missing_ok=True)
         surplus -= used
-    return True

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from featurecache.byte_sizes import parse_size
 from featurecache.storage import durable
+from featurecache.storage.memos import make_room
 
 # Downloads of an object until its hash matches: as many as tries of a failed request (retries.py).
 # The client checks no checksum of a reply, so it does not notice that one was cut.
 FETCHES = 6
+_LIMIT = "FEATURECACHE_COPIES_SIZE"
 
 
 def folder() -> Path:
@@ -64,19 +66,7 @@ def _copy_of(sha256: str) -> Path:
 
 
 def _store(copy: Path, data: bytes) -> None:
-    limit = parse_size(
-        os.environ.get("FEATURECACHE_COPIES_SIZE", "20G"), "FEATURECACHE_COPIES_SIZE"
-    )
-    copies = []
-    for path in folder().glob("*/*"):
-        with contextlib.suppress(FileNotFoundError):  # another process removes copies too
-            status = path.stat()
-            copies.append((status.st_mtime, status.st_size, path))
-    surplus = sum(size for _, size, _ in copies) + len(data) - limit
-    for _, size, path in sorted(copies):
-        if surplus <= 0:
-            break
-        path.unlink(missing_ok=True)
-        surplus -= size
+    limit = parse_size(os.environ.get(_LIMIT, "20G"), _LIMIT)
+    make_room(folder().glob("*/*"), len(data), limit)
     copy.parent.mkdir(parents=True, exist_ok=True)
     durable.replace(copy, data)

@@ -132,11 +132,7 @@ class ObjectStore:
 
     def list_folder(self, folder: str = "") -> list[str]:
         folder = check_name(folder).rstrip("/")
-
-        def list_names() -> Any:
-            return self._reader.list_with_delimiter(folder or None)
-
-        listing = self._request(list_names)
+        listing = self._request(lambda: self._reader.list_with_delimiter(folder or None))
         start = len(folder) + 1 if folder else 0
         folders = {f"{path[start:]}/" for path in listing["common_prefixes"]}
         files = {entry["path"][start:] for entry in listing["objects"]}
@@ -167,25 +163,16 @@ class ObjectStore:
         return self._request(put, absent_passes=True)
 
     def replace(self, name: str, data: bytes) -> None:
-        def put() -> None:
-            # In one request: the parts of a killed multipart upload are hidden, but cost money.
-            self._writer.put(check_name(name), data, use_multipart=False)
-
-        self._request(put)
+        # In one request: the parts of a killed multipart upload are hidden, but cost money.
+        self._request(lambda: self._writer.put(check_name(name), data, use_multipart=False))
 
     def move(self, name: str, to: str) -> None:
-        def copy() -> None:
-            self._writer.copy(check_name(name), check_name(to))
-
-        self._request(copy)
+        self._request(lambda: self._writer.copy(check_name(name), check_name(to)))
         self.delete(name)
 
     def delete(self, name: str) -> None:
-        def delete() -> None:
-            self._writer.delete(check_name(name))
-
         with contextlib.suppress(FileNotFoundError):
-            self._request(delete)
+            self._request(lambda: self._writer.delete(check_name(name)))
 
     def delete_folder(self, name: str) -> None:
         raise OSError(errno.ENOTSUP, "an object store has no lock to make this safe")
@@ -219,11 +206,8 @@ class ObjectStore:
     # ---- the root ----
 
     def check_access(self) -> None:
-        def list_root() -> None:
-            self._reader.list_with_delimiter()
-
         try:
-            self._request(list_root, tries=2)
+            self._request(lambda: self._reader.list_with_delimiter(), tries=2)
         except OSError as error:
             raise BadInput(
                 f"{self._root} can't be reached ({error.strerror}); check that the bucket exists "

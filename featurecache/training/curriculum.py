@@ -217,6 +217,11 @@ class TrainingPlan(YamlModel):
         """The epochs in order."""
         return planned_epochs(self.phases)
 
+    @property
+    def splits(self) -> list[str]:
+        """The splits of a dataset that the training uses."""
+        return [split for split in ("train", self.validation.split) if split is not None]
+
     def views(self) -> list[str]:
         """Every view that the phases name, then the validation view, in first-seen order."""
         named = [view for p in self.phases for view in (*p.views, *(p.ramp_to or {}))]

@@ -13,7 +13,7 @@ from featurecache.features.space_locks import reserved
 from featurecache.features.store import Cache
 from featurecache.filling.recompute import Recomputer
 from featurecache.images.datasets import DataSource, open_dataset
-from featurecache.images.samples import items_of
+from featurecache.images.samples import items_of, sources_of
 from featurecache.lookup.held_spaces import no_cache_error
 from featurecache.stages.cache.featurize import SHARD_ROWS
 
@@ -50,8 +50,7 @@ def retry(
         raise no_cache_error(cache, data)
     dataset = open_dataset(data)
     items, _ = items_of(dataset.samples, progress)
-    samples = [(s, i) for s, i in zip(dataset.samples, items, strict=True) if i is not None]
-    sources = {item: sample for sample, item in reversed(samples)}
+    sources = sources_of(dataset.samples, items)
     recomputer = Recomputer(engine, weights)
     failed = mended = 0
     left: dict[str, str] = {}

@@ -36,7 +36,6 @@ from featurecache.runs.record import (
     write_run,
 )
 from featurecache.runs.sources import source_fields
-from featurecache.runs.training_data import splits_of
 from featurecache.runs.training_pictures import view_in_epoch
 from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.cache.featurize import featurize
@@ -206,8 +205,8 @@ def fill_validation(
     them in the record, so that `evaluate` and `report` work at once."""
     schedule = schedule_of(record)
     view = view_in_epoch(schedule.validation.view, 1)
-    present = [split for split in ("val",) if split in data.training.dataset.splits]
-    for split in dict.fromkeys([*present, splits_of(schedule)[-1]]):
+    present = ["val"] if "val" in data.training.dataset.splits else []
+    for split in dict.fromkeys([*present, schedule.splits[-1]]):
         filled = featurize(
             data.origin, policy=view, backbone=[str(network) for network in networks],
             cache=data.cache.root, seed=schedule.augment_seed, split=split,

@@ -43,8 +43,9 @@ def candidate_mixtures(
     mixtures = {"none": {names[0]: 1.0}}
     for count in (MAX_POLICIES, 3):
         mixtures[f"weights {count}"] = _largest(learned, count)
-    for title, ranking in (("gain", by_gain), ("density", by_loss)):
-        for count in (1, 2, 4, MAX_POLICIES)[0 if title == "gain" else 3 :]:
+    rankings = {"gain": (by_gain, (1, 2, 4, MAX_POLICIES)), "density": (by_loss, (MAX_POLICIES,))}
+    for title, (ranking, counts) in rankings.items():
+        for count in counts:
             best = best_of_each(operations, ranking, count)
             mixtures[f"{title} {count}"] = {names[n]: 1 / len(best) for n in best}
     mixtures |= {name: {name: 1.0} for name in shipped}

@@ -71,10 +71,8 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
         known = [name for name in dataset.splits if name != "train"]
         raise UnknownName("split", config.judge.split, known, where=f"{dataset}: judge.split")
     judged = labelled_rows(dataset, [config.judge.split], progress)
-    splits = ["train"] if split is None else ["train", split]
-    rows, notes, _ = training_rows(
-        dataset, splits, labelled_rows(dataset, splits, progress), (), progress
-    )
+    labelled = labelled_rows(dataset, config.splits, progress)
+    rows, notes, _ = training_rows(dataset, config.splits, labelled, (), progress)
     training = rows.where(rows.is_train)
     validation = rows.where(~rows.is_train & ~rows.are_in({row.item for row in judged}))
     if split is None:
