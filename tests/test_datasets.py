@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from featurecache.errors import BadInput, FeatureCacheWarning, UnknownName
 from featurecache.images.datasets import open_dataset
-from featurecache.images.layouts.own_output import GAP, MARK, TILE
+from featurecache.images.layouts.own_output import MARK
 from featurecache.images.layouts.unread import unread_pictures
 from featurecache.images.samples import MAX_FILE, items_of
 from featurecache.images.thumbnails import sheet, signed_file
@@ -249,10 +249,9 @@ def test_what_featurecache_writes_is_passed_over_where_it_lies(make):
         (root / folder / "pca.json").write_bytes(STUDY)
     (root / "study").mkdir()
     rows = [[np.zeros((9, 9, 3), np.uint8)] * 2]
-    picture = signed_file(sheet(rows, TILE, GAP), "preview.png", MARK)
-    (root / "preview.png").write_bytes(picture)
-    sheet(rows, TILE, GAP).save(root / "sheet.png")  # as earlier versions wrote it
-    sheet(rows, TILE, GAP).save(root / "cat/sheet.png")
+    picture = signed_file(sheet(rows, 128, 4), "preview.png", MARK)
+    for name in ("preview.png", "sheet.png", "cat/sheet.png"):
+        (root / name).write_bytes(picture)
     dataset = open_dataset(root)
     assert [sample.id for sample in dataset.samples] == [
         "cat/1.png", "cat/study/mine.png", "dog/2.png"

@@ -23,9 +23,7 @@ from featurecache.training.epoch_metrics import NotNegative
 from featurecache.training.sweep_settings import settings_of
 
 RUN_FILE = "run.json"
-
-RUN_FORMAT = 2  # format 1 has one backbone instead of a list
-
+RUN_FORMAT = 2
 STARTED = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -76,19 +74,6 @@ class RunRecord(Open):
     baseline: dict[str, Any] | None = None  # validation of logistic regression on the same rows
     chosen: pydantic.NonNegativeInt | None = None  # index of the candidate that was saved
     network: dict[str, Any] | None = None  # the configuration of a run of train-network
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _of_format_1(cls, value: Any) -> Any:
-        """Convert format 1: one `backbone`, a top-level `precision`, one space per view."""
-        if not isinstance(value, dict) or value.get("format") != 1:
-            return value
-        new = {name: v for name, v in value.items() if name not in ("backbone", "precision")}
-        backbone, spaces = value.get("backbone"), value.get("spaces")
-        if isinstance(backbone, dict) and isinstance(spaces, dict):
-            new["backbones"] = [{**backbone, "precision": value.get("precision")}]
-            new["spaces"] = {view: [space] for view, space in spaces.items()}
-        return new
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> RunRecord:

@@ -2,13 +2,11 @@
 
 A cache has `CACHE.json`, a run `run.json`, a folder of TensorBoard its events. The picture NAME.png
 of a study has NAME.svg and NAME.json beside it; the JSON file names the study. A contact sheet
-names featurecache in its first bytes; one from an earlier version is recognised by its name and
-size. Exports, reports and indexes are not pictures.
+names featurecache in its first bytes. Exports, reports and indexes are not pictures.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +17,6 @@ DEFAULT_FOLDERS = {"data", "runs", "study"}  # the defaults of --cache, --runs a
 EVENTS = "events.out.tfevents"  # the start of the names of TensorBoard's files
 SHEET = "sheet.png"  # the default name of a contact sheet
 MARK = "featurecache"  # the software that our pictures name
-TILE, GAP = 128, 4  # pixels of a contact sheet: the side of a picture, the gap between two
 _HEAD = 4096  # bytes of a file that are read
 _MAX_FILE = 1 << 30
 _STUDY = (b'{\n "study": "', b'{"study": "')  # starts of the JSON of a study
@@ -48,14 +45,7 @@ def study_pictures(folder: str, pictures: Iterable[str], others: Iterable[str]) 
 
 def is_sheet(path: str) -> bool:
     """Whether a picture is a contact sheet or a figure of featurecache."""
-    head = _head(path)
-    if MARK.encode() in head[:512]:
-        return True
-    if not path.endswith(f"/{SHEET}") or len(head) < 33 or head[12:16] != b"IHDR":
-        return False
-    width, height = struct.unpack(">II", head[16:24])
-    tiled = all(size > GAP and (size - GAP) % (TILE + GAP) == 0 for size in (width, height))
-    return tiled and head[24:26] == b"\x08\x02" and head[37:41] == b"IDAT"
+    return MARK.encode() in _head(path)[:512]
 
 
 def _head(path: str) -> bytes:

@@ -12,7 +12,7 @@ from featurecache.errors import BadInput
 from featurecache.images.datasets import Dataset, DataSource, names_of, open_dataset
 from featurecache.images.decode import Undecodable
 from featurecache.images.layouts.folder_layouts import FOLDER_LAYOUTS
-from featurecache.images.layouts.own_output import GAP, MARK, SHEET, TILE
+from featurecache.images.layouts.own_output import MARK, SHEET
 from featurecache.images.policies import find_policy, shipped
 from featurecache.images.samples import items_of
 from featurecache.images.thumbnails import sheet, signed_file
@@ -21,6 +21,8 @@ from featurecache.settings import command_line
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
 from featurecache.study.sampling import evenly_spaced
+
+TILE, GAP = 128, 4  # pixels of a contact sheet: the side of a picture, the gap between two
 
 
 @dataclass(frozen=True, kw_only=True)
