@@ -36,7 +36,7 @@ from featurecache.errors import (
 )
 from featurecache.settings import unknown_variables
 from featurecache.storage.local import working_folder
-from featurecache.text import one_line
+from featurecache.text import one_line, reason_of
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Look": (
@@ -209,7 +209,7 @@ def _exit_code(debug: bool) -> int:
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        message = f"featurecache: {where}{error.strerror or error}"
+        message = f"featurecache: {where}{reason_of(error)}"
         click.echo(terminal.printable(message), err=True)
         return 1
 
@@ -221,6 +221,6 @@ def _flush_output(code: int) -> int:
     if error is None:
         return code
     if not isinstance(error, BrokenPipeError):
-        message = f"featurecache: can't write the output ({error.strerror or error})"
+        message = f"featurecache: can't write the output ({reason_of(error)})"
         click.echo(terminal.printable(message), err=True)
     return code or 1

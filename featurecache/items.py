@@ -62,6 +62,16 @@ class Items(Sequence[bytes | None]):
                 is_known = known is None or known[row]
                 yield raw[32 * row : 32 * row + 32] if is_known else None
 
+    @property
+    def known_array(self) -> np.ndarray:
+        """(M, 32) uint8: the known items."""
+        return self.array if self.known is None else self.array[self.known]
+
+    @property
+    def distinct_array(self) -> np.ndarray:
+        """(M, 32) uint8: the known items, each once, in the order of their first occurrences."""
+        return self.array if len(self.distinct) == len(self) else self.array[self.distinct]
+
     @cached_property
     def distinct(self) -> np.ndarray:
         """The position of the first occurrence of each known item, ascending, int64."""

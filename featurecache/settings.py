@@ -25,7 +25,7 @@ _PREFIX = "FEATURECACHE_"
 # The variables of the settings, and those that storage reads, without the prefix.
 VARIABLES = (*(key.upper() for key in KEYS), "COPIES", "COPIES_SIZE", "MEMOS", "MEMOS_SIZE")
 _OF_BENCHMARKS = "BENCH_"  # the benchmarks have variables of their own
-_DEFAULTS = {"data": "data", "cache": "data/cache"}  # of the options
+DEFAULTS = {"data": "data", "cache": "data/cache"}  # of the options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def command_line(command: str, **options: object) -> str:
     words = []
     for name, option in options.items():
         values = option if isinstance(option, list) else [option]
-        is_default = [str(value) for value in values] == [_DEFAULTS.get(name)]
+        is_default = [str(value) for value in values] == [DEFAULTS.get(name)]
         if option is not None and (name in settings or not is_default):
             words += [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for value in values]
     return " ".join(["featurecache", command, *words])

@@ -12,6 +12,12 @@ def one_line(error: BaseException, max_length: int = 300) -> str:
     return " ".join(str(error).split())[:max_length]
 
 
+def reason_of(error: Exception) -> str:
+    """Why something failed: the words of the system for an OSError that has them, else the
+    message."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def printable(text: str) -> str:
     """`text` made safe for one line of a terminal or a figure.
 

@@ -25,6 +25,7 @@ from featurecache.json_files import parse_object, read_model
 from featurecache.storage.locations import open_store
 from featurecache.storage.store import Store, names_in
 from featurecache.storage.stored_file import StoredFile
+from featurecache.text import reason_of
 
 FORMAT_NAME = "featurecache cache"
 
@@ -68,8 +69,7 @@ class Cache:
             self.store.initialize(MARKER, json.dumps(marker, indent=1).encode() + b"\n")
         except OSError as error:
             raise BadInput(
-                f"cache {self.root} can't be written ({error.strerror or error}); give another "
-                "--cache"
+                f"cache {self.root} can't be written ({reason_of(error)}); give another --cache"
             ) from error
 
     def note_run(self, run: Path, spaces: Iterable[str]) -> bool:

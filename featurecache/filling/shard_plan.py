@@ -158,8 +158,7 @@ def plan_shards(
     is cut at the same images.
     """
     check_shard_rows(rows)
-    distinct = items.distinct
-    images = items.array if len(distinct) == len(items) else items.array[distinct]
+    distinct, images = items.distinct, items.distinct_array
     shards: dict[str, tuple[np.ndarray, list[int]]] = {}
     for number, space in enumerate(spaces):
         missing = distinct[~space.holds(images)]

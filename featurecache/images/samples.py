@@ -19,6 +19,7 @@ from featurecache.images.item_memos import ItemMemo, Part
 from featurecache.items import Items
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.stored_file import StoredFile, open_file
+from featurecache.text import reason_of
 
 _MAX_SHARD = 1 << 50  # bytes of a file that contains many images
 MAX_FILE = 1 << 30  # bytes; MAX_PIXELS pixels of uncompressed 16-bit RGBA are 800 MB
@@ -232,7 +233,7 @@ def items_of(
                 items.append(sample.item())
             except OSError as error:
                 items.append(None)
-                reasons[sample.id] = error.strerror or str(error)
+                reasons[sample.id] = reason_of(error)
         return items
 
     memo = ItemMemo([_part_of(sample) if use_memos else None for sample in samples])

@@ -229,9 +229,13 @@ def no_backbone_error(what: str, cache: str | Path) -> BadInput:
     return BadInput(f"{what} needs --backbone NAME; `{command}` lists the cached ones")
 
 
-def no_cache_error(cache: str | Path, data: DataSource | None = None) -> BadInput:
-    """The error for a cache that is not there."""
-    return BadInput(f"no cache at {cache} yet; make one with: {first_command(cache, data)}")
+def existing_cache(cache: str | Path, data: DataSource | None = None) -> Cache:
+    """The cache at a path or URL. Raises BadInput if there is none, with the command that makes
+    it."""
+    opened = Cache(cache)
+    if not opened.exists:
+        raise BadInput(f"no cache at {cache} yet; make one with: {first_command(cache, data)}")
+    return opened
 
 
 def _settings(space: Space) -> keys.Json:

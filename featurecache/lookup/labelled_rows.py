@@ -156,9 +156,9 @@ def labelled_rows(
     item_parts: list[np.ndarray] = []
     for number, split in enumerate(splits):
         items = items_of(dataset.split(split), progress)[0]
-        known = slice(None) if items.known is None else items.known
-        position_parts[number] = position_parts[number][known]
-        item_parts.append(items.array[known])
+        if items.known is not None:
+            position_parts[number] = position_parts[number][items.known]
+        item_parts.append(items.known_array)
     positions = np.concatenate(position_parts)
     return LabelledRows(
         dataset.samples,
@@ -277,8 +277,7 @@ def _are_held_out(
     held_out = np.zeros(len(items), bool)
     for split in splits:
         others = items_of(dataset.split(split), progress)[0]
-        array = others.array if others.known is None else others.array[others.known]
-        held_out |= Lookup(array).holds(items)
+        held_out |= Lookup(others.known_array).holds(items)
     return held_out
 
 

@@ -13,8 +13,8 @@ from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.images.layouts.csv_tables import CsvColumns
 from featurecache.json_files import damaged_run
 from featurecache.runs.record import RunRecord, read_run
+from featurecache.settings import DEFAULTS
 
-DEFAULTS = {"data": "data", "cache": "data/cache"}
 _FIELDS = {"data": "path", "cache": "cache"}  # of `data` in a run's record
 _FROM_RUN = "from_run"  # of `data` in a run's record: the same paths, relative to the run
 _SEVERAL = "paths"  # of `data` in a run's record: instead of `path`, of several datasets

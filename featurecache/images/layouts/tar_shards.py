@@ -40,7 +40,7 @@ from featurecache.storage.locations import locate
 from featurecache.storage.safe_open import open_regular
 from featurecache.storage.store import names_in
 from featurecache.storage.stored_file import StoredFile
-from featurecache.text import one_line
+from featurecache.text import one_line, reason_of
 
 File = Path | StoredFile
 _MAX_SHARD = 1 << 50  # bytes
@@ -96,7 +96,7 @@ def shard_paths(data: str | Path) -> list[File]:
     try:
         return list(_below(path))
     except OSError as error:
-        raise BadInput(f"{data}: can't be listed ({error.strerror or error})") from error
+        raise BadInput(f"{data}: can't be listed ({reason_of(error)})") from error
 
 
 def _below(folder: File, depth: int = 0) -> Iterator[File]:

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.errors import BadInput
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.spaces import Space
-from featurecache.features.store import Cache
 from featurecache.keys import setting_beside_names
+from featurecache.lookup.held_spaces import existing_cache
 from featurecache.stages.cache.verify import compared
 
 
@@ -46,10 +45,7 @@ def diff(a: str | Path, b: str | Path, *, progress: ProgressOption = False) -> l
     DamagedCache for bytes that do not match their record.
     """
     progress = resolve_progress(progress)
-    caches = Cache(a), Cache(b)
-    for cache in caches:
-        if not cache.exists:
-            raise BadInput(f"no cache at {cache.root}")
+    caches = existing_cache(a), existing_cache(b)
     spaces_a, spaces_b = ({space.name: space for space in cache.spaces()} for cache in caches)
     names = sorted(spaces_a.keys() | spaces_b.keys())
     differences = []

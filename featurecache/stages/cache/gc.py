@@ -21,11 +21,11 @@ from featurecache.features.store import Cache
 from featurecache.images.view_names import ViewName
 from featurecache.json_files import damaged_run
 from featurecache.keys import setting_beside_names
-from featurecache.lookup.held_spaces import names_of_network
+from featurecache.lookup.held_spaces import existing_cache, names_of_network
 from featurecache.runs.record import read_record
 from featurecache.storage import durable
 from featurecache.storage.local import LocalStore
-from featurecache.text import listed
+from featurecache.text import counted, listed
 
 _SPANS = {"h": 1, "d": 24, "w": 24 * 7}  # in hours
 
@@ -79,9 +79,7 @@ def gc(
     """
     progress = resolve_progress(progress)
     check_keywords(criteria, Criteria, "gc")
-    opened = Cache(cache)
-    if not opened.exists:
-        raise BadInput(f"no cache at {cache}")
+    opened = existing_cache(cache)
     policies, backbones = listed(criteria.get("policy", ())), listed(criteria.get("backbone", ()))
     older_than, max_size = criteria.get("older_than"), criteria.get("max_size")
     if not (policies or backbones or older_than or max_size):
@@ -112,7 +110,7 @@ def gc(
         users = sorted({str(run) for run in used.get(space.name, [])})
         reason = ""
         if users and not force:
-            reason = f"used by {len(users)} run{'s' * (len(users) > 1)}; --force deletes it anyway"
+            reason = f"used by {counted(len(users), 'run')}; --force deletes it anyway"
         elif is_in_use(space):
             reason = "a process is filling it"
         # A live process may have begun to fill it only now.

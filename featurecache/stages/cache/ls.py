@@ -5,14 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from featurecache.features.space_files import SpaceSummary
-from featurecache.features.store import Cache
-from featurecache.lookup.held_spaces import no_cache_error
+from featurecache.lookup.held_spaces import existing_cache
 
 
 def ls(cache: str | Path = "data/cache") -> list[SpaceSummary]:
     """Each space of the cache: space, view, backbone (None for stored pictures), setting, rows,
     bytes, root_hash, pixel_canaries. Raises BadInput if there is no cache."""
-    opened = Cache(cache)
-    if not opened.exists:
-        raise no_cache_error(cache)
-    return [space.summary() for space in opened.spaces()]
+    return [space.summary() for space in existing_cache(cache).spaces()]

@@ -75,9 +75,7 @@ def plan(
     rows: list[PlannedSpace] = []
     for loaded in request.backbones:
         spaces = [(view, request.vector_space(view, loaded)) for view in request.views]
-        images = request.items.array
-        if request.images < len(images):
-            images = images[request.items.distinct]
+        images = request.items.distinct_array
         probe = None
         for view, space in spaces:
             count = int(space.holds(images).sum())

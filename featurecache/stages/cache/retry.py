@@ -10,11 +10,10 @@ from featurecache.errors import FeatureCacheError
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.space_files import SpaceSummary
 from featurecache.features.space_locks import reserved
-from featurecache.features.store import Cache
 from featurecache.filling.recompute import Recomputer
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.samples import items_of, sources_of
-from featurecache.lookup.held_spaces import no_cache_error
+from featurecache.lookup.held_spaces import existing_cache
 from featurecache.stages.cache.featurize import SHARD_ROWS
 
 
@@ -45,9 +44,7 @@ def retry(
     (docs/format.md).
     """
     progress = resolve_progress(progress)
-    opened = Cache(cache)
-    if not opened.exists:
-        raise no_cache_error(cache, data)
+    opened = existing_cache(cache, data)
     dataset = open_dataset(data)
     items, _ = items_of(dataset.samples, progress)
     sources = sources_of(dataset.samples, items)

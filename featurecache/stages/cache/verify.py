@@ -36,7 +36,7 @@ from featurecache.filling.repair import LostShard, recompute_lost
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.samples import items_of, sources_of
 from featurecache.images.views import view_of_key
-from featurecache.lookup.held_spaces import no_cache_error
+from featurecache.lookup.held_spaces import existing_cache
 from featurecache.storage.store import names_in
 from featurecache.storage.stored_file import StoredFile
 
@@ -103,9 +103,7 @@ def verify(
     `data`. `weights` is the file of the spaces that were made with this option.
     """
     progress = resolve_progress(progress)
-    opened = Cache(cache)
-    if not opened.exists:
-        raise no_cache_error(cache, data)
+    opened = existing_cache(cache, data)
     if recompute < 0:
         raise BadInput(f"--recompute {recompute}: must be 0 or more")
     dataset = open_dataset(data) if recompute else None

@@ -52,7 +52,7 @@ def why(
     for view in request.views:
         for loaded in request.backbones:
             space = request.vector_space(view, loaded)
-            hits = int(space.holds(request.items.array[request.items.distinct]).sum())
+            hits = int(space.holds(request.items.distinct_array).sum())
             misses = request.images - hits
             ranked = sorted(
                 (

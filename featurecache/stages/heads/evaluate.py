@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput, MissingExtra
-from featurecache.features.settings import check_keywords
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
@@ -118,7 +117,6 @@ def evaluate(
     views; the default is the schedule's `augment_seed`. Raises BadInput for classes that a head
     does not know, NotCached for missing vectors.
     """
-    check_keywords(options, EvaluationOptions, "evaluate")
     runs = find_runs([run] if against is None else [run, against])
     data, cache, progress = resolve_run_options(options, "evaluate", runs, EvaluationOptions)
     table_file, predictions_file = None, options.get("predictions")
@@ -147,7 +145,7 @@ def evaluate(
     if table_file is not None:
         ids = [row.id for row in predictions.rows]
         _write_predictions(table_file, ids, probabilities, classes, labels.tolist())
-    result = evaluation_of(predictions, 0, predictions.split, views)
+    result = evaluation_of(predictions, 0, views)
     if against is None:
         return result
     rights = [predictions.correct_mask(0), predictions.correct_mask(1)]
@@ -159,9 +157,7 @@ def evaluate(
     return dataclasses.replace(result, against=comparison)
 
 
-def evaluation_of(
-    predictions: Predictions, run_index: int, split: str, views: Sequence[str]
-) -> Evaluation:
+def evaluation_of(predictions: Predictions, run_index: int, views: Sequence[str]) -> Evaluation:
     """The evaluation of one of the runs that made these predictions."""
     run, record = predictions.runs[run_index], predictions.records[run_index]
     probabilities, labels = predictions.probabilities[run_index], predictions.labels[run_index]
@@ -169,7 +165,7 @@ def evaluation_of(
     best, worst = metrics.best_and_worst(counts, record.classes, record.words)
     return Evaluation(
         run=str(run),
-        split=split,
+        split=predictions.split,
         view=views[0],
         n=len(predictions.rows),
         left_out=predictions.left_out,

@@ -213,7 +213,7 @@ def _vectors(
             content = read_regular(Path(file), MAX_FILE)
             pictures = {side: decode(content, side) for side in dict.fromkeys(sides)}
         except (Undecodable, OSError) as error:
-            errors[file] = getattr(error, "strerror", None) or str(error)
+            errors[file] = text.reason_of(error)
             continue
         if not running:
             running = [

@@ -21,7 +21,7 @@ from featurecache.features.network_sources import module_source
 from featurecache.features.store import Cache
 from featurecache.settings import read_settings, settings_file
 from featurecache.storage.memos import memo_state
-from featurecache.text import counted
+from featurecache.text import counted, reason_of
 
 LIBRARIES = (
     "torch", "timm", "imaug", "openvino", "h5py", "numpy", "pillow", "scikit-learn",
@@ -113,6 +113,6 @@ def _cache(path: str | Path) -> str:
     try:
         free = cache.store.free_bytes()
     except OSError as error:
-        raise FeatureCacheError(error.strerror or str(error)) from error
+        raise FeatureCacheError(reason_of(error)) from error
     room = "in an object store" if free is None else f"{free / 1e9:.1f} GB free"
     return f"{counted(len(cache.spaces()), 'space')}, {room}"

@@ -16,7 +16,7 @@ from featurecache.images.depth import used_bits
 from featurecache.images.layouts.folder_layouts import FOLDER_LAYOUTS
 from featurecache.images.layouts.unread import unread_pictures
 from featurecache.images.samples import Sample
-from featurecache.text import counted
+from featurecache.text import counted, reason_of
 
 _THREADS = 8  # reading waits for disks, and Pillow releases the GIL while it decodes
 _MAX_LOW_BITS = 14  # of sensors whose cameras store 16 bits
@@ -158,7 +158,7 @@ def _look_at(sample: Sample) -> _Seen:
     try:
         data = sample.read()
     except OSError as error:
-        return _Seen(reason=error.strerror or str(error))
+        return _Seen(reason=reason_of(error))
     item = hashlib.sha256(data).digest()
     try:
         pixels = decode(data)

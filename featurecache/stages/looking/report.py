@@ -109,7 +109,7 @@ def report(
     predictions = predict_split(runs, split, [view], seed, data, cache, progress, same_classes=True)
     split = predictions.split
     names = _names(runs)
-    evaluations = [evaluation_of(predictions, index, split, [view]) for index in range(len(runs))]
+    evaluations = [evaluation_of(predictions, index, [view]) for index in range(len(runs))]
     comparable = same_views(predictions.records, [view], seed)
     verdict = verdict_of(predictions, names, split, comparable)
     spaces = {space.name: space for space in Cache(cache).spaces()}

@@ -61,7 +61,7 @@ def study_neighbours(
         content = read_regular(Path(image), MAX_FILE)
         pixels = decode(content)
     except (OSError, Undecodable) as error:
-        reason = error.strerror or error if isinstance(error, OSError) else error
+        reason = text.reason_of(error)
         raise BadInput(f"{image}: cannot be read as an image ({reason})") from error
     dataset = open_dataset(source.data)
     splits = {sample.split for sample in dataset.samples}

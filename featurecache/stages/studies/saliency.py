@@ -22,7 +22,8 @@ from featurecache.images.decode import Undecodable, decode
 from featurecache.images.samples import Sample
 from featurecache.runs.record import RunRecord, read_run
 from featurecache.runs.run_names import find_runs
-from featurecache.runs.sources import DEFAULTS, data_of
+from featurecache.runs.sources import data_of
+from featurecache.settings import DEFAULTS
 from featurecache.stages.heads.predict import run_networks
 from featurecache.stages.studies.study_files import study_folder, write_study
 from featurecache.study.sampling import evenly_spaced
@@ -323,7 +324,7 @@ def _picture(sample: Sample, truth: str | None) -> _Picture:
         encoded = sample.read()
         pixels = decode(encoded)
     except (OSError, Undecodable) as error:
-        reason = error.strerror or error if isinstance(error, OSError) else error
+        reason = text.reason_of(error)
         raise BadInput(f"{sample.id}: {reason}; choose other images with --image") from error
     boxes = boxes_of(sample.source) if isinstance(sample.source, Path) else ()
     item = hashlib.sha256(encoded).digest()
