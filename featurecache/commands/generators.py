@@ -19,9 +19,7 @@ from featurecache.text import counted
 )
 @options("data", "cache")
 @click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/CONFIG-HASH]")
-@options("runs")
-@click.option("--seed", type=int, help="Overrides the seed in the configuration.")
-@options("device", "workers", *OUTPUT)
+@options("runs", "config_seed", "device", "workers", *OUTPUT)
 def fit_generator(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Fit a network that makes training data, on the training images (docs/generators.md)."""
     from featurecache.stages.generators.fit_generator import fit_generator

@@ -155,8 +155,7 @@ def search(as_json: bool, quiet: bool, **arguments: Any) -> None:
 
 @click.command()
 @run_argument("run")
-@options("run_data", "run_cache", "run_split", "view", "tta")
-@click.option("--seed", type=int, help="Seed of the views.  [default: the schedule's augment_seed]")
+@options("run_data", "run_cache", "run_split", "view", "tta", "run_seed")
 @click.option(
     "--against",
     metavar="RUN2",
@@ -212,9 +211,7 @@ def evaluate(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @run_argument("runs", nargs=-1, required=True)
 @options("run_data", "run_cache")
 @click.option("--how", metavar="NAME", help="mean, vote, stack or dense.  [default: all but dense]")
-@options("run_split", "view", "tta")
-@click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
-@options(*OUTPUT)
+@options("run_split", "view", "tta", "run_seed", *OUTPUT)
 def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate the heads in RUNS together, beside each member.
 
@@ -267,9 +264,7 @@ def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @options("run_data", "run_cache")
 @click.option("--out", required=True, metavar="FILE", help="The file to write.")
 @click.option("--split", default="test", help="The split to predict.")
-@options("view", "tta")
-@click.option("--seed", type=int, help="Seed of the views.  [default: the schedules' augment_seed]")
-@options("allow_failed", *OUTPUT)
+@options("view", "tta", "run_seed", "allow_failed", *OUTPUT)
 def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> int:
     """Write the averaged predictions of RUNS for a test split."""
     from featurecache.stages.heads.submit import submit
@@ -285,12 +280,7 @@ def submit(as_json: bool, quiet: bool, allow_failed: bool, **arguments: Any) -> 
 @click.command()
 @run_argument("run")
 @click.argument("files", nargs=-1, required=True)
-@click.option(
-    "--weights",
-    multiple=True,
-    metavar="FILE",
-    help="A weights file that vectors were computed with: .safetensors or .pth. Repeatable.",
-)
+@options("run_weights")
 @click.option("--top", default=5, help="Classes per file.")
 @click.option("--out", metavar="FILE", help="Write the predictions to this CSV file.")
 @options("engine", "allow_failed", *OUTPUT)

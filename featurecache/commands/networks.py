@@ -17,9 +17,7 @@ from featurecache.commands.progress import open_progress
 )
 @options("data", "cache")
 @click.option("--out", metavar="DIR", help="The run folder.  [default: RUNS/CONFIG-HASH]")
-@options("runs")
-@click.option("--seed", type=int, help="Overrides the seed in the configuration.")
-@options("device", "workers", *CLUSTER, *OUTPUT)
+@options("runs", "config_seed", "device", "workers", *CLUSTER, *OUTPUT)
 def train_network(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Train a network on pictures of views, or its last layers on cached maps."""
     from featurecache.stages.networks.train_network import train_network

@@ -211,6 +211,16 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "view": click.option(
         "--view", default="none", metavar="NAME_N", help="The view of the images.",
     ),
+    "run_seed": click.option(
+        "--seed", type=int, help="Seed of the views.  [default: augment_seed of the run's schedule]"
+    ),
+    "run_weights": click.option(
+        "--weights", multiple=True, metavar="FILE",
+        help="Weights that the run's vectors were computed with: .safetensors or .pth. Repeatable.",
+    ),
+    "config_seed": click.option(
+        "--seed", type=int, help="Overrides the seed in the configuration."
+    ),
     "tta": click.option(
         "--tta", multiple=True, metavar="NAME_N",
         help="Another view to average the probabilities over. Repeatable.",

@@ -139,12 +139,7 @@ def neighbours(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.option("--samples", default=25, help="smoothgrad: number of noisy copies.")
 @click.option("--noise", default=0.15, help="smoothgrad: noise, as a share of the span.")
 @click.option("--noise-seed", "--seed", "seed", default=0, help="smoothgrad: seed of the noise.")
-@click.option(
-    "--weights",
-    multiple=True,
-    metavar="FILE",
-    help="Weights the vectors were made with: .safetensors or .pth. Repeatable.",
-)
+@options("run_weights")
 @OUT
 @options(*OUTPUT)
 def saliency(as_json: bool, quiet: bool, **arguments: Any) -> None:
