@@ -256,7 +256,7 @@ def test_the_two_parts_of_a_network_compute_what_the_network_computes(
         assert torch.equal(body.eval()(trunk.eval()(images)), network.eval()(images))
         dropped = body.train()(trunk.eval()(images))
     assert (dropped == 0).any()  # dropout, which is a function here, follows the mode
-    assert layer_before(network, first) == before
+    assert layer_before(network, first, first) == before
     with pytest.raises(UnknownName, match="nearest: .*" + before[:5]):
         trunk_and_body(network, before + "x")
 

@@ -57,9 +57,9 @@ def trunk_and_body(network: nn.Module, first: str) -> tuple[nn.Module, Body]:
     return _before(network, graph, source), Body(after[True], after[False])
 
 
-def layer_before(network: nn.Module, first: str, known: str = "") -> str:
+def layer_before(network: nn.Module, first: str, known: str) -> str:
     """The layer whose output the layer `first` takes, as deep as `known` needs it to be named."""
-    names = [first, known] if known in dict(network.named_modules()) and known else [first]
+    names = [first, known] if known in dict(network.named_modules()) else [first]
     graph = _traced(network.eval(), names)
     return str(_input_of(network, graph, first).target)
 

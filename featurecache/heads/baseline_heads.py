@@ -35,8 +35,8 @@ def train_baseline(
     schedule: Schedule,
     run: Path,
     *,
-    shared: Path | None = None,
-    device: str = "auto",
+    shared: Path | None,
+    device: str,
 ) -> Baseline:
     """Fit logistic regression to the training rows of a schedule, through the view that it is
     validated on, and save it in the run's folder `baseline`.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.executors import Progress, silent
+from featurecache.executors import Progress
 from featurecache.executors.pool import ordered
 from featurecache.features.preprocess import Preprocess
 from featurecache.runs.training_pictures import ImageItem, pixels_or_reason
@@ -25,7 +25,7 @@ def load_images(
     images: Sequence[ImageItem],
     size: int,
     workers: int,
-    progress: Progress = silent,
+    progress: Progress,
 ) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
     """The pictures (N, size, size, 3) of these images, and the reasons why some, by their number,
     can't be decoded; those are black."""

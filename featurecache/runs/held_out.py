@@ -73,8 +73,8 @@ def held_out_rows(
     dataset: Dataset,
     opened: Sequence[RunRecord],
     trained: Sequence[TrainedItems],
-    without: Collection[bytes] = (),
-    progress: Progress = silent,
+    without: Collection[bytes],
+    progress: Progress,
 ) -> LabelledRows:
     """The rows of a dataset that all of these runs held out, except the items `without`. Raises
     BadInput if there are none."""

@@ -68,8 +68,8 @@ def open_question(
     seed: int | None,
     data: DataSource,
     cache: str | Path,
-    progress: Progress = silent,
-    same_classes: bool = False,
+    progress: Progress,
+    same_classes: bool,
 ) -> Question:
     """Read the records of runs and the dataset that their heads predict on.
 

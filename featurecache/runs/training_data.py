@@ -283,7 +283,7 @@ def choose_rows(
     dataset: Dataset,
     rows: Sequence[LabelledRow],
     spaces: Mapping[str, Sequence[Space]],
-    progress: Progress = silent,
+    progress: Progress,
 ) -> TrainingData:
     """Those of the `labelled_rows` that a training uses, without vectors. Images that could not be
     decoded in one of the views with `spaces` are left out; those of a split to validate on, in its

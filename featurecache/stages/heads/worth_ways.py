@@ -38,7 +38,7 @@ def ways_of(
     phases_by_policy: Mapping[str, phase_variants.Phases],
     rates: Mapping[str, Json],
     seeds: Sequence[int],
-    kind: type[Plan] = Schedule,
+    kind: type[Plan],
 ) -> Ways:
     """Clean, then each of `phases_by_policy` in its own and in shuffled order, under each of
     `rates` (the name of a learning-rate schedule -> the keys that set it in a plan)."""
