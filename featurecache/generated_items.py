@@ -53,7 +53,8 @@ def note_generators(cache: Cache, views: Iterable[View]) -> None:
 
 
 def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
-    """Of the views that generators make. Raises BadInput if that is not known."""
+    """The images that the generators of these views were fitted on. Raises BadInput if they are
+    unknown."""
     fitted = {}
     for name, view in views.items():
         if view.policy is not None and (made_by := digests(view.policy.tree)):
@@ -63,7 +64,7 @@ def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
 
 
 def fitted_by_datasets(folders: Iterable[str]) -> Fitted:
-    """Of datasets of generated images."""
+    """The images that the generators of the datasets in these folders were fitted on."""
     fitted = {folder: items_of_dataset(Path(folder)).common_items for folder in folders}
     return {
         f"dataset {folder}": frozenset(item.tobytes() for item in items)

@@ -1,4 +1,4 @@
-"""What there is to know of backbones before one is loaded: the aliases, and a search in timm."""
+"""Facts about backbones that are not loaded: the aliases, and a search in timm."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Whether pictures are normalised as a network's batch norms expect.
 
-A batch norm holds the mean and the variance of each channel that it was trained on. Pictures that
-are normalised as they were then have about these numbers at the first norm, others have not: the
-variances of the usual normalisations differ by factors of 4 and more. A network without batch norms
-keeps no such trace. The order of colours is not tested: it hardly changes these numbers.
+A batch norm stores the mean and the variance that each channel had in its training. Pictures with
+the normalisation of that training have about the same mean and variance at the first norm, others
+do not: the variances of the usual normalisations differ by factors of 4 and more. A network without
+batch norms stores nothing to compare with. The order of colours is not tested: it hardly changes
+these numbers.
 """
 
 from __future__ import annotations

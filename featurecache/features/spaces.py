@@ -62,7 +62,7 @@ class Space:
         self._loaded: tuple[str, dict[str, np.ndarray]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """What a worker gets. It reads the rows itself."""
+        """The state that a worker process gets; it reads the rows itself."""
         names = ("store", "name", "key", "view", "backbone")
         return {name: getattr(self, name) for name in names} | {"_loaded": None}
 

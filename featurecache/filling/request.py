@@ -140,7 +140,7 @@ def check_views(views: Sequence[View], cache: Cache) -> None:
     by the same version of imgaug, so it is not built again, which takes a second."""
     augmented = [view for view in views if view.policy is not None]
     cached: set[str] = set()
-    # Of an object store, each description would be a request.
+    # In an object store, reading each description would take a request.
     if augmented and cache.store.local_folder is not None:
         cached = {keys.digest(space.key.get("view")) for space in cache.spaces()}
     for view in augmented:

@@ -174,7 +174,8 @@ class VectorSamplerConfig(GeneratorConfig):
         return ("image_size",)
 
     def with_width(self, width: int, path: Path) -> Self:
-        """For vectors of this width. Raises BadInput, which names `path`, if it can't be."""
+        """The configuration for vectors of this width. Raises BadInput, which names `path`, for a
+        `width` that differs."""
         if self.width not in (0, width):
             raise BadInput(f"{path}: width: the vectors have {width:,} numbers; remove the key")
         return self.model_copy(update={"width": width})

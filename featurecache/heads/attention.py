@@ -12,7 +12,7 @@ from torch import nn
 class AttentionPool(nn.Module):
     """Pools flattened maps (B, C * T) to vectors (B, C).
 
-    The channels are shared out to Q queries, C / Q each. A query compares itself with all channels
+    The channels are divided among Q queries, C / Q each. A query compares itself with all channels
     at each of the T places; its own channels are averaged over the places, weighted by the softmax
     of these products. It begins as average pooling.
     """

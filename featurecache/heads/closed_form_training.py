@@ -85,7 +85,7 @@ def _logistic(
 def _lbfgs(
     data: Data, job: Job, schedule: Schedule, training_set: TrainingSet
 ) -> tuple[nn.Sequential, EpochRow]:
-    """Of several views every row counts once through each, weighted by the view's share."""
+    """With several views, every row counts once in each of them, weighted by the view's share."""
     classes = training_set.classes
     (phase,) = schedule.phases
     fold, view = job.fold, schedule.validation.view

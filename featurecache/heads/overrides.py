@@ -29,7 +29,7 @@ class Overrides(TypedDict, total=False):
 def has_network_settings(overrides: Overrides) -> bool:
     """Do they say how a network is trained, so that there is nothing left to choose?"""
     settings = parse_settings(overrides.get("settings") or ())
-    # Those of the backbone say which vectors are taken, for whatever head.
+    # Settings of the backbone only select the vectors, whatever the head is.
     has_settings = any(not key.startswith("backbone.") for key in settings)
     return overrides.get("epochs") is not None or has_settings
 

@@ -26,7 +26,8 @@ from featurecache.storage.file_marks import mark_of, marks_below
 
 _FORMAT = 1
 _MAX_MEMO = 1 << 16  # bytes
-# What is looked at of each package: these files below it, or only its first module where it is big.
+# The files of each package whose marks are compared, by suffix; None: its first module only, for a
+# big package.
 _PACKAGES = {
     "cv2": None,
     "featurecache": (".py",),

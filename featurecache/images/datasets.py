@@ -166,12 +166,12 @@ DataSource = (
 
 
 def name_of(data: DataSource) -> str:
-    """What messages and records call the data: its path, or the type of what is in memory."""
+    """The name of the data in messages and records: its path, or the type of what is in memory."""
     return " + ".join(names_of(data))
 
 
 def names_of(data: DataSource) -> list[str]:
-    """What --data gets, once for each of several datasets."""
+    """The values of --data that name the data, one per dataset."""
     if isinstance(data, Dataset) and data.locations:
         return list(data.locations)
     if _are_datasets(data):
@@ -321,7 +321,7 @@ def _no_columns(data: object, columns: CsvColumns) -> BadInput:
 
 
 def _nearest_path(path: Path) -> Path | None:
-    """What the folder of `path` has in its place under a similar name."""
+    """The path in the same folder with the most similar name; None if no name is similar."""
     try:
         names = {entry.name.lower(): entry for entry in path.parent.iterdir()}
     except OSError:

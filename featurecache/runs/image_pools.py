@@ -57,7 +57,7 @@ class ImagePool:
         return {"dataset": self.source, **self.key}
 
     def generators_of_folds(self, pairs: Pairs, items: np.ndarray) -> list[int]:
-        """As of a GeneratedView: 0 for each fold. Raises BadInput if a generator has seen images
+        """0 for each fold (see GeneratedView). Raises BadInput if a generator has seen images
         that a fold is validated on."""
         if not self.items:
             return [0] * len(pairs)

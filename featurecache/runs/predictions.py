@@ -123,7 +123,7 @@ class SplitImages:
 
 
 def usual_split(dataset: Dataset) -> str:
-    """What runs are measured on unless told otherwise: `val`, where the dataset has it."""
+    """The default split to measure runs on: `val` if the dataset has it, else HELD_OUT."""
     return "val" if "val" in dataset.splits else HELD_OUT
 
 

@@ -21,7 +21,7 @@ _IMAGES = 1000  # evenly spaced; neighbours of each are searched in all of them
 
 def phase_warnings(schedule: Schedule, epochs: Sequence[Epoch]) -> list[str]:
     """A sentence for each phase after which validation top-1 was lower than after the best phase
-    before it, whether the phase lowered it or did not make good what an earlier one had cost."""
+    before it: the phase lowered it, or did not regain what an earlier phase had lost."""
     best: float | None = None
     before: float | None = None
     warnings = []

@@ -62,7 +62,7 @@ def read_memo(name: str, max_bytes: int) -> bytes | None:
 
 
 def write_memo(name: str, content: bytes) -> bool:
-    """Store a memo in place of the one before. False if that is not possible here."""
+    """Store a memo, in place of an earlier one of this name. False if that is not possible here."""
     memo_folder = folder()
     if memo_folder is None:
         return False
