@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.reliability.harness import Ours, Tally, run
@@ -26,6 +25,7 @@ from benchmarks.reliability.hostile_ground import (
     Change,
     Ground,
     Watch,
+    choose_cases,
     make_ground,
     make_odd,
     run_bounded,
@@ -63,8 +63,7 @@ def hostile_files(size: int, folder: Path) -> Tally:
     The naive writer is not asked: none of these files is a cache's, and it has but one command.
     """
     cases = list(_file_cases())
-    chosen = [cases[int(place)] for place in np.linspace(0, len(cases) - 1, min(size, len(cases)))]
-    chosen += [cases[number % len(cases)] for number in range(size - len(chosen))]
+    chosen = choose_cases(cases, size)
     ground = make_ground(folder / "ground")
     watch = Watch(ground.secret, ground.outside)
     bad: list[str] = []

@@ -17,10 +17,14 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from benchmarks.reliability.harness import Ours, Process, Writer, run, write_images
 from featurecache.commands import terminal
+
+Case = TypeVar("Case")
 
 SECRET = b"a secret that no command may read, nor show "
 MEMORY = 3 << 30  # bytes of address space that a command may take beyond what it starts with
@@ -122,6 +126,13 @@ def make_ground(folder: Path) -> Ground:
             raise RuntimeError(f"undisturbed, {words[0]} gave {code}: {text}")
     ground.kept = files_in(outside)
     return ground
+
+
+def choose_cases(cases: Sequence[Case], size: int) -> list[Case]:
+    """`size` of the cases, evenly spread over them; more than there are by going round again."""
+    places = np.linspace(0, len(cases) - 1, min(size, len(cases))).astype(int)
+    chosen = [cases[place] for place in places]
+    return chosen + [cases[number % len(cases)] for number in range(size - len(chosen))]
 
 
 def bound_memory() -> None:

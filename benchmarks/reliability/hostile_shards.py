@@ -25,6 +25,7 @@ from benchmarks.reliability.hostile_ground import (
     Ground,
     Watch,
     bound_memory,
+    choose_cases,
     files_in,
     make_ground,
     make_odd,
@@ -218,8 +219,7 @@ def hostile_shards(writer: Writer, size: int, folder: Path) -> Tally:
     """Crafted data files and records in a cache, with hashes that hold and with others; every
     reader looks at each. Of the naive writer its own reader, at the data files it may meet."""
     cases = list(_cache_cases(writer.name == "ours"))
-    chosen = [cases[int(place)] for place in np.linspace(0, len(cases) - 1, min(size, len(cases)))]
-    chosen += [cases[number % len(cases)] for number in range(size - len(chosen))]
+    chosen = choose_cases(cases, size)
     ground = make_ground(folder / "ground")
     watch = Watch(ground.secret, ground.outside)
     bad: list[str] = []
