@@ -84,14 +84,14 @@ def train_default(
         final = replace(training_set, pairs=[(rows, val_rows)], is_final=True)
         left = schedule.epochs
         on_final(left)
-        whole = train(
+        final_result = train(
             final,
             schedule,
             run / _FINAL,
             on_epoch=lambda row: on_final(left - row["epoch"]),
             device=device,
         )
-        whole.head.save(run)
+        final_result.head.save(run)
     chosen = Chosen(trained=trained, schedule=schedule, candidates=candidates, winner=winner)
     on_done(chosen)
     for folder in (_CHOICE, _FINAL):
