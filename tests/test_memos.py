@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import BadInput
-from featurecache.storage import durable, memos
+from featurecache.storage import durable, memos, object_cache
 from featurecache.storage.memos import forget_memo, memo_state, read_memo, write_memo
 
 MAX = 1 << 20
@@ -67,6 +67,8 @@ def test_the_folder_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Path, "home", no_home)
     assert memos.folder() is None
+    monkeypatch.setenv("FEATURECACHE_COPIES", "copies")  # needs no home
+    assert object_cache.folder() == Path("copies")
 
 
 @settings(max_examples=60, deadline=None)

@@ -25,7 +25,7 @@ from featurecache.images.views import View, find_view
 from featurecache.items import ItemArray
 from featurecache.lookup.held_spaces import spaces_of
 from featurecache.lookup.labelled_rows import decodable, labelled_rows
-from featurecache.stages.cache.export import CachedVectors
+from featurecache.stages.cache.export import CachedVectors, distinct_views
 from featurecache.text import listed
 
 Row = tuple[torch.Tensor, int]
@@ -54,9 +54,7 @@ class VectorDataset(TorchDataset[Row]):
         """Vectors of several backbones are concatenated. The options are those of `vectors`.
         Raises BadInput and NotCached."""
         check_keywords(options, CachedVectors, "VectorDataset")
-        names, seed = listed(view), options.get("seed", 0)
-        if not names or len(set(names)) < len(names):
-            raise BadInput(f"view {names}: give at least one view, and each only once")
+        names, seed = distinct_views(view), options.get("seed", 0)
         if not any(listed(backbone)):
             raise BadInput("VectorDataset needs a backbone; featurecache.ls(cache) lists them")
         settings = keywords_of(CachedSetting, options)

@@ -23,22 +23,28 @@ from featurecache.storage.safe_open import read_regular
 from featurecache.text import counted
 
 OFF = "off"  # the value of the variable that turns memos off
-_LIMIT = "FEATURECACHE_MEMOS_SIZE"
+_FOLDER, _LIMIT = "FEATURECACHE_MEMOS", "FEATURECACHE_MEMOS_SIZE"
 _HEAD = 65  # bytes before the content: the SHA-256 of the content in hexadecimal, and a newline
 
 
 def folder() -> Path | None:
     """The folder of memos; None if they are turned off, or if this user has no home."""
-    named = os.environ.get("FEATURECACHE_MEMOS")
-    if named == OFF:
+    if os.environ.get(_FOLDER) == OFF:
         return None
-    if named:
-        return Path(named)
     try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return user_folder(_FOLDER, "memos")
     except RuntimeError:  # no home folder is known
         return None
-    return Path(cache) / "featurecache" / "memos"
+
+
+def user_folder(variable: str, name: str) -> Path:
+    """The folder that an environment variable names, by default one in the user's cache folder.
+    Raises RuntimeError if that is needed and the user has no home."""
+    named = os.environ.get(variable)
+    if named:
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "featurecache" / name
 
 
 def read_memo(name: str, max_bytes: int) -> bytes | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from featurecache.byte_sizes import parse_size
 from featurecache.storage import durable
-from featurecache.storage.memos import make_room
+from featurecache.storage.memos import make_room, user_folder
 
 # Downloads of an object until its hash matches: as many as tries of a failed request (retries.py).
 # The client checks no checksum of a reply, so it does not notice that one was cut.
@@ -25,9 +25,7 @@ _LIMIT = "FEATURECACHE_COPIES_SIZE"
 
 def folder() -> Path:
     """The folder of all copies."""
-    named = os.environ.get("FEATURECACHE_COPIES")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(cache) / "featurecache" / "copies"
+    return user_folder("FEATURECACHE_COPIES", "copies")
 
 
 def read(fetch: Callable[[], bytes], sha256: str, *, fresh: bool = False) -> bytes:

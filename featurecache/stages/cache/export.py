@@ -182,11 +182,9 @@ def vectors(
     samples (N,) str; with `return_items` their items (N, 32) uint8, the SHA-256 of the images.
     """
     check_keywords(options, CachedVectors, "vectors")
-    views, backbones = listed(view), listed(backbone)
+    views, backbones = distinct_views(view), listed(backbone)
     if not any(backbones):
         raise BadInput("vectors needs a backbone; featurecache.ls(cache) lists the cached ones")
-    if not views or len(set(views)) < len(views):
-        raise BadInput(f"view {views}: give at least one view, and each only once")
     if mapped and len(views) > 1:
         raise BadInput("mapped=True takes a single view; call vectors once per view")
     table = _table(data, views, backbones, split, options, labelled=True, mapped=mapped)
@@ -198,6 +196,14 @@ def vectors(
     if return_items:
         extra.append(table.items)
     return table.vectors, table.classes[table.labels], *extra
+
+
+def distinct_views(view: str | Sequence[str]) -> list[str]:
+    """The names of one or several views. Raises BadInput for none, or for one given twice."""
+    views = listed(view)
+    if not views or len(set(views)) < len(views):
+        raise BadInput(f"view {views}: give at least one view, and each only once")
+    return views
 
 
 def _table(
