@@ -89,7 +89,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     tensors = {}
     for name, tensor in loaded.items() if isinstance(loaded, Mapping) else ():
         if isinstance(name, str) and torch.is_tensor(tensor):
-            tensors[_without(name, INSERTED)] = tensor
+            tensors[_without_inserted(name)] = tensor
     if not tensors:
         raise BadInput(
             f"--weights {path}: contains no mapping of names to tensors, neither at the top level "
@@ -151,7 +151,7 @@ def _prefix(path: Path, tensors: Iterable[str], expected: Iterable[str], notes: 
     wrappers = {*WRAPPERS, *AVERAGE_WRAPPERS, ""}
     prefixes = {p for p in prefixes if wrappers.issuperset(p.split(".")) and p[-1:] in ("", ".")}
     complete = sorted(p for p in prefixes if all(p + name in names for name in expected))
-    averaged = [p for p in complete if not set(AVERAGE_WRAPPERS).isdisjoint(p.split("."))]
+    averaged = [p for p in complete if _is_averaged(p)]
     plain = [p for p in complete if p not in averaged]
     chosen = averaged or plain
     if len(chosen) > 1:
@@ -175,7 +175,7 @@ def _is_averaged(name: str) -> bool:
     return name in AVERAGED or not set(AVERAGE_WRAPPERS).isdisjoint(name.split("."))
 
 
-def _without(name: str, parts: Iterable[str]) -> str:
-    for part in parts:
+def _without_inserted(name: str) -> str:
+    for part in INSERTED:
         name = name.replace(part, "")
     return name
