@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
@@ -20,7 +19,7 @@ from featurecache.errors import BadInput
 from featurecache.heads import logistic
 from featurecache.heads.logistic import Solver, choose_penalty
 from featurecache.heads.mlp import Head
-from featurecache.heads.schedules import Schedule, find_schedule
+from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
 from featurecache.runs.record import read_run, schedule_of
 from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.cache.featurize import featurize
@@ -70,7 +69,7 @@ def test_a_run_without_a_schedule_has_one_that_can_be_read(default_run: Path) ->
     schedule = schedule_of(record)
     assert schedule.validation.split == "val"
     assert {"none", "color_1"} >= set(schedule.views())
-    assert yaml.safe_load((default_run / "schedule.yaml").read_text()) == record.schedule
+    assert read_schedule(default_run / "schedule.yaml") == schedule
     assert record.candidates is not None and record.chosen is not None
     heads = [(c["head"], sorted(c["views"])) for c in record.candidates]
     assert heads == [
