@@ -88,8 +88,8 @@ def test_strengths_are_steps_of_a_range() -> None:
 
 def shares(tree: list[Any], left: float = 1.0) -> dict[str, float]:
     """The probability of each leaf of a `mixture`."""
-    if not tree:
-        return {"": left}
+    if not tree or isinstance(tree[0], str):
+        return {tree[0] if tree else "": left}
     entry = tree[0]["Sometimes"]
     (leaf,) = entry["then_list"]
     return {leaf: left * entry["p"]} | shares(entry.get("else_list", []), left * (1 - entry["p"]))
@@ -100,7 +100,10 @@ def test_a_mixture_draws_each_policy_with_its_weight() -> None:
     policies = [(Policy(name, [name]), weight) for name, weight in weights.items()]
     made = shares(mixture([*policies, (None, 0.125)]))
     assert made == pytest.approx(weights | {"": 0.125}, abs=1e-5)
-    assert shares(mixture(policies[:1])) == {"Fliplr": 1.0, "": 0.0}
+    alone = [(policies[0][0], 1.0)]
+    assert mixture(alone) == ["Fliplr"]
+    assert shares(mixture([*alone, (None, 0.0)])) == {"Fliplr": 1.0}
+    assert shares(mixture([*policies[:1], (policies[1][0], 0.5)])) == {"Fliplr": 0.5, "Flipud": 0.5}
     assert mixture([(None, 1.0)]) == [{"Identity": {}}]
 
 

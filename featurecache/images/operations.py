@@ -125,14 +125,16 @@ def pair(first: Policy, second: Policy) -> Policy:
 def mixture(weights: Sequence[tuple[Policy | None, float]]) -> list[Json]:
     """The tree that applies one of the policies, drawn with these weights, which sum to 1; None
     changes nothing. Each `Sometimes` applies its policy or the rest, with the probability of its
-    policy among those that are left."""
+    policy among those that are left; one that is certain is applied without it."""
     tree: list[Json] = []
     left = sum(weight for policy, weight in weights if policy is None)
     for policy, weight in weights[::-1]:
         if policy is not None:
             left += weight
-            entry = {"p": round(weight / left, 6), "then_list": policy.tree}
-            tree = [{"Sometimes": entry | ({"else_list": tree} if tree else {})}]
+            p = round(weight / left, 6)
+            rest = {"else_list": tree} if tree else {}
+            applied = {"p": p, "then_list": policy.tree} | rest
+            tree = policy.tree if p == 1 else [{"Sometimes": applied}]
     return tree or [{"Identity": {}}]
 
 
