@@ -267,6 +267,28 @@ def test_depth_2_adds_pairs_of_the_best(find: Find) -> None:
     assert {"mirror", "crop_flip"} < {row["policy"] for row in result.compared}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["head: {kind: ridge}", "optimizer: {name: lbfgs}"])
+def test_heads_that_are_solved_are_trained_in_one_epoch(find: Find, head: str) -> None:
+    lines = [line for line in CONFIG.splitlines() if line.split(":")[0] not in ("batch_size", "")]
+    config = "\n".join(line for line in lines if line.split(":")[0] != head.split(":")[0])
+    if "ridge" in head:
+        config = config.replace("optimizer: {lr: 0.01}\n", "")
+    result = find(config.replace("24", "1").replace("sample: 12", "sample: 4") + f"\n{head}\n")
+    assert {row["epochs"] for row in result.candidates} == {1}
+    assert {row["policy"] for row in result.compared[1:]} >= {"none", "randaugment"}
+
+
+def test_images_of_one_class_are_refused_before_any_work(find: Find, rotated: Path) -> None:
+    names = [name for name in ("train/2", "val/2", "test/2") if (rotated / name).is_dir()]
+    for name in names:
+        (Path("one") / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path("one") / name).symlink_to(rotated / name)
+    with pytest.raises(BadInput, match="all training images are of one class"):
+        find(data="one")
+    assert not Path("cache").exists() and not Path("runs").exists()
+
+
 BAD = {
     "operations: [Rotat]": "search.yaml: operations: unknown operation or policy 'Rotat'",
     "operations: [{Rotate: [30, 200]}]": "Rotate: [30, 200] is not a range of strengths from 0 to",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Unpack
 
 from featurecache.features.store import Cache
+from featurecache.heads.gram_memory import check_memory
 from featurecache.heads.mixture_weights import best_of_each
 from featurecache.images.datasets import open_dataset
 from featurecache.images.operations import atomic_policies, mixture, pair, written_view
@@ -63,6 +64,7 @@ def search(
         name: atomic_policies(name, None, 1, f"{path}: compare")[0]
         for name in dict.fromkeys([*wanted.compare, *RIVALS])
     }
+    check_memory([wanted], 0)  # of random features; the width of the vectors is not known yet
     dataset = open_dataset(data)
     images = choose_images(wanted, dataset, progress)
     vectors = Vectors(
@@ -124,7 +126,7 @@ def search(
 
         # 3. Choose: successive halving of mixtures, with real trainings on the sample, which take
         # as many steps as those of the verdict unless these are far longer.
-        ratio = len(images.training) / len(images.sample)
+        ratio = 1.0 if wanted.is_solved else len(images.training) / len(images.sample)
         chosen = halve(
             candidate_mixtures(operations, kinds, wanted.compare),
             lambda weights, epochs, seed: trainings.right(images, spaces, weights, epochs, seed),

@@ -85,6 +85,11 @@ class SearchConfig(Schedule):
             raise ValueError("backbone.weights: a search computes vectors with the published ones")
         return self
 
+    @property
+    def is_solved(self) -> bool:
+        """Whether its heads are solved, in one epoch."""
+        return self.head.is_solved or self.optimizer.name == "lbfgs"
+
     def schedule(self, views: Mapping[str, float], epochs: int, seed: int) -> Schedule:
         """The training on views with these shares, for a number of epochs."""
         added = set(SearchConfig.model_fields) - set(Schedule.model_fields)

@@ -84,6 +84,8 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
         raise BadInput(f"validation: split {split} has no image that {config.judge.split} lacks")
     first = {row.item: row for row in reversed(training)}
     distinct = LabelledRows.pack([*reversed(first.values())])
+    if len(np.unique(distinct.labels)) < 2:
+        raise BadInput("all training images are of one class; a search needs at least two")
     largest = int(np.bincount(distinct.labels).max(initial=0))
     for name, count in (("sample", config.sample), ("judge.sample", config.judge.sample or 0)):
         if count > largest:
