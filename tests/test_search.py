@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -248,7 +249,10 @@ def test_a_search_finds_the_rotation_and_resumes(
     assert {row["policy"] for row in others} == {"mirror", "randaugment", "trivialaugment"}
     assert result.images == {"sample": 48, "training": 48, "validation": 160, "judged": 160}
     assert json.loads((run / "search.json").read_bytes())["weights"] == result.weights
-    assert "Rotate-90" in (run / "report.txt").read_text()
+    report = (run / "report.txt").read_text()
+    assert "Rotate-90" in report and re.search(
+        r"; [1-9]\d* of \d+ operations surely help\n", report
+    )
     policy = read_policy(Path(result.policy))
     picture = View(policy, 1).picture(np.full((8, 8, 3), 9, np.uint8), bytes(32))
     assert picture.shape == (8, 8, 3)

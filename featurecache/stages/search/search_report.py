@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from featurecache.stages.search.halving import CandidateRow
 from featurecache.stages.search.scoring import OperationScore
 from featurecache.stages.search.search_trainings import ComparisonRow
+from featurecache.text import counted
 
-_LISTED = 10  # operations that help, and that hurt
+_LISTED = 10  # operations of each list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,11 @@ def report(result: Search) -> str:
         f"policy: {result.policy}": [
             f"{100 * weight:5.1f}%  {name}" for name, weight in result.weights.items()
         ],
-        "operations that help: points of a ridge head on the validation images (95% interval)":
-            _lines([row for row in by_gain if row["gain"] > 0]),
-        "operations that hurt": _lines([row for row in by_gain[::-1] if row["gain"] < 0]),
+        "highest gains of a ridge head on the validation images, in points (95% interval); "
+        f"{sum(row['low'] > 0 for row in scores)} of {counted(len(scores), 'operation')} surely "
+        "help": _lines([row for row in by_gain if row["gain"] > 0]),
+        f"lowest gains; {sum(row['high'] < 0 for row in scores)} surely hurt":
+            _lines([row for row in by_gain[::-1] if row["gain"] < 0]),
         f"lowest loss of the clean head, {clean['loss']:.3f} on clean images; distance of class "
         f"means, {clean['distance']:.3g} for clean images": [
             f"{row['loss']:.3f}  {row['distance']:.3g}  {row['operation']}" for row in by_loss
