@@ -130,7 +130,14 @@ def test_a_recipe_fits_the_generator_of_a_later_view(
     path = recipe(Path(), "recipe.yaml", steps, small_data)
     result = run(path, workers=0, device="cpu")
     assert list(result.runs) == ["gan.yaml"] and Path("r/owls/generator.json").exists()
+    assert any("`featurecache augment --data" in note for note in result.notes)
     assert run(path, workers=0, device="cpu").runs == result.runs  # nothing is done twice
+    steps.insert(1, {"augment": {"policy": "styled.yaml_1"}})
+    steps[2] = {"train-network": {"config": "gan.yaml", "seeds": [1]}}
+    recipe(Path(), "recipe.yaml", steps, small_data)
+    stored = run(path, workers=0, device="cpu")
+    assert (stored.computed, stored.hits) == (48, 0)
+    assert not any("featurecache augment" in note for note in stored.notes)
     Path("styled.yaml").write_text("generator: {run: r/owl}")
     with pytest.raises(BadInput, match="r/owl: not a generator"):
         run(path, workers=0, device="cpu")

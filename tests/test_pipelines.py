@@ -79,7 +79,7 @@ def test_a_recipe_would_run(
         (data / inner.data).symlink_to(small_data)
     weights = [step.weights for step in steps if isinstance(step, Featurize) and step.weights]
     # The weights and the style that a recipe needs are the user's.
-    error, text = (BadInput, f"--weights {weights[0]}: ") if weights else (InterruptedError, "^$")
+    error, text = (BadInput, f"weights {weights[0]}: ") if weights else (InterruptedError, "^$")
     if path.name == "gan.yaml":
         error, text = BadInput, "winter.yaml: style: data/styles/winter is neither a folder"
     with pytest.raises(error, match=text):

@@ -121,6 +121,16 @@ def test_a_recipe_makes_what_is_missing_and_nothing_twice(
     }
 
 
+def test_pictures_are_stored_once(write: Callable[..., Path]) -> None:
+    path = write([{"augment": {"policy": ["none", "color_1"]}}])
+    assert [(r.computed, r.hits) for r in (run(path, workers=0) for _ in "12")] == [
+        (96, 0),
+        (0, 96),
+    ]
+    with pytest.raises(BadInput, match=r"step 1, augment: .*colour"):
+        run(write([{"augment": {"policy": "colour_1"}}]))
+
+
 @pytest.mark.slow
 def test_the_table_has_means_over_seeds(
     go: Callable[..., RecipeResult], small_data: Path, small_cache: Path

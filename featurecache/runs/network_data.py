@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.generated_items import fitted_items, refuse_unseen
 from featurecache.heads.schedules import Schedule
-from featurecache.images.datasets import DataSource, open_dataset
+from featurecache.images.datasets import DataSource, names_of, open_dataset
 from featurecache.images.samples import Sample, sources_of
+from featurecache.images.view_names import ViewName
 from featurecache.images.views import View
 from featurecache.lookup.labelled_rows import items_by_split, labelled_rows
 from featurecache.networks.configs import NetworkConfig
@@ -26,6 +27,7 @@ from featurecache.runs.training_pictures import (
     picture_source,
     undecodable,
 )
+from featurecache.settings import command_line
 from featurecache.training.curriculum import TrainingPlan
 from featurecache.training.tensors import digest_of_tensors
 
@@ -112,9 +114,24 @@ def load_network_data(
     training = choose_rows(config, dataset, rows, {}, progress)
     training = replace(training, fitted={**training.fitted, **fitted_items(cache, views)})
     training.notes.extend(f"{sources[item].id}: {reason}" for item, reason in bad.items())
+    if config.maps is None:
+        training.notes.extend(_notes_on_repeated_work(views, cache, data))
     return NetworkData(
         origin=data, cache=cache, training=training, sources=sources, views=views, spaces=spaces
     )
+
+
+def _notes_on_repeated_work(
+    views: Mapping[str, View], cache: Cache, data: DataSource
+) -> Iterator[str]:
+    """A note for each view that a generator makes again in each epoch, to the same pictures."""
+    for name, view in views.items():
+        if view.policy is None or not view.policy.generators or ViewName.parse(name).draw is None:
+            continue
+        if cache.space(keys.picture_key(view.key()), view.name).count == 0:
+            options = {"view": name, "seed": view.seed or None}
+            command = command_line("augment", data=names_of(data), cache=cache.root, **options)
+            yield f"view {name}: its generator runs in each epoch; `{command}` stores its pictures"
 
 
 def schedule_of_config(config: NetworkConfig, backbone: str) -> Schedule:

@@ -47,6 +47,7 @@ from featurecache.stages.recipes.recipe_generators import PlannedGenerators
 from featurecache.stages.recipes.recipe_steps import (
     BEST_EPOCH,
     COMMANDS,
+    Augment,
     DataStep,
     Ensemble,
     Evaluate,
@@ -287,7 +288,7 @@ def _check_steps(
         with in_step(where, step):
             if isinstance(step, MakeStep):
                 generators.add(step, dataset, where)
-            elif isinstance(step, Featurize):
+            elif isinstance(step, Augment | Featurize):
                 views = views_of(listed(step.policy), step.seed)
                 made = _spaces_of(step, views, opened, engine)
                 planned[generators.source(step)] += [stored.setdefault(s.name, s) for s in made]
@@ -346,18 +347,20 @@ def dataset_in(data: DataSource, step: RunRecipe, where: str) -> Path:
 
 
 def _spaces_of(
-    step: Featurize, views: Sequence[View], cache: Cache, engine: str
+    step: Augment | Featurize, views: Sequence[View], cache: Cache, engine: str
 ) -> Iterator[Space]:
-    """The spaces that a step will fill. Builds its networks and checks its policies."""
+    """The spaces of vectors that a step will fill. Checks its policies and builds its networks."""
+    views = [replace(view, jpeg_side=step.jpeg_side) for view in views]
+    for view in views:
+        view.check()
+    if isinstance(step, Augment):
+        return
     names = listed(step.backbone)
     if step.weights is not None and len(names) > 1:
         raise BadInput(
             "weights fit only one backbone; use a separate featurize step for each backbone"
         )
     choose_engine(engine, step.precision)
-    views = [replace(view, jpeg_side=step.jpeg_side) for view in views]
-    for view in views:
-        view.check()
     for name in names:
         backbone = load_backbone(name, step.weights, **step.setting(), store=step.store)
         for view in views:

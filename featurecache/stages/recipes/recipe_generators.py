@@ -23,7 +23,7 @@ from featurecache.runs.image_pools import find_generated_images
 from featurecache.runs.record import has_record
 from featurecache.stages.generators.fit_generator import fitted_classes
 from featurecache.stages.generators.generate import check_folder
-from featurecache.stages.recipes.recipe_steps import Featurize, FitGenerator, Generate
+from featurecache.stages.recipes.recipe_steps import Augment, Featurize, FitGenerator, Generate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class PlannedGenerators:
             raise BadInput(f"{where}: {error}") from error
         self.datasets[out] = generator
 
-    def source(self, step: Featurize) -> Path | None:
+    def source(self, step: Augment | Featurize) -> Path | None:
         """The folder of the other dataset that a step names, if it does. Raises BadInput if it is
         neither there nor one of these."""
         if step.data is None:

@@ -19,6 +19,16 @@ BEST_EPOCH = "best-epoch"  # as a split: the validation of a training in its bes
 Names = str | Annotated[list[str], Field(min_length=1)]
 
 
+class Augment(YamlModel):
+    """A step of `featurecache augment`: it stores pictures that later steps would make again.
+    `data` is that of `Featurize`."""
+
+    data: str | None = Field(default=None, min_length=1)
+    policy: Names
+    jpeg_side: int | None = None
+    seed: int = Field(default=0, ge=0)
+
+
 class BackboneStep(YamlModel):
     """What steps that name a backbone share: its setting, and the seed of the views."""
 
@@ -147,9 +157,10 @@ class RunRecipe(YamlModel):
 Measure = Evaluate | Ensemble | Report  # what measures the runs of earlier steps
 MakeStep = FitGenerator | Generate
 # Of the recipe's own dataset.
-DataStep = Featurize | MakeStep | TrainHead | TrainNetwork | Measure | Baselines
+DataStep = Augment | Featurize | MakeStep | TrainHead | TrainNetwork | Measure | Baselines
 Step = DataStep | RunRecipe
 COMMANDS: dict[str, type[Step]] = {
+    "augment": Augment,
     "featurize": Featurize,
     "fit-generator": FitGenerator,
     "generate": Generate,

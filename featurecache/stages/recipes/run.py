@@ -14,10 +14,12 @@ import numpy as np
 
 from featurecache.executors.pool import checked_workers
 from featurecache.executors.progress_bars import ProgressOption
+from featurecache.filling.fill import Filled
 from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import DataSource
 from featurecache.runs.held_out import HELD_OUT
 from featurecache.runs.record import make_folder, read_run
+from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.generators.fit_generator import fit_generator
 from featurecache.stages.generators.generate import generate
@@ -30,6 +32,7 @@ from featurecache.stages.networks.train_network import TrainedNetworkRun, train_
 from featurecache.stages.recipes.recipe_file import Recipe, check_recipe, dataset_in, read_recipe
 from featurecache.stages.recipes.recipe_steps import (
     BEST_EPOCH,
+    Augment,
     Baselines,
     Ensemble,
     Evaluate,
@@ -67,7 +70,7 @@ class RecipeResult:
     """
 
     recipe: str
-    computed: int  # rows
+    computed: int  # rows, of vectors or pictures
     hits: int
     failed: list[dict[str, str]]
     seconds: float
@@ -164,26 +167,32 @@ class _Execution:
     computed: int = 0
     hits: int = 0
 
+    def add(self, filled: Filled | RecipeResult) -> None:
+        """Count the rows of a step or of a recipe within the recipe."""
+        self.computed += filled.computed
+        self.hits += filled.hits
+        self.failed |= {row["path"]: row for row in filled.failed}
+
     def folders(self, schedule: str) -> list[str]:
         """The run folders of a schedule, one per seed."""
         return [trained.run for trained in self.runs[schedule]]
+
+    def filling(self, step: Augment | Featurize) -> dict[str, Any]:
+        """The keywords of a step that fills the cache."""
+        options = step.model_dump(exclude={"data"} if step.data is None else None)
+        return self.where() | {"workers": self.workers} | options
 
     def where(self) -> dict[str, Any]:
         """The keywords that every stage takes."""
         return {"data": self.data, "cache": self.cache, "progress": self.progress}
 
 
+def _augment(step: Augment, execution: _Execution) -> None:
+    execution.add(augment(**execution.filling(step)))
+
+
 def _featurize(step: Featurize, execution: _Execution) -> None:
-    keywords = execution.where() | ({} if step.data is None else {"data": step.data})
-    result = featurize(
-        **keywords,
-        engine=execution.engine,
-        workers=execution.workers,
-        **step.model_dump(exclude={"data"}),
-    )
-    execution.computed += result.computed
-    execution.hits += result.hits
-    execution.failed |= {row["path"]: row for row in result.failed}
+    execution.add(featurize(**execution.filling(step), engine=execution.engine))
 
 
 def _fit_generator(step: FitGenerator, execution: _Execution) -> None:
@@ -242,9 +251,7 @@ def _run_recipe(step: RunRecipe, execution: _Execution) -> None:
     execution.gains += [{**row, "what": f"{step.data}: {row['what']}"} for row in result.gains]
     execution.inner_runs |= {f"{step.data}: {name}": runs for name, runs in result.runs.items()}
     execution.notes += [f"{step.data}: {note}" for note in result.notes]
-    execution.failed |= {row["path"]: row for row in result.failed}
-    execution.computed += result.computed
-    execution.hits += result.hits
+    execution.add(result)
 
 
 def _featurize_networks(step: Measure, execution: _Execution) -> None:
@@ -374,6 +381,7 @@ def _baselines(step: Baselines, execution: _Execution) -> None:
 
 
 STEP_FUNCTIONS: dict[type[Step], Callable[[Any, _Execution], None]] = {
+    Augment: _augment,
     Featurize: _featurize,
     FitGenerator: _fit_generator,
     Generate: _generate,
