@@ -1,10 +1,8 @@
-"""Sizes such as `500M` or `20G`, and the memory of this machine."""
+"""Sizes such as `500M` or `20G`."""
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 
 from featurecache.errors import BadInput
 
@@ -18,21 +16,3 @@ def parse_size(size: str, what: str) -> int:
     if match is None:
         raise BadInput(f"{what} {size!r}: expected a size such as 500M or 20G")
     return int(float(match[1]) * _UNITS[match[2]])
-
-
-def machine_memory() -> int | None:
-    """This machine's memory in bytes; None if the platform does not report it."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def available_memory() -> int | None:
-    """The bytes that a process can take now: what Linux reports, elsewhere all of the memory."""
-    try:
-        report = Path("/proc/meminfo").read_text()
-    except OSError:
-        return machine_memory()
-    match = re.search(r"^MemAvailable: *(\d+) kB$", report, re.MULTILINE)
-    return machine_memory() if match is None else int(match[1]) * 1024

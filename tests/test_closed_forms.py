@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge, RidgeClassifierCV
 from sklearn.neighbors import NearestCentroid
 
-from featurecache import byte_sizes, yaml_files
+from featurecache import machine, yaml_files
 from featurecache.adapters.head_classifier import HeadClassifier
 from featurecache.errors import BadInput
 from featurecache.heads import closed_forms as forms
@@ -177,7 +177,7 @@ def test_what_a_solved_head_has_no_use_for_is_refused(
 def test_a_gram_matrix_that_does_not_fit_into_memory_is_refused(
     kind: str, width: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(byte_sizes, "available_memory", lambda: 100_000)  # bytes
+    monkeypatch.setattr(machine, "available_memory", lambda: 100_000)  # bytes
     X, y = blobs(width=60)
     head = {"kind": kind} | ({"width": width} if kind == "random_features" else {})
     classifier = HeadClassifier({"head": head, "phases": [{"views": "none", "epochs": 1}]})
@@ -186,10 +186,5 @@ def test_a_gram_matrix_that_does_not_fit_into_memory_is_refused(
         return
     with pytest.raises(BadInput, match=rf"{kind} of width {width} needs .*{largest}.* that fits$"):
         classifier.fit(X, y)
-    monkeypatch.setattr(byte_sizes, "available_memory", lambda: 13 * 100**2 + 48 * 60**2)
+    monkeypatch.setattr(machine, "available_memory", lambda: 13 * 100**2 + 48 * 60**2)
     assert classifier.fit(X, y).score(X, y) > 0.5
-
-
-def test_the_available_memory_is_no_more_than_the_machines() -> None:
-    available, total = byte_sizes.available_memory(), byte_sizes.machine_memory()
-    assert available is not None and total is not None and 1 << 20 < available <= total

@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parent.parent / "featurecache"
 FLOORS = (
     ("text",),
     ("errors",),
-    ("byte_sizes", "versions"),
+    ("byte_sizes", "machine", "versions"),
     ("storage",),
     ("csv_files", "items", "json_files", "keys", "notebook"),
     ("generator_files", "settings", "yaml_files"),

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import featurecache
-from featurecache import byte_sizes
+from featurecache import machine
 from featurecache.cli import cli
 from featurecache.errors import BadInput, DamagedCache, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
@@ -703,7 +703,7 @@ def test_export_refuses(small_data: Path, small_cache: Path, tmp_path: Path) -> 
 def test_a_head_that_needs_too_much_memory_leaves_no_run_folder(
     small_data: Path, small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(byte_sizes, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(machine, "available_memory", lambda: 10**9)
     (tmp_path / "wide.yaml").write_text(
         "{backbone: efficientnet_lite0, head: {kind: random_features, width: 200000}, "
         "validation: val, phases: [{views: none, epochs: 1}]}"

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.machine import cores
 from featurecache.text import one_line
 
 Context = TypeVar("Context")
@@ -47,13 +48,6 @@ def checked_workers(workers: int | None) -> int:
     if workers < 0:
         raise BadInput(f"workers {workers}: must be 0 (in this process) or more")
     return workers
-
-
-def cores() -> int:
-    """The number of cores that this process may use. The machine may have more."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def ordered(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurecache.errors import FeatureCacheError
-from featurecache.executors.pool import cores, follow_parent, worker_processes
+from featurecache.executors.pool import follow_parent, worker_processes
 from featurecache.executors.scheduler import (
     AHEAD,
     CallQueue,
@@ -25,6 +25,7 @@ from featurecache.executors.scheduler import (
     WorkerLost,
     attempt,
 )
+from featurecache.machine import cores
 from featurecache.text import one_line
 
 CLOSE_SECONDS = 5.0  # for processes to end by themselves before they are killed

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ from featurecache.features.commit_records import new_shard, read_record
 from featurecache.features.row_reader import read_rows
 from featurecache.features.space_files import Record, SpaceSummary
 from featurecache.items import ItemArray, Items, Lookup, packed
+from featurecache.machine import cores
 from featurecache.notebook import html_table
 from featurecache.storage.store import Store, names_in
 from featurecache.storage.stored_file import StoredFile
@@ -239,7 +239,7 @@ class Space:
         by_record = np.argsort(record_indices, kind="stable")
         ends = np.flatnonzero(np.diff(record_indices[by_record])) + 1
         # Hashing takes most of the time, and releases the interpreter lock.
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        with ThreadPoolExecutor(min(cores(), 8)) as pool:
             for _ in pool.map(fill, np.split(by_record, ends)):
                 pass
         return vectors, decodable

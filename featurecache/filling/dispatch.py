@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 from featurecache.errors import BadInput, FeatureCacheError, UnknownName
-from featurecache.executors.pool import cores
 from featurecache.executors.scheduler import CallQueue, Deferred, TasksFailed, schedule
 from featurecache.filling.shard_plan import Shard, ShardPlan
 from featurecache.filling.tally import ShardResult, Tally
 from featurecache.images.samples import Member
+from featurecache.machine import cores
 from featurecache.storage.retries import retried_on_disk
 from featurecache.storage.store import Store
 from featurecache.storage.stored_file import StoredFile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from featurecache import byte_sizes
+from featurecache import machine
 from featurecache.errors import BadInput
 from featurecache.heads.schedules import Schedule
 
@@ -30,7 +30,7 @@ def check_memory(schedules: Iterable[Schedule], width: int, is_grouped: bool = F
 def check_width(kind: str, width: int, is_grouped: bool = False) -> None:
     """Raise BadInput if a head of this kind on `width` features needs more memory than is
     available. The message has the largest width that fits."""
-    available = byte_sizes.available_memory()
+    available = machine.available_memory()
     per_square = _GROUPED_RIDGE if kind == "ridge" and is_grouped else _BYTES.get(kind, 0)
     needed = per_square * width**2
     if available is None or needed <= available:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import yaml
 
-from featurecache import byte_sizes, keys, versions
+from featurecache import byte_sizes, keys, machine, versions
 from featurecache.errors import BadInput, DamagedRun
 from featurecache.features.settings import keywords_of
 from featurecache.features.spaces import Space
@@ -308,8 +308,8 @@ def _write_schedule(run: Path, schedule: dict[str, Any]) -> None:
 
 
 def _half_of_memory() -> int | None:
-    memory = byte_sizes.machine_memory()
-    return None if memory is None else memory // 2
+    whole = machine.memory()
+    return None if whole is None else whole // 2
 
 
 def overridden(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from featurecache.features.backbones import build_backbone, load_module
 from featurecache.features.engines import engines_here, open_engine, run_rows
 from featurecache.features.network_sources import module_source
 from featurecache.features.store import Cache
+from featurecache.machine import cores
 from featurecache.settings import read_settings, settings_file
 from featurecache.storage.memos import memo_state
 from featurecache.text import counted, reason_of
@@ -53,7 +53,7 @@ def doctor(cache: str | Path = "data/cache") -> list[Check]:
             # OpenVINO is optional: torch does the same at a fifth of the speed.
             checks.append(Check(name=library, ok=library == "openvino", found="not installed"))
     checks.append(_tried("imgaug imports", _imgaug))
-    checks.append(_tried("cores", lambda: f"{os.cpu_count()}"))
+    checks.append(_tried("cores", lambda: f"{cores()}"))
     for name, precisions in engines_here().items():
         checks.append(Check(name=f"engine {name}", ok=True, found="/".join(precisions)))
         checks.append(_tried(f"known image, {name}", functools.partial(known_image, name)))
