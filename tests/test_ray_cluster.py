@@ -198,7 +198,7 @@ def test_the_cluster_makes_what_one_process_makes(
     out, err = job.communicate(timeout=600)
     assert job.returncode == 0, err
     said = json.loads(out)
-    assert said["computed"] + said["hits"] == 96  # hits: shards that went to a second machine too
+    assert said["computed"] + said["hits"] >= 96  # a slow shard may go to a second machine too
     assert {space["root_hash"] for space in said["spaces"]} == {
         r["root_hash"] for r in ls(small_cache)
     }
@@ -242,8 +242,9 @@ def test_a_driver_killed_and_started_again(
     out, err = job.communicate(timeout=600)
     assert job.returncode == 0, err
     said = json.loads(out)
-    # Workers of the dead driver may have ended a shard after it was counted.
-    assert said["computed"] + said["hits"] == 96 and said["computed"] <= 96 - 2 * before
+    # Workers of the dead driver may have ended a shard after it was counted; a slow shard may go to
+    # a second machine too.
+    assert said["computed"] + said["hits"] >= 96 and said["computed"] <= 96 - 2 * before
     check_equal(tmp_path / "cache", small_cache)
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput, MissingExtra
+from featurecache.features.settings import check_keywords
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
@@ -117,6 +118,7 @@ def evaluate(
     views; the default is the schedule's `augment_seed`. Raises BadInput for classes that a head
     does not know, NotCached for missing vectors.
     """
+    check_keywords(options, EvaluationOptions, "evaluate")  # before a run is looked up
     runs = find_runs([run] if against is None else [run, against])
     data, cache, progress = resolve_run_options(options, "evaluate", runs, EvaluationOptions)
     table_file, predictions_file = None, options.get("predictions")

@@ -308,8 +308,8 @@ def _write_schedule(run: Path, schedule: dict[str, Any]) -> None:
 
 
 def _half_of_memory() -> int | None:
-    whole = machine.memory()
-    return None if whole is None else whole // 2
+    limit = machine.memory()
+    return None if limit is None else limit // 2
 
 
 def overridden(
