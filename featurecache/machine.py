@@ -6,6 +6,7 @@ the files of control groups (kernel documentation: cgroup-v2, and cgroup-v1/memo
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -23,10 +24,16 @@ def cores() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
+    return max(1, math.ceil(min(count, _core_limit())))
+
+
+@functools.cache  # readers of rows ask often, and the limit of a process does not change
+def _core_limit() -> float:
+    """The cores that the process's groups allow on average; infinity without a limit."""
     quotas = [(quota, period) for quota, period in map(str.split, _group_files("cpu.max"))]
     quotas += zip(_group_files("cpu.cfs_quota_us"), _group_files("cpu.cfs_period_us"), strict=True)
     limits = [int(quota) / int(period) for quota, period in quotas if quota not in ("max", "-1")]
-    return max(1, math.ceil(min([count, *limits])))
+    return min(limits, default=math.inf)
 
 
 def memory() -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ GB = 1 << 30
 
 
 @pytest.fixture
-def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """`groups(own, {path: content})`: a machine of 64 cores with 512 GB, 300 of which are free."""
 
     def write(own: str, files: dict[str, str]) -> None:
@@ -31,7 +31,9 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
         monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
 
-    return write
+    machine._core_limit.cache_clear()
+    yield write
+    machine._core_limit.cache_clear()
 
 
 CASES = {  # /proc/self/cgroup, files of groups, cores, memory

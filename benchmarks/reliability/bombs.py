@@ -208,7 +208,7 @@ def _tiff(
     samples: int = 1,
     extra: tuple[int, int, int, int] | None = None,
 ) -> bytes:
-    """A little-endian TIFF of grey pixels, whose directory says what it is told to say."""
+    """A little-endian TIFF of grey pixels with these tags, which may be wrong."""
     body = zlib.compress(bytes(1 << 20), 9) if compression == 8 else bytes(4096)
     tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression),
             (262, 3, 1, 1), (277, 3, 1, samples)]  # fmt: skip

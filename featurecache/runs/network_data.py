@@ -12,7 +12,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.generated_items import fitted_items, refuse_unseen
 from featurecache.heads.schedules import Schedule
-from featurecache.images.datasets import DataSource, names_of, open_dataset
+from featurecache.images.datasets import Dataset, DataSource, names_of, open_dataset
 from featurecache.images.samples import Sample, sources_of
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import View
@@ -129,7 +129,8 @@ def _notes_on_repeated_work(
         if view.policy is None or not view.policy.generators or ViewName.parse(name).draw is None:
             continue
         if cache.space(keys.picture_key(view.key()), view.name).count == 0:
-            options = {"view": name, "seed": view.seed or None}
+            columns = data.columns if isinstance(data, Dataset) else {}
+            options = {"view": name, "seed": view.seed or None, **columns}
             command = command_line("augment", data=names_of(data), cache=cache.root, **options)
             yield f"view {name}: its generator runs in each epoch; `{command}` stores its pictures"
 
