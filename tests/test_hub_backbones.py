@@ -17,10 +17,8 @@ import torch
 from featurecache.errors import BadInput
 from featurecache.features.backbones import load_backbone
 from featurecache.training.tensors import digest_of_tensors
-from tests.http_servers import running_server
-from tests.test_backbones import CLIENT, COMMIT, nobody, run_client
-
-__all__ = ["nobody"]  # a fixture
+from tests.http_servers import running_server, unused_url
+from tests.hub_client import CLIENT, COMMIT, run_client
 
 VIT = "test_vit.r160_in1k"
 CONFIG = {
@@ -101,7 +99,7 @@ def names(*cases: str) -> str:
 
 
 @pytest.mark.slow
-def test_repositories(hub: str, nobody: str, weights: Path, tmp_path: Path) -> None:
+def test_repositories(hub: str, weights: Path, tmp_path: Path) -> None:
     client = CLIENT.replace(
         'found[case] = {"weights": loaded.weights, "dim": loaded.dim}',
         'found[case] = {**loaded.key(), "dim": loaded.dim}',
@@ -134,7 +132,7 @@ def test_repositories(hub: str, nobody: str, weights: Path, tmp_path: Path) -> N
     # Nobody answers: what was downloaded before is enough, and nothing is retried for long.
     smaller = client.replace("load_backbone(model)", "load_backbone(model, input_size=64)")
     found = run_client(
-        smaller, names("whole", "no weights"), HF_ENDPOINT=nobody, HF_HOME=str(tmp_path)
+        smaller, names("whole", "no weights"), HF_ENDPOINT=unused_url(), HF_HOME=str(tmp_path)
     )
     assert found["whole"] | {"seconds": 0} == whole | {"seconds": 0, "input_size": 64}
     assert found["no weights"]["type"] == "BackboneUnavailable"

@@ -1,4 +1,4 @@
-"""Train a head, evaluate it, export vectors: the stages that start from the cache."""
+"""Train a head on cached vectors, and evaluate it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ from featurecache.cli import cli
 from featurecache.errors import BadInput, DamagedCache, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
 from featurecache.heads import splits, training
-from featurecache.images.datasets import open_dataset
-from featurecache.images.samples import items_of
-from featurecache.stages.cache.export import export, vectors
+from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.heads.train_head import TrainedRun, read_run, train_head
@@ -460,6 +458,20 @@ def test_damaged_vectors_are_not_trained_on(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_head_that_needs_too_much_memory_leaves_no_run_folder(
+    small_data: Path, small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "available_memory", lambda: 10**9)
+    (tmp_path / "wide.yaml").write_text(
+        "{backbone: efficientnet_lite0, head: {kind: random_features, width: 200000}, "
+        "validation: val, phases: [{views: none, epochs: 1}]}"
+    )
+    said = r"about 520\.0 GB of memory, and 1\.0 GB are available; write width: 8700, "
+    with pytest.raises(BadInput, match=said):
+        train_head(tmp_path / "wide.yaml", data=small_data, cache=small_cache, runs=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
 # ---- killed ----
 
 KILLED = """
@@ -581,134 +593,3 @@ def test_evaluate_leaves_out_what_can_not_be_decoded(
     found = evaluate(run, data=data, cache=cache)
     assert (found.n, found.left_out) == (12, 2)
     assert found.top1 == evaluate(run, data=small_data, cache=small_cache).top1
-
-
-# ---- export ----
-
-
-def read_npz(path: Path) -> dict[str, Any]:
-    with np.load(path) as file:  # no pickles
-        return {name: file[name] for name in file.files}
-
-
-def read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        texts = {name: json.loads(text) for name, text in file.metadata().items()}
-        return {name: file.get_tensor(name) for name in file.keys()} | texts  # noqa: SIM118
-
-
-def read_parquet(path: Path) -> dict[str, Any]:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path)
-    classes = sorted({name for name in table["class"].to_pylist() if name is not None})
-    labels = [-1 if c is None else classes.index(c) for c in table["class"].to_pylist()]
-    return {
-        "features": np.array(table["features"].to_pylist(), np.float32),
-        "labels": np.array(labels),
-        "ids": table["id"].to_pylist(),
-        "items": [bytes.fromhex(item) for item in table["item"].to_pylist()],
-        "splits": table["split"].to_pylist(),
-        "classes": classes,
-    }
-
-
-READERS = {"npz": read_npz, "safetensors": read_safetensors, "parquet": read_parquet}
-
-
-@pytest.mark.parametrize("format", READERS)
-def test_an_export_reads_back_as_the_vectors(
-    format: str, small_data: Path, small_cache: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / f"out.{format}"
-    arguments = {"backbone": "efficientnet_lite0", "data": small_data, "cache": small_cache}
-    made = export(path, view="color_1", **arguments)
-    assert (made.path, made.format, made.rows, made.dim) == (str(path), format, 48, 1280)
-    found = READERS[format](path)
-    x, y = featurecache.vectors(small_data, "color_1", "efficientnet_lite0", cache=small_cache)
-    assert found["features"].dtype == np.float32
-    assert found["features"].tobytes() == x.tobytes()
-    assert np.array(found["classes"])[found["labels"]].tolist() == y.tolist()
-    samples = open_dataset(small_data).samples
-    assert list(found["ids"]) == [sample.id for sample in samples]
-    assert list(found["splits"]) == [sample.split for sample in samples]
-    assert [bytes(item) for item in found["items"]] == list(items_of(samples)[0])
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_vectors_are_those_of_the_cache(small_data: Path, small_cache: Path) -> None:
-    x, y = featurecache.vectors(small_data, "none", "efficientnet_lite0", cache=small_cache)
-    items, _ = items_of(open_dataset(small_data).samples)
-    (space,) = (s for s in Cache(small_cache).spaces() if s.view == "none")
-    assert x.tobytes() == space.vectors([i for i in items if i])[0].tobytes()
-    assert sorted(set(y.tolist())) == ["cat", "dog", "owl"] and y.tolist()[:12] == ["cat"] * 12
-
-
-def test_vectors_of_several_views_come_with_their_groups(
-    write_dataset: Write, tmp_path: Path, tiny: dict[str, Any]
-) -> None:
-    data = write_dataset(tmp_path / "data", {"train/a": 3, "train/b": 3, "test": 1})
-    shutil.copy(data / "train/a/000.png", data / "train/a/copy.png")
-    featurize(data, policy=["none", "color_1"], cache=tmp_path / "cache", **tiny)
-    given = {"backbone": "efficientnet_lite0", "cache": tmp_path / "cache"}
-    views = ["none", "color_1"]
-    x, y, groups, ids = vectors(data, views, return_groups=True, return_ids=True, **given)
-    apart = [vectors(data, view, **given)[0] for view in views]
-    assert x.tobytes() == b"".join(part.tobytes() for part in apart)
-    assert y.tolist() == 2 * (4 * ["a"] + 3 * ["b"])
-    assert ids.tolist()[:7] == ids.tolist()[7:] and groups.tolist()[:7] == groups.tolist()[7:]
-    first, copy = ids.tolist().index("train/a/000.png"), ids.tolist().index("train/a/copy.png")
-    assert groups[first] == groups[copy] and len(set(groups.tolist())) == 6
-    assert len(vectors(data, "none", return_groups=True, **given)) == 3
-    assert len(vectors(open_dataset(data), "none", **given)) == 2
-    for wrong in ([], ["none", "none"]):
-        with pytest.raises(BadInput, match="at least one view, and each only once"):
-            vectors(data, wrong, **given)
-    with pytest.raises(BadInput, match="mapped=True takes a single view"):
-        vectors(data, views, mapped=True, **given)
-
-
-def test_export_keeps_unlabelled_images_and_leaves_bad_ones_out(
-    write_dataset: Write, tmp_path: Path, tiny: dict[str, Any]
-) -> None:
-    data = write_dataset(tmp_path / "data", {"train/a": 2, "train/b": 2, "test": 2})
-    (data / "train/a/bad.png").write_bytes(b"no picture")
-    featurize(data, cache=tmp_path / "cache", **tiny)
-    arguments = {"backbone": "efficientnet_lite0", "data": data, "cache": tmp_path / "cache"}
-    for format, read in READERS.items():
-        made = export(tmp_path / f"out.{format}", **arguments)
-        assert (made.rows, made.left_out) == (6, 1)
-        assert read(tmp_path / f"out.{format}")["labels"].tolist() == [0, 0, 1, 1, -1, -1]
-    x, y = vectors(data, "none", "efficientnet_lite0", cache=tmp_path / "cache")
-    assert len(x) == 4 and y.tolist() == ["a", "a", "b", "b"]
-    made = export(tmp_path / "test.npz", split="test", **arguments)
-    assert made.rows == 2
-
-
-def test_export_refuses(small_data: Path, small_cache: Path, tmp_path: Path) -> None:
-    arguments = {"backbone": "efficientnet_lite0", "data": small_data, "cache": small_cache}
-    with pytest.raises(UnknownName, match="unknown export format 'parqet'; nearest: parquet"):
-        export(tmp_path / "out.parqet", **arguments)
-    with pytest.raises(UnknownName, match="unknown split 'valid'"):
-        export(tmp_path / "out.npz", split="valid", **arguments)
-    with pytest.raises(BadInput, match="its folder does not exist"):
-        export(tmp_path / "none" / "out.npz", **arguments)
-    with pytest.raises(NotCached, match="--view color_7"):
-        export(tmp_path / "out.npz", view="color_7", **arguments)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_head_that_needs_too_much_memory_leaves_no_run_folder(
-    small_data: Path, small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "available_memory", lambda: 10**9)
-    (tmp_path / "wide.yaml").write_text(
-        "{backbone: efficientnet_lite0, head: {kind: random_features, width: 200000}, "
-        "validation: val, phases: [{views: none, epochs: 1}]}"
-    )
-    said = r"about 520\.0 GB of memory, and 1\.0 GB are available; write width: 8700, "
-    with pytest.raises(BadInput, match=said):
-        train_head(tmp_path / "wide.yaml", data=small_data, cache=small_cache, runs=tmp_path / "r")
-    assert not (tmp_path / "r").exists()

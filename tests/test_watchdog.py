@@ -6,9 +6,9 @@ take longer than all the rest. A command that takes more than LIMIT seconds is e
 of its threads, which the assertion shows.
 
 What else waits is tested where it is written: pools of workers in test_executors, crews and queues
-of calls in test_scheduler, signals in test_cli, streams in test_terminal, locks in test_locks and
-test_two_commands, requests to object stores in test_object_store, datasets that are pipes in
-test_datasets, output files that are pipes in test_output_files.
+of calls in test_scheduler, signals in test_interruption, streams in test_terminal, locks in
+test_locks and test_two_commands, requests to object stores in test_object_store, datasets that are
+pipes in test_datasets, output files that are pipes in test_output_files.
 """
 
 from __future__ import annotations

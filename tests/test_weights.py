@@ -1,13 +1,17 @@
-"""Weights files: the checkpoints that are recognised, and the numbers that are refused."""
+"""Weights files: formats, the checkpoints that are recognised, and what is refused."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from featurecache.errors import BackboneUnavailable, BadInput
@@ -15,6 +19,7 @@ from featurecache.features import backbones, weights
 from featurecache.features.backbones import Backbone, load_backbone, load_module
 
 TINY = "test_resnet"
+EFFICIENTNET = "test_efficientnet.r160_in1k"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -190,3 +195,93 @@ def test_published_weights_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_order_of_names_is_timms() -> None:
     assert weights.AVERAGED[:2] == ("state_dict_ema", "model_ema")
     assert weights.PLAIN[:2] == ("state_dict", "model")
+
+
+@pytest.fixture(scope="session")
+def whole() -> Tensors:
+    """Weights of the tiny network with its classifier, unlike those that `random` gives."""
+    module = load_module(EFFICIENTNET, "random", classifier=True)
+    generator = torch.Generator().manual_seed(7)
+    return {
+        name: tensor + 0.01 * torch.rand(tensor.shape, generator=generator)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def test_formats_and_wrappings_are_one_key(whole: Tensors, tmp_path: Path) -> None:
+    safetensors.torch.save_file(whole, tmp_path / "a.safetensors")
+    torch.save(whole, tmp_path / "b.pth")
+    torch.save({"state_dict": whole, "epoch": 3}, tmp_path / "c.pt")
+    torch.save({"model": dict(reversed(whole.items()))}, tmp_path / "d.bin")
+    bare = {n: t for n, t in whole.items() if not n.startswith("classifier.")}
+    safetensors.torch.save_file(bare, tmp_path / "e.safetensors")
+    random = load_backbone(EFFICIENTNET, "random", input_size=32)
+    loaded = [
+        load_backbone(EFFICIENTNET, path, input_size=32) for path in sorted(tmp_path.iterdir())
+    ]
+    assert len(loaded) == 5
+    assert re.fullmatch("[0-9a-f]{64}", loaded[0].weights)
+    for backbone in loaded:
+        assert backbone.key() == loaded[0].key() != random.key()
+        for name, tensor in backbone.module.state_dict().items():
+            assert torch.equal(tensor, whole[name]), name
+
+
+class Evil:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda what, path: path.write_bytes(what)])
+def test_code_in_a_pickle_is_refused_and_not_run(whole: Tensors, tmp_path: Path, save: Any) -> None:
+    evil = {**whole, "extra": Evil(tmp_path / "made")}
+    save(evil if save is torch.save else pickle.dumps(evil), tmp_path / "evil.pth")
+    with pytest.raises(BadInput, match=r"evil\.pth: not a weights file that can be read safely"):
+        load_backbone(EFFICIENTNET, tmp_path / "evil.pth")
+    assert not (tmp_path / "made").exists()
+    pickle.loads(pickle.dumps(Evil(tmp_path / "made")))
+    assert (tmp_path / "made").exists()  # the trap does work where it is not guarded against
+
+
+def test_files_that_do_not_fit(whole: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+
+    def refusal(tensors: Tensors) -> str:
+        safetensors.torch.save_file(tensors, path)
+        with pytest.raises(BadInput, match="does not fit the backbone") as error:
+            load_backbone(EFFICIENTNET, path)
+        return str(error.value)
+
+    less = {n: t for n, t in whole.items() if n not in ("conv_stem.weight", "bn1.running_var")}
+    assert "(2 missing, 0 unknown, 0 of another shape; first: conv_stem.weight)" in refusal(less)
+    more = {**whole, "aux.weight": torch.zeros(1)}
+    assert "(0 missing, 1 unknown, 0 of another shape; first: aux.weight)" in refusal(more)
+    other = {**whole, "conv_stem.weight": torch.zeros(8, 3, 5, 5)}
+    assert "(0 missing, 0 unknown, 1 of another shape; first: conv_stem.weight)" in refusal(other)
+    assert str(path) in refusal({"a": torch.zeros(1)})
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"gone\.pth: no such file"):
+        load_backbone(EFFICIENTNET, tmp_path / "gone.pth")
+    (tmp_path / "w.onnx").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"\.onnx files are read for vgg16, .*\.safetensors"):
+        load_backbone(EFFICIENTNET, tmp_path / "w.onnx")
+    (tmp_path / "w.tflite").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"expected a \.safetensors, \.pth"):
+        load_backbone(EFFICIENTNET, tmp_path / "w.tflite")
+    for name in ("w.safetensors", "w.pth"):
+        for content, reason in ((b"", "it is empty"), (b"not weights at all", "read safely")):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(BadInput, match=f"not a weights file.*{reason}"):
+                load_backbone(EFFICIENTNET, tmp_path / name)
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(BadInput, match="contains no mapping of names to tensors"):
+        load_backbone(EFFICIENTNET, tmp_path / "list.pth")

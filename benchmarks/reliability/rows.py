@@ -76,7 +76,7 @@ ROWS = (
     Row("sharing.resumes", "workers 0, 1, 2, 8 x three resume points x two engines", 24, 1),
     Row("sharing.processes", "8 processes fill one cache, under several host names", 50, 1),
     Row("keys.key_fields", "each field of the key changed / each field outside of it", 1, 1),
-    Row("keys.configurations", "random configurations: cached rows = uncached", 1000, 10),
+    Row("configurations.configurations", "random configurations: cached rows = uncached", 1000, 10),
     Row("changing_sources.changing_sources", "an image edited, replaced or deleted while running",
         60, 2),
     Row("bad_images.bad_images", "a dataset with 5% bad images, in 20 ways", 10_000, 60),
