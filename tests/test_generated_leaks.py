@@ -130,11 +130,20 @@ def test_generated_images_are_never_validated_on(
 def test_a_generator_that_saw_another_split_is_refused(
     make: Make, small_data: Path, cache: Path, tmp_path: Path
 ) -> None:
-    """Of another dataset, whose training images are validation images here."""
+    """Of another dataset, whose training images are validation images here. The dataset and the
+    view of it are the same."""
     data = [small_data, make(items_in(small_data / "val")[:1])]
-    for validation in ({"split": "val"}, {"folds": 3}):
-        with pytest.raises(BadInput, match="fitted on 1 of the 12 "):
+    phases = [{"views": {"none": 0.5, f"gen:{data[1]}": 0.5}, "epochs": 1}]
+    for validation in ({"split": "val"}, *VALIDATIONS):
+        what = "validation images" if validation == {"split": "val"} else "images of val"
+        with pytest.raises(BadInput, match=f"dataset {data[1]}: .*fitted on 1 of the 12 {what}"):
             train(tmp_path, validation, data, cache)
+        with pytest.raises(BadInput, match=f"view gen:{data[1]}: .*fitted on 1 of the 12 {what}"):
+            train(tmp_path, validation, small_data, cache, phases=phases)
+    with pytest.raises(BadInput, match="fitted on 1 of the 12 images of val"):
+        schedule = tmp_path / "head.yaml"
+        schedule.write_text(schedule.read_text().replace(f"gen:{data[1]}", "color_1"))
+        featurecache.worth(schedule, data=data, cache=cache, runs=tmp_path / "runs", device="cpu")
     with pytest.raises(BadInput, match="fitted on 1 of the 12 images of val"):
         featurecache.baselines("efficientnet_lite0", data=data, cache=cache)
 
@@ -244,3 +253,19 @@ def test_a_vector_sampler_in_folds_and_solved_heads(
     train(tmp_path, fold, *where, phases=phases["folds"], **changed)
     with pytest.raises(BadInput, match="fit one generator per fold"):
         train(tmp_path, fold, *where, phases=phases["folds"], seed=5, **changed)
+
+
+def test_a_vector_sampler_that_saw_another_split_is_refused(
+    small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_data / "val", tmp_path / "data/train")
+    (tmp_path / "gen.yaml").write_text("{generator: gaussian, backbone: efficientnet_lite0}")
+    where = {"cache": small_cache, "out": tmp_path / "run", "device": "cpu"}
+    featurecache.fit_generator(tmp_path / "gen.yaml", data=tmp_path / "data", **where)
+    phases = [{"views": {"none": 0.5, f"gen:{tmp_path / 'run'}_1": 0.5}, "epochs": 1}]
+    for validation, what in (
+        ({"split": "val"}, "validation images"),
+        ({"folds": 3}, "images of val"),
+    ):
+        with pytest.raises(BadInput, match=f"fitted on 12 of the 12 {what}"):
+            train(tmp_path, validation, small_data, small_cache, phases=phases)

@@ -50,7 +50,7 @@ class TrainingData:
     pairs: list[tuple[np.ndarray, np.ndarray]] | None  # (train, validation) if by split
     notes: list[str]  # omissions and their reasons
     copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
-    fitted: Fitted = field(default_factory=dict)  # of the views and images that generators make
+    fitted: Fitted = field(default_factory=dict)  # of the cached views and images of generators
     # Views without a space.
     generated: Mapping[str, GeneratedView | ImagePool] = field(default_factory=dict)
 
@@ -118,12 +118,12 @@ class TrainingData:
             of_fold = f" of fold {number}" if schedule.validation.folds else ""
             held_out = (row.tobytes() for row in self.items[val_rows])
             refuse_seen(self.fitted, held_out, f"validation images{of_fold}")
-        if self.fitted:
-            others = [split for split in self.dataset.splits if split != "train"]
-            held_out = (item for _, item in items_by_split(self.dataset, others) if item)
-            refuse_seen(self.fitted, held_out, f"images of {' and '.join(others)}")
         for view in self.generated.values():
             view.generators_of_folds(pairs, self.items)
+        if fitted := self._all_fitted():
+            others = [split for split in self.dataset.splits if split != "train"]
+            held_out = (item for _, item in items_by_split(self.dataset, others) if item)
+            refuse_seen(fitted, held_out, f"images of {' and '.join(others)}")
         return pairs
 
     def training_set(
@@ -147,8 +147,15 @@ class TrainingData:
 
     def seen_by_generators(self) -> set[bytes]:
         """The images that the generators of its views and datasets were fitted on."""
-        fitted = (i.common_items for view in self.generated.values() for i in view.items)
-        return set().union(*self.fitted.values(), *({i.tobytes() for i in part} for part in fitted))
+        return set().union(*self._all_fitted().values())
+
+    def _all_fitted(self) -> Fitted:
+        """`fitted` with the views without a space, each of all folds together."""
+        made = {
+            f"view {name}": frozenset(i.tobytes() for part in view.items for i in part.common_items)
+            for name, view in self.generated.items()
+        }
+        return {**self.fitted, **{name: items for name, items in made.items() if items}}
 
     def generator_fields(self) -> dict[str, Any]:
         """What a run's record says about the generators of its views; empty without any."""
