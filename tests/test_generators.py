@@ -163,6 +163,21 @@ def test_the_critic_of_a_conditional_dcgan_learns_faster(name: str, rate: float)
     assert critic == rate * generator
 
 
+@pytest.mark.parametrize("name", ["wgan", "wgan_gp", "dcgan", "conditional_dcgan", "projected"])
+def test_real_images_are_mirrored_only_if_the_configuration_says_so(name: str) -> None:
+    from featurecache.generators.architectures import ARCHITECTURES
+
+    data, rows = images(16), np.arange(12)
+    plain = batch(data.pictures, CPU)
+    shown = ARCHITECTURES[name](config(name, image_size=16), data).real(data, rows, CPU)
+    assert shown.equal(plain)
+    mirrored = ARCHITECTURES[name](config(name, image_size=16, mirror=True), data)
+    shown = mirrored.real(data, rows, CPU)
+    is_flipped = [x.equal(y.flip(2)) for x, y in zip(shown, plain, strict=True)]
+    assert 0 < sum(is_flipped) < 12
+    assert shown[~torch.tensor(is_flipped)].equal(plain[~torch.tensor(is_flipped)])
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     with pytest.raises(FeatureCacheError, match="no longer finite; lower lr"):
         training.fit_generator(config("cyclegan", lr=1e30), images(), tmp_path, "identity", CPU)

@@ -77,6 +77,7 @@ class Adversarial(Generator):
             return torch.optim.Adam(parameters, lr=config.lr, betas=betas)
 
         self.rules, self._batch_size = rules, config.batch_size
+        self._mirror = isinstance(config, SamplerConfig) and config.mirror
         self.modules = nn.ModuleDict({"generator": generator, "critic": critic})
         if rules.average:
             self.modules["mean"] = copy.deepcopy(generator).requires_grad_(False)
@@ -93,8 +94,10 @@ class Adversarial(Generator):
         return self.modules["mean" if self.rules.average else "generator"]
 
     def real(self, images: FittedImages, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-        """The real samples of a minibatch: pictures, half of them mirrored."""
+        """The real samples of a minibatch: pictures, half of them mirrored if `mirror` is set."""
         pictures = batch(images.pictures[rows], device)
+        if not self._mirror:
+            return pictures
         mirrored = torch.rand(len(rows), 1, 1, 1, device=device) < 0.5
         return torch.where(mirrored, pictures.flip(3), pictures)
 

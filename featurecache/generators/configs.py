@@ -96,13 +96,15 @@ class AugNetConfig(GeneratorConfig):
 
 
 class SamplerConfig(GeneratorConfig):
-    """Class and noise -> image. `noise_size` numbers of noise make an image."""
+    """Class and noise -> image. `noise_size` numbers of noise make an image. With `mirror` the
+    critic sees half of the real images mirrored."""
 
     kind: ClassVar[Kind] = "sampler"
     has_classes: ClassVar[bool] = True
 
     noise_size: int = Field(default=100, ge=1, le=1024)
     lr: float = Field(default=2e-4, gt=0)
+    mirror: bool = False
 
 
 class WganConfig(SamplerConfig):
