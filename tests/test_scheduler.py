@@ -111,6 +111,66 @@ def test_every_task_ends_once_or_is_named(
         assert max(played.done.values(), default=1) == 1
 
 
+class Claiming(Played):
+    """Workers that claim the parts of a task, as those of a fill claim a shard in each of its
+    spaces. A result is the parts that the worker has computed, and those that others have."""
+
+    def __init__(self, chance: random.Random, workers: int, kill: float) -> None:
+        super().__init__(chance, workers, kill, 0.0)
+        self.holders: dict[int, str] = {}  # part -> the worker that computes it, or "done"
+        self.working: dict[str, tuple[list[int], list[int], list[int]]] = {}
+
+    def events(self, seconds: float) -> list[WorkerJoined | WorkerLost | TaskEnded]:
+        if self.coming:
+            return super().events(seconds)
+        worker = self.chance.choice(sorted(self.has))
+        if self.chance.random() < self.kill:
+            self.working.pop(worker, None)
+            self.holders = {part: by for part, by in self.holders.items() if by != worker}
+            del self.has[worker]
+            self.coming += 1
+            return [WorkerLost(worker, "as if killed")]
+        if worker in self.working:
+            claimed, done, busy = self.working[worker]
+            for part in claimed:
+                if self.holders[part] == worker:  # it commits one after the other
+                    self.holders[part] = "done"
+                    return []
+            del self.working[worker]
+            number, _ = self.has[worker].pop(0)
+            result = claimed + done
+            return [TaskEnded(worker, number, Deferred(result, tuple(busy)) if busy else result)]
+        if self.has[worker]:
+            _, task = self.has[worker][0]
+            done = [part for part in task if self.holders.get(part) == "done"]
+            claimed = [part for part in task if part not in self.holders]
+            busy = [part for part in task if part not in (*done, *claimed)]
+            self.working[worker] = claimed, done, busy
+            self.holders |= dict.fromkeys(claimed, worker)
+        return []
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 4),
+    st.lists(st.integers(1, 3), max_size=12),
+    st.sampled_from([0.0, 0.05]),
+)
+def test_each_part_is_counted_once_though_two_workers_had_its_task(
+    seed: int, workers: int, sizes: list[int], kill: float
+) -> None:
+    tasks = [tuple(10 * n + part for part in range(size)) for n, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "RETRY_DELAY", 0.0)
+        patch.setattr(module, "MIN_SLOW_SECONDS", 0.0)
+        patch.setattr(module, "MAX_DEATHS", 1000)
+        crew = Claiming(random.Random(seed), workers, kill)
+        counted = [part for result, _ in schedule(crew, iter(tasks)) for part in result]
+    assert sorted(counted) == sorted(part for task in tasks for part in task)
+
+
 @pytest.mark.slow
 def test_a_task_that_kills_its_workers_is_given_up() -> None:
     played = Played(random.Random(1), 2, 0.0, 0.0)

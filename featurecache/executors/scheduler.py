@@ -209,12 +209,17 @@ class Scheduler:
             self._queues[event.worker] = []
         elif isinstance(event, WorkerLost):
             self._lose_worker(event)
-        elif event.number not in self._open:  # another worker was faster
+        elif event.number not in self._open or self._is_partial_copy(event):
             self._release(event.worker, event.number)
         elif event.error:
             self._record_error(event)
         else:
             yield self._accept(event), self._machines[event.worker]
+
+    def _is_partial_copy(self, event: TaskEnded) -> bool:
+        """Whether another worker runs the whole task too: its result will include this part."""
+        others = self._open[event.number].started.keys() - {event.worker}
+        return isinstance(event.result, Deferred) and bool(others)
 
     def _lose_worker(self, event: WorkerLost) -> None:
         self._on_loss(event.reason)
@@ -247,8 +252,7 @@ class Scheduler:
         self._release(event.worker, event.number)
         if isinstance(event.result, Deferred):
             task.task = event.result.task
-            if not task.started:
-                self._deferred.append((time.monotonic() + RETRY_DELAY, event.number))
+            self._deferred.append((time.monotonic() + RETRY_DELAY, event.number))
             return event.result.result
         if is_oldest and start is not None:  # the time of the others includes waiting for it
             self._durations.append(time.monotonic() - start)
