@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,22 +64,25 @@ def test_digests_of_odd_shapes(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize(("width", "group"), [(600, 1), (200, 5), (32, 32)])
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS),
-    place=st.integers(0, 4 * 600 * ROWS - 1),
+    rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS // 2),
+    place=st.floats(0, 1, exclude_max=True),
     bit=st.integers(0, 7),
 )
-def test_a_flip_in_a_row_that_is_read_is_found_and_no_other_matters(
-    tmp_path_factory: pytest.TempPathFactory, reader: str, rows: list[int], place: int, bit: int
-) -> None:
-    space, features = made(tmp_path_factory.mktemp("cache") / "cache", 600)
-    offset = space.records[0].arrays["features"].offset
+def test_a_flip_in_a_group_that_is_read_is_found_and_no_other_matters(
+    tmp_path_factory: pytest.TempPathFactory, reader: str, width: int, group: int,
+    rows: list[int], place: float, bit: int,
+) -> None:  # fmt: skip
+    space, features = made(tmp_path_factory.mktemp("cache") / "cache", width)
+    assert space.records[0].row_digests and space.records[0].row_digests.group == group
+    harmed = int(place * features.nbytes)
     content = bytearray(data_file(space).read_bytes())
-    content[offset + place] ^= 1 << bit
+    content[space.records[0].arrays["features"].offset + harmed] ^= 1 << bit
     data_file(space).write_bytes(content)
     wanted = [ITEMS[row] for row in rows]
-    if place // 2400 in rows:
+    if harmed // (4 * width * group) in {row // group for row in rows}:
         with pytest.raises(DamagedCache, match="not the ones that were committed"):
             READERS[reader](space, wanted)
     elif len(rows) < ROWS / 4:  # of more rows, all are read
@@ -89,7 +92,7 @@ def test_a_flip_in_a_row_that_is_read_is_found_and_no_other_matters(
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("rows", [[3], [5, 5, 2], list(range(ROWS)), list(range(ROWS))[::-2]])
-@pytest.mark.parametrize("width", [3, 1500])
+@pytest.mark.parametrize("width", [3, 200, 1500])
 def test_rows_in_any_number_and_order(
     tmp_path: Path, reader: str, rows: list[int], width: int
 ) -> None:
@@ -108,20 +111,28 @@ def test_a_changed_digest_is_not_trusted(tmp_path: Path, reader: str) -> None:
         READERS[reader](space, ITEMS[:2])
 
 
+@pytest.mark.parametrize(("width", "group"), [(1500, 1), (200, 5)])
 def test_few_rows_do_not_read_a_whole_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, group: int
 ) -> None:
-    space, features = made(tmp_path / "cache", 1500)
+    space, features = made(tmp_path / "cache", width)
+    assert space.records  # whose bytes do not count
     sizes: list[int] = []
-    pread = os.pread
+    pread, preadv = os.pread, os.preadv
 
     def counted(fd: int, size: int, offset: int) -> bytes:
         sizes.append(size)
         return pread(fd, size, offset)
 
+    def counted_into(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        sizes.append(sum(len(buffer) for buffer in buffers))
+        return preadv(fd, buffers, offset)
+
     monkeypatch.setattr(os, "pread", counted)
+    monkeypatch.setattr(os, "preadv", counted_into)
     np.testing.assert_array_equal(space.vectors([ITEMS[9]])[0], features[[9]])
-    assert sum(sizes) < features.nbytes / 10
+    digests = ROWS // group * row_digests.SIZE
+    assert sum(sizes) == 4 * width * group + digests
 
 
 def test_vectors_that_are_not_finite_are_refused_row_by_row(

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.reliability.harness import Tally, Writer, made_shard, run, write_images
 from featurecache.errors import FeatureCacheError
+from featurecache.features.mapped import MappedVectors
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.stages.cache.verify import verify
+from tests.keys import vector_key
 
 # What readers raise when they notice something (the rest by h5py, in the naive one).
 NOTICED = (FeatureCacheError, OSError, ValueError, KeyError, RuntimeError, MemoryError, TypeError)
@@ -109,7 +111,8 @@ def _harmed(writer: Writer, size: int, folder: Path, harm: Harm, what: str) -> T
 
 
 def _ours(folder: Path, cache: Path) -> dict[str, list[Path]]:
-    """A cache of real vectors and pictures; its files by kind."""
+    """A cache of real vectors and pictures, and of short vectors, of which several share a digest;
+    its files by kind."""
     from featurecache.stages.cache.augment import augment
     from featurecache.stages.cache.featurize import featurize
 
@@ -117,6 +120,10 @@ def _ours(folder: Path, cache: Path) -> dict[str, list[Path]]:
     augment(data, policy="color_1", cache=cache, workers=0, shard_rows=8)
     featurize(data, policy="color_1", backbone="efficientnet_lite0", input_size=32, cache=cache,
               engine="torch-cpu", workers=0, shard_rows=8)  # fmt: skip
+    short = Cache(cache).space(vector_key(), "none", "made")
+    for number in range(2):
+        items, features = made_shard(number, rows=64, dim=32)
+        short.commit(items, {"features": features}, {}, {}, 0.0)
     described = sorted(cache.glob("spaces/*/space.json"))
     return {
         "shards": sorted(cache.glob("spaces/*/*.h5")),
@@ -146,7 +153,7 @@ def _unnoticed(cache: Path, path: Path, committed: Mapping[tuple[str, bytes], by
 
 def _read(cache: Path, path: Path | None = None) -> Iterator[tuple[str, bytes, bytes]]:
     """Every row that a reader gets, one item at a time, with its space and item; of the shards that
-    the file at `path` speaks of."""
+    the file at `path` speaks of. Of vectors there are two readers."""
     try:
         for space in Cache(cache).spaces():
             if path and path.name != "CACHE.json" and space.name != path.parent.name:
@@ -154,18 +161,24 @@ def _read(cache: Path, path: Path | None = None) -> Iterator[tuple[str, bytes, b
             for record in space.records:
                 if path and path.suffix == ".h5" and path.name != record.file:
                     continue
-                for item in record.item_list:
-                    # A reader that caught the error of one item must not get the next one either.
-                    with contextlib.suppress(FeatureCacheError):
-                        yield space.name, item, _row(space, item)
+                for read in _readers(space, record.item_list):
+                    for number, item in enumerate(record.item_list):
+                        # One that caught the error of an item must not get the next one either.
+                        with contextlib.suppress(FeatureCacheError):
+                            yield space.name, item, read(number)
     except FeatureCacheError:
         return
 
 
-def _row(space: Space, item: bytes) -> bytes:
+def _readers(space: Space, items: Sequence[bytes]) -> list[Callable[[int], bytes]]:
+    """What reads the row of the item with this number."""
     if space.backbone is None:
-        return space.picture(item) or b""
-    return space.vectors([item])[0].tobytes()
+        return [lambda number: space.picture(items[number]) or b""]
+    mapped = MappedVectors(space, items)
+    return [
+        lambda number: space.vectors([items[number]])[0].tobytes(),
+        lambda number: mapped[number].tobytes(),
+    ]
 
 
 # The naive writer.
