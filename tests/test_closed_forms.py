@@ -109,6 +109,36 @@ def test_a_mixture_of_views_is_the_rows_repeated(form: str) -> None:
     np.testing.assert_allclose(chosen.scores(X), refit.predict(X), atol=5e-3)
 
 
+@pytest.mark.parametrize(
+    ("form", "fit_reads", "test_reads"),
+    [("ridge", 2, 2), ("lda", 3, 3), ("ncm", 1, 2), ("random_features", 2, 2)],
+)
+def test_rows_are_read_as_often_as_the_docs_say(
+    form: forms.Form, fit_reads: int, test_reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = blobs(1400, 6)
+    reads, tries = np.zeros(len(X), np.int64), list[float]()
+    solve_ridge = forms.ridge
+
+    def view(rows: np.ndarray) -> Vectors:
+        reads[rows] += 1
+        return X[rows]
+
+    def ridge(sums: forms.Sums, factor: float) -> Any:
+        tries.append(factor)
+        return solve_ridge(sums, factor)
+
+    monkeypatch.setattr(forms, "ridge", ridge)
+    rows = Rows(views=[view], shares=[1.0], labels=y, classes=CLASSES)
+    forms.solve(form, rows, width=8)
+    test_rows = rows.held_out()
+    # The first 1,024 rows are read once more, for the origin of the sums.
+    assert set(reads[1024:][~test_rows[1024:]]) == {fit_reads}
+    tried = len(tries) - 1 if form == "random_features" else 0  # the last one is the solution
+    assert set(reads[1024:][test_rows[1024:]]) == {test_reads + tried}
+    assert form != "random_features" or tried >= 3
+
+
 @pytest.mark.parametrize("kind", ["ridge", "logistic", "lda", "ncm", "random_features"])
 def test_every_kind_is_a_saved_head_of_folds(kind: str, tmp_path: Path) -> None:
     X, y = blobs()

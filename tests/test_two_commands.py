@@ -22,7 +22,10 @@ import yaml
 from featurecache.errors import FeatureCacheError, NotCached
 from featurecache.features.backbones import load_backbone
 from featurecache.features.engines import open_engine
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.heads import training
+from featurecache.heads.training_set import TrainingSet
 from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.export import export
 from featurecache.stages.cache.featurize import featurize
@@ -31,8 +34,10 @@ from featurecache.stages.cache.index import index
 from featurecache.stages.cache.verify import verify
 from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.heads.train_head import train_head
+from featurecache.stages.heads.worth import worth
 from featurecache.stages.looking.report import report
 from featurecache.stages.recipes.run import run
+from featurecache.stages.search.search import search
 from tests.conftest import TINY, _quick
 from tests.space_folders import folder_of
 
@@ -45,6 +50,16 @@ SCHEDULE: dict[str, Any] = {
     "head": {"hidden": []},
     "phases": [{"views": "none", "epochs": 2}],
     "validation": {"split": "val"},
+}
+SEARCH: dict[str, Any] = {
+    "backbone": {"name": "efficientnet_lite0", "input_size": 32, "layer": "blocks.0"},
+    "head": {"hidden": []},
+    "epochs": 2,
+    "sample": 4,
+    "operations": ["Fliplr", "Invert"],
+    "compare": ["mirror"],
+    "validation": {"fraction": 0.25},
+    "judge": {"split": "val", "seeds": 1},
 }
 
 
@@ -143,6 +158,13 @@ def schedule(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(SEARCH))
+    return path
+
+
 def state(cache: Path) -> dict[tuple[str, str | None], tuple[int, str]]:
     """Rows and root hash of each space; nothing is bad, and nothing lies about."""
     found = verify(cache)
@@ -187,6 +209,37 @@ def test_of_two_fills_each_row_is_computed_once(
     assert (first.computed, second.computed) == (32, 16) and alone.computed == 48
     assert second.spaces == alone.spaces
     assert state(tmp_path / "cache") == state(tmp_path / "alone")
+
+
+def test_of_two_searches_on_one_cache_each_row_is_computed_once(
+    small_data: Path, tmp_path: Path, other: Other, config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In two run folders, the second of which begins while the first one embeds."""
+    given = {"config": config, "data": small_data, "engine": "torch-cpu", "workers": 0}
+    commit, rows = Space.commit, list[int]()
+
+    def counting(space: Space, items: Any, *arguments: Any) -> Any:
+        rows.append(len(items))
+        return commit(space, items, *arguments)
+
+    monkeypatch.setattr(Space, "commit", counting)
+    stop = "featurecache.features.spaces:Space.commit"
+    other.begin(search, stop, 3, cache=tmp_path / "cache", runs=tmp_path / "first", **given)
+    waited = threading.Event()
+
+    def progress(done: int, total: int, what: str) -> None:
+        if "waiting for" in what and not waited.is_set():
+            waited.set()
+            other.go_on()
+
+    given |= {"runs": tmp_path / "second", "progress": progress}
+    second = search(cache=tmp_path / "cache", **given)
+    first, error = other.end()
+    assert waited.is_set() and error == ""
+    assert 0 < sum(rows) < sum(count for count, _ in state(tmp_path / "cache").values())
+    assert Path(first.policy).name == Path(second.policy).name
+    assert first.compared == second.compared
 
 
 # ---- one that fills, one that deletes ----
@@ -359,6 +412,45 @@ def test_what_is_deleted_under_a_report_is_said(
 
 
 # ---- one run folder ----
+
+
+@pytest.mark.parametrize("name", ["worth", "search"])
+def test_of_two_comparisons_in_a_folder_no_training_is_done_twice(
+    small_data: Path, cache: Path, tmp_path: Path, other: Other, schedule: Path, config: Path,
+    name: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given: dict[str, Any] = {"data": small_data, "cache": cache, "runs": tmp_path / "runs"}
+    given |= {"device": "cpu"}
+    if name == "worth":
+        stage, given = worth, given | {"schedule": schedule, "policy": "color_1", "seeds": 2}
+    else:
+        stage = search
+        given |= {"config": config, "engine": "torch-cpu", "workers": 0}
+    trained: list[str] = []
+    train = training.train
+
+    def counting(data: TrainingSet, *arguments: Any, **named: Any) -> Any:
+        trained.append(data.identity)
+        return train(data, *arguments, **named)
+
+    monkeypatch.setattr(training, "train", counting)
+    other.begin(stage, "featurecache.heads.training:train", 2, **given)
+    shown = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        if not shown and "waiting for process" in what:
+            shown.append(what)
+            other.go_on()
+
+    second = stage(progress=progress, **given)
+    first, error = other.end()
+    assert error == "" and f"process {other.process.pid} on" in shown[0]
+    assert trained == []
+    assert len(list((Path(first.run) / "trained").iterdir())) > 2
+    if name == "worth":
+        assert (first.run, first.ways) == (second.run, second.ways)
+    else:
+        assert (first.policy, first.compared) == (second.policy, second.compared)
 
 
 @pytest.mark.parametrize("name", ["train-head", "sweep", "run"])
