@@ -1,7 +1,7 @@
 """The pictures that generators make in a policy: joins images/ and generators/.
 
-Every room that makes pictures imports this module, in worker processes too; it imports torch when
-the first picture is made.
+Every room that makes pictures imports this module, in worker processes too, and so does every
+command; it imports numpy and torch when the first picture is made.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from featurecache.images import generator_loaders
 
-from featurecache.images import generator_nodes
-from featurecache.images.picture_checks import Undecodable, UnseenImage
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Transform:
 
         It is computed alone and in one thread, so that no batch and no worker changes it.
         """
+        import numpy as np
         import torch
 
+        from featurecache.images.picture_checks import Undecodable
         from featurecache.training.devices import one_thread
 
         height, width = pixels.shape[:2]
@@ -53,6 +55,8 @@ class Transform:
     def _second(self, pixels: np.ndarray, random: np.random.Generator, item: bytes) -> np.ndarray:
         if self.pairs == "same":
             return pixels
+        from featurecache.images.picture_checks import UnseenImage
+
         partner: np.ndarray | None = self.network.partner(item, random)
         if partner is None:
             raise UnseenImage(
@@ -66,10 +70,11 @@ class Transform:
 def load_transform(folder: Path, digest: str) -> Transform:
     """The generator in a folder. Raises as `load_generator`."""
     from featurecache.generators.trained_generators import load_generator, read_generator
+    from featurecache.images.generator_nodes import PAIRS
 
     network, described = load_generator(folder, digest), read_generator(folder)
-    pairs = described.parameters.get(generator_nodes.PAIRS)
+    pairs = described.parameters.get(PAIRS)
     return Transform(network, described.image_size, pairs)
 
 
-generator_nodes.install(load_transform)
+generator_loaders.install(load_transform)

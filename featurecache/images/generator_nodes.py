@@ -1,8 +1,7 @@
 """Generators in policies: `generator: {run: FOLDER, strength: 1.0}`.
 
 A policy names the folder of a generator; its key has the digest of the generator's tensors instead.
-This module knows neither torch nor how a generator works: generated_pictures.py installs the
-function that loads one.
+This module knows neither torch nor how a generator works (generator_loaders.py).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 from featurecache import yaml_files
 from featurecache.errors import BadInput
 from featurecache.generator_files import DESCRIPTION, read_description
+from featurecache.images import generator_loaders
 
 NAME = "generator"  # of the node
 PAIRS = "pairs"  # the parameter of a generator that takes two images of a class
@@ -24,15 +24,7 @@ VERSION = 1  # raise it whenever the pixels that a generator makes change
 # Makes of a picture (H, W, 3) uint8, with a random generator, and the item of the image, a picture
 # (H, W, 3) of floats.
 Forward = Callable[[np.ndarray, np.random.Generator, bytes], np.ndarray]
-Load = Callable[[Path, str], Forward]  # from the folder and the digest
 Mistake = Callable[[str, str], BadInput]  # about a dotted path, and the problem
-
-_installed: list[Load] = []
-
-
-def install(load: Load) -> None:
-    """Set the function that loads generators."""
-    _installed[:] = [load]
 
 
 def described(value: Any, path: str, mistake: Mistake) -> tuple[Any, dict[str, Path]]:
@@ -108,4 +100,4 @@ def load(node: dict[str, Any], policy: Named, path: str) -> Forward:
         where = "known;" if folder is None else f"at {folder}; put it back there, or"
         problem = f"the generator {node['weights'][:16]} made this view, and its run is not {where}"
         raise policy.mistake(path, f"{problem} name the policy file, as in --view FILE.yaml_1")
-    return _installed[0](folder, node["weights"])
+    return generator_loaders.installed()(folder, node["weights"])

@@ -214,28 +214,10 @@ def featurize_command(
     return " ".join([command_line("featurize", **options), *words])
 
 
-def first_command(cache: str | Path, data: DataSource | None = None) -> str:
-    """The command that computes first vectors into a cache, here of a dataset, or else of that of
-    the settings."""
-    names = None if data is None else names_of(data)
-    columns = data.columns if isinstance(data, Dataset) else {}
-    options = {"data": names, "cache": cache, "backbone": "efficientnet_lite0", **columns}
-    return command_line("featurize", **options)
-
-
 def no_backbone_error(what: str, cache: str | Path) -> BadInput:
     """The error for a command that needs the name of a backbone."""
     command = command_line("ls", cache=cache)
     return BadInput(f"{what} needs --backbone NAME; `{command}` lists the cached ones")
-
-
-def existing_cache(cache: str | Path, data: DataSource | None = None) -> Cache:
-    """The cache at a path or URL. Raises BadInput if there is none, with the command that makes
-    it."""
-    opened = Cache(cache)
-    if not opened.exists:
-        raise BadInput(f"no cache at {cache} yet; make one with: {first_command(cache, data)}")
-    return opened
 
 
 def _settings(space: Space) -> keys.Json:

@@ -11,7 +11,7 @@ import numpy as np
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.spaces import Space
 from featurecache.keys import setting_beside_names
-from featurecache.lookup.held_spaces import existing_cache
+from featurecache.lookup.caches import existing_cache
 from featurecache.stages.cache.verify import compared
 
 

@@ -21,7 +21,8 @@ from featurecache.features.store import Cache
 from featurecache.images.view_names import ViewName
 from featurecache.json_files import damaged_run
 from featurecache.keys import setting_beside_names
-from featurecache.lookup.held_spaces import existing_cache, names_of_network
+from featurecache.lookup.caches import existing_cache
+from featurecache.lookup.held_spaces import names_of_network
 from featurecache.runs.record import read_record
 from featurecache.storage import durable
 from featurecache.storage.local import LocalStore

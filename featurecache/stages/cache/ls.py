@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featurecache.features.space_files import SpaceSummary
-from featurecache.lookup.held_spaces import existing_cache
+from featurecache.lookup.caches import existing_cache
 
 
 def ls(cache: str | Path = "data/cache") -> list[SpaceSummary]:

@@ -13,7 +13,7 @@ from featurecache.features.space_locks import reserved
 from featurecache.filling.recompute import Recomputer
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.samples import items_of, sources_of
-from featurecache.lookup.held_spaces import existing_cache
+from featurecache.lookup.caches import existing_cache
 from featurecache.stages.cache.featurize import SHARD_ROWS
 
 

@@ -36,7 +36,7 @@ from featurecache.filling.repair import LostShard, recompute_lost
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.samples import items_of, sources_of
 from featurecache.images.views import view_of_key
-from featurecache.lookup.held_spaces import existing_cache
+from featurecache.lookup.caches import existing_cache
 from featurecache.storage.store import names_in
 from featurecache.storage.stored_file import StoredFile
 

@@ -13,8 +13,8 @@ from featurecache.heads.schedules import Schedule, backbone_choice
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.generator_nodes import digests
 from featurecache.images.views import find_view
+from featurecache.lookup.caches import first_command
 from featurecache.lookup.held_spaces import (
-    first_command,
     is_drawn_alike,
     side_by_side,
     spaces_like,
