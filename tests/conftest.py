@@ -168,3 +168,13 @@ def small_runs(
         )
         train_head(schedule, data=small_data, cache=small_cache, out=folder / name, device="cpu")
     return {name: folder / name for name in kinds}
+
+
+@pytest.fixture(scope="session")
+def folds(small_runs: dict[str, Path]) -> dict[int, list[bytes]]:
+    """The items of `small_data` in each of three folds."""
+    from featurecache.heads.trained_items import TrainedItems
+
+    seen = TrainedItems.load(small_runs["folds"])
+    assert seen is not None
+    return {n: [row.tobytes() for row in seen.items[seen.folds == n]] for n in (1, 2, 3)}

@@ -1,7 +1,9 @@
-"""Generators with random weights, which take no training."""
+"""Generators with random weights, which take no training, and caches of what they made."""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,15 @@ import numpy as np
 import torch
 
 from featurecache import keys
+from featurecache.features.store import Cache
+from featurecache.generated_items import note_generators
 from featurecache.generator_files import TrainedGenerator
 from featurecache.generators.architectures import ARCHITECTURES
 from featurecache.generators.configs import CONFIGS
+from featurecache.generators.cyclegan import StyleNetwork
 from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.trained_items import TrainedItems
+from featurecache.images.views import find_view
 from featurecache.training.tensors import digest_of_tensors
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -25,6 +31,11 @@ SMALL: dict[str, dict[str, Any]] = {
     name: {"noise_size": 3, "channels": 1}
     for name in ("wgan_gp", "dcgan", "conditional_dcgan", "projected")
 }  # fmt: skip
+
+
+def items_in(folder: Path) -> list[bytes]:
+    """The items of the images in a folder and the folders below it."""
+    return [hashlib.sha256(path.read_bytes()).digest() for path in sorted(folder.rglob("*.png"))]
 
 
 def write_sampler(
@@ -58,3 +69,42 @@ def write_sampler(
     )
     save_generator(folder, network, described)
     return folder
+
+
+def write_generator(
+    folder: Path,
+    seed: int = 0,
+    size: int = 12,
+    kind: str = "transform",
+    fitted: Sequence[bytes] = (bytes(32),),
+) -> Path:
+    """A transform that was fitted on these items, for pictures as `write_dataset` makes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    network = StyleNetwork(2, 1)
+    described = TrainedGenerator(
+        kind=kind, generator="cyclegan", parameters={"channels": 2, "blocks": 1},
+        image_size=size, classes=["cat"], weights=digest_of_tensors(network), items="0" * 64,
+    )  # fmt: skip
+    save_generator(folder, network, described)
+    items = np.frombuffer(b"".join(fitted), np.uint8).reshape(-1, 32)
+    TrainedItems(items, np.zeros(len(items), np.uint16)).save(folder)
+    return folder
+
+
+def styled_cache(folder: Path, cache: Path, fitted: Sequence[bytes]) -> Path:
+    """A copy of a cache, with a view `styled_1` by a generator that was fitted on some images. Its
+    vectors are those of `none`, and the run of the generator is gone."""
+    made = Cache(shutil.copytree(cache, folder / "cache"))
+    run = write_generator(folder / "run", fitted=fitted)
+    (folder / "styled.yaml").write_text(f"generator: {{run: {run}}}")
+    view = find_view(f"{folder / 'styled.yaml'}_1")
+    (clean,) = (space for space in made.spaces() if space.view == "none")
+    note_generators(made, [view])
+    key = keys.vector_key(view.key(), clean.key["backbone"], "f32")
+    items = [item for record in clean.records for item in record.item_list]
+    vectors, _ = clean.vectors(items)
+    space = made.space(key, "styled_1", clean.backbone)
+    space.commit(items, {"features": vectors}, {}, clean.records[0].provenance, 1.0)
+    shutil.rmtree(run)
+    return folder / "cache"

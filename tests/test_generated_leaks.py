@@ -16,23 +16,11 @@ import pytest
 import featurecache
 from featurecache.errors import BadInput, DamagedRun
 from featurecache.heads.trained_items import TrainedItems
-from tests.samplers import write_sampler
+from tests.samplers import items_in, write_sampler
 
 CLASSES = ("cat", "dog", "owl")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("load_once")]
 Make = Callable[..., Path]
-
-
-def items_in(folder: Path) -> list[bytes]:
-    return [hashlib.sha256(path.read_bytes()).digest() for path in sorted(folder.rglob("*.png"))]
-
-
-@pytest.fixture(scope="module")
-def folds(small_runs: dict[str, Path]) -> dict[int, list[bytes]]:
-    """The items of each of three folds."""
-    seen = TrainedItems.load(small_runs["folds"])
-    assert seen is not None
-    return {n: [row.tobytes() for row in seen.items[seen.folds == n]] for n in (1, 2, 3)}
 
 
 @pytest.fixture

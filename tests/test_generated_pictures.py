@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +18,13 @@ import featurecache
 from featurecache import generated_pictures, keys  # the former installs generators in policies
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
-from featurecache.generated_items import note_generators
-from featurecache.generator_files import TrainedGenerator
-from featurecache.generators.cyclegan import StyleNetwork
-from featurecache.generators.trained_generators import save_generator
-from featurecache.heads.trained_items import TrainedItems
 from featurecache.images import views
 from featurecache.images.decode import Undecodable
 from featurecache.images.views import View, find_view
-from featurecache.training.tensors import digest_of_tensors
+from tests.samplers import write_generator
 
 ITEM = bytes(range(32))
 assert generated_pictures
-
-
-def write_generator(
-    folder: Path,
-    seed: int = 0,
-    size: int = 12,
-    kind: str = "transform",
-    fitted: Sequence[bytes] = (ITEM,),
-) -> Path:
-    """A generator with random weights, for pictures as `write_dataset` makes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    network = StyleNetwork(2, 1)
-    described = TrainedGenerator(
-        kind=kind, generator="cyclegan", parameters={"channels": 2, "blocks": 1},
-        image_size=size, classes=["cat"], weights=digest_of_tensors(network), items="0" * 64,
-    )  # fmt: skip
-    save_generator(folder, network, described)
-    items = np.frombuffer(b"".join(fitted), np.uint8).reshape(-1, 32)
-    TrainedItems(items, np.zeros(len(items), np.uint16)).save(folder)
-    return folder
 
 
 def view(path: Path, run: Path, text: str = "generator: {run: RUN}", draw: int = 1) -> View:
@@ -182,129 +154,12 @@ def test_the_same_bytes_for_any_number_of_workers_and_from_stored_pictures(
     assert notes["none"] == "" and f"its run is not at {run}; put it back" in notes["styled_2"]
 
 
-# ---- law 8: a training may not be validated on what the generator saw ----
-
-
-def items_of_split(data: Path, split: str) -> list[bytes]:
-    paths = sorted((data / split).glob("*/*.png"))
-    return [hashlib.sha256(path.read_bytes()).digest() for path in paths]
-
-
 SCHEDULE = """
 backbone: efficientnet_lite0
 head: {hidden: [4]}
-validation: VALIDATION
-phases: [{views: {none: 0.5, styled_1: 0.5}, epochs: 1}]
+validation: val
+phases: [{views: {none: 0.5, styled.yaml_1: 0.5}, epochs: 1}]
 """
-
-
-@pytest.fixture(scope="module")
-def styled(
-    tmp_path_factory: pytest.TempPathFactory, small_data: Path, small_cache: Path
-) -> Callable[..., Path]:
-    """A function that makes a cache with a view `styled_1` by a generator that was fitted on some
-    images. The run of the generator is gone."""
-
-    def make(fitted: Sequence[bytes]) -> Path:
-        folder = tmp_path_factory.mktemp("styled")
-        cache = shutil.copytree(small_cache, folder / "cache")
-        run = write_generator(folder / "run", fitted=fitted)
-        wanted = view(folder / "styled.yaml", run)
-        (clean,) = (s for s in Cache(cache).spaces() if s.view == "none")
-        note_generators(Cache(cache), [wanted])
-        key = keys.vector_key(wanted.key(), clean.key["backbone"], "f32")
-        items = [item for record in clean.records for item in record.item_list]
-        vectors, _ = clean.vectors(items)
-        space = Cache(cache).space(key, "styled_1", clean.backbone)
-        space.commit(items, {"features": vectors}, {}, clean.records[0].provenance, 1.0)
-        shutil.rmtree(run)
-        return cache
-
-    return make
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fitted", "validation", "reason"),
-    [
-        ("train", "val", ""),
-        ("train", "{folds: 3}", "fitted on 12 of the 12 validation images of fold 1"),
-        ("train", "{folds: 3, fold: 2}", "12 of the 12 validation images of fold 2"),
-        ("train", "{fraction: 0.25}", "fitted on 9 of the 9 validation images, so"),
-        ("val", "val", "fitted on 12 of the 12 validation images, so"),
-        ("val", "{fraction: 0.25}", "fitted on 12 of the 12 images of val"),
-        ("fold 2", "{folds: 3}", "validation images of fold 1"),
-        ("fold 2", "{folds: 3, fold: 2}", ""),
-        ("fold 2", "{folds: 3, fold: 3}", "validation images of fold 3"),
-        ("elsewhere", "{folds: 3}", ""),
-    ],
-)
-def test_a_training_is_refused_if_the_generator_saw_its_validation_images(
-    fitted: str,
-    validation: str,
-    reason: str,
-    small_data: Path,
-    small_runs: dict[str, Path],
-    styled: Callable[..., Path],
-    tmp_path: Path,
-) -> None:
-    if fitted == "fold 2":
-        seen = TrainedItems.load(small_runs["folds"])
-        assert seen is not None
-        chosen = [row.tobytes() for row in seen.items[seen.folds != 2]]
-    else:
-        chosen = [ITEM] if fitted == "elsewhere" else items_of_split(small_data, fitted)
-    schedule = tmp_path / "s.yaml"
-    schedule.write_text(SCHEDULE.replace("VALIDATION", validation))
-    cache = styled(chosen)
-
-    def train() -> Any:
-        out = tmp_path / "run"
-        return featurecache.train_head(
-            schedule, data=small_data, cache=cache, out=out, device="cpu"
-        )
-
-    if not reason:
-        assert train().last["top1"] >= 0
-        return
-    with pytest.raises(BadInput, match=reason) as error:
-        train()
-    assert "fit one generator per fold" in str(error.value) and not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_other_commands_keep_a_generator_off_what_it_saw(
-    small_data: Path, small_runs: dict[str, Path], styled: Callable[..., Path], tmp_path: Path
-) -> None:
-    cache = styled(items_of_split(small_data, "train"))
-    run, options = small_runs["split"], {"data": small_data, "cache": cache}
-    assert featurecache.evaluate(run, view="styled_1", split="val", **options).n == 12
-    with pytest.raises(BadInput, match="fitted on 36 of the 36 images to evaluate on"):
-        featurecache.evaluate(run, view="styled_1", split="train", **options)
-    (tmp_path / "worth.yaml").write_text(SCHEDULE.replace("VALIDATION", "{fraction: 0.25}"))
-    with pytest.raises(BadInput, match="fitted on 9 of the 9 validation images"):
-        featurecache.worth(tmp_path / "worth.yaml", runs=tmp_path / "runs", device="cpu", **options)
-    for note in (cache / "generators").iterdir():
-        note.unlink()
-    with pytest.raises(BadInput, match="the cache does not say which images its generator"):
-        featurecache.evaluate(run, view="styled_1", split="val", **options)
-
-
-@pytest.mark.slow
-def test_a_network_is_not_trained_on_pictures_of_what_it_is_validated_on(
-    small_data: Path, tmp_path: Path
-) -> None:
-    run = write_generator(tmp_path / "run", fitted=items_of_split(small_data, "val")[:1])
-    view(tmp_path / "styled.yaml", run)
-    (tmp_path / "net.yaml").write_text(
-        "network: {name: test_efficientnet, input_size: 32}\nepochs: 1\nvalidation: val\n"
-        f"views: {tmp_path / 'styled.yaml'}\n"
-    )
-    with pytest.raises(BadInput, match="fitted on 1 of the 12 validation images"):
-        featurecache.train_network(
-            tmp_path / "net.yaml", data=small_data, cache=tmp_path / "c", out=tmp_path / "net",
-            device="cpu", workers=0,
-        )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -316,9 +171,7 @@ def test_a_report_shows_the_draws_of_a_generator_as_of_any_policy(
     view(Path("styled.yaml"), write_generator(tmp_path / "run"))
     given: dict[str, Any] = {"data": small_data, "cache": "cache"}
     featurecache.featurize(policy=["none", "styled.yaml_1"], **given, **tiny)
-    Path("s.yaml").write_text(
-        SCHEDULE.replace("VALIDATION", "val").replace("styled", "styled.yaml")
-    )
+    Path("s.yaml").write_text(SCHEDULE)
     run = featurecache.train_head("s.yaml", out="head", device="cpu", **given).run
     Path("styled.yaml").unlink()  # the cache says what was in it, and where its generator is
     assert featurecache.report(run, out="r.html", **given).notes == []

@@ -16,8 +16,7 @@ from featurecache.errors import BadInput, NotCached
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.runs.image_pools import ImagePool
 from featurecache.stages.heads.worth_ways import phases_by_policy, without_generated
-from tests.samplers import write_sampler
-from tests.test_generated_leaks import items_in
+from tests.samplers import items_in, write_sampler
 
 CLASSES = ("cat", "dog", "owl")
 TITLES = ["25%", "50%", "75%"]

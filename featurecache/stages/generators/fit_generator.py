@@ -18,6 +18,7 @@ from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import load_backbone
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.generated_items import fitted_items
 from featurecache.generator_files import CHECKPOINT, DESCRIPTION, TrainedGenerator
 from featurecache.generators.configs import (
     CycleGanConfig,
@@ -114,8 +115,9 @@ def fit_generator(
     pictures: np.ndarray = np.empty((0, 0, 0, 3), np.uint8)
     vectors: np.ndarray | None = None
     backbones: list[keys.Json] | None = None
+    inherited: list[bytes] = []  # what the generators of its view were fitted on
     if isinstance(wanted, VectorSamplerConfig):
-        spaces = _vector_spaces(wanted, Cache(cache), rows, data, path)
+        spaces, inherited = _vector_spaces(wanted, Cache(cache), rows, data, path)
         rows = decodable(rows, spaces)
         vectors = side_by_side(spaces, rows.items)
         wanted = wanted.with_width(vectors.shape[1], path)
@@ -148,6 +150,7 @@ def fit_generator(
             "style": style_items,
             "decode": keys.DECODE_RULE,
             **({} if vectors is None else {"vectors": hashlib.sha256(vectors.data).hexdigest()}),
+            **({"inherited": keys.digest([i.hex() for i in inherited])} if inherited else {}),
         }
     )
     run = Path(out or Path(runs) / f"{path.stem}-{identity[:8]}")
@@ -158,10 +161,8 @@ def fit_generator(
     ) as done:
         if done is not None:
             return _result(run, done)
-        seen = [
-            TrainedItems.from_pairs(*_with_style(items, pair, [item for _, item in style_images]))
-            for pair in pairs
-        ]
+        others = [*inherited, *(item for _, item in style_images)]
+        seen = [TrainedItems.from_pairs(*_with_others(items, pair, others)) for pair in pairs]
         roots = [root_of(fitted.common_items) for fitted in seen]
         began = time.time()
         record = GeneratorRecord(
@@ -354,15 +355,15 @@ def _check_counts(
             )
 
 
-def _with_style(
-    items: np.ndarray, pair: tuple[np.ndarray, np.ndarray], style: Sequence[bytes]
+def _with_others(
+    items: np.ndarray, pair: tuple[np.ndarray, np.ndarray], others: Sequence[bytes]
 ) -> tuple[np.ndarray, Pairs]:
-    """The items of all rows and of the style, and the pair with the images of the style among
-    those that are fitted. An image on both sides is fitted."""
-    extra = packed(style)
+    """The items of all rows and of other images, and the pair with those among the fitted ones. An
+    image on both sides is fitted."""
+    extra = packed(others)
     numbers = np.arange(len(items), len(items) + len(extra))
     fitted, held_out = pair
-    known = set(style)
+    known = set(others)
     apart = [row for row in held_out.tolist() if items[row].tobytes() not in known]
     both = np.concatenate([items, extra])
     return both, [(np.concatenate([fitted, numbers]), np.array(apart, np.int64))]
@@ -381,9 +382,10 @@ def _result(run: Path, record: GeneratorRecord) -> FittedGenerator:
 
 def _vector_spaces(
     config: VectorSamplerConfig, cache: Cache, rows: LabelledRows, data: DataSource, path: Path
-) -> list[Space]:
-    """The spaces of the vectors that a generator is fitted on, one per backbone. Raises BadInput,
-    or NotCached with the command that is missing."""
+) -> tuple[list[Space], list[bytes]]:
+    """The spaces of the vectors that a generator is fitted on, one per backbone, and the images
+    that the generators of their view have seen, sorted. Raises BadInput, or NotCached with the
+    command that is missing."""
     phases = [{"views": config.view, "epochs": 1}]
     schedule = validate(Schedule, {"backbone": config.backbone, "phases": phases}, path)
     views = {config.view: find_view(config.view, 0, cache.views)}
@@ -394,4 +396,5 @@ def _vector_spaces(
                 f"{path}: backbone: pooling none gives maps of {space.backbone}, and "
                 f"{config.generator} makes vectors; remove it"
             )
-    return spaces
+    fitted = fitted_items(cache, views)
+    return spaces, sorted(set().union(*fitted.values()))
