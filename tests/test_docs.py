@@ -252,6 +252,30 @@ def test_generators_page_has_every_key_and_no_other() -> None:
     assert sorted(set(documented)) == sorted(used)
 
 
+def test_generators_page_has_the_default_of_every_key() -> None:
+    """A cell such as `64; 8 for `a` and `b``: the default, and those of some generators."""
+    tables = [
+        dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", part, re.MULTILINE))
+        for part in sections(text("docs/generators.md"))["Keys"].split("| key | default |")[1:]
+    ]
+    of_kind = dict(zip(("transform", "sampler", "vector sampler"), tables[1:], strict=True))
+    for name, model in CONFIGS.items():
+        for key, field in model.model_fields.items():
+            if (name, key) == ("gaussian", "batch_size"):
+                continue  # it is refused
+            cell, *exceptions = (tables[0] | of_kind[model.kind])[key].split("; ")
+            for exception in exceptions:
+                value, _, names = exception.partition(" for ")
+                cell = value if f"`{name}`" in names else cell
+            documented = yaml.safe_load(cell.strip("`"))
+            if field.is_required():
+                assert documented == "required"
+            elif field.default is None:
+                assert documented == ("all" if key == "classes" else "none")
+            else:
+                assert documented == field.default, (name, key)
+
+
 def test_examples_of_generators_are_configurations(tmp_path: Path) -> None:
     examples = [e for e in blocks(text("docs/generators.md"), "yaml") if "steps:" in e]
     assert examples
