@@ -272,7 +272,7 @@ def test_the_class_token_is_the_first_token() -> None:
 def test_what_can_not_be_read_is_refused_before_any_weights(
     name: str, asked: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backbones, "load_module", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(backbones, "load_network", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(BadInput, match=said) as error:
         load_backbone(name, **asked)  # type: ignore[arg-type]
     assert error.value.exit_code == 2

@@ -359,10 +359,10 @@ def test_a_recipe_finds_vectors_of_a_run_by_its_weights_or_refuses(
 def test_the_same_training_is_not_repeated(
     trained: tuple[Path, Path, Any], small_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featurecache.networks import training
+    from featurecache.stages.networks import network_run
 
     run, cache, result = trained
-    monkeypatch.setattr(training, "train_network", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(network_run, "train_network", lambda *_, **__: pytest.fail("trained again"))
     again = featurecache.train_network(
         run.parent / "net.yaml", data=small_data, cache=cache, out=run, workers=0
     )
