@@ -111,8 +111,9 @@ class Lookup:
         self._keys = ordered
         self._order = order.astype(np.uint32) if len(order) < 1 << 32 else order
 
-    def positions(self, items: np.ndarray) -> np.ndarray:
-        """(M,) int64: the first position in the array of each of `items` (M, 32); -1 if absent."""
+    def positions(self, items: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """(M,) int64: the first position in the array of each of `items` (M, 32); -1 if absent.
+        With a `mask` (N,) bool, the first position where it is True."""
         positions = np.full(len(items), -1, np.int64)
         array_words, words = _words(self.array), _words(items)
         for start in range(0, len(items) if len(self._keys) else 0, _CHUNK):
@@ -128,6 +129,8 @@ class Lookup:
                 # Of their four words the first is equal, and NumPy is slow on short rows.
                 a, b = np.take(array_words, candidates, 0), np.take(words, rows, 0)
                 equal = (a[:, 1] == b[:, 1]) & (a[:, 2] == b[:, 2]) & (a[:, 3] == b[:, 3])
+                if mask is not None:
+                    equal &= mask[candidates]
                 positions[rows[equal]] = candidates[equal]
                 rows, ranks = rows[~equal], ranks[~equal] + 1
         return positions

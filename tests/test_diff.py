@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from featurecache.features.store import Cache
 from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.diff import diff
 from featurecache.stages.cache.featurize import featurize
+from tests.space_folders import turn_to_format_1
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
@@ -89,3 +91,35 @@ def test_bytes_that_are_not_the_record_s_stop_it(small_cache: Path, tmp_path: Pa
         diff(copy, tmp_path / "other")
     with pytest.raises(BadInput, match="no cache at"):
         diff(tmp_path / "none", copy)
+
+
+@pytest.mark.parametrize("old", [range(3), [1]], ids=["format 1", "both formats"])
+def test_formats_are_compared_by_their_rows(
+    small_cache: Path, tmp_path: Path, old: Sequence[int]
+) -> None:
+    copy = Path(shutil.copytree(small_cache, tmp_path / "copy"))
+    space = next(s for s in Cache(copy).spaces() if s.view == "none")
+    for number in old:
+        turn_to_format_1(space, number)
+    opened = Cache(copy).space(space.key, space.view, space.backbone)
+    formats = [record.format for record in opened.records]
+    assert formats == [1 if number in old else 2 for number in range(3)]
+    for a, b in ((small_cache, copy), (copy, small_cache)):
+        assert [(d.rows_a, d.rows_b, d.same) for d in diff(a, b)] == 2 * [(48, 48, True)]
+    # Rows of one format that differ from those of the other, in a shard of each.
+    vectors = opened.vectors(list(opened.rows))[0]
+    vectors[[3, 20]] += 1
+    other = Cache(tmp_path / "other")
+    other.create()
+    other.space(space.key, "none", space.backbone).commit(
+        list(opened.rows), {"features": vectors}, {}, {}, 0
+    )
+    for a, b in ((copy, tmp_path / "other"), (tmp_path / "other", copy)):
+        found = next(d for d in diff(a, b) if d.view == "none")
+        assert (found.missing, found.extra, found.drifted) == (0, 0, 2)
+
+
+def test_archives_of_both_formats_hold_the_same_rows() -> None:
+    archives = Path(__file__).parent / "archives"
+    found = diff(archives / "format-1/cache", archives / "format-2/cache")
+    assert [(d.rows_a, d.rows_b, d.same) for d in found] == 3 * [(6, 6, True)]

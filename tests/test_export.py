@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from featurecache.images.datasets import open_dataset
 from featurecache.images.samples import items_of
 from featurecache.stages.cache.export import export, vectors
 from featurecache.stages.cache.featurize import featurize
+from tests.space_folders import turn_to_format_1
 
 pytestmark = pytest.mark.usefixtures("load_once")
 Write = Callable[..., Path]
@@ -73,6 +74,24 @@ def test_an_export_reads_back_as_the_vectors(
     assert list(found["splits"]) == [sample.split for sample in samples]
     assert [bytes(item) for item in found["items"]] == list(items_of(samples)[0])
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("old", [range(3), [1]], ids=["format 1", "both formats"])
+def test_an_export_has_the_same_bytes_from_every_format(
+    small_data: Path, small_cache: Path, tmp_path: Path, old: Sequence[int]
+) -> None:
+    copy = Path(shutil.copytree(small_cache, tmp_path / "cache"))
+    space = next(s for s in Cache(copy).spaces() if s.view == "none")
+    for number in old:
+        turn_to_format_1(space, number)
+    given: dict[str, Any] = {"backbone": "efficientnet_lite0", "data": small_data}
+    for cache, name in ((small_cache, "new"), (copy, "old")):
+        export(tmp_path / f"{name}.npz", cache=cache, **given)
+        x, _ = vectors(small_data, "none", "efficientnet_lite0", cache=cache, mapped=True)
+        np.save(tmp_path / f"{name}.npy", np.asarray(x))
+    for suffix in ("npz", "npy"):
+        files = [tmp_path / f"{name}.{suffix}" for name in ("new", "old")]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_vectors_are_those_of_the_cache(small_data: Path, small_cache: Path) -> None:

@@ -39,6 +39,16 @@ def test_a_lookup_finds_the_first_place(held: list[bytes], asked: list[bytes]) -
     assert places.tolist() == [held.index(i) if i in held else -1 for i in asked]
 
 
+@given(st.lists(st.tuples(st.sampled_from(ITEMS), st.booleans()), max_size=60), known)
+def test_a_lookup_through_a_mask_finds_the_first_place_in_it(
+    held: list[tuple[bytes, bool]], asked: list[bytes]
+) -> None:
+    mask = np.array([is_in for _, is_in in held], bool)
+    lookup = Lookup(Items.pack([item for item, _ in held]).array)
+    places = lookup.positions(Items.pack(asked).array, mask)
+    assert places.tolist() == [held.index((i, True)) if (i, True) in held else -1 for i in asked]
+
+
 @pytest.mark.slow
 def test_many() -> None:
     rng = np.random.default_rng(0)

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from featurecache import keys
 from featurecache.errors import BadInput, DamagedCache, FeatureCacheError, RemovedMeanwhile
 from featurecache.features import shards as shards_module
+from featurecache.features.commit_records import new_shard
 from featurecache.features.mapped import MappedVectors
+from featurecache.features.space_files import Record
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.stages.cache.verify import verify
@@ -400,6 +402,31 @@ def test_where_shards_overlap_the_row_that_counts_is_hashed(tmp_path: Path) -> N
     one = space_of(tmp_path / "one")
     one.commit([item(n) for n in (1, 2, 3)], {"features": vectors}, {}, {}, 0)
     assert space_of(tmp_path / "one").root_hash == space.root_hash
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=6), max_size=5))
+def test_the_row_that_counts_is_found_with_arrays(cuts: list[list[tuple[int, bool]]]) -> None:
+    """As in the dictionary `rows`, also for items that begin alike."""
+    items = [bytes([n % 2]) * 8 + item(n)[8:] for n in range(10)]
+    space, records = Space(LocalStore(Path("none")), 64 * "0"), []
+    for rows in cuts:
+        features = np.ones((len(rows), 3), np.float32)
+        failed = {items[n]: "broken" for n, is_broken in rows if is_broken}
+        _, record = new_shard(
+            space.name, {}, [items[n] for n, _ in rows], {"features": features}, failed, {}, 0
+        )
+        del record["checksum"]
+        records.append(Record.model_validate(record))
+    space.records = tuple(records)
+    held = [*space.rows]
+    assert space.count == len(held)
+    record_indices, positions = space.positions(held)
+    found = list(zip(record_indices.tolist(), positions.tolist(), strict=True))
+    assert found == [space.rows[each] for each in held]
+    for absent in set(items) - set(held):
+        with pytest.raises(KeyError):
+            space.positions([*held, absent])
 
 
 # ---- folders that can't be used ----

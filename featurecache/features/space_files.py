@@ -8,11 +8,13 @@ import re
 from functools import cached_property
 from typing import Annotated, Any, TypedDict
 
+import numpy as np
 import pydantic
 
 from featurecache import keys
 from featurecache.features import shards
 from featurecache.features.row_digests import RowDigests
+from featurecache.items import Lookup, packed
 from featurecache.json_files import Hex64, Json, Open, Strict, UtcTime
 
 MARKER = "CACHE.json"
@@ -168,6 +170,14 @@ class Record(Strict):
     @cached_property
     def item_list(self) -> list[bytes]:
         return [self.items[i : i + 32] for i in range(0, len(self.items), 32)]
+
+    @cached_property
+    def decodable(self) -> np.ndarray:
+        """(N,) bool: whether the image of each row could be decoded."""
+        items = np.frombuffer(self.items, np.uint8).reshape(-1, 32)
+        if not self.failed:  # as in nearly all shards
+            return np.ones(len(items), bool)
+        return ~Lookup(packed(map(bytes.fromhex, self.failed))).holds(items)
 
     @property
     def pixel_canaries(self) -> set[str]:

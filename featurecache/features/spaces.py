@@ -115,17 +115,25 @@ class Space:
         """(n,) record index, and (n,) row in its shard, of each item, as in `rows`. No object is
         made per row of the space. Raises KeyError for an item that the space lacks."""
         wanted = packed(items)
-        if len(self.lookup.array) != self.count:  # shards overlap: `rows` knows which row counts
-            pairs = [self.rows[item] for item in Items(wanted) if item is not None]
-            positions = np.array(pairs, np.int64).reshape(-1, 2)
-            return positions[:, 0], positions[:, 1]
         entries = self.lookup.positions(wanted)
         if len(entries) and entries.min() < 0:
             raise KeyError(wanted[int(entries.argmin())].tobytes())
+        if self.lookup.has_twins and self._decodable is not None:
+            decodable = self.lookup.positions(wanted, self._decodable)
+            entries = np.where(decodable < 0, entries, decodable)
         ends = np.cumsum([len(record.items) // 32 for record in self.records], dtype=np.int64)
         record_indices = np.searchsorted(ends, entries, side="right")
         starts = np.concatenate([[0], ends[:-1]])
         return record_indices, entries - starts[record_indices] if len(entries) else entries
+
+    @cached_property
+    def _decodable(self) -> np.ndarray | None:
+        """(N,) bool, for all records end to end: whether the image of the row is decodable; None if
+        all are."""
+        if not any(record.failed for record in self.records):
+            return None
+        rows: np.ndarray = np.concatenate([record.decodable for record in self.records])
+        return rows
 
     @cached_property
     def count(self) -> int:
@@ -147,10 +155,11 @@ class Space:
         """
         total = sum(int(record.row_sum, 16) for record in self.records)
         if len(self.lookup.array) != self.count:
-            by_record: dict[int, list[int]] = {}
-            for record_index, row in self.rows.values():
-                by_record.setdefault(record_index, []).append(row)
-            total = sum(shards.sum_of_rows(self.read(n), rows) for n, rows in by_record.items())
+            record_indices, rows = self.positions(Items(self.lookup.array).distinct_array)
+            total = sum(
+                shards.sum_of_rows(self.read(n), rows[record_indices == n].tolist())
+                for n in np.unique(record_indices).tolist()
+            )
         return shards.root_hash(self.count, total % 2**256)
 
     @property
@@ -300,10 +309,7 @@ class Space:
         read_rows(file, record, summary, rows, stored)
         if not in_place:
             out[:] = stored
-        if not record.failed:
-            return np.ones(len(rows), bool)
-        failed = {bytes.fromhex(item) for item in record.failed}
-        return np.array([record.item_list[row] not in failed for row in rows.tolist()], bool)
+        return np.asarray(record.decodable[rows])
 
     def read_record(self, name: str) -> Record:
         """The commit record of this name in the space's folder, if its checksum holds and its names
