@@ -95,5 +95,11 @@ def test_a_users_script_is_checked_against_the_real_signatures(tmp_path: Path) -
 def test_an_unknown_keyword_of_a_shared_group_is_refused() -> None:
     with pytest.raises(TypeError, match=r"evaluate\(\) got an unexpected .*'dta'; nearest: data"):
         featurecache.evaluate("run", dta="data")
+    with pytest.raises(TypeError, match=r"report\(\) .*'dta'; nearest: data"):
+        featurecache.report(["run"], dta="data")
+    with pytest.raises(TypeError, match=r"ensemble\(\) .*'dta'; nearest: data"):
+        featurecache.ensemble(["run", "other"], dta="data")
+    with pytest.raises(TypeError, match=r"submit\(\) .*'dta'; nearest: data"):
+        featurecache.submit("run", out="answer.csv", dta="data")
     with pytest.raises(TypeError, match=r"baselines\(\) .*'inputsize'; nearest: input_size"):
         featurecache.baselines("efficientnet_lite0", inputsize=32)

@@ -307,6 +307,11 @@ BAD = {
     "judge: {split: train}": "judge.split: the search uses the split train",
     "judge: {split: tets}": "judge.split: unknown split 'tets'",
     "validation: {folds: 3}": "validation: a search takes a fraction or a split",
+    "operations: [no.yaml]": "search.yaml: operations: no policy file no.yaml",
+    "backbone: {name: efficientnet_lite0, layer: blokcs.4}": (
+        "search.yaml: backbone efficientnet_lite0: unknown layer 'blokcs.4'; nearest: blocks.4"
+    ),
+    "backbone: efficientnet_lite00": "search.yaml: unknown backbone 'efficientnet_lite00'",
     "compare: [mildd]": "search.yaml: compare: unknown operation or policy 'mildd'",
     "phases: [{views: none, epochs: 1}]": "phases: the search makes its own",
     "early_stopping: {patience: 1}": "early_stopping: all trainings need the same number of steps",

@@ -132,7 +132,7 @@ def test_what_is_said_before_any_work(
         write("split", out=tmp_path / "gone/answers.txt")
     with pytest.raises(UnknownName, match="unknown split 'tset'; nearest: test"):
         write("split", out=out, split="tset")
-    with pytest.raises(BadInput, match="a submission needs at least one run"):
+    with pytest.raises(BadInput, match="submit needs at least one run"):
         write(out=out)
     shutil.move(unlabelled / "test/test_0.png", unlabelled / "test/test 0.png")
     with pytest.raises(BadInput, match=r"'test 0.png' contains a space.*write a \.csv"):

@@ -237,7 +237,7 @@ def test_of_two_searches_on_one_cache_each_row_is_computed_once(
     second = search(cache=tmp_path / "cache", **given)
     first, error = other.end()
     assert waited.is_set() and error == ""
-    assert 0 < sum(rows) < sum(count for count, _ in state(tmp_path / "cache").values())
+    assert sum(rows) < sum(count for count, _ in state(tmp_path / "cache").values())
     assert Path(first.policy).name == Path(second.policy).name
     assert first.compared == second.compared
 

@@ -441,9 +441,9 @@ def test_gc_spares_what_it_stands_on(
         ({}, {"lr_schedule": "{"}, BadInput, "--lr-schedule: not valid YAML"),
         ({"phases": [{"views": "none", "epochs": 3}]}, {}, BadInput, "no augmentation to compare"),
         ({"sweep": {"seeds": [0, 1]}}, {}, BadInput, "sweep: worth compares trainings of one"),
-        ({"validation": {"split": "vall"}}, {}, UnknownName, "unknown split 'vall'"),
+        ({"validation": {"split": "vall"}}, {}, UnknownName, ".yaml: .*unknown split 'vall'"),
         ({"validation": {"split": "train"}}, {}, BadInput, "'train' is the training split"),
-        ({"backbone": "efficientnet_lite9"}, {}, UnknownName, "nearest: .*efficientnet_lite0"),
+        ({"backbone": "efficientnet_lite9"}, {}, UnknownName, ".yaml: .*: .*efficientnet_lite0"),
     ],
 )
 def test_bad_input_is_said_before_any_work(

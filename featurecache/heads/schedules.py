@@ -140,6 +140,11 @@ class Schedule(TrainingPlan):
             return "does not work with input_dropout, l1, l2 or class_weights: errors; remove them"
         return self._phase_to_solve()
 
+    @property
+    def is_read_in_blocks(self) -> bool:
+        """Whether the head is solved from blocks of the vectors, without minibatches."""
+        return self.head.is_solved and self.sweep is None
+
     def plan(self) -> list[Planned]:
         """The epochs in order. Those after pruning form one more phase, on the final views of the
         last phase."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from featurecache.errors import BadInput, UnknownName
+from featurecache.errors import BadInput, UnknownName, located
 from featurecache.images.policies import Policy, find_policy, shipped
 from featurecache.images.view_names import ViewName
 from featurecache.keys import Json
@@ -156,11 +156,13 @@ def _whole_policy(name: str, strengths: Sequence[float] | None, where: str) -> P
         raise UnknownName("operation or policy", name, [*OPERATIONS, *shipped()], where)
     if strengths is not None:
         raise BadInput(f"{where}: the policy {name} has no strength; write its name alone")
-    policy = find_policy(name)
+    with located(where):
+        policy = find_policy(name)
     if "torchvision" in policy.libraries or policy.generators or policy.styles:
         raise BadInput(
             f"{where}: {name}: a search mixes augmenters of imgaug and our own, without "
             "torchvision's transforms, generators and folders of styles; leave it out"
         )
-    policy.build()
+    with located(where):
+        policy.build()
     return policy

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from featurecache import keys
-from featurecache.errors import BadInput, NotCached
+from featurecache.errors import BadInput, NotCached, located
 from featurecache.features.backbones import check_layer, default_setting
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
@@ -40,16 +40,17 @@ def spaces_of(
     choices: Sequence[BackboneChoice],
     items: ItemArray,
     data: DataSource,
+    where: object = "",
 ) -> dict[str, list[Space]]:
     """For each view the spaces of the chosen backbones, in order; see `held_spaces`.
 
     Raises NotCached with one command per backbone that lacks rows, BadInput if two choices are the
-    same vectors.
+    same vectors. `where` is the file of the choices, which errors about them name.
     """
     by_choice, lacking = [], []
     for choice in choices:
         try:
-            by_choice.append(held_spaces(cache, views, choice, items, data))
+            by_choice.append(held_spaces(cache, views, choice, items, data, where))
         except NotCached as error:
             lacking.append(str(error))
     if lacking:
@@ -59,7 +60,8 @@ def spaces_of(
         for number, name in enumerate(names):
             if name in names[:number]:
                 same = " and ".join(choices[n].name for n in (names.index(name), number))
-                raise BadInput(f"backbone: {same} are the same vectors; keep one of them")
+                with located(where):
+                    raise BadInput(f"backbone: {same} are the same vectors; keep one of them")
     return {view: [spaces[view] for spaces in by_choice] for view in views}
 
 
@@ -69,6 +71,7 @@ def held_spaces(
     choice: BackboneChoice,
     items: ItemArray,
     data: DataSource,
+    where: object = "",
 ) -> dict[str, Space]:
     """For each view the space of the chosen backbone that holds all `items`.
 
@@ -76,7 +79,7 @@ def held_spaces(
     items in all views. Of several, the one with the model's defaults is taken. A setting gives the
     whole key of each space, and spaces are looked up by key alone (law 2, "The key says everything
     that changes a vector"). Raises NotCached with the command that computes the missing rows,
-    BadInput if several settings match and none is the default.
+    BadInput if several settings match and none is the default. `where` is as in `spaces_of`.
     """
     seed = max((view.seed for view in views.values()), default=0)  # of `none` it is 0
     spaces = cache.spaces()
@@ -84,11 +87,12 @@ def held_spaces(
     if not matches:
         setting_options = choice.model_dump(exclude={"name", "weights"}, exclude_none=True)
         if ":" not in choice.name:  # what timm does not know is not built for an error
-            if choice.name not in ALIASES:
-                has_weights = find_model(choice.name).config.has_weights
-                if trained_network(choice.name) is None and not has_weights:
-                    setting_options["weights_file"] = "FILE"
-            check_layer(choice.name, choice.layer, choice.pooling)
+            with located(where):
+                if choice.name not in ALIASES:
+                    has_weights = find_model(choice.name).config.has_weights
+                    if trained_network(choice.name) is None and not has_weights:
+                        setting_options["weights_file"] = "FILE"
+                check_layer(choice.name, choice.layer, choice.pooling)
         error = not_cached_error(
             cache, dict.fromkeys(views, items), choice.name, setting_options, seed, data
         )

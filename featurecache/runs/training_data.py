@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, located
 from featurecache.executors import Progress, silent
 from featurecache.features.mapped import map_columns
 from featurecache.features.spaces import Space
@@ -175,22 +175,27 @@ def load_training_data(
     progress: Progress = silent,
     memory: int | None = None,
     runs: str | Path = RUNS,
+    where: object = "",
 ) -> TrainingData:
     """The rows that `schedule` trains and validates on, with their vectors in each of `views`.
-    Vector samplers are looked up in `runs`.
+    Vector samplers are looked up in `runs`. `where` is the file that names the views, the
+    split and the backbones; errors about them begin with it.
 
     Vectors that take more than `memory` bytes are streamed; with None they never are. Raises
     BadInput, or NotCached for missing vectors.
     """
     dataset = open_dataset(data)
-    named = _generated_views(schedule, views, cache, runs)
-    wanted = {
-        name: find_view(name, schedule.augment_seed, cache.views)
-        for name in views
-        if name not in named
-    }
+    with located(where):
+        if schedule.validation.split is not None:
+            dataset.split(schedule.validation.split)  # raises if there is none
+        named = _generated_views(schedule, views, cache, runs)
+        wanted = {
+            name: find_view(name, schedule.augment_seed, cache.views)
+            for name in views
+            if name not in named
+        }
     rows = labelled_rows(dataset, schedule.splits, progress)
-    spaces = spaces_of(cache, wanted, schedule.backbone, rows.items, data)
+    spaces = spaces_of(cache, wanted, schedule.backbone, rows.items, data, where)
     generated: dict[str, GeneratedView | ImagePool] = {}
     for name, view in named.items():
         clean = spaces[schedule.validation.view]
@@ -211,6 +216,15 @@ def load_training_data(
         raise BadInput(
             f"view {next(iter(generated))}: vectors are generated for a training in memory, but "
             f"the cached ones take {size:,} bytes, more than --memory; give more"
+        )
+    elif schedule.is_read_in_blocks:
+        vectors = {
+            name: Stream(map_columns(view_spaces, items), len(rows))
+            for name, view_spaces in spaces.items()
+        }
+        notes.append(
+            f"the vectors ({size / 1e9:.2f} GB) exceed --memory ({memory / 1e9:.2f} GB): they stay "
+            "on disk, and the head is solved from blocks of them"
         )
     else:
         views_per_phase = max(len(phase.views) for phase in schedule.phases)

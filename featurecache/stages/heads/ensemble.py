@@ -23,7 +23,6 @@ from featurecache.runs.predictions import (
     views_of,
 )
 from featurecache.runs.record import RunRecord, schedule_of
-from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
 from featurecache.study import metrics
 
@@ -92,10 +91,9 @@ def ensemble(
     """
     if how is not None and how not in HOW:
         raise UnknownName("ensemble", how, HOW)
-    runs = find_runs(runs)
+    runs, data, cache, progress = resolve_run_options(options, "ensemble", runs)
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise BadInput("an ensemble needs at least two runs, each only once")
-    data, cache, progress = resolve_run_options(options, "ensemble", runs)
     views = views_of(view, tta)
     question = open_question(runs, views, seed, data, cache, progress, same_classes=True)
     validated = [_validated(record) for record in question.records]

@@ -15,12 +15,10 @@ import numpy.typing as npt
 
 from featurecache.csv_files import write_csv
 from featurecache.errors import BadInput, MissingExtra
-from featurecache.features.settings import check_keywords
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.notebook import html_table
 from featurecache.runs.predictions import Predictions, predict_split, same_views, views_of
 from featurecache.runs.record import read_run, schedule_of
-from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
@@ -118,9 +116,8 @@ def evaluate(
     views; the default is the schedule's `augment_seed`. Raises BadInput for classes that a head
     does not know, NotCached for missing vectors.
     """
-    check_keywords(options, EvaluationOptions, "evaluate")  # before a run is looked up
-    runs = find_runs([run] if against is None else [run, against])
-    data, cache, progress = resolve_run_options(options, "evaluate", runs, EvaluationOptions)
+    names = [run] if against is None else [run, against]
+    runs, data, cache, progress = resolve_run_options(options, "evaluate", names, EvaluationOptions)
     table_file, predictions_file = None, options.get("predictions")
     if predictions_file is not None:
         table_file = _predictions_file(predictions_file, data)

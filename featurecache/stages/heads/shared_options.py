@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+from featurecache.errors import BadInput
 from featurecache.executors import Progress
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import check_keywords, keywords_of
 from featurecache.images.datasets import DataSource
+from featurecache.runs.run_names import find_runs
 from featurecache.runs.sources import data_of, source_of
 
 
@@ -24,6 +26,15 @@ class SharedOptions(TypedDict, total=False):
 class ResolvedOptions(NamedTuple):
     """What to read, and how to report progress."""
 
+    data: DataSource
+    cache: str | Path
+    progress: Progress
+
+
+class ResolvedRuns(NamedTuple):
+    """The folders of runs, what to read, and how to report progress."""
+
+    runs: list[Path]
     data: DataSource
     cache: str | Path
     progress: Progress
@@ -46,15 +57,18 @@ def resolve_options(
 def resolve_run_options(
     options: Mapping[str, object],
     function: str,
-    runs: Sequence[Path],
+    runs: str | Path | Sequence[str | Path],
     group: type = SharedOptions,
-) -> ResolvedOptions:
-    """`resolve_options`, where absent or None the data and the cache that `runs` were made from.
-    Raises TypeError, BadInput."""
+) -> ResolvedRuns:
+    """The folders of `runs`, and `resolve_options`, where absent or None the data and the cache
+    that they were made from. Raises TypeError before a run is looked up, and BadInput."""
     check_keywords(options, group, function)
+    folders = find_runs(runs)
+    if not folders:
+        raise BadInput(f"{function} needs at least one run")
     chosen = {name: value for name, value in options.items() if value is not None}
     if "data" not in chosen:
-        chosen["data"] = data_of(runs)
+        chosen["data"] = data_of(folders)
     if "cache" not in chosen:
-        chosen["cache"] = source_of(runs, "cache")
-    return resolve_options(chosen, function, group)
+        chosen["cache"] = source_of(folders, "cache")
+    return ResolvedRuns(folders, *resolve_options(chosen, function, group))

@@ -12,7 +12,6 @@ from featurecache.errors import BadInput
 from featurecache.images.samples import items_of
 from featurecache.lookup.labelled_rows import LabelledRow
 from featurecache.runs.predictions import all_spaces, decodable_images, open_question, views_of
-from featurecache.runs.run_names import find_runs
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
 from featurecache.storage import durable
 from featurecache.storage.output_files import check_output
@@ -46,10 +45,7 @@ def submit(
     path in the dataset where two images of the split share a name. `view`, `tta` and `seed` are as
     for `evaluate`. Raises NotCached for missing vectors.
     """
-    runs = find_runs(runs)
-    if not runs:
-        raise BadInput("a submission needs at least one run")
-    data, cache, progress = resolve_run_options(options, "submit", runs)
+    runs, data, cache, progress = resolve_run_options(options, "submit", runs)
     path = check_output(out, data=data)
     views = views_of(view, tta)
     question = open_question(runs, views, seed, data, cache, progress, same_classes=True)

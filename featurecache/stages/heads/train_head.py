@@ -156,7 +156,11 @@ def train_head(
     written, wanted = wanted, with_overrides(wanted, overrides)
     settings = [] if wanted.sweep is None else distinct_settings(wanted, path)
     limit = _half_of_memory() if memory is None else byte_sizes.parse_size(memory, "--memory")
-    training = load_training_data(wanted, wanted.views(), data, opened, progress, limit, runs)
+    is_as_written = schedule is not None and not listed(backbone) and not overrides
+    training = load_training_data(
+        wanted, wanted.views(), data, opened, progress, limit, runs,
+        where=path if is_as_written else "",
+    )  # fmt: skip
     is_open = schedule is None and not has_network_settings(overrides) and training.window is None
     if is_open and not overrides.get("view"):
         training, wanted = with_cached_views(training, opened, wanted)
@@ -180,7 +184,8 @@ def train_head(
         "rows": training.rows_hash(),
     }
     # Windows change the order of the rows, and so the training.
-    windows = {} if training.window is None else {"window": training.window}
+    has_windows = training.window is not None and not wanted.is_read_in_blocks
+    windows = {"window": training.window} if has_windows else {}
     recipe = _recipe(training) if is_open else {}
     vectors = training.vector_hashes()
     identity = keys.digest({**described, "vectors": vectors, **windows, **recipe})

@@ -143,8 +143,9 @@ def worth(
         pairs = [(rows.train, rows.val) for rows in networks.folds]
     else:
         training = load_training_data(
-            wanted, list(dict.fromkeys(views)), data, opened, progress, runs=runs
-        )
+            wanted, list(dict.fromkeys(views)), data, opened, progress, runs=runs,
+            where="" if listed(backbone) or listed(policy) else path,
+        )  # fmt: skip
         training.check(wanted)
         pairs = training.folds(wanted)
         if control:

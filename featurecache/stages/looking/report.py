@@ -17,7 +17,6 @@ from featurecache.errors import BadInput
 from featurecache.features.store import Cache
 from featurecache.runs.predictions import predict_split, same_views
 from featurecache.runs.record import RunRecord, schedule_of
-from featurecache.runs.run_names import find_runs
 from featurecache.runs.training_warnings import phase_warnings
 from featurecache.stages.heads.evaluate import Evaluation, evaluation_of
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_run_options
@@ -98,10 +97,9 @@ def report(
     classes. Raises BadInput and NotCached before any work, as `evaluate` does.
     """
     began = time.perf_counter()
-    runs = find_runs(runs)
-    if not runs or len({Path(run).resolve() for run in runs}) < len(runs):
-        raise BadInput("a report needs at least one run, and each run only once")
-    data, cache, progress = resolve_run_options(options, "report", runs)
+    runs, data, cache, progress = resolve_run_options(options, "report", runs)
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise BadInput("a report shows each run only once")
     check_output(out, data=data)
     if pictures < 0:
         raise BadInput(f"pictures {pictures}: must be 0 or more")

@@ -9,6 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Unpack
 
+from featurecache.errors import located
+from featurecache.features.backbones import check_layer
 from featurecache.features.store import Cache
 from featurecache.heads.gram_memory import check_memory
 from featurecache.heads.mixture_weights import best_of_each
@@ -78,6 +80,10 @@ def search(
         before = sum(seconds.values())
         spent = seconds.get(stage, 0.0) + time.perf_counter() - began - before
         seconds[stage] = round(spent, 3)
+
+    for choice in wanted.backbone:
+        with located(path):
+            check_layer(choice.name, choice.layer, choice.pooling)
 
     # 1. Embed: the sample through every atomic policy, the validation images as they are.
     clean = vectors.embed([*images.sample, *images.validation], [NONE])[NONE]
