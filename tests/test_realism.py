@@ -11,13 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy.spatial.distance import cdist
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached
+from featurecache.executors import silent
+from featurecache.images.datasets import open_dataset
+from featurecache.images.views import View
+from featurecache.items import packed
+from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows
+from featurecache.runs.generated_vectors import find_generated_view
 from featurecache.stages.generators.fit_generator import fit_generator
 from featurecache.stages.generators.generate import generate
-from featurecache.stages.studies.realism import MEASURES, study_realism
+from featurecache.stages.studies.realism import MEASURES, _Comparison, _Images, study_realism
+from featurecache.stages.studies.study_files import StudySource, cached_vectors
 from featurecache.study import realism
+from tests.samplers import write_sampler
 
 RNG = np.random.default_rng(7)
 REAL = RNG.standard_normal((60, 8))
@@ -72,6 +81,36 @@ def test_a_copy_is_nearer_than_the_images_are_to_each_other() -> None:
     seen = realism.nearest_training(made, training, np.array([0, -1, 0]))
     assert seen.index.tolist()[:2] == [1, 1] and seen.distance[0] == pytest.approx(0.9)
     assert seen.is_copy.tolist() == [True, False, True]  # (1, 0) is 1.41 from (0, 1)
+
+
+def _cluster(centre: float, rows: int) -> np.ndarray:
+    return centre + RNG.standard_normal((rows, 4))
+
+
+def _images(vectors: np.ndarray, labels: list[int]) -> _Images:
+    rows = [LabelledRow(bytes(32), label, "train", "") for label in labels]
+    return _Images(rows=rows, labels=np.array(labels), vectors=vectors)
+
+
+def test_measures_are_of_all_images_and_of_each_class() -> None:
+    real = _images(np.vstack([_cluster(0, 12), _cluster(20, 12)]), [0] * 12 + [1] * 12)
+    # Two of six images of class 0 look like class 1.
+    made = _images(np.vstack([_cluster(0, 4), _cluster(20, 8)]), [0] * 6 + [1] * 6)
+    reference = np.arange(1, 24, 2)
+    found = _Comparison(real=real, reference=reference, k=3, images=99).measured(made, None)
+    of_class = found.classes
+    assert [part["label"].value for part in (of_class[0], of_class[1])] == [4 / 6, 1.0]
+    assert found.all["label"].value == 10 / 12
+    nearest = cdist(made.vectors, real.vectors).min(1)
+    assert found.all["distance"].value == pytest.approx(nearest.mean())
+    for label, rows in ((0, slice(0, 6)), (1, slice(6, 12))):
+        assert of_class[label]["distance"].value == pytest.approx(nearest[rows].mean())
+        own = real.vectors[reference][label * 6 : label * 6 + 6]
+        radii = np.sort(cdist(own, own), 1)[:, 3]  # to the third other one
+        is_inside = cdist(made.vectors[rows], own) < radii
+        assert of_class[label]["precision"].value == is_inside.any(1).mean()
+        assert of_class[label]["coverage"].value == is_inside.any(0).mean()
+    assert found.counts.tolist() == [6, 6]
 
 
 @pytest.fixture
@@ -148,3 +187,53 @@ def test_a_projected_gan_is_not_judged_by_the_network_of_its_discriminator(
         study_realism(str(tmp_path / "made"), NET, **where)
     with pytest.raises(BadInput, match="made: holds generated images, and these would be taken"):
         study_realism("color_1", NET, **where | {"data": tmp_path / "made"})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+def test_vectors_of_a_sampler_are_compared_with_those_that_it_was_fitted_on(
+    where: dict[str, Any], tmp_path: Path
+) -> None:
+    data, cache = where["data"], where["cache"]
+    config, run = tmp_path / "gen.yaml", tmp_path / "gauss"
+    config.write_text(f"{{generator: gaussian, backbone: {NET}}}")
+    fit_generator(config, data=data, cache=cache, out=run, device="cpu")
+    shown = CliRunner().invoke(
+        cli,
+        ["study", "realism", f"gen:{run}_2", "--backbone", NET, "--json", "--quiet"]
+        + [word for name, value in where.items() for word in (f"--{name}", str(value))],
+    )
+    found = json.loads(shown.stdout)
+    by_measure = {row["measure"]: row for row in found["table"]}
+    assert found["n"] == 18 and "was fitted on vectors of efficientnet_lite0" in found["notes"][0]
+    assert study_realism("gen:gauss_2", NET, runs=tmp_path, **where).table == found["table"]
+
+    dataset = open_dataset(data)
+    rows, real = cached_vectors(
+        list(labelled_rows(dataset, ["train"], silent)),
+        NET,
+        View(None),
+        StudySource(data=data, cache=cache, setting={}),
+    )
+    labels = np.array([row.label for row in rows])
+    assert labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+    first = packed([row.item for row in rows])[::2]
+    sampler = find_generated_view("gen:gauss_2", 0, tmp_path)
+    every = [(np.arange(18), np.arange(0))]
+    made = sampler.drawn(every, first, labels[::2], dataset.classes).make(1, 1)
+    expected = realism.kid(realism.kid_terms(made, real[1::2])).value
+    assert by_measure["kid"]["value"] == pytest.approx(expected)
+    distances = cdist(made, real).min(1)
+    assert by_measure["distance"]["value"] == pytest.approx(distances.mean(), rel=1e-5)
+
+    config.write_text(f"{{generator: gaussian, backbone: {NET}, validation: {{folds: 2}}}}")
+    fit_generator(config, data=data, cache=cache, out=tmp_path / "folds", device="cpu")
+    sampler_of_images = write_sampler(tmp_path / "images", dataset.classes)
+    generate(sampler_of_images, out=tmp_path / "made", per_class=1, workers=0)
+    for name, message in (
+        ("nothing", "not the folder of a run"),
+        ("folds", "has one generator per fold"),
+        ("made", "a dataset of generated images; name its folder"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            study_realism(f"gen:{tmp_path / name}", NET, **where)

@@ -10,6 +10,7 @@ import click
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import CACHED, OUTPUT, backbone_option, options, run_argument
 from featurecache.commands.progress import open_progress
+from featurecache.commands.setting_options import setting
 
 
 @click.group()
@@ -103,11 +104,13 @@ def drift(as_json: bool, quiet: bool, **arguments: Any) -> None:
 def realism(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Measure how realistic a view or generated images are.
 
-    The images of a view, or of a dataset of generated images, are compared with real ones.
+    The images of a view, of a dataset of generated images, or the vectors of a sampler (gen:RUN_N),
+    are compared with real ones.
     """
     from featurecache.stages.studies.realism import study_realism
 
-    _print(study_realism(**arguments, progress=open_progress(quiet)), as_json)
+    runs = setting("runs") or "runs"
+    _print(study_realism(**arguments, runs=runs, progress=open_progress(quiet)), as_json)
 
 
 @study.command()

@@ -103,7 +103,7 @@ class GeneratedView:
             names = " + ".join(str(backbone.get("name")) for backbone in backbones)
             raise BadInput(
                 f"view {self.name}: its generator was fitted on vectors of {names} with other "
-                "weights or settings than the schedule's backbone; fit one on the same vectors"
+                "weights or settings than those here; fit one on the same vectors"
             )
 
     def generators_of_folds(self, pairs: Pairs, items: np.ndarray) -> list[int]:

@@ -1,4 +1,4 @@
-"""How real views and generated datasets look to a frozen network, beside real images."""
+"""How views, and what generators make, look to a frozen network beside real images."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from typing import Unpack
 import numpy as np
 
 from featurecache.errors import BadInput, UnknownName
+from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generator_files import read_description, read_generated
+from featurecache.generator_files import INDEX, read_description, read_generated
 from featurecache.heads.baselines import ridge
 from featurecache.images.datasets import Dataset, DataSource, name_of, open_dataset
 from featurecache.images.policies import shipped
 from featurecache.images.view_names import ViewName
-from featurecache.images.views import View, find_view
+from featurecache.images.views import GENERATED, View, find_view
+from featurecache.items import packed
 from featurecache.lookup.held_spaces import held_spaces, no_backbone_error
 from featurecache.lookup.labelled_rows import LabelledRow, labelled_rows
+from featurecache.runs.generated_vectors import (
+    GeneratedView,
+    find_generated_view,
+    is_generated,
+)
+from featurecache.runs.run_names import RUNS
 from featurecache.stages.studies.study_files import (
     Study,
     StudyInput,
@@ -51,11 +59,13 @@ def study_realism(
     images: int = 5000,
     neighbours: int = 5,
     seed: int = 0,
+    runs: str | Path = RUNS,
     **keywords: Unpack[StudyInput],
 ) -> Study:
     """How realistic the images of a view, or of a dataset of generated images, are.
 
-    `target` is a view of the images of `data`, or a dataset with some of its classes. The images of
+    `target` is a view of the images of `data`, a dataset with some of its classes, or `gen:RUN_N`:
+    the vectors of a sampler, one for each image, whose run is looked up in `runs`. The images of
     `split` are halved within each class: one half, seen through the view `reference`, is what the
     images are compared with; the other is measured like them, to show what real images reach. A
     view is measured on that other half. At most `images` of each set are used, evenly spaced.
@@ -69,6 +79,8 @@ def study_realism(
     generated images or if the discriminator of the generator used `backbone`, and NotCached.
     """
     source = study_source(keywords, StudyInput, "study_realism")
+    name = str(target)
+    sampler = _sampler(name, seed, runs) if is_generated(name) else None
     if not backbone:
         raise no_backbone_error("realism", source.cache)
     if neighbours < 1 or images <= neighbours:
@@ -82,14 +94,16 @@ def study_realism(
             f"{dataset.generated[0]}: holds generated images, and these would be taken as real "
             "ones; give the dataset of the real images as --data"
         )
-    made = None if _is_view(target) else open_dataset(target)
-    name = str(target) if made is None else name_of(made)
+    made = None if sampler or _is_view(target) else open_dataset(target)
+    name = name if made is None else name_of(made)
     real_rows = unique_rows(labelled_rows(dataset, [split], source.progress))
     real_rows = evenly_spaced(real_rows, max(2 * images, MAX_TRAINING))
     view = View(None)
     cache = Cache(source.cache)
     reference_view = find_view(reference, seed, cache.views)
-    if made is None:
+    if sampler is not None:
+        made_rows = real_rows
+    elif made is None:
         try:
             view = find_view(name, seed, cache.views)
         except UnknownName as error:
@@ -109,8 +123,12 @@ def study_realism(
     real = _Images.read(real_rows, reference_view, backbone, source)
     first, second = _halves(real.labels)
     if made is None:
-        made_rows = [real.rows[index] for index in first]
-        generated = _Images.read(evenly_spaced(made_rows, images), view, backbone, source)
+        made_rows = evenly_spaced([real.rows[index] for index in first], images)
+        if sampler is None:
+            generated = _Images.read(made_rows, view, backbone, source)
+        else:
+            spaces = list(space.values())
+            generated = _Images.drawn(made_rows, sampler, dataset.classes, spaces)
     else:
         made_source = StudySource(**{**vars(source), "data": made})
         generated = _Images.read(evenly_spaced(made_rows, images), view, backbone, made_source)
@@ -119,7 +137,8 @@ def study_realism(
     comparison = _Comparison(real=real, reference=second, k=neighbours, images=images)
     index = {row.item: position for position, row in enumerate(real.rows)}
     sources = np.array([index.get(row.item, -1) for row in generated.rows], np.int64)
-    measured = comparison.measured(generated, None if made is not None else sources)
+    is_changed = made is None and sampler is None  # each image is made from one of the real ones
+    measured = comparison.measured(generated, sources if is_changed else None)
     source.progress(2, 3, "realism")
     control_rows = first[spaced_indices(len(first), images)]
     control = comparison.measured(real.part(control_rows), control_rows)
@@ -130,14 +149,21 @@ def study_realism(
         | dict(zip(("real", "real_low", "real_high"), control.all[measure], strict=True))
         for measure in MEASURES
     ]
-    strips, unread = _strips(measured, generated, made or dataset, view, real, dataset)
-    notes = unread_notes(unread)
-    count = len(generated.rows)
+    if sampler is None:
+        strips, unread = _strips(measured, generated, made or dataset, view, real, dataset)
+        notes = unread_notes(unread)
+    else:
+        strips = []
+        notes = [
+            f"{name} was fitted on vectors of {backbone}, the only ones that it can make; what it "
+            "makes may look more realistic here than images of a generator that did not use it"
+        ]
+    count, what = len(generated.rows), "images" if sampler is None else "vectors"
     absent = ("", "", "")  # of a class with too few images
     files = write_study(
         folder,
         "realism",
-        f"Realism of {count:,} images of {name} under {backbone}",
+        f"Realism of {count:,} {what} of {name} under {backbone}",
         figures.realism({name: measured.all, "real images": control.all}, strips),
         ["class", "measure", "n", "value", "low", "high", "real", "real_low", "real_high"],
         [
@@ -171,6 +197,22 @@ class _Images:
         """Those images that have a vector in the view. Raises NotCached."""
         decoded, vectors = cached_vectors(rows, backbone, view, source)
         return cls(rows=decoded, labels=np.array([row.label for row in decoded]), vectors=vectors)
+
+    @classmethod
+    def drawn(
+        cls,
+        rows: list[LabelledRow],
+        sampler: GeneratedView,
+        classes: Sequence[str],
+        spaces: Sequence[Space],
+    ) -> _Images:
+        """The vectors that a sampler makes for images, in its draw or in the first. Raises BadInput
+        unless it was fitted on vectors of these spaces."""
+        sampler.check(classes, spaces)
+        labels = np.array([row.label for row in rows])
+        every = [(np.arange(len(rows)), np.arange(0))]
+        vectors = sampler.drawn(every, packed([row.item for row in rows]), labels, classes)[:]
+        return cls(rows=rows, labels=labels, vectors=vectors)
 
     def part(self, indices: np.ndarray) -> _Images:
         rows = [self.rows[index] for index in indices]
@@ -233,6 +275,21 @@ class _Comparison:
         overlap = realism.overlap(generated, reference, self.k)
         kid = realism.kid(realism.kid_terms(generated, reference))
         return {"kid": kid} | {name: realism.mean(v) for name, v in vars(overlap).items()}
+
+
+def _sampler(name: str, seed: int, runs: str | Path) -> GeneratedView:
+    """The vector sampler that a view `gen:RUN_N` names. Raises BadInput for other names, and for a
+    run with folds."""
+    folder = name.removeprefix(GENERATED)
+    if Path(folder).is_dir() and (Path(folder) / INDEX).is_file():
+        raise BadInput(f"{name}: a dataset of generated images; name its folder, {folder}")
+    sampler = find_generated_view(name, seed, runs)
+    if len(sampler.folders) > 1:
+        raise BadInput(
+            f"{name}: has one generator per fold, each fitted on other images; fit one without "
+            "`validation` to measure it"
+        )
+    return sampler
 
 
 def _is_view(target: str | DataSource) -> bool:
