@@ -15,6 +15,7 @@ import featurecache
 from featurecache import generated_pictures  # noqa: F401  installs generators in policies
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
+from featurecache.generated_items import items_of_generator
 from featurecache.generator_files import TrainedGenerator
 from featurecache.generators.augnet import FrozenAugNet
 from featurecache.generators.configs import read_config
@@ -23,16 +24,19 @@ from featurecache.generators.trained_generators import (
     read_generator,
     save_generator,
 )
-from featurecache.heads.trained_items import TrainedItems
+from featurecache.heads.trained_items import TrainedItems, root_of
 from featurecache.images.picture_checks import UnseenImage
 from featurecache.images.views import View, find_view
 from featurecache.runs.record import read_run
 from featurecache.training.tensors import digest_of_tensors
+from tests.samplers import write_generator, write_sampler
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
 SIZE, CLASSES, PER_CLASS = 12, 2, 3
 ITEMS = [hashlib.sha256(bytes([n])).digest() for n in range(CLASSES * PER_CLASS)]
+
+NO_ITEM = np.zeros((1, 32), np.uint8)
 
 
 def write_augnet(folder: Path, pairs: str = "random") -> Path:
@@ -52,10 +56,10 @@ def write_augnet(folder: Path, pairs: str = "random") -> Path:
     described = TrainedGenerator(
         kind="transform", generator="augnet",
         parameters={"pairs": pairs, "images": count, "partners": count}, image_size=SIZE,
-        classes=["cat", "dog"], weights=digest_of_tensors(network), items="0" * 64,
+        classes=["cat", "dog"], weights=digest_of_tensors(network), items=root_of(NO_ITEM),
     )  # fmt: skip
     save_generator(folder, network, described)
-    TrainedItems(np.zeros((1, 32), np.uint8), np.zeros(1, np.uint16)).save(folder)
+    TrainedItems(NO_ITEM, np.zeros(1, np.uint16)).save(folder)
     return folder
 
 
@@ -157,6 +161,7 @@ def test_the_run_of_a_network_is_a_generator_of_its_training_images(
     assert isinstance(network, FrozenAugNet) and network.partners.float().std() > 1
     assert network.partner_labels.bincount().tolist() == [12] * 3
     assert described.items == read_run(trained / "run").data["train_items"]
+    assert described.items == root_of(items_of_generator(trained / "run").common_items)
     hashes, name = set(), f"{trained / 'policy.yaml'}_1"
     for workers in (0, 2):
         cache = tmp_path / f"c{workers}"
@@ -217,3 +222,27 @@ def test_a_network_is_not_trained_on_its_pictures_of_other_images(
     with pytest.raises(BadInput, match="was not trained on 9 of the 36 training images; train it"):
         train(views + "val", "other")
     assert train(views + "{fraction: 0.25}", "alike").last["top1"] >= 0  # the same images
+
+
+@pytest.mark.slow
+def test_it_inherits_what_the_generators_of_its_training_saw(
+    small_data: Path, tmp_path: Path
+) -> None:
+    """The list of images, their root hash, and the record agree."""
+    styled = write_generator(tmp_path / "styled", fitted=[bytes(32)])
+    (tmp_path / "styled.yaml").write_text(
+        f"augmenters:\n- v2.Resize: {{size: [12, 12]}}\n- generator: {{run: {styled}}}"
+    )
+    sampler = write_sampler(tmp_path / "sampler", ("cat", "dog", "owl"), [bytes([1] * 32)])
+    made = featurecache.generate(sampler, out=tmp_path / "made", per_class=1, workers=0).out
+    (tmp_path / "net.yaml").write_text(
+        f"{NET}validation: val\nneural_augmentation: none\nviews: {tmp_path / 'styled.yaml'}_1\n"
+    )
+    run = featurecache.train_network(
+        tmp_path / "net.yaml", data=[small_data, made], cache=tmp_path / "c", out=tmp_path / "run",
+        workers=0, device="cpu",
+    ).run  # fmt: skip
+    seen = items_of_generator(Path(run)).common_items
+    assert {bytes(32), bytes([1] * 32)} < {row.tobytes() for row in seen} and len(seen) == 41
+    root = read_run(run).data["train_items"]
+    assert root == read_generator(run).items == root_of(seen)

@@ -175,7 +175,7 @@ def new_record(
 ) -> RunRecord:
     """The record of a training that is about to begin."""
     training, dataset = data.training, data.training.dataset
-    trained = np.unique(np.concatenate([rows.train for rows in folds]))
+    seen = _seen_items(data, folds)
     return RunRecord(
         identity=identity,
         schedule=schedule_of_config(parts.config, str(run)).as_json(),
@@ -189,7 +189,7 @@ def new_record(
             "given": name_of(data.origin),
             "layout": dataset.layout,
             "rows": len(training.rows),
-            "train_items": root_of(training.items[trained]),
+            "train_items": root_of(seen.common_items if len(folds) == 1 else seen.items),
             **source_fields(dataset, data.cache.root, run),
         },
         versions=versions.installed_versions("featurecache", "torch", "timm", "numpy"),
@@ -219,9 +219,14 @@ def fill_validation(
 
 def save_items(run: Path, data: NetworkData, folds: Sequence[TrainingRows]) -> None:
     """Write which images the networks of a run were trained on."""
+    _seen_items(data, folds).save(run)
+
+
+def _seen_items(data: NetworkData, folds: Sequence[TrainingRows]) -> TrainedItems:
+    """The images of the folds, and those that the generators of their views and datasets saw."""
     pairs = [(rows.train, rows.val) for rows in folds]
     seen = TrainedItems.from_pairs(data.training.items, pairs)
-    with_seen_items(seen, data.training.seen_by_generators()).save(run)
+    return with_seen_items(seen, data.training.seen_by_generators())
 
 
 def write_config(run: Path, effective: dict[str, Any]) -> None:
@@ -266,6 +271,6 @@ def _save_augnet(
         image_size=size,
         classes=classes,
         weights=digest_of_tensors(network),
-        items=root_of(items[rows.train]),
+        items=root_of(_seen_items(data, [rows]).common_items),
     )
     save_generator(run, network, described)
