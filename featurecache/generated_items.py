@@ -1,8 +1,9 @@
-"""The images that the generators of views and datasets were fitted on (law 8): joins images/,
-features/ and heads/.
+"""The images that views and datasets were made of beside their own (law 8): those that generators
+were fitted on, and those of style folders. Joins images/, features/ and heads/.
 
-A cache notes them for each generator whose views it holds, in `generators/DIGEST.json`, so that a
-training that finds a view in the cache knows them, wherever the run of the generator is.
+A cache notes them for the views that it holds, in `generators/DIGEST.json` and
+`styles/DIGEST.json`, so that a training that finds a view in the cache knows them, wherever the run
+of the generator or the style folder is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import pydantic
 
@@ -18,17 +19,33 @@ from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.features.space_files import Packed
 from featurecache.features.store import Cache
-from featurecache.generator_files import INDEX, damaged_dataset, read_generated
+from featurecache.generator_files import (
+    DESCRIPTION,
+    INDEX,
+    damaged_dataset,
+    read_description,
+    read_generated,
+)
 from featurecache.heads.trained_items import FILE, TrainedItems, root_of
+from featurecache.images import styles
 from featurecache.images.generator_nodes import digests, has_partners
 from featurecache.images.views import View
 from featurecache.json_files import Hex64, Open, damaged_run, read_model
 from featurecache.storage.store import Store
 from featurecache.storage.stored_file import StoredFile
 
-# By view or dataset, such as `view winter_1`: the images that its generators were fitted on.
-Fitted = Mapping[str, frozenset[bytes]]
+
+class Source(NamedTuple):
+    """A view or a dataset, such as `view winter_1`: the generators that made it, or its styles."""
+
+    name: str
+    is_style: bool = False
+
+
+# The images that the generators of a source were fitted on, or that its style folders have.
+Fitted = Mapping[Source, frozenset[bytes]]
 _MAX_NOTE = 1 << 30  # bytes; 64 per image
+FIT_AGAIN = "fit the generator again"  # what to do about a damaged list of its images
 
 
 class GeneratorNote(Open):
@@ -40,9 +57,19 @@ class GeneratorNote(Open):
     items: Annotated[Packed, pydantic.Field(min_length=32)]
 
 
-def note_generators(cache: Cache, views: Iterable[View]) -> None:
-    """Write the notes of those generators of the views whose folders are known."""
+class StyleNote(Open):
+    """The images of a style folder, sorted; their digest is the name of the note."""
+
+    items: Annotated[Packed, pydantic.Field(min_length=32)]
+
+
+def note_sources(cache: Cache, views: Iterable[View]) -> None:
+    """Write the notes of those generators and styles of the views whose folders are known."""
     for view in views:
+        for digest, style in (view.policy.styles if view.policy else {}).items():
+            content = {"items": b"".join(image.item for image in style).hex()}
+            cache.store.make_folder("styles")
+            cache.store.put_if_absent(f"styles/{digest}.json", keys.canonical(content) + b"\n")
         for digest, folder in (view.policy.generators if view.policy else {}).items():
             name = f"generators/{digest}.json"
             if not cache.store.exists(name):
@@ -53,13 +80,17 @@ def note_generators(cache: Cache, views: Iterable[View]) -> None:
 
 
 def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
-    """The images that the generators of these views were fitted on. Raises BadInput if they are
-    unknown."""
+    """The images that the generators of these views were fitted on, and those of their styles.
+    Raises BadInput if they are unknown."""
     fitted = {}
     for name, view in views.items():
-        if view.policy is not None and (made_by := digests(view.policy.tree)):
+        tree = view.policy.tree if view.policy else []
+        if made_by := digests(tree):
             items = (_items(cache, digest, view) for digest in made_by)
-            fitted[f"view {name}"] = frozenset().union(*items)
+            fitted[Source(f"view {name}")] = frozenset().union(*items)
+        if borrowed := styles.digests(tree):
+            items = (_style_items(cache, digest, view) for digest in borrowed)
+            fitted[Source(f"view {name}", is_style=True)] = frozenset().union(*items)
     return fitted
 
 
@@ -67,7 +98,7 @@ def fitted_by_datasets(folders: Iterable[str]) -> Fitted:
     """The images that the generators of the datasets in these folders were fitted on."""
     fitted = {folder: items_of_dataset(Path(folder)).common_items for folder in folders}
     return {
-        f"dataset {folder}": frozenset(item.tobytes() for item in items)
+        Source(f"dataset {folder}"): frozenset(item.tobytes() for item in items)
         for folder, items in fitted.items()
     }
 
@@ -91,12 +122,19 @@ def _note(store: Store, digest: str) -> GeneratorNote | None:
 
 
 def refuse_seen(fitted: Fitted, items: Iterable[bytes], images: str) -> None:
-    """Raise BadInput if a generator was fitted on some of these images, which are `images`."""
+    """Raise BadInput if a generator was fitted on some of these images, which are `images`, or a
+    style folder has some."""
     wanted = set(items) if fitted else set()
     for source, seen in fitted.items():
-        if count := len(wanted & seen):
+        count = len(wanted & seen)
+        if count and source.is_style:
+            raise BadInput(
+                f"{source.name}: its style folder has {count:,} of the {len(wanted):,} {images}, "
+                "so the accuracy would be too high; name a folder of other images"
+            )
+        if count:
             remedy = "train each fold with its own (validation: {folds: 5, fold: 1})"
-            raise leak(source, count, len(wanted), images, remedy)
+            raise leak(source.name, count, len(wanted), images, remedy)
 
 
 def refuse_unseen(fitted: Fitted, views: Mapping[str, View], items: Iterable[bytes]) -> None:
@@ -104,7 +142,7 @@ def refuse_unseen(fitted: Fitted, views: Mapping[str, View], items: Iterable[byt
     the classes of some of these images, which are trained on in the view."""
     wanted = set(items)
     for name, view in views.items():
-        seen, policy = fitted.get(f"view {name}", frozenset()), view.policy
+        seen, policy = fitted.get(Source(f"view {name}"), frozenset()), view.policy
         if policy is not None and has_partners(policy.tree) and (count := len(wanted - seen)):
             raise BadInput(
                 f"view {name}: its generator takes two images of a class, and was not trained on "
@@ -136,11 +174,32 @@ def _items(cache: Cache, digest: str, view: View) -> set[bytes]:
     return {note.items[start : start + 32] for start in range(0, len(note.items), 32)}
 
 
+def _style_items(cache: Cache, digest: str, view: View) -> set[bytes]:
+    assert view.policy is not None
+    if digest in view.policy.styles:
+        return {image.item for image in view.policy.styles[digest]}
+    file = StoredFile(cache.store, f"styles/{digest}.json")
+    if not file.exists():
+        raise BadInput(
+            f"view {view.name}: the cache does not say which images its style {digest[:16]} has; "
+            f"name the policy's file instead, as in {view.policy_name}.yaml_1"
+        )
+    note = read_model(file, StyleNote, _MAX_NOTE, damaged_run)
+    items = [note.items[start : start + 32] for start in range(0, len(note.items), 32)]
+    if styles.digest_of(items) != digest:
+        remedy = "delete it, and run augment or featurize with the policy's file again"
+        raise damaged_run(Path(str(file)), "not the images of this style", remedy)
+    return set(items)
+
+
 def items_of_generator(folder: Path) -> TrainedItems:
-    """The images of a generator: it was fitted on those of fold 0. Raises DamagedRun."""
+    """The images of a generator, which has their root hash in its description: it was fitted on
+    those of fold 0. Raises DamagedRun."""
     items = TrainedItems.load(folder)
     if items is None:
-        raise damaged_run(folder / FILE, "missing", "fit the generator again")
+        raise damaged_run(folder / FILE, "missing", FIT_AGAIN)
+    if root_of(items.common_items) != read_description(folder).items:
+        raise damaged_run(folder / FILE, f"not the images that {DESCRIPTION} describes", FIT_AGAIN)
     return items
 
 

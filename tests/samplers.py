@@ -13,13 +13,13 @@ import torch
 
 from featurecache import keys
 from featurecache.features.store import Cache
-from featurecache.generated_items import note_generators
+from featurecache.generated_items import note_sources
 from featurecache.generator_files import TrainedGenerator
 from featurecache.generators.architectures import ARCHITECTURES
 from featurecache.generators.configs import CONFIGS
 from featurecache.generators.cyclegan import StyleNetwork
 from featurecache.generators.trained_generators import save_generator
-from featurecache.heads.trained_items import TrainedItems
+from featurecache.heads.trained_items import TrainedItems, root_of
 from featurecache.images.views import find_view
 from featurecache.training.tensors import digest_of_tensors
 
@@ -82,29 +82,34 @@ def write_generator(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     network = StyleNetwork(2, 1)
+    items = np.frombuffer(b"".join(fitted), np.uint8).reshape(-1, 32)
     described = TrainedGenerator(
         kind=kind, generator="cyclegan", parameters={"channels": 2, "blocks": 1},
-        image_size=size, classes=["cat"], weights=digest_of_tensors(network), items="0" * 64,
+        image_size=size, classes=["cat"], weights=digest_of_tensors(network), items=root_of(items),
     )  # fmt: skip
     save_generator(folder, network, described)
-    items = np.frombuffer(b"".join(fitted), np.uint8).reshape(-1, 32)
     TrainedItems(items, np.zeros(len(items), np.uint16)).save(folder)
     return folder
 
 
-def styled_cache(folder: Path, cache: Path, fitted: Sequence[bytes]) -> Path:
-    """A copy of a cache, with a view `styled_1` by a generator that was fitted on some images. Its
-    vectors are those of `none`, and the run of the generator is gone."""
-    made = Cache(shutil.copytree(cache, folder / "cache"))
-    run = write_generator(folder / "run", fitted=fitted)
-    (folder / "styled.yaml").write_text(f"generator: {{run: {run}}}")
-    view = find_view(f"{folder / 'styled.yaml'}_1")
+def add_view(cache: Path, policy: Path) -> None:
+    """Store the first draw of a policy file in a cache. Its vectors are those of `none`."""
+    made, view = Cache(cache), find_view(f"{policy}_1")
     (clean,) = (space for space in made.spaces() if space.view == "none")
-    note_generators(made, [view])
+    note_sources(made, [view])
     key = keys.vector_key(view.key(), clean.key["backbone"], "f32")
     items = [item for record in clean.records for item in record.item_list]
     vectors, _ = clean.vectors(items)
-    space = made.space(key, "styled_1", clean.backbone)
+    space = made.space(key, view.name, clean.backbone)
     space.commit(items, {"features": vectors}, {}, clean.records[0].provenance, 1.0)
+
+
+def styled_cache(folder: Path, cache: Path, fitted: Sequence[bytes]) -> Path:
+    """A copy of a cache, with a view `styled_1` by a generator that was fitted on some images. The
+    run of the generator is gone."""
+    run = write_generator(folder / "run", fitted=fitted)
+    (folder / "styled.yaml").write_text(f"generator: {{run: {run}}}")
+    made = shutil.copytree(cache, folder / "cache")
+    add_view(made, folder / "styled.yaml")
     shutil.rmtree(run)
-    return folder / "cache"
+    return made

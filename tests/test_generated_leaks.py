@@ -162,6 +162,9 @@ def test_another_list_of_images_is_refused(
         phases = [{"views": {"none": 0.5, f"gen:{made}": 0.5}, "epochs": 1}]
         with pytest.raises(DamagedRun, match=r"not the images that generated\.json describes"):
             train(tmp_path, {"folds": 3}, data, cache, phases=phases)
+    shutil.copy(other / "trained_items.bin", tmp_path / "sampler")
+    with pytest.raises(DamagedRun, match=r"not the images that generator\.json describes; fit the"):
+        featurecache.generate(tmp_path / "sampler", out=tmp_path / "more", per_class=1, workers=0)
 
 
 def test_a_head_that_is_chosen_without_a_schedule_is_refused(

@@ -9,15 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import featurecache
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, DamagedRun
 from featurecache.features.store import Cache
 from featurecache.heads.trained_items import TrainedItems, root_of
+from featurecache.images import styles
+from featurecache.images.views import find_view
 from featurecache.runs.training_data import load_training_data
 from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
-from tests.samplers import items_in, styled_cache, write_generator
+from tests.samplers import add_view, items_in, styled_cache, write_generator
 
 pytestmark = pytest.mark.slow
 
@@ -211,3 +215,96 @@ def test_a_sampler_of_vectors_inherits_what_the_generators_of_its_view_saw(
     assert {row.tobytes() for row in seen.items[seen.folds == 1]} == set(folds[2])
     described = json.loads((tmp_path / "second/fold_1/generator.json").read_text())
     assert described["items"] == root_of(own.common_items) and len(own.common_items) == 36
+
+
+# ---- images of style folders ----
+
+
+@pytest.fixture(scope="module")
+def borrowed(tmp_path_factory: pytest.TempPathFactory, small_data: Path, small_cache: Path) -> Path:
+    """A folder with policies in the style of images of `small_data`, and of others, and a cache
+    that holds a view of each: `val.yaml`, `train.yaml`, `apart.yaml`, `cache`."""
+    folder = tmp_path_factory.mktemp("borrowed")
+    cache = shutil.copytree(small_cache, folder / "cache")
+    Image.fromarray(np.full((9, 9, 3), 200, np.uint8)).save(folder / "other.png")
+    for name, style in {"val": small_data / "val", "train": small_data / "train/cat"}.items():
+        (folder / f"{name}.yaml").write_text(f"augmenters: [LabTransfer: {{style: '{style}'}}]")
+        add_view(cache, folder / f"{name}.yaml")
+    text = f"augmenters: [Sometimes: {{then_list: [imgaug.FourierMix: {{style: '{folder}'}}]}}]"
+    (folder / "apart.yaml").write_text(text)
+    add_view(cache, folder / "apart.yaml")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("style", "validation", "reason"),
+    [
+        ("val", "val", "12 of the 12 validation images, so"),
+        ("val", "{folds: 3}", "12 of the 12 images of val"),
+        ("val", "{fraction: 0.25}", "12 of the 12 images of val"),
+        ("train", "{folds: 3}", "[1-9] of the 12 validation images of fold 1"),
+        ("train", "{fraction: 0.25}", "[1-9] of the 9 validation images"),
+        ("train", "val", ""),
+        ("apart", "{folds: 3}", ""),
+    ],
+)
+def test_a_style_folder_may_not_have_images_that_are_validated_on(
+    style: str, validation: str, reason: str, borrowed: Path, small_data: Path, tmp_path: Path
+) -> None:
+    schedule = tmp_path / "s.yaml"
+    given: dict[str, Any] = {"data": small_data, "cache": borrowed / "cache", "device": "cpu"}
+    for name in (f"{style}_1", f"{borrowed / style}.yaml_1"):  # as the cache, or its file knows it
+        text = SCHEDULE.replace("VALIDATION", validation).replace("styled_1", name)
+        schedule.write_text(text.replace("{hidden: [4]}", "{kind: ncm}"))
+        if not reason:
+            assert featurecache.train_head(schedule, runs=tmp_path / "r", **given).last
+            continue
+        with pytest.raises(BadInput, match=f"view {name}: its style folder has {reason}") as error:
+            featurecache.train_head(schedule, out=tmp_path / "run", **given)
+        assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_other_commands_keep_a_style_off_its_own_images(
+    borrowed: Path, small_data: Path, small_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    cache, run = borrowed / "cache", small_runs["split"]
+    given: dict[str, Any] = {"data": small_data, "cache": cache}
+    assert featurecache.evaluate(run, view="train_1", split="val", **given).n == 12
+    with pytest.raises(BadInput, match="style folder has 12 of the 12 images to evaluate on"):
+        featurecache.evaluate(run, tta="val_1", split="val", **given)
+    with pytest.raises(BadInput, match="style folder has 12 of the 12 images of val"):
+        featurecache.baselines("efficientnet_lite0", view="val_1", **given)
+    (tmp_path / "net.yaml").write_text(
+        "network: {name: test_efficientnet, input_size: 32}\nepochs: 1\nvalidation: val\n"
+        f"views: {borrowed / 'val.yaml'}\n"
+    )
+    with pytest.raises(BadInput, match="style folder has 12 of the 12 validation images"):
+        featurecache.train_network(tmp_path / "net.yaml", out=tmp_path / "n", workers=0, **given)
+    opened = Cache(cache)
+    schedule = default_schedule(small_data, opened, "efficientnet_lite0", None)
+    clean = load_training_data(schedule, schedule.views(), small_data, opened)
+    assert {*with_cached_views(clean, opened, schedule)[1].views()} == {"none", "color_1"}
+
+
+def test_a_style_without_a_note_or_with_another_is_refused(
+    borrowed: Path, small_data: Path, small_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    cache = shutil.copytree(borrowed / "cache", tmp_path / "cache")
+
+    def evaluate() -> Any:
+        return featurecache.evaluate(
+            small_runs["split"], view="train_1", split="val", data=small_data, cache=cache
+        )
+
+    def note(name: str) -> Path:
+        policy = find_view(f"{borrowed / name}.yaml_1").policy
+        assert policy is not None
+        (digest,) = styles.digests(policy.tree)
+        return cache / "styles" / f"{digest}.json"
+
+    shutil.copy(note("val"), note("train"))
+    with pytest.raises(DamagedRun, match="not the images of this style"):
+        evaluate()
+    note("train").unlink()
+    with pytest.raises(BadInput, match=r"does not say which images its style .*train\.yaml_1"):
+        evaluate()

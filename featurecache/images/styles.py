@@ -77,11 +77,29 @@ def described(value: Any, path: str, mistake: Mistake) -> tuple[Any, dict[str, S
             style = read_style(parameters[PARAMETER])
         except BadInput as error:
             raise mistake(f"{path}.{PARAMETER}", str(error)) from error
-        digest = keys.digest([image.item.hex() for image in style])
+        digest = digest_of([image.item for image in style])
         styles[digest] = style
         return {**parameters, PARAMETER: digest}
 
     return yaml_files.replace_entries(value, path, entry), styles
+
+
+def digest_of(items: Sequence[bytes]) -> str:
+    """The hash of the images with these items, sorted."""
+    return keys.digest([item.hex() for item in items])
+
+
+def digests(tree: Any) -> set[str]:
+    """The hashes of all styles in a described tree."""
+    hashes: set[str] = set()
+
+    def entry(name: str, parameters: Any, path: str) -> Any:
+        if name.removeprefix("imgaug.") in AUGMENTERS:
+            hashes.add(str(parameters[PARAMETER]))
+        return parameters
+
+    yaml_files.replace_entries(tree, "", entry)
+    return hashes
 
 
 def read_style(folder: str) -> Style:

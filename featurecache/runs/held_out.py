@@ -125,8 +125,8 @@ def trained_on_note(
     for source, fitted in fitted_by_datasets({row.origin for row in rows if row.origin}).items():
         if (trained.folds_of(list(fitted)) >= 0).any():
             notes.append(
-                f"{source}: its generator was fitted on images that {run} was trained on, so its "
-                "accuracy on these images says little about others"
+                f"{source.name}: its generator was fitted on images that {run} was trained on, so "
+                "its accuracy on these images says little about others"
             )
     folds = trained.folds_of(rows.items)
     networks = trained.networks

@@ -15,7 +15,13 @@ from featurecache.executors import Progress, silent
 from featurecache.features.mapped import map_columns
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import Fitted, fitted_by_datasets, fitted_items, refuse_seen
+from featurecache.generated_items import (
+    Fitted,
+    Source,
+    fitted_by_datasets,
+    fitted_items,
+    refuse_seen,
+)
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of
 from featurecache.heads.training_set import TrainingSet
@@ -50,7 +56,7 @@ class TrainingData:
     pairs: list[tuple[np.ndarray, np.ndarray]] | None  # (train, validation) if by split
     notes: list[str]  # omissions and their reasons
     copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
-    fitted: Fitted = field(default_factory=dict)  # of the cached views and images of generators
+    fitted: Fitted = field(default_factory=dict)  # of cached views, and of datasets
     # Views without a space.
     generated: Mapping[str, GeneratedView | ImagePool] = field(default_factory=dict)
 
@@ -146,16 +152,16 @@ class TrainingData:
         )
 
     def seen_by_generators(self) -> set[bytes]:
-        """The images that the generators of its views and datasets were fitted on."""
+        """The images that generators of its views and datasets were fitted on, and of styles."""
         return set().union(*self._all_fitted().values())
 
     def _all_fitted(self) -> Fitted:
         """`fitted` with the views without a space, each of all folds together."""
-        made = {
-            f"view {name}": frozenset(i.tobytes() for part in view.items for i in part.common_items)
-            for name, view in self.generated.items()
-        }
-        return {**self.fitted, **{name: items for name, items in made.items() if items}}
+        fitted = dict(self.fitted)
+        for name, view in self.generated.items():
+            items = {item.tobytes() for part in view.items for item in part.common_items}
+            fitted |= {Source(f"view {name}"): frozenset(items)} if items else {}
+        return fitted
 
     def generator_fields(self) -> dict[str, Any]:
         """What a run's record says about the generators of its views; empty without any."""

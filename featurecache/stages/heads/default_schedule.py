@@ -10,6 +10,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.defaults import mixture, network_schedule, validation_of
 from featurecache.heads.schedules import Schedule, backbone_choice
+from featurecache.images import styles
 from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.generator_nodes import digests
 from featurecache.images.views import find_view
@@ -91,8 +92,8 @@ def _spaces_of_view(name: str, clean: Sequence[Space], cache: Cache, seed: int) 
         view = find_view(name, seed, cache.views)
     except BadInput:
         return []  # several policies have the name
-    if view.policy is not None and digests(view.policy.tree):
-        return []  # its generator may have seen the images on which the head is chosen
+    if view.policy is not None and (digests(view.policy.tree) or styles.digests(view.policy.tree)):
+        return []  # it may be made of the images on which the head is chosen
     spaces = {space.name: space for space in cache.spaces()}
     view_spaces = []
     for space in clean:

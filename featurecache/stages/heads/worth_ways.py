@@ -162,7 +162,8 @@ def with_control(training: TrainingData, pairs: Pairs, view: str) -> tuple[Train
     if len(pairs) > 1:
         raise BadInput("--control: folds leave no image that nothing sees; validate on a split")
     ((train, validation),) = pairs
-    seen = set().union(*training.fitted.values())
+    fitted = training.fitted.items()
+    seen = set().union(*(items for source, items in fitted if not source.is_style))
     for generated in training.generated.values():
         (number,) = generated.generators_of_folds(pairs, training.items)
         seen |= {item.tobytes() for item in generated.items[number].common_items}
