@@ -65,7 +65,10 @@ def main(
             results.setdefault(row.name, {"lacks": lack})
         else:
             start = time.perf_counter()
-            with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+            with (
+                tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
+                harness.own_memos(Path(folder) / "memos"),
+            ):
                 cases = row.run(dataclasses.replace(setting, folder=Path(folder)))
             result = result_of(row, cases, setting.repeats, time.perf_counter() - start)
             click.echo(section(row, result) + "\n")

@@ -17,13 +17,14 @@ import yaml
 
 import featurecache
 from benchmarks.datasets import tiny_imagenet
-from benchmarks.harness import Case, Setting
+from benchmarks.harness import Case, Setting, again, orders
 from featurecache.heads.closed_forms import solve
 from featurecache.heads.weighted_rows import Rows
 from featurecache.training.epoch_metrics import read_epochs
 
 FEATURES, MLP_NAME = "random_features", "mlp"
 KINDS = (FEATURES, "ridge", "lda", "ncm", "logistic", MLP_NAME)
+SEEDED = (FEATURES, again(FEATURES), MLP_NAME)
 MLP = {
     "head": {"hidden": [1024], "dropout": 0.5},
     "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-2},
@@ -39,7 +40,8 @@ def closed_forms(setting: Setting) -> list[Case]:
     """Each kind of head that is solved, and a trained one (mlp: 1,024 wide, 12 epochs of AdamW with
     a cosine), by `train-head` on the vectors of Tiny ImageNet: top-1 on its split `val`, and the
     seconds of the training alone, one training per seed. The vectors are those of Lite0, and of
-    Lite0, Lite1 and Lite2 side by side. ncm, ridge, lda and logistic have no seed.
+    Lite0, Lite1 and Lite2 side by side. ncm, ridge, lda and logistic have no seed. The order of the
+    kinds is another for each seed.
 
     Many rows: random features of width 10,000 on 100,000 vectors of 1,280, which are those of Lite0
     again and again, each time with noise of a tenth of a feature's deviation. It is solved in a
@@ -59,8 +61,7 @@ def closed_forms(setting: Setting) -> list[Case]:
 
 def _heads(setting: Setting, root: Path, cache: Path, networks: tuple[str, ...]) -> Case:
     """All kinds on the vectors of some networks side by side."""
-    seconds: dict[str, list[float]] = {}
-    top1: dict[str, list[float]] = {}
+    schedules = {}
     for kind in KINDS:
         solved: dict[str, Any] = {"kind": kind}
         if kind == FEATURES and setting.small:
@@ -69,16 +70,21 @@ def _heads(setting: Setting, root: Path, cache: Path, networks: tuple[str, ...])
         if kind == MLP_NAME:
             content = MLP
         content = content | {"backbone": list(networks), "validation": {"split": "val"}}
-        schedule = setting.folder / f"{kind}-{len(networks)}.yaml"
-        schedule.write_text(yaml.safe_dump(content))
-        runs = [
-            featurecache.train_head(
-                schedule, data=root, cache=cache, runs=setting.folder / "runs", seed=seed
-            )
-            for seed in range(setting.repeats if kind in (FEATURES, MLP_NAME) else 1)
-        ]
-        top1[kind] = [100 * run.last["top1"] for run in runs]
-        seconds[kind] = [sum(row.seconds for row in read_epochs(Path(run.run))) for run in runs]
+        schedules[kind] = setting.folder / f"{kind}-{len(networks)}.yaml"
+        schedules[kind].write_text(yaml.safe_dump(content))
+    if setting.repeats > 1:
+        schedules[again(FEATURES)] = schedules[FEATURES]
+    seconds: dict[str, list[float]] = {name: [] for name in schedules}
+    top1: dict[str, list[float]] = {name: [] for name in schedules}
+    for seed, order in enumerate(orders([[name] for name in schedules], setting.repeats)):
+        for name in order:
+            if seed == 0 or name in SEEDED:
+                run = featurecache.train_head(
+                    schedules[name], data=root, cache=cache, runs=setting.folder / "runs", seed=seed
+                )
+                top1[name].append(100 * run.last["top1"])
+                seconds[name].append(sum(row.seconds for row in read_epochs(Path(run.run))))
+    top1.pop(again(FEATURES), None)  # the same heads as the first time
     figures = {f"{kind}: top-1": float(np.mean(found)) for kind, found in top1.items()}
     gain = figures[f"{FEATURES}: top-1"] - figures["ridge: top-1"]
     listed = [

@@ -90,6 +90,7 @@ def featurize_on(device: str, setting: Setting) -> list[Case]:
         figures = {"images/s": rate, "device copy, TB/s": bandwidth / 1e12}
         if half:
             figures["share of the bandwidth roof"] = rate * BYTES_AN_IMAGE / bandwidth
+            figures["images/s that the bandwidth allows"] = bandwidth / BYTES_AN_IMAGE
         profile = _kernels(lambda e=ours: through(e, pixels[: 4 * BATCH]), device)
         cases.append(Case(f"images in memory, {precision}", seconds, len(pixels), checks=checks,
                           figures=figures, profile=profile))  # fmt: skip

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.datasets import encoded, write_files
-from benchmarks.harness import Case, Check, Setting
+from benchmarks.harness import Case, Check, Setting, again, orders
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,22 +25,22 @@ def growth(setting: Setting) -> list[Case]:
     input, so that what is done for each image beside the network would be seen. Slope: the seconds
     that each further image takes from the second size to the third, over those from the first to
     the second, by the medians of the repeats; each process has its imports done. Memory: the peak
-    of the process, and of its largest worker."""
+    of the process, and of its largest worker. In each repeat every size is measured twice, in a
+    random order: the slope of the second runs is given as "again"."""
     sizes = (1000, 5000, 20_000) if not setting.small else (12, 18, 24)
     data = {n: write_files(setting.folder / f"files-{n}", _numbered(setting, n)) for n in sizes}
-    said: dict[int, list[dict[str, float]]] = {n: [] for n in sizes}
-    for _ in range(setting.repeats):
-        for n in sizes:
-            said[n].append(_fresh(data[n], setting.folder / "cache", setting.small))
-    seconds = [statistics.median(each["seconds"] for each in said[n]) for n in sizes]
+    names = [str(n) for n in sizes]
+    runs = names + ([again(name) for name in names] if setting.repeats > 1 else [])
+    all_runs: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    for order in orders([[name] for name in runs], setting.repeats):
+        for name in order:
+            files = data[int(name.split()[0])]
+            all_runs[name].append(_fresh(files, setting.folder, setting.small))
+    said = {n: all_runs[str(n)] for n in sizes}
+    seconds = _medians(list(said.values()))
     peaks = [max(each["process"] for each in said[n]) for n in sizes]
     workers = [max(each["worker"] for each in said[n]) for n in sizes]
-    slopes = [
-        (b - a) / (m - n)
-        for (a, b), (n, m) in zip(
-            itertools.pairwise(seconds), itertools.pairwise(sizes), strict=True
-        )
-    ]
+    slopes = _slopes(seconds, sizes)
     right = all(each["rows"] == n for n in sizes for each in said[n])
     shown = ", ".join(f"{n:,}" for n in sizes)
     figures = {
@@ -49,6 +49,9 @@ def growth(setting: Setting) -> list[Case]:
         "peak memory, MB": peaks[-1],
         "peak memory of a worker, MB": workers[-1],
     }
+    if len(runs) > len(names):
+        second = _slopes(_medians([all_runs[again(name)] for name in names]), sizes)
+        figures[again("slope, later / earlier")] = second[1] / second[0]
     spread = [
         f"{n:,} images: {t:.1f} s ({min(each['seconds'] for each in said[n]):.1f} to "
         f"{max(each['seconds'] for each in said[n]):.1f}), process {p:.0f} MB, worker {w:.0f} MB"
@@ -59,15 +62,28 @@ def growth(setting: Setting) -> list[Case]:
     return [Case("fresh processes", checks=[check], figures=figures, profile=spread + per_image)]
 
 
+def _medians(runs: Sequence[Sequence[dict[str, float]]]) -> list[float]:
+    return [statistics.median(each["seconds"] for each in of_size) for of_size in runs]
+
+
+def _slopes(seconds: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    """Seconds for each further image, from each size to the next."""
+    pairs = zip(itertools.pairwise(seconds), itertools.pairwise(sizes), strict=True)
+    return [(b - a) / (m - n) for (a, b), (n, m) in pairs]
+
+
 def _numbered(setting: Setting, count: int) -> Iterator[bytes]:
     """`count` JPEG files of different bytes: each ends in its number, which decoders pass over."""
     for number, data in enumerate(encoded(setting, count)):
         yield data + number.to_bytes(4, "big")
 
 
-def _fresh(data: Path, cache: Path, small: bool) -> dict[str, float]:
-    """One `featurize` in a process of its own: its seconds, peaks in MB, rows."""
-    shutil.rmtree(cache, ignore_errors=True)
+def _fresh(data: Path, folder: Path, small: bool) -> dict[str, float]:
+    """One `featurize` in a process of its own, into a new cache and with no memo of the items of
+    its files: its seconds, peaks in MB, rows."""
+    cache = folder / "cache"
+    for path in (cache, folder / "memos"):
+        shutil.rmtree(path, ignore_errors=True)
     workers = "0" if small else "default"
     words = [sys.executable, "-m", "benchmarks.growth", str(data), str(cache), workers]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from featurecache.versions import installed_versions
 
 OURS = "ours"
 AGAIN = "ours again"  # against ours: the noise of the machine
+MEMOS = "FEATURECACHE_MEMOS"
 # What may change a figure by itself; shown beside each row.
 LIBRARIES = ("torch", "timm", "openvino", "imaug", "opencv-python-headless", "pillow",
              "simplejpeg", "h5py", "numpy", "scikit-learn")  # fmt: skip
+BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # a processor with one of them has products in bf16
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")
 
 
@@ -77,32 +80,63 @@ def compare(
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
     warm: Mapping[str, Callable[[], Any]] | None = None,
-    *,
-    is_ordered: bool = False,
+    chains: Sequence[Sequence[str]] = (),
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of each repeat of each side, interleaved, and what each gave the last time.
 
     Every side is run once before, untimed; `warm` has shorter runs to do that with. The order of
-    the sides is another in each repeat, so a slow moment of the machine may fall on any, unless it
-    `is_ordered`, because a side needs what the one before it made. With more than one repeat ours
-    runs twice in each: the ratio of the two is the noise of the machine. `clock` may be
-    time.process_time for what runs in one thread: other processes have no part in it.
+    the sides is another in each repeat, so a slow moment of the machine may fall on any; `chains`
+    are sides that stay together in their order, because one needs what the one before it made.
+    With more than one repeat ours, with its chain, runs twice in each: the ratio of the two is the
+    noise of the machine. `clock` may be time.process_time for what runs in one thread: other
+    processes have no part in it.
     """
     for name, run in sides.items():
         (warm or {}).get(name, run)()
+    sides, chains = dict(sides), list(chains)
+    chains += [[name] for name in sides if not any(name in chain for chain in chains)]
     if OURS in sides and repeats > 1:
-        sides = {**sides, AGAIN: sides[OURS]}
+        first = next(chain for chain in chains if OURS in chain)
+        sides |= {again(name): sides[name] for name in first}
+        chains.append([again(name) for name in first])
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, Any] = {}
-    rng = random.Random(0)
-    for _ in range(repeats):
-        for name in list(sides) if is_ordered else rng.sample(list(sides), len(sides)):
+    for order in orders(chains, repeats):
+        for name in order:
             results.pop(name, None)  # the memory of two results is not needed at once
             start = clock()
             results[name] = sides[name]()
             seconds[name].append(clock() - start)
     results = {name: results[name] for name in sides}
     return seconds, results
+
+
+def again(name: str) -> str:
+    """The name of the second run of a side in the same repeat."""
+    return f"{name} again"
+
+
+def orders(chains: Sequence[Sequence[str]], repeats: int) -> list[list[str]]:
+    """For each repeat the names in a random order, in which each chain stays together."""
+    rng = random.Random(0)
+    return [
+        [name for chain in rng.sample(list(chains), len(chains)) for name in chain]
+        for _ in range(repeats)
+    ]
+
+
+@contextlib.contextmanager
+def own_memos(folder: Path) -> Iterator[None]:
+    """Memos of a row alone (docs/concepts.md), so that it does not depend on what ran before it."""
+    before = os.environ.get(MEMOS)
+    os.environ[MEMOS] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[MEMOS]
+        else:
+            os.environ[MEMOS] = before
 
 
 def timed(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -119,15 +153,26 @@ def shares(parts: Mapping[str, float], total: float) -> list[str]:
     return [f"of {total:.3g} s:", *lines, f"the rest: {rest:.3g} s ({rest / total:.0%})"]
 
 
+def roof(precision: str = "f32", size: int = 2048) -> float:
+    """GFLOP/s of a product of size x size matrices by torch on the CPU, the best of five."""
+    import torch
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.rand(2, size, size).to(dtype)
+    return 2e-9 * size**3 / min(timed(lambda: a @ b) for _ in range(5))
+
+
 def machine() -> str:
-    """The processor, its cores and instructions that matter, memory, and the GPU if there is
-    one."""
+    """The processor, its cores and instructions that matter, what its matrix products reach,
+    memory, and the GPU if there is one."""
     flags, model = _processor()
     found = [flag for flag in ISA if flag in flags]
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    products = ["f32", *(["bf16"] if flags & BF16 else [])]
     parts = [
         f"{os.cpu_count()} x {model}",
         " ".join(found) or platform.machine(),
+        "matrix products " + " and ".join(f"{roof(p):,.0f} GFLOP/s in {p}" for p in products),
         f"{pages / 2**30:.0f} GiB",
         platform.system(),
     ]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import OURS, Case, Check, Setting, compare, timed
+from benchmarks import harness
+from benchmarks.harness import AGAIN, OURS, Case, Check, Setting, compare, timed
 from benchmarks.rows import B3, LITE0
 from featurecache.features import openvino_library
 from featurecache.features.backbones import Backbone, load_backbone
@@ -27,6 +28,7 @@ from featurecache.features.engines import (
 from featurecache.filling.vectors import one_ahead
 
 F32_ERROR = 1e-5  # the greatest |difference| over the greatest |value|, against timm
+EAGER = "timm eager f32"
 BF16_COSINE = 0.99  # the least cosine of a bf16 row with timm's in f32
 
 
@@ -42,19 +44,20 @@ def featurize_f32(setting: Setting) -> list[Case]:
         module, engine = timm_module(backbone), open_engine(backbone, cpu_engine())
         sides = {
             OURS: lambda e=engine, p=pixels: through(e, p),
-            "timm eager f32": lambda m=module, b=backbone, p=pixels: timm_eager(m, b, p),
+            EAGER: lambda m=module, b=backbone, p=pixels: timm_eager(m, b, p),
         }
         for other, precisions in engines_here().items():
             if other != engine.name and other.endswith("-cpu") and "f32" in precisions:
                 opened = open_engine(backbone, other)
                 sides[f"featurecache on {other}"] = lambda e=opened, p=pixels: through(e, p)
         seconds, results = compare(sides, setting.repeats)
-        truth = results["timm eager f32"]
+        truth = results[EAGER]
         error = relative_error(results[OURS], truth)
         check = Check(f"relative error {error:.1e}, against timm", error <= F32_ERROR)
         side = backbone.preprocess.input_size
-        profile = [*_profile(engine, pixels), _of_peak(module, side, seconds, len(pixels))]
-        figures = {"relative error": error}
+        line, allowed = _of_peak(module, side, seconds, len(pixels), "f32")
+        profile = [*_profile(engine, pixels), line]
+        figures = {"relative error": error} | allowed
         cases.append(
             Case(name, seconds, len(pixels), checks=[check], figures=figures, profile=profile)
         )
@@ -76,13 +79,13 @@ def featurize_bf16(setting: Setting) -> list[Case]:
         seconds, results = compare(
             {
                 OURS: lambda e=engine, p=pixels: through(e, p),
-                "timm eager f32": lambda m=module, b=backbone, p=pixels: timm_eager(m, b, p),
+                EAGER: lambda m=module, b=backbone, p=pixels: timm_eager(m, b, p),
                 "OpenVINO bf16, bare": lambda run=large, p=pixels: run(p),
                 "OpenVINO bf16, bare, our micro-batch": lambda run=small, p=pixels: run(p),
             },
             setting.repeats,
         )
-        truth = results["timm eager f32"]
+        truth = results[EAGER]
         cosine = least_cosine(results[OURS], truth)
         theirs = least_cosine(results["OpenVINO bf16, bare"], truth)
         check = Check(
@@ -90,8 +93,11 @@ def featurize_bf16(setting: Setting) -> list[Case]:
             cosine >= BF16_COSINE,
         )
         side = backbone.preprocess.input_size
-        profile = [*_profile(engine, pixels), _of_peak(module, side, seconds, len(pixels))]
-        cases.append(Case(name, seconds, len(pixels), checks=[check], profile=profile))
+        line, allowed = _of_peak(module, side, seconds, len(pixels), "bf16")
+        profile = [*_profile(engine, pixels), line]
+        cases.append(
+            Case(name, seconds, len(pixels), checks=[check], figures=allowed, profile=profile)
+        )
     return cases
 
 
@@ -219,9 +225,10 @@ def _profile(engine: Engine, pixels: np.ndarray) -> list[str]:
 
 
 def _of_peak(
-    module: torch.nn.Module, side: int, seconds: dict[str, list[float]], count: int
-) -> str:
-    """How near each side is to what the cores can do: a large product of f32 matrices."""
+    module: torch.nn.Module, side: int, seconds: dict[str, list[float]], count: int, precision: str
+) -> tuple[str, dict[str, float]]:
+    """How near each side is to what the cores can do, a large product of matrices in the precision
+    of the side, and the ratio to timm's eager f32 if ours were there."""
     operations = 0
 
     def counted(layer: Any, given: Any, out: torch.Tensor) -> None:
@@ -234,16 +241,20 @@ def _of_peak(
         module(torch.zeros(1, 3, side, side))
     for hook in hooks:
         hook.remove()
-    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
-    peak = 2 * 2048**3 / min(timed(lambda: a @ b) for _ in range(7))
+    roofs = {name: harness.roof(name) for name in sorted({"f32", precision})}
+    medians = {n: statistics.median(spent) for n, spent in seconds.items() if n != AGAIN}
+    least = operations * count / roofs[precision] / 1e9  # seconds of ours at the roof
+    roof_of = {name: roofs["f32" if name == EAGER else precision] for name in medians}
     shares = ", ".join(
-        f"{name} {operations * count / statistics.median(spent) / peak:.0%}"
-        for name, spent in seconds.items()
+        f"{name} {operations * count / spent / 1e9 / roof_of[name]:.0%}"
+        for name, spent in medians.items()
     )
-    return (
+    shown = " and ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in roofs.items())
+    line = (
         f"{operations / 1e9:.2f} GFLOP an image; of what a product of 2,048 x 2,048 matrices in "
-        f"f32 reaches here ({peak / 1e9:.0f} GFLOP/s): {shares}"
+        f"the precision of the side reaches here ({shown}): {shares}"
     )
+    return line, {f"x {EAGER} that the products allow": medians[EAGER] / least}
 
 
 def _cpu_seconds() -> float:

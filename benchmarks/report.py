@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.harness import Case, Check
+from benchmarks.harness import AGAIN, Case, Check
 from benchmarks.page import DOCS, write_measured
 from benchmarks.rows import ROWS, Row
 
@@ -30,6 +30,7 @@ def result_of(row: Row, cases: Sequence[Case], repeats: int, took: float) -> Res
         "machine": harness.machine(),
         "versions": harness.versions(),
         "repeats": repeats,
+        "order": "random",  # of the sides in each repeat, ours twice; older results lack this
         "took": round(took),
         "cases": [_rounded(vars(case) | {"checks": [vars(c) for c in case.checks]})
                   for case in cases],
@@ -38,6 +39,12 @@ def result_of(row: Row, cases: Sequence[Case], repeats: int, took: float) -> Res
 
 def read_results() -> dict[str, Result]:
     return json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
+
+
+def kept_rate(row: str, case: str) -> float:
+    """Things per second of our side of a case, by the median of the repeats that are kept."""
+    (found,) = (each for each in _cases(read_results()[row]) if each.name == case)
+    return found.amount / statistics.median(found.seconds[harness.OURS])
 
 
 def write_results(results: Mapping[str, Result]) -> None:
@@ -49,13 +56,15 @@ def write_results(results: Mapping[str, Result]) -> None:
 
 def rendered(results: Mapping[str, Result]) -> str:
     """The measured part of the page."""
-    lines = ["| row | case | must reach | measured | |", "|---|---|---|---|---|"]
+    lines = ["| row | case | must reach | measured | | next goal |", "|---|---|---|---|---|---|"]
     sections = []
+    hours = sum(result.get("took", 0) for result in results.values()) / 3600
     for row in ROWS:
         result = results.get(row.name, {"lacks": "not run yet"})
         lines += _summary(row, result)
         sections.append(section(row, result))
-    return "\n\n".join(["\n".join(lines), *sections])
+    total = f"All rows together took {hours:.1f} hours of measuring."
+    return "\n\n".join(["\n".join(lines), total, *sections])
 
 
 def section(row: Row, result: Result) -> str:
@@ -78,13 +87,25 @@ def section(row: Row, result: Result) -> str:
         f"{result['machine']}; {used}"
     )
     table = ["\n".join(lines)] if len(lines) > 2 else []
-    return "\n\n".join([*parts, *table, "\n".join(said), when])
+    return "\n\n".join([*parts, *table, "\n".join(said), *_noise(result), when])
+
+
+def _noise(result: Result) -> list[str]:
+    """What a result that has no second run of ours says of the noise of the machine."""
+    if result["repeats"] == 1:
+        return ["One repeat: ours was not run again, so the noise of these figures is not known."]
+    if "order" in result or any(AGAIN in case["seconds"] for case in result["cases"]):
+        return []
+    return [
+        f"Measured before each repeat had *{AGAIN}* and an order of its own: the noise of these "
+        "figures is not known."
+    ]
 
 
 def _summary(row: Row, result: Result) -> list[str]:
     """The lines of a row in the table of targets."""
     if "lacks" in result:
-        return [f"| `{row.name}` | | {'; '.join(map(str, row.targets))} | {result['lacks']} | |"]
+        return [f"| `{row.name}` | | {'; '.join(map(str, row.targets))} | {result['lacks']} | | |"]
     lines = []
     for case in _cases(result):
         fails = [check for check in case.checks if not check.ok]
@@ -94,11 +115,12 @@ def _summary(row: Row, result: Result) -> list[str]:
             if value is not None:
                 met = "met" if target.met(value) else "**missed**"
                 lines.append(
-                    f"| `{row.name}` | {case.name} | {target} | {value:.3g} | {met}{agree} |"
+                    f"| `{row.name}` | {case.name} | {target} | {value:.3g} | {met}{agree} "
+                    f"| {target.next_goal(case)} |"
                 )
         if all(value is None for _, value in found):
             figures = "; ".join(f"{n}: {v:.3g}" for n, v in case.all_figures().items())
-            lines.append(f"| `{row.name}` | {case.name} | (reported) | {figures} | {agree[2:]} |")
+            lines.append(f"| `{row.name}` | {case.name} | (reported) | {figures} | {agree[2:]} | |")
     return lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,12 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.datasets import encoded
-from benchmarks.harness import OURS, Case, Check, Setting
+from benchmarks.harness import AGAIN, OURS, Case, Check, Setting, again, orders, own_memos
 from benchmarks.pipeline import LITE0, ROOT
 from featurecache.storage.file_marks import QUIET_SECONDS
 
@@ -64,7 +62,8 @@ def small_things(setting: Setting) -> list[Case]:
     held = [*asked, "--cache", str(cache)]
     schedule = setting.folder / "schedule.yaml"
     schedule.write_text(SCHEDULE)
-    with _own_memos(setting.folder / "memos"):
+    with own_memos(setting.folder / "memos"):
+        time.sleep(QUIET_SECONDS + 1)  # for a package that was installed just now
         _run("featurize", *held, "--quiet")
         _run("train-head", "--schedule", str(schedule), "--data", str(data), "--cache", str(cache),
              "--out", str(run), "--quiet")  # fmt: skip
@@ -75,8 +74,7 @@ def small_things(setting: Setting) -> list[Case]:
             "plan": ["plan", *held],
             "predict of two images": ["predict", str(run), *two],
         }
-        cases = [_case(name, words, setting.repeats) for name, words in commands.items()]
-        return [*cases, _new_cache(setting, asked, files)]
+        return [*_commands(commands, setting.repeats), _new_cache(setting, asked, files)]
 
 
 def _write(folder: Path, files: list[bytes]) -> Path:
@@ -88,16 +86,27 @@ def _write(folder: Path, files: list[bytes]) -> Path:
     return folder
 
 
-def _case(name: str, words: list[str], repeats: int) -> Case:
-    first = _run(*words)
-    used = [_run(*words) for _ in range(repeats)]
-    figures = {
-        "CPU seconds": statistics.median(each.cpu for each in used),
-        "peak memory, MB": statistics.median(each.memory for each in used),
-    }
-    same = all(_plain(each.output) == _plain(first.output) for each in used)
-    check = Check(f"each run prints the same: {same}", same)
-    return Case(name, checks=[check], figures=figures)
+def _commands(commands: dict[str, list[str]], repeats: int) -> list[Case]:
+    """Each command once, and then all of them twice in each repeat, in a random order."""
+    first = {name: _run(*words) for name, words in commands.items()}
+    runs = commands | ({again(n): w for n, w in commands.items()} if repeats > 1 else {})
+    used: dict[str, list[Used]] = {name: [] for name in runs}
+    for order in orders([[name] for name in runs], repeats):
+        for name in order:
+            used[name].append(_run(*runs[name]))
+    cases = []
+    for name, output in first.items():
+        figures = {
+            "CPU seconds": statistics.median(each.cpu for each in used[name]),
+            "peak memory, MB": statistics.median(each.memory for each in used[name]),
+        }
+        if again(name) in used:
+            seconds = statistics.median(each.cpu for each in used[again(name)])
+            figures[again("CPU seconds")] = seconds
+        same = all(_plain(each.output) == _plain(output.output) for each in used[name])
+        check = Check(f"each run prints the same: {same}", same)
+        cases.append(Case(name, checks=[check], figures=figures))
+    return cases
 
 
 def _plain(output: str) -> list[str]:
@@ -113,27 +122,14 @@ def _new_cache(setting: Setting, asked: list[str], files: list[bytes]) -> Case:
 
     size = "32" if setting.small else "224"
     loop = ["benchmarks.timm_loop", str(data), size, str(folder / "vectors.npy")]
-    seconds: dict[str, list[float]] = {OURS: [], LOOP: []}
-    for _ in range(setting.repeats):
-        shutil.rmtree(folder / "new", ignore_errors=True)
-        seconds[OURS].append(_run("featurize", *words).cpu)
-        seconds[LOOP].append(_process(*loop).cpu)
+    names = [OURS, LOOP, *([AGAIN] if setting.repeats > 1 else [])]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for order in orders([[name] for name in names], setting.repeats):
+        for name in order:
+            shutil.rmtree(folder / "new", ignore_errors=True)
+            used = _process(*loop) if name == LOOP else _run("featurize", *words)
+            seconds[name].append(used.cpu)
     return Case(f"featurize of {count} images", seconds, count)
-
-
-@contextlib.contextmanager
-def _own_memos(folder: Path) -> Iterator[None]:
-    """Memos of this row alone, so that it does not depend on what was run before."""
-    before = os.environ.get("FEATURECACHE_MEMOS")
-    os.environ["FEATURECACHE_MEMOS"] = str(folder)
-    time.sleep(QUIET_SECONDS + 1)  # for a package that was installed just now
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["FEATURECACHE_MEMOS"]
-        else:
-            os.environ["FEATURECACHE_MEMOS"] = before
 
 
 def _run(*words: str) -> Used:

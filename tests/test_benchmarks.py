@@ -11,11 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import hand_written, report, scale
+from benchmarks import growth, hand_written, harness, network_memory, report, scale, small_things
 from benchmarks.__main__ import main
 from benchmarks.datasets import tiny_imagenet
 from benchmarks.gpu import featurize_on
-from benchmarks.harness import Case, Check, Setting, compare
+from benchmarks.harness import Case, Check, Setting, compare, roof
 from benchmarks.heads import epochs_on
 from benchmarks.networks import epoch_of_resnet
 from benchmarks.page import measured, write_measured
@@ -31,6 +31,12 @@ MARKED = [
     for row in ROWS
     if row.needs != "cuda"
 ]
+
+
+@pytest.fixture(autouse=True)
+def quick_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of large matrices takes a second; what it reaches is no matter here."""
+    monkeypatch.setattr(harness, "roof", lambda precision="f32": roof(precision, size=16))
 
 
 @pytest.mark.slow
@@ -70,6 +76,88 @@ def test_a_target_is_of_its_case_and_has_a_bound() -> None:
     assert Target("x peer", 4, case="b").of(case) is None
     assert Target("x peer", 4.5).met(4.5) and not Target("x peer", 4.6).met(4.5)
     assert Target("error", most=0.5).met(0.5) and not Target("error", most=0.4).met(0.5)
+
+
+def test_a_met_target_has_a_next_goal_where_its_limit_is_known() -> None:
+    case = Case("a", {"ours": [2.0], "peer": [8.0], "bare": [1.0]}, figures={"at most": 10, "s": 3})
+    assert Target("x peer", 3, limit="at most").next_goal(case) == "≥ 7 (limit 10)"
+    assert Target("x peer", 3, limit="bare").next_goal(case) == "≥ 6 (limit 8)"  # twice as fast
+    assert Target("x peer", 5, limit="bare").next_goal(case) == "limit 8"  # missed
+    assert Target("s", most=4, limit=1).next_goal(case) == "≤ 2 (limit 1)"
+    assert Target("s", most=4, limit=3.5).next_goal(case) == "at the limit, 3.5"
+    assert Target("x peer", 3, limit="not kept").next_goal(case) == "limit not kept"
+    assert Target("x peer", 3).next_goal(case) == "no limit known"
+    assert Target("x peer", 5).next_goal(case) == ""
+
+
+def test_a_result_without_a_second_run_of_ours_says_so() -> None:
+    row = Row("network.featurize_f32", "a title")
+    older = report.result_of(row, [Case("a", {"ours": [1.0], "peer": [2.0]})], 3, 1.0)
+    said = "Measured before each repeat had *ours again*"
+    assert older["order"] == "random" and said not in report.section(row, older)
+    del older["order"]
+    assert said in report.section(row, older)
+    older["repeats"] = 1
+    assert "One repeat" in report.section(row, older)
+    older["repeats"], older["cases"][0]["seconds"]["ours again"] = 3, [1.0]
+    assert "noise" not in report.section(row, older)
+
+
+def test_sides_that_need_each_other_stay_together() -> None:
+    calls: list[str] = []
+    names = ("ours", "warm", "peer", "its second half")
+    sides = {name: lambda name=name: calls.append(name) for name in names}
+    chains = [("ours", "warm"), ("peer", "its second half")]
+    seconds, _ = compare(sides, 8, chains=chains)
+    assert set(seconds) == {*names, "ours again", "warm again"}
+    pairs = list(zip(calls[4::2], calls[5::2], strict=True))
+    assert len(pairs) == 24 and set(pairs) == set(chains)
+    orders = {tuple(pairs[i : i + 3]) for i in range(0, 24, 3)}
+    assert len(orders) == 3  # the two runs of ours look alike
+
+
+def test_rows_of_whole_processes_run_each_side_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the processes would give is made up here: n images take n seconds."""
+    setting = Setting(tmp_path, small=True, repeats=3)
+    started: list[str] = []
+
+    def fresh(data: Path, folder: Path, small: bool) -> dict[str, float]:
+        started.append(data.name)
+        count = int(data.name.split("-")[1])
+        return {"seconds": count, "rows": count, "process": 7.0, "worker": 1.0}
+
+    monkeypatch.setattr(growth, "_fresh", fresh)
+    (case,) = growth.growth(setting)
+    assert [started.count(name) for name in ("files-12", "files-18", "files-24")] == [6, 6, 6]
+    assert started[:3] != ["files-12", "files-18", "files-24"]
+    assert case.figures["slope, later / earlier"] == 1.0
+    assert case.figures["slope, later / earlier again"] == 1.0
+
+    monkeypatch.setattr(network_memory, "_write", lambda folder, count: None)
+    monkeypatch.setattr(network_memory, "_peak", lambda folder: float(folder.name) + 100)
+    (case,) = network_memory.network_memory(setting)
+    assert case.figures["peak memory, last / first"] == 180 / 140
+    assert case.figures["peak memory, last / first again"] == 180 / 140
+
+    used = iter(range(100))
+    monkeypatch.setattr(
+        small_things, "_process", lambda *words: small_things.Used(next(used), 5.0, "a\nseconds")
+    )
+    first, second = small_things._commands({"plan": ["plan"], "why": ["why"]}, 3)
+    assert (first.name, second.name) == ("plan", "why")
+    assert set(first.figures) == {"CPU seconds", "peak memory, MB", "CPU seconds again"}
+    assert next(used) == 14  # each once, and then twice in each repeat
+    case = small_things._new_cache(setting, ["--data", ""], [b"", b""])
+    assert {side: len(spent) for side, spent in case.seconds.items()} == {
+        "ours": 3, "timm loop": 3, "ours again": 3
+    }  # fmt: skip
+
+
+def test_the_machine_is_named_with_what_its_products_reach() -> None:
+    assert roof("f32", size=32) > 0 and roof("bf16", size=32) > 0
+    assert "matrix products " in harness.machine() and "GFLOP/s in f32" in harness.machine()
 
 
 def test_sides_are_interleaved_after_a_warm_up() -> None:
@@ -153,9 +241,15 @@ def test_the_model_plays_a_queue() -> None:
     assert long == pytest.approx(1e9 / 5e6, rel=0.1)
 
 
+def test_the_model_decodes_as_fast_as_was_measured() -> None:
+    line = next(line for line in measured(report.PAGE).splitlines() if "| 500 px | ours |" in line)
+    shown = float(line.split("|")[3].split()[0].replace(",", ""))
+    assert scale.F["decode"] == pytest.approx(shown, rel=1e-3)
+
+
 def test_the_model_finds_what_binds() -> None:
     assert scale.simulate(scale.Run(1e8, 100)).bound == "gets"
-    assert scale.simulate(scale.Run(1e8, 1)).bound == "decoding"
+    assert scale.simulate(scale.Run(1e8, 1, tar=True)).bound == "GPU"
     assert scale.simulate(scale.Run(1e8, 1000, tar=True)).bound == "driver"
     few, many = (scale.simulate(scale.Run(1e7, gpus, tar=True)) for gpus in (1, 8))
     assert 7 < few.seconds / many.seconds < 8.1
