@@ -358,10 +358,14 @@ def test_a_sampler_of_vectors_of_another_width_is_refused(
         config("gaussian", **changed).with_width(8, Path("gen.yaml"))
 
 
-def test_a_class_with_too_few_images_is_refused(tmp_path: Path, write_dataset: Any) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_a_class_with_too_few_images_is_refused(
+    name: str, tmp_path: Path, write_dataset: Any
+) -> None:
     data = write_dataset(tmp_path / "data", {"train/cat": 3, "train/dog": 1, "train/owl": 2})
-    path = write_config(tmp_path / "gen.yaml")
-    with pytest.raises(BadInput, match="class 'dog' has 1 image to fit on, and cyclegan needs 2"):
+    path = tmp_path / "gen.yaml"
+    path.write_text(json.dumps({"generator": name} | SMALL[name]))
+    with pytest.raises(BadInput, match=f"class 'dog' has 1 image to fit on, and {name} needs 2"):
         featurecache.fit_generator(path, data=data, out=tmp_path / "run", workers=0)
 
 

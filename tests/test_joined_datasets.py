@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_what_is_refused(parts: list[Path], tmp_path: Path, write_dataset: Write
         featurecache.open_dataset([parts[0], alike])
     with pytest.raises(BadInput, match="--label-column is for"):
         featurecache.open_dataset(parts, label_column="kind")
+
+
+def test_classes_of_generated_images_alone_are_refused(parts: list[Path]) -> None:
+    first, second = map(featurecache.open_dataset, parts)
+    samples = [replace(sample, origin="/made") for sample in second]
+    made = replace(second, samples=samples, location="")
+    owls = "b: has generated images of classes that no real dataset beside it has: owl; fit the"
+    for mixed in ([first, made], [made, first], [first, first[:2], made]):
+        with pytest.raises(BadInput, match=owls):
+            featurecache.open_dataset(mixed)
+    assert featurecache.open_dataset([second, made]).classes == ("dog", "owl")
+    assert featurecache.open_dataset([made, replace(made, root="c")]).classes == ("dog", "owl")
+    assert featurecache.open_dataset([featurecache.open_dataset([first, second]), made])
 
 
 def test_columns_are_of_the_tables(parts: list[Path], tmp_path: Path) -> None:

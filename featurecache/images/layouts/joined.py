@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import Protocol
 
+from featurecache.errors import BadInput
 from featurecache.images.layouts.contents import first_few
 from featurecache.images.samples import Sample
 
@@ -24,7 +25,9 @@ class Part(Protocol):
 
 
 def joined_classes(parts: Sequence[Part]) -> tuple[list[str], list[str]]:
-    """The classes of all parts, sorted, and notes on those that only some have."""
+    """The classes of all parts, sorted, and notes on those that only some have. Raises BadInput for
+    a class of generated images that no part with real images has."""
+    _check_generated(parts)
     classes = sorted({name for part in parts for name in part.classes})
     notes = []
     for part in parts:
@@ -33,6 +36,19 @@ def joined_classes(parts: Sequence[Part]) -> tuple[list[str], list[str]]:
         if only and others:
             notes.append(f"classes that only {part.root} has: {first_few(only)}")
     return classes, notes
+
+
+def _check_generated(parts: Sequence[Part]) -> None:
+    is_real = [any(not sample.origin for sample in part.samples) for part in parts]
+    real = {name for part, has in zip(parts, is_real, strict=True) if has for name in part.classes}
+    for part, has_real in zip(parts, is_real, strict=True):
+        only = [] if has_real else [name for name in part.classes if name not in real]
+        if real and only:
+            raise BadInput(
+                f"{part.root}: has generated images of classes that no real dataset beside it has: "
+                f"{first_few(only)}; fit the generator on the classes of the others, give real "
+                f"images of these too, or name it as a view of a schedule, gen:{part.root}"
+            )
 
 
 def joined_samples(parts: Sequence[Part], classes: Sequence[str]) -> Iterator[Sample]:
