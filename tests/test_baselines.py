@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import featurecache
+from featurecache import machine
 from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached, UnknownName
 from featurecache.heads import baselines as fits
@@ -186,7 +187,9 @@ def test_several_backbones_stand_side_by_side(
 ) -> None:
     seen = []
 
-    def cheap(X: fits.Vectors, y: fits.Labels, Z: fits.Vectors, classes: int) -> fits.Chosen:
+    def cheap(
+        X: fits.Vectors, y: fits.Labels, Z: fits.Vectors, classes: int, **_: Any
+    ) -> fits.Chosen:
         seen.append((X, Z))
         return fits.Chosen("", np.zeros((len(Z), classes)))
 
@@ -229,6 +232,7 @@ def test_an_image_of_another_split_and_copies_are_not_fitted_on(
     [
         ({"backbone": ()}, BadInput, "needs --backbone"),
         ({"split": "train"}, BadInput, "is used for fitting"),
+        ({"width": 0}, BadInput, "width 0: must be from 1 to"),
         ({"split": "vla"}, BadInput, "vla"),
         ({"view": "colour_1"}, UnknownName, "nearest: color"),
         ({"view": "color_2"}, NotCached, "--view color_2"),
@@ -252,6 +256,37 @@ def test_one_class_is_refused(
     featurize(data, policy="none", cache=tmp_path / "c", **tiny)
     with pytest.raises(BadInput, match="of one class"):
         baselines("efficientnet_lite0", data=data, cache=tmp_path / "c")
+
+
+def test_what_does_not_fit_into_memory_is_left_out_with_its_reason(
+    small_data: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "available_memory", lambda: 13 * 100**2)  # bytes
+    given: dict[str, Any] = {"data": small_data, "cache": small_cache}
+    found = baselines("efficientnet_lite0", width=100, **given)
+    names = ["logistic", "neighbours", "ncm", "random_features"]
+    assert [row["baseline"] for row in found.table] == names
+    assert found.table[-1]["setting"].startswith("width 100, penalty")
+    ridge, lda = found.notes
+    assert ridge.startswith("no ridge: head: ridge of width 1,280 needs about 0.1 GB of memory")
+    assert lda.startswith("no lda: head: lda of width 1,280")
+    words = ["baselines", "--backbone", "efficientnet_lite0", "--width", "101"]
+    shown = CliRunner().invoke(
+        cli, [*words, "--data", str(small_data), "--cache", str(small_cache)]
+    )
+    assert shown.exit_code == 0 and "no random_features: head: random_features" in shown.stdout
+
+
+def test_classes_that_are_too_small_to_choose_on_leave_out_what_chooses(
+    tmp_path: Path, write_dataset: Callable[..., Path], tiny: dict[str, Any]
+) -> None:
+    data = write_dataset(tmp_path / "data", {"train/cat": 4, "train/dog": 4, "val/cat": 2})
+    featurize(data, policy="none", cache=tmp_path / "c", **tiny | {"layer": "blocks.0"})
+    found = baselines("efficientnet_lite0", data=data, cache=tmp_path / "c")
+    assert [row["baseline"] for row in found.table] == ["ridge", "lda", "ncm"]
+    assert [note.partition(":")[0] for note in found.notes] == [
+        "no logistic", "no neighbours", "no random_features",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -243,6 +243,7 @@ def ensemble(as_json: bool, quiet: bool, **arguments: Any) -> None:
 @click.command()
 @options("backbone", "data", "cache", "seed", "view")
 @click.option("--split", default="val", help="A labelled split for testing.")
+@click.option("--width", type=int, metavar="N", help="The number of random features.")
 @options(*CACHED, *OUTPUT)
 def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
     """Evaluate simple classifiers on vectors: what a trained head has to beat.
@@ -256,6 +257,7 @@ def baselines(as_json: bool, quiet: bool, **arguments: Any) -> None:
         return printing.print_json(result)
     title = f"{' + '.join(result.backbone)}, {result.view}: fitted on {result.train:,} images"
     terminal.table(result.table, f"{title}, tested on {result.n:,} of {result.split}")
+    printing.lines(result.notes)
     printing.left_out(result.left_out)
 
 

@@ -57,14 +57,19 @@ def ncm(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
     return _solved("ncm", X, y, Z, classes)
 
 
-def random_features(X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
-    """Ridge on a layer of random weights with ReLU, at most _PER_ROW features per training row; the
-    penalty is chosen on a held-out fifth of the training rows."""
-    return _solved("random_features", X, y, Z, classes)
+def random_features(
+    X: Vectors, y: Labels, Z: Vectors, classes: int, width: int | None = None
+) -> Chosen:
+    """Ridge on a layer of `width` random weights with ReLU, by default RANDOM_FEATURES, or _PER_ROW
+    per training row if these are fewer; the penalty is chosen on a held-out fifth of the training
+    rows."""
+    return _solved("random_features", X, y, Z, classes, width)
 
 
-def _solved(form: Form, X: Vectors, y: Labels, Z: Vectors, classes: int) -> Chosen:
-    width = min(RANDOM_FEATURES, _PER_ROW * len(X))
+def _solved(
+    form: Form, X: Vectors, y: Labels, Z: Vectors, classes: int, width: int | None = None
+) -> Chosen:
+    width = width or min(RANDOM_FEATURES, _PER_ROW * len(X))
     solved = solve(form, Rows.of_array(X, y, classes), width=width)
     scores = np.concatenate([solved.scores(Z[block]) for block in _blocks(len(Z))])
     parts = [f"width {width}"] if form == "random_features" else []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -23,6 +24,7 @@ from featurecache.lookup.held_spaces import no_backbone_error, side_by_side, spa
 from featurecache.lookup.labelled_rows import LabelledRows, decodable, labelled_rows, training_rows
 from featurecache.study import metrics
 from featurecache.text import listed
+from featurecache.training.head_shapes import MAX_WIDTH
 
 
 class BaselineRow(TypedDict):
@@ -40,7 +42,8 @@ class BaselineRow(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """The baselines of some backbones; `table` has one row per baseline."""
+    """The baselines of some backbones; `table` has one row per baseline, and `notes` the reasons
+    why others could not be fitted."""
 
     backbone: list[str]
     view: str
@@ -49,6 +52,7 @@ class Baselines:
     n: int  # images tested
     left_out: int  # images of the split that could not be read or decoded
     table: list[BaselineRow]
+    notes: list[str]
 
 
 def baselines(
@@ -56,6 +60,7 @@ def baselines(
     *,
     view: str = "none",
     split: str = "val",
+    width: int | None = None,
     data: DataSource = "data",
     cache: str | Path = "data/cache",
     seed: int = 0,
@@ -63,18 +68,24 @@ def baselines(
     **setting: Unpack[CachedSetting],
 ) -> Baselines:
     """Ridge, logistic regression, nearest neighbours, linear discriminants, class means and random
-    features on the vectors of a view: fitted on the split `train`, tested on another.
+    features on the vectors of a view: fitted on the split `train`, tested on another. `width` is
+    the number of random features; the default is 5,000, or four per training image if these are
+    fewer.
 
     Vectors of several backbones are concatenated. `precision` and the settings select among several
     spaces in the cache and apply to every backbone; `seed` is the seed of the view. Copies of an
     image are fitted once, and images that also occur in another split not at all (law 8, "Views of
-    one image never straddle a split"). Raises BadInput and NotCached before any work.
+    one image never straddle a split"). A baseline that can't be fitted, because its Gram matrix
+    does not fit into memory or its classes are too small to choose a setting on, is left out, and
+    `notes` say why. Raises BadInput and NotCached before any work.
     """
     progress = resolve_progress(progress)
     check_keywords(setting, CachedSetting, "baselines")
     names = list(dict.fromkeys(listed(backbone)))
     if not names:
         raise no_backbone_error("baselines", cache)
+    if width is not None and not 1 <= width <= MAX_WIDTH:
+        raise BadInput(f"width {width}: must be from 1 to {MAX_WIDTH:,}")
     if split == "train":
         raise BadInput("split train is used for fitting; choose another")
     opened = Cache(cache)
@@ -101,17 +112,27 @@ def baselines(
     X, y = side_by_side(spaces, train.items), train.labels
     Z, labels = side_by_side(spaces, tested.items), tested.labels
     table: list[BaselineRow] = []
-    every = [fits.ridge, fits.logistic, fits.neighbours]
-    every += [fits.lda, fits.ncm, fits.random_features]
-    for number, fit in enumerate(every):
-        name = fit.__name__
+    notes: list[str] = []
+    every: dict[str, Callable[..., fits.Chosen]] = {
+        "ridge": fits.ridge,
+        "logistic": fits.logistic,
+        "neighbours": fits.neighbours,
+        "lda": fits.lda,
+        "ncm": fits.ncm,
+        "random_features": partial(fits.random_features, width=width),
+    }
+    for number, (name, fit) in enumerate(every.items()):
         progress(number, len(every), f"baselines: {name}")
         began = time.perf_counter()
-        chosen = fit(X, y, Z, len(dataset.classes))
+        try:
+            chosen = fit(X, y, Z, len(dataset.classes))
+        except BadInput as error:
+            notes.append(f"no {name}: {error}")
+            continue
         seconds = round(time.perf_counter() - began, 2)
         result = metrics.evaluate_predictions(chosen.scores, labels, dataset.classes)
         low, high = metrics.interval(chosen.scores.argmax(1) == labels)
-        top5 = None if fit is fits.neighbours else result["top5"]
+        top5 = None if name == "neighbours" else result["top5"]
         table.append(
             {
                 "baseline": name,
@@ -133,4 +154,5 @@ def baselines(
         n=len(tested),
         left_out=left_out,
         table=table,
+        notes=notes,
     )

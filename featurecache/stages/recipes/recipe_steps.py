@@ -13,6 +13,7 @@ from pydantic import Field
 from featurecache.errors import FeatureCacheError, located
 from featurecache.features.settings import BackboneSetting
 from featurecache.text import listed
+from featurecache.training.head_shapes import MAX_WIDTH
 from featurecache.training.settings import YamlModel
 
 BEST_EPOCH = "best-epoch"  # as a split: the validation of a training in its best epoch
@@ -144,6 +145,7 @@ class Baselines(BackboneStep, SplitStep):
     """A step of `featurecache baselines`."""
 
     precision: str | None = None
+    width: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
 
 
 class RunRecipe(YamlModel):

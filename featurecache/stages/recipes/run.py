@@ -367,6 +367,7 @@ def _ensemble(step: Ensemble, execution: _Execution) -> None:
 def _baselines(step: Baselines, execution: _Execution) -> None:
     result = baselines(**execution.where(), **step.model_dump())
     networks = " + ".join(result.backbone)
+    execution.notes += [f"baselines of {networks}: {note}" for note in result.notes]
     execution.table += [
         table_row(
             f"{row['baseline']}, {row['setting']}: {networks}",
