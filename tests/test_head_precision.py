@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 import yaml
 
+import featurecache
+from featurecache.errors import FeatureCacheWarning
 from featurecache.heads import mlp
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stacks import Stack
@@ -96,3 +99,45 @@ def test_a_training_in_bf16_says_what_it_costs(
     )
     found = evaluate(half.run, split="val", data=small_data, cache=small_cache)
     assert np.isfinite(found.top1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("validation", "held"), [({"split": "val"}, 18), ({"fraction": 0.5}, 45), ({"folds": 3}, 30)]
+)
+def test_a_classifier_on_arrays_says_what_bf16_costs(validation: dict[str, Any], held: int) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    x = 2 * rng.normal(size=(3, 6))[y] + rng.normal(size=(90, 6))
+    schedule = {"head": {"hidden": [8]}, "batch_size": 16, "phases": PHASES}
+    half = schedule | {"precision": "bf16", "validation": validation}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted = featurecache.HeadClassifier(half, device="cpu").fit(x.astype(np.float32), y)
+    said = [str(each.message) for each in caught if each.category is FeatureCacheWarning]
+    (cost,) = [text for text in said if "instead of f32" in text]
+    assert "points (" in cost and f"on {held} validation" in cost
+    assert fitted.schedule_["precision"] == "bf16"
+    assert fitted.predict_proba(x.astype(np.float32)).shape == (90, 3)
+
+
+def test_rows_that_cannot_be_held_out_are_named() -> None:
+    x = np.eye(4, dtype=np.float32)
+    schedule = {"head": {"hidden": []}, "phases": PHASES, "precision": "bf16"}
+    with pytest.warns(FeatureCacheWarning, match="bf16 costs in accuracy can't be measured"):
+        featurecache.HeadClassifier(schedule, device="cpu").fit(x, [0, 1, 1, 1])
+
+
+@pytest.mark.slow
+def test_worth_says_what_bf16_costs(small_data: Path, small_cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.yaml"
+    head = {"hidden": [8], "norm": "layer"}
+    phases = [{"views": "none", "epochs": 1}, {"views": "color_1", "epochs": 1}]
+    written = PLAIN | {"head": head, "phases": phases, "validation": {"split": "val"}}
+    for precision, said in (("bf16", 1), ("f32", 0)):
+        path.write_text(yaml.safe_dump(written | {"precision": precision}))
+        found = featurecache.worth(
+            path, data=small_data, cache=small_cache, runs=tmp_path / "runs", seeds=1,
+            lr_schedule="constant",
+        )  # fmt: skip
+        assert len([note for note in found.notes if "bf16 instead of f32" in note]) == said

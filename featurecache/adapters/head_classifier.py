@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from featurecache import yaml_files
-from featurecache.errors import BadInput
+from featurecache.errors import BadInput, FeatureCacheWarning
 from featurecache.heads.default_training import train_default
 from featurecache.heads.defaults import network_schedule
 from featurecache.heads.mlp import Head
@@ -23,6 +25,8 @@ from featurecache.heads.overrides import Overrides, has_network_settings, with_o
 from featurecache.heads.schedules import BackboneChoice, Schedule, find_schedule, read_schedule
 from featurecache.heads.training import train
 from featurecache.heads.training_set import TrainingSet
+from featurecache.stages.heads.precision_cost import Pair, measured_cost
+from featurecache.training.curriculum import Validation
 
 _BACKBONE = "any"  # a schedule names one; here the vectors are given
 
@@ -45,7 +49,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     out. With `folds` there is a network per fold, whose probabilities are averaged.
 
     After `fit`, `head_` is the trained head, `schedule_` its schedule as a dict,
-    `classes_` (C,) the classes and `n_features_in_` the width of the vectors.
+    `classes_` (C,) the classes and `n_features_in_` the width of the vectors. With `precision:
+    bf16` in the schedule a warning says what it costs in accuracy: two short trainings are compared
+    on held-out rows (those of the schedule, or a fifth).
     """
 
     def __init__(
@@ -105,6 +111,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             pairs=[(all_rows, all_rows)] if is_final else None,
             is_final=is_final,
         )
+        if schedule.precision is not None:
+            warnings.warn(_precision_cost(schedule, training_set, self.device), FeatureCacheWarning,
+                          stacklevel=3)  # fmt: skip
         with tempfile.TemporaryDirectory() as run:
             if is_open:
                 chosen = train_default(training_set, schedule, Path(run), device=self.device)
@@ -144,6 +153,34 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         best = self.predict_proba(X).argmax(1)
         names: npt.NDArray[Any] = self.classes_[best]
         return names
+
+
+def _precision_cost(schedule: Schedule, rows: TrainingSet, device: str) -> str:
+    """What the precision of a training costs in accuracy (law 9, "f32 unless asked")."""
+    view = schedule.validation.view
+    fraction = {"view": view, "fraction": schedule.validation.fraction or 0.2}
+    by_rows = schedule if rows.pairs is None else _validated(schedule, fraction)
+    open_rows = replace(rows, pairs=None, is_final=False)
+    try:
+        pair = open_rows.folds(by_rows)[0]
+    except BadInput as error:
+        return (
+            f"what {schedule.precision} costs in accuracy can't be measured on these rows: {error}"
+        )
+
+    def right(short: Schedule, pair: Pair) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as run:
+            head = train(replace(open_rows, pairs=[pair]), short, Path(run), device=device).head
+        vectors = np.asarray(rows.vectors[view][pair[1]])
+        is_right: np.ndarray = head.predict_proba(vectors).argmax(1) == rows.labels[pair[1]]
+        return is_right
+
+    return measured_cost(_validated(schedule, {"view": view, "split": "val"}), pair, device, right)
+
+
+def _validated(schedule: Schedule, validation: Mapping[str, Any]) -> Schedule:
+    """The schedule with another rule of validation."""
+    return schedule.model_copy(update={"validation": Validation.model_validate(dict(validation))})
 
 
 def _only_view(schedule: Schedule) -> str:

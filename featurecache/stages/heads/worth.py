@@ -16,7 +16,7 @@ from featurecache.executors import Progress
 from featurecache.features.costs import seconds_to_make
 from featurecache.features.store import Cache
 from featurecache.heads import phase_variants
-from featurecache.heads.schedules import find_schedule, read_schedule
+from featurecache.heads.schedules import Schedule, find_schedule, read_schedule
 from featurecache.keys import Json, canonical, digest, jpeg_side, picture_key
 from featurecache.networks.configs import NetworkConfig, is_network_config, read_config
 from featurecache.runs.record import claimed_run, make_folder
@@ -183,6 +183,12 @@ def worth(
             done += epochs
             progress(done, total, f"worth ({way}, seed {seed})")
 
+    cost: list[str] = []  # of bf16, which all trainings have alike
+    first = next(iter(ways.values()))[0]
+    if isinstance(first, Schedule) and isinstance(training, TrainingData):
+        from featurecache.stages.heads.precision_cost import precision_cost  # torch
+
+        cost = precision_cost(first, training, pairs, device)
     rights = {
         way: np.array([outcome.array() for outcome in way_outcomes])
         for way, way_outcomes in outcomes.items()
@@ -212,7 +218,7 @@ def worth(
         seeds=numbers,
         ways=compared,
         views=costs,
-        notes=notes + training.notes,
+        notes=notes + training.notes + cost,
     )
     durable.replace(run / "worth.json", canonical(asdict(result)) + b"\n")
     return result
