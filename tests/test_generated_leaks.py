@@ -175,6 +175,15 @@ def test_a_head_that_is_chosen_without_a_schedule_is_refused(
         featurecache.train_head(data=data, cache=cache)
 
 
+def test_a_search_is_refused(make: Make, small_data: Path, cache: Path, tmp_path: Path) -> None:
+    made = make([bytes(32)])
+    (tmp_path / "search.yaml").write_text(
+        "backbone: efficientnet_lite0\nvalidation: {fraction: 0.25}\njudge: {split: val}\n"
+    )
+    with pytest.raises(BadInput, match=f"^{made}: has generated images, .*; search on real ones"):
+        featurecache.search(tmp_path / "search.yaml", data=[small_data, made], cache=cache)
+
+
 def test_a_network_is_refused_too(
     make: Make, small_data: Path, cache: Path, tmp_path: Path
 ) -> None:
