@@ -39,6 +39,11 @@ class Setting:
     def size(self, long: int, small: int) -> int:
         return small if self.small else long
 
+    def warm(self, sides: Mapping[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+        """The warm-ups of sides that start processes: none at the small size, where only what the
+        sides give counts."""
+        return {name: lambda: None for name in sides} if self.small else dict(sides)
+
 
 @dataclass(frozen=True)
 class Check:

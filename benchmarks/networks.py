@@ -124,7 +124,7 @@ def epoch_of_resnet(setting: Setting, device: torch.device, precision: str) -> t
     """The time of an epoch on a device, ours and timm's, and whether their losses are alike."""
     size = setting.size(64, 32)
     config = _resnet(setting, size, precision, 1)
-    data = tiny_imagenet(setting, 50 if device.type == "cuda" else 5, 1)
+    data = tiny_imagenet(setting, 50 if device.type == "cuda" else setting.size(5, 2), 1)
     initial = initial_network("resnet18", "random", input_size=size, crop=1.0)
     images = _Images(open_dataset(data), config, initial)
     images.network.to(device)

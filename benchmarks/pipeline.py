@@ -162,7 +162,7 @@ def two_backbones(setting: Setting) -> list[Case]:
         return [space.root_hash for space in Cache(cache).spaces()]
 
     sides = {OURS: lambda: run([pair]), "two commands": lambda: run([[name] for name in pair])}
-    seconds, results = compare(sides, setting.repeats)
+    seconds, results = compare(sides, setting.repeats, warm=setting.warm(sides))
     same = results[OURS] == results["two commands"]
     check = Check(f"both spaces have the same root hashes: {same}", same)
     start = timed(

@@ -36,7 +36,7 @@ def startup(setting: Setting) -> list[Case]:
             OURS: lambda command=command: _run(command),
             PASS: lambda: _run([sys.executable, "-c", "pass"]),
         }
-        seconds, _ = compare(sides, setting.repeats)
+        seconds, _ = compare(sides, setting.repeats, warm=setting.warm(sides))
         more = statistics.median(seconds[OURS]) - statistics.median(seconds[PASS])
         log = _run([sys.executable, "-X", "importtime", *command[1:]])
         imported = {m.split(".")[0] for m in re.findall(r"\| +([\w.]+)$", log, re.MULTILINE)}

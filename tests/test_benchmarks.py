@@ -5,15 +5,26 @@ Never how fast: that is what the page is for.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import growth, hand_written, harness, network_memory, report, scale, small_things
+from benchmarks import (
+    gpu,
+    growth,
+    hand_written,
+    harness,
+    heads,
+    network_memory,
+    report,
+    scale,
+    small_things,
+)
 from benchmarks.__main__ import main
-from benchmarks.datasets import tiny_imagenet
+from benchmarks.datasets import tiny_imagenet, write_files
 from benchmarks.gpu import featurize_on
 from benchmarks.harness import Case, Check, Setting, compare, roof
 from benchmarks.heads import epochs_on
@@ -23,13 +34,13 @@ from benchmarks.rows import ROWS, Row, Target
 
 # More than five seconds each: they start processes, or load and compile networks.
 SLOW = {
-    "featurize_f32", "featurize_bf16", "two_backbones", "growth", "head_epoch", "paper", "defaults",
+    "featurize_f32", "featurize_bf16", "two_backbones", "head_epoch", "paper", "defaults",
     "small_things",
 }  # fmt: skip
 MARKED = [
     pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.name in SLOW else [])
     for row in ROWS
-    if row.needs != "cuda"
+    if row.needs != "cuda" and row.name not in ("growth", "network_memory")  # tested in parts
 ]
 
 
@@ -114,6 +125,56 @@ def test_sides_that_need_each_other_stay_together() -> None:
     assert len(pairs) == 24 and set(pairs) == set(chains)
     orders = {tuple(pairs[i : i + 3]) for i in range(0, 24, 3)}
     assert len(orders) == 3  # the two runs of ours look alike
+
+
+@pytest.mark.slow
+def test_the_processes_of_the_rows_of_growth_and_memory(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, small=True)
+    data = write_files(tmp_path / "files", growth._numbered(setting, 8))
+    found = growth._fresh(data, tmp_path, small=True)
+    assert set(found) == {"seconds", "process", "worker", "rows"}
+    assert found["rows"] == 8 and found["seconds"] > 0 and found["process"] > 100
+    network_memory._write(tmp_path / "pictures", 20)
+    assert network_memory._peak(tmp_path / "pictures") > 100  # MB
+
+
+def test_the_command_measures_the_rows_of_a_gpu_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows themselves run on a CPU above; here a device and what it measures are made up."""
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(report, "STORE", tmp_path / "measured.json")
+    report.PAGE.write_text("<!-- measured -->\n<!-- end of measured -->\n")
+    kept = report.result_of(ROWS[0], [Case("a case", {"ours": [1.0]})], 1, 1.0)
+    report.write_results({ROWS[0].name: kept, "gpu": {"lacks": "no CUDA device"}})
+    settings: list[Setting] = []
+
+    def cases(device: str, setting: Setting) -> list[Case]:
+        assert device == "cuda" and Path(os.environ[harness.MEMOS]).parent == setting.folder
+        settings.append(setting)
+        peers = ("ours", "timm eager AMP", "timm torch.compile AMP")
+        return [Case("images in memory, bf16", {side: [1.0, 2.0] for side in peers}, 9000)]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a made device")
+    monkeypatch.setattr(gpu, "featurize_on", cases)
+    monkeypatch.setattr(heads, "epochs_on", cases)
+    monkeypatch.setattr(
+        gpu, "epoch_of_resnet",
+        lambda setting, device, precision: (cases(device.type, setting)[0], Check("alike", True)),
+    )  # fmt: skip
+    monkeypatch.setattr("benchmarks.__main__.STORE", report.STORE)
+    done = CliRunner().invoke(main, ["--gpu", "--repeats", "2"])
+    assert done.exit_code == 0, done.output
+    results = report.read_results()
+    names = [row.name for row in ROWS if row.needs == "cuda"]
+    assert list(results) == [ROWS[0].name, *names] and results[ROWS[0].name] == kept
+    for name in names:
+        assert results[name]["repeats"] == 2 and "a made device" in results[name]["machine"]
+        assert results[name]["cases"][0]["seconds"]["ours"] == [1.0, 2.0]
+        assert f"### {name}: " in report.PAGE.read_text()
+    assert [setting.repeats for setting in settings] == [2, 2, 2]
+    assert "| `gpu` | images in memory, bf16 | x timm eager AMP" in report.PAGE.read_text()
 
 
 def test_rows_of_whole_processes_run_each_side_twice(
