@@ -22,6 +22,8 @@ from featurecache.stages.heads.ensemble import ensemble
 from featurecache.stages.heads.evaluate import evaluate
 from featurecache.stages.heads.predict import predict
 from featurecache.stages.heads.train_head import train_head
+from featurecache.stages.heads.worth import worth
+from featurecache.stages.looking.report import report
 
 CHANNELS, PLACES = 8, 9
 PHASES = [{"views": "none", "epochs": 30}]
@@ -69,11 +71,13 @@ def test_maps_of_a_cache_are_trained_on_evaluated_and_predicted(
 ) -> None:
     where: dict[str, Any] = {"data": small_data, "cache": tmp_path / "c"}
     setting = {"input_size": 64, "layer": "blocks.6"}
-    featurize(**where, policy="none", backbone="efficientnet_lite0", pooling="none", **setting)
+    views = ["none", "color_1"]
+    featurize(**where, policy=views, backbone="efficientnet_lite0", pooling="none", **setting)
     backbone = {"name": "efficientnet_lite0", "pooling": "none", **setting}
     content = {
         "backbone": backbone, "head": {"kind": "attention", "channels": 320},
-        "validation": {"split": "val"}, "phases": [{"views": "none", "epochs": 3}],
+        "validation": {"split": "val"},
+        "phases": [{"views": {"none": 0.6, "color_1": 0.4}, "epochs": 3}],
         "batch_size": 8,
     }  # fmt: skip
     path = tmp_path / "attention.yaml"
@@ -88,6 +92,12 @@ def test_maps_of_a_cache_are_trained_on_evaluated_and_predicted(
     assert evaluate(folds.run, split="held-out", **where).n > 0
     combined = ensemble([trained.run, folds.run], how="mean", **where)
     assert len(combined.members) == 2 and "mean" in combined.ensembles
+    page = report([trained.run, folds.run], out=tmp_path / "report.html", split="val", **where)
+    assert page.n == 12 and Path(trained.run).name in Path(page.path).read_text()
+    path.write_text(yaml.safe_dump(content))
+    gains = worth(path, seeds=1, **where, runs=tmp_path / "r")
+    assert {way.policy for way in gains.ways} == {"clean", "color"}
+    assert all(0 <= way.top1 <= 1 and len(way.of_seeds) == 1 for way in gains.ways)
     path.write_text(yaml.safe_dump(content | {"head": {"kind": "attention", "channels": 64}}))
     with pytest.raises(BadInput, match="have 320 channels"):
         train_head(path, **where, runs=tmp_path / "r")

@@ -15,7 +15,9 @@ from sklearn.neighbors import NearestCentroid
 from featurecache import machine, yaml_files
 from featurecache.adapters.head_classifier import HeadClassifier
 from featurecache.errors import BadInput
+from featurecache.heads import closed_form_training
 from featurecache.heads import closed_forms as forms
+from featurecache.heads.logistic import Penalty
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.training import train
@@ -80,6 +82,56 @@ def test_class_means_are_scikit_learns() -> None:
     X, y = blobs()
     form = forms.solve("ncm", one_view(X, y))
     np.testing.assert_array_equal(form.scores(X).argmax(1), NearestCentroid().fit(X, y).predict(X))
+
+
+@pytest.mark.parametrize("form", ["ncm", "random_features"])
+def test_a_mixture_is_the_rows_repeated_for_class_means_and_random_features(
+    form: forms.Form,
+) -> None:
+    (X, y), (other, _) = blobs(), blobs(seed=1)
+    mixed = Rows(
+        views=[lambda rows: X[rows], lambda rows: other[rows]], shares=[2 / 3, 1 / 3],
+        labels=y, classes=CLASSES,
+    )  # fmt: skip
+    repeated = one_view(np.concatenate([X, X, other]), np.tile(y, 3))
+    if form == "ncm":
+        ours, theirs = (forms.solve(form, rows).scores(X) for rows in (mixed, repeated))
+        # Scores of a row are those of the other solution and a number, the same for each class.
+        np.testing.assert_allclose(ours - ours[:, :1], theirs - theirs[:, :1], atol=1e-3)
+        return
+    layers = [forms.random_layer(rows, 48, 3) for rows in (mixed, repeated)]
+    np.testing.assert_allclose(layers[0].weight, layers[1].weight, rtol=1e-4)
+    np.testing.assert_allclose(layers[0].bias, layers[1].bias, rtol=1e-3, atol=1e-4)
+    solved = []
+    for rows, layer in zip((mixed, repeated), layers, strict=True):
+        sums = forms.empty_sums(rows, layer)
+        sums.add(rows, np.arange(len(rows.labels)))
+        solved.append(forms.ridge(sums, 0.1)[0](forms.features(X, layer)))
+    np.testing.assert_allclose(*solved, atol=1e-3)
+
+
+def test_a_mixture_is_the_rows_repeated_for_logistic_regression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (X, y), (other, _) = blobs(), blobs(seed=1)
+    penalty = Penalty(
+        standardise=False, decay=1e-2, weight_decay=1e-2, right=y < 0, test_rows=y < 0
+    )
+    monkeypatch.setattr(closed_form_training, "choose_penalty", lambda *_: penalty)
+
+    def probabilities(vectors: dict[str, Vectors], shares: dict[str, float], name: str) -> Any:
+        rows = len(vectors["none"])
+        data = TrainingSet(
+            vectors=vectors, labels=np.tile(y, rows // len(y)), classes=list("abcd"), identity="x",
+            items=np.random.default_rng(0).integers(0, 256, (rows, 32), np.uint8),
+            pairs=[(np.arange(rows), np.arange(rows))], is_final=True,
+        )  # fmt: skip
+        schedule = schedule_of("logistic", phases=[{"views": shares, "epochs": 1}])
+        return train(data, schedule, tmp_path / name).head.predict_proba(X)
+
+    mixed = probabilities({"none": X, "other": other}, {"none": 0.75, "other": 0.25}, "mixed")
+    repeated = probabilities({"none": np.concatenate([X, X, X, other])}, {"none": 1.0}, "repeated")
+    np.testing.assert_allclose(mixed, repeated, atol=1e-3)
 
 
 @pytest.mark.parametrize("form", ["ridge", "lda"])

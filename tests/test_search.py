@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,18 +15,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from benchmarks.reliability.harness import Ours, Process
 from featurecache.errors import BadInput
 from featurecache.heads.mixture_weights import Mixtures
 from featurecache.images.operations import OPERATIONS, atomic_policies, mixture, pair
 from featurecache.images.policies import Policy, read_policy
 from featurecache.images.views import View
+from featurecache.stages.cache.featurize import featurize
+from featurecache.stages.heads.evaluate import evaluate
+from featurecache.stages.heads.train_head import train_head
+from featurecache.stages.heads.worth import worth
 from featurecache.stages.search import search_trainings
 from featurecache.stages.search.halving import candidate_mixtures, halve
 from featurecache.stages.search.scoring import OperationScore
 from featurecache.stages.search.search import Search, search
+from featurecache.stages.search.search_config import read_config
 
 # ---- weights ----
 
@@ -235,7 +246,19 @@ def test_a_search_finds_the_rotation_and_resumes(
     scores = (run / "scores-1.json").read_bytes()
     result = find()
     assert result.run == str(run) and (run / "scores-1.json").read_bytes() == scores
-    fresh = find(runs="other")
+    judged: list[tuple[int, int, int]] = []
+
+    def counting(*arguments: Any) -> Any:
+        schedule, (pair,) = arguments[2], arguments[4]
+        if len(pair[1]) == 320:  # those that chose, and those that judge
+            judged.append((schedule.epochs, schedule.batch_size, len(pair[0])))
+        return trained(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_trainings, "outcome_of", counting)
+        fresh = find(runs="other")
+    # The found policy, none and three others, each with two seeds, in as many optimizer steps.
+    assert len(judged) == 5 * 2 and set(judged) == {(24, 32, 48)}
     assert Path(result.policy).read_text() == Path(fresh.policy).read_text()
     assert fresh.weights == result.weights and fresh.candidates == result.candidates
 
@@ -249,13 +272,120 @@ def test_a_search_finds_the_rotation_and_resumes(
     assert {row["policy"] for row in others} == {"mirror", "randaugment", "trivialaugment"}
     assert result.images == {"sample": 48, "training": 48, "validation": 160, "judged": 160}
     assert json.loads((run / "search.json").read_bytes())["weights"] == result.weights
+    gap, clean_gap = (row["searched"] - row["untouched"] for row in (found, clean))
+    assert result.optimism == {"top1": gap, "gain": gap - clean_gap}
+    assert set(best["helps"]) <= set("2347") and len(best["helps"]) == 3
+    gains = {row["operation"]: row for row in result.operations}
+    assert gains["Invert"]["hurts"] and gains["none"]["helps"] == gains["none"]["hurts"] == []
     report = (run / "report.txt").read_text()
+    assert (
+        "optimism of the search: the second minus the first, in points\n"
+        f"  {100 * gap:+.1f} of top-1, {100 * (gap - clean_gap):+.1f} of the gain over none\n"
+    ) in report
+    assert f"Rotate-90; helps {', '.join(best['helps'])}; hurts " in report
     assert "Rotate-90" in report and re.search(
         r"; [1-9]\d* of \d+ operations surely help\n", report
     )
     policy = read_policy(Path(result.policy))
     picture = View(policy, 1).picture(np.full((8, 8, 3), 9, np.uint8), bytes(32))
     assert picture.shape == (8, 8, 3)
+
+
+def killed_at(folder: Path, target: str, calls: int, after: str) -> None:
+    """kill -9 this process at a call of the function `target`, counted once a file like `after` is
+    there."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    if not target:
+        return
+    name, _, attribute = target.partition(":")
+    *owner, last = attribute.split(".")
+    place = functools.reduce(getattr, owner, importlib.import_module(name))
+    whole, count = getattr(place, last), 0
+
+    def killing(*arguments: Any, **named: Any) -> Any:
+        nonlocal count
+        count += any(folder.glob(after))
+        if count == calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*arguments, **named)
+
+    setattr(place, last, killing)
+
+
+# The function, its call, a file that is there by then, and one that is not.
+MOMENTS = {
+    "embed": ("featurecache.features.spaces:Space.commit", 4, "*", "runs/*/scores-1.json"),
+    "score": ("featurecache.heads.mixture_weights:Mixtures.right", 3, "*", "runs/*/scores-1.json"),
+    "halving": ("featurecache.heads.training:train", 4, "runs/*/scores-1.json", "runs/*/found*"),
+    "verdict": ("featurecache.heads.training:train", 2, "runs/*/found*", "runs/*/search.json"),
+}
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_in_every_stage_finds_the_same_policy(
+    tmp_path: Path, rotated: Path
+) -> None:
+    (tmp_path / "my_pixels.py").write_text(PIXELS)
+    (tmp_path / "search.yaml").write_text(CONFIG.replace("seeds: 2", "seeds: 1"))
+    words = ["search", "--config", "search.yaml", "--data", rotated, "--engine", "torch-cpu"]
+    words += ["--workers", 0, "--device", "cpu"]
+
+    def ended(target: str = "", calls: int = 0, after: str = "*", place: str = "") -> int | None:
+        where = ["--cache", f"{place}cache", "--runs", f"{place}runs"]
+        before = functools.partial(killed_at, tmp_path, target, calls, after)
+        return Process(Ours(), [*words, *where], tmp_path / "said", before).wait(300)
+
+    for target, calls, present, absent in MOMENTS.values():
+        assert ended(target, calls, present) == -signal.SIGKILL, (tmp_path / "said").read_text()
+        assert any(tmp_path.glob(present)) and not any(tmp_path.glob(absent))
+    assert ended() == 0 and ended(place="other_") == 0
+    (found,), (undisturbed,) = (
+        tuple(tmp_path.glob(f"{place}runs/*/found-*.yaml")) for place in ("", "other_")
+    )
+    assert found.name == undisturbed.name and found.read_bytes() == undisturbed.read_bytes()
+    assert "Rotate-90" in found.read_text()
+
+
+@pytest.mark.slow
+def test_a_found_policy_is_used_like_any_other(find: Find, rotated: Path) -> None:
+    config = CONFIG.replace(
+        "[{Rotate: [30, 90]}, Fliplr, {Contrast: [0.5, 0.5]}, Invert]",
+        "[{Rotate: [90, 90]}, Fliplr]",
+    ).replace("seeds: 2", "seeds: 1")
+    found = find(config)
+    view = f"{found.policy}_1"
+    where: dict[str, Any] = {"data": rotated, "cache": "cache"}
+    made = featurize(
+        **where, policy=["none", view], backbone="my_pixels:Cells", engine="torch-cpu", workers=0
+    )
+    # `none` is there for all images, and the view for the training images of the verdict.
+    assert (made.hits, made.computed) == (368 + 48, 320)
+    schedule = {
+        "backbone": "my_pixels:Cells", "head": {"hidden": []}, "optimizer": {"lr": 0.01},
+        "batch_size": 32, "validation": {"split": "val"},
+        "phases": [{"views": {"none": 0.2, view: 0.8}, "epochs": 24}],
+    }  # fmt: skip
+    Path("found.yaml").write_text(yaml.safe_dump(schedule))
+    trained = train_head("found.yaml", **where, device="cpu")
+    found_row, clean_row, *_ = found.compared
+    untouched = evaluate(trained.run, split="test", **where).top1
+    assert untouched == pytest.approx(found_row["untouched"], abs=0.05)
+    averaged = evaluate(trained.run, split="test", tta=[view], **where)
+    assert averaged.tta == [view] and averaged.top1 > clean_row["untouched"]
+    gains = worth("found.yaml", seeds=1, **where, device="cpu")
+    (gain,) = [way for way in gains.ways if way.best]
+    assert gain.against_clean is not None and gain.against_clean.difference > 0.2
+
+
+def test_the_default_space_has_95_policies_of_30_operations() -> None:
+    path = Path(__file__).parents[1] / "pipelines/policies/search.yaml"
+    made = read_config(path).policies(path)
+    assert len(OPERATIONS) == 30 and sum(map(len, made.values())) == 95
+    for name, operation in OPERATIONS.items():
+        assert len(made[name]) == (3 if operation.limit else 1), name
+    others = [name for name in made if name not in OPERATIONS]
+    assert {"spatial", "color", "class_a", "trivialaugment"} < set(others)
 
 
 @pytest.mark.slow
