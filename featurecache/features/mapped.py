@@ -73,6 +73,7 @@ class MappedVectors:
         self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
         # By record index: the place of these bytes in memory; 0 for a shard that is not mapped.
         self._starts = np.zeros(len(space.records), np.int64)
+        self._span: tuple[int, np.ndarray] | None = None  # see `_gathered`
         self.shape = (len(items), space.dim)
         stored = space.records[0].arrays["features"].dtype if space.records else "<f4"
         self.dtype = np.dtype(stored)
@@ -86,12 +87,14 @@ class MappedVectors:
             self._shards[record_index] = _shard_of(space, record_index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_maps": {}, "_starts": np.zeros_like(self._starts)}
+        starts = np.zeros_like(self._starts)
+        return {**vars(self), "_maps": {}, "_starts": starts, "_span": None}
 
     def close(self) -> None:
         """Close the memory maps; the next access opens them again."""
         self._maps.clear()
         self._starts[:] = 0
+        self._span = None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -106,12 +109,12 @@ class MappedVectors:
         if record_indices.ndim == 0:
             vector: np.ndarray = self[np.array([index])][0]
             return vector
-        pending = ~self._is_sound[record_indices]
-        if pending.any():
-            pending &= ~self._checked[index]
-        if pending.any():
-            self._check(rows[pending], record_indices[pending])
-            self._checked[index] = True
+        is_sound = self._is_sound[record_indices]
+        if not is_sound.all():
+            pending = ~(is_sound | self._checked[index])
+            if pending.any():
+                self._check(rows[pending], record_indices[pending])
+                self._checked[index] = True
         row_bytes = self.dtype.itemsize * self.shape[1]
         if not isinstance(index, slice) and len(rows) and row_bytes:
             return self._gathered(rows, record_indices)
@@ -142,19 +145,24 @@ class MappedVectors:
             addresses = self._starts[record_indices]
         # One call of NumPy copies all rows, in whatever maps they are. NumPy picks rows out of a
         # single array, and the maps are many. So `span` pretends to be one array, with an element
-        # the size of a row at each byte from the row with the lowest address to the one with the
-        # highest, and the distances between addresses are the indices. What lies between the maps
-        # is never read. Plainer ways take longer for 1,024 rows of 79 shards: joining a memoryview
-        # per row 1.3 times as long, one call per map 2.2 times.
-        row_bytes = self.dtype.itemsize * self.shape[1]
-        addresses += row_bytes * rows
-        lowest = int(addresses.argmin())
-        _, features = self._maps[int(record_indices[lowest])]
-        first = features[row_bytes * int(rows[lowest]) :][:row_bytes].view(f"V{row_bytes}")
-        addresses -= addresses[lowest]
-        span = np.lib.stride_tricks.as_strided(first, (int(addresses.max()) + 1,), (1,))
+        # the size of a row at each byte from the map with the lowest address to the end of the one
+        # with the highest, and the distances between addresses are the indices. What lies between
+        # the maps is never read. Plainer ways take longer for 1,024 rows of 79 shards: joining a
+        # memoryview per row 1.3 times as long, one call per map 2.2 times.
+        lowest, span = self._span = self._span or self._span_of_maps()
+        addresses += span.itemsize * rows
+        addresses -= lowest
         gathered: np.ndarray = span[addresses].view(self.dtype).reshape(len(rows), -1)
         return gathered
+
+    def _span_of_maps(self) -> tuple[int, np.ndarray]:
+        """The lowest address of the vectors in all maps, and the array that begins there."""
+        by_start = sorted(self._maps, key=self._starts.__getitem__)
+        lowest, highest = (int(self._starts[by_start[end]]) for end in (0, -1))
+        row_bytes = self.dtype.itemsize * self.shape[1]
+        first = self._maps[by_start[0]][1][:row_bytes].view(f"V{row_bytes}")
+        length = highest - lowest + len(self._maps[by_start[-1]][1]) - row_bytes + 1
+        return lowest, np.lib.stride_tricks.as_strided(first, (length,), (1,))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -184,6 +192,7 @@ class MappedVectors:
                 oldest = next(number for number in self._maps if number not in needed)
                 del self._maps[oldest]
                 self._starts[oldest] = 0
+            self._span = None
             self._maps[record_index] = data, features
             self._starts[record_index] = features.ctypes.data
         return self._maps[record_index]
