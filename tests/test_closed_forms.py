@@ -84,16 +84,21 @@ def test_class_means_are_scikit_learns() -> None:
     np.testing.assert_array_equal(form.scores(X).argmax(1), NearestCentroid().fit(X, y).predict(X))
 
 
+def mixture_and_repeated(X: Vectors, other: Vectors, y: Labels) -> tuple[Rows, Rows]:
+    """A mixture of two views, the first with twice the share, and the same as one view's rows."""
+    mixed = Rows(
+        views=[lambda rows: X[rows], lambda rows: other[rows]], shares=[2 / 3, 1 / 3],
+        labels=y, classes=CLASSES,
+    )  # fmt: skip
+    return mixed, one_view(np.concatenate([X, X, other]), np.tile(y, 3))
+
+
 @pytest.mark.parametrize("form", ["ncm", "random_features"])
 def test_a_mixture_is_the_rows_repeated_for_class_means_and_random_features(
     form: forms.Form,
 ) -> None:
     (X, y), (other, _) = blobs(), blobs(seed=1)
-    mixed = Rows(
-        views=[lambda rows: X[rows], lambda rows: other[rows]], shares=[2 / 3, 1 / 3],
-        labels=y, classes=CLASSES,
-    )  # fmt: skip
-    repeated = one_view(np.concatenate([X, X, other]), np.tile(y, 3))
+    mixed, repeated = mixture_and_repeated(X, other, y)
     if form == "ncm":
         ours, theirs = (forms.solve(form, rows).scores(X) for rows in (mixed, repeated))
         # Scores of a row are those of the other solution and a number, the same for each class.
@@ -137,11 +142,7 @@ def test_a_mixture_is_the_rows_repeated_for_logistic_regression(
 @pytest.mark.parametrize("form", ["ridge", "lda"])
 def test_a_mixture_of_views_is_the_rows_repeated(form: str) -> None:
     (X, y), (other, _) = blobs(), blobs(seed=1)
-    mixed = Rows(
-        views=[lambda rows: X[rows], lambda rows: other[rows]], shares=[2 / 3, 1 / 3],
-        labels=y, classes=CLASSES,
-    )  # fmt: skip
-    repeated = one_view(np.concatenate([X, X, other]), np.tile(y, 3))
+    mixed, repeated = mixture_and_repeated(X, other, y)
     sums, theirs = forms.empty_sums(mixed), forms.empty_sums(repeated)
     sums.add(mixed, np.arange(len(y)))
     theirs.add(repeated, np.arange(3 * len(y)))

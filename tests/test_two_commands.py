@@ -414,6 +414,22 @@ def test_what_is_deleted_under_a_report_is_said(
 # ---- one run folder ----
 
 
+def results_of_both(other: Other, stage: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """The result of a command that has begun in the other process, which goes on once the same one
+    waits for it here; and the result of the one here."""
+    shown = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        if not shown and "waiting for process" in what:
+            shown.append(what)
+            other.go_on()
+
+    second = stage(progress=progress, **given)
+    first, error = other.end()
+    assert error == "" and f"process {other.process.pid} on" in shown[0]
+    return first, second
+
+
 @pytest.mark.parametrize("name", ["worth", "search"])
 def test_of_two_comparisons_in_a_folder_no_training_is_done_twice(
     small_data: Path, cache: Path, tmp_path: Path, other: Other, schedule: Path, config: Path,
@@ -435,16 +451,7 @@ def test_of_two_comparisons_in_a_folder_no_training_is_done_twice(
 
     monkeypatch.setattr(training, "train", counting)
     other.begin(stage, "featurecache.heads.training:train", 2, **given)
-    shown = []
-
-    def progress(done: int, total: int, what: str) -> None:
-        if not shown and "waiting for process" in what:
-            shown.append(what)
-            other.go_on()
-
-    second = stage(progress=progress, **given)
-    first, error = other.end()
-    assert error == "" and f"process {other.process.pid} on" in shown[0]
+    first, second = results_of_both(other, stage, given)
     assert trained == []
     assert len(list((Path(first.run) / "trained").iterdir())) > 2
     if name == "worth":
@@ -473,16 +480,7 @@ def test_of_two_trainings_of_a_folder_the_second_takes_the_first_ones(
         schedule.write_text(yaml.safe_dump(SCHEDULE | grid))
         stage, given = train_head, given | {"schedule": schedule}
     other.begin(stage, "featurecache.heads.training:train_group", **given)
-    shown = []
-
-    def progress(done: int, total: int, what: str) -> None:
-        if not shown and "waiting for process" in what:
-            shown.append(what)
-            other.go_on()
-
-    second = stage(progress=progress, **given)
-    first, error = other.end()
-    assert error == "" and f"process {other.process.pid} on" in shown[0]
+    first, second = results_of_both(other, stage, given)
     if name == "run":
         assert [row["top1"] for row in first.table] == [row["top1"] for row in second.table]
         assert first.runs == second.runs

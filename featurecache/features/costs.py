@@ -23,7 +23,7 @@ def seconds_to_make(space: Space, items: Iterable[bytes], spaces: Sequence[Space
     used = Counter(space.rows[item][0] for item in set(items) if item in space.rows)
     others = [other for other in spaces if (other.store, other.name) != (space.store, space.name)]
     total = 0.0
-    for number, rows in used.items():
+    for number, rows in sorted(used.items()):  # so that every process adds in the same order
         record = space.records[number]
         start = (record.made.host, _start(record))
         other_starts = [
