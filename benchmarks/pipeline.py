@@ -176,9 +176,9 @@ def paper(setting: Setting) -> list[Case]:
     """Tiny ImageNet (four training images and one validation image of each class; `--full`: all),
     none and four augmented views, Lite0 at 224 px, and the six phases of
     pipelines/paper_000/schedule.yaml, to the head's accuracy on the validation images. Peer:
-    hand_written.py, the whole of it. One process with all libraries imported, on both sides; each
-    opens its network anew, and ours has no memo of an earlier run. Warm cache: another learning
-    rate on the vectors that are there.
+    hand_written.py, the whole of it. Each side is one process with all libraries imported. It opens
+    its network in every repeat, and ours has no memo of an earlier run. Warm cache: another
+    learning rate on the vectors that are there.
 
     Beside it, unjudged, the script's training alone on its own files, for users who keep them and
     know that they are still the right ones. Both sides draw their own augmentations and heads, so

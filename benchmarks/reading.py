@@ -32,7 +32,7 @@ class Stored:
     raw: Path  # .npy
 
     def space(self) -> Space:
-        """Opened anew, as a process that reads does: nothing is known of its records yet."""
+        """The space, just opened as by a new process: none of its records has been read."""
         return Cache(self.cache).space(KEY, "none", "made")
 
 

@@ -48,7 +48,7 @@ def kept_rate(row: str, case: str) -> float:
 
 
 def write_results(results: Mapping[str, Result]) -> None:
-    """Keep what was measured, and make the page anew."""
+    """Keep what was measured, and write the page again."""
     ordered = {row.name: results[row.name] for row in ROWS if row.name in results}
     STORE.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_measured(PAGE, rendered(ordered))

@@ -30,6 +30,7 @@ from featurecache.heads.trained_items import FILE, TrainedItems, root_of
 from featurecache.images import styles
 from featurecache.images.generator_nodes import digests, has_partners
 from featurecache.images.views import View
+from featurecache.items import unpacked
 from featurecache.json_files import Hex64, Open, damaged_run, read_model
 from featurecache.storage.store import Store
 from featurecache.storage.stored_file import StoredFile
@@ -171,7 +172,7 @@ def _items(cache: Cache, digest: str, view: View) -> set[bytes]:
             f"view {view.name}: the cache does not say which images its generator {digest[:16]} "
             f"was fitted on; name the policy's file instead, as in {view.policy_name}.yaml_1"
         )
-    return {note.items[start : start + 32] for start in range(0, len(note.items), 32)}
+    return set(unpacked(note.items))
 
 
 def _style_items(cache: Cache, digest: str, view: View) -> set[bytes]:
@@ -185,7 +186,7 @@ def _style_items(cache: Cache, digest: str, view: View) -> set[bytes]:
             f"name the policy's file instead, as in {view.policy_name}.yaml_1"
         )
     note = read_model(file, StyleNote, _MAX_NOTE, damaged_run)
-    items = [note.items[start : start + 32] for start in range(0, len(note.items), 32)]
+    items = unpacked(note.items)
     if styles.digest_of(items) != digest:
         remedy = "delete it, and run augment or featurize with the policy's file again"
         raise damaged_run(Path(str(file)), "not the images of this style", remedy)

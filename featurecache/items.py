@@ -24,6 +24,11 @@ def packed(items: Iterable[bytes] | np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)
 
 
+def unpacked(data: bytes) -> list[bytes]:
+    """The items of a bytes object that has them one after another, 32 bytes each."""
+    return [data[start : start + 32] for start in range(0, len(data), 32)]
+
+
 class Items(Sequence[bytes | None]):
     """The item of each sample, in order; None where it is unknown.
 

@@ -71,7 +71,7 @@ def test_packaged_weights_know_what_they_see(packaged: tuple[str, torch.nn.Modul
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A copy of Lite0's package that stands in for it; gives its weights file."""
+    """A copy of Lite0's package is found instead of the package. Returns its weights file."""
     package, file, _ = PACKAGED["efficientnet_lite0"]
     copy = tmp_path / package / file
     copy.parent.mkdir(parents=True)

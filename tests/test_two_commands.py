@@ -415,8 +415,8 @@ def test_what_is_deleted_under_a_report_is_said(
 
 
 def results_of_both(other: Other, stage: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """The result of a command that has begun in the other process, which goes on once the same one
-    waits for it here; and the result of the one here."""
+    """Run a command here that the other process has begun. The other one continues when this one
+    waits for it. Returns the result of the other process, and the one of this process."""
     shown = []
 
     def progress(done: int, total: int, what: str) -> None:

@@ -140,8 +140,8 @@ def run(writer: Writer, arguments: Sequence[object], output: Path) -> tuple[int 
 
 
 def _forks() -> Any:
-    """Processes forked from a server that has imported the heavy packages once: starting the
-    command anew costs five seconds of imports, and there are thousands of starts."""
+    """Processes forked from a server that has imported the heavy packages once: each new
+    process would spend five seconds on imports, and there are thousands of starts."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["featurecache.stages.cache.featurize", "featurecache.stages.cache.augment",

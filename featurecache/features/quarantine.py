@@ -21,7 +21,7 @@ from featurecache.features import shards
 from featurecache.features.cache_files import damaged
 from featurecache.features.space_files import DATA_FILE, MAX_RECORD, Record
 from featurecache.features.spaces import Space
-from featurecache.items import Lookup
+from featurecache.items import Lookup, unpacked
 from featurecache.json_files import read_file
 from featurecache.storage.store import Store, names_in
 from featurecache.storage.stored_file import StoredFile
@@ -135,7 +135,7 @@ def _names(parent: StoredFile) -> list[str]:
 
 
 def _checked(packed: bytes, shard: str) -> list[bytes] | None:
-    items = [packed[i : i + 32] for i in range(0, len(packed), 32)]
+    items = unpacked(packed)
     return items if items and shards.shard_name(items) == shard else None
 
 

@@ -14,7 +14,7 @@ import pydantic
 from featurecache import keys
 from featurecache.features import shards
 from featurecache.features.row_digests import RowDigests
-from featurecache.items import Lookup, packed
+from featurecache.items import Lookup, packed, unpacked
 from featurecache.json_files import Hex64, Json, Open, Strict, UtcTime
 
 MARKER = "CACHE.json"
@@ -169,7 +169,7 @@ class Record(Strict):
 
     @cached_property
     def item_list(self) -> list[bytes]:
-        return [self.items[i : i + 32] for i in range(0, len(self.items), 32)]
+        return unpacked(self.items)
 
     @cached_property
     def decodable(self) -> np.ndarray:
