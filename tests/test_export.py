@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,32 @@ def test_an_export_has_the_same_bytes_from_every_format(
     for suffix in ("npz", "npy"):
         files = [tmp_path / f"{name}.{suffix}" for name in ("new", "old")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+EXPORTS = """
+import sys
+import featurecache
+for name in sys.argv[4:]:
+    featurecache.export(
+        sys.argv[3] + name, data=sys.argv[1], cache=sys.argv[2], backbone="efficientnet_lite0"
+    )
+"""
+
+
+def test_the_bytes_of_an_export_are_the_same_in_every_process(
+    small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    # Several of safetensors, whose library writes metadata in an order that it draws for each file.
+    names = [f"x.{format}" for format in READERS] + ["y.safetensors", "z.safetensors"]
+    for number in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", EXPORTS, small_data, small_cache, tmp_path / number, *names],
+            env={**os.environ, "PYTHONHASHSEED": number}, check=True,
+        )  # fmt: skip
+    for format in READERS:
+        files = sorted(tmp_path.glob(f"*.{format}"))
+        assert len(files) == (6 if format == "safetensors" else 2)
+        assert len({file.read_bytes() for file in files}) == 1, format
 
 
 def test_vectors_are_those_of_the_cache(small_data: Path, small_cache: Path) -> None:

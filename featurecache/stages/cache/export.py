@@ -105,13 +105,8 @@ def export(
             classes=table.classes,
         )
     elif format == "safetensors":
-        from safetensors.numpy import save
-
-        texts = {
-            name: json.dumps(getattr(table, name).tolist()) for name in ("ids", "splits", "classes")
-        }
-        arrays = {"features": table.vectors, "labels": table.labels, "items": table.items}
-        content.write(save(arrays, metadata=texts))
+        for part in _safetensors(table):
+            content.write(part)
     else:
         import pyarrow
         import pyarrow.parquet
@@ -196,6 +191,21 @@ def vectors(
     if return_items:
         extra.append(table.items)
     return table.vectors, table.classes[table.labels], *extra
+
+
+def _safetensors(table: Table) -> list[bytes | memoryview]:
+    """The parts of a safetensors file. The library has the metadata in another order each time, so
+    its header is written again: equal tables have equal bytes."""
+    from safetensors.numpy import save
+
+    names = ("ids", "splits", "classes")
+    texts = {name: json.dumps(getattr(table, name).tolist()) for name in names}
+    arrays = {"features": table.vectors, "labels": table.labels, "items": table.items}
+    content = memoryview(save(arrays, metadata=texts))
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(bytes(content[8:start])), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the numbers start at a multiple of 8
+    return [len(header).to_bytes(8, "little"), header, content[start:]]
 
 
 def distinct_views(view: str | Sequence[str]) -> list[str]:
