@@ -95,7 +95,9 @@ def test_a_file_and_overrides(tmp_path: Path) -> None:
         "backbone: b\nvalidation: val\nhead: {hidden: [8]}\nphases: [{views: none, epochs: 2}]\n"
     )
     settings = {"optimizer.lr": 0.003}
-    model = featurecache.HeadClassifier(tmp_path / "s.yaml", epochs=4, settings=settings, seed=5)
+    model = featurecache.HeadClassifier(
+        tmp_path / "s.yaml", epochs=4, settings=settings, seed=np.int64(5)
+    )
     found = model.fit(X, y).schedule_
     assert (found["phases"][0]["epochs"], found["optimizer"]["lr"], found["seed"]) == (4, 0.003, 5)
     same, other = clone(model).fit(X, y), clone(model).set_params(seed=6).fit(X, y)
@@ -165,6 +167,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": -1}, "seed"),
     "components": ({"settings": {"input": {"pca": 50}}}, "pca: 50 components"),
     "device": ({"schedule": SMALL, "device": "tpu"}, "unknown device 'tpu'"),
+    "channels": ({"schedule": SMALL | {"head": {"kind": "attention", "channels": 4, "queries": 2}}},
+                 "^head.channels: vectors of 6 numbers can't be maps of 4 channels"),
+    "no settings": ({"settings": 5}, "^settings 5: expected values by dotted keys"),
+    "number as a text": ({"settings": [5]}, "^settings .5.: expected values by dotted keys"),
+    "number as a key": ({"settings": {5: 1}}, "^settings {5: 1}: expected values by dotted keys"),
 }  # fmt: skip
 
 

@@ -139,7 +139,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         overrides: Overrides = {"epochs": self.epochs, "settings": settings or ()}
         is_open = self.schedule is None and not has_network_settings(overrides)
         if self.seed is not None:
-            keys = schedule.as_json() | {"seed": self.seed}
+            seed = int(self.seed) if isinstance(self.seed, np.integer) else self.seed
+            keys = schedule.as_json() | {"seed": seed}
             schedule = yaml_files.validate(Schedule, keys, "seed")
         return with_overrides(schedule, overrides), is_open
 

@@ -73,7 +73,15 @@ def unused_notes(
 
 
 def parse_settings(settings: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    """Values by their dotted keys. Raises BadInput for text that is not `KEY=VALUE`."""
+    """Values by their dotted keys. Raises BadInput for text that is not `KEY=VALUE`, and for what
+    is neither text nor a mapping of it."""
+    if not isinstance(settings, Sequence | Mapping) or not all(
+        isinstance(text, str) for text in settings
+    ):
+        raise BadInput(
+            f"settings {settings!r}: expected values by dotted keys, such as {{'optimizer.lr': "
+            "3e-3}, or a list of texts such as optimizer.lr=3e-3"
+        )
     if isinstance(settings, Mapping):
         return dict(settings)
     values = {}

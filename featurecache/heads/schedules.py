@@ -156,9 +156,14 @@ class Schedule(TrainingPlan):
         return planned_epochs(phases)
 
     def check_fits(self, classes: Sequence[str], rows: int, width: int) -> None:
-        """Raise BadInput for weights of classes that do not exist, or for more PCA components than
-        `rows` training vectors of this width can have."""
+        """Raise BadInput for weights of classes that do not exist, for channels that vectors of
+        this width can't have, or for more PCA components than `rows` training vectors can have."""
         self.check_classes(classes)
+        if self.head.channels is not None and width % self.head.channels:
+            raise BadInput(
+                f"head.channels: vectors of {width} numbers can't be maps of {self.head.channels} "
+                f"channels; choose a divisor of {width}"
+            )
         limit = min(rows - 1, width)
         if self.input is not None and type(self.input.pca) is int and self.input.pca > limit:
             raise BadInput(
