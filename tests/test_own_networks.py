@@ -158,8 +158,10 @@ REFUSALS = {
     "my_values:config": r"its pretrained_cfg must be a mapping such as",
     "my_values:dynamic": r"its code imports my_hidden without an import statement",
     "my_values:one_size": r"it fails on pictures of shape \(3, 3, 224, 224\) \(RuntimeError: .*",
-    "my_broken:make": r"my_broken is not Python: .*",
-    "my_raising:make": r"importing my_raising failed \(ZeroDivisionError: division by zero\)",
+    "my_values:no_layer": r"the function failed .*'Conv2D', in /.*/my_layers\.py, line 2\); it is",
+    "my_values:no_part": r"it fails on .* 'weigth', in /.*/my_values\.py, line \d+\); check",
+    "my_broken:make": r"my_broken is not Python: .* \(my_broken\.py, line 1\)",
+    "my_raising:make": r"importing my_raising failed \(ZeroDivisionError: .*, in /.*\.py, line 1\)",
     "my_lacking:make": r"importing my_lacking failed \(ModuleNotFoundError: .*'not_there'",
     "math:sqrt": r"module math \(.*\) has no Python source that could be fingerprinted",
     "__main__:make": r"move make into a module of its own",
@@ -188,6 +190,10 @@ VALUES = """
     def nan(): return Of(lambda images: pooled(images) / 0)
     def noisy(): return Of(lambda images: pooled(images) + torch.rand(3))
     def batch(): return Of(lambda images: pooled(images) - pooled(images).mean(0))
+    def no_layer():
+        import my_layers
+        return my_layers.layer()
+    def no_part(): return Of(lambda images: Of(pooled).weigth * pooled(images))
     def one_size(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
     def bad_weights():
         network = Of(pooled)
@@ -210,6 +216,7 @@ VALUES = """
 def test_refusals(write: Write, name: str) -> None:
     write(
         my_values=VALUES, my_broken="def make(:", my_raising="1 / 0", my_lacking="import not_there",
+        my_layers="from torch import nn\ndef layer(): return nn.Conv2D(3, 2, 1)",
         my_hidden="def pooled(images):\n    return images.mean((2, 3))\n",
     )  # fmt: skip
     for _ in range(2):  # the second time as well
@@ -238,6 +245,8 @@ def test_layers(write: Write) -> None:
     write(my_timm="import timm\ndef make():\n    return timm.create_model('test_vit')\n")
     with pytest.raises(BadInput, match=r"'blocks\.1'"):
         load_backbone("my_network:make", layer="blocks.1")
+    with pytest.raises(UnknownName, match=r"^backbone my_network:make: .*'conf'; nearest: conv"):
+        load_backbone("my_network:make", layer="conf", pooling="none")
     backbone = load_backbone("my_timm:make", layer="blocks.1", pooling="token")
     assert backbone.dim == 64
     assert load_backbone("my_timm:make").dim == 1000  # its own output: it has a classifier

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from featurecache import keys
-from featurecache.errors import BackboneUnavailable, BadInput, DamagedRun, UnknownName
+from featurecache.errors import BackboneUnavailable, BadInput, DamagedRun, UnknownName, located
 from featurecache.features.backbone_memos import BackboneFacts, BackboneMemo
 from featurecache.features.keras_weights import is_keras, load_keras
 from featurecache.features.network_sources import NetworkSource, module_source
@@ -290,7 +290,8 @@ def _check_layer(
 
     layer, pooling = resolve_layer(layer, pooling)
     if pooling == MAPS:
-        trunk_until(model.build_meta(), layer)  # raises for a layer that is not there
+        with located(f"backbone {name}"):
+            trunk_until(model.build_meta(), layer)  # raises for a layer that is not there
     elif (layer, pooling) != (PRE_LOGITS, MODEL_POOLING):
         layers = _layers_of(model)
         if layer not in layers and layer in dict(model.build_meta().named_modules()):

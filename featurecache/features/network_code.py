@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import sysconfig
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -41,7 +42,11 @@ def sources_of(name: str, module_name: str) -> Sources:
             continue  # a folder without code of its own
         source = _source_of(name, module, spec)
         is_package = spec.submodule_search_locations is not None
-        names = set(_imports(name, source, module, is_package=is_package))
+        try:
+            tree = ast.parse(source, spec.origin or module)
+        except SyntaxError as error:
+            raise BadInput(f"backbone {name}: {module} is not Python: {one_line(error)}") from error
+        names = set(_imports(tree, module, is_package=is_package))
         # Asking for a package, unlike for a module in it, imports nothing.
         packages = {n.partition(".")[0] for n in names}
         libraries = {n for n in packages if (spec := _spec_of(n)) and _is_library(spec, top)}
@@ -56,6 +61,19 @@ def sources_of(name: str, module_name: str) -> Sources:
             f"{Path.cwd()}, and none is installed"
         )
     return sources
+
+
+def reason_in(name: str, error: Exception) -> str:
+    """An error of the code of backbone `name`, with the last line of that code that ran."""
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    specs = [_spec_of(module) for module in sources_of(name, name.partition(":")[0])]
+    files = [spec.origin for spec in specs if spec is not None]
+    lines = [
+        f", in {frame.filename}, line {frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename in files
+    ]
+    return reason + "".join(lines[-1:])
 
 
 def digests_of(sources: Sources) -> dict[str, str]:
@@ -111,13 +129,9 @@ def _source_of(name: str, module: str, spec: ModuleSpec) -> bytes:
     )
 
 
-def _imports(name: str, source: bytes, module: str, *, is_package: bool) -> Iterator[str]:
+def _imports(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[str]:
     """The modules that may be meant by the import statements of a source, in functions too."""
     parents = module.split(".") if is_package else module.split(".")[:-1]
-    try:
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        raise BadInput(f"backbone {name}: {module} is not Python: {one_line(error)}") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

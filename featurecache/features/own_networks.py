@@ -23,11 +23,11 @@ from featurecache.features.network_code import (
     check_imports,
     digests_of,
     fresh_modules,
+    reason_in,
     sources_of,
 )
 from featurecache.features.timm_models import preprocessing_of
 from featurecache.features.weights import load_weights
-from featurecache.text import one_line
 from featurecache.training.tensors import check_weights, digest_of_tensors
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ class OwnModel:
                 out = self.module(pictures)
         except Exception as error:
             raise BadInput(
-                f"backbone {self.model}: it fails on {shape} ({type(error).__name__}: "
-                f"{one_line(error)}); check --input-size, and the network's pretrained_cfg"
+                f"backbone {self.model}: it fails on {shape} ({reason_in(self.model, error)}); "
+                "check --input-size, and the network's pretrained_cfg"
             ) from error
         if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(pictures):
             kind = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
@@ -172,8 +172,7 @@ def _factory(name: str, module_name: str, attribute: str) -> Any:
             module = importlib.import_module(module_name)
     except Exception as error:
         raise BadInput(
-            f"backbone {name}: importing {module_name} failed ({type(error).__name__}: "
-            f"{one_line(error)})"
+            f"backbone {name}: importing {module_name} failed ({reason_in(name, error)})"
         ) from error
     where = getattr(module, "__file__", None) or module_name
     if not hasattr(module, attribute):
@@ -196,8 +195,8 @@ def _call(name: str, factory: Any) -> Any:
             network = factory()
     except Exception as error:
         raise BadInput(
-            f"backbone {name}: the function failed ({type(error).__name__}: {one_line(error)}); "
-            "it is called without arguments"
+            f"backbone {name}: the function failed ({reason_in(name, error)}); it is called "
+            "without arguments"
         ) from error
     if not isinstance(network, torch.nn.Module):
         raise BadInput(
