@@ -27,8 +27,8 @@ from featurecache.images.replay import draws
 from featurecache.images.views import View, find_view
 
 BATCH = 128
-OPENCV = ("LUT", "add", "copyMakeBorder", "cvtColor", "extractChannel", "flip", "insertChannel",
-          "merge", "resize", "warpAffine", "warpPerspective")  # fmt: skip
+OPENCV = ("LUT", "add", "copyMakeBorder", "cvtColor", "flip", "mixChannels", "resize",
+          "warpAffine", "warpPerspective")  # fmt: skip
 
 
 def decode(setting: Setting) -> list[Case]:

@@ -98,12 +98,10 @@ def _crop_and_pad(numbers: Numbers, node: Any) -> Step:
         stream = Stream(states[number])
         height, width = image.shape[:2]
         if draw_edges is not None:
-            edges = [*draw_edges(stream, size)] * (4 // size[0])
+            edges = draw_edges(stream, size)
             if percent:
-                lengths = (np.float32(height), np.float32(width)) * 2
-                pairs = zip(lengths, edges, strict=True)
-                edges = [round(float(length * edge)) for length, edge in pairs]
-            top, right, bottom, left = map(int, edges)
+                edges = np.rint(np.array((height, width) * 2, np.float32) * edges)
+            top, right, bottom, left = map(int, edges.tolist() * (4 // len(edges)))
         else:
             top = right = bottom = left = 0
         y1, y2 = _cropped(height, max(-top, 0), max(-bottom, 0))
