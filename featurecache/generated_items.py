@@ -1,24 +1,28 @@
-"""The images that views and datasets were made of beside their own (law 8): those that generators
-were fitted on, and those of style folders. Joins images/, features/ and heads/.
+"""The images that views, datasets and vectors come from beside their own (law 8): those that
+generators were fitted on, those of style folders, and those that networks were trained on. Joins
+images/, features/ and heads/.
 
-A cache notes them for the views that it holds, in `generators/DIGEST.json` and
-`styles/DIGEST.json`, so that a training that finds a view in the cache knows them, wherever the run
-of the generator or the style folder is.
+A cache notes them for what it holds, in `generators/DIGEST.json`, `styles/DIGEST.json` and
+`networks/DIGEST.json`, so that a training that finds a view or vectors in the cache knows them,
+wherever the run or the style folder is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import pydantic
 
 from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.features.space_files import Packed
 from featurecache.features.store import Cache
+from featurecache.features.trained_networks import DESCRIPTION as NETWORK
+from featurecache.features.trained_networks import trained_network
 from featurecache.generator_files import (
     DESCRIPTION,
     INDEX,
@@ -36,15 +40,17 @@ from featurecache.storage.store import Store
 from featurecache.storage.stored_file import StoredFile
 
 
-class Source(NamedTuple):
-    """A view or a dataset, such as `view winter_1`: the generators that made it, or its styles."""
+class ItemSource(NamedTuple):
+    """A view, a dataset, a network or a head, such as `view winter_1`, and what it has images from:
+    its generators, its style folders, or its training."""
 
     name: str
-    is_style: bool = False
+    kind: Literal["generator", "style", "network", "head"] = "generator"
 
 
-# The images that the generators of a source were fitted on, or that its style folders have.
-Fitted = Mapping[Source, frozenset[bytes]]
+# The images that the generators of a source were fitted on, that its style folders have, or that
+# the network or the head was trained on.
+Fitted = Mapping[ItemSource, frozenset[bytes]]
 _MAX_NOTE = 1 << 30  # bytes; 64 per image
 FIT_AGAIN = "fit the generator again"  # what to do about a damaged list of its images
 
@@ -56,6 +62,15 @@ class GeneratorNote(Open):
     run: str
     weights: Hex64
     items: Annotated[Packed, pydantic.Field(min_length=32)]
+
+
+class NetworkNote(Open):
+    """The run of a network, the digest of its tensors, and the images that it was trained on,
+    sorted: none if only a head was trained."""
+
+    run: str
+    weights: Hex64
+    items: Packed
 
 
 class StyleNote(Open):
@@ -72,12 +87,26 @@ def note_sources(cache: Cache, views: Iterable[View]) -> None:
             cache.store.make_folder("styles")
             cache.store.put_if_absent(f"styles/{digest}.json", keys.canonical(content) + b"\n")
         for digest, folder in (view.policy.generators if view.policy else {}).items():
-            name = f"generators/{digest}.json"
-            if not cache.store.exists(name):
-                items = b"".join(sorted(_items_in(folder)))
-                note = {"run": str(folder), "weights": digest, "items": items.hex()}
-                cache.store.make_folder("generators")
-                cache.store.put_if_absent(name, keys.canonical(note) + b"\n")
+            _note_run(cache, "generators", digest, folder, _items_in)
+
+
+def note_networks(cache: Cache, runs: Mapping[str, Path]) -> None:
+    """Write the notes of networks that were trained here: their run folders by the digest of their
+    tensors. Raises DamagedRun."""
+    for digest, run in runs.items():
+        _note_run(cache, "networks", digest, run, items_of_network)
+
+
+def _note_run(
+    cache: Cache, kind: str, digest: str, run: Path, items_in: Callable[[Path], set[bytes]]
+) -> None:
+    """Write the note of a run, unless the cache has one of the same tensors."""
+    name = f"{kind}/{digest}.json"
+    if not cache.store.exists(name):
+        items = b"".join(sorted(items_in(run)))
+        note = {"run": str(run), "weights": digest, "items": items.hex()}
+        cache.store.make_folder(kind)
+        cache.store.put_if_absent(name, keys.canonical(note) + b"\n")
 
 
 def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
@@ -88,10 +117,10 @@ def fitted_items(cache: Cache, views: Mapping[str, View]) -> Fitted:
         tree = view.policy.tree if view.policy else []
         if made_by := digests(tree):
             items = (_items(cache, digest, view) for digest in made_by)
-            fitted[Source(f"view {name}")] = frozenset().union(*items)
+            fitted[ItemSource(f"view {name}")] = frozenset().union(*items)
         if borrowed := styles.digests(tree):
             items = (_style_items(cache, digest, view) for digest in borrowed)
-            fitted[Source(f"view {name}", is_style=True)] = frozenset().union(*items)
+            fitted[ItemSource(f"view {name}", "style")] = frozenset().union(*items)
     return fitted
 
 
@@ -99,7 +128,7 @@ def fitted_by_datasets(folders: Iterable[str]) -> Fitted:
     """The images that the generators of the datasets in these folders were fitted on."""
     fitted = {folder: items_of_dataset(Path(folder)).common_items for folder in folders}
     return {
-        Source(f"dataset {folder}"): frozenset(item.tobytes() for item in items)
+        ItemSource(f"dataset {folder}"): frozenset(item.tobytes() for item in items)
         for folder, items in fitted.items()
     }
 
@@ -123,12 +152,18 @@ def _note(store: Store, digest: str) -> GeneratorNote | None:
 
 
 def refuse_seen(fitted: Fitted, items: Iterable[bytes], images: str) -> None:
-    """Raise BadInput if a generator was fitted on some of these images, which are `images`, or a
-    style folder has some."""
+    """Raise BadInput if a generator was fitted on some of these images, which are `images`, a style
+    folder has some, or a network or a head was trained on some."""
     wanted = set(items) if fitted else set()
     for source, seen in fitted.items():
         count = len(wanted & seen)
-        if count and source.is_style:
+        if count and source.kind in ("network", "head"):
+            raise BadInput(
+                f"{source.name}: it was trained on {count:,} of the {len(wanted):,} {images}, so "
+                "the accuracy would be too high; validate on the images that its training held out "
+                "(with the same `validation` and `seed`), or on a split that it has not seen"
+            )
+        if count and source.kind == "style":
             raise BadInput(
                 f"{source.name}: its style folder has {count:,} of the {len(wanted):,} {images}, "
                 "so the accuracy would be too high; name a folder of other images"
@@ -143,7 +178,7 @@ def refuse_unseen(fitted: Fitted, views: Mapping[str, View], items: Iterable[byt
     the classes of some of these images, which are trained on in the view."""
     wanted = set(items)
     for name, view in views.items():
-        seen, policy = fitted.get(Source(f"view {name}"), frozenset()), view.policy
+        seen, policy = fitted.get(ItemSource(f"view {name}"), frozenset()), view.policy
         if policy is not None and has_partners(policy.tree) and (count := len(wanted - seen)):
             raise BadInput(
                 f"view {name}: its generator takes two images of a class, and was not trained on "
@@ -213,6 +248,30 @@ def items_of_dataset(folder: Path) -> TrainedItems:
     if root_of(items.common_items) != read_generated(folder).generator.items:
         raise damaged_dataset(folder / FILE, f"not the images that {INDEX} describes")
     return items
+
+
+def items_of_network(folder: Path) -> set[bytes]:
+    """The images that the tensors of the network in a run folder were trained on. Raises
+    DamagedRun."""
+    described = trained_network(str(folder))
+    root = None if described is None else described.items
+    if root == root_of(np.empty((0, 32), np.uint8)):
+        return set()
+    items = TrainedItems.load(folder)
+    if items is None:
+        raise damaged_run(folder / FILE, "missing", "copy it from the run, or train again")
+    if root is not None and root_of(items.common_items) != root:
+        raise damaged_run(folder / FILE, f"not the images that {NETWORK} describes")
+    return {row.tobytes() for row in items.common_items}
+
+
+def noted_network(store: Store, digest: str) -> set[bytes] | None:
+    """The images that the network with these tensors was trained on, if the cache notes it. Raises
+    DamagedRun."""
+    file = StoredFile(store, f"networks/{digest}.json")
+    if not file.exists():
+        return None
+    return set(unpacked(read_model(file, NetworkNote, _MAX_NOTE, damaged_run).items))
 
 
 def _items_in(folder: Path) -> set[bytes]:

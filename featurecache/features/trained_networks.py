@@ -29,6 +29,8 @@ class TrainedNetwork(Strict):
     format: Literal[1] = 1
     model: str = pydantic.Field(min_length=1)  # timm's full name
     weights: Hex64  # digest of the tensors
+    # Root hash of the images that the tensors were trained on, or of none; older files lack it.
+    items: Hex64 | None = None
     input_size: pydantic.PositiveInt
     crop: float = pydantic.Field(gt=0, le=1)
     interpolation: str
@@ -58,6 +60,14 @@ def weights_file(name: str) -> Path:
             return path
     except SafetensorError as error:
         raise damaged_run(path, f"not a safetensors file ({one_line(error)})") from error
+
+
+def run_of_network(name: str, weights: str | Path | None, digest: str) -> Path | None:
+    """The run folder of a network, which is its name or has its file of weights, if the folder
+    describes a network with these tensors. Raises DamagedRun."""
+    path = Path(name) / WEIGHTS if weights is None else Path(weights)
+    described = trained_network(str(path.parent)) if path.name == WEIGHTS else None
+    return path.parent if described is not None and described.weights == digest else None
 
 
 def save_network(run: Path, network: torch.nn.Module, described: TrainedNetwork) -> None:

@@ -17,7 +17,7 @@ from featurecache.filling.dispatch import ExecutorSetting, Maker, Where, dispatc
 from featurecache.filling.request import Request
 from featurecache.filling.shard_plan import ShardPlan, check_shard_rows, parse_part, plan_shards
 from featurecache.filling.tally import Tally
-from featurecache.generated_items import note_sources
+from featurecache.generated_items import note_networks, note_sources
 from featurecache.images.canary_memos import known_pixel_canary
 from featurecache.images.datasets import names_of
 from featurecache.images.views import View
@@ -102,6 +102,7 @@ def fill(
     if request.images and not cache.exists:
         cache.create()
     note_sources(cache, request.views)
+    note_networks(cache, request.runs)
     spaces = task.open_spaces()
     with reserved([*spaces, *task.sources]):  # before their rows are read
         missing = plan_shards(request.dataset.samples, request.items, spaces, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -18,6 +18,7 @@ from featurecache.features.engines import PRECISIONS
 from featurecache.features.settings import LoadSetting, VectorSetting, keywords_of
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.features.trained_networks import run_of_network
 from featurecache.generated_items import with_folders
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.generator_nodes import digests
@@ -39,6 +40,7 @@ class Request:
     cache: Cache
     views: tuple[View, ...]
     backbones: tuple[Backbone, ...]
+    runs: Mapping[str, Path]  # of backbones that were trained here, by the digest of their tensors
     precision: str = "f32"
 
     @property
@@ -131,6 +133,11 @@ def resolve_request(
         cache=opened,
         views=tuple(dict.fromkeys(views)),
         backbones=tuple(backbones),
+        runs={
+            backbone.weights: run
+            for backbone in backbones
+            if (run := run_of_network(backbone.name, weights, backbone.weights)) is not None
+        },
         precision=precision,
     )
 

@@ -269,7 +269,7 @@ def hint_about_runs(spaces: Iterable[Space], choice: BackboneChoice) -> str:
     digests = {
         str(space.backbone): str(_settings(space)["weights"])[:12]
         for space in spaces
-        if space.backbone is not None and _is_of_run(space) and _is_architecture(choice.name, space)
+        if space.backbone is not None and is_of_run(space) and _is_architecture(choice.name, space)
     }
     if choice.weights is not None or not digests:
         return ""
@@ -277,7 +277,8 @@ def hint_about_runs(spaces: Iterable[Space], choice: BackboneChoice) -> str:
     return f"; vectors of this network with other weights are found by the name {', '.join(ways)}"
 
 
-def _is_of_run(space: Space) -> bool:
+def is_of_run(space: Space) -> bool:
+    """Were the vectors stored by the folder of a run?"""
     return str(space.key["backbone"]["name"]) not in names_of_network(space)
 
 
@@ -292,7 +293,7 @@ def _fits(space: Space, choice: BackboneChoice) -> bool:
     if settings["pooling"] == "none" and choice.pooling != "none":
         return False  # maps are for train-network, and for heads that ask for them
     is_named = choice.name in names_of_network(space)
-    if choice.weights is not None or not _is_of_run(space):
+    if choice.weights is not None or not is_of_run(space):
         is_named |= _is_architecture(choice.name, space)
     if not is_named:
         trained = trained_network(choice.name)

@@ -14,6 +14,7 @@ from featurecache.generated_items import fitted_by_datasets
 from featurecache.heads.defaults import VALIDATED
 from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.datasets import Dataset
+from featurecache.json_files import damaged_run
 from featurecache.lookup.labelled_rows import (
     LabelledRows,
     labelled_rows,
@@ -101,6 +102,17 @@ def validated_folder(run: Path) -> Path:
     head was trained on all images, else the run itself."""
     folder = run / VALIDATED
     return folder if folder.is_dir() else run
+
+
+def seen_by_run(run: Path) -> frozenset[bytes]:
+    """The images that the head or the network in a run folder was trained on. Raises DamagedRun if
+    they are unknown."""
+    trained = TrainedItems.load(run)
+    if trained is None:
+        raise damaged_run(run / FILE, "missing", "copy it from the run, or train again")
+    is_final = validated_folder(run) != run  # trained on the held-out images too
+    items = trained.items if is_final else trained.common_items
+    return frozenset(row.tobytes() for row in items)
 
 
 def trained_on_note(

@@ -10,7 +10,13 @@ from featurecache import keys
 from featurecache.executors import Progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import fitted_items, refuse_unseen
+from featurecache.generated_items import (
+    Fitted,
+    ItemSource,
+    fitted_items,
+    noted_network,
+    refuse_unseen,
+)
 from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import Dataset, DataSource, names_of, open_dataset
 from featurecache.images.samples import Sample, sources_of
@@ -19,6 +25,7 @@ from featurecache.images.views import View
 from featurecache.lookup.labelled_rows import items_by_split, labelled_rows
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.training import Source, TrainingRows
+from featurecache.runs.held_out import seen_by_run
 from featurecache.runs.network_parts import NetworkParts
 from featurecache.runs.training_data import TrainingData, choose_rows
 from featurecache.runs.training_maps import map_source, map_spaces
@@ -112,13 +119,24 @@ def load_network_data(
     rows = labelled_rows(dataset, config.splits, progress)
     rows = rows.where(~rows.are_in(bad))
     training = choose_rows(config, dataset, rows, {}, progress)
-    training = replace(training, fitted={**training.fitted, **fitted_items(cache, views)})
+    fitted = {**training.fitted, **fitted_items(cache, views), **_seen_by_start(parts, cache)}
+    training = replace(training, fitted=fitted)
     training.notes.extend(f"{sources[item].id}: {reason}" for item, reason in bad.items())
     if config.maps is None:
         training.notes.extend(_notes_on_repeated_work(views, cache, data))
     return NetworkData(
         origin=data, cache=cache, training=training, sources=sources, views=views, spaces=spaces
     )
+
+
+def _seen_by_start(parts: NetworkParts, cache: Cache) -> Fitted:
+    """The images that the network and the head were trained on from which a training starts."""
+    spec = parts.config.network
+    noted = noted_network(cache.store, parts.initial.key()["weights"])
+    seen = {source: seen_by_run(run) for source, run in parts.initial_runs.items()}
+    if noted and not any(source.kind == "network" for source in seen):
+        seen[ItemSource(f"network {spec.weights or spec.name}", "network")] = frozenset(noted)
+    return seen
 
 
 def _notes_on_repeated_work(

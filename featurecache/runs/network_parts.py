@@ -14,7 +14,8 @@ from featurecache.architectures.augnet import AugNet
 from featurecache.errors import BadInput, located
 from featurecache.features.cuts import layer_before, trunk_and_body
 from featurecache.features.initial_networks import InitialNetwork, initial_network
-from featurecache.features.trained_networks import trained_network
+from featurecache.features.trained_networks import run_of_network, trained_network
+from featurecache.generated_items import ItemSource
 from featurecache.heads.head_networks import HeadNetworks, build
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.layerwise import check_epochs
@@ -30,12 +31,14 @@ from featurecache.training.minibatches import epoch_rng
 @dataclass(frozen=True, kw_only=True)
 class NetworkParts:
     """A network before its training, its head, and both with what is frozen and trained of them.
-    `config` has the shape of the head."""
+    `config` has the shape of the head. `initial_runs` are the runs whose network or head the
+    training starts from."""
 
     initial: InitialNetwork
     head: nn.Sequential
     network: TrainableNetwork
     config: NetworkConfig
+    initial_runs: dict[ItemSource, Path]
 
     def map_key(self) -> keys.Json:
         """The backbone's part of the keys of the maps that it is trained on."""
@@ -72,8 +75,17 @@ def network_parts(
     network = trainable_parts(config, initial, head)
     if config.maps is not None:
         _check_layers(config, initial)
+    initial_runs = {}
+    if config.init_head is not None:
+        source = ItemSource(f"init_head {config.init_head}", "head")
+        initial_runs[source] = find_run(config.init_head, runs)
+    run = run_of_network(spec.name, spec.weights, initial.key()["weights"])
+    if run is not None:
+        initial_runs[ItemSource(f"network {run}", "network")] = run
     config = config.model_copy(update={"head": shape})
-    return NetworkParts(initial=initial, head=head, network=network, config=config)
+    return NetworkParts(
+        initial=initial, head=head, network=network, config=config, initial_runs=initial_runs
+    )
 
 
 def _initial_head(

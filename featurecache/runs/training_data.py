@@ -17,7 +17,7 @@ from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.generated_items import (
     Fitted,
-    Source,
+    ItemSource,
     fitted_by_datasets,
     fitted_items,
     refuse_seen,
@@ -36,6 +36,7 @@ from featurecache.lookup.labelled_rows import (
     rows_digest,
     training_rows,
 )
+from featurecache.lookup.network_items import seen_by_networks
 from featurecache.runs.generated_vectors import GeneratedView, find_generated_view, is_generated
 from featurecache.runs.image_pools import GeneratedImages, ImagePool, find_generated_images
 from featurecache.runs.run_names import RUNS
@@ -56,7 +57,7 @@ class TrainingData:
     pairs: list[tuple[np.ndarray, np.ndarray]] | None  # (train, validation) if by split
     notes: list[str]  # omissions and their reasons
     copies: Mapping[int, int]  # by label: training images left out as copies of held-out ones
-    fitted: Fitted = field(default_factory=dict)  # of cached views, and of datasets
+    fitted: Fitted = field(default_factory=dict)  # of cached views, of datasets and of networks
     # Views without a space.
     generated: Mapping[str, GeneratedView | ImagePool] = field(default_factory=dict)
 
@@ -151,8 +152,9 @@ class TrainingData:
             groups=self.rows.groups,
         )
 
-    def seen_by_generators(self) -> set[bytes]:
-        """The images that generators of its views and datasets were fitted on, and of styles."""
+    def seen_items(self) -> set[bytes]:
+        """The images that the generators of its views and datasets were fitted on, those of styles,
+        and those that its networks were trained on."""
         return set().union(*self._all_fitted().values())
 
     def _all_fitted(self) -> Fitted:
@@ -160,7 +162,7 @@ class TrainingData:
         fitted = dict(self.fitted)
         for name, view in self.generated.items():
             items = {item.tobytes() for part in view.items for item in part.common_items}
-            fitted |= {Source(f"view {name}"): frozenset(items)} if items else {}
+            fitted |= {ItemSource(f"view {name}"): frozenset(items)} if items else {}
         return fitted
 
     def generator_fields(self) -> dict[str, Any]:
@@ -246,7 +248,8 @@ def load_training_data(
             f"chunks; the labels of a window differ by {distance.here:.3f} from those of all rows "
             f"(total variation; {distance.shuffled:.3f} with a full shuffle)"
         )
-    fitted = {**loaded.fitted, **fitted_items(cache, wanted)}
+    seen = seen_by_networks(cache, (space for parts in spaces.values() for space in parts))
+    fitted = {**loaded.fitted, **fitted_items(cache, wanted), **seen}
     return replace(loaded, spaces=spaces, vectors=vectors, fitted=fitted, generated=generated)
 
 

@@ -41,6 +41,7 @@ from featurecache.lookup.labelled_rows import (
     rows_digest,
     training_rows,
 )
+from featurecache.lookup.network_items import seen_by_networks
 from featurecache.runs.generator_images import load_images
 from featurecache.runs.generator_items import fold_folders
 from featurecache.runs.generator_records import GeneratorRecord, read_generator_record
@@ -115,7 +116,7 @@ def fit_generator(
     pictures: np.ndarray = np.empty((0, 0, 0, 3), np.uint8)
     vectors: np.ndarray | None = None
     backbones: list[keys.Json] | None = None
-    inherited: list[bytes] = []  # what the generators of its view were fitted on
+    inherited: list[bytes] = []  # what the generators of its view and its networks have seen
     if isinstance(wanted, VectorSamplerConfig):
         spaces, inherited = _vector_spaces(wanted, Cache(cache), rows, data, path)
         rows = decodable(rows, spaces)
@@ -384,8 +385,8 @@ def _vector_spaces(
     config: VectorSamplerConfig, cache: Cache, rows: LabelledRows, data: DataSource, path: Path
 ) -> tuple[list[Space], list[bytes]]:
     """The spaces of the vectors that a generator is fitted on, one per backbone, and the images
-    that the generators of their view have seen, sorted. Raises BadInput, or NotCached with the
-    command that is missing."""
+    that the generators of their view and the networks have seen, sorted. Raises BadInput, or
+    NotCached with the command that is missing."""
     phases = [{"views": config.view, "epochs": 1}]
     schedule = validate(Schedule, {"backbone": config.backbone, "phases": phases}, path)
     views = {config.view: find_view(config.view, 0, cache.views)}
@@ -396,5 +397,5 @@ def _vector_spaces(
                 f"{path}: backbone: pooling none gives maps of {space.backbone}, and "
                 f"{config.generator} makes vectors; remove it"
             )
-    fitted = fitted_items(cache, views)
+    fitted = {**fitted_items(cache, views), **seen_by_networks(cache, spaces)}
     return spaces, sorted(set().union(*fitted.values()))

@@ -22,6 +22,7 @@ from featurecache.images.datasets import DataSource, open_dataset
 from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import no_backbone_error, side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import LabelledRows, decodable, labelled_rows, training_rows
+from featurecache.lookup.network_items import seen_by_networks
 from featurecache.study import metrics
 from featurecache.text import listed
 from featurecache.training.head_shapes import MAX_WIDTH
@@ -104,7 +105,11 @@ def baselines(
     first = {row.item: row for row in reversed(used) if row.split == "train"}
     train = LabelledRows.pack(list(reversed(first.values())))
     tested = decodable(rows.where(~rows.is_train), spaces)
-    fitted = {**fitted_items(opened, wanted), **fitted_by_datasets(dataset.generated)}
+    fitted = {
+        **fitted_items(opened, wanted),
+        **fitted_by_datasets(dataset.generated),
+        **seen_by_networks(opened, spaces),
+    }
     refuse_seen(fitted, (row.item for row in tested), f"images of {split}")
     if len(np.unique(train.labels)) < 2:
         raise BadInput("all training images are of one class; baselines need at least two")

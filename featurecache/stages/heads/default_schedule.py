@@ -60,6 +60,23 @@ def _only_backbone(cache: Cache, data: DataSource) -> str:
     return names[0]
 
 
+def with_choice(
+    training: TrainingData, cache: Cache, schedule: Schedule, view: str | Sequence[str] | None
+) -> tuple[TrainingData, Schedule]:
+    """The training data and the schedule from which a head is chosen: with every view of the cache,
+    unless the user named a `view`. Raises BadInput if a network was trained on the images that the
+    choice is made on."""
+    rows = training.rows.where(training.rows.is_train)
+    for source, seen in training.fitted.items():
+        count = int(rows.are_in(seen).sum()) if source.kind == "network" else 0
+        if count:
+            raise BadInput(
+                f"{source.name}: it was trained on {count:,} of the {len(rows):,} training images, "
+                "and without a schedule a head is chosen on some of these; give a --schedule"
+            )
+    return (training, schedule) if view else with_cached_views(training, cache, schedule)
+
+
 def with_cached_views(
     training: TrainingData, cache: Cache, schedule: Schedule
 ) -> tuple[TrainingData, Schedule]:

@@ -47,7 +47,7 @@ from featurecache.runs.sources import source_fields
 from featurecache.runs.training_data import TrainingData, load_training_data
 from featurecache.runs.training_warnings import destructive_views, phase_warnings
 from featurecache.settings import command_line
-from featurecache.stages.heads.default_schedule import default_schedule, with_cached_views
+from featurecache.stages.heads.default_schedule import default_schedule, with_choice
 from featurecache.stages.heads.precision_cost import precision_cost
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage import durable
@@ -162,8 +162,8 @@ def train_head(
         where=path if is_as_written else "",
     )  # fmt: skip
     is_open = schedule is None and not has_network_settings(overrides) and training.window is None
-    if is_open and not overrides.get("view"):
-        training, wanted = with_cached_views(training, opened, wanted)
+    if is_open:
+        training, wanted = with_choice(training, opened, wanted, overrides.get("view"))
     if tensorboard is not None:  # after the dataset was read, which may contain this folder
         make_folder(Path(tensorboard), "--tensorboard")
     plans = [setting.schedule for setting in settings] or [wanted]
@@ -235,7 +235,7 @@ def train_head(
 
     def on_done(result: Trained | Swept | Chosen) -> None:
         seen = TrainedItems.from_pairs(training.items, pairs)
-        with_seen_items(seen, training.seen_by_generators()).save(run)
+        with_seen_items(seen, training.seen_items()).save(run)
         trained = result.trained if isinstance(result, Chosen) else result
         if isinstance(result, Chosen):
             record.schedule = result.schedule.as_json()

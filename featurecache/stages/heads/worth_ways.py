@@ -163,7 +163,7 @@ def with_control(training: TrainingData, pairs: Pairs, view: str) -> tuple[Train
         raise BadInput("--control: folds leave no image that nothing sees; validate on a split")
     ((train, validation),) = pairs
     fitted = training.fitted.items()
-    seen = set().union(*(items for source, items in fitted if not source.is_style))
+    seen = set().union(*(items for source, items in fitted if source.kind == "generator"))
     for generated in training.generated.values():
         (number,) = generated.generators_of_folds(pairs, training.items)
         seen |= {item.tobytes() for item in generated.items[number].common_items}

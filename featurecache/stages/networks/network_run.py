@@ -107,12 +107,17 @@ def train_run(
         record.notes += parts.initial.notes
         weights = digest_of_tensors(parts.initial.module.eval())
         preprocess = parts.initial.preprocess
+        trained_on = _seen_items(data, [rows]).common_items
+        is_as_before = weights == record.backbones[0]["key"]["weights"]
+        if is_as_before and not any(s.kind == "network" for s in data.training.fitted):
+            trained_on = trained_on[:0]  # its tensors are the published ones
         described = TrainedNetwork(
             model=parts.initial.model,
             weights=weights,
             input_size=preprocess.input_size,
             crop=preprocess.crop,
             interpolation=preprocess.interpolation,
+            items=root_of(trained_on),
         )
         save_network(run, parts.initial.module, described)
         shape = parts.config.head
@@ -223,10 +228,11 @@ def save_items(run: Path, data: NetworkData, folds: Sequence[TrainingRows]) -> N
 
 
 def _seen_items(data: NetworkData, folds: Sequence[TrainingRows]) -> TrainedItems:
-    """The images of the folds, and those that the generators of their views and datasets saw."""
+    """The images of the folds, and those that were seen before: by generators of their views and
+    datasets, and by what the training starts from."""
     pairs = [(rows.train, rows.val) for rows in folds]
     seen = TrainedItems.from_pairs(data.training.items, pairs)
-    return with_seen_items(seen, data.training.seen_by_generators())
+    return with_seen_items(seen, data.training.seen_items())
 
 
 def write_config(run: Path, effective: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors import Progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.features.trained_networks import trained_network
+from featurecache.generated_items import ItemSource, items_of_network, refuse_seen
 from featurecache.images.datasets import Dataset
 from featurecache.images.operations import written_view
 from featurecache.images.policies import Policy
@@ -86,6 +88,7 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
     distinct = LabelledRows.pack([*reversed(first.values())])
     if len(np.unique(distinct.labels)) < 2:
         raise BadInput("all training images are of one class; a search needs at least two")
+    _refuse_seen_by_networks(config, validation, judged)
     largest = int(np.bincount(distinct.labels).max(initial=0))
     for name, count in (("sample", config.sample), ("judge.sample", config.judge.sample or 0)):
         if count > largest:
@@ -100,6 +103,21 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
         judged=judged,
         notes=notes,
     )
+
+
+def _refuse_seen_by_networks(
+    config: SearchConfig, validation: LabelledRows, judged: LabelledRows
+) -> None:
+    """Raise BadInput if a backbone was trained on images that choose or judge."""
+    seen = {
+        ItemSource(f"backbone {choice.name}", "network"): frozenset(
+            items_of_network(Path(choice.name))
+        )
+        for choice in config.backbone
+        if trained_network(choice.name) is not None
+    }
+    refuse_seen(seen, (row.item for row in validation), "validation images")
+    refuse_seen(seen, (row.item for row in judged), f"images of {config.judge.split}")
 
 
 def _sampled(rows: LabelledRows, count: int, seed: int) -> LabelledRows:
