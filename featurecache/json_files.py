@@ -156,7 +156,9 @@ def parse_json(data: bytes, file_names: bool = False) -> Any:
         raise ValueError(f"not JSON ({error})" if data.strip() else "empty") from None
     except RecursionError:
         raise ValueError(f"more than {MAX_DEPTH} levels deep") from None
-    _check_values(value, not file_names and b"\\" in data and _SURROGATE.search(data) is not None)
+    surrogates = not file_names and b"\\" in data and _SURROGATE.search(data) is not None
+    if surrogates or data.count(b"[") + data.count(b"{") > MAX_DEPTH:  # fewer can't nest so deep
+        _check_values(value, surrogates)
     return value
 
 

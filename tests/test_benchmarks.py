@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ from benchmarks import (
     harness,
     heads,
     network_memory,
+    reading,
     report,
     scale,
     small_things,
@@ -31,6 +33,7 @@ from benchmarks.heads import epochs_on
 from benchmarks.networks import epoch_of_resnet
 from benchmarks.page import measured, write_measured
 from benchmarks.rows import ROWS, Row, Target
+from featurecache.features.spaces import Space
 
 # More than five seconds each: they start processes, or load and compile networks.
 SLOW = {
@@ -48,6 +51,22 @@ MARKED = [
 def quick_roof(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product of large matrices takes a second; what it reaches is no matter here."""
     monkeypatch.setattr(harness, "roof", lambda precision="f32": roof(precision, size=16))
+
+
+def test_the_profile_of_reading_rows_is_of_these_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    vectors = Space.vectors
+
+    def counted(space: Space, items: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        read.append(len(items))
+        return vectors(space, items)
+
+    monkeypatch.setattr(Space, "vectors", counted)
+    again, first = reading.random_rows(Setting(tmp_path, small=True, repeats=1))
+    assert set(read) == {16}
+    assert len(first.profile) == 3 and not again.profile
 
 
 @pytest.mark.slow

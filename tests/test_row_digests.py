@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from featurecache import keys
 from featurecache.errors import DamagedCache
-from featurecache.features import row_digests, shards
+from featurecache.features import row_digests, shards, spaces
 from featurecache.features.mapped import MappedVectors
 from featurecache.features.row_digests import digest_rows
 from featurecache.features.spaces import Space
@@ -118,7 +118,8 @@ def test_few_rows_do_not_read_a_whole_shard(
     space, features = made(tmp_path / "cache", width)
     assert space.records  # whose bytes do not count
     sizes: list[int] = []
-    pread, preadv = os.pread, os.preadv
+    advised: list[tuple[int, int]] = []
+    pread, preadv, advise = os.pread, os.preadv, os.posix_fadvise
 
     def counted(fd: int, size: int, offset: int) -> bytes:
         sizes.append(size)
@@ -128,11 +129,40 @@ def test_few_rows_do_not_read_a_whole_shard(
         sizes.append(sum(len(buffer) for buffer in buffers))
         return preadv(fd, buffers, offset)
 
+    def listed(fd: int, start: int, size: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        advised.append((start, size))
+        advise(fd, start, size, advice)
+
     monkeypatch.setattr(os, "pread", counted)
     monkeypatch.setattr(os, "preadv", counted_into)
-    np.testing.assert_array_equal(space.vectors([ITEMS[9]])[0], features[[9]])
-    digests = ROWS // group * row_digests.SIZE
-    assert sum(sizes) == 4 * width * group + digests
+    monkeypatch.setattr(os, "posix_fadvise", listed)
+    rows = [9, 9, 3]
+    np.testing.assert_array_equal(space.vectors([ITEMS[row] for row in rows])[0], features[rows])
+    groups = sorted({row // group for row in rows})
+    size = 4 * width * group
+    assert sum(sizes) == size * (3 if group == 1 else 2) + ROWS // group * row_digests.SIZE
+    # The disk is told of all groups before the first is read.
+    start = space.records[0].arrays["features"].offset
+    assert sorted(advised) == [(start + size * number, size) for number in groups]
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("threads were started")
+
+
+def test_few_rows_are_read_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space, features = made(tmp_path / "cache", 1500)
+    monkeypatch.setattr(spaces, "ThreadPoolExecutor", refuse)
+    np.testing.assert_array_equal(space.vectors(ITEMS[2:5])[0], features[2:5])
+    monkeypatch.setattr(spaces, "_FEW_BYTES", 3 * 6000)  # the bytes of these rows
+    with pytest.raises(AssertionError, match="threads"):
+        space.vectors(ITEMS[2:5])
+    # A shard without digests of rows is hashed as a whole, which takes a thread per core.
+    archive = Path(__file__).parent / "archives" / "format-1" / "cache"
+    old = next(s for s in Cache(archive).spaces() if s.backbone)
+    with pytest.raises(AssertionError, match="threads"):
+        old.vectors(list(old.rows)[:1])
 
 
 def test_vectors_that_are_not_finite_are_refused_row_by_row(

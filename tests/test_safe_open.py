@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.storage.safe_open import open_regular
+from featurecache.storage.safe_open import open_descriptor, open_regular
 
 
 def test_a_file_and_a_link_to_it(tmp_path):
@@ -14,6 +14,15 @@ def test_a_file_and_a_link_to_it(tmp_path):
     for name in ("file", "link"):
         with open_regular(tmp_path / name, 7) as (file, size):
             assert (file.read(), size) == (b"content", 7)
+
+
+def test_a_descriptor_is_closed_at_the_end(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    with pytest.raises(ZeroDivisionError), open_descriptor(tmp_path / "file", 7) as (fd, size):
+        assert os.read(fd, size) == b"content"
+        _ = 1 / 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 def test_what_is_not_opened(tmp_path):

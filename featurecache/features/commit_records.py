@@ -70,19 +70,22 @@ def _quickly_parsed(data: bytes) -> keys.Json | None:
     Nearly all of a record are its items. If it is laid out as `Space.commit` does, their digits are
     hashed as they are, and neither parsed nor serialised again.
     """
-    before, opening, rest = data.partition(_ITEMS)
-    digits, quote, after = rest.partition(b'"')
-    if not (opening and quote and data.endswith(b"\n")):
+    start = data.find(_ITEMS) + len(_ITEMS)
+    end = data.find(b'"', start)
+    if start < len(_ITEMS) or end < 0 or not data.endswith(b"\n"):
         return None
+    digits = memoryview(data)[start:end]
     with contextlib.suppress(ValueError):
-        value = parse_object(before + opening + quote + after)
+        value = parse_object(data[:start] + data[end:])
         checksum = value.pop("checksum", None)
-        parts = keys.canonical(value).split(b'"items":""')
+        before, *after = keys.canonical(value).split(b'"items":""')
         # Otherwise what was cut out was another field of the name.
-        if value.get("items") == "" and len(parts) == 2:
+        if value.get("items") == "" and len(after) == 1:
             value["items"] = binascii.unhexlify(digits)
-            content = b"".join((parts[0], b'"items":"', digits, b'"', parts[1]))
-            if hashlib.sha256(content).hexdigest() == checksum:
+            content = hashlib.sha256(before + b'"items":"')
+            content.update(digits)
+            content.update(b'"' + after[0])
+            if content.hexdigest() == checksum:
                 return value
     return None
 

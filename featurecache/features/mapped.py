@@ -17,7 +17,7 @@ from featurecache.features.cache_files import OTHER_BYTES, absent_shard, damaged
 from featurecache.features.row_digests import RowDigests, are_sound, reads_whole
 from featurecache.features.spaces import Space
 from featurecache.items import ItemArray
-from featurecache.storage.safe_open import open_regular
+from featurecache.storage.safe_open import open_descriptor
 from featurecache.storage.stored_file import StoredFile
 
 
@@ -227,8 +227,8 @@ def _map(shard: _Shard) -> mmap.mmap:
     """The data file of a shard in a memory map. Its bytes are not checked, only their number."""
     try:
         path = shard.file.store.local_path(shard.file.key, shard.size, shard.sha256)
-        with open_regular(path, shard.size, follow=False) as (opened, size):
-            data = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+        with open_descriptor(path, shard.size, follow=False) as (fd, size):
+            data = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
     except (NotAFile, FileNotFoundError) as error:
         raise absent_shard(shard.file, shard.name, error) from error
     except OSError as error:

@@ -16,7 +16,7 @@ from featurecache.features.row_digests import RowDigests, is_group, reads_whole
 from featurecache.features.shards import Array
 from featurecache.features.space_files import Record
 from featurecache.storage.retries import retried_on_disk
-from featurecache.storage.safe_open import open_regular
+from featurecache.storage.safe_open import open_descriptor
 from featurecache.storage.stored_file import StoredFile
 
 _BLOCK = 1 << 18  # bytes read and hashed at a time: they stay in a core's own memory
@@ -30,11 +30,11 @@ def read_rows(
 
     def read() -> str:
         path = file.store.local_path(file.key, record.size, record.sha256)
-        with open_regular(path, record.size, follow=False) as (opened, size):
+        with open_descriptor(path, record.size, follow=False) as (fd, size):
             if size != record.size:
                 return OTHER_BYTES
             shards.check_extent(record.arrays, size)
-            return _read_checked(opened.fileno(), record.arrays, summary, rows, out)
+            return _read_checked(fd, record.arrays, summary, rows, out)
 
     try:
         damage = retried_on_disk(read)
@@ -48,6 +48,16 @@ def read_rows(
         raise damaged(file, damage)
 
 
+def is_range(numbers: np.ndarray) -> bool:
+    """Whether these are consecutive numbers, and more than none."""
+    count = len(numbers)
+    return (
+        count > 0
+        and int(numbers[-1]) - int(numbers[0]) == count - 1
+        and bool((numbers[1:] - numbers[:-1] == 1).all())
+    )
+
+
 def _read_checked(
     fd: int, arrays: Mapping[str, Array], summary: RowDigests, rows: np.ndarray, out: np.ndarray
 ) -> str:
@@ -59,7 +69,7 @@ def _read_checked(
     if not reads_whole(rows, total):
         expected = os.pread(fd, math.prod(digests.shape), digests.offset)
         return _read_groups(fd, features, summary, expected, rows, out)
-    if len(rows) == total and bool((np.diff(rows) == 1).all()):
+    if len(rows) == total and is_range(rows):
         return _read_all(fd, features, summary, out)
     every = np.empty((total, out.shape[1]), out.dtype)
     damage = _read_all(fd, features, summary, every)
@@ -95,6 +105,11 @@ def _read_groups(
         return OTHER_BYTES
     data = out.reshape(-1).view(np.uint8).data
     row_bytes, size = out.shape[1] * out.itemsize, summary.group
+    if hasattr(os, "posix_fadvise"):  # so that a disk reads all groups at the same time
+        length = size * row_bytes
+        for number in set((rows // size).tolist()):
+            start = features.offset + number * length
+            os.posix_fadvise(fd, start, length, os.POSIX_FADV_WILLNEED)
     number, group = -1, b""
     for index, row in enumerate(rows.tolist()):
         target = data[index * row_bytes : (index + 1) * row_bytes]

@@ -30,7 +30,7 @@ from featurecache.features.cache_files import (
     retry_if_damaged,
 )
 from featurecache.features.commit_records import new_shard, read_record
-from featurecache.features.row_reader import read_rows
+from featurecache.features.row_reader import is_range, read_rows
 from featurecache.features.space_files import Record, SpaceSummary
 from featurecache.items import ItemArray, Items, Lookup, packed
 from featurecache.machine import cores
@@ -39,6 +39,9 @@ from featurecache.storage.store import Store, names_in
 from featurecache.storage.stored_file import StoredFile
 
 _RECORD = re.compile(r"(?!space\.).*\.json")
+# Bytes per shard, on average, below which one thread reads all rows: each system call and each hash
+# releases the interpreter lock, and if they are short, several threads mostly wait for it.
+_FEW_BYTES = 1 << 17
 
 
 class Space:
@@ -247,11 +250,20 @@ class Space:
 
         by_record = np.argsort(record_indices, kind="stable")
         ends = np.flatnonzero(np.diff(record_indices[by_record])) + 1
-        # Hashing takes most of the time, and releases the interpreter lock.
+        parts = np.split(by_record, ends)
+        if self._has_row_digests and vectors.nbytes < _FEW_BYTES * len(parts):
+            for part in parts:
+                fill(part)
+            return vectors, decodable
         with ThreadPoolExecutor(min(cores(), 8)) as pool:
-            for _ in pool.map(fill, np.split(by_record, ends)):
+            for _ in pool.map(fill, parts):
                 pass
         return vectors, decodable
+
+    @property
+    def _has_row_digests(self) -> bool:
+        """Whether rows can be read without the rest of their shards."""
+        return self.store.local_folder is not None and all(r.row_digests for r in self.records)
 
     @property
     def dim(self) -> int:
@@ -382,9 +394,10 @@ class Space:
 
 def _as_slice(indices: np.ndarray) -> slice | np.ndarray:
     """Consecutive indices as a slice, for which numpy makes one copy and not two."""
-    first = int(indices[0]) if len(indices) else 0
-    is_range = np.array_equal(indices, np.arange(first, first + len(indices)))
-    return slice(first, first + len(indices)) if is_range else indices
+    if not is_range(indices):
+        return indices
+    first = int(indices[0])
+    return slice(first, first + len(indices))
 
 
 def _hash_of(store: Store, name: str, size: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from featurecache.errors import BadInput
 from featurecache.storage import durable, locks
 from featurecache.storage.retries import retried_on_disk
-from featurecache.storage.safe_open import open_regular, read_regular
+from featurecache.storage.safe_open import open_descriptor, open_regular, read_regular
 from featurecache.storage.store import check_name
 
 _MAX_FILE = 1 << 50  # bytes; ranges of larger files are refused
@@ -76,7 +76,7 @@ class LocalStore:
         return self.path(name)
 
     def size(self, name: str) -> int:
-        with open_regular(self.path(name), _MAX_FILE, follow=False) as (_, size):
+        with open_descriptor(self.path(name), _MAX_FILE, follow=False) as (_, size):
             return size
 
     def exists(self, name: str, *, listed: bool = False) -> bool:
