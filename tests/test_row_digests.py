@@ -153,7 +153,7 @@ def refuse(*_: object) -> None:
 
 def test_few_rows_are_read_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space, features = made(tmp_path / "cache", 1500)
-    monkeypatch.setattr(spaces, "ThreadPoolExecutor", refuse)
+    monkeypatch.setattr(spaces.ThreadPoolExecutor, "map", refuse)
     np.testing.assert_array_equal(space.vectors(ITEMS[2:5])[0], features[2:5])
     monkeypatch.setattr(spaces, "_FEW_BYTES", 3 * 6000)  # the bytes of these rows
     with pytest.raises(AssertionError, match="threads"):

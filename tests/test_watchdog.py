@@ -377,7 +377,7 @@ def test_an_option_that_is_a_pipe(
 
 MEMORY = "def fail(*_, **__): raise MemoryError('no room')\n"
 HASH = MEMORY + "from featurecache.images import samples as m; m.Sample.item = fail"
-READ = MEMORY + "from featurecache.features import spaces as m; m._as_slice = fail"
+READ = MEMORY + "from featurecache.features import spaces as m; m.as_slice = fail"
 DECODE = MEMORY + "from featurecache.stages.looking import inspect as m; m._look_at = fail"
 FAILING = [
     ("inspect", DECODE), ("index", HASH), ("featurize", HASH),

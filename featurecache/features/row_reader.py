@@ -48,14 +48,12 @@ def read_rows(
         raise damaged(file, damage)
 
 
-def is_range(numbers: np.ndarray) -> bool:
-    """Whether these are consecutive numbers, and more than none."""
-    count = len(numbers)
-    return (
-        count > 0
-        and int(numbers[-1]) - int(numbers[0]) == count - 1
-        and bool((numbers[1:] - numbers[:-1] == 1).all())
-    )
+def as_slice(indices: np.ndarray) -> slice | np.ndarray:
+    """Consecutive indices as a slice, for which numpy makes one copy and not two."""
+    count = len(indices)
+    if not count or indices[-1] - indices[0] != count - 1 or (np.diff(indices) != 1).any():
+        return indices
+    return slice(int(indices[0]), int(indices[0]) + count)
 
 
 def _read_checked(
@@ -69,7 +67,7 @@ def _read_checked(
     if not reads_whole(rows, total):
         expected = os.pread(fd, math.prod(digests.shape), digests.offset)
         return _read_groups(fd, features, summary, expected, rows, out)
-    if len(rows) == total and is_range(rows):
+    if len(rows) == total and isinstance(as_slice(rows), slice):
         return _read_all(fd, features, summary, out)
     every = np.empty((total, out.shape[1]), out.dtype)
     damage = _read_all(fd, features, summary, every)

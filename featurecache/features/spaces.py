@@ -30,7 +30,7 @@ from featurecache.features.cache_files import (
     retry_if_damaged,
 )
 from featurecache.features.commit_records import new_shard, read_record
-from featurecache.features.row_reader import is_range, read_rows
+from featurecache.features.row_reader import as_slice, read_rows
 from featurecache.features.space_files import Record, SpaceSummary
 from featurecache.items import ItemArray, Items, Lookup, packed
 from featurecache.machine import cores
@@ -240,7 +240,7 @@ class Space:
             record = self.records[record_index]
             if math.prod(record.arrays["features"].shape[1:]) != width:
                 raise damaged(self.file(record.file), "its vectors have another length")
-            target = _as_slice(positions)
+            target = as_slice(positions)
             if isinstance(target, slice):
                 decodable[target] = self._read_rows(record_index, rows[target], vectors[target])
             else:
@@ -251,12 +251,9 @@ class Space:
         by_record = np.argsort(record_indices, kind="stable")
         ends = np.flatnonzero(np.diff(record_indices[by_record])) + 1
         parts = np.split(by_record, ends)
-        if self._has_row_digests and vectors.nbytes < _FEW_BYTES * len(parts):
-            for part in parts:
-                fill(part)
-            return vectors, decodable
+        few = self._has_row_digests and vectors.nbytes < _FEW_BYTES * len(parts)
         with ThreadPoolExecutor(min(cores(), 8)) as pool:
-            for _ in pool.map(fill, parts):
+            for _ in (map if few else pool.map)(fill, parts):
                 pass
         return vectors, decodable
 
@@ -313,7 +310,7 @@ class Space:
         summary = record.row_digests
         if summary is None or self.store.local_folder is None:
             arrays = self.read(record_index)
-            out[:] = arrays["features"].reshape(-1, out.shape[1])[_as_slice(rows)]
+            out[:] = arrays["features"].reshape(-1, out.shape[1])[as_slice(rows)]
             return np.asarray(arrays["status"][rows] == shards.OK)
         file = self.file(record.file)
         in_place = record.arrays["features"].dtype == "<f4"
@@ -390,14 +387,6 @@ class Space:
                 self.store.put_if_absent(
                     description.key, json.dumps(space, indent=1).encode() + b"\n"
                 )
-
-
-def _as_slice(indices: np.ndarray) -> slice | np.ndarray:
-    """Consecutive indices as a slice, for which numpy makes one copy and not two."""
-    if not is_range(indices):
-        return indices
-    first = int(indices[0])
-    return slice(first, first + len(indices))
 
 
 def _hash_of(store: Store, name: str, size: int) -> str:
