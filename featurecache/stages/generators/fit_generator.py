@@ -384,9 +384,8 @@ def _result(run: Path, record: GeneratorRecord) -> FittedGenerator:
 def _vector_spaces(
     config: VectorSamplerConfig, cache: Cache, rows: LabelledRows, data: DataSource, path: Path
 ) -> tuple[list[Space], list[bytes]]:
-    """The spaces of the vectors that a generator is fitted on, one per backbone, and the images
-    that the generators of their view and the networks have seen, sorted. Raises BadInput, or
-    NotCached with the command that is missing."""
+    """The spaces of the vectors to fit on, one per backbone, and the images that the generators of
+    their view and the networks have seen, sorted. Raises BadInput, NotCached."""
     phases = [{"views": config.view, "epochs": 1}]
     schedule = validate(Schedule, {"backbone": config.backbone, "phases": phases}, path)
     views = {config.view: find_view(config.view, 0, cache.views)}
