@@ -161,19 +161,20 @@ def group_numbers(array: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     Rows with the same item belong together, and so do rows of the same group, and all rows that
     are linked by several of these. "" is no group. `array` is (N, 32).
     """
-    _, image = np.unique(np.ascontiguousarray(array).view("V32").ravel(), return_inverse=True)
-    parents: dict[int | str, int | str] = {}
+    from scipy.sparse import coo_array, csgraph  # here, because most commands do without
 
-    def root(node: int | str) -> int | str:
-        while (parent := parents.setdefault(node, node)) != node:
-            parents[node] = node = parents[parent]
-        return node
-
-    for number, group in zip(image.tolist(), groups, strict=True):
-        if group and (first := root(number)) != (second := root(group)):
-            parents[second] = first
-    linked: dict[int | str, int] = {}
-    for number in sorted(set(image.tolist())):
-        linked.setdefault(root(number), number)
-    roots = np.array([linked[root(number)] for number in image.tolist()], np.int64)
-    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+    keys = np.ascontiguousarray(array).view("V32").ravel()
+    distinct, image = np.unique(keys, return_inverse=True)
+    codes: dict[str, int] = {}
+    numbers = (codes.setdefault(group, len(codes)) for group in groups)
+    group = np.fromiter(numbers, np.int64, len(image))
+    is_linked = group != codes.get("", -1)
+    links = image[is_linked], len(distinct) + group[is_linked]
+    nodes = len(distinct) + len(codes)  # images, then groups
+    graph = coo_array((np.ones(len(links[0]), np.int8), links), (nodes, nodes))
+    _, part = csgraph.connected_components(graph, directed=False)
+    _, first, part = np.unique(part[: len(distinct)], return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    rows: np.ndarray = order[part][image]
+    return rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
-import resource
 import shutil
 import subprocess
 import sys
@@ -23,10 +22,15 @@ from click.testing import CliRunner
 
 from featurecache.cli import cli
 from featurecache.errors import BadInput, FeatureCacheError
+from featurecache.features.spaces import Space
+from featurecache.features.store import Cache
+from featurecache.filling.request import resolve_request
 from featurecache.filling.shard_plan import ShardPlan, plan_shards
 from featurecache.images.datasets import open_dataset
 from featurecache.images.layouts import indexes
 from featurecache.images.samples import items_of
+from featurecache.items import unpacked
+from featurecache.lookup import labelled_rows as rows_module
 from featurecache.stages.cache.augment import augment
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
@@ -220,41 +224,103 @@ def test_files_that_are_no_index(tmp_path: Path) -> None:
 
 
 PLAN = """
-import resource, sys
+import sys, tracemalloc
+import pyarrow
+from featurecache import items as item_arrays
 from featurecache.features.store import Cache
+from featurecache.filling.shard_plan import plan_shards
 from featurecache.images.datasets import open_dataset
-from featurecache.images.samples import Member, items_of, read_together
-from featurecache.filling.shard_plan import ShardPlan, plan_shards
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from featurecache.images.samples import items_of
+item_arrays._CHUNK = 1 << 12  # what is made of so many items at a time is little, as of millions
+tracemalloc.start()
 dataset = open_dataset(sys.argv[1])
 items, _ = items_of(dataset.samples)
-space = Cache(sys.argv[2]).space({"backbone": "b"}, "none", "network")
-todo = plan_shards(dataset.samples, items, [space], 512)
-assert todo.rows == len(dataset.samples)
-for number, shard in enumerate(todo):
-    assert len(shard.rows) <= 512
-    if number == 20:
-        break
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+for folder in sys.argv[2:]:
+    tracemalloc.reset_peak()
+    space = Cache(folder).space({"backbone": "b"}, "none", "network")
+    plan = plan_shards(dataset.samples, items, [space], 512)
+    for _, shard in zip(range(20), plan):
+        assert len(shard.rows) == 512
+    of_arrow = pyarrow.default_memory_pool().max_memory()
+    print(plan.rows, tracemalloc.get_traced_memory()[1] + of_arrow)
 """
+
+
+def write_rows(path: Path, count: int, **columns: list[str]) -> list[bytes]:
+    """An index of so many images, which don't exist, a tenth of them in split val."""
+    items = unpacked(np.random.default_rng(0).bytes(32 * count))
+    ids = [f"slide_{n // 1000:05}/tile_{n % 1000:03}.jpg" for n in range(count)]
+    rows = {
+        "id": ids, "split": ["train" if n < count * 0.9 else "val" for n in range(count)],
+        "label": [f"class {n % 5}" for n in range(count)], "path": ids,
+        "item": pa.array(items, pa.binary(32)), **columns,
+    }  # fmt: skip
+    pq.write_table(pa.table(rows), path, row_group_size=1 << 12)
+    return items
+
+
+def hold(space: Space, items: list[bytes]) -> None:
+    """Commit vectors of one number for these items."""
+    for start in range(0, len(items), 1 << 13):
+        part = items[start : start + (1 << 13)]
+        space.commit(part, {"features": np.ones((len(part), 1), np.float32)}, {}, {}, 0.0)
 
 
 @pytest.mark.slow
 def test_a_plan_takes_little_memory_an_image(tmp_path: Path) -> None:
-    """A Python object for each image would take 500 bytes and more. (docs/scale.md: 10 million.)"""
-    rng, count = np.random.default_rng(0), 400_000
-    ids = [f"slide_{n // 1000:05}/tile_{n % 1000:03}.jpg" for n in range(count)]
-    columns = {
-        "id": ids, "split": ["train"] * count, "label": [name[:11] for name in ids], "path": ids,
-        "item": pa.array([rng.bytes(32) for _ in ids], pa.binary(32)),
-    }  # fmt: skip
-    pq.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=1 << 16)
-    taken = subprocess.run(
-        [sys.executable, "-c", PLAN, str(tmp_path / "x.parquet"), str(tmp_path / "cache")],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    assert resource.getpagesize()  # ru_maxrss is in KB on Linux
-    assert int(taken.stdout) * 1024 / count < 250
+    """With no row held, and with all. A Python object for each image would take 500 bytes and more.
+    (docs/scale.md: 10 million.)"""
+    counts, peaks = (50_000, 150_000), []
+    for count in counts:
+        items = write_rows(tmp_path / "x.parquet", count)
+        cache = Cache(tmp_path / str(count))
+        cache.create()
+        hold(cache.space({"backbone": "b"}, "none", "network"), items)
+        done = subprocess.run(
+            [sys.executable, "-c", PLAN, "x.parquet", "empty", str(count)],
+            cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        rows, peak = np.array(done.stdout.split(), int).reshape(2, 2).T
+        assert rows.tolist() == [count, 0]
+        peaks.append(peak)
+    none_held, all_held = (peaks[1] - peaks[0]) / (counts[1] - counts[0])
+    assert none_held < 100 and all_held < 200
+
+
+@pytest.mark.slow
+def test_train_head_makes_no_object_for_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's memory blocks are counted every millisecond; few rows are objects at a time."""
+    monkeypatch.setattr(rows_module, "_CHUNK", 1 << 10)
+    (tmp_path / "s.yaml").write_text(
+        "backbone: efficientnet_lite0\nhead: {hidden: []}\nbatch_size: 4096\n"
+        "phases: [{views: none, epochs: 1}]\nvalidation: {split: val}\n"
+    )
+    most = []
+    for count in (1000, 20_000, 40_000):  # the first imports what a training needs
+        data, cache = tmp_path / f"{count}.parquet", tmp_path / str(count)
+        items = write_rows(data, count, group=[f"patient {n // 100}" for n in range(count)])
+        request = resolve_request(data, cache, "none", "efficientnet_lite0")
+        request.cache.create()
+        hold(request.vector_space(request.views[0], request.backbones[0]), items)
+        before, blocks, done = sys.getallocatedblocks(), [0], threading.Event()
+
+        def watch(
+            blocks: list[int] = blocks, done: threading.Event = done, before: int = before
+        ) -> None:
+            while not done.wait(0.001):
+                blocks.append(sys.getallocatedblocks() - before)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            train_head(tmp_path / "s.yaml", data=data, cache=cache, runs=tmp_path, device="cpu")
+        finally:
+            done.set()
+            watcher.join()
+        most.append(max(blocks))
+    assert most[2] - most[1] < 0.4 * 20_000
 
 
 def test_workers_get_positions_and_read_the_names(

@@ -27,7 +27,7 @@ from featurecache.heads.drawn import Drawn
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import GENERATED
-from featurecache.items import packed
+from featurecache.items import Lookup, packed
 from featurecache.runs.generator_items import (
     Pairs,
     generator_folders,
@@ -164,10 +164,10 @@ def find_generated_view(name: str, seed: int, runs: str | Path = RUNS) -> Genera
 
 def with_seen_items(trained: TrainedItems, seen: set[bytes]) -> TrainedItems:
     """The images of a training with those that its generators have seen."""
-    others = sorted(seen - {item.tobytes() for item in trained.items})
-    if not others:
+    items = packed(sorted(seen))
+    items = items[~Lookup(trained.items).holds(items)]
+    if not len(items):
         return trained
-    items = packed(others)
     return replace(
         trained,
         items=np.concatenate([trained.items, items]),
