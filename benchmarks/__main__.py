@@ -18,8 +18,8 @@ DATA = Path(__file__).parents[1] / "data" / "tiny-imagenet-200-mini"
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[ROW]...")
-@click.option("--repeats", default=5, show_default=True, help="Timed runs of each side.")
-@click.option("--small", is_flag=True, help="Tiny sizes, once, on generated images; no page.")
+@click.option("--repeats", type=int, help="Timed runs of each side.  [default: 5; --small: 1]")
+@click.option("--small", is_flag=True, help="Tiny sizes, on generated images; no page.")
 @click.option("--list", "only_list", is_flag=True, help="Name the rows, and what they must reach.")
 @click.option(
     "--data",
@@ -32,7 +32,7 @@ DATA = Path(__file__).parents[1] / "data" / "tiny-imagenet-200-mini"
 @click.option("--no-page", is_flag=True, help="Print only.")
 def main(
     names: tuple[str, ...],
-    repeats: int,
+    repeats: int | None,
     small: bool,
     only_list: bool,
     data: Path | None,
@@ -47,7 +47,7 @@ def main(
     setting = harness.Setting(
         Path(),
         small,
-        1 if small else repeats,
+        repeats or (1 if small else 5),
         data or (DATA if DATA.is_dir() else None),
         full,
     )
