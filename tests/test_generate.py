@@ -135,6 +135,11 @@ def test_workers_and_kills_do_not_change_the_bytes(sampler: Path, tmp_path: Path
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == -9
     generate(sampler, tmp_path / "k", workers=2)  # the other two shards
     assert content(tmp_path / "k") == content(tmp_path / "0")
+    for workers in (1, 2):
+        generate(sampler, tmp_path / str(workers), workers=workers)
+        assert content(tmp_path / str(workers)) == content(tmp_path / "0")
+    roots = {read_generated(tmp_path / name).root for name in ("0", "1", "2", "k")}
+    assert len(roots) == 1
 
 
 @pytest.mark.parametrize(

@@ -215,3 +215,22 @@ def test_augment_is_killed_at_several_moments_and_ends_with_the_same_bytes(
     whole = featurecache.augment(small_data, policy=policy, cache=tmp_path / "whole", **given)
     assert resumed.hits > 0 and resumed.computed + resumed.hits == whole.computed == 48
     assert resumed.spaces[0]["root_hash"] == whole.spaces[0]["root_hash"]
+
+
+def test_a_network_is_not_trained_through_a_generator_of_another_size(
+    tmp_path: Path, small_data: Path
+) -> None:
+    view(tmp_path / "a.yaml", write_generator(tmp_path / "run", size=16))
+    (tmp_path / "net.yaml").write_text(
+        "network: {name: test_efficientnet, input_size: 32}\nepochs: 1\nvalidation: val\n"
+        f"views: {tmp_path / 'a.yaml'}\n"
+    )
+    where: dict[str, Any] = {"data": small_data, "cache": tmp_path / "c", "device": "cpu"}
+    for train in (
+        lambda: featurecache.train_network(tmp_path / "net.yaml", out=tmp_path / "net", **where),
+        lambda: featurecache.worth(tmp_path / "net.yaml", runs=tmp_path / "runs", **where),
+    ):
+        with pytest.raises(BadInput, match="12x12 pixels, but the generator takes 16x16") as error:
+            train()
+        assert "\n" not in str(error.value)
+    assert not any((tmp_path / name).exists() for name in ("c", "net", "runs"))

@@ -13,6 +13,7 @@ import featurecache
 from featurecache.errors import BadInput
 from featurecache.heads.phase_variants import with_share
 from featurecache.runs.generated_vectors import find_generated_view
+from tests.samplers import write_sampler
 
 
 def fit(folder: Path, data: Path, cache: Path, **changed: Any) -> Path:
@@ -75,6 +76,27 @@ def test_a_generated_view_trains_a_head_and_is_refused_where_it_leaks(
     message = r"no dataset of generated images \(nearest: made\), and .*not the folder of a run"
     with pytest.raises(BadInput, match=message):
         train(tmp_path, f"gen:{tmp_path}/mad", {"split": "val"}, *sources)
+
+
+@pytest.mark.slow
+def test_a_sampler_of_other_classes_or_vectors_is_refused(
+    small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    run = fit(tmp_path, small_data, small_cache, classes=["cat", "dog"])
+    for view, reason in (
+        (f"gen:{run}_1", "its generator was fitted without class 'owl'; fit one on all classes"),
+        (f"gen:{write_sampler(tmp_path / 'images', 'ab')}_1", "not of a generator"),
+    ):
+        with pytest.raises(BadInput, match=reason) as error:
+            train(tmp_path, view, {"split": "val"}, small_data, small_cache)
+        assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
+    (tmp_path / "whole").mkdir()
+    whole = fit(tmp_path / "whole", small_data, small_cache)
+    record = json.loads((whole / "run.json").read_text())
+    record["backbones"][0]["weights"] = "0" * 64  # as if fitted on vectors of another network
+    (whole / "run.json").write_text(json.dumps(record))
+    with pytest.raises(BadInput, match="with other weights or settings than those here; fit one"):
+        train(tmp_path, f"gen:{whole}_1", {"split": "val"}, small_data, small_cache)
 
 
 @pytest.mark.slow

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -288,6 +291,44 @@ def test_folds_are_those_of_a_head_and_each_generator_lacks_its_own(
         )
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import featurecache
+path, data, out = sys.argv[1:]
+def kill(done, total, what):
+    if Path(out, "fold_1/generator.json").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.set_num_threads(1)
+featurecache.fit_generator(path, data=data, out=out, device="cpu", workers=0, progress=kill)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_between_two_folds_ends_with_the_same_weights(
+    small_data: Path, tmp_path: Path
+) -> None:
+    path = write_config(tmp_path / "gen.yaml", "wgan", validation={"folds": 2})
+    words = [sys.executable, "-c", KILLED, str(path), str(small_data), str(tmp_path / "killed")]
+    assert subprocess.run(words).returncode == -signal.SIGKILL
+    first, second = (tmp_path / f"killed/fold_{fold}" for fold in (1, 2))
+    assert (first / "generator.json").exists() and not (second / "generator.json").exists()
+    before = (first / "generator.safetensors").stat().st_mtime_ns
+    for name in ("killed", "whole"):
+        featurecache.fit_generator(
+            path, data=small_data, out=tmp_path / name, device="cpu", workers=0
+        )
+    assert (first / "generator.safetensors").stat().st_mtime_ns == before
+    for folder in (first, second):
+        whole = tmp_path / "whole" / folder.name
+        assert read_generator(folder).weights == read_generator(whole).weights
+        assert digest_of_tensors(load_generator(folder)) == read_generator(whole).weights
+        assert training.read_curves(folder) == training.read_curves(whole)
+    assert read_generator(first).weights != read_generator(second).weights
+    assert training.read_curves(tmp_path / "killed") == training.read_curves(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
@@ -360,13 +401,16 @@ def test_a_sampler_of_vectors_of_another_width_is_refused(
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_class_with_too_few_images_is_refused(
-    name: str, tmp_path: Path, write_dataset: Any
+    name: str, tmp_path: Path, write_dataset: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_dataset(tmp_path / "data", {"train/cat": 3, "train/dog": 1, "train/owl": 2})
     path = tmp_path / "gen.yaml"
     path.write_text(json.dumps({"generator": name} | SMALL[name]))
-    with pytest.raises(BadInput, match=f"class 'dog' has 1 image to fit on, and {name} needs 2"):
+    monkeypatch.setattr(fit_generator, "load_images", lambda *_: pytest.fail("reads the images"))
+    reason = f"class 'dog' has 1 image to fit on, and {name} needs 2"
+    with pytest.raises(BadInput, match=reason) as error:
         featurecache.fit_generator(path, data=data, out=tmp_path / "run", workers=0)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
 # ---- files that are refused ----

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import featurecache
+from featurecache.cli import cli
 from featurecache.errors import BadInput, NotCached
 from featurecache.images.datasets import Dataset, open_dataset
 from featurecache.runs.image_pools import ImagePool
@@ -118,6 +120,36 @@ def test_generated_images_are_compared_in_shares_with_more_real_ones(
     ratio = {"none": 0.5, name: 0.5}
     written = weigh(tmp_path, small_data, made["cache"], schedule=schedule(tmp_path, ratio))
     assert policies(written) == ["clean", name]
+
+
+@pytest.mark.slow
+def test_a_vector_sampler_is_fitted_and_weighed_by_commands(
+    small_data: Path, small_cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "gen.yaml").write_text("{generator: gaussian, backbone: efficientnet_lite0}")
+    where = ["--data", small_data, "--cache", small_cache, "--device", "cpu", "--json"]
+
+    def run_command(*words: object) -> Any:
+        shown = CliRunner().invoke(cli, [str(word) for word in (*words, *where)])
+        assert shown.exit_code == 0, shown.output
+        return json.loads(shown.stdout)
+
+    run = run_command(
+        "fit-generator", "--config", tmp_path / "gen.yaml", "--out", tmp_path / "runs/gauss"
+    )["run"]
+    options = ("--seeds", 2, "--lr-schedule", "constant", "--runs", tmp_path / "runs")
+    weighed = run_command(
+        "worth", "--schedule", schedule(tmp_path), "--view", "gen:gauss_1", *options
+    )
+    assert [way["policy"] for way in weighed["ways"]] == [
+        "clean", *(f"gen:gauss_1 at {title}" for title in TITLES)
+    ]  # fmt: skip
+    assert (weighed["images"], weighed["seeds"]) == (12, [0, 1])
+    assert all({"none", "gen:gauss_1"} == {*way["views"]} for way in weighed["ways"][1:])
+    by_path = weigh(tmp_path, small_data, small_cache, policy=f"gen:{run}_1", share=0.5)
+    assert policies(by_path) == ["clean", f"gen:{run}_1 at 50%"]
+    gains = {way["policy"]: way["top1"] for way in weighed["ways"]}
+    assert [way.top1 for way in by_path.ways] == [gains["clean"], gains["gen:gauss_1 at 50%"]]
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -125,7 +125,7 @@ def resolve_request(
     choice = keywords_of(LoadSetting, setting)
     backbones = [load_backbone(name, weights, **choice) for name in dict.fromkeys(backbone_names)]
     items, unreadable = items_of(dataset.samples, progress)
-    _check_first_picture(views, dataset.samples, items)
+    check_first_picture(views, dataset.samples, items)
     return Request(
         dataset=dataset,
         items=items,
@@ -155,7 +155,9 @@ def check_views(views: Sequence[View], cache: Cache) -> None:
             view.check()
 
 
-def _check_first_picture(views: Sequence[View], samples: Sequence[Sample], items: Items) -> None:
+def check_first_picture(
+    views: Iterable[View], samples: Sequence[Sample], items: Sequence[bytes | None]
+) -> None:
     """Raise BadInput if a generator in a view does not take the first image that can be decoded,
     because of its size, or knows the class of none of the images."""
     for view in views:

@@ -2,7 +2,8 @@
 
 Both factors are rounded to multiples of a power of two, so that each product and each sum of
 products is exact in float64. The result is the same for a row alone and in any batch, with any
-number of threads, on every machine (law 1, "A view depends on its image alone").
+number of threads and any library of linear algebra (law 1, "A view depends on its image alone").
+The normal numbers are those of NumPy's version.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from featurecache import keys
 from featurecache.executors import Progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
+from featurecache.filling.request import check_first_picture
 from featurecache.generated_items import (
     Fitted,
     ItemSource,
@@ -115,6 +116,8 @@ def load_network_data(
         )
         bad = {i: why for space in spaces.values() for i, why in space.failures(sources).items()}
     else:
+        made = [view for view in views.values() if view.policy and view.policy.generators]
+        check_first_picture(made, [*sources.values()], [*sources])
         bad = undecodable([(s, item) for item, s in sources.items()], workers, progress)
     rows = labelled_rows(dataset, config.splits, progress)
     rows = rows.where(~rows.are_in(bad))
