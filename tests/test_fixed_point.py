@@ -64,9 +64,8 @@ def test_a_product_does_not_depend_on_the_order_of_its_sums() -> None:
     whole = drawn @ matrix
     order = rng.permutation(1280)
     assert (drawn[:, order] @ matrix[order] == whole).all()
-    blocks = [
-        drawn[:, start : start + 97] @ matrix[start : start + 97] for start in range(0, 1280, 97)
-    ]
+    parts = [slice(start, start + 97) for start in range(0, 1280, 97)]
+    blocks = [drawn[:, part] @ matrix[part] for part in parts]
     assert (np.sum(blocks[::-1], axis=0) == whole).all()
     assert (np.cumsum(drawn[:, :, None] * matrix, axis=1)[:, -1] == whole).all()
     free = rng.standard_normal((24, 1280))

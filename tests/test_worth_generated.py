@@ -142,14 +142,14 @@ def test_a_vector_sampler_is_fitted_and_weighed_by_commands(
         "worth", "--schedule", schedule(tmp_path), "--view", "gen:gauss_1", *options
     )
     assert [way["policy"] for way in weighed["ways"]] == [
-        "clean", *(f"gen:gauss_1 at {title}" for title in TITLES)
+        "clean", *(f"gen:gauss at {title}" for title in TITLES)
     ]  # fmt: skip
     assert (weighed["images"], weighed["seeds"]) == (12, [0, 1])
     assert all({"none", "gen:gauss_1"} == {*way["views"]} for way in weighed["ways"][1:])
     by_path = weigh(tmp_path, small_data, small_cache, policy=f"gen:{run}_1", share=0.5)
-    assert policies(by_path) == ["clean", f"gen:{run}_1 at 50%"]
+    assert policies(by_path) == ["clean", f"gen:{run} at 50%"]
     gains = {way["policy"]: way["top1"] for way in weighed["ways"]}
-    assert [way.top1 for way in by_path.ways] == [gains["clean"], gains["gen:gauss_1 at 50%"]]
+    assert [way.top1 for way in by_path.ways] == [gains["clean"], gains["gen:gauss at 50%"]]
 
 
 @pytest.mark.slow
