@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 from featurecache import settings
 from featurecache.storage import file_marks
+
+# On a busy machine any example of a property can take longer than the default of 200 ms.
+hypothesis.settings.register_profile("busy machine", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("busy machine")
 
 Write = Callable[..., Path]
 

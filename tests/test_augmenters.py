@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from skimage import color
@@ -442,7 +442,6 @@ TREES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(TREES)
 def test_a_key_has_the_versions_of_our_augmenters_in_it(tree: Any) -> None:
     key = Policy("p", tree).key()

@@ -99,7 +99,7 @@ def test_pixels_are_timms(
     np.testing.assert_array_equal(pixels, given)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 200),
     width=st.integers(1, 200),

@@ -56,7 +56,7 @@ def penalty_of(setting: str) -> float:
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(SHAPES)
 def test_ridge_is_scikit_learns_under_the_penalty_of_the_best_leave_one_out(
     shape: tuple[int, int, int],
@@ -112,7 +112,7 @@ def test_logistic_regression_says_that_it_did_not_converge(
     assert "not converged in 2 steps" in fits.logistic(X, y, X, CLASSES).setting
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.tuples(st.integers(20, 60), st.integers(2, 12), st.integers(0, 99)))
 def test_neighbours_are_scikit_learns_by_cosine(shape: tuple[int, int, int]) -> None:
     X, y = blobs(*shape)

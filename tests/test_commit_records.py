@@ -30,7 +30,7 @@ def record_of(rows: int, provenance: dict[str, str]) -> keys.Json:
     return new_shard("s", vector_key(), items, {"features": features}, {}, provenance, 0.5)[1]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 4), st.dictionaries(TEXTS, TEXTS))
 def test_the_quick_way_is_the_full_way(rows: int, provenance: dict[str, str]) -> None:
     record = record_of(rows, provenance)

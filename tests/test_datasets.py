@@ -386,9 +386,7 @@ def test_what_a_table_names_and_is_no_file_is_listed(make):
     assert reasons == {"folder": "a folder, not a regular file; move it away"}
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(["train/a/10.jpg", "train/a/9.jpg", "train/b/1.jpg", "val/a/2.jpg"]))
 def test_the_order_of_listing_does_not_matter(tmp_path, monkeypatch, names):
     root = tmp_path / "o"

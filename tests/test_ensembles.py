@@ -76,7 +76,7 @@ def test_equal_weights_are_the_geometric_mean() -> None:
     np.testing.assert_allclose(stack(each, np.full(3, 1 / 3)), wanted, rtol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds)
 def test_no_other_weights_are_better(seed: int) -> None:
     each = members(seed)

@@ -122,7 +122,7 @@ def test_marks_below_a_folder(tmp_path: Path, no_wait: None) -> None:
     assert marks_below(tmp_path, (".py",)) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     field=st.sampled_from(["st_size", "st_dev", "st_ino", "st_mtime_ns", "st_ctime_ns"]),
     change=st.integers(1, 10**6),
@@ -134,7 +134,7 @@ def test_a_mark_holds_every_field(field: str, change: int) -> None:
     assert mark_of_status(second) != mark_of_status(first)  # type: ignore[arg-type]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     taken=st.integers(0, 60 * SECOND),
     tick=st.sampled_from([1, 100, 10**6, 4 * 10**6, 10**7, SECOND, 2 * SECOND]),

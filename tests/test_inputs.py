@@ -36,7 +36,7 @@ WANTED = st.sampled_from(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(WANTED, st.sampled_from([[], [4], [4, 3]]), st.sampled_from(["batch", "none"]))
 def test_a_head_of_what_was_fitted_is_one_of_the_vectors(
     wanted: Input, hidden: list[int], norm: str

@@ -270,7 +270,7 @@ class Edits(RuleBasedStateMachine):
 def test_any_order_of_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable.os, "fsync", lambda descriptor: None)
     settings_here = settings(
-        max_examples=15, stateful_step_count=12, deadline=None,
+        max_examples=15, stateful_step_count=12,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     from hypothesis.stateful import run_state_machine_as_test

@@ -12,7 +12,7 @@ from typing import Any
 
 import pydantic
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from featurecache import keys, yaml_files
@@ -46,7 +46,6 @@ def reordered(value: Any, rng: random.Random) -> Any:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(JSON)
 def test_canonical_is_json_and_loses_nothing(value: Any) -> None:
     text = keys.canonical(value)
@@ -56,14 +55,12 @@ def test_canonical_is_json_and_loses_nothing(value: Any) -> None:
     assert keys.canonical(back) == text
 
 
-@settings(deadline=None)
 @given(JSON, st.randoms(use_true_random=False))
 def test_the_order_of_keys_does_not_matter(value: Any, rng: random.Random) -> None:
     assert keys.canonical(reordered(value, rng)) == keys.canonical(value)
     assert keys.digest(reordered(value, rng)) == keys.digest(value)
 
 
-@settings(deadline=None)
 @given(JSON, JSON)
 def test_other_values_have_other_bytes(a: Any, b: Any) -> None:
     # repr of what JSON reads back tells 1, 1.0 and True apart, as Python's == does not.
@@ -164,13 +161,11 @@ def paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [at]
 
 
-@settings(deadline=None)
 @given(JSON)
 def test_what_is_the_same_does_not_differ(value: Any) -> None:
     assert keys.differences(value, copy.deepcopy(value)) == []
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text("abc", min_size=1), JSON, min_size=1, max_size=4), st.data())
 def test_every_changed_field_is_named(value: Any, data: st.DataObject) -> None:
     where = data.draw(st.lists(st.sampled_from(paths(value)), min_size=1, unique=True))
@@ -187,7 +182,6 @@ def test_every_changed_field_is_named(value: Any, data: st.DataObject) -> None:
         assert any(line.startswith(f"{name}: ") for line in found)
 
 
-@settings(deadline=None)
 @given(JSON, JSON)
 def test_two_keys_always_have_a_difference(a: Any, b: Any) -> None:
     same = keys.canonical(a) == keys.canonical(b)
@@ -257,7 +251,6 @@ def test_keys_are_text(tmp_path: Path) -> None:
     assert read(tmp_path, "1: a\ntrue: b\n1e3: c\n") == {"1": "a", "true": "b", "1e3": "c"}
 
 
-@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_is_read_as_it_was_written(tmp_path_factory: Any, number: float) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -374,7 +367,6 @@ def test_every_wrong_key_is_named() -> None:
     assert "engin: no such key; nearest: engine" in str(caught.value)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=8))
 def test_unknown_keys_are_never_let_through(name: str) -> None:
     assume(name not in Car.model_fields)

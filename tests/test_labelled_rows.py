@@ -33,7 +33,7 @@ ROWS = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(ROWS, max_size=20), st.integers(-3, 25), st.integers(-25, 25))
 def test_arrays_give_the_rows(rows: list[LabelledRow], start: int, stop: int) -> None:
     table = LabelledRows.pack(rows)
@@ -50,7 +50,7 @@ def test_arrays_give_the_rows(rows: list[LabelledRow], start: int, stop: int) ->
     assert rows_digest(rows) == rows_digest(table) == keys.digest(listed)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(ROWS, max_size=20))
 def test_images_with_several_labels_are_counted(rows: list[LabelledRow]) -> None:
     ordered = sorted(rows, key=lambda row: row.item)

@@ -24,7 +24,7 @@ def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.1, 0.5]), st.floats(0, 1))
 def test_smoothing_weights_and_mixup_are_a_loss_against_soft_targets(
     seed: int, smoothing: float, share: float

@@ -56,7 +56,7 @@ INDEXES = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(index=INDEXES, order=st.permutations(range(N)), maps=st.integers(1, 5))
 def test_any_index_gives_what_an_array_would(
     space: Space, index: Any, order: list[int], maps: int

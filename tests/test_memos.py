@@ -71,7 +71,7 @@ def test_the_folder_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch
     assert object_cache.folder() == Path("copies")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     content=st.binary(max_size=200),
     position=st.integers(0, 10**6),

@@ -42,7 +42,7 @@ QUICK_KINDS = (*CACHE_KINDS, "run", "metrics", "head")
 SLOW_KINDS = ("trials", "worth", "study")
 FOLDERS = ("cache", "runs", "study")
 # An example runs a command: the same few are run every time, so that a failure repeats.
-REPEATABLE = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+REPEATABLE = settings(derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Files:

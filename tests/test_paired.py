@@ -24,7 +24,7 @@ def predictions(draw: Any) -> tuple[np.ndarray, np.ndarray]:
     return right, right ^ changed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(predictions())
 def test_the_interval_holds_the_difference(pair: tuple[np.ndarray, np.ndarray]) -> None:
     right, other = pair
@@ -35,7 +35,7 @@ def test_the_interval_holds_the_difference(pair: tuple[np.ndarray, np.ndarray]) 
     assert difference(right, other) == found  # the same draws again
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(predictions(), st.randoms(use_true_random=False))
 def test_the_order_of_images_and_of_seeds_changes_nothing(
     pair: tuple[np.ndarray, np.ndarray], shuffle: Any
@@ -113,7 +113,7 @@ def test_classes_by_what_they_gained() -> None:
     ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(predictions(), st.integers(1, 6))
 def test_classes_add_up_to_the_difference(
     pair: tuple[np.ndarray, np.ndarray], classes: int

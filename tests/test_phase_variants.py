@@ -38,7 +38,7 @@ def shown(phases: phase_variants.Phases) -> list[Any]:
     return [at.phase.shares(at.in_phase) for at in plan.plan()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(phases())
 def test_clean_phases_show_none_for_as_long(written: phase_variants.Phases) -> None:
     clean = phase_variants.clean(written)
@@ -49,7 +49,7 @@ def test_clean_phases_show_none_for_as_long(written: phase_variants.Phases) -> N
     assert [p["optimizer"] for p in clean] == [p["optimizer"] for p in written]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(phases(), st.sampled_from([["spatial_1", "spatial_2"], ["color_1"], ["new_1", "new_2"]]))
 def test_through_a_policy_as_much_is_augmented_as_before(
     written: phase_variants.Phases, views: list[str]
@@ -73,7 +73,7 @@ def test_through_a_policy_its_own_views_stay_and_others_are_its_draws_in_turn() 
     assert phase["views"] == {"none": 0.5, "color_1": 0.5}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(phases(), st.integers(0, 2**32 - 1))
 def test_another_order_shows_the_same_otherwise(written: phase_variants.Phases, seed: int) -> None:
     other = phase_variants.shuffled(written, seed)

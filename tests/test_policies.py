@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -447,7 +447,6 @@ def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(TREES)
 def test_a_tree_is_read_as_it_was_written(tmp_path_factory: Any, tree: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "tree.yaml"
@@ -458,14 +457,12 @@ def test_a_tree_is_read_as_it_was_written(tmp_path_factory: Any, tree: Any) -> N
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(TREES, WORDS, WORDS)
 def test_the_name_is_not_in_the_key(tree: Any, one: str, other: str) -> None:
     assert key(one, tree) == key(other, copy.deepcopy(tree))
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(TREES, SCALARS, st.data())
 def test_every_parameter_is_in_the_key(tree: Any, new: Any, data: st.DataObject) -> None:
     paths = leaves(tree)
@@ -481,7 +478,6 @@ def test_every_parameter_is_in_the_key(tree: Any, new: Any, data: st.DataObject)
     assert Policy("p", other) != Policy("p", tree)  # 1 is not 1.0 is not true
 
 
-@settings(deadline=None)
 @given(st.integers(1, 99), st.integers(1, 99), st.integers(0, 99), st.integers(0, 99))
 def test_draw_and_seed_are_in_the_key(d: int, e: int, s: int, t: int) -> None:
     assert (key("p", ["Fliplr"], d, s) == key("p", ["Fliplr"], e, t)) == ((d, s) == (e, t))

@@ -23,7 +23,7 @@ MATRICES = hnp.arrays(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MATRICES)
 def test_variances_are_the_squares_of_the_singular_values(rows: np.ndarray) -> None:
     exact = rows.astype(np.float64)
@@ -85,7 +85,7 @@ def test_methods_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         projections.check_method("umap")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MATRICES, st.integers(0, 2**32 - 1))
 def test_cosines_are_those_of_the_formula(a: np.ndarray, seed: int) -> None:
     b = np.random.default_rng(seed).normal(size=a.shape)
@@ -114,7 +114,7 @@ def agreed(rows: np.ndarray, clean: np.ndarray, labels: np.ndarray, k: int) -> l
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 14), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_agreement_is_that_of_a_plain_loop(n: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

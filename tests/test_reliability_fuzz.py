@@ -65,7 +65,7 @@ def changed(draw: st.DrawFn, whole: Any) -> Any:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 @pytest.mark.parametrize("name", ["record/whole", "record/pictures", "description/whole"])
 def test_one_value_changed_under_a_checksum_that_holds(name: str, data: st.DataObject) -> None:
@@ -74,7 +74,7 @@ def test_one_value_changed_under_a_checksum_that_holds(name: str, data: st.DataO
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 @pytest.mark.parametrize(
     "name", ["policy/flips", "policy/children", "policy/colour", "schedule/full"]
@@ -85,7 +85,7 @@ def test_one_value_changed_in_what_people_write(name: str, data: st.DataObject) 
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 @pytest.mark.parametrize("kind", ["csv", "shard", "safetensors", "pickle", "schedule"])
 def test_bytes_changed_cut_and_moved(kind: str, data: st.DataObject) -> None:

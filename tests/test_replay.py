@@ -253,7 +253,7 @@ PICTURES = st.builds(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(TREES, PICTURES, st.binary(max_size=4))
 def test_any_policy_of_known_augmenters(entries: Any, pixels: np.ndarray, entropy: bytes) -> None:
     augmentation = built(*entries)
@@ -262,7 +262,7 @@ def test_any_policy_of_known_augmenters(entries: Any, pixels: np.ndarray, entrop
     assert_equal(augmentation, pixels, entropy + b"again")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.one_of(LEAVES), st.binary(max_size=4), st.sampled_from([(9, 14), (38, 38), (390, 391)]))
 def test_a_known_augmenter_is_replayed(entry: Any, entropy: bytes, shape: tuple[int, int]) -> None:
     """imgaug could answer for the replay everywhere, and the test above would see nothing."""
@@ -289,7 +289,6 @@ def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- generators --------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=8, max_size=8), st.integers(1, 300))
 def test_the_seeds_are_those_of_numpy(entropy: list[int], nodes: int) -> None:
     states = seeds.Seeds(nodes).states(np.array(entropy, np.uint32))

@@ -65,7 +65,7 @@ def test_digests_of_odd_shapes(shape: tuple[int, ...]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(("width", "group"), [(600, 1), (200, 5), (32, 32)])
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS // 2),
     place=st.floats(0, 1, exclude_max=True),

@@ -110,7 +110,7 @@ ITEMS = [hashlib.sha256(bytes([n // 256, n % 256])).digest() for n in range(400)
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(1, 90), st.integers(1, 9), st.lists(st.integers(0, 399), max_size=60), st.data())
 def test_parts_divide_a_plan_whatever_others_have_committed(
     rows: int, of: int, held: list[int], data: st.DataObject

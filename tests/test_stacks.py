@@ -101,7 +101,7 @@ def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     spec=SPECS,
     optimizer=OPTIMIZERS,
@@ -130,7 +130,7 @@ def test_a_stack_is_its_members_one_by_one(
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     spec=SPECS,
     settings_=OPTIMIZERS,

@@ -78,7 +78,7 @@ def only(space: Space, pattern: str) -> Path:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=8, unique=True), max_size=4),
     st.sets(st.integers(0, 30)),
@@ -108,7 +108,7 @@ def test_what_was_committed_is_read(shards: list[list[int]], bad: set[int], rng:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shards=st.lists(
         st.tuples(st.lists(st.integers(0, 8), min_size=1, max_size=6), st.sets(st.integers(0, 8))),
@@ -404,7 +404,7 @@ def test_where_shards_overlap_the_row_that_counts_is_hashed(tmp_path: Path) -> N
     assert space_of(tmp_path / "one").root_hash == space.root_hash
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=6), max_size=5))
 def test_the_row_that_counts_is_found_with_arrays(cuts: list[list[tuple[int, bool]]]) -> None:
     """As in the dictionary `rows`, also for items that begin alike."""

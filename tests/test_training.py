@@ -117,7 +117,7 @@ def killer(after: int) -> Any:
 # --- splits -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     copies=st.lists(st.integers(1, 3), min_size=18, max_size=30),
     seed=st.integers(0, 2**32 - 1),

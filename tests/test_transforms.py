@@ -179,7 +179,7 @@ def test_the_number_of_workers_does_not_matter(workers: int) -> None:
     assert made == [expected[name][n] for name, n in tasks]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.lists(st.sampled_from(sorted(TRANSFORMS - {"AugMix", "ElasticTransform"})), max_size=3))
 def test_any_chain_is_repeatable(names: list[str]) -> None:
     tree = [{f"v2.{name}": REQUIRED.get(name)} for name in names] or ["v2.Identity"]
