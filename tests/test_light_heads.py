@@ -175,7 +175,7 @@ def test_logistic_regression_and_attention_are_estimators() -> None:
     assert clone(attention).get_params() == attention.get_params()
     attention.fit(X[:400], y[:400])
     assert attention.score(X[400:], y[400:]) > 0.8  # linear: chance
-    with pytest.raises(ValueError, match="do not have 4 channels"):
+    with pytest.raises(BadInput, match="35 numbers can't be maps of 4 channels"):
         HeadClassifier(schedule).fit(X[:, :35], y)
 
     means = X.reshape(-1, 4, 9).mean(2)
