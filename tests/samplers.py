@@ -13,7 +13,6 @@ import torch
 
 from featurecache import keys
 from featurecache.features.store import Cache
-from featurecache.generated_items import note_sources
 from featurecache.generator_files import TrainedGenerator
 from featurecache.generators.architectures import ARCHITECTURES
 from featurecache.generators.configs import CONFIGS
@@ -21,6 +20,7 @@ from featurecache.generators.cyclegan import StyleNetwork
 from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.trained_items import TrainedItems, root_of
 from featurecache.images.views import find_view
+from featurecache.seen_items import note_sources
 from featurecache.training.tensors import digest_of_tensors
 
 SMALL: dict[str, dict[str, Any]] = {

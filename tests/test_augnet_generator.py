@@ -15,7 +15,6 @@ import featurecache
 from featurecache import generated_pictures  # noqa: F401  installs generators in policies
 from featurecache.errors import BadInput
 from featurecache.features.store import Cache
-from featurecache.generated_items import items_of_generator
 from featurecache.generator_files import TrainedGenerator
 from featurecache.generators.augnet import FrozenAugNet
 from featurecache.generators.configs import read_config
@@ -28,6 +27,7 @@ from featurecache.heads.trained_items import TrainedItems, root_of
 from featurecache.images.picture_checks import UnseenImage
 from featurecache.images.views import View, find_view
 from featurecache.runs.record import read_run
+from featurecache.seen_items import items_of_generator
 from featurecache.training.tensors import digest_of_tensors
 from tests.samplers import write_generator, write_sampler
 

@@ -17,10 +17,10 @@ import pytest
 
 import featurecache
 from featurecache.errors import FeatureCacheError
-from featurecache.generated_items import items_of_dataset, items_of_generator
 from featurecache.generator_files import INDEX
 from featurecache.generators.trained_generators import read_generator
 from featurecache.heads.trained_items import FILE
+from featurecache.seen_items import items_of_dataset, items_of_generator
 from featurecache.text import printable
 from tests.samplers import write_sampler
 from tests.test_metadata import CONTENTS, DROP, VALUES

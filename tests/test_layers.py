@@ -31,7 +31,7 @@ FLOORS = (
     ("executors",),
     ("architectures", "training"),
     ("images", "features", "heads", "networks", "generators"),
-    ("generated_items", "generated_pictures", "study"),
+    ("generated_pictures", "seen_items", "study"),
     ("lookup", "filling"),
     ("runs",),
     ("stages",),

@@ -17,10 +17,10 @@ from featurecache.filling.dispatch import ExecutorSetting, Maker, Where, dispatc
 from featurecache.filling.request import Request
 from featurecache.filling.shard_plan import ShardPlan, check_shard_rows, parse_part, plan_shards
 from featurecache.filling.tally import Tally
-from featurecache.generated_items import note_networks, note_sources
 from featurecache.images.canary_memos import known_pixel_canary
 from featurecache.images.datasets import names_of
 from featurecache.images.views import View
+from featurecache.seen_items import note_networks, note_sources
 from featurecache.settings import command_line
 
 

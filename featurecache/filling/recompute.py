@@ -15,9 +15,9 @@ from featurecache.features.engines import Engine, open_engine, run_rows
 from featurecache.features.spaces import Space
 from featurecache.filling import pictures, vectors
 from featurecache.filling.shard_plan import batches_of
-from featurecache.generated_items import with_folders
 from featurecache.images.samples import Sample
 from featurecache.images.views import view_of_key
+from featurecache.seen_items import with_folders
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from featurecache.features.settings import LoadSetting, VectorSetting, keywords_
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.features.trained_networks import run_of_network
-from featurecache.generated_items import with_folders
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.generator_nodes import digests
 from featurecache.images.picture_checks import Undecodable, UnseenImage
@@ -27,6 +26,7 @@ from featurecache.images.samples import Sample, items_of, sources_of
 from featurecache.images.selection import SampleSelection, select_samples
 from featurecache.images.views import View, find_view, original, view_of_key
 from featurecache.items import Items, Lookup
+from featurecache.seen_items import with_folders
 from featurecache.text import listed
 
 

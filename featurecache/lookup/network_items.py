@@ -9,8 +9,8 @@ from featurecache.errors import BadInput
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.features.trained_networks import trained_network
-from featurecache.generated_items import Fitted, ItemSource, items_of_network, noted_network
 from featurecache.lookup.held_spaces import is_of_run
+from featurecache.seen_items import Fitted, ItemSource, items_of_network, noted_network
 
 
 def seen_by_networks(cache: Cache, spaces: Iterable[Space]) -> Fitted:

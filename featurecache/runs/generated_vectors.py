@@ -19,7 +19,6 @@ import numpy.typing as npt
 from featurecache import keys
 from featurecache.errors import BadInput, nearest
 from featurecache.features.spaces import Space
-from featurecache.generated_items import items_of_generator
 from featurecache.generator_files import INDEX, TrainedGenerator
 from featurecache.generators.fixed_point import noise_number
 from featurecache.generators.trained_generators import load_generator, read_generator
@@ -36,6 +35,7 @@ from featurecache.runs.generator_items import (
 )
 from featurecache.runs.generator_records import read_generator_record
 from featurecache.runs.run_names import RUNS, find_run
+from featurecache.seen_items import items_of_generator
 
 
 def is_generated(view: str) -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 
 from featurecache import keys
 from featurecache.errors import BadInput
-from featurecache.generated_items import leak
 from featurecache.generator_files import TrainedGenerator
 from featurecache.heads.trained_items import TrainedItems
 from featurecache.runs.generator_records import read_generator_record
+from featurecache.seen_items import leak
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # the (train, validation) rows of each fold
 VERSION = 1  # of the code that computes what a generator makes

@@ -10,7 +10,6 @@ import numpy as np
 from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
-from featurecache.generated_items import fitted_by_datasets
 from featurecache.heads.defaults import VALIDATED
 from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.datasets import Dataset
@@ -22,6 +21,7 @@ from featurecache.lookup.labelled_rows import (
     training_rows,
 )
 from featurecache.runs.record import RunRecord, schedule_of
+from featurecache.seen_items import fitted_by_datasets
 from featurecache.text import counted
 
 HELD_OUT = "held-out"  # as a split: the images that a run was validated on, whatever their split

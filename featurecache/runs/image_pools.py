@@ -19,7 +19,6 @@ from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import items_of_dataset
 from featurecache.generator_files import INDEX, GeneratedDataset, read_generated
 from featurecache.generators.fixed_point import noise_number
 from featurecache.heads.drawn import Drawn
@@ -31,6 +30,7 @@ from featurecache.lookup.held_spaces import not_cached_error, side_by_side
 from featurecache.lookup.labelled_rows import decodable, labelled_rows
 from featurecache.runs.generated_vectors import missing_class
 from featurecache.runs.generator_items import Pairs, generators_of_folds
+from featurecache.seen_items import items_of_dataset
 
 
 @dataclass(frozen=True, kw_only=True)

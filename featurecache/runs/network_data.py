@@ -11,13 +11,6 @@ from featurecache.executors import Progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.filling.request import check_first_picture
-from featurecache.generated_items import (
-    Fitted,
-    ItemSource,
-    fitted_items,
-    noted_network,
-    refuse_unseen,
-)
 from featurecache.heads.schedules import Schedule
 from featurecache.images.datasets import Dataset, DataSource, names_of, open_dataset
 from featurecache.images.samples import Sample, sources_of
@@ -34,6 +27,13 @@ from featurecache.runs.training_pictures import (
     PictureMaker,
     picture_source,
     undecodable,
+)
+from featurecache.seen_items import (
+    Fitted,
+    ItemSource,
+    fitted_items,
+    noted_network,
+    refuse_unseen,
 )
 from featurecache.settings import command_line
 from featurecache.training.curriculum import TrainingPlan

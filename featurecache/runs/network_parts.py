@@ -15,13 +15,13 @@ from featurecache.errors import BadInput, located
 from featurecache.features.cuts import layer_before, trunk_and_body
 from featurecache.features.initial_networks import InitialNetwork, initial_network
 from featurecache.features.trained_networks import run_of_network, trained_network
-from featurecache.generated_items import ItemSource
 from featurecache.heads.head_networks import HeadNetworks, build
 from featurecache.networks.configs import NetworkConfig
 from featurecache.networks.layerwise import check_epochs
 from featurecache.networks.trainable import TrainableNetwork
 from featurecache.runs.record import read_run
 from featurecache.runs.run_names import RUNS, find_run
+from featurecache.seen_items import ItemSource
 from featurecache.text import counted
 from featurecache.training.devices import torch_seeded
 from featurecache.training.head_shapes import HeadSpec

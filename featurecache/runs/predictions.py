@@ -15,7 +15,6 @@ from featurecache.errors import BadInput, NotCached, UnknownName, nearest
 from featurecache.executors import Progress, silent
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import fitted_items, refuse_seen
 from featurecache.heads.defaults import BASELINE
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.samples import SPLITS
@@ -31,6 +30,7 @@ from featurecache.runs.held_out import (
     validated_folder,
 )
 from featurecache.runs.record import RunRecord, read_run
+from featurecache.seen_items import fitted_items, refuse_seen
 from featurecache.text import listed
 
 if TYPE_CHECKING:

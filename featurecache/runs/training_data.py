@@ -15,13 +15,6 @@ from featurecache.executors import Progress, silent
 from featurecache.features.mapped import map_columns
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import (
-    Fitted,
-    ItemSource,
-    fitted_by_datasets,
-    fitted_items,
-    refuse_seen,
-)
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of
 from featurecache.heads.training_set import TrainingSet
@@ -40,6 +33,13 @@ from featurecache.lookup.network_items import seen_by_networks
 from featurecache.runs.generated_vectors import GeneratedView, find_generated_view, is_generated
 from featurecache.runs.image_pools import GeneratedImages, ImagePool, find_generated_images
 from featurecache.runs.run_names import RUNS
+from featurecache.seen_items import (
+    Fitted,
+    ItemSource,
+    fitted_by_datasets,
+    fitted_items,
+    refuse_seen,
+)
 from featurecache.training.curriculum import TrainingPlan
 
 _ROWS_PER_HASH = 1 << 14  # bounds the memory of hashing

@@ -18,7 +18,6 @@ from featurecache.executors.pool import checked_workers
 from featurecache.features.backbones import load_backbone
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import fitted_items
 from featurecache.generator_files import CHECKPOINT, DESCRIPTION, TrainedGenerator
 from featurecache.generators.configs import (
     CycleGanConfig,
@@ -48,6 +47,7 @@ from featurecache.runs.generator_records import GeneratorRecord, read_generator_
 from featurecache.runs.record import STARTED, claimed_training, finished, has_record, write_run
 from featurecache.runs.sources import source_fields
 from featurecache.runs.training_pictures import ImageItem
+from featurecache.seen_items import fitted_items
 from featurecache.stages.heads.predict import image_files
 from featurecache.stages.heads.shared_options import SharedOptions, resolve_options
 from featurecache.storage import durable

@@ -10,7 +10,6 @@ from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.executors.pool import checked_workers, ordered
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
-from featurecache.generated_items import items_of_dataset, items_of_generator
 from featurecache.generator_files import (
     INDEX,
     GeneratedDataset,
@@ -22,6 +21,7 @@ from featurecache.json_files import read_file
 from featurecache.runs.generated_images import Sampler, find_sampler
 from featurecache.runs.generator_items import VERSION
 from featurecache.runs.record import make_folder
+from featurecache.seen_items import items_of_dataset, items_of_generator
 from featurecache.storage import durable, locks
 
 _MAX_SHARD = 4 << 30  # bytes

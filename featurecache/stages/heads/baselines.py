@@ -15,7 +15,6 @@ from featurecache.errors import BadInput, UnknownName
 from featurecache.executors.progress_bars import ProgressOption, resolve_progress
 from featurecache.features.settings import CachedSetting, check_keywords
 from featurecache.features.store import Cache
-from featurecache.generated_items import fitted_by_datasets, fitted_items, refuse_seen
 from featurecache.heads import baselines as fits
 from featurecache.heads.schedules import backbone_choice
 from featurecache.images.datasets import DataSource, open_dataset
@@ -23,6 +22,7 @@ from featurecache.images.views import find_view
 from featurecache.lookup.held_spaces import no_backbone_error, side_by_side, spaces_of
 from featurecache.lookup.labelled_rows import LabelledRows, decodable, labelled_rows, training_rows
 from featurecache.lookup.network_items import seen_by_networks
+from featurecache.seen_items import fitted_by_datasets, fitted_items, refuse_seen
 from featurecache.study import metrics
 from featurecache.text import listed
 from featurecache.training.head_shapes import MAX_WIDTH

@@ -13,7 +13,6 @@ from featurecache import keys, text
 from featurecache.errors import FeatureCacheError
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
-from featurecache.generated_items import with_folders
 from featurecache.images.decode import Undecodable
 from featurecache.images.samples import Sample, items_of
 from featurecache.images.thumbnails import JPEG, jpeg, sheet, thumbnail
@@ -21,6 +20,7 @@ from featurecache.images.views import View, original, view_of_key
 from featurecache.lookup.held_spaces import OTHER_VERSIONS, is_drawn_alike
 from featurecache.runs.predictions import Predictions
 from featurecache.runs.record import RunRecord
+from featurecache.seen_items import with_folders
 from featurecache.stages.studies.study_files import unread_notes
 from featurecache.study import metrics, pages
 from featurecache.study.sampling import evenly_spaced

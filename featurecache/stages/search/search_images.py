@@ -16,7 +16,6 @@ from featurecache.executors import Progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.features.trained_networks import trained_network
-from featurecache.generated_items import ItemSource, items_of_network, refuse_seen
 from featurecache.images.datasets import Dataset
 from featurecache.images.operations import written_view
 from featurecache.images.policies import Policy
@@ -30,6 +29,7 @@ from featurecache.lookup.labelled_rows import (
     training_rows,
 )
 from featurecache.runs.training_data import TrainingData
+from featurecache.seen_items import ItemSource, items_of_network, refuse_seen
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.search.search_config import NONE, SearchConfig
 
