@@ -98,9 +98,11 @@ def test_maps_of_a_cache_are_trained_on_evaluated_and_predicted(
     gains = worth(path, seeds=1, **where, runs=tmp_path / "r")
     assert {way.policy for way in gains.ways} == {"clean", "color"}
     assert all(0 <= way.top1 <= 1 and len(way.of_seeds) == 1 for way in gains.ways)
-    path.write_text(yaml.safe_dump(content | {"head": {"kind": "attention", "channels": 64}}))
-    with pytest.raises(BadInput, match="have 320 channels"):
-        train_head(path, **where, runs=tmp_path / "r")
+    for channels in (64, 328):  # the width of the maps is a multiple of the first only
+        head = {"kind": "attention", "channels": channels}
+        path.write_text(yaml.safe_dump(content | {"head": head}))
+        with pytest.raises(BadInput, match="have 320 channels"):
+            train_head(path, **where, runs=tmp_path / "r")
     path.write_text(yaml.safe_dump(content | {"head": {"hidden": []}}))
     with pytest.raises(BadInput, match="need kind: attention, channels: 320"):
         train_head(path, **where, runs=tmp_path / "r")

@@ -97,13 +97,13 @@ class TrainingData:
         return vectors.window if isinstance(vectors, Stream) else None
 
     def check(self, schedule: Schedule) -> None:
-        """Raise BadInput for classes or numbers of components in a schedule that cannot exist.
+        """Raise BadInput for classes, channels or numbers of components that cannot exist.
 
         The training side of a fold may allow fewer components than this check does.
         """
-        schedule.check_fits(self.dataset.classes, len(self.rows), self.width)
         for space in next(iter(self.spaces.values())):
             _check_maps(schedule, space)
+        schedule.check_fits(self.dataset.classes, len(self.rows), self.width)
 
     def folds(self, schedule: Schedule) -> list[tuple[np.ndarray, np.ndarray]]:
         """The training and validation row numbers of each fold. Raises BadInput if a schedule can't
