@@ -241,6 +241,20 @@ def test_every_layer_that_is_listed_can_be_read(name: str) -> None:
         assert dims["avg"] == dims["max"] == dims["avg+max"] / 2
 
 
+def test_a_stage_that_timm_does_not_list_is_pooled_like_the_others() -> None:
+    assert "blocks.5" not in layers_of("efficientnet_lite0")
+    backbone = load_backbone(
+        "efficientnet_lite0", "random", input_size=64, layer="blocks.5", pooling="avg+max"
+    )
+    whole: Any = load_backbone("efficientnet_lite0", "random", input_size=64).module
+    images = pictures(64)
+    maps = hooked(whole, "blocks.5", images)
+    with torch.inference_mode():
+        found = backbone.module(images)
+    torch.testing.assert_close(found, torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1))
+    assert backbone.dim == 2 * 192
+
+
 def test_the_class_token_is_the_first_token() -> None:
     network: Any = load_backbone(VIT, "random").module
     images = pictures(160)
@@ -259,7 +273,9 @@ def test_the_class_token_is_the_first_token() -> None:
     ("name", "asked", "said"),
     [
         ("resnet18", {"layer": "layr3"}, r"resnet18: unknown layer 'layr3'; nearest: layer3"),
-        ("efficientnet_lite0", {"layer": "blocks.5"}, r"pooled to vectors; keep its maps \(--pool"),
+        ("efficientnet_lite0", {"layer": "conv_stem"}, r"pooled to vectors; keep its maps \(--pool"),
+        ("efficientnet_lite0", {"layer": "blocks.7"}, r"unknown layer 'blocks.7'; nearest: blocks"),
+        ("vgg11", {"layer": "pre_logits.fc1"}, r"pooled to vectors; keep its maps \(--pool"),
         ("resnet18", {"pooling": "maximum"}, r"unknown pooling 'maximum'; nearest: max"),
         ("resnet18", {"pooling": "token"}, r"resnet18: its layer features has no class token"),
         ("resnet18", {"layer": "pre_logits", "pooling": "max"}, r"the network pools pre_logits"),
@@ -282,7 +298,11 @@ def test_what_can_not_be_read_is_refused_before_any_weights(
 @pytest.mark.parametrize("engine", ["torch-cpu", "openvino"])
 @pytest.mark.parametrize(
     ("name", "layer", "pooling"),
-    [(CONVOLUTIONAL, "blocks.2", "avg+max"), (VIT, "blocks.3", "token")],
+    [
+        (CONVOLUTIONAL, "blocks.2", "avg+max"),
+        (VIT, "blocks.3", "token"),
+        ("efficientnet_lite0", "blocks.5", "avg+max"),
+    ],
 )
 def test_engines_run_what_was_chosen(engine: str, name: str, layer: str, pooling: str) -> None:
     size = None if name == VIT else 48

@@ -293,7 +293,7 @@ def _check_layer(
         with located(f"backbone {name}"):
             trunk_until(model.build_meta(), layer)  # raises for a layer that is not there
     elif (layer, pooling) != (PRE_LOGITS, MODEL_POOLING):
-        layers = _layers_of(model)
+        layers = _layers_of(model, layer)
         if layer not in layers and layer in dict(model.build_meta().named_modules()):
             raise BadInput(
                 f"backbone {name}: its layer {layer} can't be pooled to vectors; keep its maps "
@@ -321,13 +321,14 @@ def layers_of(name: str) -> dict[str, tuple[str, ...]]:
     return _layers_of(make_network(name) if is_own(name) else find_model(name))
 
 
-def _layers_of(model: TimmModel | OwnModel) -> dict[str, tuple[str, ...]]:
-    from featurecache.features.layers import MODEL_POOLING, PRE_LOGITS, poolings_by_layer
+def _layers_of(model: TimmModel | OwnModel, stage: str = "") -> dict[str, tuple[str, ...]]:
+    from featurecache.features import layers
 
     network = model.build_meta()
     if not hasattr(network, "forward_intermediates"):  # not built as timm's are
-        return {PRE_LOGITS: (MODEL_POOLING,)}
-    return poolings_by_layer(network, model.size)
+        return {layers.PRE_LOGITS: (layers.MODEL_POOLING,)}
+    listed = layers.poolings_by_layer(network, model.size)
+    return listed | layers.poolings_of_stage(network, stage, model.size)
 
 
 def preprocess_of(

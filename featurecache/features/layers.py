@@ -1,7 +1,8 @@
 """Layers: which output of a network is read, and how it becomes one vector per image.
 
 timm's networks list the modules that are useful to read (`feature_info`) and return their maps
-(`forward_intermediates`, timm/models/_features.py), so this module knows no architecture.
+(`forward_intermediates`, timm/models/_features.py), so this module knows no architecture. Stages
+between these, such as blocks.5 of an EfficientNet, are read by cutting the network behind them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ PRE_LOGITS = "pre_logits"  # the output of timm for num_classes=0: pooled by the
 FEATURES = "features"  # the map before that, the output of timm's forward_features
 MODEL_POOLING = "model"  # the pooling of pre_logits
 _POOL: dict[str, Any] = {"avg": torch.mean, "max": torch.amax}
+_OF_MAPS = (*_POOL, "avg+max")  # the poolings of every map
 MAPS = "none"  # no pooling: the map itself
-POOLINGS = (MODEL_POOLING, *_POOL, "avg+max", "token", MAPS)
+POOLINGS = (MODEL_POOLING, *_OF_MAPS, "token", MAPS)
 
 
 def resolve_layer(layer: str | None, pooling: str | None) -> tuple[str, str]:
@@ -51,16 +53,30 @@ def poolings_by_layer(network: Any, size: int) -> dict[str, tuple[str, ...]]:
     `network` is on the meta device, where a pass over a picture of `size` pixels costs nothing.
     """
     poolings = {PRE_LOGITS: (MODEL_POOLING,)} if _output(network, size, 2) else {}
-    maps = ("avg", "max", "avg+max")
     prefixed = getattr(network, "num_prefix_tokens", None)
     token = ("token",) if prefixed and getattr(network, "cls_token", None) is not None else ()
     # With a class token, but an unknown number of tokens before the map, the map can't be cut out.
     hidden = prefixed is None and any("cls_token" in name for name, _ in network.named_parameters())
     if not hidden and _output(network.forward_features, size, 3, 4):
-        poolings[FEATURES] = (*maps, *token)
+        poolings[FEATURES] = (*_OF_MAPS, *token)
     parameters = inspect.signature(network.forward_intermediates).parameters
-    inner = (*maps, *token) if "return_prefix_tokens" in parameters else maps
+    inner = (*_OF_MAPS, *token) if "return_prefix_tokens" in parameters else _OF_MAPS
     return poolings | dict.fromkeys(_indices(network), inner)
+
+
+def poolings_of_stage(network: Any, layer: str, size: int) -> dict[str, tuple[str, ...]]:
+    """`layer` with its poolings, if it is a stage that timm does not list beside those that it
+    lists, and its output is a map of the same kind; else nothing. `network` is as above."""
+    listed = _indices(network)
+    container = layer.rpartition(".")[0]
+    is_stage = container and any(name.rpartition(".")[0] == container for name in listed)
+    if not is_stage or layer in listed or getattr(network, "output_fmt", None) == "NHWC":
+        return {}
+    try:
+        trunk = trunk_until(network, layer)
+    except BadInput:  # the network can't be cut there
+        return {}
+    return {layer: _OF_MAPS} if _output(trunk, size, 4) else {}
 
 
 def _output(forward: Any, size: int, *dimensions: int) -> bool:
@@ -106,12 +122,20 @@ class Reader(nn.Module):
 
     def __init__(self, network: nn.Module, layer: str, pooling: str) -> None:
         super().__init__()
-        self.network = network
-        self.index = None if layer == FEATURES else _indices(network)[layer]
+        self.index = _indices(network).get(layer)
+        self.is_cut = self.index is None and layer != FEATURES
+        self.network = trunk_until(network, layer) if self.is_cut else network
         self.pooling = pooling
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        maps, axes = self._last(images) if self.index is None else self._inner(images, self.index)
+        maps: torch.Tensor
+        axes: tuple[int, ...]
+        if self.is_cut:
+            maps, axes = self.network(images), (2, 3)
+        elif self.index is None:
+            maps, axes = self._last(images)
+        else:
+            maps, axes = self._inner(images, self.index)
         if self.pooling == "token":
             return maps
         return torch.cat([_POOL[name](maps, axes) for name in self.pooling.split("+")], 1)
