@@ -273,7 +273,7 @@ def test_the_class_token_is_the_first_token() -> None:
     ("name", "asked", "said"),
     [
         ("resnet18", {"layer": "layr3"}, r"resnet18: unknown layer 'layr3'; nearest: layer3"),
-        ("efficientnet_lite0", {"layer": "conv_stem"}, r"pooled to vectors; keep its maps \(--pool"),
+        ("efficientnet_lite0", {"layer": "conv_stem"}, r"pooled to vectors; keep its maps \(--poo"),
         ("efficientnet_lite0", {"layer": "blocks.7"}, r"unknown layer 'blocks.7'; nearest: blocks"),
         ("vgg11", {"layer": "pre_logits.fc1"}, r"pooled to vectors; keep its maps \(--pool"),
         ("resnet18", {"pooling": "maximum"}, r"unknown pooling 'maximum'; nearest: max"),

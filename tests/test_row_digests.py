@@ -142,7 +142,7 @@ def test_few_rows_do_not_read_a_whole_shard(
     groups = sorted({row // group for row in rows})
     size = 4 * width * group
     assert sum(sizes) == size * (3 if group == 1 else 2) + ROWS // group * row_digests.SIZE
-    # The disk is told of all groups before the first is read.
+    # All groups are announced to the operating system before the first is read.
     start = space.records[0].arrays["features"].offset
     assert sorted(advised) == [(start + size * number, size) for number in groups]
 
