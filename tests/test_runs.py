@@ -83,6 +83,9 @@ def test_a_name_or_a_unique_prefix_stands_for_a_run(folder: Path) -> None:
         find_run("s")
     with pytest.raises(BadInput, match=r"splat: not the folder of a run .*; nearest: split,"):
         find_run("splat")
+    Path("runs/split/fold_1").mkdir()
+    with pytest.raises(BadInput, match="fold_1: only a part of the run runs/split; name runs/spl"):
+        find_run("runs/split/fold_1")
 
 
 @pytest.mark.usefixtures("load_once")

@@ -24,11 +24,14 @@ def run_folders(folder: str | Path) -> Iterator[Path]:
 def find_run(run: str | Path, runs: str | Path = RUNS) -> Path:
     """The folder of a run: its path, its name in the folder `runs`, or a unique prefix of either.
 
-    Raises BadInput for a prefix of several runs, or of none, with the nearest names.
+    Raises BadInput for a prefix of several runs, or of none, with the nearest names, and for a
+    folder inside a run, such as that of a fold.
     """
     path = Path(run)
     if (path / RUN_FILE).is_file():
         return path
+    if path.is_dir() and (path.parent / RUN_FILE).is_file():
+        raise BadInput(f"{run}: only a part of the run {path.parent}; name {path.parent} instead")
     parent = Path(runs) if path.parent == Path() else path.parent
     if (parent / path.name / RUN_FILE).is_file():
         return parent / path.name
