@@ -23,6 +23,18 @@ MAX_YAML_DEPTH = 64  # of nested lists and mappings; the parser recurses
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what occurs twice twice, since `parse_yaml` refuses anchors and aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def yaml_text(value: Any, width: int = 80) -> str:
+    """YAML that `parse_yaml` reads, with the keys in their order."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=width))
+
+
 def read_yaml(path: Path) -> yaml.Node:
     """The node tree of a YAML file with a mapping at the top. Raises BadInput as `parse_yaml`, and
     for files that are too large."""

@@ -22,7 +22,13 @@ from sklearn.datasets import load_digits
 from benchmarks.reliability.harness import Ours, Process
 from featurecache.errors import BadInput
 from featurecache.heads.mixture_weights import Mixtures
-from featurecache.images.operations import OPERATIONS, atomic_policies, mixture, pair
+from featurecache.images.operations import (
+    OPERATIONS,
+    atomic_policies,
+    mixture,
+    pair,
+    written_view,
+)
 from featurecache.images.policies import Policy, read_policy
 from featurecache.images.views import View
 from featurecache.stages.cache.featurize import featurize
@@ -117,6 +123,13 @@ def test_a_mixture_draws_each_policy_with_its_weight() -> None:
     assert shares(mixture([*alone, (None, 0.0)])) == {"Fliplr": 1.0}
     assert shares(mixture([*policies[:1], (policies[1][0], 0.5)])) == {"Fliplr": 0.5, "Flipud": 0.5}
     assert mixture([(None, 1.0)]) == [{"Identity": {}}]
+
+
+def test_a_mixture_of_a_pair_and_its_parts_is_a_policy_file(tmp_path: Path) -> None:
+    parts = [atomic_policies(name, None, 1, "")[0] for name in ("Rotate", "Cutout")]
+    tree = mixture([(pair(*parts), 0.5), *((part, 0.25) for part in parts)])
+    written = written_view(Policy("found", tree, "A pair and its parts"), tmp_path)
+    assert read_policy(Path(written.removesuffix("_1"))).tree == tree
 
 
 # ---- candidates and halving ----
@@ -441,6 +454,10 @@ BAD = {
     "backbone: {name: efficientnet_lite0, layer: blokcs.4}": (
         "search.yaml: backbone efficientnet_lite0: unknown layer 'blokcs.4'; nearest: blocks.4"
     ),
+    "backbone: {name: efficientnet_lite0, layer: blocks.4, pooling: none}": (
+        "search.yaml: backbone.pooling: none makes maps, and a search scores vectors"
+    ),
+    "validation: {split: vall}": "validation.split: unknown split 'vall'; nearest: val",
     "backbone: efficientnet_lite00": "search.yaml: unknown backbone 'efficientnet_lite00'",
     "compare: [mildd]": "search.yaml: compare: unknown operation or policy 'mildd'",
     "phases: [{views: none, epochs: 1}]": "phases: the search makes its own",

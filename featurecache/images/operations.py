@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 
 from featurecache.errors import BadInput, UnknownName, located
 from featurecache.images.policies import Policy, find_policy, shipped
 from featurecache.images.view_names import ViewName
 from featurecache.keys import Json
 from featurecache.storage import durable
+from featurecache.yaml_files import yaml_text
 
 
 class Operation(NamedTuple):
@@ -145,7 +145,7 @@ def written_view(policy: Policy, folder: Path) -> str:
         return f"{policy.source or policy.name}_1"
     path = folder / f"{policy.name}.yaml"
     content = {"description": policy.description, "augmenters": policy.tree}
-    text = yaml.safe_dump(content, sort_keys=False, width=100).encode()
+    text = yaml_text(content, width=100).encode()
     if not path.is_file() or path.read_bytes() != text:
         durable.replace(path, text)
     return f"{path}_1"

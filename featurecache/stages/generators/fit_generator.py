@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-import yaml
 
 from featurecache import keys, versions
 from featurecache.errors import BadInput, UnknownName, nearest
@@ -53,7 +52,7 @@ from featurecache.stages.heads.shared_options import SharedOptions, resolve_opti
 from featurecache.storage import durable
 from featurecache.text import counted
 from featurecache.training.settings import check_device, with_seed
-from featurecache.yaml_files import validate
+from featurecache.yaml_files import validate, yaml_text
 
 CRITICS = {"projected": "efficientnet_lite0"}  # the frozen networks whose maps critics judge
 Pairs = list[tuple[np.ndarray, np.ndarray]]  # the fitted and the held-out rows of each fold
@@ -187,7 +186,7 @@ def fit_generator(
         )
         record.data |= source_fields(dataset, cache, run)
         write_run(run, record)
-        durable.replace(run / "config.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
+        durable.replace(run / "config.yaml", yaml_text(effective).encode())
 
         # The training itself, fold by fold. torch is imported after every check.
         from featurecache.generators.generator import FittedImages

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-import yaml
-
 from featurecache import byte_sizes, keys, machine, versions
 from featurecache.errors import BadInput, DamagedRun
 from featurecache.features.settings import keywords_of
@@ -57,6 +55,7 @@ from featurecache.training.epoch_metrics import METRICS_FILE, EpochRow, Validati
 from featurecache.training.head_shapes import without_unused
 from featurecache.training.settings import check_device, with_seed
 from featurecache.training.sweep_settings import distinct_settings
+from featurecache.yaml_files import yaml_text
 
 if TYPE_CHECKING:
     from featurecache.heads.baseline_heads import Baseline
@@ -308,8 +307,7 @@ def _recipe(training: TrainingData) -> dict[str, int]:
 def _write_schedule(run: Path, schedule: dict[str, Any]) -> None:
     head = without_unused(schedule["head"])
     written = {"backbone": None} | schedule | {"head": head}  # the backbone comes first
-    text = yaml.safe_dump(written, sort_keys=False)
-    durable.replace(run / "schedule.yaml", text.encode())
+    durable.replace(run / "schedule.yaml", yaml_text(written).encode())
 
 
 def _half_of_memory() -> int | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from featurecache import versions
 from featurecache.executors import Progress
@@ -43,6 +42,7 @@ from featurecache.storage import durable
 from featurecache.training.devices import device_of, warn_of_slow_bf16
 from featurecache.training.epoch_metrics import EpochRow, read_epochs, results_of
 from featurecache.training.tensors import digest_of_tensors
+from featurecache.yaml_files import yaml_text
 
 MAX_PARTNERS = 256 << 20  # bytes of the pictures of partners in a saved AugNet
 
@@ -236,7 +236,7 @@ def _seen_items(data: NetworkData, folds: Sequence[TrainingRows]) -> TrainedItem
 
 
 def write_config(run: Path, effective: dict[str, Any]) -> None:
-    durable.replace(run / "config.yaml", yaml.safe_dump(effective, sort_keys=False).encode())
+    durable.replace(run / "config.yaml", yaml_text(effective).encode())
 
 
 def _save_augnet(

@@ -81,6 +81,8 @@ class SearchConfig(Schedule):
                 f"judge.split: the search uses the split {judge}; name one that it never touches, "
                 "or write validation: {fraction: 0.2}"
             )
+        if any(choice.pooling == "none" for choice in self.backbone):
+            raise ValueError("backbone.pooling: none makes maps, and a search scores vectors")
         if any(choice.weights is not None for choice in self.backbone):
             raise ValueError("backbone.weights: a search computes vectors with the published ones")
         return self

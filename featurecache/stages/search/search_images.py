@@ -69,9 +69,10 @@ def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) ->
             "that choose or judge; search on real ones"
         )
     split = config.validation.split
-    if config.judge.split not in dataset.splits:
-        known = [name for name in dataset.splits if name != "train"]
-        raise UnknownName("split", config.judge.split, known, where=f"{dataset}: judge.split")
+    for key, name in (("judge.split", config.judge.split), ("validation.split", split)):
+        if name is not None and name not in dataset.splits:
+            known = [other for other in dataset.splits if other != "train"]
+            raise UnknownName("split", name, known, where=f"{dataset}: {key}")
     judged = labelled_rows(dataset, [config.judge.split], progress)
     labelled = labelled_rows(dataset, config.splits, progress)
     rows, notes, _ = training_rows(dataset, config.splits, labelled, (), progress)
