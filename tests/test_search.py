@@ -414,6 +414,16 @@ def test_depth_2_adds_pairs_of_the_best(find: Find) -> None:
     assert {"mirror", "crop_flip"} < {row["policy"] for row in result.compared}
 
 
+@pytest.mark.parametrize(
+    ("head", "epochs"),
+    [("head: {kind: ridge}", 1), ("head: {hidden: []}\noptimizer: {name: lbfgs}", 1), ("", 12)],
+)
+def test_a_solved_head_has_one_epoch_by_default(tmp_path: Path, head: str, epochs: int) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text(f"backbone: efficientnet_lite0\n{head}\n")
+    assert [phase.epochs for phase in read_config(path).phases] == [epochs]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["head: {kind: ridge}", "optimizer: {name: lbfgs}"])
 def test_heads_that_are_solved_are_trained_in_one_epoch(find: Find, head: str) -> None:

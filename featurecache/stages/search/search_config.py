@@ -64,7 +64,8 @@ class SearchConfig(Schedule):
         if "phases" in value:
             raise ValueError("phases: the search makes its own; write `epochs: 12`")
         rest = {name: setting for name, setting in value.items() if name != "epochs"}
-        return rest | {"phases": [{"views": NONE, "epochs": value.get("epochs", EPOCHS)}]}
+        epochs = value.get("epochs", 1 if _has_solved_head(value) else EPOCHS)
+        return rest | {"phases": [{"views": NONE, "epochs": epochs}]}
 
     @pydantic.model_validator(mode="after")
     def _searchable(self) -> SearchConfig:
@@ -118,6 +119,14 @@ class SearchConfig(Schedule):
             if names.count(name) > 1 or is_other or (name in OPERATIONS and name not in by_name):
                 raise BadInput(f"{where}: two policies are called {name}; rename the file")
         return by_name
+
+
+def _has_solved_head(content: dict[str, Any]) -> bool:
+    """As `SearchConfig.is_solved`, of a configuration that is not validated yet."""
+    head, optimizer = content.get("head"), content.get("optimizer")
+    kind = head.get("kind") if isinstance(head, dict) else None
+    solver = optimizer.get("name") if isinstance(optimizer, dict) else None
+    return kind not in (None, "attention") or solver == "lbfgs"
 
 
 def read_config(path: Path) -> SearchConfig:
