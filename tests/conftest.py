@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+# Threads that share an array as small as the tests' wait for each other, several times as long as
+# one computes. Set before torch and NumPy are imported; processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import numpy as np
@@ -51,17 +56,6 @@ def memo_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "memos"
 
 
-@pytest.fixture(scope="module")
-def single_thread() -> Iterator[None]:
-    """torch computes in one thread: several wait for each other in very small networks."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def tiny() -> dict[str, Any]:
     """The arguments of `featurize` that make it cheap."""
@@ -98,24 +92,18 @@ def _loaded() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 @contextlib.contextmanager
 def _quick(load: Callable[..., Any], open_: Callable[..., Any]) -> Iterator[None]:
-    import torch
-
     from featurecache.features import backbones
     from featurecache.filling import recompute, request, vectors
     from featurecache.stages.cache import plan
     from featurecache.stages.recipes import recipe_file
 
-    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(request, "load_backbone", load)
         patch.setattr(backbones, "load_backbone", load)
         patch.setattr(recipe_file, "load_backbone", load)
         for module in (recompute, vectors, plan):
             patch.setattr(module, "open_engine", open_)
-        patch.setenv("OMP_NUM_THREADS", "1")  # of processes that a test starts
-        torch.set_num_threads(1)  # two for so small a picture wait for each other, 5 times as long
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ print(json.dumps(found))
 def run_client(script: str, *arguments: str, **environment: str) -> Any:
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("HF_", "HUGGING"))}
     kept = {n: v for n, v in kept.items() if not n.lower().endswith("_proxy")}
-    quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**kept, **quiet, **environment},

@@ -31,8 +31,6 @@ from featurecache.seen_items import items_of_generator
 from featurecache.training.tensors import digest_of_tensors
 from tests.samplers import write_generator, write_sampler
 
-pytestmark = pytest.mark.usefixtures("single_thread")
-
 SIZE, CLASSES, PER_CLASS = 12, 2, 3
 ITEMS = [hashlib.sha256(bytes([n])).digest() for n in range(CLASSES * PER_CLASS)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 import featurecache
 from featurecache import machine
@@ -29,12 +28,6 @@ from featurecache.stages.heads.baselines import baselines
 
 pytestmark = pytest.mark.usefixtures("load_once")
 CLASSES = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):  # several wait for each other over arrays this small
-        yield
 
 
 def blobs(rows: int, width: int, seed: int) -> tuple[fits.Vectors, fits.Labels]:

@@ -29,7 +29,7 @@ OTHER = "0123456789abcdef"
 # Kinds of CPU, as far as settings can make one of them out of this one; and which views notice.
 MACHINES = {
     "as it is": ({}, set()),
-    "one thread": ({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, set()),
+    "two threads": ({"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}, set()),
     "OpenCV without AVX2": (
         {"OPENCV_CPU_DISABLE": "AVX2,AVX512_SKX,FP16,FMA3"},
         {"color_1", "spatial_1"},

@@ -51,7 +51,7 @@ def test_vectors_have_the_same_bytes(name: str, digest: str) -> None:
     )
     assert hashlib.sha256(made.tobytes()).hexdigest()[:16] == digest
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     assert (sampler(name).vectors(LABELS[::-1], NUMBERS[::-1])[::-1] == made).all()
     torch.set_num_threads(threads)
 

@@ -28,8 +28,6 @@ from featurecache.storage import durable
 from featurecache.training import checkpoints
 from featurecache.training.tensors import digest_of_tensors
 
-pytestmark = pytest.mark.usefixtures("single_thread")
-
 # The smallest configuration of each architecture, for 12 images of two classes.
 SMALL: dict[str, dict[str, Any]] = {
     "cyclegan": {"style": "owl", "channels": 2, "blocks": 1, "batch_size": 2, "steps": 12},
@@ -300,7 +298,6 @@ path, data, out = sys.argv[1:]
 def kill(done, total, what):
     if Path(out, "fold_1/generator.json").exists():
         os.kill(os.getpid(), signal.SIGKILL)
-torch.set_num_threads(1)
 featurecache.fit_generator(path, data=data, out=out, device="cpu", workers=0, progress=kill)
 """
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
-from threadpoolctl import threadpool_limits
 
 import featurecache
 from featurecache.adapters import head_classifier
@@ -31,15 +28,6 @@ SMALL: dict[str, Any] = {
     "head": {"hidden": [8]}, "batch_size": 16, "optimizer": {"lr": 0.01},
     "phases": [{"views": "none", "epochs": 3}],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other over arrays this small
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 def clouds(rows: int = 90, classes: int = 3, width: int = 6) -> tuple[np.ndarray, np.ndarray]:

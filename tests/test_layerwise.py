@@ -20,8 +20,6 @@ from featurecache.networks.trainable import TrainableNetwork
 from featurecache.networks.training import Request, TrainingRows, train_network
 from featurecache.training import checkpoints
 
-pytestmark = pytest.mark.usefixtures("single_thread")
-
 LAYERS = ("body.0", "body.3", "head.1")
 ROWS = TrainingRows(
     labels=np.arange(24, dtype=np.int64) % 2,

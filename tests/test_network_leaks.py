@@ -16,7 +16,7 @@ from featurecache.errors import BadInput, DamagedRun
 from featurecache.heads.trained_items import TrainedItems
 from tests.samplers import items_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("load_once", "single_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("load_once")]
 
 NETWORK: Mapping[str, Any] = {
     "network": {"name": "test_resnet", "input_size": 32, "crop": 1.0},

@@ -75,8 +75,6 @@ def augmenting_network() -> TrainableNetwork:
 def test_both_networks_learn_and_a_stopped_training_ends_with_the_same_numbers(
     loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     wanted = config(neural_augmentation=loss)
 
     def train(run: Path, stop_after: int = 10**9) -> tuple[list[Any], dict[str, torch.Tensor]]:
@@ -104,7 +102,6 @@ def test_both_networks_learn_and_a_stopped_training_ends_with_the_same_numbers(
     resumed_rows, resumed = train(tmp_path / "stopped")
     assert resumed_rows == rows
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in state.items())
-    torch.set_num_threads(threads)
 
 
 def test_every_view_shows_each_image_in_all_views(tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ from featurecache.generators import projected
 from featurecache.generators.generator import batch
 from tests.test_generators import CPU, config, images
 
-pytestmark = pytest.mark.usefixtures("single_thread")
-
 
 def gan(**changed: object) -> projected.ProjectedGan:
     torch.manual_seed(0)

@@ -159,7 +159,7 @@ def words(nodes: Any, small_data: Path, tmp_path: Path) -> list[str]:
 
 def begun(words: list[str], **environment: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    env = os.environ | environment
     return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=env)
 
 

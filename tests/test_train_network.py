@@ -32,8 +32,6 @@ from featurecache.runs.training_pictures import PictureMaker, undecodable, view_
 from featurecache.training import checkpoints
 from featurecache.training.epoch_metrics import EpochRow, read_epochs
 
-pytestmark = pytest.mark.usefixtures("single_thread")
-
 PLAN: dict[str, Any] = {
     "network": "test_resnet",
     "views": {"none": 0.5, "color": 0.5},
@@ -456,8 +454,8 @@ def test_a_killed_command_resumes_to_the_same_metrics(
 ) -> None:
     run = trained[0]
     code = (
-        "import sys, featurecache, torch; from featurecache.training import checkpoints as c; "
-        "c.EVERY = 0.0; torch.set_num_threads(1); featurecache.train_network(sys.argv[1], "
+        "import sys, featurecache; from featurecache.training import checkpoints as c; "
+        "c.EVERY = 0.0; featurecache.train_network(sys.argv[1], "
         "data=sys.argv[2], cache=sys.argv[3], out=sys.argv[4], workers=0, device='cpu')"
     )
     words = [

@@ -80,8 +80,6 @@ def test_maps_have_the_shape_of_the_layer() -> None:
 def whole(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a trained network, `run`, and a cache with its maps of layer2 in two views."""
     folder = tmp_path_factory.mktemp("maps")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     (folder / "net.yaml").write_text(
         "network: {name: test_resnet, input_size: 32, crop: 1.0}\nviews: none\nepochs: 1\n"
         "batch_size: 12\nvalidation: val\n"
@@ -95,7 +93,6 @@ def whole(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         pooling="none", cache=cache, workers=0,
     )  # fmt: skip
     yield folder
-    torch.set_num_threads(threads)
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -75,10 +75,9 @@ class Program:
 
     def __init__(self, folder: Path, *modules: str) -> None:
         self.folder = folder
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self._server = subprocess.Popen(
             [sys.executable, "-W", "error::ResourceWarning", "-c", SERVER, str(LIMIT), *modules],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=folder,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder,
         )  # fmt: skip
 
     def start(self, words: list[str], out: bool = True, err: bool = True, before: str = "") -> int:
