@@ -147,7 +147,8 @@ def two_backbones(setting: Setting) -> list[Case]:
     decode and one augmentation feed both. Whole processes, with the imports, on 64 px JPEGs."""
     files = encoded(setting, setting.size(400, 12))
     data = write_files(setting.folder / "files", files)
-    size = ["--input-size", "32", "--workers", "0"] if setting.small else []
+    small = ["--input-size", "32", "--workers", "0", "--engine", "torch-cpu"]
+    size = small if setting.small else []
     pair = [LITE0, "efficientnet_lite1"]
 
     def run(commands: Sequence[Sequence[str]]) -> list[str]:
