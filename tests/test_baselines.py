@@ -261,7 +261,7 @@ def test_what_does_not_fit_into_memory_is_left_out_with_its_reason(
     assert [row["baseline"] for row in found.table] == names
     assert found.table[-1]["setting"].startswith("width 100, penalty")
     ridge, lda = found.notes
-    assert ridge.startswith("no ridge: head: ridge of width 1,280 needs about 0.1 GB of memory")
+    assert ridge.startswith("no ridge: head: ridge of width 1,280 needs about 78.6 MB of memory")
     assert lda.startswith("no lda: head: lda of width 1,280")
     words = ["baselines", "--backbone", "efficientnet_lite0", "--width", "101"]
     shown = CliRunner().invoke(

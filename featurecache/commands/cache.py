@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from featurecache.byte_sizes import size_text
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import (
     CACHED,
@@ -70,7 +71,7 @@ def plan(as_json: bool, quiet: bool, **arguments: Any) -> None:
     terminal.table(result.spaces)
     click.echo(
         f"{result.misses:,} rows to compute, {result.hits:,} held; about "
-        f"{result.bytes / 1e6:,.1f} MB and {result.seconds:,.0f} s"
+        f"{size_text(result.bytes)} and {result.seconds:,.0f} s"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from featurecache.byte_sizes import size_text
 from featurecache.commands import printing, terminal
 from featurecache.commands.options import OUTPUT, options, run_argument
 from featurecache.commands.progress import open_progress
@@ -204,6 +205,6 @@ def report(as_json: bool, quiet: bool, **arguments: Any) -> None:
         return printing.print_json(result)
     printing.lines([result.verdict, *result.notes])
     click.echo(
-        f"{terminal.printable(result.path)}: {result.bytes / 1e6:,.1f} MB, {result.shown:,} of "
+        f"{terminal.printable(result.path)}: {size_text(result.bytes)}, {result.shown:,} of "
         f"{result.wrong:,} misclassified images shown; {result.seconds} s"
     )

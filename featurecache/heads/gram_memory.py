@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from featurecache import machine
+from featurecache.byte_sizes import size_text
 from featurecache.errors import BadInput
 from featurecache.heads.schedules import Schedule
 
@@ -43,6 +44,6 @@ def check_width(kind: str, width: int, is_grouped: bool = False) -> None:
         else f"take fewer backbones, write input: {{pca: {largest}}}, or head: {{kind: ncm}}"
     )
     raise BadInput(
-        f"head: {kind} of width {width:,} needs about {needed / 1e9:,.1f} GB of memory, "
-        f"and {available / 1e9:,.1f} GB are available; {remedy}, the largest that fits"
+        f"head: {kind} of width {width:,} needs about {size_text(needed)} of memory, "
+        f"and {size_text(available)} are available; {remedy}, the largest that fits"
     )

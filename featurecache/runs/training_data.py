@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featurecache.byte_sizes import size_text
 from featurecache.errors import BadInput, located
 from featurecache.executors import Progress, silent
 from featurecache.features.mapped import map_columns
@@ -223,7 +224,7 @@ def load_training_data(
     elif generated:
         raise BadInput(
             f"view {next(iter(generated))}: vectors are generated for a training in memory, but "
-            f"the cached ones take {size:,} bytes, more than --memory; give more"
+            f"the cached ones take {size_text(size)}, more than --memory; give more"
         )
     elif schedule.is_read_in_blocks:
         vectors = {
@@ -231,7 +232,7 @@ def load_training_data(
             for name, view_spaces in spaces.items()
         }
         notes.append(
-            f"the vectors ({size / 1e9:.2f} GB) exceed --memory ({memory / 1e9:.2f} GB): they stay "
+            f"the vectors ({size_text(size)}) exceed --memory ({size_text(memory)}): they stay "
             "on disk, and the head is solved from blocks of them"
         )
     else:
@@ -243,7 +244,7 @@ def load_training_data(
         }
         distance = mixing(rows.labels, window, len(dataset.classes))
         notes.append(
-            f"the vectors ({size / 1e9:.2f} GB) exceed --memory ({memory / 1e9:.2f} GB): "
+            f"the vectors ({size_text(size)}) exceed --memory ({size_text(memory)}): "
             f"minibatches are drawn from windows of {window:,} of {len(rows):,} rows, in {CHUNKS} "
             f"chunks; the labels of a window differ by {distance.here:.3f} from those of all rows "
             f"(total variation; {distance.shuffled:.3f} with a full shuffle)"

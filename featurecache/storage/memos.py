@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from featurecache.byte_sizes import parse_size
+from featurecache.byte_sizes import parse_size, size_text
 from featurecache.storage import durable
 from featurecache.storage.safe_open import read_regular
 from featurecache.text import counted
@@ -104,7 +104,7 @@ def memo_state() -> str:
     if not _is_private(memo_folder):
         return f"not used: others can write to {memo_folder}, or own it"
     sizes = [path.lstat().st_size for path in memo_folder.iterdir()]
-    return f"{counted(len(sizes), 'file')}, {sum(sizes) / 1e6:.1f} MB in {memo_folder}"
+    return f"{counted(len(sizes), 'file')}, {size_text(sum(sizes))} in {memo_folder}"
 
 
 def _head_of(content: bytes) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featurecache.byte_sizes import size_text
 from featurecache.errors import FeatureCacheError
 from featurecache.features.backbone_table import alias_rows
 from featurecache.features.backbones import build_backbone, load_module
@@ -114,5 +115,5 @@ def _cache(path: str | Path) -> str:
         free = cache.store.free_bytes()
     except OSError as error:
         raise FeatureCacheError(reason_of(error)) from error
-    room = "in an object store" if free is None else f"{free / 1e9:.1f} GB free"
+    room = "in an object store" if free is None else f"{size_text(free)} free"
     return f"{counted(len(cache.spaces()), 'space')}, {room}"
