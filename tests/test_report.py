@@ -209,7 +209,7 @@ def test_the_command_writes_the_page(
     words += ["--cache", str(small_cache), "--out", str(tmp_path / "r.html")]
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
-    assert "r.html: 0." in done.output.replace("\n", "")
+    assert re.search(r"r\.html: \d+\.\d kB, \d+ of \d+ misc", done.output.replace("\n", ""))
     done = CliRunner().invoke(cli, [*words, "--json"])
     assert json.loads(done.output)["path"] == str(tmp_path / "r.html")
 
