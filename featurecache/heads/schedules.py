@@ -141,6 +141,11 @@ class Schedule(TrainingPlan):
         return self._phase_to_solve()
 
     @property
+    def is_solved(self) -> bool:
+        """Whether its heads are solved in one epoch, not trained in steps."""
+        return self.head.is_solved or self.optimizer.name == "lbfgs"
+
+    @property
     def is_read_in_blocks(self) -> bool:
         """Whether the head is solved from blocks of the vectors, without minibatches."""
         return self.head.is_solved and self.sweep is None
@@ -170,6 +175,14 @@ class Schedule(TrainingPlan):
                 f"input.pca: {self.input.pca} components of {rows} training vectors of width "
                 f"{width}; there can be at most {limit}"
             )
+
+
+def is_written_as_solved(written: Mapping[str, Any]) -> bool:
+    """`Schedule.is_solved` of a schedule as it is written in YAML, which may be invalid."""
+    head, optimizer = written.get("head"), written.get("optimizer")
+    kind = head.get("kind") if isinstance(head, Mapping) else None
+    solver = optimizer.get("name") if isinstance(optimizer, Mapping) else None
+    return kind not in (None, "attention") or solver == "lbfgs"
 
 
 def read_schedule(path: Path) -> Schedule:

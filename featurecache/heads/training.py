@@ -132,7 +132,7 @@ def train_many(
             identity = training_set.group_identity(group, pairs, schedule, torch_device.type)
             checkpoint = Checkpoint(run / f"stack-{number}.checkpoint", identity)
             heads: list[nn.Sequential | Lost]
-            if schedule.head.is_solved or schedule.optimizer.name == "lbfgs":
+            if schedule.is_solved:
                 heads = [*train_solved(data, group, schedule, training_set, done)]
             else:
                 with threads_for(len(group) * products):

@@ -14,7 +14,7 @@ from featurecache import keys as hashes
 from featurecache import yaml_files
 from featurecache.errors import BadInput
 from featurecache.heads import phase_variants
-from featurecache.heads.schedules import Schedule
+from featurecache.heads.schedules import Schedule, is_written_as_solved
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
 from featurecache.images.view_names import ViewName
 from featurecache.images.views import GENERATED
@@ -121,7 +121,7 @@ def rates_of(plan: Json, texts: Sequence[str], kind: type[Plan]) -> dict[str, Js
     if not texts:
         written = plan.get("lr_schedule", {"name": "constant"})
         name = yaml.safe_dump(written, default_flow_style=True, width=1000).strip()
-        names = LR_SCHEDULES[:1] if _is_solved(plan) else LR_SCHEDULES
+        names = LR_SCHEDULES[:1] if is_written_as_solved(plan) else LR_SCHEDULES
         values = {known: known for known in names} | {name: written}
     keys_by_name: dict[str, Json] = {}
     checked: list[Plan] = []
@@ -134,12 +134,6 @@ def rates_of(plan: Json, texts: Sequence[str], kind: type[Plan]) -> dict[str, Js
             checked.append(schedule)
             keys_by_name[name] = keys
     return keys_by_name
-
-
-def _is_solved(plan: Json) -> bool:
-    """Is the head of a plan solved, not trained in steps?"""
-    optimizer, head = plan.get("optimizer", {}), plan.get("head", {})
-    return bool(optimizer.get("name") == "lbfgs" or head.get("kind", "attention") != "attention")
 
 
 def without_generated(data: DataSource) -> tuple[DataSource, list[str]]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput
-from featurecache.heads.schedules import Schedule
+from featurecache.heads.schedules import Schedule, is_written_as_solved
 from featurecache.images import policies
 from featurecache.images.operations import OPERATIONS, atomic_policies
 from featurecache.images.policies import Policy
@@ -64,7 +64,7 @@ class SearchConfig(Schedule):
         if "phases" in value:
             raise ValueError("phases: the search makes its own; write `epochs: 12`")
         rest = {name: setting for name, setting in value.items() if name != "epochs"}
-        epochs = value.get("epochs", 1 if _has_solved_head(value) else EPOCHS)
+        epochs = value.get("epochs", 1 if is_written_as_solved(value) else EPOCHS)
         return rest | {"phases": [{"views": NONE, "epochs": epochs}]}
 
     @pydantic.model_validator(mode="after")
@@ -87,11 +87,6 @@ class SearchConfig(Schedule):
         if any(choice.weights is not None for choice in self.backbone):
             raise ValueError("backbone.weights: a search computes vectors with the published ones")
         return self
-
-    @property
-    def is_solved(self) -> bool:
-        """Whether its heads are solved, in one epoch."""
-        return self.head.is_solved or self.optimizer.name == "lbfgs"
 
     def schedule(self, views: Mapping[str, float], epochs: int, seed: int) -> Schedule:
         """The training on views with these shares, for a number of epochs."""
@@ -119,14 +114,6 @@ class SearchConfig(Schedule):
             if names.count(name) > 1 or is_other or (name in OPERATIONS and name not in by_name):
                 raise BadInput(f"{where}: two policies are called {name}; rename the file")
         return by_name
-
-
-def _has_solved_head(content: dict[str, Any]) -> bool:
-    """As `SearchConfig.is_solved`, of a configuration that is not validated yet."""
-    head, optimizer = content.get("head"), content.get("optimizer")
-    kind = head.get("kind") if isinstance(head, dict) else None
-    solver = optimizer.get("name") if isinstance(optimizer, dict) else None
-    return kind not in (None, "attention") or solver == "lbfgs"
 
 
 def read_config(path: Path) -> SearchConfig:
