@@ -281,16 +281,15 @@ def gc(as_json: bool, quiet: bool, **arguments: Any) -> None:
     )
     removable = [c for c in spaces if not c.kept]
     done = "deleted" if arguments["delete"] else "to delete; pass --delete"
-    size = sum(c.bytes for c in removable)
+    size = size_text(sum(c.bytes for c in removable))
     click.echo(
-        f"{counted(len(removable), 'space')}, {size:,} bytes {done}; "
-        f"{len(spaces) - len(removable)} kept"
+        f"{counted(len(removable), 'space')}, {size} {done}; {len(spaces) - len(removable)} kept"
     )
     if left:
-        size = sum(c.bytes for c in left)
+        size = size_text(sum(c.bytes for c in left))
         gone = sum(c.deleted for c in left)
         done = f"{gone} deleted" if arguments["delete"] else "--delete deletes them"
-        click.echo(f"{counted(len(left), 'leftover')} of killed commands, {size:,} bytes; {done}")
+        click.echo(f"{counted(len(left), 'leftover')} of killed commands, {size}; {done}")
 
 
 @click.command()

@@ -42,7 +42,7 @@ def inspect(data: str, as_json: bool, quiet: bool) -> None:
         s = result.sizes
         click.echo(
             f"sizes: {s.width_min}-{s.width_max} x {s.height_min}-{s.height_max}, most common "
-            f"{s.common[0]}x{s.common[1]} ({s.common_count:,}); {result.bytes:,} bytes; "
+            f"{s.common[0]}x{s.common[1]} ({s.common_count:,}); {size_text(result.bytes)}; "
             f"{counted(result.duplicates, 'duplicate')}"
         )
     terminal.table([dataclasses.asdict(row) for row in result.unreadable], "unreadable")

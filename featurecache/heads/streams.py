@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from featurecache.byte_sizes import size_text
 from featurecache.errors import BadInput
 from featurecache.heads.splits import Index, Labels
 from featurecache.text import counted
@@ -50,9 +51,10 @@ def window_of(memory: int, width: int, views: int, batch_size: int) -> int:
     to whole minibatches. Raises BadInput if fewer than two minibatches fit."""
     rows = memory // (4 * width * views)
     if rows < 2 * batch_size:
+        needed = size_text(8 * batch_size * width * views)
         raise BadInput(
             f"--memory: two minibatches of {counted(batch_size, 'row')} in {counted(views, 'view')}"
-            f" take {8 * batch_size * width * views:,} bytes, but --memory is {memory:,}"
+            f" take {needed}, but --memory is {size_text(memory)}"
         )
     return rows // batch_size * batch_size
 
