@@ -79,6 +79,8 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert one.difference == other.difference == 0.25
     assert one.high - one.low == pytest.approx(0, abs=1e-9)
     assert other.high - other.low > 0.5
+    two = difference(disagreeing[:2], none[:2])  # Student's t of two seeds is wider than that
+    assert (two.low, two.high) == (-1, 1)
 
 
 @pytest.mark.slow

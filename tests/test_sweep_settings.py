@@ -20,7 +20,7 @@ from featurecache.heads.sweep import Swept, train_sweep
 from featurecache.heads.training import train_many
 from featurecache.heads.training_results import Trained
 from featurecache.training.sweep_settings import Setting, distinct_settings, settings_of, stackable
-from featurecache.training.trials import interval, top1_interval
+from featurecache.training.trials import interval
 
 PHASES = [{"views": "none", "epochs": 2}]
 
@@ -265,4 +265,10 @@ def test_the_interval_is_students() -> None:
 def test_the_interval_of_an_accuracy_ends_at_0_and_1(
     scores: list[float], ends: tuple[float | None, float | None]
 ) -> None:
-    assert top1_interval(np.array(scores)) == pytest.approx(ends)
+    assert interval(np.array(scores)) == pytest.approx(ends)
+
+
+def test_the_interval_of_a_difference_ends_at_minus_1_and_1() -> None:
+    assert interval(np.array([-0.2, 0.6]), least=-1) == (-1, 1)
+    low, high = interval(np.array([-0.3, -0.2]), least=-1)
+    assert (low, high) == pytest.approx((-0.25 - 12.706204736 * 0.05, -0.25 + 12.706204736 * 0.05))

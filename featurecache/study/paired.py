@@ -48,6 +48,7 @@ def difference(right: Right, baseline: Right, seed: int = 0, level: float = LEVE
     added term: a draw from Student's t with S - 1 degrees of freedom, times the standard error due
     to the seeds. That error comes from the variance between seeds minus the part that chance on N
     images explains (two-way analysis of variance). With one seed the interval covers images only.
+    It is cut at -1 and 1, which no difference of accuracies exceeds.
     """
     gains = right.astype(np.int8) - baseline
     seeds, images = gains.shape
@@ -57,7 +58,7 @@ def difference(right: Right, baseline: Right, seed: int = 0, level: float = LEVE
     drawn = rng.multinomial(images, counts / images, RESAMPLES) @ sums / (seeds * images)
     if seeds > 1:
         drawn += rng.standard_t(seeds - 1, RESAMPLES) * np.sqrt(_seed_variance(gains))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).clip(-1, 1)
     return Difference(difference=float(gains.mean()), low=float(low), high=float(high))
 
 

@@ -42,7 +42,7 @@ def trial_of(setting: dict[str, Any], results: Sequence[Results | None]) -> Tria
     by_seed = np.array([[row["val_top1"] for row in result.saved_rows] for result in finite])
     # Seeds on the same fold share its images, so only folds are independent, if there are several.
     scores = by_seed.mean(0) if by_seed.shape[1] > 1 else by_seed[:, 0]
-    low, high = top1_interval(scores)
+    low, high = interval(scores)
     first = finite[0]
     return Trial(
         setting=setting,
@@ -55,22 +55,20 @@ def trial_of(setting: dict[str, Any], results: Sequence[Results | None]) -> Tria
     )
 
 
-def interval(scores: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """The 95% interval of the mean of scores or differences (n,), by Student's t; None for one."""
-    if len(scores) < 2:
-        return None, None
-    half = float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores))
-    return float(scores.mean()) - half, float(scores.mean()) + half
-
-
-def top1_interval(scores: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """The `interval` of accuracies (n,), cut at 0 and 1.
+def interval(
+    scores: npt.NDArray[np.float64], least: float = 0.0
+) -> tuple[float | None, float | None]:
+    """The 95% interval of the mean of accuracies (n,), by Student's t, cut at 0 and 1; None for one
+    accuracy. With `least` -1, of differences of accuracies.
 
     Student's t knows no limits, and that of few scores is wide. A mean accuracy is never outside 0
     to 1, so the cut interval contains it exactly as often.
     """
-    low, high = interval(scores)
-    return None if low is None else max(0.0, low), None if high is None else min(1.0, high)
+    if len(scores) < 2:
+        return None, None
+    mean = float(scores.mean())
+    half = float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores))
+    return max(least, mean - half), min(1.0, mean + half)
 
 
 def winner_of(trials: Sequence[Trial]) -> int | None:

@@ -58,7 +58,7 @@ def gain_rows(step: Evaluate, scores: Mapping[str, Sequence[float]]) -> Iterator
         if name == step.against or len(top1) != len(reference):
             continue
         gains = np.subtract(top1, reference)
-        low, high = interval(gains) if len(gains) > 1 else (None, None)
+        low, high = interval(gains, least=-1)
         yield {
             "what": name,
             "against": step.against,
@@ -104,10 +104,10 @@ def table_row(
 ) -> TableRow:
     """A row of the table; `image_interval` is the interval of the first number over images, if it
     is known."""
-    from featurecache.training.trials import top1_interval  # torch
+    from featurecache.training.trials import interval  # torch
 
-    interval = image_interval or (None, None)
-    low, high = interval if len(top1) == 1 else top1_interval(np.array(top1))
+    of_images = image_interval or (None, None)
+    low, high = of_images if len(top1) == 1 else interval(np.array(top1))
     known = [number for number in top5 if number is not None]
     return {
         "what": what,
