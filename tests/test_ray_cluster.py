@@ -191,25 +191,6 @@ def check_equal(cache: Path, small_cache: Path) -> None:
         assert sum(len(record.item_list) for record in space.records) == len(space.rows) == 48
 
 
-def test_the_cluster_makes_what_one_process_makes(
-    words: list[str], small_cache: Path, tmp_path: Path
-) -> None:
-    job = begun(words)
-    out, err = job.communicate(timeout=600)
-    assert job.returncode == 0, err
-    said = json.loads(out)
-    assert said["computed"] + said["hits"] == 96
-    assert {space["root_hash"] for space in said["spaces"]} == {
-        r["root_hash"] for r in ls(small_cache)
-    }
-    check_equal(tmp_path / "cache", small_cache)
-    last = [line for line in err.splitlines() if line.startswith("featurize (")][-1]
-    made = said["computed"]
-    assert f"{made} of {made}" in last and "%" in last  # the shares of the machines
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
-    assert list((tmp_path / "cache" / "locks").iterdir()) == []
-
-
 def test_machines_killed_three_times(
     words: list[str], nodes: Any, small_cache: Path, tmp_path: Path
 ) -> None:
@@ -321,16 +302,23 @@ def test_a_machine_that_sees_another_dataset_is_refused(small_data: Path, tmp_pa
             found.shutdown()
 
 
-def test_the_python_call_is_the_command(
+def test_the_cluster_makes_what_one_process_makes(
     nodes: Any, small_data: Path, small_cache: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    said: list[tuple[int, int, str]] = []
     made = featurize(
         small_data, policy=["none", "color_1"], cache=tmp_path / "cache", input_size=32,
-        backbone="efficientnet_lite0", engine="torch-cpu", workers=0, shard_rows=16,
-        executor="ray", address=nodes.address, max_workers=1,
-        progress=lambda done, total, what: said.append(what),
+        backbone="efficientnet_lite0", engine="torch-cpu", workers=0, shard_rows=2,
+        executor="ray", address=nodes.address,
+        progress=lambda done, total, what: said.append((done, total, what)),
     )  # fmt: skip
-    assert made.computed == 96
+    assert made.computed + made.hits == 96
+    assert {space["root_hash"] for space in made.spaces} == {
+        row["root_hash"] for row in ls(small_cache)
+    }
     check_equal(tmp_path / "cache", small_cache)
-    assert any("starting workers" in what for what in said)
+    assert any("starting workers" in what for _, _, what in said)
+    done, total, last = [row for row in said if row[2].startswith("featurize (")][-1]
+    assert done == total and "%" in last  # the shares of the machines
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert list((tmp_path / "cache" / "locks").iterdir()) == []
