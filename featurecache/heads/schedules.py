@@ -15,7 +15,7 @@ from pydantic import Field
 
 from featurecache import yaml_files
 from featurecache.errors import BadInput, UnknownName
-from featurecache.heads.settings import Features, HeadSettings, Input, Pruning
+from featurecache.heads.settings import TRAINED_KINDS, Features, HeadSettings, Input, Pruning
 from featurecache.training.curriculum import Phase, Planned, TrainingPlan, planned_epochs
 from featurecache.training.settings import YamlModel
 
@@ -182,7 +182,7 @@ def is_written_as_solved(written: Mapping[str, Any]) -> bool:
     head, optimizer = written.get("head"), written.get("optimizer")
     kind = head.get("kind") if isinstance(head, Mapping) else None
     solver = optimizer.get("name") if isinstance(optimizer, Mapping) else None
-    return kind not in (None, "attention") or solver == "lbfgs"
+    return kind not in TRAINED_KINDS or solver == "lbfgs"
 
 
 def read_schedule(path: Path) -> Schedule:

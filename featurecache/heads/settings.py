@@ -15,6 +15,7 @@ from featurecache.training.settings import YamlModel
 
 RANDOM_FEATURES = 5000  # unless `width` says another number
 QUERIES = 8  # of attention, unless `queries` says another number
+TRAINED_KINDS = (None, "attention")  # heads of the other kinds are solved
 
 
 class HeadSettings(HeadSpec):
@@ -65,7 +66,7 @@ class HeadSettings(HeadSpec):
     @property
     def is_solved(self) -> bool:
         """Whether it is computed from sums over the rows, without epochs."""
-        return self.kind not in (None, "attention")
+        return self.kind not in TRAINED_KINDS
 
     @property
     def shape(self) -> HeadSpec:
