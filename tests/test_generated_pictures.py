@@ -178,7 +178,7 @@ def test_a_report_shows_the_draws_of_a_generator_as_of_any_policy(
 
 
 KILLED = """
-import os, signal, sys
+import gc, os, signal, sys
 import featurecache
 from featurecache import generated_pictures
 from featurecache.images.views import find_view
@@ -193,6 +193,7 @@ def augment(moment):
     )
 
 find_view(policy).check()  # imports, once, what every child needs
+gc.freeze()
 for moment in (0, 1, 5, 9, 13):  # rows of its own
     child = os.fork()
     if child == 0:

@@ -130,3 +130,27 @@ def test_the_alarm_of_a_cleanup_does_not_ring_while_python_ends() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
     assert ended.returncode == 130 and ended.stderr.startswith(b"interrupted;")
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("sys.exit(3)", 3), ("sys.exit()", 0), ("sys.exit('bad')", 1), ("1 / 0", 1)]
+)
+def test_the_program_ends_without_freeing_its_objects(end: str, code: int) -> None:
+    program = (
+        "import atexit, sys\n"
+        "from featurecache import __main__, cli\n"
+        "class Object:\n"
+        "    def __del__(self): print('freed')\n"
+        "def command():\n"
+        "    global kept\n"
+        "    kept = Object()\n"
+        "    atexit.register(print, 'at exit', end='')\n"
+        f"    {end}\n"
+        "cli.main = command\n"
+        "__main__.main()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stdout) == (code, "at exit")
+    assert ended.stderr.endswith({"sys.exit('bad')": "bad\n", "1 / 0": "by zero\n"}.get(end, ""))

@@ -143,11 +143,7 @@ def _forks() -> Any:
     """Processes forked from a server that has imported the heavy packages once: each new
     process would spend five seconds on imports, and there are thousands of starts."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["featurecache.stages.cache.featurize", "featurecache.stages.cache.augment",
-         "featurecache.cli",
-         "featurecache.heads.training", "timm", "torch", "imgaug", "h5py"]
-    )  # fmt: skip
+    context.set_forkserver_preload(["benchmarks.reliability.preload"])
     return context
 
 

@@ -287,6 +287,7 @@ def _serve(pipe: Any) -> None:
             except BaseException as error:  # noqa: BLE001 - the parent raises it
                 answer = _portable(error)
             pipe.send(answer)
+    os._exit(0)  # the parent waits, and Python would first free all that was imported
 
 
 def _portable(error: BaseException) -> BaseException:

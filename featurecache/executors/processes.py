@@ -170,6 +170,7 @@ def _serve(pipe: Any, environment: dict[str, str], share: list[int]) -> None:
         else:
             pipe.send(None)
             _answer(pipe, do)
+    os._exit(0)  # the parent waits, and Python would first free all that was imported
 
 
 def _answer(pipe: Any, do: Callable[[Any], Any]) -> None:

@@ -1,0 +1,14 @@
+"""What processes of the harness need, imported once in the server that they are forked from."""
+
+import gc
+import importlib
+
+for name in (
+    "featurecache.stages.cache.featurize", "featurecache.stages.cache.augment", "featurecache.cli",
+    "featurecache.heads.training", "timm", "torch", "imgaug", "h5py",
+):  # fmt: skip
+    importlib.import_module(name)
+
+# A garbage collection in a forked process would write to all these objects, so that every page of
+# them would be copied.
+gc.freeze()
