@@ -65,7 +65,7 @@ class Row:
 
 
 ROWS = (
-    Row("crashes.kills", "random kill -9 in featurize, augment, train-head; resume", 200, 4, 8),
+    Row("crashes.kills", "random kill -9 in featurize, augment, train-head; resume", 200, 4, 2),
     Row("network_kills.network_kills", "random kill -9 in train-network; resume", 20, 1),
     Row("generator_kills.generator_kills", "random kill -9 in fit-generator, kind by kind", 10, 0),
     Row("commits.syscalls", "kill at every system call of a commit", 1000, 16, 12, "strace"),
