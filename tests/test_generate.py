@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import featurecache
@@ -69,6 +70,26 @@ def test_each_image_has_its_noise_number(sampler: Path, tmp_path: Path) -> None:
     assert (fields["class"], fields["number"]) == ("dog", 0) and fields["noise"] < 1 << 64
     assert set(json.loads(members["generated.json"])) == {"items", "weights"}
     assert members["0000-000002.cls"] == b"cat"
+
+
+def test_an_image_is_made_in_one_thread(
+    sampler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    picture = generated_images.Sampler.picture
+
+    def spy(*arguments: Any) -> np.ndarray:
+        seen.append(torch.get_num_threads())
+        return picture(*arguments)
+
+    monkeypatch.setattr(generated_images.Sampler, "picture", spy)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        generate(sampler, tmp_path / "made")
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_images_of_a_smaller_dataset_are_in_a_larger(sampler: Path, tmp_path: Path) -> None:

@@ -62,6 +62,25 @@ def test_strength_mixes_and_a_view_depends_on_its_image_alone(tmp_path: Path) ->
     assert (full.picture(pixels(), ITEM) == picture).all()
 
 
+def test_a_picture_is_made_in_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    from_numpy = torch.from_numpy
+
+    def spy(array: np.ndarray) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return from_numpy(array)
+
+    styled = view(tmp_path / "a.yaml", write_generator(tmp_path / "run"))
+    monkeypatch.setattr(torch, "from_numpy", spy)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        styled.picture(pixels(), ITEM)
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_node_among_augmenters_is_drawn_anew_in_each_draw(tmp_path: Path) -> None:
     text = """augmenters:
   - Fliplr: {p: 0.5}

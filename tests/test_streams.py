@@ -103,8 +103,9 @@ def test_a_streamed_training(
         train_head(schedule, memory="100k", out=tmp_path / name, **given) for name in ("a", "b")
     ]
     assert again[0].last == again[1].last and again[0].run != again[1].run
-    note = next(note for note in again[0].notes if "exceed --memory" in note)
-    assert "exceed --memory (100.0 kB)" in note and "windows of 8 of" in note
+    note = next(note for note in again[0].notes if "windows of 8 of" in note)
+    assert "exceed --memory (100.0 kB)" in note
+    assert "no logistic regression to compare with: the vectors exceed --memory" in again[0].notes
     assert abs(again[0].last["loss"] - whole.last["loss"]) < 0.2
     with pytest.raises(BadInput, match="holds a run with other settings"):
         train_head(schedule, memory="150k", out=tmp_path / "a", **given)

@@ -50,7 +50,9 @@ def train_baseline(
     view = schedule.validation.view
     vectors, labels = training_set.vectors[view], np.asarray(training_set.labels)
     classes = len(training_set.classes)
-    if not isinstance(vectors, np.ndarray) or vectors.size * classes > MAX_PRODUCTS:
+    if not isinstance(vectors, np.ndarray):
+        raise BadInput("the vectors exceed --memory")
+    if vectors.size * classes > MAX_PRODUCTS:
         raise BadInput(
             "too many vectors to fit one beside each training; run `featurecache baselines`"
         )
