@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from featurecache.errors import INTERRUPTED
+from featurecache.machine import GARBAGE_THRESHOLD
 
 
 def _leave(number: int, _frame: object) -> None:
@@ -30,8 +31,7 @@ def main() -> None:
     """Run the program. Ctrl-C is handled before `cli` is imported, which takes a moment, and
     seconds on a busy machine."""
     signal.signal(signal.SIGINT, _leave)
-    # With Python's own threshold, a fifth of an import of torch is the collection of garbage.
-    gc.set_threshold(10_000)
+    gc.set_threshold(GARBAGE_THRESHOLD)
     code: Any = 1  # of an error that nothing handles
     atexit.register(lambda: _end(code))  # the first function to be registered runs last
     from featurecache import cli

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.machine import cores
+from featurecache.machine import GARBAGE_THRESHOLD, cores
 from featurecache.text import one_line
 
 Context = TypeVar("Context")
@@ -270,9 +271,7 @@ def _room_for(size: int) -> bool:
 def _serve(pipe: Any) -> None:
     """Run in a worker process: read a function and its context, and call the function on each task,
     until the pipe closes."""
-    # Ctrl-C reaches all processes of the group. Only the parent handles it, and ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=follow_parent, daemon=True).start()
+    begin_worker()
     blocks: dict[str, SharedMemory] = {}
     with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe
         work = pipe.recv_bytes()
@@ -322,7 +321,15 @@ def _pack(result: Any, block: str | None, blocks: dict[str, SharedMemory]) -> _P
     return _Packed(body, sizes, None)
 
 
-def follow_parent() -> None:
+def begin_worker() -> None:
+    """What a worker process does first."""
+    # Ctrl-C reaches all processes of the group. Only the parent handles it, and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.set_threshold(GARBAGE_THRESHOLD)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
     """End this process when its parent ends, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None

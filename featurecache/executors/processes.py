@@ -7,7 +7,6 @@ import itertools
 import multiprocessing.connection
 import os
 import pickle
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurecache.errors import FeatureCacheError
-from featurecache.executors.pool import follow_parent, worker_processes
+from featurecache.executors.pool import begin_worker, worker_processes
 from featurecache.executors.scheduler import (
     AHEAD,
     CallQueue,
@@ -151,9 +150,7 @@ def _visible(numbers: Sequence[int]) -> Iterator[int | str]:
 
 
 def _serve(pipe: Any, environment: dict[str, str], share: list[int]) -> None:
-    # Ctrl-C reaches all processes of the group. Only the parent handles it, and ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=follow_parent, daemon=True).start()
+    begin_worker()
     os.environ.update(environment)  # must be set before a GPU is used
     if share and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)

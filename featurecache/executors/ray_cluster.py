@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import io
 import itertools
 import os
@@ -22,6 +23,7 @@ from typing import Any
 from featurecache.errors import BadInput, FeatureCacheError, MissingExtra
 from featurecache.executors.processes import MAX_DEATHS_IN_A_ROW
 from featurecache.executors.scheduler import AHEAD, TaskEnded, WorkerJoined, WorkerLost, attempt
+from featurecache.machine import GARBAGE_THRESHOLD
 from featurecache.text import one_line
 from featurecache.versions import installed_versions
 
@@ -223,6 +225,7 @@ class _Worker:
 
     def start(self, versions: dict[str, str], payload: bytes) -> str:
         """Open what the tasks need. Returns why this machine can't run them; "" if it can."""
+        gc.set_threshold(GARBAGE_THRESHOLD)
         local = installed_versions(*versions)
         conflicts = [
             f"{n} {local[n]}, not {versions[n]}" for n in versions if local[n] != versions[n]
