@@ -61,7 +61,7 @@ class Transform:
         if partner is None:
             raise UnseenImage(
                 "its generator takes two images of a class, and was not trained on this image, "
-                "so it does not know the class"
+                "so it does not know the class; use --split train"
             )
         return partner
 
