@@ -61,6 +61,7 @@ while line := os.read(0, 1 << 16):
     exec(wish["before"])
     sys.argv = ["featurecache", *wish["words"]]
     cli.main()
+os._exit(0)
 """
 HEAVY = ["torch", "timm", "sklearn.linear_model", "imgaug", "featurecache.features.engines"]
 

@@ -1,7 +1,9 @@
 """What processes of the harness need, imported once in the server that they are forked from."""
 
+import atexit
 import gc
 import importlib
+import os
 
 for name in (
     "featurecache.stages.cache.featurize", "featurecache.stages.cache.augment", "featurecache.cli",
@@ -12,3 +14,4 @@ for name in (
 # A garbage collection in a forked process would write to all these objects, so that every page of
 # them would be copied.
 gc.freeze()
+atexit.register(os._exit, 0)  # the server itself has nothing to free either
