@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from benchmarks.harness import AGAIN, OURS, Case, Check, Setting, compare, timed
 from featurecache.heads import training
 from featurecache.heads.epochs import Member
-from featurecache.heads.mlp import build
+from featurecache.heads.head_networks import build
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import split_items
 from featurecache.heads.training import train, train_many

@@ -14,6 +14,7 @@ import yaml
 
 from featurecache.errors import BadInput, DamagedRun, NotCached, UnknownName
 from featurecache.heads import ensembles
+from featurecache.heads.head_networks import HeadNetworks
 from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.splits import split_items
@@ -119,7 +120,7 @@ def test_a_stack_is_fitted_on_what_each_network_has_not_seen(
     np.testing.assert_allclose(
         fraction, Head.load(small_runs["fraction"]).predict_proba(X[nine]), rtol=1e-5
     )
-    head = Head.load(small_runs["folds"])
+    head = HeadNetworks.load(small_runs["folds"])
     for place, row in enumerate(nine):
         (fold,) = [k for k, (_, held) in enumerate(pairs["folds"]) if row in held]
         assert row not in pairs["folds"][fold][0]

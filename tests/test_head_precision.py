@@ -14,7 +14,7 @@ import yaml
 
 import featurecache
 from featurecache.errors import FeatureCacheWarning
-from featurecache.heads import mlp
+from featurecache.heads.head_networks import build
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stacks import Stack
 from featurecache.stages.heads.evaluate import evaluate
@@ -31,7 +31,7 @@ def stack_of(members: int, *, is_half: bool) -> Stack:
     heads = []
     for seed in range(members):
         torch.manual_seed(seed)
-        heads.append(mlp.build(24, 5, spec))
+        heads.append(build(24, 5, spec))
     return Stack(heads, spec, Optimizer(), torch.device("cpu"), is_half=is_half)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from test_training import NAMES, schedule
 
 from featurecache.errors import BadInput
+from featurecache.heads.head_networks import build
 from featurecache.heads.inputs import fit
-from featurecache.heads.mlp import build
 from featurecache.heads.settings import Input
 from featurecache.training.head_shapes import HeadSpec
 

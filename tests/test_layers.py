@@ -332,6 +332,14 @@ def test_commands_that_find_every_row_import_no_network(
         assert names & (HEAVY | {"sklearn", "scipy", "h5py"}) == set()
 
 
+@pytest.mark.parametrize("module", ["heads.sweep", "runs.predictions", "stages.heads.train_head"])
+def test_heads_need_no_scikit_learn_before_they_use_it(module: str) -> None:
+    """It takes a second to import, and SciPy's statistics most of one."""
+    code = f"import featurecache.{module}, featurecache.heads.training"
+    names = libraries_of(code=code)
+    assert "torch" in names and names & {"sklearn", "scipy"} == set()
+
+
 def test_the_package_imports_nothing_heavy() -> None:
     assert libraries_of(code="import featurecache; featurecache.featurize.__doc__") & HEAVY == set()
     bare = libraries_of(code="import featurecache; dir(featurecache)")

@@ -17,7 +17,8 @@ from torch import nn
 
 from featurecache.errors import BadInput, DamagedRun
 from featurecache.heads import head_networks
-from featurecache.heads.mlp import Head, build
+from featurecache.heads.head_networks import build
+from featurecache.heads.mlp import Head
 from featurecache.training.head_shapes import HeadSpec
 
 NAMES = ["cat", "dog", "owl"]
@@ -56,7 +57,7 @@ def test_layers_are_in_the_order_that_is_promised() -> None:
 
 
 def test_probabilities_are_the_mean_of_the_members() -> None:
-    both = head(members=2)
+    both = head(members=2)._networks
     single = [both.network(place).predict_proba(vectors()) for place in (0, 1)]
     assert not np.allclose(single[0], single[1])
     np.testing.assert_allclose(both.predict_proba(vectors()), (single[0] + single[1]) / 2, 1e-5)

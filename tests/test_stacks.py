@@ -27,7 +27,8 @@ from torch import nn
 from featurecache.errors import BadInput
 from featurecache.heads import stacks, training
 from featurecache.heads.epochs import Member
-from featurecache.heads.mlp import Head, build
+from featurecache.heads.head_networks import build
+from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stacks import Stack
 from featurecache.heads.training import train_many

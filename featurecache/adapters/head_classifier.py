@@ -117,10 +117,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         with tempfile.TemporaryDirectory() as run:
             if is_open:
                 chosen = train_default(training_set, schedule, Path(run), device=self.device)
-                self.head_: Head = chosen.trained.head
+                self.head_ = Head.of(chosen.trained.head)
                 schedule = chosen.schedule
             else:
-                self.head_ = train(training_set, schedule, Path(run), device=self.device).head
+                trained = train(training_set, schedule, Path(run), device=self.device)
+                self.head_ = Head.of(trained.head)
         described = schedule.as_json(exclude={"backbone"})
         self.schedule_: dict[str, Any] = described
 

@@ -12,8 +12,8 @@ import numpy as np
 from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.heads.defaults import BASELINE, VALIDATED, logistic_schedule
+from featurecache.heads.head_networks import HeadNetworks
 from featurecache.heads.logistic import choose_penalty, parts_of
-from featurecache.heads.mlp import Head
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.training import train
 from featurecache.heads.training_set import TrainingSet
@@ -77,11 +77,11 @@ def train_baseline(
             rows = np.sort(np.concatenate(pairs[0]))
             baseline_set = replace(baseline_set, pairs=[(rows, pairs[0][1])], is_final=True)
         train(baseline_set, solved, folder, device=device)
-    measured = Head.load(folder / VALIDATED if has_final else folder)
+    measured = HeadNetworks.load(folder / VALIDATED if has_final else folder)
     if shared is not None:
         for part in (VALIDATED, "") if has_final else ("",):
             (run / BASELINE / part).mkdir(parents=True, exist_ok=True)
-            Head.load(folder / part).save(run / BASELINE / part)
+            HeadNetworks.load(folder / part).save(run / BASELINE / part)
     right = [
         float((measured.network(n).predict_proba(vectors[val]).argmax(1) == labels[val]).mean())
         for n, (_, val) in enumerate(pairs)

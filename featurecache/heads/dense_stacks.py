@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.heads.ensembles import Labels, Probabilities, check, logs
-from featurecache.heads.mlp import Head
+from featurecache.heads.head_networks import HeadNetworks
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.training import train
 from featurecache.heads.training_set import TrainingSet
@@ -27,7 +27,9 @@ _SCHEDULE = {
 }
 
 
-def fit_dense(members: Sequence[Probabilities], labels: Labels, classes: Sequence[str]) -> Head:
+def fit_dense(
+    members: Sequence[Probabilities], labels: Labels, classes: Sequence[str]
+) -> HeadNetworks:
     """Dense layers on the members' log-probabilities, side by side (N, M * C), trained on rows that
     no member was trained on."""
     check(members)

@@ -113,6 +113,10 @@ class HeadNetworks:
                 result[rows] = torch.stack(by_member).mean(0).numpy()
         return result
 
+    def network(self, index: int) -> HeadNetworks:
+        """The network at this index, which was trained on one fold, by itself."""
+        return HeadNetworks(members=[self.members[index]], classes=self.classes, spec=self.spec)
+
     def save(self, folder: Path) -> None:
         """Write the weights, then `head.json`; each file atomically."""
         hashes = []

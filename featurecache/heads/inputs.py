@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sklearn.decomposition import PCA
 from torch import nn
 
 from featurecache.errors import BadInput
@@ -74,6 +73,8 @@ def fit(wanted: Input, rows: torch.Tensor) -> Fitted:
     scale = torch.where(deviation > 0, 1 / deviation, 1.0)
     if wanted.pca is None:
         return Fitted(mean, scale, None)
+    from sklearn.decomposition import PCA
+
     scaled = ((rows - mean) * scale).cpu().numpy()
     pca = PCA(wanted.pca, whiten=wanted.whiten, svd_solver="covariance_eigh").fit(scaled)
     components = torch.from_numpy(pca.components_.T.copy()).to(rows)

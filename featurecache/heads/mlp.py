@@ -13,7 +13,6 @@ from torch import nn
 
 from featurecache.errors import BadInput
 from featurecache.heads.head_networks import HeadNetworks, in_features_of
-from featurecache.heads.head_networks import build as build
 from featurecache.training.head_shapes import HeadSpec
 
 
@@ -61,10 +60,6 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
         names: npt.NDArray[np.str_] = self.classes_[self.predict_proba(X).argmax(1)]
         return names
 
-    def network(self, index: int) -> Head:
-        """The network at this index, which was trained on one fold, as a head by itself."""
-        return Head([self.members[index]], self.classes, self.spec)
-
     def save(self, folder: Path) -> None:
         """Write the weights, then `head.json`; each file atomically."""
         self._networks.save(folder)
@@ -75,5 +70,9 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
 
         Raises BadInput if there is no head, DamagedRun if its files don't fit together.
         """
-        networks = HeadNetworks.load(folder)
+        return cls.of(HeadNetworks.load(folder))
+
+    @classmethod
+    def of(cls, networks: HeadNetworks) -> Head:
+        """These networks as a classifier."""
         return cls(networks.members, networks.classes, networks.spec)

@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from featurecache.errors import BadInput
 from featurecache.heads.group_splits import split_groups
@@ -60,9 +59,13 @@ def split_items(
             )
     indices = np.arange(len(distinct))
     if folds is not None:
+        from sklearn.model_selection import StratifiedKFold
+
         cut = StratifiedKFold(folds, shuffle=True, random_state=schedule.seed)
         pairs = list(cut.split(indices, strata))
     elif fraction is not None:
+        from sklearn.model_selection import train_test_split
+
         check_fraction(fraction, len(distinct), int((counts > 0).sum()))
         pairs = [
             train_test_split(

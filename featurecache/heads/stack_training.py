@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from featurecache.errors import BadInput
-from featurecache.heads import inputs, mlp
+from featurecache.heads import inputs
 from featurecache.heads.curricula import Curriculum, RowLosses
 from featurecache.heads.drawn import Array, Drawn
 from featurecache.heads.epochs import (
@@ -25,6 +25,7 @@ from featurecache.heads.epochs import (
     row_losses,
     validate,
 )
+from featurecache.heads.head_networks import build
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.settings import HeadSettings
 from featurecache.heads.stacks import Stack, State
@@ -224,7 +225,7 @@ def _fresh(group: Sequence[Job], schedule: Schedule, width: int, classes: int, d
     for job in group:
         # Epochs count from 1, so epoch 0 is free to seed the initial weights.
         with torch_seeded(epoch_rng(job.member.seed, job.fold.number, 0)):
-            fresh.append(mlp.build(width, classes, schedule.head))
+            fresh.append(build(width, classes, schedule.head))
     is_half = schedule.precision == "bf16"
     where = data.labels.device
     return Stack(fresh, schedule.head, schedule.optimizer, where, is_half=is_half)

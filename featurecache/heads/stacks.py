@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featurecache.heads import mlp
 from featurecache.heads.attention import AttentionPool, pooled_maps
+from featurecache.heads.head_networks import build
 from featurecache.training import optimizers
 from featurecache.training.head_shapes import HeadSpec
 from featurecache.training.losses import cross_entropy, hits
@@ -30,7 +30,7 @@ _DROPOUT_LEVELS = 1 << 16  # dropout draws 16 bits per feature
 class Stack:
     """M heads of one shape and optimizer in training; their learning rates may differ.
 
-    It computes what `mlp.build` and torch.optim would compute for each head by itself, up to the
+    It computes what `build` and torch.optim would compute for each head by itself, up to the
     order of floating-point sums. Only dropout draws differently: each member has its own generator,
     and a draw takes 16 random bits per feature, since torch's own draws are slow on most CPUs. The
     dropout rate is therefore rounded to a multiple of 2**-16. DropConnect draws its weights the
@@ -46,7 +46,7 @@ class Stack:
         *,
         is_half: bool = False,
     ) -> None:
-        """Copy the state of `heads`, built by `mlp.build` from `spec`, to `device`. With `is_half`,
+        """Copy the state of `heads`, built by `build` from `spec`, to `device`. With `is_half`,
         the matrix products of training are in bf16: their inputs, results and gradients are rounded
         to it. Everything else stays float32."""
         states = [head.state_dict() for head in heads]
@@ -93,7 +93,7 @@ class Stack:
     def head(self, index: int, features: int, classes: int) -> nn.Sequential:
         """The member at `index` as a separate module on the CPU, for evaluation."""
         with torch.device("meta"):  # draws no initial weights
-            module = mlp.build(features, classes, self.spec)
+            module = build(features, classes, self.spec)
         state = {name: tensor[index].detach().cpu().clone() for name, tensor in self.state.items()}
         module.load_state_dict(state, assign=True)
         return module.requires_grad_().eval()

@@ -10,7 +10,7 @@ from pathlib import Path
 from featurecache import keys
 from featurecache.errors import BadInput, DamagedRun, FeatureCacheError
 from featurecache.heads.epochs import Member
-from featurecache.heads.mlp import Head
+from featurecache.heads.head_networks import HeadNetworks
 from featurecache.heads.run_files import TrialsFile
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost
@@ -118,7 +118,7 @@ def train_sweep(
     won = None if winner is None else ordered[winner]
     if winner is None or won is None or won.best is None or won.last is None:
         raise FeatureCacheError("every setting of the sweep diverged: the loss was not finite")
-    Head.load(folder_of[winner]).save(run)
+    HeadNetworks.load(folder_of[winner]).save(run)
     _keep_metrics(folder_of[winner], member_of[winner], run)
     swept = Swept(trials=ordered, winner=winner, best=won.best, last=won.last)
     on_done(swept)

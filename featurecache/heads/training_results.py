@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from featurecache.heads import mlp
+from featurecache.heads.head_networks import HeadNetworks
 from featurecache.heads.schedules import Schedule
 from featurecache.heads.stack_training import Lost
 from featurecache.training.epoch_metrics import (
@@ -28,7 +28,7 @@ class Trained:
     `saved_rows` are the rows of these weights, one per fold.
     """
 
-    head: mlp.Head
+    head: HeadNetworks
     rows: list[EpochRow]
     saved_rows: list[EpochRow]
     best: ValidationMeans
@@ -50,7 +50,7 @@ def member_result(
         finite.append(network)
     results = results_of(rows, schedule.early_stopping is not None)
     return Trained(
-        head=mlp.Head(finite, list(classes), schedule.head.shape),
+        head=HeadNetworks(members=finite, classes=list(classes), spec=schedule.head.shape),
         rows=rows,
         **results._asdict(),
     )

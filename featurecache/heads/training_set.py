@@ -14,12 +14,12 @@ from featurecache import keys
 from featurecache.errors import BadInput
 from featurecache.heads.drawn import Drawn
 from featurecache.heads.schedules import Schedule
+from featurecache.heads.splits import Index, Items, Labels, check_rows, checked_pairs, split_items
 from featurecache.heads.streams import Stream
 from featurecache.items import group_numbers
 
 if TYPE_CHECKING:
     from featurecache.heads.epochs import Job
-    from featurecache.heads.splits import Index, Items, Labels
 
 Vectors = npt.NDArray[np.float32] | Stream | Drawn  # (N, D)
 
@@ -63,8 +63,6 @@ class TrainingSet:
 
         Raises BadInput for arrays, labels or classes that do not fit each other or the schedule.
         """
-        from featurecache.heads.splits import check_rows, checked_pairs, split_items  # scikit-learn
-
         check_rows(self.items, self.labels, self.classes)
         self._check_vectors(schedule)
         pairs = self.pairs

@@ -11,6 +11,7 @@ from featurecache.errors import BadInput
 from featurecache.executors import Progress, silent
 from featurecache.features.store import Cache
 from featurecache.heads.defaults import VALIDATED
+from featurecache.heads.splits import checked_pairs, split_items
 from featurecache.heads.trained_items import FILE, TrainedItems
 from featurecache.images.datasets import Dataset
 from featurecache.json_files import damaged_run
@@ -39,8 +40,6 @@ def trained_items(
     loaded = TrainedItems.load(Path(run))
     if loaded is not None:
         return loaded
-    from featurecache.heads.splits import checked_pairs, split_items  # scikit-learn
-
     schedule = schedule_of(record)
     splits = schedule.splits
     spaces_by_name = {space.name: space for space in cache.spaces()}

@@ -34,7 +34,7 @@ from featurecache.seen_items import fitted_items, refuse_seen
 from featurecache.text import listed
 
 if TYPE_CHECKING:
-    from featurecache.heads.mlp import Head
+    from featurecache.heads.head_networks import HeadNetworks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,15 @@ class Question:
     cache: str | Path
     progress: Progress
 
-    def load_heads(self, split: str) -> list[Head]:
+    def load_heads(self, split: str) -> list[HeadNetworks]:
         """The heads of the runs, in their order: for HELD_OUT those that were trained without the
         held-out images. Imports torch, so call it after every check."""
-        from featurecache.heads.mlp import Head
+        from featurecache.heads.head_networks import HeadNetworks
 
         folders = [Path(run) for run in self.runs]
         if split == HELD_OUT:
             folders = [validated_folder(folder) for folder in folders]
-        return [Head.load(folder) for folder in folders]
+        return [HeadNetworks.load(folder) for folder in folders]
 
 
 def open_question(
@@ -109,7 +109,7 @@ class SplitImages:
     networks: list[npt.NDArray[np.int64]] | None = None
     notes: list[str] = field(default_factory=list)
 
-    def probabilities(self, heads: Sequence[Head]) -> list[npt.NDArray[np.float32]]:
+    def probabilities(self, heads: Sequence[HeadNetworks]) -> list[npt.NDArray[np.float32]]:
         """For each run (N, C), by its head."""
         return [
             probabilities(
@@ -185,7 +185,7 @@ class Predictions:
     runs: Sequence[str | Path]
     split: str
     records: list[RunRecord]
-    heads: list[Head]
+    heads: list[HeadNetworks]
     # For each run which images its logistic regression has right; None if the run has none.
     baselines: list[npt.NDArray[np.bool_] | None]
     dataset: Dataset
@@ -257,7 +257,7 @@ def _baselines(
     question: Question, images: SplitImages, split: str, labels: list[npt.NDArray[np.int64]]
 ) -> list[npt.NDArray[np.bool_] | None]:
     """For each run which images its logistic regression classifies correctly, if it has one."""
-    from featurecache.heads.mlp import Head
+    from featurecache.heads.head_networks import HeadNetworks
 
     masks: list[npt.NDArray[np.bool_] | None] = []
     for index, run in enumerate(question.runs):
@@ -268,7 +268,9 @@ def _baselines(
             masks.append(None)
             continue
         networks = None if images.networks is None else images.networks[index]
-        predicted = probabilities(Head.load(folder), images.spaces[index], images.rows, networks)
+        predicted = probabilities(
+            HeadNetworks.load(folder), images.spaces[index], images.rows, networks
+        )
         masks.append(np.asarray(predicted.argmax(1) == labels[index]))
     return masks
 
@@ -322,7 +324,7 @@ def all_spaces(spaces: Sequence[Sequence[Sequence[Space]]]) -> list[Space]:
 
 
 def probabilities(
-    head: Head,
+    head: HeadNetworks,
     spaces: Sequence[Sequence[Space]],
     rows: LabelledRows,
     networks: npt.NDArray[np.int64] | None = None,

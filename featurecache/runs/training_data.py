@@ -17,6 +17,7 @@ from featurecache.features.mapped import map_columns
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.heads.schedules import Schedule
+from featurecache.heads.splits import checked_pairs, split_items
 from featurecache.heads.streams import CHUNKS, Stream, mixing, window_of
 from featurecache.heads.training_set import TrainingSet
 from featurecache.images.datasets import Dataset, DataSource, open_dataset
@@ -109,8 +110,6 @@ class TrainingData:
     def folds(self, schedule: Schedule) -> list[tuple[np.ndarray, np.ndarray]]:
         """The training and validation row numbers of each fold. Raises BadInput if a schedule can't
         be validated on these rows."""
-        from featurecache.heads.splits import checked_pairs  # scikit-learn
-
         classes = list(self.dataset.classes)
         pairs = self.pairs or split_rows(self.rows, schedule, classes)
         pairs = checked_pairs(pairs, self.items, self.labels, schedule, classes, self.copies)
@@ -295,8 +294,6 @@ def split_rows(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The training and validation rows of each fold. Real images are split as they are without
     generated ones; those are trained on in every fold. Raises BadInput."""
-    from featurecache.heads.splits import split_items  # scikit-learn
-
     generated = np.flatnonzero(rows.is_generated)
     real = np.flatnonzero(~rows.is_generated)
     if not len(real):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from featurecache.training.epoch_metrics import Results, ValidationMeans
 
@@ -66,6 +65,8 @@ def interval(
     """
     if len(scores) < 2:
         return None, None
+    from scipy import stats  # takes most of a second
+
     mean = float(scores.mean())
     half = float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores))
     return max(least, mean - half), min(1.0, mean + half)

@@ -26,6 +26,7 @@ from featurecache.generators.configs import (
 )
 from featurecache.generators.trained_generators import save_generator
 from featurecache.heads.schedules import Schedule
+from featurecache.heads.splits import split_items
 from featurecache.heads.trained_items import TrainedItems, root_of
 from featurecache.images.datasets import Dataset, DataSource, name_of, open_dataset
 from featurecache.images.samples import Sample, items_of, sources_of
@@ -328,8 +329,6 @@ def _pairs(
     """The fitted and the held-out rows of each fold; without folds all rows are fitted."""
     if config.validation is None:
         return [(np.arange(len(rows)), np.arange(0))]
-    from featurecache.heads.splits import split_items  # scikit-learn
-
     schedule = Schedule.model_validate(
         {
             "backbone": "none",

@@ -16,6 +16,7 @@ from featurecache.executors import Progress
 from featurecache.features.spaces import Space
 from featurecache.features.store import Cache
 from featurecache.features.trained_networks import trained_network
+from featurecache.heads.splits import split_items
 from featurecache.images.datasets import Dataset
 from featurecache.images.operations import written_view
 from featurecache.images.policies import Policy
@@ -61,8 +62,6 @@ class SearchImages:
 def choose_images(config: SearchConfig, dataset: Dataset, progress: Progress) -> SearchImages:
     """The images of a search; a larger sample has all images of a smaller one. Raises BadInput if
     there are too few."""
-    from featurecache.heads.splits import split_items  # scikit-learn
-
     if dataset.generated:
         raise BadInput(
             f"{dataset.generated[0]}: has generated images, whose generator may have seen those "

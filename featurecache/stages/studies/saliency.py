@@ -218,7 +218,7 @@ def _classifiers(
     paths: Sequence[str | Path], records: Sequence[RunRecord], weights: Sequence[str | Path]
 ) -> Iterator[ImageClassifier]:
     """The networks and the head of each run. Runs on the same networks share them."""
-    from featurecache.heads.mlp import Head
+    from featurecache.heads.head_networks import HeadNetworks
     from featurecache.study import saliency
 
     loaded: dict[str, list[Backbone]] = {}
@@ -229,7 +229,7 @@ def _classifiers(
         yield saliency.ImageClassifier(
             [network.module for network in loaded[key]],
             [network.preprocess for network in loaded[key]],
-            Head.load(Path(path)).members,
+            HeadNetworks.load(Path(path)).members,
         )
 
 
