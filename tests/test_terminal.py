@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from featurecache.commands import terminal
+from featurecache.commands.progress import open_progress
 
 HOSTILE = (
     "[red]x[/] [/] \x1b[31m\x1b]8;;http://a\x07 a\r\nb \u202egpj.exe\u2066 \udcff \x9b31m\u2028"
@@ -191,6 +192,24 @@ def test_a_silent_terminal_has_a_spinner_until_the_result() -> None:
     for part in (first, second):
         assert re.search(r"[|/\\-] working, \d s", part) and part.count("\x1b[K") >= 2
     assert first.endswith("\r\x1b[K") and "working" not in bar + after
+
+
+def test_a_line_says_how_fast_it_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("featurecache.commands.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("featurecache.commands.progress.can_redraw", lambda: False)
+    show = open_progress(False)
+    for clock[0], done, total, what in (
+        (0.0, 0, 4, "training"), (40.0, 1, 4, "training"), (80.0, 2, 4, "training"),
+        (84.0, 4, 4, "training"), (84.0, 0, 1200, "featurize"), (94.0, 1000, 1200, "featurize"),
+    ):  # fmt: skip
+        show(done, total, what)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 1 of 4, 40 s each, 120 s left", "training: 2 of 4, 40 s each, 80 s left",
+        "training: 4 of 4, 21 s each", "featurize: 1,000 of 1,200, 100.0/s, 2 s left",
+    ]  # fmt: skip
 
 
 TABLES = """

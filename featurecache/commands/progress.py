@@ -22,6 +22,11 @@ def open_progress(quiet: bool) -> Progress:
     return _Bar() if can_redraw() else _Lines()
 
 
+def _rate_text(rate: float) -> str:
+    """What is done in a second, or how long each one takes."""
+    return f"{rate:,.1f}/s" if rate >= 0.1 else f"{1 / rate:,.0f} s each"
+
+
 class _Lines:
     """`featurize (0 hits): 512 of 5,391, 170.2/s, 28 s left`, at most every ten seconds."""
 
@@ -42,7 +47,7 @@ class _Lines:
         line = f"{what}: {done:,} of {total:,}"
         if now - self._started > 1 and done > self._first:
             rate = (done - self._first) / (now - self._started)
-            line += f", {rate:,.1f}/s"
+            line += f", {_rate_text(rate)}"
             line += f", {(total - done) / rate:,.0f} s left" if done < total else ""
         print(line, file=sys.stderr, flush=True)
 
@@ -70,7 +75,7 @@ class _Bar:
         class Rate(ProgressColumn):
             def render(self, task: Task) -> Text:
                 rate = task.finished_speed or task.speed
-                return Text(f"{rate:,.1f}/s" if rate else "")
+                return Text(_rate_text(rate) if rate else "")
 
         def unbroken() -> Column:
             return Column(no_wrap=True)
