@@ -117,11 +117,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         with tempfile.TemporaryDirectory() as run:
             if is_open:
                 chosen = train_default(training_set, schedule, Path(run), device=self.device)
-                self.head_ = Head.of(chosen.trained.head)
+                self.head_ = Head.from_networks(chosen.trained.head)
                 schedule = chosen.schedule
             else:
                 trained = train(training_set, schedule, Path(run), device=self.device)
-                self.head_ = Head.of(trained.head)
+                self.head_ = Head.from_networks(trained.head)
         described = schedule.as_json(exclude={"backbone"})
         self.schedule_: dict[str, Any] = described
 

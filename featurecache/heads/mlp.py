@@ -70,9 +70,9 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has
 
         Raises BadInput if there is no head, DamagedRun if its files don't fit together.
         """
-        return cls.of(HeadNetworks.load(folder))
+        return cls.from_networks(HeadNetworks.load(folder))
 
     @classmethod
-    def of(cls, networks: HeadNetworks) -> Head:
+    def from_networks(cls, networks: HeadNetworks) -> Head:
         """These networks as a classifier."""
         return cls(networks.members, networks.classes, networks.spec)
