@@ -1,15 +1,12 @@
 """The entry point of the program: `python -m featurecache` is the command `featurecache`."""
 
 import atexit
-import contextlib
 import gc
 import os
 import signal
-import sys
-from typing import Any
 
 from featurecache.errors import INTERRUPTED
-from featurecache.machine import GARBAGE_THRESHOLD
+from featurecache.interpreter import GARBAGE_THRESHOLD, end_process
 
 
 def _leave(number: int, _frame: object) -> None:
@@ -18,32 +15,24 @@ def _leave(number: int, _frame: object) -> None:
     os._exit(128 + number)
 
 
-def _end(code: Any) -> None:
-    """End the process without freeing its objects. After an import of torch, Python would take
-    about as long for that as for a third of the import.
-
-    This must be the last function of atexit. Those that were registered before this program began,
-    as by a tool that measures it, do not run.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
-
-
 def main() -> None:
     """Run the program. Ctrl-C is handled before `cli` is imported, which takes a moment, and
     seconds on a busy machine."""
     signal.signal(signal.SIGINT, _leave)
     gc.set_threshold(GARBAGE_THRESHOLD)
-    code: Any = 1  # of an error that nothing handles
-    atexit.register(lambda: _end(code))  # the first function to be registered runs last
+    code = 1  # of an error that nothing handles
+    # The first function to be registered runs last. Those that were registered before the program
+    # began, as by a tool that measures it, do not run.
+    atexit.register(lambda: end_process(code))
     from featurecache import cli
 
     try:
         cli.main()
     except SystemExit as end:
-        code = end.code
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    except KeyboardInterrupt:
+        code = 130
         raise
 
 

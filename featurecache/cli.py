@@ -5,7 +5,6 @@ A command imports its stage when it is called, so `--help`, `inspect` and `ls` d
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import multiprocessing
 import os
@@ -169,9 +168,6 @@ def main() -> None:
         terminal.start_spinner()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    if hasattr(signal, "SIGALRM"):
-        # Python removes signal handlers when it exits; an alarm would then end it with code 142.
-        atexit.register(signal.alarm, 0)
     try:
         code = _flush_output(_exit_code(debug))
     finally:

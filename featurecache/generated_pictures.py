@@ -61,7 +61,8 @@ class Transform:
         if partner is None:
             raise UnseenImage(
                 "its generator takes two images of a class, and was not trained on this image, "
-                "so it does not know the class; use --split train"
+                "so it does not know the class; train it with validation: val, and give --split "
+                "train"
             )
         return partner
 

@@ -1,4 +1,4 @@
-"""The cores and the memory that this process may use, and when it collects garbage.
+"""The cores and the memory of this machine that this process may use.
 
 A container or a job of a cluster may use less than the machine has. Linux writes these limits into
 the files of control groups (kernel documentation: cgroup-v2, and cgroup-v1/memory).
@@ -13,9 +13,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-# New objects between two collections of garbage. With Python's 700, collections are a fifth of the
-# time that torch takes to import.
-GARBAGE_THRESHOLD = 10_000
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _MEMORY = Path("/proc/meminfo")

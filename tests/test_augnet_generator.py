@@ -166,7 +166,7 @@ def test_the_run_of_a_network_is_a_generator_of_its_training_images(
         made = featurecache.augment(small_data, policy=name, cache=cache, workers=workers)
         hashes.add(Cache(cache).spaces()[0].root_hash)
         assert len(made.failed) == 12 and made.failed[0]["path"].startswith("val/")
-        assert "does not know the class; use --split train" in made.failed[0]["reason"]
+        assert "does not know the class; train it with" in made.failed[0]["reason"]
     assert len(hashes) == 1
     with pytest.raises(BadInput, match=r"val/cat/000\.png, as all the others: view policy_1: its"):
         featurecache.augment(small_data, policy=name, cache=tmp_path / "new", split="val")

@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parent.parent / "featurecache"
 FLOORS = (
     ("text",),
     ("errors",),
-    ("byte_sizes", "machine", "versions"),
+    ("byte_sizes", "interpreter", "machine", "versions"),
     ("storage",),
     ("csv_files", "items", "json_files", "keys", "notebook"),
     ("generator_files", "settings", "yaml_files"),
@@ -332,11 +332,10 @@ def test_commands_that_find_every_row_import_no_network(
         assert names & (HEAVY | {"sklearn", "scipy", "h5py"}) == set()
 
 
-@pytest.mark.parametrize("module", ["heads.sweep", "runs.predictions", "stages.heads.train_head"])
-def test_heads_need_no_scikit_learn_before_they_use_it(module: str) -> None:
+def test_heads_need_no_scikit_learn_before_they_use_it() -> None:
     """It takes a second to import, and SciPy's statistics most of one."""
-    code = f"import featurecache.{module}, featurecache.heads.training"
-    names = libraries_of(code=code)
+    modules = ("heads.sweep", "heads.training", "runs.predictions", "stages.heads.train_head")
+    names = libraries_of(code="\n".join(f"import featurecache.{name}" for name in modules))
     assert "torch" in names and names & {"sklearn", "scipy"} == set()
 
 

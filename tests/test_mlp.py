@@ -17,7 +17,7 @@ from torch import nn
 
 from featurecache.errors import BadInput, DamagedRun
 from featurecache.heads import head_networks
-from featurecache.heads.head_networks import build
+from featurecache.heads.head_networks import HeadNetworks, build
 from featurecache.heads.mlp import Head
 from featurecache.training.head_shapes import HeadSpec
 
@@ -57,7 +57,8 @@ def test_layers_are_in_the_order_that_is_promised() -> None:
 
 
 def test_probabilities_are_the_mean_of_the_members() -> None:
-    both = head(members=2)._networks
+    one = head(members=2)
+    both = HeadNetworks(members=one.members, classes=one.classes, spec=one.spec)
     single = [both.network(place).predict_proba(vectors()) for place in (0, 1)]
     assert not np.allclose(single[0], single[1])
     np.testing.assert_allclose(both.predict_proba(vectors()), (single[0] + single[1]) / 2, 1e-5)

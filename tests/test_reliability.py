@@ -12,7 +12,8 @@ from benchmarks.reliability.rows import ROWS, Row
 from tests.naive import Naive
 
 pytestmark = pytest.mark.slow
-ATTEMPTS = 12  # it may be lucky: kills hit its few milliseconds of writing half the time
+# The naive writer may be lucky: two kills hit its few milliseconds of writing half of the time.
+ATTEMPTS = {"kills": 12}
 
 
 def tried(row: Row) -> None:
@@ -32,7 +33,7 @@ def test_ours_keeps_its_promises(row: Row, tmp_path: Path) -> None:
 def test_the_naive_writer_breaks_them(row: Row, tmp_path: Path) -> None:
     tried(row)
     said = []
-    for attempt in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS.get(row.name, 3)):
         (folder := tmp_path / str(attempt)).mkdir()
         tally = row.run(Naive(), row.naive or row.small, folder)
         said.append(tally.said)

@@ -105,7 +105,8 @@ def test_a_streamed_training(
     assert again[0].last == again[1].last and again[0].run != again[1].run
     note = next(note for note in again[0].notes if "windows of 8 of" in note)
     assert "exceed --memory (100.0 kB)" in note
-    assert "no logistic regression to compare with: the vectors exceed --memory" in again[0].notes
+    said = "no logistic regression to compare with: the vectors exceed --memory; give more, or run"
+    assert f"{said} `featurecache baselines`" in again[0].notes
     assert abs(again[0].last["loss"] - whole.last["loss"]) < 0.2
     with pytest.raises(BadInput, match="holds a run with other settings"):
         train_head(schedule, memory="150k", out=tmp_path / "a", **given)

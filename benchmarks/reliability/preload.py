@@ -4,6 +4,7 @@ import atexit
 import gc
 import importlib
 import os
+import sys
 
 for name in (
     "featurecache.stages.cache.featurize", "featurecache.stages.cache.augment", "featurecache.cli",
@@ -14,4 +15,5 @@ for name in (
 # A garbage collection in a forked process would write to all these objects, so that every page of
 # them would be copied.
 gc.freeze()
-atexit.register(os._exit, 0)  # the server itself has nothing to free either
+if any("multiprocessing.forkserver" in word for word in sys.orig_argv):
+    atexit.register(os._exit, 0)  # the server itself has nothing to free either

@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from featurecache.errors import BadInput, FeatureCacheError
-from featurecache.machine import GARBAGE_THRESHOLD, cores
+from featurecache.interpreter import GARBAGE_THRESHOLD, end_process
+from featurecache.machine import cores
 from featurecache.text import one_line
 
 Context = TypeVar("Context")
@@ -286,7 +287,7 @@ def _serve(pipe: Any) -> None:
             except BaseException as error:  # noqa: BLE001 - the parent raises it
                 answer = _portable(error)
             pipe.send(answer)
-    os._exit(0)  # the parent waits, and Python would first free all that was imported
+    end_process(0)  # the parent waits
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -24,6 +24,7 @@ from featurecache.executors.scheduler import (
     WorkerLost,
     attempt,
 )
+from featurecache.interpreter import end_process
 from featurecache.machine import cores
 from featurecache.text import one_line
 
@@ -167,7 +168,7 @@ def _serve(pipe: Any, environment: dict[str, str], share: list[int]) -> None:
         else:
             pipe.send(None)
             _answer(pipe, do)
-    os._exit(0)  # the parent waits, and Python would first free all that was imported
+    end_process(0)  # the parent waits
 
 
 def _answer(pipe: Any, do: Callable[[Any], Any]) -> None:
@@ -184,8 +185,10 @@ def _answer(pipe: Any, do: Callable[[Any], Any]) -> None:
             except Exception as failure:  # noqa: BLE001 - the parent waits for an answer
                 pipe.send((number, None, f"{type(failure).__name__}: {one_line(failure)}"))
 
-    with ThreadPoolExecutor(AHEAD + 1) as threads, contextlib.suppress(EOFError):
-        while True:
-            threads.submit(answer, *pipe.recv())
-    if isinstance(do, CallQueue):
-        do.close()
+    try:
+        with ThreadPoolExecutor(AHEAD + 1) as threads:
+            while True:
+                threads.submit(answer, *pipe.recv())
+    finally:
+        if isinstance(do, CallQueue):
+            do.close()

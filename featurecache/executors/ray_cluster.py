@@ -23,7 +23,7 @@ from typing import Any
 from featurecache.errors import BadInput, FeatureCacheError, MissingExtra
 from featurecache.executors.processes import MAX_DEATHS_IN_A_ROW
 from featurecache.executors.scheduler import AHEAD, TaskEnded, WorkerJoined, WorkerLost, attempt
-from featurecache.machine import GARBAGE_THRESHOLD
+from featurecache.interpreter import GARBAGE_THRESHOLD
 from featurecache.text import one_line
 from featurecache.versions import installed_versions
 

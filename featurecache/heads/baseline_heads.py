@@ -44,14 +44,14 @@ def train_baseline(
     The penalty is chosen on held-out parts of the training rows. Runs on the same rows share one
     fit, in the folder `shared`. If the run's head was trained on the validation rows too, so is the
     baseline, and the one without them is in its folder `validated`. Raises BadInput if the rows are
-    too few or too many.
+    too few or too many, or exceed --memory.
     """
     pairs = training_set.folds(schedule)
     view = schedule.validation.view
     vectors, labels = training_set.vectors[view], np.asarray(training_set.labels)
     classes = len(training_set.classes)
     if not isinstance(vectors, np.ndarray):
-        raise BadInput("the vectors exceed --memory")
+        raise BadInput("the vectors exceed --memory; give more, or run `featurecache baselines`")
     if vectors.size * classes > MAX_PRODUCTS:
         raise BadInput(
             "too many vectors to fit one beside each training; run `featurecache baselines`"
