@@ -204,7 +204,7 @@ def test_a_killed_training_resumes_to_the_same_numbers(
     assert timeless(resumed.rows) == timeless(whole.rows)
     assert resumed.best["top1"] > 0.5  # of 3 classes: something was learned
     for head in (whole.head, resumed.head):
-        assert head.n_features_in_ == 8
+        assert head.in_features == 8
     said = [head.predict_proba(VECTORS["none"]) for head in (whole.head, resumed.head)]
     assert np.array_equal(*said)
 

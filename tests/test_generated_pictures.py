@@ -70,7 +70,7 @@ def test_a_picture_is_made_in_one_thread(tmp_path: Path, monkeypatch: pytest.Mon
         seen.append(torch.get_num_threads())
         return from_numpy(array)
 
-    styled = view(tmp_path / "a.yaml", write_generator(tmp_path / "run"))
+    styled = view(tmp_path / "one.yaml", write_generator(tmp_path / "run", seed=9))
     monkeypatch.setattr(torch, "from_numpy", spy)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

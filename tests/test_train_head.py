@@ -22,7 +22,7 @@ from featurecache import machine
 from featurecache.cli import cli
 from featurecache.errors import BadInput, DamagedCache, DamagedRun, NotCached, UnknownName
 from featurecache.features.store import Cache
-from featurecache.heads import splits, training
+from featurecache.heads import training, training_set
 from featurecache.stages.cache.export import vectors
 from featurecache.stages.cache.featurize import featurize
 from featurecache.stages.heads.evaluate import evaluate
@@ -228,7 +228,7 @@ def test_validation_by_split_fraction_and_folds(
     val_rows: int,
 ) -> None:
     seen = []
-    real = splits.checked_pairs
+    real = training_set.checked_pairs
 
     def recorded(given: Any, items: np.ndarray, *more: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         checked = real(given, items, *more)
@@ -238,7 +238,7 @@ def test_validation_by_split_fraction_and_folds(
         )
         return checked
 
-    monkeypatch.setattr(splits, "checked_pairs", recorded)
+    monkeypatch.setattr(training_set, "checked_pairs", recorded)
     made = train({"validation": validation})
     assert [(len(kept), len(held)) for kept, held in seen] == [(train_rows, val_rows)] * pairs
     assert all(not kept & held for kept, held in seen)
