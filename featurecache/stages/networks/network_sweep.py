@@ -205,6 +205,7 @@ def _train_on_workers(
         watched = _WatchedCrew(crew, trainings, means)
         try:
             yield from (ended for ended, _ in schedule(watched, trainings, watched.add_loss))
+            watched.show_epochs()  # all of them, and how many workers were lost
         except TasksFailed as error:
             failed = "; ".join(f"{training.run}: {reason}" for training, reason in error.failed)
             raise FeatureCacheError(
@@ -238,11 +239,14 @@ class _WatchedCrew:
         self.give: Callable[[str, int, Any], None] = crew.give
 
     def events(self, seconds: float) -> Any:
+        self.show_epochs()
+        return self._crew.events(seconds)
+
+    def show_epochs(self) -> None:
         epochs = sum(_epochs_done(training.run) for training in self._trainings)
         total = sum(training.config.epochs for training in self._trainings)
         lost = f", {counted(self._losses, 'worker')} lost" if self._losses else ""
         self._means.progress(epochs, total, f"train-network (epochs{lost})")
-        return self._crew.events(seconds)
 
     @property
     def stranded(self) -> str:
