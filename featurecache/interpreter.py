@@ -16,6 +16,6 @@ def end_process(code: int) -> NoReturn:
     """End the process without freeing its objects. After an import of torch, Python would take
     about as long for that as for a third of the import."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # its reader has gone, and cli.main said so
+        with contextlib.suppress(OSError, ValueError):  # cli.main has reported lost output
             stream.flush()
     os._exit(code)
